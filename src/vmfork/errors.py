@@ -1,0 +1,320 @@
+"""Every error vmfork raises. The branches follow what the caller can do next.
+
+```
+VMForkError                 code, hint
+├── ConfigError             fix the input
+├── HostError               fix the host: QEMU missing, memory short, permission, no space
+├── ImageError              an image could not be built or is unknown
+│   ├── ImageNotFound
+│   └── ImageCorrupt
+├── LaunchError             QEMU did not give a running machine: argv, exit code, log and console tail
+├── GuestError              the machine runs, the agent in it does not do as asked
+│   ├── ExecError           a program could not be started, or check=True and it failed
+│   ├── GuestFileError      a file operation failed in the guest
+│   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
+│   └── AdoptError          a fork could not be proven unique; it was destroyed
+├── TemplateError
+│   ├── TemplateNotFound    build it
+│   ├── TemplateExists      pick another name, or replace
+│   ├── TemplateStale       rebuild: field, have, want
+│   └── TemplateCorrupt     rebuild: path, reason
+├── StoreBusy               another process works on the same name: wait, or look who
+├── DeadlineExceeded        also a TimeoutError
+└── Closed                  the object was closed
+```
+
+A message is made from fields, and the fields stay readable. Cancellation is never wrapped.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class VMForkError(Exception):
+    """Root of all errors raised by vmfork.
+
+    `code` is a stable, machine-readable name (kebab-case). `hint` says what to do, or is empty.
+    `details()` gives what a person needs to look deeper (log tails), one block of text, possibly empty.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+    def details(self) -> str:
+        """Text beyond message and hint: a log tail, a guest's output. Empty where there is none."""
+        return ""
+
+
+class ConfigError(VMForkError):
+    """The input is wrong; `field` names it (dotted, as in `vmfork.toml`), `value` is what was given."""
+
+    code = "config"
+
+    def __init__(self, field: str, value: object, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"{field}: {reason}", hint=hint)
+        self.field = field
+        self.value = value
+        self.reason = reason
+
+
+class HostError(VMForkError):
+    """The host cannot do it as it is: a program or a device is missing, memory or space is short."""
+
+    code = "host"
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+    def details(self) -> str:
+        return self.log
+
+
+class ImageError(VMForkError):
+    """An image could not be built. `log` is the tail of the builder's output. Nothing half-made is left."""
+
+    code = "image"
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+    def details(self) -> str:
+        return self.log
+
+
+class ImageNotFound(ImageError):
+    """No image of that name was built."""
+
+    code = "image-not-found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no image is named {name!r}", hint=f"build it: vmfork image build {shlex.quote(name)}")
+        self.name = name
+
+
+class ImageCorrupt(ImageError):
+    """An image's files are not what its record says."""
+
+    code = "image-corrupt"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"image {name!r} is damaged: {reason}", hint=f"build it again: vmfork image build {shlex.quote(name)} --rebuild"
+        )
+        self.name = name
+        self.reason = reason
+
+
+class LaunchError(VMForkError):
+    """QEMU ended, or the guest stopped answering, before the machine was ready. Its process is gone."""
+
+    code = "launch"
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        argv: Sequence[str] = (),
+        exit_code: int | None = None,
+        log_tail: str = "",
+        console_tail: str = "",
+        hint: str = "",
+    ) -> None:
+        ended = "" if exit_code is None else f" (QEMU exit status {exit_code})"
+        super().__init__(f"the machine did not start: {reason}{ended}", hint=hint)
+        self.reason = reason
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+        self.console_tail = console_tail
+
+    def details(self) -> str:
+        parts = []
+        if self.argv:
+            parts.append("command: " + shlex.join(self.argv))
+        if self.log_tail:
+            parts.append("QEMU log:\n" + self.log_tail.rstrip())
+        if self.console_tail:
+            parts.append("guest console:\n" + self.console_tail.rstrip())
+        return "\n".join(parts)
+
+
+class GuestError(VMForkError):
+    """The guest runs but did not do as asked. `console_tail` is the end of its console, where known."""
+
+    code = "guest"
+
+    def __init__(self, message: str, *, hint: str = "", console_tail: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.console_tail = console_tail
+
+    def details(self) -> str:
+        return f"guest console:\n{self.console_tail.rstrip()}" if self.console_tail else ""
+
+
+class ExecError(GuestError):
+    """A program in the guest could not be started, or it failed and `check=True` was asked.
+
+    `exit_code` follows the shell: 127 not found, 126 not executable, 128+n killed by signal n.
+    """
+
+    code = "exec"
+
+    def __init__(
+        self, argv: Sequence[str], exit_code: int, reason: str, *, stdout: bytes = b"", stderr: bytes = b"", hint: str = ""
+    ) -> None:
+        super().__init__(f"{shlex.join(argv)}: {reason}", hint=hint)
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.reason = reason
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def details(self) -> str:
+        text = self.stderr.decode(errors="replace").rstrip()
+        return f"standard error:\n{text}" if text else ""
+
+
+class GuestFileError(GuestError):
+    """A file operation failed in the guest. `reason` is the agent's error code, such as `not-found`."""
+
+    code = "guest-file"
+
+    def __init__(self, operation: str, path: str, reason: str, message: str = "") -> None:
+        super().__init__(f"{operation} {path}: {message or reason}")
+        self.operation = operation
+        self.path = path
+        self.reason = reason
+
+
+class ProtocolError(GuestError):
+    """The agent sent bytes that make no sense, or speaks a protocol this vmfork does not."""
+
+    code = "protocol"
+
+
+class AdoptError(GuestError):
+    """The guest did not confirm `item`, so the machine could not be proven unique and was destroyed."""
+
+    code = "adopt"
+
+    def __init__(self, item: str, reason: str, *, hint: str = "", console_tail: str = "") -> None:
+        super().__init__(f"the fork could not be made unique: {item}: {reason}", hint=hint, console_tail=console_tail)
+        self.item = item
+        self.reason = reason
+
+
+class TemplateError(VMForkError):
+    """Something is wrong with the template called `name`."""
+
+    code = "template"
+
+    def __init__(self, name: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+
+
+class TemplateNotFound(TemplateError):
+    """No template of that name exists here."""
+
+    code = "template-not-found"
+
+    def __init__(self, name: str) -> None:
+        quoted = shlex.quote(name)
+        super().__init__(name, f"no template is named {name!r}", hint=f"build it: vmfork template build {quoted}")
+
+
+class TemplateExists(TemplateError):
+    """A template of that name exists already; it was not touched."""
+
+    code = "template-exists"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            name, f"a template named {name!r} exists already", hint="pick another name, or replace it with --replace"
+        )
+
+
+class TemplateStale(TemplateError):
+    """The template was frozen under other conditions: `field` was `have` then and is `want` now."""
+
+    code = "template-stale"
+
+    def __init__(self, name: str, field: str, have: object, want: object) -> None:
+        super().__init__(
+            name,
+            f"template {name!r} does not fit: {field} is {have!r} in the template and {want!r} here",
+            hint=f"build it again: vmfork template build {shlex.quote(name)} --replace",
+        )
+        self.field = field
+        self.have = have
+        self.want = want
+
+
+class TemplateCorrupt(TemplateError):
+    """A file of the template is not what was written."""
+
+    code = "template-corrupt"
+
+    def __init__(self, name: str, path: str, reason: str) -> None:
+        super().__init__(
+            name,
+            f"template {name!r} is damaged: {path}: {reason}",
+            hint=f"build it again: vmfork template build {shlex.quote(name)} --replace",
+        )
+        self.path = path
+        self.reason = reason
+
+
+class StoreBusy(VMForkError):
+    """Another process holds `what`; `holder` says who, where known."""
+
+    code = "busy"
+
+    def __init__(self, what: str, holder: str = "", *, hint: str = "wait for it to finish, then try again") -> None:
+        by = f" by {holder}" if holder else ""
+        super().__init__(f"{what} is in use{by}", hint=hint)
+        self.what = what
+        self.holder = holder
+
+
+class DeadlineExceeded(VMForkError, TimeoutError):  # noqa: N818 - the name is the contract's
+    """`operation` was not done within `limit_s` seconds. `stdout` and `stderr` hold what a command wrote so far."""
+
+    code = "deadline"
+
+    def __init__(
+        self, operation: str, limit_s: float, *, hint: str = "", stdout: bytes = b"", stderr: bytes = b"", detail: str = ""
+    ) -> None:
+        super().__init__(f"{operation} took longer than {limit_s:g} s", hint=hint)
+        self.operation = operation
+        self.limit_s = limit_s
+        self.stdout = stdout
+        self.stderr = stderr
+        self.detail = detail
+
+    def details(self) -> str:
+        return self.detail
+
+
+class Closed(VMForkError):  # noqa: N818 - the name is the contract's
+    """`what` was closed and can do nothing more."""
+
+    code = "closed"
+
+    def __init__(self, what: str, reason: str = "") -> None:
+        super().__init__(f"{what} is closed" + (f": {reason}" if reason else ""))
+        self.what = what

@@ -1,0 +1,58 @@
+"""Sizes and durations as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from vmfork.errors import ConfigError
+
+MIB = 1024 * 1024
+
+_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.IGNORECASE)
+_MIB_PER = {"M": 1, "G": 1024, "T": 1024 * 1024}
+_SECONDS_PER = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_size_mib(text: str | int, *, field: str = "size") -> int:
+    """Whole MiB in `text`: `256M`, `1G`, `1GiB`, or a bare number of MiB. `ConfigError` for anything else."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise ConfigError(field, text, f"{text!r} is not a size", hint="write 256M, 1G, or a number of MiB")
+    number, unit = int(match[1]), (match[2] or "M").upper()
+    if unit == "K":
+        if number % 1024:
+            raise ConfigError(field, text, f"{text!r} is not a whole number of MiB")
+        return number // 1024
+    return number * _MIB_PER[unit]
+
+
+def parse_duration_s(text: str | float, *, field: str = "duration") -> float:
+    """Seconds in `text`: `30`, `1.5s`, `200ms`, `5m`, `1h`. `ConfigError` for anything else."""
+    match = _DURATION.fullmatch(str(text).strip())
+    if match is None:
+        raise ConfigError(field, text, f"{text!r} is not a duration", hint="write 30, 1.5s, 200ms, 5m or 1h")
+    return float(match[1]) * _SECONDS_PER[(match[2] or "s").lower()]
+
+
+def format_mib(mib: float) -> str:
+    """`mib` for people: `256 MiB`, `1.5 GiB`."""
+    return f"{mib / 1024:g} GiB" if mib >= 1024 and mib % 512 == 0 else f"{mib:g} MiB"
+
+
+def format_bytes(count: float) -> str:
+    """`count` bytes for people, with one decimal from KiB up."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def format_duration(seconds: float) -> str:
+    """`seconds` for people: `4.2 ms`, `1.3 s`, `2 min 5 s`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
