@@ -1,0 +1,56 @@
+"""Where vmfork keeps things: `home` what lasts, `runtime` what does not.
+
+```
+HOME/images/          images                      RUNTIME/templates/    template RAM and state
+HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
+```
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Two folders that isolate one vmfork from another completely. Both absolute; made on first use, mode 0700."""
+
+    home: Path
+    runtime: Path
+
+    @property
+    def images(self) -> Path:
+        return self.home / "images"
+
+    @property
+    def templates(self) -> Path:
+        return self.runtime / "templates"
+
+    @property
+    def vms(self) -> Path:
+        return self.runtime / "vms"
+
+
+def find_places(environ: Mapping[str, str] | None = None, *, uid: int | None = None) -> Places:
+    """The folders in force: `VMFORK_HOME` and `VMFORK_RUNTIME_DIR`, else the system's as root, else the user's own.
+
+    An ordinary user's runtime folder lies in the shared-memory tmpfs, since template RAM must; who else may write there
+    cannot get at it, because it is made 0700 and refused when another owns it.
+    """
+    env = os.environ if environ is None else environ
+    uid = os.getuid() if uid is None else uid
+    if uid == 0:
+        home, runtime = Path("/var/lib/vmfork"), Path("/run/vmfork")
+    else:
+        data = env.get("XDG_DATA_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "share")
+        home, runtime = Path(data, "vmfork"), Path(f"/dev/shm/vmfork-{uid}")  # noqa: S108 - see above
+    return Places(
+        Path(env.get("VMFORK_HOME") or home).absolute(),
+        Path(env.get("VMFORK_RUNTIME_DIR") or runtime).absolute(),
+    )

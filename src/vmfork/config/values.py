@@ -1,0 +1,125 @@
+"""Frozen configuration. A value that exists is valid: the constructors check and raise `ConfigError`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from vmfork.errors import ConfigError
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+
+NAME_LIMIT = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_SUITE = re.compile(r"[a-z][a-z0-9-]*")
+
+MAX_CPUS = 255
+MIN_MEMORY_MIB = 64
+
+DEFAULT_PACKAGES = (
+    "ca-certificates", "coreutils", "curl", "dash", "bash", "diffutils", "file", "findutils", "gawk", "grep", "gzip",
+    "hostname", "iproute2", "jq", "kmod", "less", "libssl3t64", "mount", "ncurses-base", "netbase", "patch", "procps",
+    "python3", "sed", "tar", "util-linux", "xz-utils",
+)  # fmt: skip
+
+
+def check_name(name: str, *, field: str = "name") -> str:
+    """`name` itself, once it is known to be safe as a file name.
+
+    1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit. `ConfigError` otherwise.
+    """
+    if not name:
+        raise ConfigError(field, name, "a name may not be empty")
+    if len(name) > NAME_LIMIT:
+        raise ConfigError(field, name, f"a name has at most {NAME_LIMIT} characters, this one {len(name)}")
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            field, name, f"{name!r} is not a name", hint="use letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return name
+
+
+def _check_whole(field: str, value: object, *, low: int, high: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(field, value, f"{value!r} is not a whole number")
+    if value < low or (high is not None and value > high):
+        span = f"{low} or more" if high is None else f"{low} to {high}"
+        raise ConfigError(field, value, f"{value} is out of range", hint=f"give {span}")
+
+
+def _check_seconds(field: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ConfigError(field, value, f"{value!r} is not a positive number of seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """What an image is made of. Equal configurations give one image, cached by the digest of its inputs.
+
+    `suite` is a Debian release by name; `packages` are Debian packages by name, beside the kernel and the least that
+    a guest needs, which are always there.
+    """
+
+    suite: str = "trixie"
+    packages: tuple[str, ...] = DEFAULT_PACKAGES
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.suite, str) or _SUITE.fullmatch(self.suite) is None:
+            raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
+        object.__setattr__(self, "packages", tuple(self.packages))
+        for package in self.packages:
+            if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
+                raise ConfigError("image.packages", package, f"{package!r} is not a Debian package name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMConfig:
+    """What a virtual machine is.
+
+    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. `accel` is `auto` (KVM where it is proven to run the guest, else
+    TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator. `kernel_args` are
+    added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
+    `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption.
+    """
+
+    image: str = "default"
+    cpus: int = 1
+    memory_mib: int = 256
+    accel: Accelerator = "auto"
+    cpu_model: str = ""
+    kernel_args: str = ""
+    qemu: str = ""
+    boot_timeout_s: float = 120.0
+    fork_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_name(self.image, field="vm.image")
+        _check_whole("vm.cpus", self.cpus, low=1, high=MAX_CPUS)
+        _check_whole("vm.memory_mib", self.memory_mib, low=MIN_MEMORY_MIB)
+        if self.accel not in get_args(Accelerator):
+            raise ConfigError("vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg")
+        for name in ("cpu_model", "kernel_args", "qemu"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or "\0" in value or "\n" in value:
+                raise ConfigError(f"vm.{name}", value, "must be one line of text")
+        _check_seconds("vm.boot_timeout_s", self.boot_timeout_s)
+        _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactoryConfig:
+    """Which factory, and for what machines.
+
+    `template` forks VMs from the template called `template_name`; without it every VM is booted.
+    """
+
+    vm: VMConfig = field(default_factory=VMConfig)
+    template: bool = False
+    template_name: str = "factory"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.template, bool):
+            raise ConfigError("factory.template", self.template, "must be true or false")
+        check_name(self.template_name, field="factory.template_name")
