@@ -112,7 +112,8 @@ class ImageCorrupt(ImageError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(
-            f"image {name!r} is damaged: {reason}", hint=f"build it again: vmfork image build {shlex.quote(name)} --rebuild"
+            f"image {name!r} is damaged: {reason}",
+            hint=f"build it again: vmfork image build {shlex.quote(name)} --rebuild",
         )
         self.name = name
         self.reason = reason
@@ -174,7 +175,14 @@ class ExecError(GuestError):
     code = "exec"
 
     def __init__(
-        self, argv: Sequence[str], exit_code: int, reason: str, *, stdout: bytes = b"", stderr: bytes = b"", hint: str = ""
+        self,
+        argv: Sequence[str],
+        exit_code: int,
+        reason: str,
+        *,
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        hint: str = "",
     ) -> None:
         super().__init__(f"{shlex.join(argv)}: {reason}", hint=hint)
         self.argv = tuple(argv)
@@ -297,7 +305,14 @@ class DeadlineExceeded(VMForkError, TimeoutError):  # noqa: N818 - the name is t
     code = "deadline"
 
     def __init__(
-        self, operation: str, limit_s: float, *, hint: str = "", stdout: bytes = b"", stderr: bytes = b"", detail: str = ""
+        self,
+        operation: str,
+        limit_s: float,
+        *,
+        hint: str = "",
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        detail: str = "",
     ) -> None:
         super().__init__(f"{operation} took longer than {limit_s:g} s", hint=hint)
         self.operation = operation

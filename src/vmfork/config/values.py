@@ -36,7 +36,10 @@ def check_name(name: str, *, field: str = "name") -> str:
         raise ConfigError(field, name, f"a name has at most {NAME_LIMIT} characters, this one {len(name)}")
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
-            field, name, f"{name!r} is not a name", hint="use letters, digits, '.', '_' and '-', a letter or digit first"
+            field,
+            name,
+            f"{name!r} is not a name",
+            hint="use letters, digits, '.', '_' and '-', a letter or digit first",
         )
     return name
 
@@ -99,7 +102,9 @@ class VMConfig:
         _check_whole("vm.cpus", self.cpus, low=1, high=MAX_CPUS)
         _check_whole("vm.memory_mib", self.memory_mib, low=MIN_MEMORY_MIB)
         if self.accel not in get_args(Accelerator):
-            raise ConfigError("vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg")
+            raise ConfigError(
+                "vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg"
+            )
         for name in ("cpu_model", "kernel_args", "qemu"):
             value = getattr(self, name)
             if not isinstance(value, str) or "\0" in value or "\n" in value:

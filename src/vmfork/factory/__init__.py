@@ -1,0 +1,5 @@
+"""Factories give VMs on request: direct boots them, template forks them, the outer one matches, adopts and counts."""
+
+from vmfork.factory.factory import Factory, FactoryStats
+
+__all__ = ["Factory", "FactoryStats"]

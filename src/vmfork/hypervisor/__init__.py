@@ -1,0 +1,1 @@
+"""Running machines on a hypervisor. Knows nothing of agents, images or templates."""

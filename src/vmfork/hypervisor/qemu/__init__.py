@@ -1,0 +1,1 @@
+"""The distribution's own QEMU: its binary, its command line, its monitor, its process."""

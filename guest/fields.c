@@ -1,0 +1,111 @@
+#include "fields.h"
+
+#include <string.h>
+
+#include "frame.h"
+
+bool fields_open(struct fields *f, const uint8_t *bytes, size_t length)
+{
+    *f = (struct fields){.next = bytes, .end = bytes + length};
+    while (length > 0) {
+        if (length < 4 || read_u32(bytes) > length - 4)
+            return false;
+        size_t whole = 4 + (size_t)read_u32(bytes);
+        bytes += whole;
+        length -= whole;
+        f->count++;
+    }
+    return true;
+}
+
+struct field field_take(struct fields *f)
+{
+    struct field field = {.bytes = f->next + 4, .length = read_u32(f->next)};
+    f->next = field.bytes + field.length;
+    f->count--;
+    return field;
+}
+
+bool field_is(struct field f, const char *text)
+{
+    return f.length == strlen(text) && memcmp(f.bytes, text, f.length) == 0;
+}
+
+bool field_text(struct field f, char *out, size_t size)
+{
+    if (f.length >= size || memchr(f.bytes, 0, f.length) != NULL)
+        return false;
+    memcpy(out, f.bytes, f.length);
+    out[f.length] = 0;
+    return true;
+}
+
+bool field_path(struct field f, char *out, size_t size)
+{
+    return f.length > 0 && f.bytes[0] == '/' && field_text(f, out, size);
+}
+
+static bool number_in_base(struct field f, unsigned base, uint64_t *out)
+{
+    if (f.length == 0 || f.length > 20)
+        return false;
+    uint64_t value = 0;
+    for (size_t i = 0; i < f.length; i++) {
+        unsigned digit = (unsigned)f.bytes[i] - '0';
+        if (digit >= base || value > (UINT64_MAX - digit) / base)
+            return false;
+        value = value * base + digit;
+    }
+    *out = value;
+    return true;
+}
+
+bool field_number(struct field f, uint64_t *out)
+{
+    return number_in_base(f, 10, out);
+}
+
+bool field_mode(struct field f, unsigned *out)
+{
+    uint64_t mode;
+    if (!number_in_base(f, 8, &mode) || mode > 07777)
+        return false;
+    *out = (unsigned)mode;
+    return true;
+}
+
+bool field_is_hex(struct field f, size_t length)
+{
+    if (f.length != length)
+        return false;
+    for (size_t i = 0; i < length; i++)
+        if (f.bytes[i] == 0 || strchr("0123456789abcdef", f.bytes[i]) == NULL)
+            return false;
+    return true;
+}
+
+static bool add_option(struct field option, const char *const *names, unsigned *out)
+{
+    for (unsigned i = 0; names[i] != NULL; i++) {
+        if (field_is(option, names[i])) {
+            *out |= 1u << i;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool field_options(struct field f, const char *const *names, unsigned *out)
+{
+    *out = 0;
+    while (f.length > 0) {
+        const uint8_t *comma = memchr(f.bytes, ',', f.length);
+        size_t length = comma ? (size_t)(comma - f.bytes) : f.length;
+        if (!add_option((struct field){f.bytes, length}, names, out))
+            return false;
+        length += comma != NULL;
+        f.bytes += length;
+        f.length -= length;
+    }
+    return true;
+}

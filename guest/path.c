@@ -1,0 +1,120 @@
+#include "path.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool make_folder(const char *path)
+{
+    struct stat st;
+    if (mkdir(path, 0755) == 0)
+        return true;
+    if (errno != EEXIST)
+        return false;
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return true;
+    errno = ENOTDIR;
+    return false;
+}
+
+bool make_folders(const char *path)
+{
+    char part[PATH_MAX];
+    for (const char *slash = path; slash != NULL;) {
+        slash = strchr(slash + 1, '/');
+        size_t length = slash ? (size_t)(slash - path) : strlen(path);
+        if (length >= sizeof part) {
+            errno = ENAMETOOLONG;
+            return false;
+        }
+        memcpy(part, path, length);
+        part[length] = 0;
+        if (!make_folder(part))
+            return false;
+    }
+    return true;
+}
+
+bool make_parents(const char *path)
+{
+    char folder[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    if (slash == NULL || slash == path)
+        return true;
+    snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+    return make_folders(folder);
+}
+
+bool beside(const char *path, char *out, size_t size)
+{
+    static unsigned count;
+    const char *slash = strrchr(path, '/');
+    int folder = slash ? (int)(slash - path) + 1 : 0;
+    int length = snprintf(out, size, "%.*s.vmfork-%d-%u", folder, path, (int)getpid(), count++);
+    if (length >= 0 && (size_t)length < size)
+        return true;
+    errno = ENAMETOOLONG;
+    return false;
+}
+
+static bool write_all(int fd, const char *bytes, size_t length)
+{
+    while (length > 0) {
+        ssize_t put = write(fd, bytes, length);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return false;
+        bytes += put;
+        length -= (size_t)put;
+    }
+    return true;
+}
+
+bool replace_file(const char *path, const void *bytes, size_t length, unsigned mode)
+{
+    char temporary[PATH_MAX];
+    if (!beside(path, temporary, sizeof temporary))
+        return false;
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return false;
+    bool done = write_all(fd, bytes, length) && fchmod(fd, mode) == 0 && rename(temporary, path) == 0;
+    int error = errno;
+    close(fd);
+    if (!done)
+        unlink(temporary);
+    errno = error;
+    return done;
+}
+
+bool append_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool done = write_all(fd, text, strlen(text));
+    int error = errno;
+    close(fd);
+    errno = error;
+    return done;
+}
+
+void read_text(const char *path, char *out, size_t size)
+{
+    out[0] = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t got = read(fd, out, size - 1);
+    close(fd);
+    if (got < 0)
+        got = 0;
+    if (got > 0 && out[got - 1] == '\n')
+        got--;
+    out[got] = 0;
+}

@@ -1,0 +1,21 @@
+/* Paths, and files that appear whole or not at all. */
+#ifndef VMFORK_PATH_H
+#define VMFORK_PATH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Makes the folder and those above it that are missing, with mode 0755. False with errno set. */
+bool make_folders(const char *path);
+/* The same for the folder that holds `path`. */
+bool make_parents(const char *path);
+/* A name that nothing has, in the folder of `path`: `out` takes at least PATH_MAX bytes. */
+bool beside(const char *path, char *out, size_t size);
+/* The file's whole content is now these bytes. False with errno set; the old file is untouched then. */
+bool replace_file(const char *path, const void *bytes, size_t length, unsigned mode);
+/* The text is written to a file that exists, such as one of /proc. False with errno set. */
+bool append_text(const char *path, const char *text);
+/* What the file holds, without one newline at the end, as text; empty where it cannot be read. */
+void read_text(const char *path, char *out, size_t size);
+
+#endif

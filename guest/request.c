@@ -1,0 +1,108 @@
+#include "request.h"
+
+#include <limits.h>
+#include <stddef.h>
+
+#include "connection.h"
+#include "stream.h"
+
+static const struct {
+    void (*answer)(uint32_t stream, struct fields *f);
+    size_t fewest;
+    size_t most;
+} REQUESTS[] = {
+    [OP_HELLO] = {do_hello, 2, 2},
+    [OP_PING] = {do_ping, 0, 0},
+    [OP_EXEC] = {do_exec, 5, SIZE_MAX},
+    [OP_KILL] = {do_kill, 2, 2},
+    [OP_READ] = {do_read, 3, 3},
+    [OP_WRITE] = {do_write, 3, 3},
+    [OP_STAT] = {do_stat, 1, 1},
+    [OP_LIST] = {do_list, 1, 1},
+    [OP_REMOVE] = {do_remove, 2, 2},
+    [OP_MKDIR] = {do_mkdir, 3, 3},
+    [OP_ADOPT] = {do_adopt, 2, SIZE_MAX},
+    [OP_CLOCK] = {do_clock, 1, 1},
+    [OP_QUIESCE] = {do_quiesce, 0, 0},
+    [OP_SHUTDOWN] = {do_shutdown, 0, 0},
+};
+
+static void handle_request(const struct frame *frame)
+{
+    struct fields fields;
+    if (frame->length < 1 || !fields_open(&fields, frame->payload + 1, frame->length - 1)) {
+        connection_violated(frame->stream, "a request that is not a list of fields");
+        return;
+    }
+    uint8_t opcode = frame->payload[0];
+    /* HELLO ends everything that was open, so its stream is never in use. */
+    if (frame->stream == 0 || (opcode != OP_HELLO && stream_find(frame->stream) != NULL)) {
+        connection_violated(frame->stream, "a stream number that is 0 or in use");
+        return;
+    }
+    if (opcode >= sizeof REQUESTS / sizeof *REQUESTS || REQUESTS[opcode].answer == NULL)
+        send_error(frame->stream, "unsupported", "this agent does not know the request", 0);
+    else if (fields.count < REQUESTS[opcode].fewest || fields.count > REQUESTS[opcode].most)
+        send_invalid(frame->stream, "the wrong number of fields");
+    else
+        REQUESTS[opcode].answer(frame->stream, &fields);
+}
+
+static void handle_data(struct stream *s, const struct frame *frame)
+{
+    size_t length = frame->length - 1;
+    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->data == NULL || length > s->granted) {
+        connection_violated(frame->stream, "data that was not allowed");
+        return;
+    }
+    s->granted -= (uint32_t)length;
+    s->kind->data(s, frame->payload + 1, length);
+}
+
+static void handle_eof(struct stream *s, const struct frame *frame)
+{
+    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->eof == NULL)
+        connection_violated(frame->stream, "the end of a channel that has none");
+    else
+        s->kind->eof(s);
+}
+
+static void handle_credit(struct stream *s, const struct frame *frame)
+{
+    if (s->credit[frame->payload[0]] <= UINT64_MAX / 2)
+        s->credit[frame->payload[0]] += read_u32(frame->payload + 1);
+}
+
+static size_t shortest_payload(uint8_t kind)
+{
+    return kind == CREDIT ? 5 : 1;
+}
+
+static bool channel_frame_is_sound(const struct frame *frame)
+{
+    size_t least = shortest_payload(frame->kind);
+    bool fits = frame->kind == DATA ? frame->length >= least : frame->length == least;
+    return fits && frame->payload[0] < CHANNELS;
+}
+
+void handle_frame(const struct frame *frame)
+{
+    if (frame->kind == REQUEST) {
+        handle_request(frame);
+        return;
+    }
+    bool from_host = frame->kind == DATA || frame->kind == END_OF_FILE || frame->kind == CREDIT;
+    if (!from_host || !channel_frame_is_sound(frame)) {
+        connection_violated(frame->stream, "a frame the host may not send");
+        return;
+    }
+    struct stream *s = stream_find(frame->stream);
+    if (s == NULL)
+        return;
+    if (frame->kind == DATA)
+        handle_data(s, frame);
+    else if (frame->kind == END_OF_FILE)
+        handle_eof(s, frame);
+    else
+        handle_credit(s, frame);
+}

@@ -1,0 +1,83 @@
+/* HELLO, PING, QUIESCE and SHUTDOWN: the requests about the agent and the machine as a whole. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "connection.h"
+#include "errors.h"
+#include "exec.h"
+#include "fatal.h"
+#include "mode.h"
+#include "path.h"
+#include "request.h"
+#include "version.h"
+
+void do_hello(uint32_t stream, struct fields *f)
+{
+    struct field nonce = field_take(f);
+    uint64_t protocol;
+    if (nonce.length != NONCE_LENGTH || !field_number(field_take(f), &protocol)) {
+        send_invalid(stream, "a nonce of 16 bytes and a protocol number are needed");
+        return;
+    }
+    char boot_id[64];
+    read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
+    connection_reset();
+    buffer_add(outbox(), nonce.bytes, nonce.length);
+    size_t mark = frame_begin(outbox(), REPLY, stream);
+    put_text(outbox(), TEXT(PROTOCOL));
+    put_text(outbox(), AGENT_VERSION);
+    put_text(outbox(), boot_id);
+    put_text(outbox(), CAPABILITIES);
+    end_reply(stream, mark);
+}
+
+void do_ping(uint32_t stream, struct fields *f)
+{
+    (void)f;
+    send_done(stream);
+}
+
+static void put_item(const char *item, const char *code)
+{
+    put_text(outbox(), item);
+    put_text(outbox(), code);
+    put_text(outbox(), "");
+}
+
+static const char *sync_all(void)
+{
+    if (!mode.privileged)
+        return "unsupported";
+    sync();
+    return "ok";
+}
+
+static const char *drop_caches(void)
+{
+    if (!mode.is_init)
+        return "unsupported";
+    return append_text("/proc/sys/vm/drop_caches", "3") ? "ok" : error_code(errno);
+}
+
+void do_quiesce(uint32_t stream, struct fields *f)
+{
+    (void)f;
+    if (exec_is_open()) {
+        send_error(stream, "busy", "a process is running", EBUSY);
+        return;
+    }
+    size_t mark = frame_begin(outbox(), REPLY, stream);
+    put_item("exec", "ok");
+    put_item("sync", sync_all());
+    put_item("caches", drop_caches());
+    end_reply(stream, mark);
+}
+
+void do_shutdown(uint32_t stream, struct fields *f)
+{
+    (void)f;
+    send_done(stream);
+    connection_finish(mode.power_off);
+}

@@ -1,0 +1,60 @@
+/* What is open: requests that take more than one frame. */
+#ifndef VMFORK_STREAM_H
+#define VMFORK_STREAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { CHANNEL_CONTENT = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2, CHANNELS = 3 };
+enum { FIRST_CREDIT = 65536, LARGEST_CHUNK = 65536 };
+
+struct stream;
+
+struct stream_kind {
+    /* Bytes for channel 0, already within the credit; NULL where the host may send none. */
+    void (*data)(struct stream *s, const uint8_t *bytes, size_t length);
+    void (*eof)(struct stream *s);
+    /* Does what can be done without waiting; true when something was. May close the stream. */
+    bool (*pump)(struct stream *s);
+    /* Readiness of a descriptor that was registered with `stream_watch`. */
+    void (*ready)(struct stream *s, uint8_t channel);
+    /* Lets go of everything: processes killed, descriptors closed, temporary files gone. */
+    void (*close)(struct stream *s);
+};
+
+struct stream {
+    bool open;
+    uint32_t id;
+    const struct stream_kind *kind;
+    void *state;
+    /* What the host allows us to send, and what we allow it to. */
+    uint64_t credit[CHANNELS];
+    uint32_t granted;
+};
+
+void streams_open(int epoll);
+/* NULL, and `busy` is answered, when too many are open. */
+struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *state);
+/* NULL where no such stream is open. */
+struct stream *stream_find(uint32_t id);
+/* The first open stream of that kind for which `is` holds, or NULL. */
+struct stream *stream_search(const struct stream_kind *kind, bool (*is)(const struct stream *, int), int argument);
+void stream_close(struct stream *s);
+void streams_close_all(void);
+bool streams_pump(void);
+
+/* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. */
+void stream_watch(struct stream *s, int fd, uint8_t channel);
+/* `token` is what epoll gave back. Events of a stream that is gone are ignored. */
+void streams_event(uint64_t token);
+
+/* How much may be sent on the channel now, no more than a chunk. */
+size_t stream_allowance(const struct stream *s, uint8_t channel);
+/* Reads from `fd` straight into a DATA frame, at most `limit` bytes, and charges the credit. Returns as read(2) does. */
+long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit);
+void stream_send(struct stream *s, uint8_t channel, const void *bytes, size_t length);
+/* The bytes that came were used up: the host may send as many more. */
+void stream_grant(struct stream *s, size_t length);
+
+#endif

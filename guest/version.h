@@ -1,0 +1,16 @@
+/* What HELLO reports. PROTOCOL can be set from the compiler's command line, so a test can build an older agent. */
+#ifndef VMFORK_VERSION_H
+#define VMFORK_VERSION_H
+
+#define AGENT_VERSION "0.1.0"
+
+#ifndef PROTOCOL
+#define PROTOCOL 1
+#endif
+
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown"
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+#endif

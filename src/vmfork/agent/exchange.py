@@ -1,0 +1,296 @@
+"""One open stream each: what becomes of the frames that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vmfork.errors import GuestError, ProtocolError
+from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_credit, encode_data, encode_eof
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfork.wire.message import Failure
+
+    Send = Callable[[bytes], None]
+    Explain = Callable[[Failure], Exception]
+
+# Credit goes back in quarters of the window: a program that writes line by line would else cost a frame a line.
+_GRANT_SIZE = FIRST_CREDIT // 4
+_CHUNK_SIZE = 65_536
+
+
+def explain_plainly(failure: Failure) -> GuestError:
+    """The agent's words, for a request that has no error of its own."""
+    return GuestError(f"the machine's agent refused: {failure.message} ({failure.code})")
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Tells asyncio that an error was seen: nobody need await an end that nobody asked for."""
+    if not future.cancelled():
+        future.exception()
+
+
+def quiet_future() -> asyncio.Future[Any]:
+    """A future whose error may go unseen."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(_retrieve)
+    return future
+
+
+class Intake:
+    """Gives credit back to the agent for bytes that were taken."""
+
+    def __init__(self, send: Send, stream: int) -> None:
+        self._send = send
+        self._stream = stream
+        self._owed = {Channel.CONTENT: 0, Channel.STDOUT: 0, Channel.STDERR: 0}
+
+    def take(self, channel: Channel, count: int) -> None:
+        """`count` bytes were used up."""
+        owed = self._owed[channel] + count
+        if owed >= _GRANT_SIZE:
+            self._send(encode_credit(self._stream, channel, owed))
+            owed = 0
+        self._owed[channel] = owed
+
+
+class Outflow:
+    """Sends content on channel 0 as fast as the agent's credit allows, then its end."""
+
+    def __init__(self, send: Send, stream: int, content: bytes) -> None:
+        self._send = send
+        self._stream = stream
+        self._rest = memoryview(content)
+        self._credit = FIRST_CREDIT
+
+    def grant(self, count: int) -> None:
+        """The agent takes `count` bytes more."""
+        self._credit += count
+        if self._rest:
+            self.pump()
+
+    def pump(self) -> None:
+        """What may be sent is sent."""
+        while self._rest and self._credit:
+            size = min(self._credit, _CHUNK_SIZE, len(self._rest))
+            self._send(encode_data(self._stream, Channel.CONTENT, bytes(self._rest[:size])))
+            self._rest = self._rest[size:]
+            self._credit -= size
+        if not self._rest:
+            self._send(encode_eof(self._stream, Channel.CONTENT))
+
+    def stop(self) -> None:
+        """Nothing more is sent, not even an end."""
+        self._rest = memoryview(b"")
+
+
+class Exchange:
+    """A request without data. `reply` becomes the payload of the REPLY, or the error."""
+
+    # True where the agent keeps the stream open until something else happens, so that it must be told to let go.
+    lasts: ClassVar[bool] = False
+
+    def __init__(self, stream: int, *, send: Send, explain: Explain = explain_plainly) -> None:
+        self.stream = stream
+        self.reply: asyncio.Future[bytes] = quiet_future()
+        self.intake = Intake(send, stream)
+        self._explain = explain
+
+    @property
+    def has_ended(self) -> bool:
+        """The agent closed the stream, or the line is lost."""
+        return self.reply.done()
+
+    def on_started(self, pid: int) -> None:
+        """EVENT `started`."""
+        raise ProtocolError(f"stream {self.stream} starts nothing, yet process {pid} was started on it")
+
+    def on_data(self, channel: Channel, data: bytes) -> None:
+        """DATA."""
+        raise ProtocolError(f"{len(data)} bytes came on channel {channel} of stream {self.stream}, which has none")
+
+    def on_credit(self, channel: Channel, count: int) -> None:
+        """CREDIT."""
+
+    def on_reply(self, payload: bytes) -> None:
+        """REPLY."""
+        if not self.reply.done():
+            self.reply.set_result(payload)
+
+    def on_error(self, failure: Failure) -> None:
+        """ERROR."""
+        self.fail(self._explain(failure))
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits gets `error`."""
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
+class Leftover(Exchange):
+    """What is left of an exchange that nobody follows any more.
+
+    It stays until the agent closes the stream, so that the number is not used again, and gives credit for what comes,
+    so that the agent can close it. The end still reaches the exchange's `reply`.
+    """
+
+    def __init__(self, original: Exchange) -> None:
+        self.stream = original.stream
+        self.reply = original.reply
+        self.intake = original.intake
+        self._original = original
+
+    def on_started(self, pid: int) -> None:
+        """Of no interest."""
+
+    def on_data(self, channel: Channel, data: bytes) -> None:
+        """Thrown away."""
+        self.intake.take(channel, len(data))
+
+    def on_reply(self, payload: bytes) -> None:
+        """Passed on."""
+        self._original.on_reply(payload)
+
+    def on_error(self, failure: Failure) -> None:
+        """Passed on."""
+        self._original.on_error(failure)
+
+    def fail(self, error: Exception) -> None:
+        """Passed on."""
+        self._original.fail(error)
+
+
+class Download(Exchange):
+    """Collects channel 0."""
+
+    lasts = True
+
+    def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
+        super().__init__(stream, send=send, explain=explain)
+        self._chunks: list[bytes] = []
+
+    @property
+    def content(self) -> bytes:
+        """What came."""
+        return b"".join(self._chunks)
+
+    def on_data(self, channel: Channel, data: bytes) -> None:
+        """Kept, and the agent may send as much again."""
+        self._chunks.append(data)
+        self.intake.take(channel, len(data))
+
+
+class Upload(Exchange):
+    """Sends channel 0."""
+
+    lasts = True
+
+    def __init__(self, stream: int, content: bytes, *, send: Send, explain: Explain) -> None:
+        super().__init__(stream, send=send, explain=explain)
+        self.outflow = Outflow(send, stream, content)
+
+    def on_credit(self, channel: Channel, count: int) -> None:
+        """More may be sent."""
+        if channel is Channel.CONTENT:
+            self.outflow.grant(count)
+
+
+class CollectedRun(Exchange):
+    """A process whose output is kept and whose input, if any, is given beforehand."""
+
+    lasts = True
+
+    def __init__(self, stream: int, content: bytes | None, *, send: Send, explain: Explain) -> None:
+        super().__init__(stream, send=send, explain=explain)
+        self.outflow = None if content is None else Outflow(send, stream, content)
+        self._chunks: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
+
+    @property
+    def stdout(self) -> bytes:
+        """What it wrote to standard output so far."""
+        return b"".join(self._chunks[Channel.STDOUT])
+
+    @property
+    def stderr(self) -> bytes:
+        """What it wrote to standard error so far."""
+        return b"".join(self._chunks[Channel.STDERR])
+
+    def on_started(self, pid: int) -> None:
+        """Nobody asks for the number."""
+
+    def on_data(self, channel: Channel, data: bytes) -> None:
+        """Kept, and the process may write as much again."""
+        if channel is Channel.CONTENT:
+            raise ProtocolError("a process sends no content")
+        self._chunks[channel].append(data)
+        self.intake.take(channel, len(data))
+
+    def on_credit(self, channel: Channel, count: int) -> None:
+        """The process took input."""
+        if channel is Channel.CONTENT and self.outflow is not None:
+            self.outflow.grant(count)
+
+
+class StreamedRun(Exchange):
+    """A process whose output waits until it is taken, and whose input comes while it runs.
+
+    `started` becomes the pid. `changed` is what to await for the next thing to happen.
+    """
+
+    lasts = True
+
+    def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
+        super().__init__(stream, send=send, explain=explain)
+        self.started: asyncio.Future[int] = quiet_future()
+        self.waiting: deque[tuple[Channel, bytes]] = deque()
+        self.credit = FIRST_CREDIT
+        self._changed: asyncio.Future[None] | None = None
+
+    async def changed(self) -> None:
+        """Something came: output, credit, or the end."""
+        if self._changed is None:
+            self._changed = quiet_future()
+        # Several may wait for the same change, and one of them be cancelled.
+        await asyncio.shield(self._changed)
+
+    def discard(self) -> None:
+        """What waits is thrown away, and the process may write as much again."""
+        while self.waiting:
+            channel, data = self.waiting.popleft()
+            self.intake.take(channel, len(data))
+
+    def _tell(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+        self._changed = None
+
+    def on_started(self, pid: int) -> None:
+        """The program runs."""
+        if not self.started.done():
+            self.started.set_result(pid)
+
+    def on_data(self, channel: Channel, data: bytes) -> None:
+        """Held until taken; the credit bounds how much that can be."""
+        self.waiting.append((channel, data))
+        self._tell()
+
+    def on_credit(self, channel: Channel, count: int) -> None:
+        """The process took input."""
+        if channel is Channel.CONTENT:
+            self.credit += count
+            self._tell()
+
+    def on_reply(self, payload: bytes) -> None:
+        """The process has ended."""
+        super().on_reply(payload)
+        self._tell()
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits gets `error`."""
+        if not self.started.done():
+            self.started.set_exception(error)
+        super().fail(error)
+        self._tell()

@@ -1,0 +1,99 @@
+"""The requests about files in the guest."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmfork.agent.connection import Connection
+from vmfork.agent.exchange import Download, Upload
+from vmfork.errors import GuestFileError, ProtocolError
+from vmfork.wire import message
+from vmfork.wire.frame import Channel, encode_credit
+
+if TYPE_CHECKING:
+    from vmfork.agent.exchange import Exchange, Explain
+    from vmfork.wire.message import DirEntry, Failure, FileStat
+
+# Credit beyond the first for what is kept anyway, so that a transfer is not a round trip every 64 KiB.
+_WIDE_WINDOW = 1024 * 1024
+
+
+def _explain(operation: str, path: str) -> Explain:
+    def explain(failure: Failure) -> GuestFileError:
+        words = os.strerror(failure.errno) if failure.errno else failure.message
+        return GuestFileError(operation, path, failure.code, words)
+
+    return explain
+
+
+def _widen(stream: int) -> bytes:
+    return encode_credit(stream, Channel.CONTENT, _WIDE_WINDOW)
+
+
+class FileRequests(Connection):
+    """Files in the guest. Paths are absolute. What the guest refuses is a `GuestFileError`."""
+
+    async def read_file(
+        self, path: str, *, offset: int = 0, length: int | None = None, timeout_s: float | None = 60.0
+    ) -> bytes:
+        """What the regular file holds from `offset` on, at most `length` bytes."""
+        download = self._new_download("read", path)
+        request = message.read_request(download.stream, path, offset, length) + _widen(download.stream)
+        sent, _ = message.parse_read(await self._ask(download, request, f"reading {path}", timeout_s))
+        content = download.content
+        if len(content) != sent:
+            raise ProtocolError(f"{len(content)} bytes of {path} came, the agent sent {sent}")
+        return content
+
+    async def write_file(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        mode: int = 0o644,
+        append: bool = False,
+        parents: bool = False,
+        exclusive: bool = False,
+        timeout_s: float | None = 60.0,
+    ) -> None:
+        """The file holds `data`, or ends with it for `append`.
+
+        `parents` makes missing folders; with `exclusive` a file that exists is an error. Without `append` the content
+        appears whole or not at all; with it, a failure or a cancel may leave a part.
+        """
+        upload = Upload(self._new_stream(), data, send=self.send, explain=_explain("write", path))
+        request = message.write_request(upload.stream, path, mode, append=append, parents=parents, exclusive=exclusive)
+        self._begin(upload, request)
+        upload.outflow.pump()
+        await self._result(upload, f"writing {path}", timeout_s)
+
+    async def stat(self, path: str, *, timeout_s: float | None = 30.0) -> FileStat:
+        """What is known of the file; a link is not followed."""
+        exchange = self._new_exchange(_explain("stat", path))
+        request = message.stat_request(exchange.stream, path)
+        return message.parse_stat(await self._ask(exchange, request, f"looking at {path}", timeout_s))
+
+    async def list_dir(self, path: str, *, timeout_s: float | None = 60.0) -> tuple[DirEntry, ...]:
+        """What the folder holds, sorted by name."""
+        download = self._new_download("list", path)
+        request = message.list_request(download.stream, path) + _widen(download.stream)
+        answer = await self._ask(download, request, f"listing {path}", timeout_s)
+        return tuple(sorted(message.parse_entries(download.content, answer), key=lambda entry: entry.name))
+
+    async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
+        """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""
+        exchange: Exchange = self._new_exchange(_explain("remove", path))
+        request = message.remove_request(exchange.stream, path, recursive=recursive)
+        await self._ask(exchange, request, f"removing {path}", timeout_s)
+
+    async def make_dir(
+        self, path: str, *, mode: int = 0o755, parents: bool = False, timeout_s: float | None = 30.0
+    ) -> None:
+        """The folder is there. With `parents` those above it too, and one that exists is no error."""
+        exchange = self._new_exchange(_explain("make", path))
+        request = message.make_dir_request(exchange.stream, path, mode, parents=parents)
+        await self._ask(exchange, request, f"making {path}", timeout_s)
+
+    def _new_download(self, operation: str, path: str) -> Download:
+        return Download(self._new_stream(), send=self.send, explain=_explain(operation, path))

@@ -1,0 +1,134 @@
+"""A program running in the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import signal as signals
+from typing import TYPE_CHECKING, Protocol
+
+from vmfork.agent.deadline import deadline
+from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.wire.frame import Channel, encode_data, encode_eof
+from vmfork.wire.message import ExecStatus, parse_exec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import TracebackType
+    from typing import Self
+
+    from vmfork.agent.exchange import Exchange, StreamedRun
+
+_CHUNK_SIZE = 65_536
+_END_LIMIT_S = 5.0
+
+
+class ProcessLine(Protocol):
+    """What a process needs of the connection it runs over."""
+
+    def send(self, data: bytes) -> None: ...
+
+    async def kill(self, stream: int, signal: int, *, timeout_s: float | None) -> None: ...
+
+    def abandon(self, exchange: Exchange) -> None: ...
+
+
+class GuestProcess:
+    """A program in the guest, from its start to its end. Its output waits in the guest until `output` takes it.
+
+    `aclose()`, or leaving the `async with` block, kills it with all of its process group if it still runs.
+    """
+
+    def __init__(self, line: ProcessLine, exchange: StreamedRun, *, name: str, pid: int, has_stdin: bool) -> None:
+        self.pid = pid
+        self.name = name
+        self._line = line
+        self._exchange = exchange
+        self._stdin_closed = not has_stdin
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def has_ended(self) -> bool:
+        """The program has ended and the agent said so, or the agent is gone."""
+        return self._exchange.has_ended
+
+    async def output(self) -> AsyncIterator[tuple[Channel, bytes]]:
+        """What the program writes, as it comes, until its end. The agent's loss is raised after what came before it.
+
+        A piece counts as taken when the next is asked for: a consumer that stops stops the program, once it has written
+        65,536 bytes more to a channel.
+        """
+        run = self._exchange
+        while True:
+            while run.waiting:
+                channel, data = run.waiting.popleft()
+                yield channel, data
+                if not run.has_ended:
+                    run.intake.take(channel, len(data))
+            if run.has_ended:
+                run.reply.result()
+                return
+            await run.changed()
+
+    async def write_stdin(self, data: bytes, *, timeout_s: float | None = None) -> None:
+        """The guest has the bytes; the program may not have read them yet.
+
+        Waits while 65,536 bytes are unread. What the program can no longer read, because it ended or closed its
+        standard input, is thrown away in silence: `wait` tells the end. `Closed` after `close_stdin`, or when the
+        program was started without `stdin=True`.
+        """
+        if self._stdin_closed:
+            raise Closed(f"the standard input of {self.name}")
+        async with deadline(f"writing to {self.name}", timeout_s):
+            await self._send_stdin(memoryview(data))
+
+    async def _send_stdin(self, rest: memoryview) -> None:
+        run = self._exchange
+        while rest and not run.has_ended:
+            size = min(run.credit, _CHUNK_SIZE, len(rest))
+            if size == 0:
+                await run.changed()
+                continue
+            run.credit -= size
+            self._line.send(encode_data(run.stream, Channel.CONTENT, bytes(rest[:size])))
+            rest = rest[size:]
+        if run.has_ended:
+            run.reply.result()
+
+    async def close_stdin(self) -> None:
+        """The program reads the end of its standard input. Closing twice is no error."""
+        if not self._stdin_closed and not self.has_ended:
+            self._line.send(encode_eof(self._exchange.stream, Channel.CONTENT))
+        self._stdin_closed = True
+
+    async def kill(self, signal: int = signals.SIGKILL, *, timeout_s: float | None = 10.0) -> None:
+        """The signal was sent to the program's process group. Nothing happens when it has ended."""
+        if not self.has_ended:
+            await self._line.kill(self._exchange.stream, signal, timeout_s=timeout_s)
+
+    async def wait(self, *, timeout_s: float | None = None) -> ExecStatus:
+        """How the program ended. Takes no output: someone must, if there is more than 65,536 bytes of it.
+
+        A deadline that passes, or a cancellation, changes nothing: the program runs on and can be waited for again.
+        """
+        async with deadline(f"waiting for {self.name}", timeout_s):
+            return parse_exec(await asyncio.shield(self._exchange.reply))
+
+    async def aclose(self) -> None:
+        """The program does not run any more, and its output is thrown away."""
+        if self.has_ended:
+            return
+        self._exchange.discard()
+        self._line.abandon(self._exchange)
+        try:
+            async with deadline(f"ending {self.name}", _END_LIMIT_S):
+                await asyncio.wait([self._exchange.reply])
+        except DeadlineExceeded:
+            # It was sent SIGKILL; a guest that cannot deliver that has no better answer later.
+            return

@@ -1,0 +1,151 @@
+"""The requests about programs in the guest."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from typing import TYPE_CHECKING
+
+from vmfork.agent.connection import Connection
+from vmfork.agent.deadline import deadline
+from vmfork.agent.exchange import CollectedRun, StreamedRun
+from vmfork.agent.process import GuestProcess
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError, ProtocolError
+from vmfork.wire import message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.agent.exchange import Exchange, Explain
+    from vmfork.wire.message import ExecStatus, Failure
+
+# What a killed process gets to be gone and its output to be here, after its limit has passed.
+_KILL_LIMIT_S = 2.0
+_NAME_LIMIT = 100
+
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
+
+
+def _name_of(argv: Sequence[str]) -> str:
+    """The command for a message: one line, not too long."""
+    line = shlex.join(argv)
+    return line if len(line) <= _NAME_LIMIT else line[: _NAME_LIMIT - 1] + "…"
+
+
+def _explain(argv: Sequence[str], cwd: str, user: str) -> Explain:
+    def explain(failure: Failure) -> GuestError:
+        match failure.code:
+            case "not-found":
+                return ExecError(argv, _NOT_FOUND, "no such program in the guest")
+            case "not-executable":
+                return ExecError(argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
+            case "no-directory":
+                return GuestError(f"the folder {cwd!r} cannot be entered in the guest")
+            case "no-user":
+                return GuestError(f"the guest has no user {user!r}")
+            case _:
+                return GuestError(f"{_name_of(argv)} was not started: {failure.message} ({failure.code})")
+
+    return explain
+
+
+class ProgramRequests(Connection):
+    """Programs in the guest. `argv` is no shell's line; the program is looked up in the PATH it is given.
+
+    `env` is added to the agent's environment, or stands alone with `clean_env`. `cwd` is by default the user's home, or
+    `/`. `ExecError` with exit code 127 when there is no such program and 126 when it cannot be run; `GuestError` for a
+    folder or a user that is not there.
+    """
+
+    async def start_exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        stdin: bool = False,
+        clean_env: bool = False,
+        timeout_s: float | None = 30.0,
+    ) -> GuestProcess:
+        """A program that runs. `timeout_s` bounds its start, not its life. Without `stdin` it reads `/dev/null`."""
+        run = StreamedRun(self._new_stream(), send=self.send, explain=_explain(argv, cwd, user))
+        self._begin_run(run, argv, env=env, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env)
+        name = _name_of(argv)
+        try:
+            async with deadline(f"starting {name}", timeout_s):
+                pid = await run.started
+        except BaseException:
+            self.abandon(run)
+            raise
+        return GuestProcess(self, run, name=name, pid=pid, has_stdin=stdin)
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        input: bytes | None = None,  # noqa: A002 - the name subprocess.run has for it
+        clean_env: bool = False,
+        timeout_s: float | None = None,
+    ) -> tuple[ExecStatus, bytes, bytes]:
+        """How the program ended, and what it wrote to standard output and to standard error.
+
+        At the limit its process group is killed, and `DeadlineExceeded` has what was written so far. Cancelled, it is
+        killed too.
+        """
+        run = CollectedRun(self._new_stream(), input, send=self.send, explain=_explain(argv, cwd, user))
+        self._begin_run(run, argv, env=env, cwd=cwd, user=user, stdin=input is not None, clean_env=clean_env)
+        if run.outflow is not None:
+            run.outflow.pump()
+        try:
+            async with deadline(_name_of(argv), timeout_s):
+                # The deadline cancels what is awaited, and the end is still wanted then.
+                payload = await asyncio.shield(run.reply)
+        except DeadlineExceeded as error:
+            self.kill_nowait(run.stream)
+            await asyncio.wait([run.reply], timeout=_KILL_LIMIT_S)
+            raise DeadlineExceeded(error.operation, error.limit_s, stdout=run.stdout, stderr=run.stderr) from None
+        finally:
+            self.abandon(run)
+        return message.parse_exec(payload), run.stdout, run.stderr
+
+    async def kill(self, stream: int, signal: int, *, timeout_s: float | None = 10.0) -> None:
+        """The process group on that stream got the signal, or had ended."""
+        exchange = self._new_exchange(_explain_kill)
+        request = message.kill_request(exchange.stream, stream, signal)
+        try:
+            await self._ask(exchange, request, "sending a signal", timeout_s)
+        except _HasEndedError:
+            return
+
+    def _begin_run(
+        self,
+        run: Exchange,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        user: str,
+        stdin: bool,
+        clean_env: bool,
+    ) -> None:
+        try:
+            request = message.exec_request(
+                run.stream, argv, env=env or {}, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env
+            )
+        except ProtocolError as error:
+            raise ExecError(argv[:1], _NOT_EXECUTABLE, f"arguments and environment are too long: {error}") from None
+        self._begin(run, request)
+
+
+class _HasEndedError(GuestError):
+    """The process to be signalled is no more."""
+
+
+def _explain_kill(failure: Failure) -> GuestError:
+    if failure.code == "not-found":
+        return _HasEndedError(failure.message)
+    return GuestError(f"the signal was not sent: {failure.message}")

@@ -1,0 +1,49 @@
+"""Boots every machine from its image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from vmfork.template.traits import all_traits
+from vmfork.vm.launch import BootPlan, boot_base
+from vmfork.vm.plan import plan_boot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.config import Places, VMConfig
+    from vmfork.progress import ProgressListener
+    from vmfork.vm.base import BaseVM
+
+
+class DirectFactory:
+    """A plan that is carried out anew for every machine. Holds nothing open."""
+
+    def __init__(self, plan: BootPlan, places: Places) -> None:
+        self._plan = plan
+        self._places = places
+
+    @classmethod
+    async def open(cls, config: VMConfig, *, places: Places, progress: ProgressListener) -> Self:
+        """A factory whose machines can be booted here. `ImageNotFound`, `ConfigError` (memory), `HostError`."""
+        return cls(await plan_boot(config, places=places, progress=progress), places)
+
+    @property
+    def traits(self) -> Mapping[str, str]:
+        plan = self._plan
+        return all_traits(plan.hardware, plan.binary, plan.image, plan.config.kernel_args)
+
+    @property
+    def cpus(self) -> int:
+        return self._plan.hardware.cpus
+
+    @property
+    def memory_mib(self) -> int:
+        return self._plan.hardware.memory_mib
+
+    async def get_base_vm(self) -> BaseVM:
+        """A booted machine whose agent answers. `LaunchError`."""
+        return await boot_base(self._plan, places=self._places)
+
+    async def aclose(self) -> None:
+        """Nothing is held; VMs given out live on."""

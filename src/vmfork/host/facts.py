@@ -1,0 +1,52 @@
+"""What this host is and has right now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+KVM = Path("/dev/kvm")
+
+
+@cache
+def boot_id() -> str:
+    """The host's boot id: template RAM on a tmpfs does not outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def kernel_release() -> str:
+    return os.uname().release
+
+
+def architecture() -> str:
+    return os.uname().machine
+
+
+@dataclass(frozen=True, slots=True)
+class KVMDevice:
+    """What can be said of /dev/kvm without running anything: presence and access prove nothing more."""
+
+    exists: bool
+    accessible: bool
+
+
+def kvm_device() -> KVMDevice:
+    return KVMDevice(KVM.exists(), os.access(KVM, os.R_OK | os.W_OK))
+
+
+def available_memory_bytes() -> int:
+    """Bytes that can be used without swapping (MemAvailable, proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def free_space_bytes(path: Path) -> int:
+    """Bytes that we may still write to the file system of `path`, or of its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize

@@ -1,0 +1,111 @@
+"""Advisory locks on files: who holds one is alive, since the kernel releases it with the process."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+# flock(2) offers no event to wait on without a thread that could not be cancelled; this is the price of waiting.
+_RETRY_S = 0.02
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+class FileLock:
+    """Owner of an flock(2) on the file at `path`.
+
+    The descriptor is close-on-exec, so no child keeps the lock alive. A holder may leave a line that says who it is.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self.path = path
+
+    @classmethod
+    def try_acquire(cls, path: Path, *, shared: bool = False, holder: str = "") -> Self | None:
+        """The lock, or `None` when another holds it.
+
+        Makes the file (0600) where it is missing; `FileNotFoundError` when its folder is gone.
+        """
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                if _is_at(fd, path):
+                    if holder and not shared:
+                        os.truncate(fd, 0)
+                        os.pwrite(fd, holder.encode(), 0)
+                    return cls(fd, path)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except BaseException:
+                os.close(fd)
+                raise
+            # The last holder removed the file together with its folder: this is a lock on nothing.
+            os.close(fd)
+
+    @classmethod
+    async def acquire(cls, path: Path, *, shared: bool = False, holder: str = "", wait_s: float = 0.0) -> Self | None:
+        """The lock, or `None` when another still holds it after `wait_s` seconds."""
+        end = time.monotonic() + wait_s
+        while True:
+            lock = cls.try_acquire(path, shared=shared, holder=holder)
+            if lock is not None or time.monotonic() >= end:
+                return lock
+            await asyncio.sleep(_RETRY_S)
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def close(self) -> None:
+        """The lock is free. Closing again does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether someone holds the lock at `path`, in either mode. A missing file is not locked."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def read_holder(path: Path) -> str:
+    """What the holder of the lock at `path` wrote of itself; empty when it wrote nothing."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

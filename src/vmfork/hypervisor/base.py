@@ -1,0 +1,116 @@
+"""What a hypervisor is asked for, and what it gives: frozen descriptions in, one owner of a running machine out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmfork.host.process import ProcessIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What the guest sees, and so what device state is only good for: a machine restored must have the same.
+
+    `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
+    decided one, `kvm` or `tcg`. `memory_mib` in MiB.
+    """
+
+    machine: str
+    accel: str
+    cpu_model: str
+    cpus: int
+    memory_mib: int
+    vmgenid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnonymousRAM:
+    """Guest RAM that is the machine's own and goes with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRAM:
+    """Guest RAM that is written straight into the file open as `fd`: how a template is made."""
+
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedRAM:
+    """Guest RAM that is read from the file open as `fd`, and copied page by page where the guest writes."""
+
+    fd: int
+
+
+RAM = AnonymousRAM | SharedRAM | ForkedRAM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """Start from a kernel."""
+
+    kernel: Path
+    initramfs: Path
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Start from device state, read from the start of the file open as `state_fd`."""
+
+    state_fd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Everything that starts one machine. `folder` is private to it and holds its sockets and logs."""
+
+    name: str
+    folder: Path
+    hardware: Hardware
+    ram: RAM
+    start: Boot | Restore
+    generation_id: str
+    dies_with_us: bool = True
+
+
+class Machine(Protocol):
+    """Owner of one running hypervisor process.
+
+    Whoever has it may speak to the agent through a socket of `connect_agent()`; one at a time.
+    """
+
+    @property
+    def identity(self) -> ProcessIdentity: ...
+
+    @property
+    def argv(self) -> tuple[str, ...]: ...
+
+    @property
+    def exit_code(self) -> int | None: ...
+
+    def connect_agent(self) -> socket.socket: ...
+
+    def on_exit(self, callback: Callable[[int], None], /) -> None: ...
+
+    def log_tail(self) -> str: ...
+
+    def console_tail(self) -> str: ...
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def save_state(self, path: Path, /) -> None:
+        """Device state without RAM is in `path`. The machine must be paused, and stays so."""
+
+    async def wait(self) -> int: ...
+
+    async def aclose(self) -> None:
+        """The process is gone and reaped; its sockets and descriptors are released."""

@@ -1,0 +1,91 @@
+"""A launch as a QEMU command line. Pure: no file is touched, nothing is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, SharedRAM
+
+if TYPE_CHECKING:
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+
+# The guest finds its agent's port by this name (docs/reference/wire.md).
+AGENT_PORT = "vmfork.agent.0"
+
+# Nothing here runs programs, changes users or sets limits; a QEMU taken over by its guest cannot either.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# Whatever a fork does not need is left out of the machine: each device costs set-up time and state in every fork.
+_MACHINE_OPTIONS = (
+    "memory-backend=ram", "usb=off", "vmport=off", "smbus=off", "sata=off", "graphics=off", "smm=off",
+    "mem-merge=off", "dump-guest-core=off", "suppress-vmdesc=on",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptors:
+    """Numbers of the descriptors that QEMU inherits: two listening sockets and a connected one for the console."""
+
+    qmp: int
+    agent: int
+    console: int
+
+
+def default_cpu_model(accel: str) -> str:
+    """The CPU a guest sees where none was asked for."""
+    return "host" if accel == "kvm" else "max"
+
+
+def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:
+    """The arguments, program first."""
+    return [
+        str(binary.path),
+        *("-name", launch.name),
+        *_hardware(launch.hardware),
+        *("-object", _ram(binary, launch)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-rtc", "base=utc,clock=host"),
+        *("-sandbox", SANDBOX),
+        *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=console,fd={fds.console}", "-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=agents,disable-legacy=on,max_ports=2"),
+        *("-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"),
+        *("-device", f"virtserialport,bus=agents.0,nr=1,chardev=agent,name={AGENT_PORT}"),
+        *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
+        # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
+        # is accepted by its `-incoming`.
+        *("-global", "migration.send-configuration=off"),
+        *_start(binary, launch),
+    ]
+
+
+def _hardware(hardware: Hardware) -> list[str]:
+    return [
+        *("-machine", ",".join((hardware.machine, *_MACHINE_OPTIONS))),
+        *("-accel", hardware.accel),
+        *("-cpu", hardware.cpu_model),
+        *("-smp", str(hardware.cpus)),
+        *("-m", f"{hardware.memory_mib}M"),
+    ]
+
+
+def _ram(binary: QemuBinary, launch: Launch) -> str:
+    size = f"id=ram,size={launch.hardware.memory_mib}M"
+    match launch.ram:
+        case AnonymousRAM():
+            return f"memory-backend-ram,{size}"
+        case SharedRAM(fd):
+            return f"memory-backend-file,{size},mem-path=/proc/self/fd/{fd},share=on"
+        case ForkedRAM(fd):
+            readonly = ",readonly=on,rom=off" if binary.opens_ram_readonly else ""
+            return f"memory-backend-file,{size},mem-path=/proc/self/fd/{fd},share=off{readonly}"
+
+
+def _start(binary: QemuBinary, launch: Launch) -> list[str]:
+    start = launch.start
+    if isinstance(start, Boot):
+        return ["-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", start.command_line]
+    # Without -S the machine runs as soon as its state is loaded, and nobody has to tell it.
+    source = f"file:/proc/self/fd/{start.state_fd}" if binary.incoming_is_file else f"fd:{start.state_fd}"
+    return ["-incoming", source]

@@ -1,0 +1,64 @@
+"""What a guest writes to its serial console: the end of it, kept in bounded memory and a bounded file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+KEPT_BYTES = 64 * 1024
+
+
+class ConsoleTail:
+    """Owner of the host end of a console. Reads all the time, so that a chatty guest never blocks on it."""
+
+    def __init__(self, end: socket.socket, path: Path) -> None:
+        self._socket = end
+        self._path = path
+        self._kept = bytearray()
+        self._in_file = 0
+        self._loop = asyncio.get_running_loop()
+        end.setblocking(False)
+        self._loop.add_reader(end, self._read)
+
+    def text(self) -> str:
+        """The last 64 KiB at most, also what has arrived but was not read yet."""
+        self._read()
+        return self._kept[-KEPT_BYTES:].decode(errors="replace")
+
+    def close(self) -> None:
+        """What came until now is kept; the socket is released. Closing again does nothing."""
+        if self._socket.fileno() >= 0:
+            self._read()
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+
+    def _read(self) -> None:
+        with suppress(BlockingIOError, ConnectionError, OSError):
+            for _ in range(16):
+                data = self._socket.recv(65536)
+                if not data:
+                    self._loop.remove_reader(self._socket)
+                    return
+                self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._kept += data
+        del self._kept[:-KEPT_BYTES]
+        # The file starts anew with what is kept once it is twice as long as that: it stays bounded, and a reader
+        # of it sees whole recent text.
+        anew = self._in_file + len(data) > 2 * KEPT_BYTES
+        piece = bytes(self._kept) if anew else data
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if anew else os.O_APPEND)
+        with suppress(OSError):
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                os.write(fd, piece)
+            finally:
+                os.close(fd)
+            self._in_file = len(piece) if anew else self._in_file + len(data)

@@ -1,0 +1,153 @@
+"""One QEMU process: started with descriptors we opened, watched through its pidfd, told what to do over QMP."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Self
+
+from vmfork.errors import Closed
+from vmfork.host.folders import tail_of
+from vmfork.host.process import Process
+from vmfork.host.sockets import connect_unix, listen_unix
+from vmfork.hypervisor.base import AnonymousRAM, Restore
+from vmfork.hypervisor.qemu.command import Descriptors, build_command
+from vmfork.hypervisor.qemu.console import ConsoleTail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmfork.host.process import ProcessIdentity
+    from vmfork.hypervisor.base import Launch
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu.monitor import Monitor
+
+AGENT_SOCKET = "agent.sock"
+QMP_SOCKET = "qmp.sock"
+LOG = "qemu.log"
+CONSOLE = "console.log"
+
+
+class QemuMachine:
+    """Owner of a QEMU process and of what it uses in its folder.
+
+    ```
+    FOLDER/agent.sock   the guest's agent; one client at a time
+           qmp.sock     QEMU's monitor, opened when it is first needed
+           qemu.log     what QEMU printed
+           console.log  the end of what the guest printed on its serial console
+    ```
+    """
+
+    def __init__(self, process: Process, console: ConsoleTail, launch: Launch) -> None:
+        self._process = process
+        self._console = console
+        self._launch = launch
+        self._folder = launch.folder
+        self._monitor: Monitor | None = None
+
+    @classmethod
+    def start(cls, binary: QemuBinary, launch: Launch) -> Self:
+        """QEMU was started. Both sockets take connections already: they were opened before it and passed to it.
+
+        Whether it comes up shows when the agent answers or the process ends. `HostError` when it cannot be run.
+        """
+        with ExitStack() as always, ExitStack() as on_failure:
+            qmp = always.enter_context(listen_unix(launch.folder / QMP_SOCKET))
+            agent = always.enter_context(listen_unix(launch.folder / AGENT_SOCKET))
+            ours, theirs = socket.socketpair()
+            always.enter_context(theirs)
+            on_failure.enter_context(ours)
+            log_fd = os.open(launch.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            always.callback(os.close, log_fd)
+            fds = Descriptors(qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno())
+            process = Process.start(
+                build_command(binary, launch, fds),
+                log_fd=log_fd,
+                pass_fds=(fds.qmp, fds.agent, fds.console, *_inherited(launch)),
+                dies_with_us=launch.dies_with_us,
+            )
+            on_failure.callback(process.kill)
+            console = ConsoleTail(ours, launch.folder / CONSOLE)
+            on_failure.pop_all()
+        return cls(process, console, launch)
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return self._process.identity
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return self._process.argv
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exit_code
+
+    def connect_agent(self) -> socket.socket:
+        """A connection to the guest's agent. What is sent waits until the guest reads it."""
+        return connect_unix(self._folder / AGENT_SOCKET)
+
+    def on_exit(self, callback: Callable[[int], None], /) -> None:
+        self._process.on_exit(callback)
+
+    def log_tail(self) -> str:
+        return tail_of(self._folder / LOG)
+
+    def console_tail(self) -> str:
+        """The last lines the guest wrote to its console, 4 KiB at most."""
+        return self._console.text()[-4096:]
+
+    async def pause(self) -> None:
+        """The virtual CPUs stand still."""
+        await (await self._get_monitor()).execute("stop")
+
+    async def resume(self) -> None:
+        """The virtual CPUs run."""
+        await (await self._get_monitor()).execute("cont")
+
+    async def save_state(self, path: Path, /) -> None:
+        """Device state without RAM is in `path` (60 to 80 KB, about 1 ms). The machine was paused, and stays so.
+
+        `xen-save-devices-state` needs no Xen: it is the one command of a stock QEMU that saves devices and leaves RAM
+        out whatever backs it (QEMU 7.2, migration/savevm.c).
+        """
+        monitor = await self._get_monitor()
+        await monitor.execute("xen-save-devices-state", filename=str(path), live=False)
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    async def aclose(self) -> None:
+        """QEMU is gone and reaped; sockets are closed.
+
+        By SIGKILL: nothing in these machines outlives them, so there is nothing QEMU should finish. It is waited for
+        before its folder may be used again, because an ending QEMU unlinks the socket paths it listened on.
+        """
+        self._process.kill()
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await monitor.aclose()
+        await self._process.wait()
+        self._console.close()
+        for name in (AGENT_SOCKET, QMP_SOCKET):
+            with suppress(FileNotFoundError):
+                (self._folder / name).unlink()
+
+    async def _get_monitor(self) -> Monitor:
+        if self._process.exit_code is not None:
+            raise Closed(f"machine {self._launch.name}", f"QEMU ended with exit status {self._process.exit_code}")
+        if self._monitor is None:
+            # Most forks live and die without a word to their monitor; who needs it pays for importing and greeting.
+            from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
+
+            self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
+        return self._monitor
+
+
+def _inherited(launch: Launch) -> tuple[int, ...]:
+    ram = () if isinstance(launch.ram, AnonymousRAM) else (launch.ram.fd,)
+    state = (launch.start.state_fd,) if isinstance(launch.start, Restore) else ()
+    return ram + state

@@ -1,0 +1,63 @@
+"""The QMP session of one QEMU, through the qemu.qmp package, with a transcript for when it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from qemu.qmp import QMPClient
+from qemu.qmp.error import QMPError
+
+from vmfork.errors import DeadlineExceeded, HostError
+
+if TYPE_CHECKING:
+    import socket
+
+_CONNECT_LIMIT_S = 20.0
+_COMMAND_LIMIT_S = 30.0
+
+# The package logs every lost connection as an error; ours are lost when a machine ends, which is no error.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class Monitor:
+    """Owner of a QMP connection."""
+
+    def __init__(self, client: QMPClient) -> None:
+        self._client = client
+        self.transcript: deque[str] = deque(maxlen=50)
+
+    @classmethod
+    async def open(cls, connected: socket.socket) -> Self:
+        """A monitor whose greeting was read and whose capabilities are negotiated. Takes over the socket."""
+        client = QMPClient("vmfork")
+        try:
+            await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
+        except TimeoutError as error:
+            raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S) from error
+        except QMPError as error:
+            raise HostError(f"QEMU's monitor did not answer: {error}") from error
+        return cls(client)
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """What QEMU returned for `command`. `HostError` with the transcript when it refused or is gone."""
+        self.transcript.append(f"-> {command} {json.dumps(arguments)}")
+        try:
+            result = await asyncio.wait_for(self._client.execute(command, arguments or None), _COMMAND_LIMIT_S)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"QEMU's {command}", _COMMAND_LIMIT_S, detail="\n".join(self.transcript)) from error
+        except QMPError as error:
+            self.transcript.append(f"<- {error}")
+            raise HostError(f"QEMU refused {command}: {error}", log="\n".join(self.transcript)) from error
+        self.transcript.append(f"<- {json.dumps(result)}")
+        return result
+
+    async def aclose(self) -> None:
+        """The connection is closed."""
+        # The machine ended first, which is how most sessions end.
+        with suppress(QMPError, EOFError, OSError):
+            await self._client.disconnect()

@@ -1,0 +1,197 @@
+"""Builds an image, or finds that it was built."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import shutil
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from vmfork.config import check_name
+from vmfork.errors import HostError, ImageCorrupt
+from vmfork.host.lock import FileLock
+from vmfork.image import debootstrap, lz4, recipe, rootfs, store
+from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record
+from vmfork.progress import Progress, ProgressListener, ignore_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmfork.config import ImageConfig
+
+T = TypeVar("T")
+
+_MIB = 1 << 20
+
+# What a build of the default image takes at its peak, measured: packages and their files, then those and the tar.
+NEEDED_MIB = 700
+
+# Shares of the whole: mmdebstrap, then packing.
+_DEBOOTSTRAP_SHARE = 0.85
+_WAIT_S = 3600.0
+
+# Guest memory that is not free for files, measured with 256, 384 and 512 MiB: a fixed part, and what describes pages.
+_KERNEL_MIB = 39
+_PAGE_TABLES = 0.02
+# What the agent writes before it can raise the limit.
+_SLACK_MIB = 2
+
+
+async def build_image(
+    name: str,
+    config: ImageConfig,
+    *,
+    images_dir: Path,
+    progress: ProgressListener = ignore_progress,
+    rebuild: bool = False,
+) -> Image:
+    """`name` leads to the image of that configuration, built unless it was before.
+
+    With `rebuild` it is built again, with the packages as Debian offers them today. Two builders of one image take
+    turns, and the second uses what the first made. `ImageError` for what is wrong with the packages or their source,
+    `HostError` for a missing program or no space; then, and on cancel, everything is as it was before.
+    """
+    check_name(name, field="image")
+    agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
+    digest = recipe.compute_digest(config, agent)
+    store.make_store(images_dir)
+    if not rebuild and (image := _find_usable(digest, name, images_dir)):
+        store.link_name(name, digest, images_dir=images_dir)
+        return image
+    lock, waited = await _lock_digest(digest, images_dir, progress)
+    with lock:
+        image = _find_usable(digest, name, images_dir) if waited or not rebuild else None
+        if image is None:
+            image = await _build(name, digest, config, agent, images_dir=images_dir, progress=progress)
+        store.link_name(name, digest, images_dir=images_dir)
+    progress(Progress(task="image", step="done", fraction=1.0))
+    return image
+
+
+def _find_usable(digest: str, name: str, images_dir: Path) -> Image | None:
+    """A damaged image counts as none: building mends it."""
+    try:
+        return store.find_built(digest, name=name, images_dir=images_dir)
+    except ImageCorrupt:
+        return None
+
+
+async def _lock_digest(digest: str, images_dir: Path, progress: ProgressListener) -> tuple[FileLock, bool]:
+    """The right to build that image, and whether another had it until now."""
+    path, holder = store.lock_path(digest, images_dir), f"process {os.getpid()}"
+    if lock := FileLock.try_acquire(path, holder=holder):
+        return lock, False
+    progress(Progress(task="image", step="waiting for another build"))
+    while True:
+        if lock := await FileLock.acquire(path, holder=holder, wait_s=_WAIT_S):
+            return lock, True
+
+
+async def _build(
+    name: str, digest: str, config: ImageConfig, agent: bytes, *, images_dir: Path, progress: ProgressListener
+) -> Image:
+    debootstrap.find_mmdebstrap()
+    lz4.check_library()
+    await asyncio.to_thread(store.sweep_images, images_dir=images_dir)
+    _check_space(images_dir)
+
+    def report(step: str, fraction: float) -> None:
+        progress(Progress(task="image", step=step, fraction=fraction * _DEBOOTSTRAP_SHARE))
+
+    with store.staging(images_dir) as folder:
+        tar, tmp, built = folder / "root.tar", folder / "tmp", folder / "image"
+        tmp.mkdir()
+        built.mkdir()
+        await debootstrap.run_mmdebstrap(config.suite, recipe.list_packages(config), tar, tmp=tmp, report=report)
+        progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
+        image = await _in_thread(lambda stop: _pack(tar, built, name=name, digest=digest, agent=agent, stop=stop))
+        await _in_thread(lambda _: store.commit(built, digest, images_dir=images_dir))
+    return store.find_built(digest, name=name, images_dir=images_dir) or image
+
+
+def _check_space(images_dir: Path) -> None:
+    free = shutil.disk_usage(images_dir).free // _MIB
+    if free < NEEDED_MIB:
+        raise HostError(
+            f"no space to build an image: {images_dir} has {free} MiB free, a build needs {NEEDED_MIB} MiB",
+            hint="free some, or set VMFORK_HOME to a larger disk",
+        )
+
+
+class _StoppedError(Exception):
+    """The task that waits for the thread was cancelled."""
+
+
+async def _in_thread(work: Callable[[threading.Event], T]) -> T:
+    """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended."""
+    stop = threading.Event()
+    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.set()
+        while not task.done():
+            await asyncio.wait([task])
+        raise
+
+
+def _pack(tar: Path, built: Path, *, name: str, digest: str, agent: bytes, stop: threading.Event) -> Image:
+    """`built` holds kernel, initramfs and record, made of the tar."""
+
+    def check(_fraction: float = 0.0) -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    try:
+        return _write_image(tar, built, name=name, digest=digest, agent=agent, check=check)
+    except OSError as error:
+        raise HostError(f"cannot write the image: {error.strerror}", hint="free some space, then try again") from error
+
+
+def _write_image(
+    tar: Path, built: Path, *, name: str, digest: str, agent: bytes, check: Callable[[float], None]
+) -> Image:
+    kernel_path, initramfs_path = built / KERNEL_NAME, built / INITRAMFS_NAME
+    with tar.open("rb") as source:
+        unpacked = rootfs.read_tar(source, check)
+        kernel = rootfs.read_kernel(unpacked.kernel)
+        rootfs.finish_tree(unpacked, agent, kernel.release)
+        kernel_path.write_bytes(kernel.image)
+        with initramfs_path.open("wb") as file, lz4.LegacyWriter(file) as packer:
+            unpacked.tree.write(packer, check)
+            packer.finish()
+        unpacked_bytes = unpacked.tree.measure()
+        packages = rootfs.read_packages(unpacked.records)
+    image = Image(
+        name=name,
+        digest=digest,
+        kernel=kernel_path,
+        initramfs=initramfs_path,
+        kernel_release=kernel.release,
+        kernel_sha256=store.hash_file(kernel_path),
+        initramfs_sha256=store.hash_file(initramfs_path, lambda: check(1.0)),
+        arch=recipe.ARCH,
+        packages=packages,
+        unpacked_bytes=unpacked_bytes,
+        min_memory_mib=estimate_memory_mib(unpacked_bytes, initramfs_path.stat().st_size),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernel_bytes=kernel_path.stat().st_size,
+        initramfs_bytes=initramfs_path.stat().st_size,
+    )
+    (built / RECORD_NAME).write_bytes(encode_record(image))
+    return image
+
+
+def estimate_memory_mib(unpacked_bytes: int, initramfs_bytes: int) -> int:
+    """The least guest RAM, in MiB, that unpacks an image and runs a small program.
+
+    The kernel limits its root file system, a tmpfs, to half of what is left beside itself and the archive
+    (mm/shmem.c, shmem_default_max_blocks), and panics on nothing but goes on without the rest of the files when
+    they do not fit. So all but the kernel's share must hold the archive once and the files twice.
+    """
+    files, archive = (-(-size // _MIB) for size in (unpacked_bytes, initramfs_bytes))
+    return math.ceil((_KERNEL_MIB + archive + 2 * (files + _SLACK_MIB)) / (1 - _PAGE_TABLES))

@@ -1,0 +1,93 @@
+"""What is known of an image, and its form on disk: `image.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FORMAT = 1
+
+KERNEL_NAME = "kernel"
+INITRAMFS_NAME = "initramfs"
+RECORD_NAME = "image.json"
+
+
+class RecordError(ValueError):
+    """The record does not say what a record must say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A kernel and an initramfs on disk, and what is in them.
+
+    `digest` names the inputs. `packages` maps names to versions. `unpacked_bytes` is what the files take in the guest's
+    memory, in whole pages; `size_bytes` what both files take on disk. `min_memory_mib` is the least guest RAM that
+    unpacks and runs it. `created_at` is ISO 8601, UTC.
+    """
+
+    name: str
+    digest: str
+    kernel: Path
+    initramfs: Path
+    kernel_release: str
+    kernel_sha256: str
+    initramfs_sha256: str
+    arch: str
+    packages: Mapping[str, str]
+    unpacked_bytes: int
+    min_memory_mib: int
+    created_at: str
+    kernel_bytes: int
+    initramfs_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.kernel_bytes + self.initramfs_bytes
+
+
+# Field of the record -> its type; the paths follow from the folder, the name from the link that led there.
+_FIELDS: dict[str, type] = {
+    "digest": str,
+    "kernel_release": str,
+    "kernel_sha256": str,
+    "initramfs_sha256": str,
+    "arch": str,
+    "packages": dict,
+    "unpacked_bytes": int,
+    "min_memory_mib": int,
+    "created_at": str,
+    "kernel_bytes": int,
+    "initramfs_bytes": int,
+}
+
+
+def encode_record(image: Image) -> bytes:
+    """The image as the text of `image.json`."""
+    fields = {name: getattr(image, name) for name in _FIELDS} | {"packages": dict(image.packages)}
+    return (json.dumps({"format": FORMAT, **fields}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def decode_record(text: bytes, *, name: str, folder: Path) -> Image:
+    """The image that the record in `folder` tells of; `RecordError` says what is wrong with it."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{RECORD_NAME} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecordError(f"{RECORD_NAME} is not an object")
+    if fields.get("format") != FORMAT:
+        raise RecordError(f"{RECORD_NAME} has format {fields.get('format')!r}, this vmfork reads {FORMAT}")
+    checked: dict[str, Any] = {field: _get_field(fields, field, kind) for field, kind in _FIELDS.items()}
+    return Image(name=name, kernel=folder / KERNEL_NAME, initramfs=folder / INITRAMFS_NAME, **checked)
+
+
+def _get_field(fields: dict[str, Any], field: str, kind: type) -> Any:
+    value = fields.get(field)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise RecordError(f"{RECORD_NAME}: {field} is missing or not of type {kind.__name__}")
+    return value

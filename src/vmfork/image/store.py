@@ -1,0 +1,268 @@
+"""Images on disk: commit, open, list, remove, sweep.
+
+```
+IMAGES/                      0700
+    DIGEST/                  an image; renamed here when it is whole, so that what has this name is complete
+        kernel  initramfs
+        image.json           the record, written last
+    names/NAME               symbolic link to ../DIGEST; several names may share an image
+    locks/DIGEST             flock: exclusive by who builds or removes that image; the file stays
+    .staging-RANDOM/         a build on its way: mmdebstrap's files, the tar, image/ as it will be
+    .staging-RANDOM.lock     flock: held by that build as long as its process lives; made before the folder
+```
+
+A reader takes no lock. A folder whose lock nobody holds is the rest of a crash, and the next command sweeps it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmfork.config import check_name
+from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, StoreBusy
+from vmfork.host.folders import link_atomically, make_private
+from vmfork.host.lock import FileLock
+from vmfork.image.record import RECORD_NAME, Image, RecordError, decode_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STAGING = ".staging-"
+_CHUNK = 1 << 20
+# renameat2(2), linux/fs.h
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def make_store(images_dir: Path) -> None:
+    """The folders exist."""
+    make_private(images_dir)
+    (images_dir / "names").mkdir(exist_ok=True)
+    (images_dir / "locks").mkdir(exist_ok=True)
+
+
+def open_image(name: str, *, images_dir: Path) -> Image:
+    """The image called `name`. Cheap: sizes are compared with the record, contents are not read.
+
+    `ImageNotFound`; `ImageCorrupt` when the record or a size is not right; `ConfigError` for a name that is none.
+    """
+    link = _link_of(images_dir, check_name(name, field="image"))
+    try:
+        folder = images_dir / Path(os.readlink(link)).name
+    except OSError:
+        raise ImageNotFound(name) from None
+    image = find_built(folder.name, name=name, images_dir=images_dir)
+    if image is None:
+        raise ImageNotFound(name)
+    return image
+
+
+def find_built(digest: str, *, name: str, images_dir: Path) -> Image | None:
+    """The image of that digest, `None` when there is none; `ImageCorrupt` when it is damaged."""
+    folder = images_dir / digest
+    try:
+        image = decode_record((folder / RECORD_NAME).read_bytes(), name=name, folder=folder)
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
+        return None
+    except (OSError, RecordError) as error:
+        raise ImageCorrupt(name, str(error)) from error
+    if image.digest != digest:
+        raise ImageCorrupt(name, "the record is another image's")
+    _check_size(image, image.kernel, image.kernel_bytes)
+    _check_size(image, image.initramfs, image.initramfs_bytes)
+    return image
+
+
+def _check_size(image: Image, path: Path, want: int) -> None:
+    try:
+        have = path.stat().st_size
+    except OSError as error:
+        raise ImageCorrupt(image.name, f"{path.name}: {error.strerror}") from error
+    if have != want:
+        raise ImageCorrupt(image.name, f"{path.name} has {have} bytes, the record says {want}")
+
+
+def verify_image(name: str, *, images_dir: Path) -> Image:
+    """The image, every byte of which is what was built; otherwise as `open_image`."""
+    image = open_image(name, images_dir=images_dir)
+    for path, want in ((image.kernel, image.kernel_sha256), (image.initramfs, image.initramfs_sha256)):
+        if hash_file(path) != want:
+            raise ImageCorrupt(name, f"{path.name} is not what was built")
+    return image
+
+
+def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
+    """The SHA-256 of the file, in hex. `check()` is called for every MiB and may raise."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            check()
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_images(*, images_dir: Path) -> list[Image]:
+    """Every image that can be opened, by name."""
+    images = []
+    for name in _list_names(images_dir):
+        try:
+            images.append(open_image(name, images_dir=images_dir))
+        except (ImageNotFound, ImageCorrupt):
+            continue
+    return images
+
+
+def remove_image(name: str, *, images_dir: Path) -> None:
+    """The name is gone, and the files with it when no other name leads to them.
+
+    `ImageNotFound`; `StoreBusy` while the image is being built. VMs that run from it are not affected.
+    """
+    link = _link_of(images_dir, check_name(name, field="image"))
+    try:
+        digest = Path(os.readlink(link)).name
+    except OSError:
+        raise ImageNotFound(name) from None
+    lock = FileLock.try_acquire(lock_path(digest, images_dir))
+    if lock is None:
+        raise StoreBusy(f"image {name!r}")
+    with lock:
+        link.unlink(missing_ok=True)
+        if digest not in {Path(os.readlink(_link_of(images_dir, other))).name for other in _list_names(images_dir)}:
+            discard(images_dir / digest)
+
+
+def sweep_images(*, images_dir: Path) -> list[Path]:
+    """What crashed builds left is gone; the folders that were removed. A build that runs is not touched."""
+    swept = []
+    for folder in sorted(images_dir.glob(f"{_STAGING}*/")):
+        lock = FileLock.try_acquire(_staging_lock(folder))
+        if lock is None:
+            continue
+        with lock:
+            _remove_tree(folder)
+            _staging_lock(folder).unlink(missing_ok=True)
+        swept.append(folder)
+    return swept
+
+
+@contextmanager
+def staging(images_dir: Path) -> Iterator[Path]:
+    """A folder of our own for a build, gone with the block whatever ends it."""
+    folder = images_dir / f"{_STAGING}{secrets.token_hex(8)}"
+    # The lock is held before the folder can be seen: a sweep never meets a live build's folder unlocked.
+    lock = FileLock.try_acquire(_staging_lock(folder))
+    if lock is None:
+        raise StoreBusy(str(folder))
+    with lock:
+        try:
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            _remove_tree(folder)
+            _staging_lock(folder).unlink(missing_ok=True)
+
+
+def commit(built: Path, digest: str, *, images_dir: Path) -> None:
+    """The folder `built` is the image of that digest. What was there before was replaced in one step."""
+    for path in (*built.iterdir(), built):
+        _sync(path)
+    target = images_dir / digest
+    if target.exists():
+        _exchange(built, target)
+    else:
+        built.rename(target)
+    _sync(images_dir)
+
+
+def link_name(name: str, digest: str, *, images_dir: Path) -> None:
+    """`name` leads to the image; what it led to before is gone when nothing else leads there and nobody builds it."""
+    link = _link_of(images_dir, name)
+    before = Path(os.readlink(link)).name if link.is_symlink() else digest
+    if before != digest or not link.is_symlink():
+        link_atomically(link, f"../{digest}")
+    if before != digest:
+        _discard_unnamed(before, images_dir)
+
+
+def lock_path(digest: str, images_dir: Path) -> Path:
+    return images_dir / "locks" / digest
+
+
+def discard(folder: Path) -> None:
+    """The folder is gone; its name was free at once, so that nobody opened a part of it."""
+    doomed = folder.with_name(f"{_STAGING}{secrets.token_hex(8)}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    _remove_tree(doomed)
+
+
+def _discard_unnamed(digest: str, images_dir: Path) -> None:
+    lock = FileLock.try_acquire(lock_path(digest, images_dir)) if _DIGEST.fullmatch(digest) else None
+    if lock is None:
+        return
+    with lock:
+        named = {Path(os.readlink(_link_of(images_dir, name))).name for name in _list_names(images_dir)}
+        if digest not in named:
+            discard(images_dir / digest)
+
+
+def _link_of(images_dir: Path, name: str) -> Path:
+    return images_dir / "names" / name
+
+
+def _list_names(images_dir: Path) -> list[str]:
+    try:
+        found = os.scandir(images_dir / "names")
+    except FileNotFoundError:
+        return []
+    with found:
+        # A link on its way to its place starts with a dot.
+        return sorted(entry.name for entry in found if entry.is_symlink() and not entry.name.startswith("."))
+
+
+def _staging_lock(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
+def _remove_tree(folder: Path) -> None:
+    # Packages bring folders without write permission, which an ordinary user cannot empty.
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            child = Path(path, name)
+            if not child.is_symlink():
+                child.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """The two paths have changed places in one step, or nearly where the file system cannot: then the old is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise HostError(f"cannot replace {other}: {os.strerror(code)}")
+    discard(other)
+    one.rename(other)

@@ -1,0 +1,168 @@
+"""A guest's file system as a value in memory, before it becomes an archive."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmfork.image import cpio
+
+if TYPE_CHECKING:
+    import tarfile
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+_PAGE = 4096
+_LINKS_FOLLOWED = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Bytes that lie in a file elsewhere, to be read when they are needed."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One path. `mode` carries the type bits; `body` is the content, or the target of a symbolic link.
+
+    Nodes with the same `inode` (a path) are hard links to one file.
+    """
+
+    mode: int
+    body: bytes | Slice = b""
+    mtime: int = 0
+    inode: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.body.size if isinstance(self.body, Slice) else len(self.body)
+
+
+class Tree:
+    """Paths without a leading slash -> nodes. Slices refer to `source`, which must outlive the tree."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._nodes: dict[str, Node] = {}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._nodes
+
+    def __iter__(self) -> Iterator[str]:
+        """Every path, parents before children."""
+        return iter(sorted(self._nodes))
+
+    def get(self, path: str) -> Node | None:
+        return self._nodes.get(path)
+
+    def add_member(self, path: str, member: tarfile.TarInfo) -> None:
+        """The member of the tar is at `path`; devices and pipes are left out, the kernel makes its own."""
+        mode, mtime = stat.S_IMODE(member.mode), int(member.mtime)
+        if member.isdir():
+            self._nodes[path] = Node(stat.S_IFDIR | mode, mtime=mtime)
+        elif member.issym():
+            self._nodes[path] = Node(stat.S_IFLNK | 0o777, _encode(member.linkname), mtime)
+        elif member.islnk():
+            self._add_hard_link(path, posixpath.normpath(member.linkname))
+        elif member.isreg():
+            self._nodes[path] = Node(stat.S_IFREG | mode, Slice(member.offset_data, member.size), mtime)
+
+    def add_folder(self, path: str, mode: int = 0o755) -> None:
+        """`path` is a folder of that mode; so are its parents, 0755 where they were missing."""
+        self._add_parents(path)
+        self._nodes[path] = Node(stat.S_IFDIR | mode)
+
+    def add_file(self, path: str, body: bytes, mode: int = 0o644) -> None:
+        self._add_parents(path)
+        self._nodes[path] = Node(stat.S_IFREG | mode, body)
+
+    def add_link(self, path: str, target: str) -> None:
+        """`path` is a symbolic link to `target`."""
+        self._add_parents(path)
+        self._nodes[path] = Node(stat.S_IFLNK | 0o777, _encode(target))
+
+    def remove(self, path: str) -> None:
+        del self._nodes[path]
+
+    def read(self, path: str) -> bytes:
+        """The content of the file at `path`, or the target of the symbolic link."""
+        body = self._nodes[path].body
+        if isinstance(body, bytes):
+            return body
+        self._source.seek(body.offset)
+        return self._source.read(body.size)
+
+    def resolve(self, path: str) -> str | None:
+        """The path `path` leads to through the tree's symbolic links; `None` when it leads nowhere."""
+        left = [part for part in path.split("/") if part]
+        at = ""
+        for _ in range(_LINKS_FOLLOWED * 10):
+            if not left:
+                return at
+            part = left.pop(0)
+            if part in (".", ".."):
+                at = posixpath.dirname(at) if part == ".." else at
+                continue
+            step = posixpath.join(at, part)
+            node = self._nodes.get(step)
+            if node is None:
+                return None
+            if stat.S_ISLNK(node.mode):
+                target = self.read(step).decode("utf-8", "surrogateescape")
+                at = "" if target.startswith("/") else at
+                left = [piece for piece in target.split("/") if piece] + left
+            else:
+                at = step
+        return None
+
+    def measure(self) -> int:
+        """The bytes the tree takes in a guest's memory: whole pages of content, each inode's own cost apart."""
+        sizes = {node.inode or path: node.size for path, node in self._nodes.items() if stat.S_ISREG(node.mode)}
+        return sum(-(-size // _PAGE) * _PAGE for size in sizes.values())
+
+    def write(self, file: cpio.Sink, check: Callable[[float], None]) -> int:
+        """`file` holds the tree as an archive; its size. `check(fraction)` is called before every entry."""
+        writer = cpio.Writer(file)
+        groups = self._group_hard_links()
+        inodes: dict[str, int] = {}
+        left = {inode: len(paths) for inode, paths in groups.items()}
+        paths = list(self)
+        for number, path in enumerate(paths):
+            check(number / len(paths))
+            node = self._nodes[path]
+            if not node.inode:
+                writer.add(path, node.mode, self.read(path), mtime=node.mtime)
+                continue
+            if node.inode not in inodes:
+                inodes[node.inode] = writer.next_ino()
+            left[node.inode] -= 1
+            body = b"" if left[node.inode] else self.read(path)
+            writer.add(path, node.mode, body, mtime=node.mtime, ino=inodes[node.inode], nlink=len(groups[node.inode]))
+        return writer.finish()
+
+    def _group_hard_links(self) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for path, node in self._nodes.items():
+            if node.inode:
+                groups.setdefault(node.inode, []).append(path)
+        return groups
+
+    def _add_hard_link(self, path: str, target: str) -> None:
+        node = self._nodes.get(target)
+        if node is None:
+            return
+        self._nodes[target] = self._nodes[path] = node if node.inode else replace(node, inode=target)
+
+    def _add_parents(self, path: str) -> None:
+        parent = posixpath.dirname(path)
+        if parent and parent not in self._nodes:
+            self.add_folder(parent)
+
+
+def _encode(target: str) -> bytes:
+    return target.encode("utf-8", "surrogateescape")

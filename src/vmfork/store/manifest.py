@@ -1,0 +1,100 @@
+"""What a template is: what was booted and frozen, written once, compared on every opening."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from vmfork.errors import TemplateCorrupt, TemplateStale
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The record of one frozen template. It keeps what was booted, never what a caller says today.
+
+    `traits` is the allow-list that decides whether a template fits a request, in the order it is compared: emulator
+    version, machine type, accelerator, CPU model, digests of kernel and initramfs, kernel arguments. `fingerprint` is
+    their digest. Size is not a trait: `cpus` and `memory_mib` are compared by whoever fits a machine to a request.
+    Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
+    """
+
+    name: str
+    generation: str
+    created_at: str
+    image: str
+    cpus: int
+    memory_mib: int
+    traits: Mapping[str, str]
+    agent_protocol: int
+    agent_version: str
+    vmgenid: bool
+    memory_bytes: int
+    memory_allocated_bytes: int
+    memory_sha256: str
+    state_bytes: int
+    state_sha256: str
+    host_boot_id: str
+    host_kernel: str
+    qemu_path: str
+    qemu_stamp: str
+    parent: str = ""
+    warm_up: tuple[str, ...] = ()
+    ready: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the traits: two templates with the same one accept the same requests."""
+        return fingerprint_of(self.traits)
+
+    def to_json(self) -> bytes:
+        """The manifest as a file, with a checksum of itself so that an edit is noticed."""
+        body: dict[str, Any] = asdict(self)
+        body["checksum"] = _checksum(body)
+        return (json.dumps(body, indent=2) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, name: str) -> Manifest:
+        """The manifest in `data`. `TemplateStale` for another format, `TemplateCorrupt` for anything that is none."""
+        try:
+            body = json.loads(data)
+        except ValueError as error:
+            raise TemplateCorrupt(name, FILE_NAME, f"not JSON ({error})") from error
+        if not isinstance(body, dict):
+            raise TemplateCorrupt(name, FILE_NAME, "not a JSON object")
+        if body.get("format") != FORMAT:
+            raise TemplateStale(name, "format", body.get("format"), FORMAT)
+        checksum = body.pop("checksum", None)
+        if checksum != _checksum(body):
+            raise TemplateCorrupt(name, FILE_NAME, "its checksum does not match its content: it was edited or damaged")
+        if set(body) != {f.name for f in fields(cls)}:
+            raise TemplateCorrupt(name, FILE_NAME, "fields are missing or unknown")
+        body["warm_up"] = tuple(body["warm_up"])
+        return cls(**body)
+
+    def check_traits(self, wanted: Mapping[str, str]) -> None:
+        """Nothing, when the template has every trait in `wanted`; else `TemplateStale` with the first that differs."""
+        differing = self.find_difference(wanted)
+        if differing is not None:
+            raise TemplateStale(self.name, differing, self.traits.get(differing), wanted[differing])
+
+    def find_difference(self, wanted: Mapping[str, str]) -> str | None:
+        """The first trait that differs, in the template's order, or `None`."""
+        return next((key for key in wanted if self.traits.get(key) != wanted[key]), None)
+
+
+def fingerprint_of(traits: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(traits), sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""The file that holds a template's RAM: sparse, so what was never touched costs nothing and is not read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_STEP = 4 * 1024 * 1024
+_PAGE = 4096
+_ZEROS = bytes(_PAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class RAMDigest:
+    """SHA-256 over the parts of a file that hold data, each with its position; `allocated_bytes` is their sum."""
+
+    sha256: str
+    allocated_bytes: int
+
+
+def create_ram_file(path: Path, *, size_bytes: int) -> int:
+    """A descriptor, for the caller to close, of a new sparse file of `size_bytes`, read-write, mode 0600."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def digest_ram(path: Path) -> RAMDigest:
+    """The digest of the RAM file at `path`. Takes about a second a GiB of data; zeros and holes count alike.
+
+    A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest.
+    """
+    total, found = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        for start, end in _extents(file.fileno()):
+            found += end - start
+            for position in range(start, end, _STEP):
+                data = os.pread(file.fileno(), min(_STEP, end - position), position)
+                for offset, page in _pages_of_data(data):
+                    total.update((position + offset).to_bytes(8, "big"))
+                    total.update(page)
+    return RAMDigest(total.hexdigest(), found)
+
+
+def _extents(fd: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _pages_of_data(data: bytes) -> Iterator[tuple[int, bytes]]:
+    for offset in range(0, len(data), _PAGE):
+        page = data[offset : offset + _PAGE]
+        if page != _ZEROS:
+            yield offset, page

@@ -1,0 +1,362 @@
+"""Templates on disk: staged, committed by one atomic step, opened under a shared lock, swept when nobody owns them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from vmfork.config import check_name
+from vmfork.errors import (
+    HostError,
+    StoreBusy,
+    TemplateCorrupt,
+    TemplateError,
+    TemplateExists,
+    TemplateNotFound,
+)
+from vmfork.host import facts
+from vmfork.host.folders import link_atomically, make_private, write_whole
+from vmfork.host.lock import FileLock, is_locked, read_holder
+from vmfork.host.tmpfs import mount_tmpfs, unmount
+from vmfork.store.manifest import FILE_NAME, Manifest
+from vmfork.store.ram_file import create_ram_file, digest_ram
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+# Device state is 60 to 80 KB; this much is kept free for it beside the RAM.
+STATE_HEADROOM = 8 * MIB
+# Whoever holds the lock does so to read a manifest and open two files, or to swap a link.
+_LOCK_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTemplate:
+    """Owner of two descriptors, RAM and device state at its start, of a template that was whole when it was opened.
+
+    They keep working when the template is replaced or removed.
+    """
+
+    manifest: Manifest
+    memory_fd: int
+    state_fd: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.memory_fd)
+        os.close(self.state_fd)
+
+
+class TemplateStore:
+    """The templates below one folder.
+
+    ```
+    TEMPLATES/NAME/          0700
+        lock                 flock: shared while a fork opens files, exclusive to publish or remove
+        building             flock: held by the one process that builds or removes this template; says who
+        GENERATION/          a tmpfs of its own where we may mount one, else a plain folder
+            memory           RAM, sparse
+            state            device state without RAM
+            manifest.json    written last
+        current              link to the generation in force; swapped atomically
+    ```
+    A generation that `current` does not name belongs to whoever holds `building`; when nobody does, it is waste.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def list_names(self) -> list[str]:
+        """Names of all templates that were published, sorted. What no one owns any more is swept first."""
+        self.sweep()
+        return sorted(path.name for path in self._folders() if (path / "current").is_symlink())
+
+    def read_manifest(self, name: str) -> Manifest:
+        """The manifest of the template in force. `TemplateNotFound`, `TemplateCorrupt`, `TemplateStale` (format)."""
+        with self._shared(name) as folder:
+            return _read_manifest(name, folder)
+
+    def open(self, name: str, *, generation: str = "") -> OpenTemplate:
+        """The template's files, found whole: sizes of both and the digest of the state match the manifest.
+
+        With `generation`, only that one will do: `TemplateNotFound` when another is in force now.
+        """
+        with self._shared(name) as folder, ExitStack() as on_failure:
+            manifest = _read_manifest(name, folder)
+            if generation and manifest.generation != generation:
+                raise TemplateNotFound(name)
+            memory = _open_file(name, folder / "memory")
+            on_failure.callback(os.close, memory)
+            state = _open_file(name, folder / "state")
+            on_failure.callback(os.close, state)
+            _check_files(manifest, memory, state)
+            on_failure.pop_all()
+        return OpenTemplate(manifest, memory, state)
+
+    async def stage(self, name: str, *, memory_bytes: int, replace: bool = False, wait_s: float = 0.0) -> Staging:
+        """An empty generation of `name` that only we see, with room for `memory_bytes` of RAM.
+
+        `TemplateExists` unless `replace`; `StoreBusy` when another process builds or removes it (after `wait_s`);
+        `HostError` when memory is short. Nothing is left after any of them.
+        """
+        check_name(name)
+        folder = make_private(make_private(self.folder) / name)
+        with ExitStack() as on_failure:
+            lock = await self._lock_building(folder, wait_s=wait_s)
+            on_failure.callback(lock.close)
+            on_failure.callback(_remove_if_empty, folder)
+            _sweep_generations(folder)
+            if not replace and (folder / "current").is_symlink():
+                raise TemplateExists(name)
+            staging = Staging(name, folder, lock, memory_bytes=memory_bytes)
+            on_failure.pop_all()
+        return staging
+
+    async def remove(self, name: str) -> None:
+        """No template of that name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
+        check_name(name)
+        folder = self.folder / name
+        if not (folder / "current").is_symlink():
+            self.sweep()
+            raise TemplateNotFound(name)
+        with await self._lock_building(folder), await _lock_exclusively(folder):
+            with suppress(FileNotFoundError):
+                (folder / "current").unlink()
+            _sweep_generations(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def verify(self, name: str) -> Manifest:
+        """The manifest, after every byte of the template was compared with it. `TemplateCorrupt` names the file."""
+        with self.open(name) as opened:
+            folder = self.folder / name / opened.manifest.generation
+            found = digest_ram(folder / "memory")
+            if found.sha256 != opened.manifest.memory_sha256:
+                raise TemplateCorrupt(name, "memory", "its content is not what was frozen")
+            return opened.manifest
+
+    def sweep(self) -> list[str]:
+        """Generations that no live process builds and no link names are gone; gives what was removed."""
+        removed = []
+        for folder in self._folders():
+            try:
+                lock = FileLock.try_acquire(folder / "building")
+            except FileNotFoundError:
+                continue
+            if lock is None:
+                continue
+            with lock:
+                removed += _sweep_generations(folder)
+                _remove_if_empty(folder)
+        return removed
+
+    def is_building(self, name: str) -> bool:
+        return is_locked(self.folder / name / "building")
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+    async def _lock_building(self, folder: Path, *, wait_s: float = 0.0) -> FileLock:
+        path = folder / "building"
+        lock = await FileLock.acquire(path, holder=f"process {os.getpid()}", wait_s=wait_s)
+        if lock is None:
+            raise StoreBusy(f"template {folder.name!r}", read_holder(path))
+        return lock
+
+    def _shared(self, name: str) -> _SharedFolder:
+        check_name(name)
+        return _SharedFolder(name, self.folder / name)
+
+
+class _SharedFolder:
+    """The folder of the generation in force, which cannot go away inside the block."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._folder = folder
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Path:
+        if not (self._folder / "current").is_symlink():
+            raise TemplateNotFound(self._name)
+        try:
+            self._lock = FileLock.try_acquire(self._folder / "lock", shared=True)
+        except FileNotFoundError as error:
+            raise TemplateNotFound(self._name) from error
+        if self._lock is None:
+            raise StoreBusy(f"template {self._name!r}", read_holder(self._folder / "building"))
+        try:
+            return self._folder / os.readlink(self._folder / "current")
+        except OSError as error:
+            self._lock.close()
+            raise TemplateNotFound(self._name) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+class Staging:
+    """Owner of a generation that is being made. Closing it uncommitted leaves nothing."""
+
+    def __init__(self, name: str, folder: Path, lock: FileLock, *, memory_bytes: int) -> None:
+        self.name = name
+        self.generation = secrets.token_hex(8)
+        self.memory_bytes = memory_bytes
+        self._folder = folder
+        self._path = folder / self.generation
+        self._lock = lock
+        need = memory_bytes + STATE_HEADROOM
+        _check_memory(need)
+        self._path.mkdir(mode=0o700)
+        try:
+            if not mount_tmpfs(self._path, size_bytes=need):
+                _check_space(self._path, need)
+            self.memory_fd = create_ram_file(self._path / "memory", size_bytes=memory_bytes)
+        except BaseException:
+            _remove_generation(self._path)
+            raise
+
+    @property
+    def memory_path(self) -> Path:
+        return self._path / "memory"
+
+    @property
+    def state_path(self) -> Path:
+        return self._path / "state"
+
+    async def commit(self, manifest: Manifest) -> None:
+        """The generation is the one in force, the former is gone, and the lock is free.
+
+        The manifest is written last and the link swapped under the exclusive lock: at every moment a fork finds the old
+        template or the new one, whole.
+        """
+        write_whole(self._path / FILE_NAME, manifest.to_json())
+        with await _lock_exclusively(self._folder):
+            link_atomically(self._folder / "current", self.generation)
+        _sweep_generations(self._folder)
+        self._close_files()
+
+    async def aclose(self) -> None:
+        """The lock is free, and a generation that was not committed is gone."""
+        if self._lock.closed:
+            return
+        self._close_files(keep=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _close_files(self, *, keep: bool = True) -> None:
+        os.close(self.memory_fd)
+        try:
+            if not keep:
+                _remove_generation(self._path)
+                _remove_if_empty(self._folder)
+        finally:
+            self._lock.close()
+
+
+def _check_memory(need: int) -> None:
+    """Nothing, when `need` bytes of memory can be had; else `HostError` with the arithmetic.
+
+    A guest may come to touch all its RAM, so all of it must be there, although the file is sparse at first.
+    """
+    available = facts.available_memory_bytes()
+    if need > available:
+        raise HostError(
+            f"not enough memory: the template needs {format_mib(need // MIB)}, "
+            f"the host has {format_mib(available // MIB)} available",
+            hint="give the VM less memory, or stop something else",
+        )
+
+
+def _check_space(folder: Path, need: int) -> None:
+    free = facts.free_space_bytes(folder)
+    if need > free:
+        raise HostError(
+            f"not enough space: the template needs {format_mib(need // MIB)}, {folder} has {format_mib(free // MIB)} free",
+            hint="give the VM less memory, or set VMFORK_RUNTIME_DIR to a larger tmpfs",
+        )
+
+
+async def _lock_exclusively(folder: Path) -> FileLock:
+    lock = await FileLock.acquire(folder / "lock", wait_s=_LOCK_WAIT_S)
+    if lock is None:
+        raise StoreBusy(f"template {folder.name!r}", "forks that are just being made")
+    return lock
+
+
+def _read_manifest(name: str, folder: Path) -> Manifest:
+    try:
+        data = (folder / FILE_NAME).read_bytes()
+    except FileNotFoundError as error:
+        raise TemplateCorrupt(name, FILE_NAME, "it is missing") from error
+    except OSError as error:
+        raise TemplateError(name, f"cannot read {folder / FILE_NAME}: {error.strerror}") from error
+    return Manifest.from_json(data, name=name)
+
+
+def _open_file(name: str, path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise TemplateCorrupt(name, path.name, "it is missing") from error
+    except OSError as error:
+        raise TemplateError(name, f"cannot open {path}: {error.strerror}") from error
+
+
+def _check_files(manifest: Manifest, memory_fd: int, state_fd: int) -> None:
+    for file, fd, want in (("memory", memory_fd, manifest.memory_bytes), ("state", state_fd, manifest.state_bytes)):
+        have = os.fstat(fd).st_size
+        if have != want:
+            raise TemplateCorrupt(manifest.name, file, f"it has {have} bytes, {want} were frozen")
+    digest = hashlib.sha256(os.pread(state_fd, manifest.state_bytes, 0)).hexdigest()
+    if digest != manifest.state_sha256:
+        raise TemplateCorrupt(manifest.name, "state", "its content is not what was frozen")
+
+
+def _sweep_generations(folder: Path) -> list[str]:
+    """Only the generation in force is left. The caller holds `building`."""
+    try:
+        kept = os.readlink(folder / "current")
+    except OSError:
+        kept = ""
+    removed = []
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != kept:
+            _remove_generation(path)
+            removed.append(str(path))
+        elif path.name.startswith("."):
+            path.unlink(missing_ok=True)  # a link or file whose writer died before its rename
+    return removed
+
+
+def _remove_generation(path: Path) -> None:
+    if os.path.ismount(path):
+        unmount(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A template's folder without a template is gone. The caller holds `building`, which goes with it."""
+    if not (folder / "current").is_symlink() and not any(path.is_dir() for path in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,234 @@
+"""A frozen machine by name: build it, open it, fork it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+from vmfork.config import VMConfig, check_name, find_places
+from vmfork.errors import (
+    ConfigError,
+    ImageNotFound,
+    TemplateCorrupt,
+    TemplateExists,
+    TemplateNotFound,
+    TemplateStale,
+)
+from vmfork.host import facts
+from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu.binary import find_qemu_like
+from vmfork.image import open_image
+from vmfork.progress import ignore_progress
+from vmfork.store import TemplateStore
+from vmfork.template.build import Recipe, build_template
+from vmfork.template.traits import emulator_traits, image_traits
+from vmfork.vm.launch import Frozen, restore_base
+from vmfork.wire import SUPPORTED_PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.config import Places
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.progress import ProgressListener
+    from vmfork.store import Manifest
+    from vmfork.vm.base import BaseVM
+    from vmfork.vm.vm import VM
+
+DEFAULT = "default"
+# Forks made at once by `fork_many`: more only wait for the same cores.
+_CONCURRENCY = 8
+
+
+class Template:
+    """One generation of a template, found whole and fit for this host. A value: it holds nothing open.
+
+    When it is replaced or removed, `fork` raises `TemplateNotFound`; open the name again for its successor.
+    """
+
+    def __init__(self, manifest: Manifest, binary: QemuBinary, places: Places, fork_timeout_s: float) -> None:
+        self.manifest = manifest
+        self._binary = binary
+        self._places = places
+        self._fork_timeout_s = fork_timeout_s
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"<Template {m.name!r} generation {m.generation}, {m.cpus} CPU, {m.memory_mib} MiB>"
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def generation(self) -> str:
+        """Names this very freezing; another one of the same name has another."""
+        return self.manifest.generation
+
+    @property
+    def hardware(self) -> Hardware:
+        """What its machines are made of."""
+        m = self.manifest
+        return Hardware(
+            machine=m.traits["machine"],
+            accel=m.traits["accel"],
+            cpu_model=m.traits["cpu_model"],
+            cpus=m.cpus,
+            memory_mib=m.memory_mib,
+            vmgenid=m.vmgenid,
+        )
+
+    @classmethod
+    async def build(
+        cls,
+        name: str,
+        config: VMConfig | None = None,
+        *,
+        warm_up: Sequence[str] = (),
+        ready: str = "",
+        replace: bool = False,
+        step_timeout_s: float = 600.0,
+        ready_timeout_s: float = 120.0,
+        wait_s: float = 0.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """A machine was booted, each `warm_up` shell command succeeded in it, `ready` did, and it was frozen as `name`.
+
+        The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `TemplateExists`
+        unless `replace`, which keeps the old one in force until the new one is whole. `StoreBusy` when another process
+        builds the same name for longer than `wait_s`. `HostError`, `LaunchError`, `ExecError`, `DeadlineExceeded`:
+        nothing is left, and a former template still stands.
+        """
+        check_name(name)
+        if isinstance(warm_up, str):
+            raise ConfigError("warm_up", warm_up, "warm-up commands are a list of strings")
+        recipe = Recipe(
+            warm_up=tuple(warm_up), ready=ready, step_timeout_s=step_timeout_s, ready_timeout_s=ready_timeout_s
+        )
+        config = config or VMConfig()
+        places = places or find_places()
+        await build_template(name, config, recipe, places=places, replace=replace, wait_s=wait_s, progress=progress)
+        return await cls.open(name, config=config, places=places)
+
+    @classmethod
+    async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:
+        """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
+
+        `config` gives the emulator's path and the time limit of a fork, nothing else: what was booted is in the
+        template.
+        `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        """
+        places = places or find_places()
+        config = config or VMConfig()
+        with TemplateStore(places.templates).open(name) as opened:
+            manifest = opened.manifest
+        binary = await find_qemu_like(
+            manifest.qemu_path, manifest.traits.get("qemu.version", ""), manifest.qemu_stamp, configured=config.qemu
+        )
+        template = cls(manifest, binary, places, config.fork_timeout_s)
+        template._check_fit()
+        return template
+
+    @classmethod
+    async def ensure(
+        cls,
+        name: str = DEFAULT,
+        config: VMConfig | None = None,
+        *,
+        wait_s: float = 600.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """The template `name`, built first where it is missing or does not fit this host any more.
+
+        Another process that is building it is waited for, `wait_s` seconds at most, and its result used.
+        """
+        places = places or find_places()
+        try:
+            return await cls.open(name, config=config, places=places)
+        except (TemplateNotFound, TemplateStale, TemplateCorrupt):
+            pass
+        try:
+            return await cls.build(name, config, wait_s=wait_s, progress=progress, places=places)
+        except TemplateExists:
+            pass  # it was built while we waited, or it is there but does not fit
+        try:
+            return await cls.open(name, config=config, places=places)
+        except (TemplateStale, TemplateCorrupt):
+            return await cls.build(name, config, replace=True, wait_s=wait_s, progress=progress, places=places)
+
+    @classmethod
+    async def list(cls, *, places: Places | None = None) -> list[str]:
+        """The names of all templates, sorted."""
+        places = places or find_places()
+        return await asyncio.to_thread(TemplateStore(places.templates).list_names)
+
+    async def fork(self, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None) -> VM:
+        """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
+
+        `env` is the environment of every program in it, and enters no template. `TemplateNotFound` when this generation
+        is gone, `TemplateCorrupt`, `LaunchError`, `AdoptError`; nothing is left after any of them.
+        """
+        limit = self._fork_timeout_s if timeout_s is None else timeout_s
+        base = await self.fork_base()
+        return await base.adopt(env=env, timeout_s=limit)
+
+    async def fork_many(
+        self, count: int, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+    ) -> Sequence[VM]:
+        """`count` forks, made several at a time. When one fails, all are closed and its error is raised."""
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError("count", count, f"{count!r} is not a number of forks", hint="give 1 or more")
+        slots = asyncio.Semaphore(_CONCURRENCY)
+        async with AsyncExitStack() as on_failure:
+            vms: list[VM] = []
+
+            async def fork_one() -> None:
+                async with slots:
+                    vm = await self.fork(env=env, timeout_s=timeout_s)
+                    on_failure.push_async_callback(vm.aclose)
+                    vms.append(vm)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(count):
+                        group.create_task(fork_one())
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+            on_failure.pop_all()
+        return vms
+
+    async def fork_base(self) -> BaseVM:
+        """A machine restored from this template that is nobody's yet: adopt it before use."""
+        with TemplateStore(self._places.templates).open(self.name, generation=self.generation) as opened:
+            frozen = Frozen(
+                template=self.name,
+                image=self.manifest.image,
+                hardware=self.hardware,
+                memory_fd=opened.memory_fd,
+                state_fd=opened.state_fd,
+            )
+            return await restore_base(frozen, binary=self._binary, places=self._places)
+
+    async def verify(self) -> None:
+        """Every byte of the template is what was frozen. `TemplateCorrupt` names the file that is not."""
+        await asyncio.to_thread(TemplateStore(self._places.templates).verify, self.name)
+
+    async def remove(self) -> None:
+        """No template of this name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
+        await TemplateStore(self._places.templates).remove(self.name)
+
+    def _check_fit(self) -> None:
+        m = self.manifest
+        if m.agent_protocol not in SUPPORTED_PROTOCOLS:
+            raise TemplateStale(m.name, "agent.protocol", m.agent_protocol, max(SUPPORTED_PROTOCOLS))
+        m.check_traits(emulator_traits(self.hardware, self._binary))
+        if self.hardware.accel == "kvm" and not facts.kvm_device().accessible:
+            raise TemplateStale(m.name, "accel", "kvm", "tcg")
+        try:
+            image = open_image(m.image, images_dir=self._places.images)
+        except ImageNotFound:
+            return  # a template needs no image any more; there is none to differ from
+        m.check_traits(image_traits(image))

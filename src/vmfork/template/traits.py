@@ -1,0 +1,28 @@
+"""What decides whether a template fits: an allow-list, compared in this order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.image import Image
+
+
+def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
+    """Device state of one emulator version is not read by another with a different answer."""
+    return {
+        "qemu.version": binary.version,
+        "machine": hardware.machine,
+        "accel": hardware.accel,
+        "cpu_model": hardware.cpu_model,
+    }
+
+
+def image_traits(image: Image) -> dict[str, str]:
+    return {"image.kernel": image.kernel_sha256, "image.initramfs": image.initramfs_sha256}
+
+
+def all_traits(hardware: Hardware, binary: QemuBinary, image: Image, kernel_args: str) -> dict[str, str]:
+    return {**emulator_traits(hardware, binary), **image_traits(image), "kernel_args": kernel_args}

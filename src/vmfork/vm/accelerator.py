@@ -1,0 +1,133 @@
+"""Whether KVM runs the guest here: proven by booting it, remembered, never assumed from the device's presence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmfork.errors import GuestError, HostError, LaunchError
+from vmfork.host import facts
+from vmfork.host.folders import make_private, write_whole
+from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu.command import default_cpu_model
+from vmfork.progress import Progress, ignore_progress
+from vmfork.vm.launch import BootPlan, boot_base
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Places, VMConfig
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.image import Image
+    from vmfork.progress import ProgressListener
+
+_log = logging.getLogger("vmfork")
+
+# A guest under KVM answers within a second or two; one that hangs after the firmware never does.
+PROOF_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of KVM here. `usable` with an empty reason, or not usable and why."""
+
+    usable: bool
+    reason: str
+
+
+async def decide_hardware(
+    config: VMConfig,
+    *,
+    image: Image,
+    binary: QemuBinary,
+    places: Places,
+    progress: ProgressListener = ignore_progress,
+) -> Hardware:
+    """The hardware for `config`, its accelerator decided: `auto` takes KVM where it was proven to run this guest.
+
+    `HostError` when `kvm` is demanded and does not run it.
+    """
+    accel = "tcg"
+    if config.accel != "tcg":
+        verdict = await prove_kvm(config, image=image, binary=binary, places=places, progress=progress)
+        if verdict.usable:
+            accel = "kvm"
+        elif config.accel == "kvm":
+            raise HostError(
+                f"KVM cannot run the guest: {verdict.reason}", hint="use accel = auto or tcg: slower, but it runs"
+            )
+    return hardware_for(config, accel, binary)
+
+
+def hardware_for(config: VMConfig, accel: str, binary: QemuBinary) -> Hardware:
+    return Hardware(
+        machine=binary.machine,
+        accel=accel,
+        cpu_model=config.cpu_model or default_cpu_model(accel),
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+    )
+
+
+async def prove_kvm(
+    config: VMConfig,
+    *,
+    image: Image,
+    binary: QemuBinary,
+    places: Places,
+    progress: ProgressListener = ignore_progress,
+    anew: bool = False,
+) -> Verdict:
+    """The verdict for this host, emulator, guest kernel and CPU model, from a real boot within 20 s.
+
+    It is kept below HOME and holds until one of them changes or the host reboots; `anew` proves it again.
+    """
+    device = facts.kvm_device()
+    if not device.exists:
+        return Verdict(usable=False, reason="/dev/kvm does not exist")
+    if not device.accessible:
+        return Verdict(usable=False, reason="/dev/kvm may not be opened by this user")
+    path = _verdict_path(config, image, binary, places)
+    known = None if anew else _read_verdict(path)
+    if known is not None:
+        return known
+    progress(Progress(task="kvm", step="proving that KVM runs the guest"))
+    verdict = await _boot_under_kvm(config, image, binary, places)
+    make_private(path.parent)
+    write_whole(path, json.dumps(asdict(verdict)).encode())
+    step = "KVM runs the guest" if verdict.usable else f"KVM does not run the guest ({verdict.reason}): using TCG"
+    progress(Progress(task="kvm", step=step))
+    _log.info("%s", step)
+    return verdict
+
+
+async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Verdict:
+    # Size does not change whether the CPU can run the kernel: the smallest machine proves it fastest.
+    small = replace(config, accel="kvm", cpus=1, memory_mib=image.min_memory_mib, boot_timeout_s=PROOF_LIMIT_S)
+    hardware = hardware_for(small, "kvm", binary)
+    try:
+        base = await boot_base(BootPlan(small, image, binary, hardware), places=places)
+    except LaunchError as error:
+        said = next((line for line in reversed(error.log_tail.splitlines()) if line.strip()), "")
+        return Verdict(usable=False, reason=f"{error.reason}{': ' + said.strip() if said else ''}")
+    except GuestError as error:
+        return Verdict(usable=False, reason=error.message)
+    await base.aclose()
+    return Verdict(usable=True, reason="")
+
+
+def _verdict_path(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Path:
+    facts_known = (
+        facts.boot_id(), binary.stamp, binary.version, image.kernel_sha256, config.cpu_model or default_cpu_model("kvm")
+    )  # fmt: skip
+    return places.home / "verdicts" / f"kvm-{hashlib.sha256(repr(facts_known).encode()).hexdigest()[:16]}.json"
+
+
+def _read_verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

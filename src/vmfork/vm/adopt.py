@@ -1,0 +1,93 @@
+"""The handshake that makes a machine unique and current. Without its confirmation no machine is handed out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.errors import AdoptError, DeadlineExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.vm.identity import Identity
+    from vmfork.wire import ClockReading, ItemOutcome
+
+# The guest's wall clock is within this of the host's once a machine is handed out.
+SKEW_LIMIT_S = 0.020
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What the guest confirmed.
+
+    `skew_bound_s`: its wall clock was at most that far from the host's, seconds; `clock_s`: how long proving it took.
+    """
+
+    skew_bound_s: float
+    clock_tries: int
+    clock_s: float
+
+
+async def adopt(agent: AgentClient, identity: Identity, *, timeout_s: float) -> Adoption:
+    """The guest has taken on `identity` and the host's wall clock, each item read back and compared.
+
+    `AdoptError` names the first item that was not confirmed in time; the machine must then be destroyed.
+    """
+    end = time.monotonic() + timeout_s
+    wanted = identity.items()
+    try:
+        outcomes = await agent.adopt(wanted, timeout_s=timeout_s)
+    except DeadlineExceeded as error:
+        raise AdoptError("agent", f"it did not answer within {timeout_s:g} s") from error
+    check_outcomes(wanted, outcomes)
+    return await _set_clock(agent, end, timeout_s)
+
+
+def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemOutcome]) -> None:
+    """Nothing, when every item was confirmed in order with the evidence it must leave; else `AdoptError`."""
+    for index, (item, value) in enumerate(wanted):
+        if index >= len(outcomes) or outcomes[index].item != item:
+            raise AdoptError(item, "the guest did not confirm it")
+        found = outcomes[index]
+        if found.outcome != "ok":
+            detail = found.evidence.decode(errors="replace")
+            raise AdoptError(item, f"{found.outcome}{': ' + detail if detail else ''}")
+        _check_evidence(item, value, found.evidence)
+
+
+def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
+    if item == "entropy":
+        if not evidence.isdigit():
+            raise AdoptError(item, f"the guest shows {evidence!r} for the kernel's entropy count")
+    elif item == "env":
+        if evidence != value.partition(b"=")[0]:
+            raise AdoptError(item, f"the guest set {evidence!r}")
+    elif evidence != value:
+        raise AdoptError(item, f"the guest shows {evidence!r}, not {value!r}")
+
+
+async def _set_clock(agent: AgentClient, end: float, timeout_s: float) -> Adoption:
+    """Set and measured until a measurement proves the bound: on a busy host a single round trip may take too long."""
+    tries, best, start = 0, float("inf"), time.perf_counter()
+    while (left := end - time.monotonic()) > 0:
+        tries += 1
+        try:
+            best = min(best, bound := skew_bound_s(await agent.clock(time.time_ns, timeout_s=left)))
+        except DeadlineExceeded:
+            break
+        if bound <= SKEW_LIMIT_S:
+            return Adoption(bound, tries, time.perf_counter() - start)
+    raise AdoptError(
+        "clock",
+        f"within {timeout_s:g} s the guest's clock could not be proven to be within {SKEW_LIMIT_S * 1000:g} ms "
+        f"of the host's (best of {tries}: {best * 1000:.1f} ms)",
+        hint="the host may be overloaded: fork fewer machines at once, or allow a longer fork_timeout_s",
+    )
+
+
+def skew_bound_s(reading: ClockReading) -> float:
+    """The most the guest's clock can be off: it was read at some moment between the request and the answer."""
+    return max(abs(reading.wall_ns - reading.sent_ns), abs(reading.wall_ns - reading.received_ns)) / 1e9

@@ -1,0 +1,152 @@
+"""A machine that is nobody's yet: started, perhaps paused, but not unique until it has adopted an identity."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError
+from vmfork.vm.adopt import adopt
+from vmfork.vm.identity import check_env
+from vmfork.vm.result import Timings
+from vmfork.vm.vm import VM
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from types import TracebackType
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.vm.folder import VMFolder
+    from vmfork.vm.identity import Identity
+    from vmfork.wire import Hello
+
+# Between the agent's connection closing and the process being reaped.
+_EXIT_GRACE_S = 2.0
+
+
+class BaseVM:
+    """Owner of a machine whose guest has not been told who it is. `adopt` turns it into a `VM` and ends its own part.
+
+    `spawn_s` and `answer_s` are seconds spent so far (see `Timings`); `greeting` is what the agent of a booted machine
+    said of itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: VMFolder,
+        machine: Machine,
+        agent: AgentClient,
+        hardware: Hardware,
+        identity: Identity,
+        image: str,
+        ram_inode: int,
+        spawn_s: float,
+        answer_s: float,
+        greeting: Hello | None = None,
+    ) -> None:
+        self.greeting = greeting
+        self.hardware = hardware
+        self.identity = identity
+        self.image = image
+        self.spawn_s = spawn_s
+        self.answer_s = answer_s
+        self._folder = folder
+        self._machine = machine
+        self._agent = agent
+        self._ram_inode = ram_inode
+        self._owned = AsyncExitStack()
+        self._owned.callback(folder.close)
+        self._owned.push_async_callback(machine.aclose)
+        self._owned.push_async_callback(agent.aclose)
+
+    async def adopt(self, *, env: Mapping[str, str] | None = None, timeout_s: float) -> VM:
+        """A VM of its own, confirmed by its guest item by item. What was this object's is now the VM's.
+
+        `AdoptError` when the guest does not confirm within `timeout_s`, `LaunchError` when the machine ended; it is
+        destroyed then, and on cancel.
+        """
+        start = time.perf_counter()
+        identity = replace(self.identity, env=check_env(env or {}))
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            async with explained(self._machine, timeout_s):
+                adoption = await adopt(self._agent, identity, timeout_s=timeout_s)
+            on_failure.pop_all()
+        self._owned.pop_all()
+        machine, agent = self._machine, self._agent
+        machine.on_exit(
+            lambda code: agent.fail(
+                GuestError(f"the machine ended (QEMU exit status {code})", console_tail=machine.console_tail())
+            )
+        )
+        took = time.perf_counter() - start
+        return VM(
+            folder=self._folder,
+            machine=machine,
+            agent=agent,
+            hardware=self.hardware,
+            identity=identity,
+            adoption=adoption,
+            timings=Timings(
+                spawn_s=self.spawn_s,
+                answer_s=self.answer_s + took - adoption.clock_s,
+                clock_s=adoption.clock_s,
+                total_s=self.spawn_s + self.answer_s + took,
+            ),
+            image=self.image,
+            ram_inode=self._ram_inode,
+        )
+
+    async def aclose(self) -> None:
+        """The machine is gone, unless it was adopted: then this does nothing."""
+        await self._owned.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+@asynccontextmanager
+async def explained(machine: Machine, timeout_s: float) -> AsyncIterator[None]:
+    """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
+    try:
+        yield
+    except DeadlineExceeded as error:
+        raise _launch_error(
+            machine,
+            f"the guest did not answer within {timeout_s:g} s",
+            hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
+        ) from error
+    except (GuestError, OSError) as error:
+        if await _has_ended(machine):
+            raise _launch_error(machine, "QEMU ended before the guest answered") from error
+        if isinstance(error, GuestError):
+            error.console_tail = machine.console_tail()
+            raise
+        raise AdoptError("agent", str(error), console_tail=machine.console_tail()) from error
+
+
+async def _has_ended(machine: Machine) -> bool:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
+    return machine.exit_code is not None
+
+
+def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
+    return LaunchError(
+        reason,
+        argv=machine.argv,
+        exit_code=machine.exit_code,
+        log_tail=machine.log_tail(),
+        console_tail=machine.console_tail(),
+        hint=hint,
+    )

@@ -1,0 +1,133 @@
+"""The runtime folder of one VM: who owns it, and what is left to clean when the owner died.
+
+```
+VMS/ID/            0700
+    lock           flock: held by the owner while it lives
+    vm.json        the record: process, template, hardware, when, by whom
+    agent.sock qmp.sock qemu.log console.log      the machine's
+VMS/.new-ID/       the same, not locked yet
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Self
+
+from vmfork.host.folders import make_private, write_whole
+from vmfork.host.lock import FileLock
+from vmfork.host.process import ProcessIdentity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NEW = ".new-"
+# A folder that was not locked this long after it was made never will be.
+_NEW_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VMRecord:
+    """What another process may know of a running VM. `created_at` in UTC (ISO 8601)."""
+
+    id: str
+    pid: int
+    start_ticks: int
+    owner_pid: int
+    template: str
+    image: str
+    accel: str
+    cpus: int
+    memory_mib: int
+    created_at: str
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        return ProcessIdentity(self.pid, self.start_ticks)
+
+
+class VMFolder:
+    """Owner of a VM's folder and of the lock that says so."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, vms: Path, vm_id: str) -> Self:
+        """A private folder for `vm_id`, locked from its first moment under that name."""
+        new = make_private(vms) / (_NEW + vm_id)
+        new.mkdir(mode=0o700)
+        try:
+            lock = FileLock.try_acquire(new / "lock", holder=f"process {os.getpid()}")
+            assert lock is not None  # nobody else knows the name
+            new.rename(vms / vm_id)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return cls(vms / vm_id, lock)
+
+    def write_record(self, record: VMRecord) -> None:
+        write_whole(self.path / "vm.json", json.dumps(asdict(record)).encode())
+
+    def close(self) -> None:
+        """The folder is gone and the lock is free. Its machine must have ended before."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def new_vm_id() -> str:
+    """A fresh id: 12 hex digits."""
+    return secrets.token_hex(6)
+
+
+def read_record(folder: Path) -> VMRecord | None:
+    """The record in a VM's folder; `None` when it was not written yet or cannot be read."""
+    try:
+        return VMRecord(**json.loads((folder / "vm.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def list_records(vms: Path) -> list[VMRecord]:
+    """Records of the VMs that are alive, oldest first."""
+    records = [read_record(folder) for folder in _folders(vms)]
+    return sorted((r for r in records if r is not None and r.identity.is_alive()), key=lambda r: r.created_at)
+
+
+def sweep_vms(vms: Path) -> list[str]:
+    """VMs whose owner died are gone, process and folder; gives their ids."""
+    swept = []
+    for folder in _folders(vms):
+        lock = None
+        with suppress(FileNotFoundError):
+            lock = FileLock.try_acquire(folder / "lock")
+        if lock is None:
+            continue
+        with lock:
+            record = read_record(folder)
+            if record is not None:
+                record.identity.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+            swept.append(folder.name)
+    return swept
+
+
+def _folders(vms: Path) -> list[Path]:
+    if not vms.is_dir():
+        return []
+    found = []
+    for path in vms.iterdir():
+        if path.name.startswith(_NEW):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _NEW_LIMIT_S:
+                    shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            found.append(path)
+    return found

@@ -1,0 +1,157 @@
+"""From a configuration, or from frozen state, to a started machine, or to an error and nothing left."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmfork.agent.client import AgentClient
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
+from vmfork.hypervisor.qemu.machine import QemuMachine
+from vmfork.vm.base import BaseVM, explained
+from vmfork.vm.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
+from vmfork.vm.identity import Identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Places, VMConfig
+    from vmfork.hypervisor.base import RAM, Machine
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.image import Image
+
+# A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
+# What is switched off is looked for at every boot and found in none of these machines.
+KERNEL_ARGS = "console=ttyS0 loglevel=4 panic=-1 i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
+
+_swept: set[Path] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class BootPlan:
+    """A configuration with everything it stands for on this host: image, emulator, decided hardware."""
+
+    config: VMConfig
+    image: Image
+    binary: QemuBinary
+    hardware: Hardware
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What a fork is made from: descriptors of RAM and state, and the hardware both belong to."""
+
+    template: str
+    image: str
+    hardware: Hardware
+    memory_fd: int
+    state_fd: int
+
+
+async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None) -> BaseVM:
+    """A machine that was booted as planned and whose agent answers. With `memory_fd`, its RAM is in that file.
+
+    `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
+    """
+    image = plan.image
+    arguments = f"{KERNEL_ARGS} {plan.config.kernel_args}".rstrip()
+    return await _launch(
+        Identity.fresh(new_vm_id()),
+        plan.binary,
+        plan.hardware,
+        AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
+        Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=arguments),
+        image=image.name,
+        places=places,
+        boot_timeout_s=plan.config.boot_timeout_s,
+    )
+
+
+async def restore_base(frozen: Frozen, *, binary: QemuBinary, places: Places) -> BaseVM:
+    """A machine that goes on where `frozen` stopped as soon as QEMU has loaded it, which is not waited for."""
+    return await _launch(
+        Identity.fresh(new_vm_id(), template=frozen.template),
+        binary,
+        frozen.hardware,
+        ForkedRAM(frozen.memory_fd),
+        Restore(frozen.state_fd),
+        image=frozen.image,
+        places=places,
+    )
+
+
+async def _launch(
+    identity: Identity,
+    binary: QemuBinary,
+    hardware: Hardware,
+    ram: RAM,
+    start: Boot | Restore,
+    *,
+    image: str,
+    places: Places,
+    boot_timeout_s: float = 0.0,
+) -> BaseVM:
+    begun = time.perf_counter()
+    _sweep_once(places.vms)
+    async with AsyncExitStack() as on_failure:
+        folder = VMFolder.create(places.vms, identity.vm_id)
+        on_failure.callback(folder.close)
+        machine = QemuMachine.start(
+            binary,
+            Launch(
+                name=f"vmfork-{identity.vm_id}",
+                folder=folder.path,
+                hardware=hardware,
+                ram=ram,
+                start=start,
+                generation_id=str(identity.generation),
+            ),
+        )
+        on_failure.push_async_callback(machine.aclose)
+        spawned = time.perf_counter()
+        folder.write_record(_record(identity, machine, hardware, image))
+        agent = await AgentClient.open(machine.connect_agent())
+        on_failure.push_async_callback(agent.aclose)
+        greeting = None
+        if isinstance(start, Boot):
+            async with explained(machine, boot_timeout_s):
+                greeting = await agent.hello(timeout_s=boot_timeout_s, take_over=False)
+        on_failure.pop_all()
+    return BaseVM(
+        folder=folder,
+        machine=machine,
+        agent=agent,
+        hardware=hardware,
+        identity=identity,
+        image=image,
+        ram_inode=0 if isinstance(ram, AnonymousRAM) else os.fstat(ram.fd).st_ino,
+        spawn_s=spawned - begun,
+        answer_s=time.perf_counter() - spawned,
+        greeting=greeting,
+    )
+
+
+def _record(identity: Identity, machine: Machine, hardware: Hardware, image: str) -> VMRecord:
+    return VMRecord(
+        id=identity.vm_id,
+        pid=machine.identity.pid,
+        start_ticks=machine.identity.start_ticks,
+        owner_pid=os.getpid(),
+        template=identity.template,
+        image=image,
+        accel=hardware.accel,
+        cpus=hardware.cpus,
+        memory_mib=hardware.memory_mib,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def _sweep_once(vms: Path) -> None:
+    """What dead owners left is gone. Once per process: it costs a few system calls for each live VM."""
+    if vms not in _swept:
+        _swept.add(vms)
+        sweep_vms(vms)

@@ -1,0 +1,51 @@
+"""What a configuration stands for on this host: found, checked and decided before anything is started."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from vmfork.config import ImageConfig
+from vmfork.errors import ConfigError, ImageNotFound
+from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.image import build_image, open_image
+from vmfork.progress import ignore_progress
+from vmfork.units import format_mib
+from vmfork.vm.accelerator import decide_hardware
+from vmfork.vm.launch import BootPlan
+
+if TYPE_CHECKING:
+    from vmfork.config import Places, VMConfig
+    from vmfork.image import Image
+    from vmfork.progress import ProgressListener
+
+DEFAULT_IMAGE = "default"
+
+
+async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListener = ignore_progress) -> BootPlan:
+    """A plan that can be carried out here.
+
+    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `ConfigError` for too
+    little memory, `HostError` for a missing or too old emulator, or for KVM that was demanded and does not run it.
+    """
+    binary = await find_qemu(config.qemu)
+    image = await ensure_image(config.image, places=places, progress=progress)
+    if config.memory_mib < image.min_memory_mib:
+        raise ConfigError(
+            "vm.memory_mib",
+            config.memory_mib,
+            f"{format_mib(config.memory_mib)} is too little for image {image.name!r}",
+            hint=f"give at least {format_mib(image.min_memory_mib)}",
+        )
+    hardware = await decide_hardware(config, image=image, binary=binary, places=places, progress=progress)
+    return BootPlan(config, image, binary, hardware)
+
+
+async def ensure_image(name: str, *, places: Places, progress: ProgressListener = ignore_progress) -> Image:
+    """The image `name`. Only `default` is built where it is missing; another is `ImageNotFound`."""
+    try:
+        return await asyncio.to_thread(open_image, name, images_dir=places.images)
+    except ImageNotFound:
+        if name != DEFAULT_IMAGE:
+            raise
+        return await build_image(name, ImageConfig(), images_dir=places.images, progress=progress)

@@ -1,0 +1,61 @@
+"""What a command in a guest gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmfork.errors import ExecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult:
+    """The end of one command.
+
+    `exit_code` follows the shell: 128+n for signal n. `duration_s` was measured in the guest. `stdout` and `stderr` are
+    text (UTF-8, undecodable bytes replaced); the exact bytes are in `stdout_bytes` and `stderr_bytes`.
+    """
+
+    argv: tuple[str, ...]
+    exit_code: int
+    duration_s: float
+    stdout_bytes: bytes = field(repr=False, default=b"")
+    stderr_bytes: bytes = field(repr=False, default=b"")
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+    def check(self) -> ExecResult:
+        """This result, when the command succeeded; else `ExecError` with what it wrote."""
+        if self.exit_code == 0:
+            return self
+        raise ExecError(
+            self.argv,
+            self.exit_code,
+            f"exit status {self.exit_code}",
+            stdout=self.stdout_bytes,
+            stderr=self.stderr_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long making a VM took, seconds, by phase.
+
+    `spawn_s`: until the process was started. `answer_s`: from there to the agent's first answer (emulator start-up,
+    loading state or booting, and for a fork the adopt request itself). `clock_s`: setting and checking the wall clock.
+    `total_s`: the whole call.
+    """
+
+    spawn_s: float
+    answer_s: float
+    clock_s: float
+    total_s: float

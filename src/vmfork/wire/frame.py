@@ -1,0 +1,232 @@
+"""Frames and fields: the bytes on the line."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from vmfork.errors import ProtocolError
+
+PAYLOAD_LIMIT = 262_144
+FIRST_CREDIT = 65_536
+NONCE_SIZE = 16
+IDLE = b"\xff"
+# Completes any half-sent frame: a header and the largest payload.
+TAKE_OVER_PREAMBLE = IDLE * (9 + PAYLOAD_LIMIT)
+
+_HEADER = struct.Struct(">IBI")
+_U32 = struct.Struct(">I")
+_CREDIT = struct.Struct(">BI")
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    REQUEST = 1
+    REPLY = 2
+    ERROR = 3
+    DATA = 4
+    EOF = 5
+    CREDIT = 6
+    EVENT = 7
+
+
+class Opcode(IntEnum):
+    """What a request asks."""
+
+    HELLO = 1
+    PING = 2
+    EXEC = 3
+    KILL = 4
+    READ = 5
+    WRITE = 6
+    STAT = 7
+    LIST = 8
+    REMOVE = 9
+    MKDIR = 10
+    ADOPT = 11
+    CLOCK = 12
+    QUIESCE = 13
+    ONLINE = 14
+    NET = 15
+    SHUTDOWN = 16
+
+
+class Channel(IntEnum):
+    """Where the bytes of a DATA frame belong. Content is standard input, or what a file holds."""
+
+    CONTENT = 0
+    STDOUT = 1
+    STDERR = 2
+
+
+class Frame(NamedTuple):
+    """One frame as it came."""
+
+    kind: Kind
+    stream: int
+    payload: bytes
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+_CHANNELS = {channel.value: channel for channel in Channel}
+
+
+def encode_frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
+    """The bytes of one frame. `ProtocolError` when the payload is larger than a frame may be."""
+    if len(payload) > PAYLOAD_LIMIT:
+        raise ProtocolError(f"a frame holds at most {PAYLOAD_LIMIT} bytes, not {len(payload)}")
+    return _HEADER.pack(len(payload), kind, stream) + payload
+
+
+def encode_fields(*fields: bytes) -> bytes:
+    """The fields, each behind its length."""
+    return b"".join([part for field in fields for part in (_U32.pack(len(field)), field)])
+
+
+def decode_fields(payload: bytes) -> tuple[bytes, ...]:
+    """The fields of a payload. `ProtocolError` when it holds anything else."""
+    fields = []
+    at, end = 0, len(payload)
+    while at < end:
+        if end - at < 4:
+            raise ProtocolError("a field's length is cut off")
+        start = at + 4
+        at = start + _U32.unpack_from(payload, at)[0]
+        if at > end:
+            raise ProtocolError("a field is longer than its frame")
+        fields.append(payload[start:at])
+    return tuple(fields)
+
+
+def encode_request(stream: int, opcode: Opcode, *fields: bytes) -> bytes:
+    """A REQUEST frame."""
+    return encode_frame(Kind.REQUEST, stream, bytes((opcode,)) + encode_fields(*fields))
+
+
+def encode_data(stream: int, channel: Channel, data: bytes) -> bytes:
+    """A DATA frame."""
+    return encode_frame(Kind.DATA, stream, bytes((channel,)) + data)
+
+
+def encode_eof(stream: int, channel: Channel) -> bytes:
+    """An EOF frame."""
+    return encode_frame(Kind.EOF, stream, bytes((channel,)))
+
+
+def encode_credit(stream: int, channel: Channel, count: int) -> bytes:
+    """A CREDIT frame."""
+    return encode_frame(Kind.CREDIT, stream, _CREDIT.pack(channel, count))
+
+
+def _channel(number: int) -> Channel:
+    channel = _CHANNELS.get(number)
+    if channel is None:
+        raise ProtocolError(f"there is no channel {number}")
+    return channel
+
+
+def decode_data(payload: bytes) -> tuple[Channel, bytes]:
+    """Channel and bytes of a DATA frame."""
+    if not payload:
+        raise ProtocolError("a DATA frame names no channel")
+    return _channel(payload[0]), payload[1:]
+
+
+def decode_eof(payload: bytes) -> Channel:
+    """The channel of an EOF frame."""
+    if len(payload) != 1:
+        raise ProtocolError("an EOF frame has exactly one byte")
+    return _channel(payload[0])
+
+
+def decode_credit(payload: bytes) -> tuple[Channel, int]:
+    """Channel and number of bytes of a CREDIT frame."""
+    if len(payload) != _CREDIT.size:
+        raise ProtocolError(f"a CREDIT frame has exactly {_CREDIT.size} bytes")
+    number, count = _CREDIT.unpack(payload)
+    return _channel(number), count
+
+
+class FrameParser:
+    """Bytes in any pieces become frames.
+
+    A parser that raised `ProtocolError` has lost the line and raises it again for whatever follows. After
+    `expect_nonce` everything is discarded up to and with the nonce; parsing goes on behind it, whatever was before.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._nonce = b""
+        self._broken: ProtocolError | None = None
+
+    def expect_nonce(self, nonce: bytes) -> None:
+        """Nothing is parsed until the nonce has come. What the parser held is forgotten."""
+        self._held.clear()
+        self._nonce = nonce
+        self._broken = None
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are complete now, in order.
+
+        A bad frame is reported by the call after the one that returned the good ones before it, so none is lost.
+        """
+        if self._broken is not None:
+            raise self._broken
+        self._held += data
+        if self._nonce and not self._skip_to_nonce():
+            return []
+        frames: list[Frame] = []
+        try:
+            self._parse(frames)
+        except ProtocolError as error:
+            self._broken = error
+            if not frames:
+                raise
+        return frames
+
+    def _skip_to_nonce(self) -> bool:
+        at = self._held.find(self._nonce)
+        if at < 0:
+            del self._held[: max(0, len(self._held) - len(self._nonce) + 1)]
+            return False
+        del self._held[: at + len(self._nonce)]
+        self._nonce = b""
+        return True
+
+    def _parse(self, frames: list[Frame]) -> None:
+        held, at = self._held, 0
+        try:
+            while True:
+                at = _skip_idle(held, at)
+                if len(held) - at < _HEADER.size:
+                    break
+                length, number, stream = _HEADER.unpack_from(held, at)
+                kind = _check_header(length, number)
+                start = at + _HEADER.size
+                if len(held) < start + length:
+                    break
+                at = start + length
+                frames.append(Frame(kind, stream, bytes(held[start:at])))
+        finally:
+            del held[:at]
+
+
+def _skip_idle(held: bytearray, at: int) -> int:
+    """The place of the first byte that is not idle. `ProtocolError` when no frame can start with it."""
+    end = len(held)
+    while at < end and held[at] == IDLE[0]:
+        at += 1
+    if at < end and held[at] != 0:
+        raise ProtocolError(f"a frame cannot start with byte {held[at]:#04x}")
+    return at
+
+
+def _check_header(length: int, number: int) -> Kind:
+    if length > PAYLOAD_LIMIT:
+        raise ProtocolError(f"a frame of {length} bytes is announced, at most {PAYLOAD_LIMIT} are allowed")
+    kind = _KINDS.get(number)
+    if kind is None:
+        raise ProtocolError(f"there is no frame of kind {number}")
+    return kind

@@ -1,0 +1,293 @@
+"""What requests and answers say, as typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from vmfork.errors import ProtocolError
+from vmfork.wire.frame import Opcode, decode_fields, encode_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PROTOCOL = 1
+SUPPORTED_PROTOCOLS = frozenset({PROTOCOL})
+
+FileType = Literal["file", "dir", "link", "other"]
+EndKind = Literal["exit", "signal"]
+
+_NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An ERROR: the agent's code, its words, and the guest's errno (0 where there is none)."""
+
+    code: str
+    message: str
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who answers: `boot_id` is the guest kernel's."""
+
+    protocol: int
+    agent_version: str
+    boot_id: str
+    capabilities: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecStatus:
+    """How a process ended: with an exit status, or by a signal. `duration_s` is the guest's measure."""
+
+    kind: EndKind
+    number: int
+    duration_s: float
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports it: the exit status, or 128 and the signal's number."""
+        return self.number if self.kind == "exit" else 128 + self.number
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """One file in the guest, links not followed. `target` is where a link points, else empty."""
+
+    type: FileType
+    mode: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """One name in a folder of the guest."""
+
+    name: str
+    type: FileType
+    mode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """What became of one item: `ok` or an error code, and what the guest shows for it."""
+
+    item: str
+    outcome: str
+    evidence: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """The guest's clocks, read between two moments of the host's wall clock. All in ns; wall clocks since 1970."""
+
+    wall_ns: int
+    monotonic_ns: int
+    sent_ns: int
+    received_ns: int
+
+
+def encode_text(text: str) -> bytes:
+    """As file names and arguments are encoded: what `os.fsdecode` made comes back as it was."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode_text(data: bytes) -> str:
+    """The opposite of `encode_text`."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _number(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _options(chosen: Mapping[str, bool]) -> bytes:
+    return ",".join(name for name, is_chosen in chosen.items() if is_chosen).encode()
+
+
+def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
+    """HELLO."""
+    return encode_request(stream, Opcode.HELLO, nonce, _number(protocol))
+
+
+def exec_request(
+    stream: int,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    user: str,
+    stdin: bool,
+    clean_env: bool,
+) -> bytes:
+    """EXEC."""
+    options = _options({"stdin": stdin, "clean-env": clean_env})
+    variables = [encode_text(f"{name}={value}") for name, value in env.items()]
+    fields = (options, encode_text(cwd), encode_text(user), _number(len(argv)), *map(encode_text, argv), *variables)
+    return encode_request(stream, Opcode.EXEC, *fields)
+
+
+def kill_request(stream: int, target: int, signal: int) -> bytes:
+    """KILL of what runs on the stream `target`."""
+    return encode_request(stream, Opcode.KILL, _number(target), _number(signal))
+
+
+def read_request(stream: int, path: str, offset: int, length: int | None) -> bytes:
+    """READ; without a length to the end."""
+    limit = b"" if length is None else _number(length)
+    return encode_request(stream, Opcode.READ, encode_text(path), _number(offset), limit)
+
+
+def write_request(stream: int, path: str, mode: int, *, append: bool, parents: bool, exclusive: bool) -> bytes:
+    """WRITE."""
+    options = _options({"append": append, "parents": parents, "exclusive": exclusive})
+    return encode_request(stream, Opcode.WRITE, encode_text(path), b"%o" % mode, options)
+
+
+def stat_request(stream: int, path: str) -> bytes:
+    """STAT."""
+    return encode_request(stream, Opcode.STAT, encode_text(path))
+
+
+def list_request(stream: int, path: str) -> bytes:
+    """LIST."""
+    return encode_request(stream, Opcode.LIST, encode_text(path))
+
+
+def remove_request(stream: int, path: str, *, recursive: bool) -> bytes:
+    """REMOVE."""
+    return encode_request(stream, Opcode.REMOVE, encode_text(path), _options({"recursive": recursive}))
+
+
+def make_dir_request(stream: int, path: str, mode: int, *, parents: bool) -> bytes:
+    """MKDIR."""
+    return encode_request(stream, Opcode.MKDIR, encode_text(path), b"%o" % mode, _options({"parents": parents}))
+
+
+def adopt_request(stream: int, items: Iterable[tuple[str, bytes]]) -> bytes:
+    """ADOPT."""
+    return encode_request(stream, Opcode.ADOPT, *(part for key, value in items for part in (key.encode(), value)))
+
+
+def clock_request(stream: int, wall_ns: int | None) -> bytes:
+    """CLOCK; without a time it only reads."""
+    return encode_request(stream, Opcode.CLOCK, b"" if wall_ns is None else _number(wall_ns))
+
+
+def _fields(payload: bytes, count: int, what: str) -> tuple[bytes, ...]:
+    fields = decode_fields(payload)
+    if len(fields) != count:
+        raise ProtocolError(f"{what} has {count} fields, this one {len(fields)}")
+    return fields
+
+
+def _int(field: bytes, base: int = 10) -> int:
+    try:
+        return int(field, base)
+    except ValueError:
+        raise ProtocolError(f"{field!r} is not a number") from None
+
+
+def _file_type(field: bytes) -> FileType:
+    name = field.decode(errors="replace")
+    if name not in get_args(FileType):
+        raise ProtocolError(f"{name!r} is not a type of file")
+    return cast(FileType, name)
+
+
+def parse_error(payload: bytes) -> Failure:
+    """What an ERROR frame says."""
+    code, message, errno = _fields(payload, 3, "an error")
+    return Failure(code.decode(errors="replace"), message.decode(errors="replace"), _int(errno))
+
+
+def parse_hello(payload: bytes) -> Hello:
+    """The answer to HELLO. `ProtocolError` naming both numbers when the agent speaks another protocol.
+
+    Only the first field is taken from a protocol that is not known: the others may mean something else in it.
+    """
+    fields = decode_fields(payload)
+    protocol = _int(fields[0]) if fields else 0
+    if protocol not in SUPPORTED_PROTOCOLS:
+        raise ProtocolError(
+            f"the agent in the guest speaks protocol {protocol}, this vmfork speaks {PROTOCOL}",
+            hint="build the image and its templates again with this vmfork",
+        )
+    _, version, boot_id, capabilities = _fields(payload, 4, "the answer to hello")
+    names = frozenset(capabilities.decode(errors="replace").split(",")) - {""}
+    return Hello(protocol, version.decode(errors="replace"), boot_id.decode(errors="replace"), names)
+
+
+def parse_started(payload: bytes) -> int:
+    """The pid in the EVENT `started`."""
+    name, pid = _fields(payload, 2, "an event")
+    if name != b"started":
+        raise ProtocolError(f"there is no event {name!r}")
+    return _int(pid)
+
+
+def parse_exec(payload: bytes) -> ExecStatus:
+    """The answer to EXEC."""
+    kind, number, duration_ns = _fields(payload, 3, "the end of a process")
+    name = kind.decode(errors="replace")
+    if name not in get_args(EndKind):
+        raise ProtocolError(f"a process does not end by {name!r}")
+    return ExecStatus(cast(EndKind, name), _int(number), _int(duration_ns) / _NS_PER_S)
+
+
+def parse_read(payload: bytes) -> tuple[int, int]:
+    """The answer to READ: the number of bytes sent, and the file's mode."""
+    size, mode = _fields(payload, 2, "the answer to read")
+    return _int(size), _int(mode, 8)
+
+
+def parse_write(payload: bytes) -> int:
+    """The answer to WRITE: the number of bytes written."""
+    return _int(_fields(payload, 1, "the answer to write")[0])
+
+
+def parse_stat(payload: bytes) -> FileStat:
+    """The answer to STAT."""
+    kind, mode, size, mtime_ns, uid, gid, target = _fields(payload, 7, "the answer to stat")
+    owner = _int(uid), _int(gid)
+    return FileStat(_file_type(kind), _int(mode, 8), _int(size), _int(mtime_ns), *owner, decode_text(target))
+
+
+def parse_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
+    """What LIST sent as data, checked against the number in its answer."""
+    fields = decode_fields(content)
+    count = _int(_fields(answer, 1, "the answer to list")[0])
+    if len(fields) != 5 * count:
+        raise ProtocolError(f"{count} entries have {5 * count} fields, these are {len(fields)}")
+    entries = []
+    for at in range(0, len(fields), 5):
+        name, kind, mode, size, mtime_ns = fields[at : at + 5]
+        entries.append(DirEntry(decode_text(name), _file_type(kind), _int(mode, 8), _int(size), _int(mtime_ns)))
+    return tuple(entries)
+
+
+def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:
+    """The answer to ADOPT and to QUIESCE."""
+    fields = decode_fields(payload)
+    if len(fields) % 3:
+        raise ProtocolError(f"outcomes have three fields each, these are {len(fields)}")
+    triples = [fields[at : at + 3] for at in range(0, len(fields), 3)]
+    return tuple(
+        ItemOutcome(item.decode(errors="replace"), outcome.decode(errors="replace"), evidence)
+        for item, outcome, evidence in triples
+    )
+
+
+def parse_clock(payload: bytes) -> tuple[int, int]:
+    """The answer to CLOCK: wall clock and monotonic clock in ns."""
+    wall_ns, monotonic_ns = _fields(payload, 2, "the answer to clock")
+    return _int(wall_ns), _int(monotonic_ns)

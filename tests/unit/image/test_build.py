@@ -1,0 +1,164 @@
+"""What a build does beside running mmdebstrap: cache, locks, preflight. A fake stands for the run itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import lzma
+import tarfile
+
+import pytest
+
+from vmfork.config import ImageConfig
+from vmfork.errors import ConfigError, HostError
+from vmfork.image import build, debootstrap, open_image, recipe, store
+
+CONFIG = ImageConfig(packages=("bash",))
+MODULE = "usr/lib/modules/6.12/kernel/drivers/net/virtio_net.ko.xz"
+MEMBERS = {
+    "./usr/bin/dash": b"x",
+    "./usr/share/doc/dash/copyright": b"x",
+    "./usr/share/base-passwd/passwd.master": b"root:*:0:0:root:/root:/bin/bash\n",
+    "./usr/share/base-passwd/group.master": b"root:*:0:\n",
+    "./.vmfork/control/dash_1_amd64.deb/control": b"Package: dash\nVersion: 1:2-3\n",
+    "./.vmfork/kernel/boot/vmlinuz-6.12": b"kernel",
+    f"./.vmfork/kernel/{MODULE}": lzma.compress(b"\0depends=\0"),
+}
+
+
+class FakeRun:
+    """Writes the tar that mmdebstrap would write, once it may."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.started = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def __call__(self, _suite, _packages, tar, *, tmp, report) -> None:
+        self.count += 1
+        self.started.set()
+        assert tmp.is_dir()
+        report("downloading packages", 0.5)
+        await self.may_end.wait()
+        with tarfile.open(tar, "w") as file:
+            for name, body in MEMBERS.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(body)
+                file.addfile(info, io.BytesIO(body))
+
+
+@pytest.fixture
+async def run(monkeypatch, tmp_path):
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"agent")
+    monkeypatch.setattr(recipe, "find_agent", lambda: agent)
+    monkeypatch.setattr(debootstrap, "find_mmdebstrap", lambda: "mmdebstrap")
+    fake = FakeRun()
+    monkeypatch.setattr(debootstrap, "run_mmdebstrap", fake)
+    return fake
+
+
+async def test_a_build_makes_an_image_that_opens(run, tmp_path):
+    steps = []
+    image = await build.build_image("one", CONFIG, images_dir=tmp_path / "images", progress=steps.append)
+    assert open_image("one", images_dir=tmp_path / "images") == image
+    assert store.verify_image("one", images_dir=tmp_path / "images") == image
+    assert dict(image.packages) == {"dash": "1:2-3"}
+    assert image.kernel.read_bytes() == b"kernel"
+    assert image.kernel_release == "6.12"
+    fractions = [step.fraction for step in steps]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert steps[0].task == "image"
+
+
+async def test_the_second_time_nothing_runs(run, tmp_path):
+    first = await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    second = await build.build_image("two", CONFIG, images_dir=tmp_path / "images")
+    assert run.count == 1
+    assert second.digest == first.digest
+    assert [image.name for image in store.list_images(images_dir=tmp_path / "images")] == ["one", "two"]
+
+
+async def test_a_rebuild_runs_again(run, tmp_path):
+    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    await build.build_image("one", CONFIG, images_dir=tmp_path / "images", rebuild=True)
+    assert run.count == 2
+
+
+async def test_a_damaged_image_is_mended_by_building(run, tmp_path):
+    image = await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    image.initramfs.write_bytes(b"")
+    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    assert run.count == 2
+    open_image("one", images_dir=tmp_path / "images")
+
+
+async def test_two_builders_of_one_image_take_turns(run, tmp_path):
+    run.may_end.clear()
+    steps = []
+
+    def listen(event) -> None:
+        steps.append(event.step)
+        if event.step == "waiting for another build":
+            run.may_end.set()
+
+    first = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    await run.started.wait()
+    second = await build.build_image("two", CONFIG, images_dir=tmp_path / "images", progress=listen)
+    assert (await first).digest == second.digest
+    assert run.count == 1
+    assert "waiting for another build" in steps
+
+
+async def test_cancel_leaves_nothing(run, tmp_path):
+    run.may_end.clear()
+    task = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    await run.started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["locks", "names"]
+    run.may_end.set()
+    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+
+
+async def test_cancel_while_packing_ends_the_thread(run, tmp_path, monkeypatch):
+    packing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended = []
+
+    def pack(*_args, stop, **_options) -> None:
+        loop.call_soon_threadsafe(packing.set)
+        ended.append(stop.wait(10))
+        raise build._StoppedError
+
+    monkeypatch.setattr(build, "_pack", pack)
+    task = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    await packing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [True]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["locks", "names"]
+
+
+async def test_too_little_space_is_refused_with_the_figures(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "NEEDED_MIB", 10**9)
+    with pytest.raises(HostError, match=r"has \d+ MiB free, a build needs 1000000000 MiB"):
+        await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    assert run.count == 0
+
+
+async def test_a_name_is_checked_before_anything_is_done(run, tmp_path):
+    with pytest.raises(ConfigError):
+        await build.build_image("../x", CONFIG, images_dir=tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+def test_the_memory_estimate_counts_files_twice_and_the_archive_once():
+    mib = 1 << 20
+    small = build.estimate_memory_mib(80 * mib, 30 * mib)
+    assert build.estimate_memory_mib(90 * mib, 30 * mib) - small in (20, 21)
+    assert build.estimate_memory_mib(80 * mib, 40 * mib) - small in (10, 11)

@@ -1,0 +1,48 @@
+"""Failures told apart by what mmdebstrap and apt say. The messages are copied from real runs."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from vmfork.errors import HostError, ImageError
+from vmfork.image import debootstrap
+
+END = "E: mmdebstrap failed to run"
+CASES = [
+    ("E: Unable to locate package nosuchpkg", ImageError, "no package named nosuchpkg"),
+    ("E: Package 'mailx' has no installation candidate", ImageError, "no package named mailx"),
+    ("Err:2 trixie InRelease\n  Temporary failure resolving 'example.invalid'", ImageError, "cannot be reached"),
+    ("E: The repository 'x nosuite Release' does not have a Release file.", ImageError, "no release named 'trixie'"),
+    ("  Error writing to file - write (28: No space left on device)", HostError, "no space is left"),
+    ("E: You don't have enough free space in /x/archives/.", HostError, "no space is left"),
+    ("E: Unable to correct problems, you have held broken packages.", ImageError, "cannot be installed together"),
+    ("E: something new", ImageError, "exit status 25"),
+]
+
+
+@pytest.mark.parametrize(("message", "kind", "want"), CASES)
+def test_a_message_becomes_an_error(message, kind, want):
+    error = debootstrap.explain_failure(f"I: start\n{message}\n{END}", 25, suite="trixie")
+    assert type(error) is kind
+    assert want in str(error)
+    assert error.hint
+    assert message in error.details()
+
+
+def test_every_missing_package_is_named():
+    log = "E: Unable to locate package b\nE: Unable to locate package a"
+    assert "a, b" in str(debootstrap.explain_failure(log, 25, suite="trixie"))
+
+
+def test_without_mmdebstrap_the_hint_installs_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError) as caught:
+        debootstrap.find_mmdebstrap()
+    assert "apt-get install mmdebstrap" in caught.value.hint
+
+
+def test_the_hook_is_a_shell_script():
+    subprocess.run(["sh", "-n", "-c", debootstrap._HOOK], check=True)
+    assert "{" not in debootstrap._HOOK.replace("${", "").replace("||{", "").replace("|| {", "")

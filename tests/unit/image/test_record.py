@@ -1,0 +1,37 @@
+"""The record reads back as it was written, and a wrong one is refused by field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import make_image
+
+from vmfork.image.record import RecordError, decode_record, encode_record
+
+
+def test_a_record_reads_back(tmp_path):
+    image = make_image(tmp_path)
+    assert decode_record(encode_record(image), name=image.name, folder=image.kernel.parent) == image
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"digest": None}, "digest"),
+        ({"kernel_bytes": "7"}, "kernel_bytes"),
+        ({"kernel_bytes": True}, "kernel_bytes"),
+        ({"packages": []}, "packages"),
+    ],
+)
+def test_a_wrong_record_is_refused(tmp_path, change, want):
+    fields = json.loads(encode_record(make_image(tmp_path))) | change
+    with pytest.raises(RecordError, match=want):
+        decode_record(json.dumps(fields).encode(), name="x", folder=tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff"])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    with pytest.raises(RecordError):
+        decode_record(text, name="x", folder=tmp_path)
