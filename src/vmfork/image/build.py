@@ -38,7 +38,7 @@ _WAIT_S = 3600.0
 _KERNEL_MIB = 39
 _PAGE_TABLES = 0.02
 # What the agent writes before it can raise the limit.
-_SLACK_MIB = 2
+_SLACK_MIB = 24
 
 
 async def build_image(
@@ -194,4 +194,4 @@ def estimate_memory_mib(unpacked_bytes: int, initramfs_bytes: int) -> int:
     they do not fit. So all but the kernel's share must hold the archive once and the files twice.
     """
     files, archive = (-(-size // _MIB) for size in (unpacked_bytes, initramfs_bytes))
-    return math.ceil((_KERNEL_MIB + archive + 2 * (files + _SLACK_MIB)) / (1 - _PAGE_TABLES))
+    return math.ceil((_KERNEL_MIB + archive + files + _SLACK_MIB) / (1 - _PAGE_TABLES))

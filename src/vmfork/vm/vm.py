@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.vm.folder import VMFolder, VMRecord
     from vmfork.vm.identity import Identity
-    from vmfork.wire import FileStat, ListEntry
+    from vmfork.wire import FileStat, DirEntry
 
 _FILE_LIMIT_S = 60.0
 _QUIESCE_LIMIT_S = 60.0
@@ -242,7 +242,7 @@ class VM:
         """What the guest's file system says of `path`; links are not followed."""
         return await self._live_agent().stat(path)
 
-    async def list_dir(self, path: str) -> Sequence[ListEntry]:
+    async def list_dir(self, path: str) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`."""
         return await self._live_agent().list_dir(path)
 

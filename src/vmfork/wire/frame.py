@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from vmfork.errors import ProtocolError
 
+PROTOCOL = 1
+SUPPORTED_PROTOCOLS = frozenset({PROTOCOL})
+
 PAYLOAD_LIMIT = 262_144
 FIRST_CREDIT = 65_536
 NONCE_SIZE = 16

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from vmfork.errors import ProtocolError
-from vmfork.wire.frame import Opcode, decode_fields, encode_request
+from vmfork.wire.frame import PROTOCOL, SUPPORTED_PROTOCOLS, Opcode, decode_fields, encode_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-PROTOCOL = 1
-SUPPORTED_PROTOCOLS = frozenset({PROTOCOL})
 
 FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
