@@ -1,1 +1,98 @@
+"""Boot a virtual machine once, then fork ready machines from it in tens of milliseconds.
 
+`vmfork.X` blocks, `vmfork.aio.X` awaits, with the same names. Nothing is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmfork import aio
+    from vmfork.blocking import VM, Factory, GuestProcess, Template
+    from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.errors import (
+        AdoptError,
+        Closed,
+        ConfigError,
+        DeadlineExceeded,
+        ExecError,
+        GuestError,
+        GuestFileError,
+        HostError,
+        ImageCorrupt,
+        ImageError,
+        ImageNotFound,
+        LaunchError,
+        ProtocolError,
+        StoreBusy,
+        TemplateCorrupt,
+        TemplateError,
+        TemplateExists,
+        TemplateNotFound,
+        TemplateStale,
+        VMForkError,
+    )
+    from vmfork.vm.result import ExecResult
+
+__version__ = "0.1.0"
+
+_BLOCKING = ("VM", "Factory", "GuestProcess", "Template")
+_CONFIG = ("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places")
+_ERRORS = (
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HostError",
+    "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "StoreBusy", "TemplateCorrupt",
+    "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
+)  # fmt: skip
+
+_HOME = {
+    **dict.fromkeys(_BLOCKING, "vmfork.blocking"),
+    **dict.fromkeys(_CONFIG, "vmfork.config"),
+    **dict.fromkeys(_ERRORS, "vmfork.errors"),
+    "ExecResult": "vmfork.vm.result",
+}
+
+__all__ = [
+    "VM",
+    "AdoptError",
+    "Closed",
+    "ConfigError",
+    "DeadlineExceeded",
+    "ExecError",
+    "ExecResult",
+    "Factory",
+    "FactoryConfig",
+    "GuestError",
+    "GuestFileError",
+    "GuestProcess",
+    "HostError",
+    "ImageConfig",
+    "ImageCorrupt",
+    "ImageError",
+    "ImageNotFound",
+    "LaunchError",
+    "Places",
+    "ProtocolError",
+    "StoreBusy",
+    "Template",
+    "TemplateCorrupt",
+    "TemplateError",
+    "TemplateExists",
+    "TemplateNotFound",
+    "TemplateStale",
+    "VMConfig",
+    "VMForkError",
+    "aio",
+    "find_places",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return importlib.import_module("vmfork.aio")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -31,7 +31,7 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0) -> MemoryUs
 
     Guest RAM are the mappings of the file `ram_inode`, or, where there is none, the anonymous one of `ram_bytes` bytes.
     """
-    totals = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty"), 0)
+    totals = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"), 0)
     guest = dict(totals)
     in_guest = False
     with Path(f"/proc/{pid}/smaps").open() as smaps:
@@ -51,5 +51,6 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0) -> MemoryUs
         totals["Pss"],
         totals["Private_Clean"] + totals["Private_Dirty"],
         guest["Rss"],
-        guest["Private_Clean"] + guest["Private_Dirty"],
+        # A page of the file counts as private while one process alone maps it: what was copied is anonymous.
+        guest["Anonymous"],
     )

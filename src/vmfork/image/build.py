@@ -37,7 +37,7 @@ _WAIT_S = 3600.0
 # Guest memory that is not free for files, measured with 256, 384 and 512 MiB: a fixed part, and what describes pages.
 _KERNEL_MIB = 39
 _PAGE_TABLES = 0.02
-# What the agent writes before it can raise the limit.
+# The agent, what it mounts, and a small program.
 _SLACK_MIB = 24
 
 
@@ -189,9 +189,9 @@ def _write_image(
 def estimate_memory_mib(unpacked_bytes: int, initramfs_bytes: int) -> int:
     """The least guest RAM, in MiB, that unpacks an image and runs a small program.
 
-    The kernel limits its root file system, a tmpfs, to half of what is left beside itself and the archive
-    (mm/shmem.c, shmem_default_max_blocks), and panics on nothing but goes on without the rest of the files when
-    they do not fit. So all but the kernel's share must hold the archive once and the files twice.
+    The root file system is a ramfs (`rootfstype=ramfs`), so it may take all that the kernel and the archive leave. As
+    a tmpfs it would be limited to half of that (mm/shmem.c, shmem_default_max_blocks), and the kernel would go on
+    without the files that do not fit, silently.
     """
     files, archive = (-(-size // _MIB) for size in (unpacked_bytes, initramfs_bytes))
     return math.ceil((_KERNEL_MIB + archive + files + _SLACK_MIB) / (1 - _PAGE_TABLES))

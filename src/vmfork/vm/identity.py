@@ -51,7 +51,7 @@ class Identity:
             ("entropy", self.entropy),
             ("generation", self.generation.hex.encode()),
             ("fork-id", self.vm_id.encode()),
-            ("template", self.template.encode()),
+            *([("template", self.template.encode())] if self.template else []),
             ("hostname", self.hostname.encode()),
             ("machine-id", self.machine_id.encode()),
             ("boot-id", str(self.boot_id).encode()),

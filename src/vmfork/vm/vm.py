@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.vm.folder import VMFolder, VMRecord
     from vmfork.vm.identity import Identity
-    from vmfork.wire import FileStat, DirEntry
+    from vmfork.wire import DirEntry, FileStat
 
 _FILE_LIMIT_S = 60.0
 _QUIESCE_LIMIT_S = 60.0

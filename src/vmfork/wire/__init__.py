@@ -1,20 +1,12 @@
-"""The agent protocol without I/O: bytes to messages and back (docs/reference/wire.md)."""
+"""The agent protocol of `docs/reference/wire.md` without input or output: bytes to values and back."""
 
-
-from vmfork.wire.message import (
-    PROTOCOL,
-    SUPPORTED_PROTOCOLS,
-    ClockReading,
-    DirEntry,
-    ExecStatus,
-    FileStat,
-    Hello,
-    ItemOutcome,
-)
+from vmfork.wire.frame import PROTOCOL, SUPPORTED_PROTOCOLS, Channel
+from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
 
 __all__ = [
     "PROTOCOL",
     "SUPPORTED_PROTOCOLS",
+    "Channel",
     "ClockReading",
     "DirEntry",
     "ExecStatus",
