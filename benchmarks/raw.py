@@ -1,7 +1,8 @@
 """The raw baseline: the least that a correct fork costs on stock QEMU, by hand, without a line of vmfork.
 
-It spawns QEMU with given arguments, passes descriptors, and speaks to the agent byte by byte as docs/reference/wire.md has
-it: ADOPT, CLOCK, EXEC. Blocking sockets, no event loop, no checks beyond "it worked". What vmfork adds is measured against this.
+It spawns QEMU with given arguments, passes descriptors, and speaks to the agent byte by byte as docs/reference/wire.md
+has it: ADOPT, CLOCK, EXEC. Blocking sockets, no event loop, no checks beyond "it worked". What vmfork adds is measured
+against this.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class StoreBusy(VMForkError):
         self.holder = holder
 
 
-class DeadlineExceeded(VMForkError, TimeoutError):  # noqa: N818 - the name is the contract's
+class DeadlineExceeded(VMForkError, TimeoutError):
     """`operation` was not done within `limit_s` seconds. `stdout` and `stderr` hold what a command wrote so far."""
 
     code = "deadline"
@@ -325,7 +325,7 @@ class DeadlineExceeded(VMForkError, TimeoutError):  # noqa: N818 - the name is t
         return self.detail
 
 
-class Closed(VMForkError):  # noqa: N818 - the name is the contract's
+class Closed(VMForkError):
     """`what` was closed and can do nothing more."""
 
     code = "closed"

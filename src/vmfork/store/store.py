@@ -293,7 +293,8 @@ def _check_space(folder: Path, need: int) -> None:
     free = facts.free_space_bytes(folder)
     if need > free:
         raise HostError(
-            f"not enough space: the template needs {format_mib(need // MIB)}, {folder} has {format_mib(free // MIB)} free",
+            f"not enough space: the template needs {format_mib(need // MIB)}, "
+            f"{folder} has {format_mib(free // MIB)} free",
             hint="give the VM less memory, or set VMFORK_RUNTIME_DIR to a larger tmpfs",
         )
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
 # What is switched off is looked for at every boot and found in none of these machines.
-# The root file system is the unpacked initramfs: as ramfs it may take what it needs, a tmpfs would stop at half the RAM.
+# The unpacked initramfs is the root: a ramfs may take what it needs, a tmpfs would stop at half the RAM.
 KERNEL_ARGS = (
     "console=ttyS0 loglevel=4 panic=-1 rootfstype=ramfs i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
 )

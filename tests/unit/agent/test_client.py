@@ -1,0 +1,334 @@
+"""The client against a scripted peer: what it does when the other side is slow, wrong or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmfork.agent.client import AgentClient
+from vmfork.errors import Closed, DeadlineExceeded, ExecError, GuestError, GuestFileError, ProtocolError
+from vmfork.wire.frame import (
+    TAKE_OVER_PREAMBLE,
+    Channel,
+    Frame,
+    FrameParser,
+    Kind,
+    Opcode,
+    decode_fields,
+    encode_data,
+    encode_fields,
+    encode_frame,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HELLO = encode_fields(b"1", b"0.1.0", b"boot", b"exec")
+
+
+class Peer:
+    """The other end of the line: takes frames one by one, sends what it is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.setblocking(False)
+        self._parser = FrameParser()
+        self._frames: list[Frame] = []
+
+    async def frame(self) -> Frame:
+        while not self._frames:
+            self._frames += self._parser.feed(await asyncio.get_running_loop().sock_recv(self.sock, 65536))
+        return self._frames.pop(0)
+
+    async def request(self, opcode: Opcode) -> tuple[int, tuple[bytes, ...]]:
+        frame = await self.frame()
+        assert (frame.kind, frame.payload[0]) == (Kind.REQUEST, opcode)
+        return frame.stream, decode_fields(frame.payload[1:])
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def reply(self, stream: int, *fields: bytes) -> None:
+        await self.send(encode_frame(Kind.REPLY, stream, encode_fields(*fields)))
+
+    async def refuse(self, stream: int, code: bytes, errno: int = 0) -> None:
+        await self.send(encode_frame(Kind.ERROR, stream, encode_fields(code, b"because", b"%d" % errno)))
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[tuple[AgentClient, Peer]]:
+    ours, theirs = socket.socketpair()
+    async with await AgentClient.open(ours) as client:
+        yield client, Peer(theirs)
+    theirs.close()
+
+
+async def started(peer: Peer) -> int:
+    stream, _ = await peer.request(Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, encode_fields(b"started", b"77")))
+    return stream
+
+
+async def test_hello_reads_from_behind_the_nonce(line) -> None:
+    client, peer = line
+    greeting = asyncio.ensure_future(client.hello(take_over=False))
+    stream, (nonce, protocol) = await peer.request(Opcode.HELLO)
+    assert (len(nonce), protocol) == (16, b"1")
+    await peer.send(b"\x07left over" + nonce + encode_frame(Kind.REPLY, stream, HELLO))
+    assert (await greeting).agent_version == "0.1.0"
+
+
+async def test_taking_over_sends_the_idle_bytes_first(line) -> None:
+    client, peer = line
+    greeting = asyncio.ensure_future(client.hello(take_over=True))
+    got = b""
+    while len(got) <= len(TAKE_OVER_PREAMBLE):
+        got += await asyncio.get_running_loop().sock_recv(peer.sock, 65536)
+    assert got.startswith(TAKE_OVER_PREAMBLE)
+    assert got[len(TAKE_OVER_PREAMBLE)] == 0
+    greeting.cancel()
+
+
+async def test_an_agent_of_another_protocol_is_refused_by_name(line) -> None:
+    client, peer = line
+    greeting = asyncio.ensure_future(client.hello(take_over=False))
+    stream, (nonce, _) = await peer.request(Opcode.HELLO)
+    await peer.send(nonce + encode_frame(Kind.REPLY, stream, encode_fields(b"9", b"x")))
+    with pytest.raises(ProtocolError, match="protocol 9"):
+        await greeting
+
+
+async def test_a_line_that_ends_fails_what_is_open_and_what_comes_later(line) -> None:
+    client, peer = line
+    pending = [asyncio.ensure_future(client.ping()), asyncio.ensure_future(client.stat("/x"))]
+    await peer.request(Opcode.PING)
+    peer.sock.close()
+    for call in pending:
+        with pytest.raises(GuestError, match="agent is gone"):
+            await call
+    await client.closed
+    with pytest.raises(GuestError, match="agent is gone"):
+        await client.ping()
+
+
+async def test_a_reason_that_is_given_takes_the_place_of_the_one_known(line) -> None:
+    client, peer = line
+    reason = GuestError("the machine was powered off")
+    pending = asyncio.ensure_future(client.ping())
+    await peer.request(Opcode.PING)
+    client.fail(reason)
+    with pytest.raises(GuestError, match="powered off"):
+        await pending
+    assert client.closed.done()
+    client.fail(GuestError("QEMU crashed"))
+    with pytest.raises(GuestError, match="QEMU crashed"):
+        await client.ping()
+
+
+async def test_a_closed_client_says_so() -> None:
+    ours, theirs = socket.socketpair()
+    client = await AgentClient.open(ours)
+    await client.aclose()
+    await client.aclose()
+    with pytest.raises(Closed):
+        await client.ping()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x01",
+        encode_frame(Kind.REQUEST, 1, b"\x02"),
+        encode_frame(Kind.DATA, 1, b"\x01x"),
+        encode_frame(Kind.ERROR, 0, encode_fields(b"protocol", b"what?", b"0")),
+        encode_frame(Kind.ERROR, 1, b"no fields"),
+    ],
+    ids=["no frame", "a request", "data nobody asked for", "a complaint", "an error that does not parse"],
+)
+async def test_an_agent_that_makes_no_sense_loses_the_line(line, data: bytes) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.ping())
+    await peer.request(Opcode.PING)
+    await peer.send(data)
+    with pytest.raises(ProtocolError):
+        await pending
+    assert isinstance(client.lost, ProtocolError)
+
+
+async def test_frames_of_streams_that_are_not_open_are_ignored(line) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.ping())
+    stream, _ = await peer.request(Opcode.PING)
+    await peer.send(encode_data(999, Channel.STDOUT, b"x") + encode_frame(Kind.REPLY, 998))
+    await peer.reply(stream)
+    await pending
+
+
+async def test_a_late_answer_after_a_deadline_harms_nothing(line) -> None:
+    client, peer = line
+    with pytest.raises(DeadlineExceeded) as caught:
+        await client.ping(timeout_s=0.02)
+    assert caught.value.limit_s == 0.02
+    stream, _ = await peer.request(Opcode.PING)
+    await peer.reply(stream)
+    pending = asyncio.ensure_future(client.ping())
+    later, _ = await peer.request(Opcode.PING)
+    assert later != stream
+    await peer.reply(later)
+    await pending
+
+
+async def test_a_transfer_that_is_cancelled_is_given_up_in_the_guest(line) -> None:
+    client, peer = line
+    writing = asyncio.ensure_future(client.write_file("/x", b"z" * 200_000))
+    stream, _ = await peer.request(Opcode.WRITE)
+    writing.cancel()
+    sent = 0
+    while (frame := await peer.frame()).kind is Kind.DATA:
+        sent += len(frame.payload) - 1
+    assert sent == 65_536
+    assert frame.payload[0] == Opcode.KILL
+    assert decode_fields(frame.payload[1:])[0] == b"%d" % stream
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+
+
+async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets_credit(line) -> None:
+    client, peer = line
+    running = asyncio.ensure_future(client.exec(["x"]))
+    stream = await started(peer)
+    running.cancel()
+    killer, fields = await peer.request(Opcode.KILL)
+    assert fields == (b"%d" % stream, b"9")
+    await peer.send(encode_data(stream, Channel.STDOUT, b"x" * 40_000))
+    assert (await peer.frame()).kind is Kind.CREDIT
+    await peer.reply(killer)
+    await peer.reply(stream, b"signal", b"9", b"1")
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "exit_code"),
+    [(b"not-found", ExecError, 127), (b"not-executable", ExecError, 126), (b"no-user", GuestError, None)],
+)
+async def test_a_program_that_does_not_start_is_the_error_of_a_shell(line, code, error, exit_code) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.start_exec(["x"], user="u"))
+    stream, _ = await peer.request(Opcode.EXEC)
+    await peer.refuse(stream, code)
+    with pytest.raises(error) as caught:
+        await pending
+    assert getattr(caught.value, "exit_code", None) == exit_code
+
+
+async def test_a_file_error_keeps_operation_path_and_reason(line) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.read_file("/gone"))
+    stream, _ = await peer.request(Opcode.READ)
+    await peer.refuse(stream, b"not-found", errno=2)
+    with pytest.raises(GuestFileError, match="read /gone: No such file") as caught:
+        await pending
+    assert (caught.value.operation, caught.value.path, caught.value.reason) == ("read", "/gone", "not-found")
+
+
+async def test_a_command_larger_than_a_frame_is_an_error_of_that_command_alone(line) -> None:
+    client, peer = line
+    with pytest.raises(ExecError) as caught:
+        await client.exec(["x", "y" * 300_000])
+    assert caught.value.exit_code == 126
+    pending = asyncio.ensure_future(client.ping())
+    stream, _ = await peer.request(Opcode.PING)
+    await peer.reply(stream)
+    await pending
+
+
+async def test_output_is_credited_only_when_it_is_taken(line) -> None:
+    client, peer = line
+    starting = asyncio.ensure_future(client.start_exec(["x"]))
+    stream = await started(peer)
+    process = await starting
+    assert process.pid == 77
+    await peer.send(encode_data(stream, Channel.STDOUT, b"a" * 30_000) * 2)
+    output = process.output()
+    assert await anext(output) == (Channel.STDOUT, b"a" * 30_000)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(peer.frame(), 0.02)
+    await anext(output)
+    assert (await peer.frame()) == Frame(Kind.CREDIT, stream, b"\x01" + (30_000).to_bytes(4))
+    await peer.reply(stream, b"exit", b"0", b"5")
+    with pytest.raises(StopAsyncIteration):
+        await anext(output)
+
+
+async def test_a_wait_that_is_cancelled_can_be_repeated(line) -> None:
+    client, peer = line
+    starting = asyncio.ensure_future(client.start_exec(["x"]))
+    stream = await started(peer)
+    process = await starting
+    with pytest.raises(DeadlineExceeded):
+        await process.wait(timeout_s=0.01)
+    waiting = asyncio.ensure_future(process.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await peer.reply(stream, b"signal", b"15", b"5")
+    assert (await process.wait()).exit_code == 143
+
+
+async def test_input_stops_at_the_credit(line) -> None:
+    client, peer = line
+    starting = asyncio.ensure_future(client.start_exec(["x"], stdin=True))
+    stream = await started(peer)
+    process = await starting
+    writing = asyncio.ensure_future(process.write_stdin(b"i" * 65_537))
+    assert len((await peer.frame()).payload) == 1 + 65_536
+    assert not writing.done()
+    await peer.send(encode_frame(Kind.CREDIT, stream, b"\0\0\0\0\x01"))
+    assert len((await peer.frame()).payload) == 1 + 1
+    await writing
+    await process.close_stdin()
+    assert (await peer.frame()).kind is Kind.EOF
+    with pytest.raises(Closed):
+        await process.write_stdin(b"x")
+
+
+async def test_a_process_whose_agent_is_lost_tells_why(line) -> None:
+    client, peer = line
+    starting = asyncio.ensure_future(client.start_exec(["x"], stdin=True))
+    stream = await started(peer)
+    process = await starting
+    await peer.send(encode_data(stream, Channel.STDOUT, b"last words"))
+    peer.sock.close()
+    output = process.output()
+    assert (await anext(output))[1] == b"last words"
+    for call in (anext(output), process.wait(), process.write_stdin(b"x")):
+        with pytest.raises(GuestError, match="agent is gone"):
+            await call
+
+
+async def test_the_clock_is_read_right_before_it_is_sent(line) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.clock(lambda: 123))
+    stream, fields = await peer.request(Opcode.CLOCK)
+    assert fields == (b"123",)
+    await peer.reply(stream, b"124", b"9")
+    reading = await pending
+    assert (reading.wall_ns, reading.monotonic_ns) == (124, 9)
+    assert reading.sent_ns <= reading.received_ns <= time.time_ns()
+
+
+async def test_greeting_anew_ends_what_was_open(line) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.ping())
+    await peer.request(Opcode.PING)
+    greeting = asyncio.ensure_future(client.hello(take_over=False))
+    with pytest.raises(GuestError, match="greeted anew"):
+        await pending
+    stream, (nonce, _) = await peer.request(Opcode.HELLO)
+    await peer.send(nonce + encode_frame(Kind.REPLY, stream, HELLO))
+    await greeting

@@ -1,0 +1,114 @@
+"""What requests and answers say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmfork.errors import ProtocolError
+from vmfork.wire import PROTOCOL, message
+from vmfork.wire.frame import FrameParser, Kind, decode_fields, encode_fields
+from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
+
+HELLO = (b"1", b"0.1.0", b"9f43c15e-ec58-44aa-bd80-17a1c159becc", b"exec,files")
+PARSERS = [
+    message.parse_error,
+    message.parse_hello,
+    message.parse_started,
+    message.parse_exec,
+    message.parse_read,
+    message.parse_write,
+    message.parse_stat,
+    message.parse_outcomes,
+    message.parse_clock,
+]
+
+
+def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
+    (frame,) = FrameParser().feed(request)
+    assert frame.kind is Kind.REQUEST
+    assert frame.stream == 5
+    return frame.payload[0], decode_fields(frame.payload[1:])
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "opcode", "fields"),
+    [
+        (message.hello_request(5, b"n" * 16), 1, (b"n" * 16, b"%d" % PROTOCOL)),
+        (
+            message.exec_request(5, ["a", "b c"], env={"K": "V=1"}, cwd="/w", user="u", stdin=True, clean_env=True),
+            3,
+            (b"stdin,clean-env", b"/w", b"u", b"2", b"a", b"b c", b"K=V=1"),
+        ),
+        (message.kill_request(5, 9, 15), 4, (b"9", b"15")),
+        (message.read_request(5, "/f", 7, None), 5, (b"/f", b"7", b"")),
+        (message.read_request(5, "/f", 0, 3), 5, (b"/f", b"0", b"3")),
+        (
+            message.write_request(5, "/f", 0o640, append=False, parents=True, exclusive=True),
+            6,
+            (b"/f", b"640", b"parents,exclusive"),
+        ),
+        (message.stat_request(5, "/f"), 7, (b"/f",)),
+        (message.list_request(5, "/d"), 8, (b"/d",)),
+        (message.remove_request(5, "/d", recursive=True), 9, (b"/d", b"recursive")),
+        (message.make_dir_request(5, "/d", 0o1777, parents=False), 10, (b"/d", b"1777", b"")),
+        (message.adopt_request(5, [("fork-id", b"f"), ("env", b"A=1")]), 11, (b"fork-id", b"f", b"env", b"A=1")),
+        (message.clock_request(5, None), 12, (b"",)),
+        (message.clock_request(5, 10**18), 12, (b"1000000000000000000",)),
+    ],
+)
+def test_a_request_has_the_fields_of_the_specification(
+    request_bytes: bytes, opcode: int, fields: tuple[bytes, ...]
+) -> None:
+    assert fields_of(request_bytes) == (opcode, fields)
+
+
+def test_answers_become_values() -> None:
+    assert message.parse_hello(encode_fields(*HELLO)) == Hello(
+        1, "0.1.0", "9f43c15e-ec58-44aa-bd80-17a1c159becc", frozenset({"exec", "files"})
+    )
+    assert message.parse_exec(encode_fields(b"exit", b"3", b"1500000000")) == ExecStatus("exit", 3, 1.5)
+    assert message.parse_started(encode_fields(b"started", b"42")) == 42
+    assert message.parse_read(encode_fields(b"12", b"644")) == (12, 0o644)
+    assert message.parse_stat(encode_fields(b"link", b"777", b"3", b"5", b"0", b"1", b"to")) == FileStat(
+        "link", 0o777, 3, 5, 0, 1, "to"
+    )
+    assert message.parse_outcomes(encode_fields(b"env", b"ok", b"A", b"x", b"io", b"")) == (
+        ItemOutcome("env", "ok", b"A"),
+        ItemOutcome("x", "io", b""),
+    )
+    assert message.parse_clock(encode_fields(b"7", b"8")) == (7, 8)
+    assert ClockReading(7, 8, 6, 9).wall_ns == 7
+
+
+def test_entries_are_checked_against_their_number() -> None:
+    content = encode_fields(b"\xffname", b"file", b"644", b"1", b"2")
+    (entry,) = message.parse_entries(content, encode_fields(b"1"))
+    assert entry == DirEntry("\udcffname", "file", 0o644, 1, 2)
+    assert message.encode_text(entry.name) == b"\xffname"
+    with pytest.raises(ProtocolError):
+        message.parse_entries(content, encode_fields(b"2"))
+
+
+def test_an_exit_code_is_a_shells() -> None:
+    assert ExecStatus("exit", 3, 0.0).exit_code == 3
+    assert ExecStatus("signal", 9, 0.0).exit_code == 137
+
+
+@pytest.mark.parametrize("fields", [(b"2", b"9.0"), (b"0", b"0.0.1", b"", b"")])
+def test_another_protocol_is_refused_by_both_numbers(fields: tuple[bytes, ...]) -> None:
+    with pytest.raises(ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks {PROTOCOL}") as caught:
+        message.parse_hello(encode_fields(*fields))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(
+    payload=st.one_of(st.binary(max_size=80), st.builds(encode_fields, st.binary(max_size=9), st.binary(max_size=9)))
+)
+def test_an_answer_is_a_value_or_a_protocol_error(parse, payload: bytes) -> None:
+    try:
+        parse(payload)
+    except ProtocolError:
+        return
