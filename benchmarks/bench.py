@@ -28,25 +28,23 @@ HERE = Path(__file__).parent
 def raw_argv(template: Template) -> list[str]:
     """The very arguments a fork gets, taken from a real one, with the descriptors' numbers left open."""
     argv = asyncio.run(_argv_of(template))
-    filled: list[str] = []
-    for part in argv:
-        for kind, key in (("socket,id=qmp,fd=", "qmp"), ("socket,id=agent,fd=", "agent")):
-            if part.startswith(kind):
-                part = f"{kind}{{{key}}},server=on,wait=off"
-        if part.startswith("socket,id=console,fd="):
-            part = "socket,id=console,fd={console}"
-        if part.startswith("memory-backend-file"):
-            part = ",".join(
-                "mem-path=/proc/self/fd/{memory}" if p.startswith("mem-path=") else p for p in part.split(",")
-            )
-        if part.startswith("vmgenid,guid="):
-            part = "vmgenid,guid={generation}"
-        if part.startswith("fd:"):
-            part = "fd:{state}"
-        if part.startswith("file:/proc/self/fd/"):
-            part = "file:/proc/self/fd/{state}"
-        filled.append(part)
-    return filled
+    return [_with_open_numbers(part) for part in argv]
+
+
+def _with_open_numbers(part: str) -> str:
+    if part.startswith("memory-backend-file"):
+        return ",".join("mem-path=/proc/self/fd/{memory}" if p.startswith("mem-path=") else p for p in part.split(","))
+    for start, instead in (
+        ("socket,id=qmp,fd=", "socket,id=qmp,fd={qmp},server=on,wait=off"),
+        ("socket,id=agent,fd=", "socket,id=agent,fd={agent},server=on,wait=off"),
+        ("socket,id=console,fd=", "socket,id=console,fd={console}"),
+        ("vmgenid,guid=", "vmgenid,guid={generation}"),
+        ("fd:", "fd:{state}"),
+        ("file:/proc/self/fd/", "file:/proc/self/fd/{state}"),
+    ):
+        if part.startswith(start):
+            return instead
+    return part
 
 
 async def _argv_of(template: Template) -> tuple[str, ...]:

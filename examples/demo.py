@@ -12,13 +12,16 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 import vmfork
-from vmfork.progress import Progress
 from vmfork.units import format_bytes, format_duration
+
+if TYPE_CHECKING:
+    from vmfork.progress import Progress
 
 FORKS = 10
 TEMPLATE = f"demo-{os.getpid()}"
