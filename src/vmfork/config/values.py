@@ -82,8 +82,8 @@ class VMConfig:
     """What a virtual machine is.
 
     `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. `accel` is `auto` (KVM where it is proven to run the guest,
-    else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator. `kernel_args` are
-    added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
+    else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator.
+    `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
     `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption.
     """
 

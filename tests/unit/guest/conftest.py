@@ -1,0 +1,122 @@
+"""The agent as an ordinary process on the host: compiled with sanitizers, spoken to over a socket pair."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmfork.agent.client import AgentClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+GUEST = Path(__file__).parents[3] / "guest"
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+def compiler() -> list[str]:
+    """gcc or clang with the sanitizers; zig, which every build of the project has, carries only one of them."""
+    for name in ("gcc", "clang"):
+        if (path := shutil.which(name)) is not None:
+            return [path, *SANITIZE]
+    return [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined"]
+
+
+def compile_agent(out: Path, *defines: str) -> Path:
+    argv = [*compiler(), *FLAGS, *defines, *map(str, sorted(GUEST.glob("*.c"))), "-o", str(out)]
+    subprocess.run(argv, check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def build_dir() -> Iterator[Path]:
+    """Not below pytest's own folder, which another user may not enter: some tests run the agent as one."""
+    path = Path(tempfile.mkdtemp(prefix="vmfork-agent-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def agent_binary(build_dir: Path) -> Path:
+    return compile_agent(build_dir / "agent")
+
+
+@pytest.fixture(scope="session")
+def compile_variant(build_dir: Path) -> Callable[..., Path]:
+    def compile_it(name: str, *defines: str) -> Path:
+        return compile_agent(build_dir / name, *defines)
+
+    return compile_it
+
+
+class RunningAgent:
+    """An agent process and our end of its socket."""
+
+    def __init__(self, binary: Path, *args: str, user: int | None = None) -> None:
+        self.sock, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [binary, "--fd", str(theirs.fileno()), *args],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
+                env={
+                    "PATH": "/usr/local/bin:/usr/bin:/bin",
+                    "HOME": "/",
+                    "LC_ALL": "C",
+                    # Leaks are looked for too: the agent runs as long as its guest.
+                    "ASAN_OPTIONS": "detect_leaks=1",
+                },
+            )
+
+    def finish(self) -> None:
+        """The agent ends with its socket, by itself, and no sanitizer complained."""
+        self.sock.close()
+        try:
+            _, complaint = self.process.communicate(timeout=10)
+        finally:
+            self.process.kill()
+        assert (self.process.returncode, complaint.decode()) == (0, "")
+
+
+@pytest.fixture
+def start_agent(agent_binary: Path) -> Iterator[Callable[..., RunningAgent]]:
+    running: list[RunningAgent] = []
+
+    def start(*args: str, binary: Path = agent_binary, user: int | None = None) -> RunningAgent:
+        running.append(RunningAgent(binary, *args, user=user))
+        return running[-1]
+
+    yield start
+    for agent in running:
+        agent.finish()
+
+
+@pytest.fixture
+def root_dir(tmp_path: Path) -> Path:
+    """What stands before /etc and /run/vmfork."""
+    path = tmp_path / "root"
+    (path / "etc").mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+async def agent(start_agent: Callable[..., RunningAgent], root_dir: Path) -> AsyncIterator[AgentClient]:
+    """A client that has said hello."""
+    running = start_agent("--root", str(root_dir))
+    # A duplicate: the client closes its own, the agent's end is awaited when the test is over.
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        await client.hello(take_over=False, timeout_s=10)
+        yield client

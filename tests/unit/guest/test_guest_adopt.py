@@ -1,0 +1,92 @@
+"""Adopting an identity: every item is answered, with evidence from where it took effect."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vmfork.errors import GuestError
+from vmfork.wire.message import ItemOutcome
+
+GENERATION = b"0123456789abcdef" * 2
+
+
+async def outcome(agent, key: str, value: bytes) -> ItemOutcome:
+    (only,) = await agent.adopt([(key, value)])
+    return only
+
+
+async def test_items_land_in_their_files_and_are_read_back_from_there(agent, root_dir: Path) -> None:
+    (root_dir / "etc" / "machine-id").write_text("the template's")
+    items = [("generation", GENERATION), ("fork-id", b"f-1"), ("machine-id", b"a" * 32), ("template", b"py")]
+    assert await agent.adopt(items) == tuple(ItemOutcome(key, "ok", value) for key, value in items)
+    run = root_dir / "run" / "vmfork"
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == {
+        "generation": GENERATION + b"\n",
+        "fork-id": b"f-1\n",
+        "template": b"py\n",
+    }
+    assert (root_dir / "etc" / "machine-id").read_bytes() == b"a" * 32 + b"\n"
+    assert os.listdir(root_dir / "etc") == ["machine-id"]
+
+
+async def test_variables_reach_later_programs(agent) -> None:
+    outcomes = await agent.adopt([("env", b"A=1"), ("env", b"B=x=y"), ("env", b"A=2")])
+    assert outcomes == (ItemOutcome("env", "ok", b"A"), ItemOutcome("env", "ok", b"B"), ItemOutcome("env", "ok", b"A"))
+    _, stdout, _ = await agent.exec(["sh", "-c", 'echo "$A $B"'], timeout_s=20)
+    assert stdout == b"2 x=y\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("entropy", b"e" * 64), ("hostname", b"fork"), ("boot-id", b"9f43c15e-ec58-44aa-bd80-17a1c159becc")],
+)
+async def test_the_host_of_a_test_is_left_alone(agent, key: str, value: bytes) -> None:
+    before = socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()
+    assert await outcome(agent, key, value) == ItemOutcome(key, "unsupported", b"")
+    assert (socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("generation", b"short"),
+        ("generation", b"G" * 32),
+        ("machine-id", b"A" * 32),
+        ("fork-id", b""),
+        ("fork-id", b"two\nlines"),
+        ("template", b"t" * 256),
+        ("env", b"no equals sign"),
+        ("env", b"=value"),
+        ("env", b"A=zero\0byte"),
+    ],
+)
+async def test_a_value_that_makes_no_sense_is_invalid(agent, root_dir: Path, key: str, value: bytes) -> None:
+    assert await outcome(agent, key, value) == ItemOutcome(key, "invalid", b"")
+    assert not (root_dir / "run").exists()
+
+
+async def test_an_item_nobody_knows_is_unsupported(agent) -> None:
+    assert await outcome(agent, "colour", b"red") == ItemOutcome("colour", "unsupported", b"")
+
+
+async def test_one_failed_item_does_not_stop_the_others(agent, root_dir: Path) -> None:
+    (root_dir / "etc" / "machine-id").mkdir()
+    outcomes = await agent.adopt([("machine-id", b"a" * 32), ("fork-id", b"f")])
+    assert outcomes == (ItemOutcome("machine-id", "is-directory", b""), ItemOutcome("fork-id", "ok", b"f"))
+
+
+async def test_a_key_that_comes_twice_changes_nothing(agent, root_dir: Path) -> None:
+    with pytest.raises(GuestError, match="invalid"):
+        await agent.adopt([("fork-id", b"a"), ("fork-id", b"b")])
+    assert not (root_dir / "run").exists()
+
+
+async def test_the_clock_is_read_and_not_set(agent) -> None:
+    reading = await agent.clock()
+    assert reading.sent_ns <= reading.wall_ns <= reading.received_ns
+    with pytest.raises(GuestError, match="unsupported"):
+        await agent.clock(lambda: 0)

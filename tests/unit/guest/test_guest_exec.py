@@ -1,0 +1,305 @@
+"""Programs: starting, output, input, credit, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError
+from vmfork.wire.frame import Channel
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+
+
+async def out(agent, *argv: str, **options) -> str:
+    status, stdout, stderr = await agent.exec(argv, timeout_s=20, **options)
+    assert (status.exit_code, stderr) == (0, b"")
+    return stdout.decode()
+
+
+async def gone(pid: int) -> None:
+    """The process has ended; it may not be ours to wait for."""
+    for _ in range(500):
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"process {pid} still runs")
+
+
+async def test_output_comes_apart_and_whole(agent) -> None:
+    status, stdout, stderr = await agent.exec(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout_s=20)
+    assert (status.kind, status.number, stdout, stderr) == ("exit", 3, b"out\n", b"err\n")
+    assert 0 < status.duration_s < 10
+
+
+async def test_a_signal_is_an_end_of_its_own(agent) -> None:
+    status, _, _ = await agent.exec(["sh", "-c", "kill -SEGV $$"], timeout_s=20)
+    assert (status.kind, status.number, status.exit_code) == ("signal", 11, 139)
+
+
+@pytest.mark.parametrize(
+    ("program", "exit_code"),
+    [
+        ("no-such-program", 127),
+        ("/no/such/file", 127),
+        ("/etc/passwd", 126),
+        ("/", 126),
+        ("/etc/passwd/below", 127),
+    ],
+)
+async def test_a_program_that_cannot_start_says_why(agent, program: str, exit_code: int) -> None:
+    with pytest.raises(ExecError) as caught:
+        await agent.exec([program], timeout_s=20)
+    assert caught.value.exit_code == exit_code
+
+
+async def test_a_file_that_is_no_program_is_not_executable(agent, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("echo no shebang")
+    script.chmod(0o755)
+    with pytest.raises(ExecError) as caught:
+        await agent.exec([str(script)], timeout_s=20)
+    assert caught.value.exit_code == 126
+
+
+async def test_a_failed_start_leaves_no_process(agent) -> None:
+    for _ in range(20):
+        with pytest.raises(ExecError):
+            await agent.exec(["no-such-program"], timeout_s=20)
+    ours = await out(agent, "sh", "-c", "ps --no-headers --ppid $PPID | wc -l")
+    assert ours.strip() == "1"
+
+
+async def test_the_path_is_that_of_the_process(agent, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    with pytest.raises(ExecError):
+        await agent.exec(["tool"], timeout_s=20)
+    assert await out(agent, "tool", env={"PATH": f"/none:{tmp_path}"}) == "found\n"
+    assert await out(agent, "true", clean_env=True) == ""
+
+
+async def test_variables_are_added_or_stand_alone(agent) -> None:
+    inherited = (await out(agent, "env", env={"A": "1", "HOME": "/elsewhere"})).split()
+    assert {"A=1", "HOME=/elsewhere", "LC_ALL=C"} <= set(inherited)
+    assert sum(line.startswith("HOME=") for line in inherited) == 1
+    assert (await out(agent, "env", env={"A": "x=y"}, clean_env=True)).split() == ["A=x=y"]
+
+
+async def test_arguments_arrive_as_they_are(agent) -> None:
+    argv = ["printf", "%s|", "", "two words", "new\nline", "\udcff", "ü"]
+    assert (await agent.exec(argv, timeout_s=20))[1] == b"|two words|new\nline|\xff|\xc3\xbc|"
+
+
+async def test_the_folder_is_the_one_asked_for(agent, tmp_path: Path) -> None:
+    assert await out(agent, "pwd", cwd=str(tmp_path)) == f"{tmp_path}\n"
+    assert await out(agent, "pwd") == "/\n"
+    with pytest.raises(GuestError, match="/no/where"):
+        await agent.exec(["pwd"], cwd="/no/where", timeout_s=20)
+
+
+@as_root
+async def test_a_user_gets_its_groups_home_and_name(agent) -> None:
+    entry = pwd.getpwnam("nobody")
+    shown = await out(agent, "sh", "-c", 'echo "$(id -u) $(id -g) $HOME $USER $LOGNAME"', user="nobody")
+    assert shown.split() == [str(entry.pw_uid), str(entry.pw_gid), entry.pw_dir, "nobody", "nobody"]
+    assert await out(agent, "id", "-un", user=str(entry.pw_uid)) == "nobody\n"
+    assert (await out(agent, "id", "-G", user="nobody")).split() == [
+        str(group) for group in os.getgrouplist("nobody", entry.pw_gid)
+    ]
+
+
+@as_root
+async def test_a_program_the_user_may_not_run_is_not_executable(agent, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o700)
+    with pytest.raises(ExecError) as caught:
+        await agent.exec([str(tool)], user="nobody", timeout_s=20)
+    assert caught.value.exit_code == 126
+
+
+async def test_a_user_that_is_not_there_is_named(agent) -> None:
+    with pytest.raises(GuestError, match="no user 'nosuchuser'"):
+        await agent.exec(["true"], user="nosuchuser", timeout_s=20)
+
+
+async def test_a_process_leads_its_own_session_with_clean_signals(agent) -> None:
+    shown = await out(agent, "sh", "-c", "ps -o pid=,pgid=,sid= -p $$; grep -E 'Sig(Blk|Ign)' /proc/self/status")
+    ids, blocked, ignored = shown.strip().splitlines()
+    assert len(set(ids.split())) == 1
+    assert int(blocked.split()[1], 16) == int(ignored.split()[1], 16) == 0
+
+
+async def test_only_three_descriptors_are_inherited(agent) -> None:
+    script = "for n in 3 4 5 6 7 8 9 10 11 12; do readlink /proc/self/fd/$n; done; true"
+    assert await out(agent, "sh", "-c", script) == ""
+
+
+async def test_input_of_any_size_goes_through(agent) -> None:
+    content = os.urandom(1_000_000)
+    status, stdout, _ = await agent.exec(["cat"], input=content, timeout_s=20)
+    assert (status.exit_code, stdout) == (0, content)
+    assert (await agent.exec(["cat"], input=b"", timeout_s=20))[1] == b""
+
+
+async def test_input_that_is_not_read_holds_nobody_up(agent) -> None:
+    status, _, _ = await agent.exec(["true"], input=b"x" * 1_000_000, timeout_s=20)
+    assert status.exit_code == 0
+    status, stdout, _ = await agent.exec(
+        ["sh", "-c", "exec 0<&-; sleep 0.05; echo done"], input=b"x" * 1_000_000, timeout_s=20
+    )
+    assert stdout == b"done\n"
+
+
+async def test_input_is_written_as_it_comes(agent) -> None:
+    async with await agent.start_exec(["cat"], stdin=True) as process:
+        output = process.output()
+        for line in (b"one\n", b"two\n"):
+            await process.write_stdin(line, timeout_s=10)
+            assert await anext(output) == (Channel.STDOUT, line)
+        await process.close_stdin()
+        assert [piece async for piece in output] == []
+        assert (await process.wait(timeout_s=10)).exit_code == 0
+
+
+async def test_writing_to_a_process_that_does_not_read_waits(agent) -> None:
+    async with await agent.start_exec(["sleep", "60"], stdin=True) as process:
+        with pytest.raises(DeadlineExceeded):
+            await process.write_stdin(b"x" * 400_000, timeout_s=0.1)
+        await agent.ping()
+
+
+async def test_large_output_is_complete(agent) -> None:
+    status, stdout, stderr = await agent.exec(
+        ["sh", "-c", "head -c 3000000 /dev/zero & head -c 2000000 /dev/zero >&2; wait"], timeout_s=20
+    )
+    assert (status.exit_code, len(stdout), len(stderr)) == (0, 3_000_000, 2_000_000)
+
+
+async def test_a_slow_reader_stops_the_process_and_not_the_agent(agent, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    async with await agent.start_exec(["sh", "-c", f"head -c 1000000 /dev/zero; touch {done}"]) as process:
+        output = process.output()
+        total = len((await anext(output))[1])
+        assert (await agent.exec(["echo", "alive"], timeout_s=20))[1] == b"alive\n"
+        assert not done.exists()
+        total += sum([len(data) async for _, data in output])
+        assert total == 1_000_000
+        assert done.exists()
+        assert (await process.wait(timeout_s=10)).exit_code == 0
+
+
+async def test_the_end_does_not_wait_for_children_that_keep_the_pipe(agent) -> None:
+    status, stdout, _ = await agent.exec(["sh", "-c", "echo first; sleep 30 & echo $!"], timeout_s=5)
+    assert status.exit_code == 0
+    first, pid = stdout.split()
+    assert first == b"first"
+    os.kill(int(pid), signal.SIGKILL)
+
+
+async def test_the_end_does_not_wait_for_children_that_write_for_ever(agent) -> None:
+    status, stdout, _ = await agent.exec(["sh", "-c", "yes & echo $! >&2; sleep 0.05"], timeout_s=5)
+    assert status.exit_code == 0
+    assert len(stdout) < 100_000_000
+
+
+async def test_output_of_a_process_that_ended_waits_for_credit(agent) -> None:
+    async with await agent.start_exec(["sh", "-c", "head -c 100000 /dev/zero; exit 4"]) as process:
+        await asyncio.sleep(0.1)
+        assert not process.has_ended
+        assert sum([len(data) async for _, data in process.output()]) == 100_000
+        assert (await process.wait(timeout_s=10)).exit_code == 4
+
+
+async def test_the_time_limit_kills_the_whole_group(agent) -> None:
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded) as caught:
+        await agent.exec(["sh", "-c", "echo begun; echo oops >&2; sleep 60 & echo $!; wait"], timeout_s=0.3)
+    assert time.monotonic() - began < 5
+    error = caught.value
+    begun, child = error.stdout.split()
+    assert (begun, error.stderr, error.limit_s) == (b"begun", b"oops\n", 0.3)
+    await gone(int(child))
+    await agent.quiesce()
+
+
+async def test_a_cancelled_exec_is_killed(agent, tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    running = asyncio.ensure_future(agent.exec(["sh", "-c", f"echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 60"]))
+    while not mark.exists():
+        await asyncio.sleep(0.005)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await gone(int(mark.read_text()))
+    await agent.ping()
+
+
+async def test_a_signal_reaches_the_group(agent) -> None:
+    script = "trap 'echo got it; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
+    async with await agent.start_exec(["sh", "-c", script]) as process:
+        output = process.output()
+        assert (await anext(output))[1] == b"ready\n"
+        await process.kill(signal.SIGTERM)
+        assert b"".join([data async for _, data in output]) == b"got it\n"
+        assert (await process.wait(timeout_s=10)).exit_code == 7
+        await process.kill(signal.SIGTERM)
+
+
+async def test_a_signal_there_is_not_is_refused(agent) -> None:
+    async with await agent.start_exec(["sleep", "60"]) as process:
+        with pytest.raises(GuestError):
+            await process.kill(65)
+
+
+async def test_a_process_that_is_left_is_killed(agent) -> None:
+    async with await agent.start_exec(["sh", "-c", "yes"]) as process:
+        await anext(process.output())
+    assert (await process.wait()).exit_code == 137
+    await gone(process.pid)
+
+
+async def test_64_programs_run_at_once_and_one_more_is_busy(agent) -> None:
+    processes = await asyncio.gather(*(agent.start_exec(["cat"], stdin=True) for _ in range(64)))
+    with pytest.raises(GuestError, match="busy"):
+        await agent.start_exec(["cat"])
+    for number, process in enumerate(processes):
+        await process.write_stdin(b"%d" % number)
+        await process.close_stdin()
+    for number, process in enumerate(processes):
+        assert [data async for _, data in process.output()] == [b"%d" % number]
+    assert {(await process.wait()).exit_code for process in processes} == {0}
+    await agent.exec(["true"], timeout_s=20)
+
+
+async def test_descriptors_do_not_pile_up(agent) -> None:
+    async def count() -> int:
+        return len((await out(agent, "sh", "-c", "ls /proc/$PPID/fd")).split())
+
+    before = await count()
+    for _ in range(20):
+        await agent.exec(["echo", "x"], input=b"y", timeout_s=20)
+    assert await count() == before
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A\0B": "x"}], ids=["no name", "zero byte"])
+async def test_a_variable_that_cannot_be_is_refused(agent, env: dict[str, str]) -> None:
+    with pytest.raises(GuestError, match="invalid"):
+        await agent.exec(["true"], env=env, timeout_s=20)
+
+
+async def test_a_command_of_nothing_is_refused(agent) -> None:
+    for argv in ([], [""]):
+        with pytest.raises(GuestError, match="invalid"):
+            await agent.exec(argv, timeout_s=20)

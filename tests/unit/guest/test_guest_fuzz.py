@@ -1,0 +1,127 @@
+"""Whatever bytes the host sends, the agent neither crashes nor hangs, and answers after the next HELLO."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmfork.wire.frame import (
+    TAKE_OVER_PREAMBLE,
+    Channel,
+    FrameParser,
+    Kind,
+    Opcode,
+    encode_credit,
+    encode_data,
+    encode_eof,
+    encode_fields,
+    encode_frame,
+    encode_request,
+)
+from vmfork.wire.message import hello_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ROUNDS = 60
+FRAMES_A_ROUND = 60
+ANSWER_LIMIT_S = 10.0
+NOBODY = 65534
+
+# A mutated request is obeyed too. So no path here is one of the host's, nor becomes one when cut short, changed in a
+# few bytes or given to another request; and as root the agent runs as nobody.
+PATH = b"/vmfork-fuzz-none/x"
+SEEDS = [
+    encode_request(1, Opcode.HELLO, b"n" * 16, b"1"),
+    encode_request(2, Opcode.PING),
+    encode_request(3, Opcode.EXEC, b"stdin", b"", b"", b"1", b"true", b"A=1"),
+    encode_request(4, Opcode.EXEC, b"clean-env", b"/", b"nobody", b"2", b"cat", b"-"),
+    encode_request(5, Opcode.KILL, b"3", b"9"),
+    encode_request(6, Opcode.READ, PATH, b"0", b"10"),
+    encode_request(7, Opcode.WRITE, PATH, b"644", b"exclusive"),
+    encode_request(8, Opcode.STAT, PATH),
+    encode_request(9, Opcode.LIST, b"/proc/self/fd"),
+    encode_request(10, Opcode.REMOVE, PATH, b""),
+    encode_request(11, Opcode.MKDIR, PATH, b"755", b""),
+    encode_request(12, Opcode.ADOPT, b"fork-id", b"f", b"env", b"A=1", b"generation", b"0" * 32),
+    encode_request(13, Opcode.ADOPT, b"machine-id", b"0" * 32, b"entropy", b"e" * 64, b"boot-id", b"b" * 36),
+    encode_request(14, Opcode.CLOCK, b"1000000000000000000"),
+    encode_request(15, Opcode.CLOCK, b""),
+    encode_request(16, Opcode.QUIESCE),
+    encode_request(17, Opcode.ONLINE, b"2"),
+    encode_data(3, Channel.CONTENT, b"input"),
+    encode_data(4, Channel.CONTENT, b"x" * 70_000),
+    encode_eof(3, Channel.CONTENT),
+    encode_credit(3, Channel.STDOUT, 0xFFFF_FFFF),
+    encode_credit(9, Channel.CONTENT, 1),
+    encode_frame(Kind.REPLY, 3, encode_fields(b"x")),
+    b"\xff" * 20,
+]
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """The frame with a few bytes changed, taken out, put in or cut off; now and then as it was."""
+    frame = bytearray(data)
+    for _ in range(chance.choice((0, 1, 1, 2, 5))):
+        at = chance.randrange(len(frame) + 1)
+        match chance.randrange(5):
+            case 0:
+                frame[at : at + 1] = bytes((chance.randrange(256),))
+            case 1:
+                del frame[at : at + chance.randrange(1, 5)]
+            case 2:
+                frame[at:at] = chance.randbytes(chance.randrange(1, 5))
+            case 3:
+                frame[at : at + 4] = chance.choice((0, 1, 0x7FFF_FFFF, 0xFFFF_FFFF, 262_144)).to_bytes(4)
+            case _:
+                del frame[at:]
+    # SHUTDOWN ends the agent, which is right and tells nothing.
+    frame = frame.replace(b"\x10", b"\x11") if len(frame) < 20 else frame
+    return bytes(frame)
+
+
+def answers(sock: socket.socket, data: bytes, nonce: bytes) -> list[tuple[Kind, int]]:
+    """Sends and reads at once, as a client that neither may hold up, until two answers came behind the nonce."""
+    sock.setblocking(False)
+    rest, got = memoryview(data), b""
+    end = time.monotonic() + ANSWER_LIMIT_S
+    while time.monotonic() < end:
+        readable, writable, _ = select.select([sock], [sock] if rest else [], [], ANSWER_LIMIT_S)
+        if writable:
+            rest = rest[sock.send(rest[:65536]) :]
+        if readable:
+            piece = sock.recv(65536)
+            assert piece, "the agent ended"
+            got = got[-15:] + piece if nonce not in got else got + piece
+        if nonce in got:
+            frames = FrameParser().feed(got.split(nonce, 1)[1])
+            if len(frames) >= 2:
+                return [(frame.kind, frame.stream) for frame in frames]
+    pytest.fail(f"no answer to HELLO within {ANSWER_LIMIT_S} s")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_frames_neither_crash_nor_hang_the_agent(start_agent: Callable, tmp_path: Path, seed: int) -> None:
+    running = start_agent("--root", str(tmp_path), user=NOBODY if os.geteuid() == 0 else None)
+    chance = random.Random(seed)
+    for _ in range(ROUNDS):
+        nonce = chance.randbytes(16)
+        garbage = b"".join(mutate(chance.choice(SEEDS), chance) for _ in range(FRAMES_A_ROUND))
+        greeting = TAKE_OVER_PREAMBLE + hello_request(1, nonce) + encode_request(2, Opcode.PING)
+        assert answers(running.sock, garbage + greeting, nonce) == [(Kind.REPLY, 1), (Kind.REPLY, 2)]
+
+
+def test_random_bytes_neither_crash_nor_hang_the_agent(start_agent: Callable) -> None:
+    running = start_agent(user=NOBODY if os.geteuid() == 0 else None)
+    chance = random.Random(0)
+    for _ in range(20):
+        nonce = chance.randbytes(16)
+        greeting = TAKE_OVER_PREAMBLE + hello_request(1, nonce) + encode_request(2, Opcode.PING)
+        assert answers(running.sock, chance.randbytes(20_000) + greeting, nonce)[0] == (Kind.REPLY, 1)
