@@ -10,7 +10,7 @@ from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import Exchange, Leftover, explain_plainly
 from vmfork.agent.line import Line
 from vmfork.errors import Closed, ProtocolError
-from vmfork.wire.frame import Kind, decode_credit, decode_data, decode_eof
+from vmfork.wire.frame import Channel, Kind, decode_credit, decode_data, decode_eof, encode_credit
 from vmfork.wire.message import kill_request, parse_error, parse_started
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmfork.agent.exchange import Explain
     from vmfork.wire.frame import Frame
 
+_PLENTY = 0x7FFF_FFFF
 _LAST_STREAM = 0xFFFF_FFFF
 
 
@@ -85,6 +86,8 @@ class Connection:
         self._open[exchange.stream] = Leftover(exchange)
         if exchange.lasts:
             self.kill_nowait(exchange.stream)
+            # A killed process has at most its pipes full of output, and ends once that is sent, wanted or not.
+            self.send(b"".join(encode_credit(exchange.stream, channel, _PLENTY) for channel in Channel))
 
     def _fail_open(self, reason: Exception) -> None:
         ended, self._open = self._open, {}
@@ -100,7 +103,7 @@ class Connection:
                 return self._last_stream
 
     def _new_exchange(self, explain: Explain = explain_plainly) -> Exchange:
-        return Exchange(self._new_stream(), send=self.send, explain=explain)
+        return Exchange(self._new_stream(), explain=explain)
 
     def _begin(self, exchange: Exchange, request: bytes) -> None:
         self._open[exchange.stream] = exchange

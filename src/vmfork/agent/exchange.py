@@ -93,10 +93,9 @@ class Exchange:
     # True where the agent keeps the stream open until something else happens, so that it must be told to let go.
     lasts: ClassVar[bool] = False
 
-    def __init__(self, stream: int, *, send: Send, explain: Explain = explain_plainly) -> None:
+    def __init__(self, stream: int, *, explain: Explain = explain_plainly) -> None:
         self.stream = stream
         self.reply: asyncio.Future[bytes] = quiet_future()
-        self.intake = Intake(send, stream)
         self._explain = explain
 
     @property
@@ -133,14 +132,13 @@ class Exchange:
 class Leftover(Exchange):
     """What is left of an exchange that nobody follows any more.
 
-    It stays until the agent closes the stream, so that the number is not used again, and gives credit for what comes,
-    so that the agent can close it. The end still reaches the exchange's `reply`.
+    It stays until the agent closes the stream, so that the number is not used again. The end still reaches the
+    exchange's `reply`.
     """
 
     def __init__(self, original: Exchange) -> None:
         self.stream = original.stream
         self.reply = original.reply
-        self.intake = original.intake
         self._original = original
 
     def on_started(self, pid: int) -> None:
@@ -148,7 +146,6 @@ class Leftover(Exchange):
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Thrown away."""
-        self.intake.take(channel, len(data))
 
     def on_reply(self, payload: bytes) -> None:
         """Passed on."""
@@ -169,7 +166,8 @@ class Download(Exchange):
     lasts = True
 
     def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, send=send, explain=explain)
+        super().__init__(stream, explain=explain)
+        self._intake = Intake(send, stream)
         self._chunks: list[bytes] = []
 
     @property
@@ -180,7 +178,7 @@ class Download(Exchange):
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the agent may send as much again."""
         self._chunks.append(data)
-        self.intake.take(channel, len(data))
+        self._intake.take(channel, len(data))
 
 
 class Upload(Exchange):
@@ -189,7 +187,7 @@ class Upload(Exchange):
     lasts = True
 
     def __init__(self, stream: int, content: bytes, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, send=send, explain=explain)
+        super().__init__(stream, explain=explain)
         self.outflow = Outflow(send, stream, content)
 
     def on_credit(self, channel: Channel, count: int) -> None:
@@ -204,8 +202,9 @@ class CollectedRun(Exchange):
     lasts = True
 
     def __init__(self, stream: int, content: bytes | None, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, send=send, explain=explain)
+        super().__init__(stream, explain=explain)
         self.outflow = None if content is None else Outflow(send, stream, content)
+        self._intake = Intake(send, stream)
         self._chunks: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
 
     @property
@@ -226,7 +225,7 @@ class CollectedRun(Exchange):
         if channel is Channel.CONTENT:
             raise ProtocolError("a process sends no content")
         self._chunks[channel].append(data)
-        self.intake.take(channel, len(data))
+        self._intake.take(channel, len(data))
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """The process took input."""
@@ -243,10 +242,11 @@ class StreamedRun(Exchange):
     lasts = True
 
     def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, send=send, explain=explain)
+        super().__init__(stream, explain=explain)
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
+        self.intake = Intake(send, stream)
         self._changed: asyncio.Future[None] | None = None
 
     async def changed(self) -> None:
@@ -255,12 +255,6 @@ class StreamedRun(Exchange):
             self._changed = quiet_future()
         # Several may wait for the same change, and one of them be cancelled.
         await asyncio.shield(self._changed)
-
-    def discard(self) -> None:
-        """What waits is thrown away, and the process may write as much again."""
-        while self.waiting:
-            channel, data = self.waiting.popleft()
-            self.intake.take(channel, len(data))
 
     def _tell(self) -> None:
         if self._changed is not None and not self._changed.done():

@@ -124,7 +124,7 @@ class GuestProcess:
         """The program does not run any more, and its output is thrown away."""
         if self.has_ended:
             return
-        self._exchange.discard()
+        self._exchange.waiting.clear()
         self._line.abandon(self._exchange)
         try:
             async with deadline(f"ending {self.name}", _END_LIMIT_S):

@@ -205,8 +205,8 @@ async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets
     running.cancel()
     killer, fields = await peer.request(Opcode.KILL)
     assert fields == (b"%d" % stream, b"9")
+    assert [(await peer.frame()).kind for _ in Channel] == [Kind.CREDIT] * 3
     await peer.send(encode_data(stream, Channel.STDOUT, b"x" * 40_000))
-    assert (await peer.frame()).kind is Kind.CREDIT
     await peer.reply(killer)
     await peer.reply(stream, b"signal", b"9", b"1")
     with pytest.raises(asyncio.CancelledError):

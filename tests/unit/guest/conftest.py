@@ -104,10 +104,10 @@ def start_agent(agent_binary: Path) -> Iterator[Callable[..., RunningAgent]]:
 
 
 @pytest.fixture
-def root_dir(tmp_path: Path) -> Path:
+def root_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands before /etc and /run/vmfork."""
-    path = tmp_path / "root"
-    (path / "etc").mkdir(parents=True)
+    path = tmp_path_factory.mktemp("root")
+    (path / "etc").mkdir()
     return path
 
 

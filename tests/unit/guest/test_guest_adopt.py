@@ -14,6 +14,10 @@ from vmfork.wire.message import ItemOutcome
 GENERATION = b"0123456789abcdef" * 2
 
 
+def host_identity() -> tuple[str, str]:
+    return socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()
+
+
 async def outcome(agent, key: str, value: bytes) -> ItemOutcome:
     (only,) = await agent.adopt([(key, value)])
     return only
@@ -45,9 +49,9 @@ async def test_variables_reach_later_programs(agent) -> None:
     [("entropy", b"e" * 64), ("hostname", b"fork"), ("boot-id", b"9f43c15e-ec58-44aa-bd80-17a1c159becc")],
 )
 async def test_the_host_of_a_test_is_left_alone(agent, key: str, value: bytes) -> None:
-    before = socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()
+    before = host_identity()
     assert await outcome(agent, key, value) == ItemOutcome(key, "unsupported", b"")
-    assert (socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()) == before
+    assert host_identity() == before
 
 
 @pytest.mark.parametrize(

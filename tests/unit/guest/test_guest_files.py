@@ -19,10 +19,10 @@ def reason(caught: pytest.ExceptionInfo[GuestFileError]) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 3_000_000])
 async def test_content_of_any_size_goes_there_and_back(agent, tmp_path: Path, size: int) -> None:
-    content, path = os.urandom(size), str(tmp_path / "f")
-    await agent.write_file(path, content)
-    assert Path(path).read_bytes() == content
-    assert await agent.read_file(path) == content
+    content, path = os.urandom(size), tmp_path / "f"
+    await agent.write_file(str(path), content)
+    assert path.read_bytes() == content
+    assert await agent.read_file(str(path)) == content
 
 
 async def test_a_part_can_be_read(agent, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""An instance of vmfork of the test run's own, and the proof at the end that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from vmfork.config import find_places
+from vmfork.vm.folder import sweep_vms
+
+
+@pytest.fixture(scope="session", autouse=True)
+def instance():
+    """HOME and RUNTIME are folders of this run. VMFORK_TEST_HOME keeps the image between runs."""
+    runtime = Path(tempfile.mkdtemp(prefix="vmfork-test-", dir="/dev/shm"))
+    kept = os.environ.get("VMFORK_TEST_HOME")
+    home = Path(kept or tempfile.mkdtemp(prefix="vmfork-test-home-"))
+    os.environ["VMFORK_HOME"], os.environ["VMFORK_RUNTIME_DIR"] = str(home), str(runtime)
+    yield find_places()
+    places = find_places()
+    vms = sorted(places.vms.iterdir()) if places.vms.is_dir() else []
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line]
+    processes = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and str(runtime) in command_line(pid)]
+    sweep_vms(places.vms)
+    shutil.rmtree(runtime, ignore_errors=True)
+    if not kept:
+        shutil.rmtree(home, ignore_errors=True)
+    assert (vms, mounts, processes) == ([], [], [])
+
+
+def command_line(pid: Path) -> str:
+    try:
+        return (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,198 @@
+"""Templates: what forks share, what they must not, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vmfork.aio import Template
+from vmfork.config import VMConfig
+from vmfork.errors import (
+    ConfigError,
+    ExecError,
+    HostError,
+    StoreBusy,
+    TemplateCorrupt,
+    TemplateExists,
+    TemplateNotFound,
+    TemplateStale,
+)
+from vmfork.host.process import ProcessIdentity
+from vmfork.store import TemplateStore
+from vmfork.vm.folder import list_records, sweep_vms
+
+pytestmark = pytest.mark.vm
+
+
+async def test_forks_are_distinct_and_share_memory(template) -> None:
+    vms = await template.fork_many(4)
+    try:
+        draws = [(await vm.exec(["head", "-c", "64", "/dev/urandom"])).stdout_bytes for vm in vms]
+        boot_ids = [(await vm.exec(["cat", "/proc/sys/kernel/random/boot_id"])).stdout for vm in vms]
+        assert len(set(draws)) == len(set(boot_ids)) == 4
+        assert len({vm.machine_id for vm in vms}) == len({vm.hostname for vm in vms}) == 4
+        assert (await vms[0].read_file("/root/marker")) == b"warm\n"
+        memory = vms[0].memory()
+        assert 0 < memory.guest_private < memory.guest_rss / 2
+    finally:
+        for vm in vms:
+            await vm.aclose()
+    await template.verify()  # what forks wrote is not in the template
+
+
+async def test_the_environment_of_one_fork_does_not_reach_the_next(template) -> None:
+    async with await template.fork(env={"SECRET": "x"}) as vm:
+        assert (await vm.shell("echo $SECRET")).stdout == "x\n"
+    async with await template.fork() as vm:
+        assert (await vm.shell("echo $SECRET")).stdout == "\n"
+
+
+@pytest.fixture
+async def own(template_name):
+    """A template of this test's own, and its folder."""
+    built = await Template.build("own", VMConfig())
+    store = TemplateStore(built._places.templates)
+    yield built, store.folder / "own" / built.generation
+    await store.remove("own")
+
+
+async def test_damage_is_named_and_nothing_is_started(own) -> None:
+    built, folder = own
+    state = (folder / "state").read_bytes()
+    (folder / "state").write_bytes(state[:-100])
+    with pytest.raises(TemplateCorrupt, match="state"):
+        await built.fork()
+    (folder / "state").write_bytes(state[:-1] + b"\0")
+    with pytest.raises(TemplateCorrupt, match="state"):
+        await Template.open("own")
+    (folder / "state").write_bytes(state)
+    os.truncate(folder / "memory", 255 << 20)
+    with pytest.raises(TemplateCorrupt, match="memory"):
+        await built.fork()
+    os.truncate(folder / "memory", 256 << 20)
+    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(manifest.replace(b'"cpus": 1', b'"cpus": 2'))
+    with pytest.raises(TemplateCorrupt, match="manifest"):
+        await Template.open("own")
+    for trait in ("qemu.version", "image.kernel"):
+        other = replace(built.manifest, traits={**built.manifest.traits, trait: "another"}, qemu_stamp="another")
+        (folder / "manifest.json").write_bytes(other.to_json())
+        with pytest.raises(TemplateStale) as stale:
+            await Template.open("own")
+        assert (stale.value.field, stale.value.have) == (trait, "another")
+        assert stale.value.hint
+    (folder / "manifest.json").write_bytes(manifest)
+    async with await built.fork() as vm:
+        assert (await vm.exec(["true"])).ok
+        # Removed while a fork runs: the fork goes on, no mount is left. The fixture removes it again, from scratch.
+        await built.remove()
+        assert (await vm.exec(["true"])).ok
+        assert str(folder) not in Path("/proc/mounts").read_text()
+    with pytest.raises(TemplateNotFound):
+        await built.fork()
+    await Template.build("own", VMConfig())
+
+
+async def test_bad_builds_leave_nothing(template, instance) -> None:
+    with pytest.raises(TemplateNotFound):
+        await Template.open("nowhere")
+    with pytest.raises(TemplateExists):
+        await Template.build(template.name)
+    with pytest.raises(ExecError) as failed:
+        await Template.build("bad", warm_up=["echo broken >&2; exit 9"])
+    assert b"broken" in failed.value.stderr
+    with pytest.raises(ConfigError, match="too little"):
+        await Template.build("bad", VMConfig(memory_mib=96))
+    with pytest.raises(HostError, match="not enough memory"):
+        await Template.build("bad", VMConfig(memory_mib=1 << 22))
+    with pytest.raises(ConfigError):
+        await Template.build("bad", VMConfig(qemu="/nonexistent"))
+    if template.hardware.accel == "tcg":
+        with pytest.raises(HostError, match="KVM"):
+            await Template.build("bad", VMConfig(accel="kvm"))
+    building = asyncio.ensure_future(Template.build("bad", VMConfig()))
+    while not list_records(instance.vms):
+        await asyncio.sleep(0.05)
+    with pytest.raises(StoreBusy):
+        await Template.build("bad", VMConfig())
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    assert await Template.list() == [template.name]
+    assert list_records(instance.vms) == []
+    assert "bad" not in Path("/proc/mounts").read_text()
+
+
+OWNER = """
+import asyncio, sys
+from vmfork.aio import Template
+async def main():
+    vm = await (await Template.open(sys.argv[1])).fork()
+    print(vm.pid, vm.id, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_a_machine_dies_with_its_owner(template, instance) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, template.name], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid, vm_id = owner.stdout.readline().split()
+    machine = ProcessIdentity.of(int(pid))
+    assert machine is not None
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate()
+    end = time.monotonic() + 10
+    while machine.is_alive() and time.monotonic() < end:
+        await asyncio.sleep(0.02)
+    assert not machine.is_alive()
+    assert vm_id in sweep_vms(instance.vms)
+
+
+def test_an_ordinary_user_builds_and_forks(template_name, instance, tmp_path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("is an ordinary user already")
+    shared = Path(f"/dev/shm/vmfork-user-{os.getpid()}")
+    shared.mkdir()
+    uid = 65533
+    images = shared / "home" / "images"
+    images.parent.mkdir()
+    subprocess.run(["cp", "-r", instance.images, images], check=True)
+    subprocess.run(["chown", "-R", f"{uid}:{uid}", shared], check=True)
+    child = os.fork()
+    if child == 0:
+        os._exit(as_ordinary_user(uid, shared))
+    _, status = os.waitpid(child, 0)
+    report = (shared / "report").read_text() if (shared / "report").exists() else ""
+    left = sorted(p.name for p in (shared / "run" / "vms").iterdir())
+    subprocess.run(["rm", "-rf", shared], check=True)
+    assert (os.waitstatus_to_exitcode(status), report, left) == (0, "65533 ok", [])
+
+
+def as_ordinary_user(uid: int, shared: Path) -> int:
+    try:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+        os.environ.update(HOME=str(shared), VMFORK_HOME=str(shared / "home"), VMFORK_RUNTIME_DIR=str(shared / "run"))
+
+        async def work() -> str:
+            built = await Template.build("mine", VMConfig())
+            async with await built.fork() as vm:
+                word = (await vm.exec(["echo", "ok"])).stdout.strip()
+            await built.remove()
+            return f"{os.getuid()} {word}"
+
+        (shared / "report").write_text(asyncio.run(work()))
+    except BaseException as error:  # the test shows it
+        (shared / "report").write_text(repr(error) + getattr(error, "details", str)())
+        return 1
+    return 0

@@ -1,0 +1,80 @@
+"""What every machine can do, however it came to be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestError, GuestFileError
+
+pytestmark = pytest.mark.vm
+
+
+async def test_programs_files_and_identity(any_vm) -> None:
+    result = await any_vm.shell("echo out; echo err >&2; exit 3", timeout_s=30)
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 3)
+    with pytest.raises(ExecError) as failed:
+        result.check()
+    assert failed.value.exit_code == 3
+    assert (await any_vm.exec(["cat"], input="text")).stdout == "text"
+    assert (await any_vm.exec(["sh", "-c", "pwd; echo $A"], cwd="/tmp", env={"A": "b"})).stdout == "/tmp\nb\n"
+    assert (await any_vm.shell("kill -TERM $$")).exit_code == 128 + 15
+    with pytest.raises(ExecError) as missing:
+        await any_vm.exec(["no-such-program"])
+    assert missing.value.exit_code == 127
+    with pytest.raises(ExecError) as refused:
+        await any_vm.exec(["/etc/passwd"])
+    assert refused.value.exit_code == 126
+    with pytest.raises(ConfigError):
+        await any_vm.exec("a line of shell")
+    script = "import json, ssl, sqlite3, hashlib; print(json.dumps({'ok': 1}))"
+    assert (await any_vm.exec(["python3", "-c", script], timeout_s=60, check=True)).stdout == '{"ok": 1}\n'
+    data = os.urandom(1 << 20)
+    await any_vm.write_file("/tmp/deep/file", data, parents=True, mode=0o600)
+    assert await any_vm.read_file("/tmp/deep/file") == data
+    with pytest.raises(GuestFileError):
+        await any_vm.read_file("/nowhere")
+    seen = await any_vm.shell("hostname; cat /etc/machine-id /run/vmfork/generation; nproc")
+    assert seen.stdout.split() == [any_vm.hostname, any_vm.machine_id, any_vm.generation, "1"]
+    assert any_vm.adoption.skew_bound_s <= 0.020
+    assert any_vm.accel in ("kvm", "tcg")
+
+
+async def test_a_time_limit_kills_the_command_and_not_the_machine(any_vm) -> None:
+    with pytest.raises(DeadlineExceeded) as late:
+        await any_vm.shell("echo begun; sleep 60", timeout_s=1.5)
+    assert late.value.stdout == b"begun\n"
+    assert isinstance(late.value, TimeoutError)
+    assert (await any_vm.exec(["true"], timeout_s=30)).ok
+
+
+async def test_pause_holds_the_guest_and_resume_brings_its_clock_up_to_date(fork) -> None:
+    await fork.pause()
+    with pytest.raises(DeadlineExceeded):
+        await fork.ping(timeout_s=0.5)
+    await fork.resume()
+    assert (await fork.exec(["true"], timeout_s=30)).ok
+    skews = [await fork.measure_clock_skew() for _ in range(5)]
+    assert min(skews) <= 0.020
+
+
+async def test_a_killed_machine_fails_its_calls_at_once(template) -> None:
+    async with await template.fork() as vm:
+        call = asyncio.ensure_future(vm.exec(["sleep", "60"]))
+        await vm.ping()
+        vm._machine.identity.kill()
+        with pytest.raises(GuestError):
+            await asyncio.wait_for(call, 10)
+
+
+async def test_closing_leaves_nothing(template, instance) -> None:
+    async with await template.fork() as vm:
+        pid, folder = vm.pid, instance.vms / vm.id
+        assert folder.is_dir()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not folder.exists()
+    with pytest.raises(Closed):
+        await vm.exec(["true"])
