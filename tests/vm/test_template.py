@@ -70,7 +70,7 @@ async def test_damage_is_named_and_nothing_is_started(own) -> None:
     (folder / "state").write_bytes(state[:-100])
     with pytest.raises(TemplateCorrupt, match="state"):
         await built.fork()
-    (folder / "state").write_bytes(state[:-1] + b"\0")
+    (folder / "state").write_bytes(state[:-1] + bytes([state[-1] ^ 1]))
     with pytest.raises(TemplateCorrupt, match="state"):
         await Template.open("own")
     (folder / "state").write_bytes(state)
@@ -192,7 +192,7 @@ def as_ordinary_user(uid: int, shared: Path) -> int:
             return f"{os.getuid()} {word}"
 
         (shared / "report").write_text(asyncio.run(work()))
-    except BaseException as error:  # the test shows it
+    except BaseException as error:  # noqa: BLE001 - the test shows it
         (shared / "report").write_text(repr(error) + getattr(error, "details", str)())
         return 1
     return 0
