@@ -74,7 +74,7 @@ async def test_damage_is_named_and_nothing_is_started(own) -> None:
     with pytest.raises(TemplateCorrupt, match="state"):
         await Template.open("own")
     (folder / "state").write_bytes(state)
-    os.truncate(folder / "memory", 255 << 20)
+    os.truncate(folder / "memory", 257 << 20)
     with pytest.raises(TemplateCorrupt, match="memory"):
         await built.fork()
     os.truncate(folder / "memory", 256 << 20)
