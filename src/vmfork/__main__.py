@@ -1,5 +1,8 @@
-"""`python -m vmfork` is the command line."""
+"""`python -m vmfork` is `vmfork`."""
+
+import sys
 
 from vmfork.cli.main import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

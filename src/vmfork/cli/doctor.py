@@ -1,95 +1,165 @@
-"""`vmfork doctor`: can machines run here, how, and what to do if not."""
+"""`vmfork doctor`: can VMs run here, how, and what to do if not."""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import shutil
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vmfork.cli.report import print_json, print_rows
-from vmfork.config import Places, VMConfig, find_places
-from vmfork.errors import VMForkError
+from vmfork.cli.loop import run_async
+from vmfork.cli.options import get_settings, json_option
+from vmfork.cli.show import show_json, shown_progress
+from vmfork.config import find_places
+from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts
-from vmfork.units import MIB, format_mib
+from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.image import find_agent, open_image
+from vmfork.store.store import STATE_HEADROOM
+from vmfork.units import MIB, format_bytes, format_mib
+from vmfork.vm.accelerator import prove_kvm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Places, VMConfig
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.image import Image
+    from vmfork.progress import ProgressListener
+
+Level = Literal["ok", "note", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `ok` is what the whole verdict is made of."""
+class Check:
+    """One finding. `fail` keeps VMs from running; `note` is worth knowing. `todo` says what would mend it."""
 
-    what: str
-    ok: bool
+    name: str
+    level: Level
     found: str
-    hint: str = ""
+    todo: str = ""
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def command(as_json: bool) -> int:
-    """Look at everything a machine needs. Exit status 0 when machines can run, 1 when not."""
-    findings = asyncio.run(_look(find_places()))
-    healthy = all(finding.ok for finding in findings)
+    """Tell whether VMs can run here, how, and what to do if not. Exit status 0 or 1."""
+    with shown_progress() as progress:
+        checks = run_async(examine(get_settings().vm, find_places(), progress))
+    able = all(check.level != "fail" for check in checks)
     if as_json:
-        print_json({"ok": healthy, "findings": [asdict(finding) for finding in findings]})
+        show_json({"ok": able, "checks": [asdict(check) for check in checks]})
     else:
-        print_rows(("", "WHAT", "FOUND"), [("ok" if f.ok else "NO", f.what, f.found) for f in findings])
-        for finding in findings:
-            if finding.hint:
-                print(f"hint: {finding.what}: {finding.hint}")
-    return 0 if healthy else 1
+        for check in checks:
+            click.echo(f"{check.level:4}  {check.name}: {check.found}")
+            if check.todo:
+                click.echo(f"      -> {check.todo}")
+        click.echo("VMs can run here." if able else "VMs cannot run here yet: see what failed above.")
+    return 0 if able else 1
 
 
-async def _look(places: Places) -> list[Finding]:
-    return [
-        await _emulator(),
-        *(_program(name, package) for name, package in (("mmdebstrap", "mmdebstrap"), ("setpriv", "util-linux"))),
-        await _kvm(places),
-        _memory(),
-        Finding("home", ok=True, found=str(places.home)),
-        Finding("runtime", ok=True, found=f"{places.runtime} ({format_mib(_free_mib(places))} free)"),
-    ]
-
-
-async def _emulator() -> Finding:
-    from vmfork.hypervisor.qemu.binary import find_qemu  # noqa: PLC0415
-
+async def examine(config: VMConfig, places: Places, progress: ProgressListener) -> list[Check]:
+    """All findings. Boots one small VM where KVM is here but was not proven yet and the image exists."""
+    checks = []
+    binary: QemuBinary | None = None
     try:
-        binary = await find_qemu()
+        binary = await find_qemu(config.qemu)
+        checks.append(Check("qemu", "ok", f"{binary.path}, version {binary.version}"))
     except VMForkError as error:
-        return Finding("qemu", ok=False, found=str(error), hint=error.hint)
-    return Finding("qemu", ok=True, found=f"{binary.path} {binary.version}")
+        checks.append(_failed("qemu", error))
+    image, image_check = _check_image(config, places)
+    checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv(), _check_agent()]
+    checks.append(await _check_kvm(config, image, binary, places, progress))
+    checks += [_check_memory(config), _check_space(config, places)]
+    checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
+    return checks
 
 
-def _program(name: str, package: str) -> Finding:
-    path = shutil.which(name)
-    return Finding(name, path is not None, path or "missing", "" if path else f"install it: apt-get install {package}")
+def _failed(name: str, error: VMForkError) -> Check:
+    return Check(name, "fail", error.message, error.hint)
 
 
-async def _kvm(places: Places) -> Finding:
-    from vmfork.hypervisor.qemu.binary import find_qemu  # noqa: PLC0415
-    from vmfork.image import open_image  # noqa: PLC0415
-    from vmfork.vm.accelerator import prove_kvm  # noqa: PLC0415
-
-    device = facts.kvm_device()
-    if not device.exists or not device.accessible:
-        state = "may not be opened by this user" if device.exists else "does not exist"
-        return Finding("kvm", ok=True, found=f"/dev/kvm {state}: machines run under TCG, slower")
+def _check_image(config: VMConfig, places: Places) -> tuple[Image | None, Check]:
     try:
-        image = open_image("default", images_dir=places.images)
-        verdict = await prove_kvm(VMConfig(), image=image, binary=await find_qemu(), places=places, anew=True)
-    except VMForkError:
-        return Finding("kvm", ok=True, found="/dev/kvm exists; proven when the first image is there")
-    found = "runs the guest" if verdict.usable else f"does not run the guest, TCG will: {verdict.reason}"
-    return Finding("kvm", ok=True, found=found)
+        image = open_image(config.image, images_dir=places.images)
+    except ImageError as error:
+        return None, Check("image", "note", error.message, error.hint)
+    found = f"{image.name}, {format_bytes(image.size_bytes)}, kernel {image.kernel_release}"
+    return image, Check("image", "ok", found)
 
 
-def _memory() -> Finding:
-    have = facts.available_memory_bytes() // MIB
-    need = VMConfig().memory_mib + 128
-    return Finding("memory", have >= need, f"{format_mib(have)} available", "" if have >= need else "free some memory")
+def _check_mmdebstrap(*, built: bool) -> Check:
+    path = shutil.which("mmdebstrap")
+    if path:
+        return Check("mmdebstrap", "ok", path)
+    return Check(
+        "mmdebstrap", "note" if built else "fail", "not found; images are built with it", "apt-get install mmdebstrap"
+    )
 
 
-def _free_mib(places: Places) -> int:
-    return facts.free_space_bytes(places.runtime) // MIB
+def _check_setpriv() -> Check:
+    path = shutil.which("setpriv")
+    if path:
+        return Check("setpriv", "ok", path)
+    return Check(
+        "setpriv", "note", "not found; an image build may outlive a killed vmfork", "apt-get install util-linux"
+    )
+
+
+def _check_agent() -> Check:
+    try:
+        return Check("agent", "ok", str(find_agent()))
+    except VMForkError as error:
+        return _failed("agent", error)
+
+
+async def _check_kvm(
+    config: VMConfig, image: Image | None, binary: QemuBinary | None, places: Places, progress: ProgressListener
+) -> Check:
+    device = facts.kvm_device()
+    if not device.exists:
+        return _no_kvm(config, "/dev/kvm does not exist", "enable virtualization on this machine")
+    if not device.accessible:
+        return _no_kvm(config, "/dev/kvm may not be opened by this user", "add the user to the group kvm")
+    if image is None or binary is None or config.accel == "tcg":
+        return Check("kvm", "note", "/dev/kvm is here, not proven yet: the first boot will tell")
+    verdict = await prove_kvm(config, image=image, binary=binary, places=places, progress=progress)
+    if verdict.usable:
+        return Check("kvm", "ok", "proven: it runs the guest")
+    return _no_kvm(config, f"/dev/kvm is here but does not run the guest: {verdict.reason}", "")
+
+
+def _no_kvm(config: VMConfig, found: str, todo: str) -> Check:
+    if config.accel == "kvm":
+        return Check("kvm", "fail", found, todo or "set vm.accel to auto or tcg")
+    return Check("kvm", "note", f"{found}; TCG is used: slower, but it runs", todo)
+
+
+def _check_memory(config: VMConfig) -> Check:
+    need, available = config.memory_mib * MIB + STATE_HEADROOM, facts.available_memory_bytes()
+    found = (
+        f"{format_bytes(available)} available, a template of {format_mib(config.memory_mib)} needs {format_bytes(need)}"
+    )
+    return Check("memory", "ok", found) if need <= available else Check("memory", "fail", found, "free some memory")
+
+
+def _check_space(config: VMConfig, places: Places) -> Check:
+    free = facts.free_space_bytes(places.runtime)
+    found = f"{format_bytes(free)} free in {places.runtime}"
+    # As root each template has a tmpfs of its own; only logs and sockets lie in the folder itself.
+    need = MIB if os.getuid() == 0 else config.memory_mib * MIB + STATE_HEADROOM
+    if need <= free:
+        return Check("space", "ok", found)
+    return Check("space", "fail", found, "set VMFORK_RUNTIME_DIR to a larger tmpfs")
+
+
+def _check_place(name: str, path: Path) -> Check:
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return Check(name, "ok", str(path))
+    variable = "VMFORK_HOME" if name == "home" else "VMFORK_RUNTIME_DIR"
+    return Check(name, "fail", f"{path} cannot be written", f"set {variable} to a folder of yours")

@@ -1,73 +1,62 @@
-"""`vmfork image`: build, ls, rm."""
+"""`vmfork image`: what guests boot."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
 
 import click
 
-from vmfork.cli.report import print_json, print_rows, show_progress
-from vmfork.config import ImageConfig, find_places
+from vmfork.cli.loop import run_async
+from vmfork.cli.options import get_settings, json_option
+from vmfork.cli.show import show_json, show_table, shown_progress
+from vmfork.config import check_name, find_places
+from vmfork.image import build_image, list_images, remove_image
 from vmfork.units import format_bytes, format_mib
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @click.group("image")
 def command() -> None:
-    """What machines boot: kernel and initramfs."""
+    """Build, list and remove images."""
 
 
 @command.command("build")
 @click.argument("name", default="default")
-@click.option("--package", "packages", multiple=True, help="Add a Debian package by name; may be repeated.")
-@click.option("--suite", default="trixie", show_default=True, help="Debian release.")
-@click.option("--rebuild", is_flag=True, help="Build even when it is cached.")
-def build(name: str, packages: Sequence[str], suite: str, rebuild: bool) -> None:
-    """Build image NAME."""
-    from vmfork.image import build_image  # noqa: PLC0415
-
-    config = ImageConfig(suite=suite, packages=(*ImageConfig().packages, *packages))
-    places = find_places()
-    image = asyncio.run(build_image(name, config, images_dir=places.images, progress=show_progress, rebuild=rebuild))
-    print(f"image {name!r}: kernel {image.kernel_release}, {format_bytes(image.size_bytes)} {image.digest[:12]}")
+@click.option("-p", "--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
+@click.option("--suite", metavar="S", help="Debian release, such as trixie.")
+@click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
+def build(name: str, packages: tuple[str, ...], suite: str | None, rebuild: bool) -> None:
+    """Build the image NAME (default: default), unless it is there."""
+    config = get_settings({"image.suite": suite}).image
+    if packages:
+        config = replace(config, packages=tuple(dict.fromkeys((*config.packages, *packages))))
+    with shown_progress() as progress:
+        image = run_async(
+            build_image(name, config, images_dir=find_places().images, progress=progress, rebuild=rebuild)
+        )
+    click.echo(
+        f"image {image.name}: {format_bytes(image.size_bytes)}, kernel {image.kernel_release}, "
+        f"guests need {format_mib(image.min_memory_mib)} or more"
+    )
 
 
 @command.command("ls")
-@click.option("--json", "as_json", is_flag=True)
-def ls(as_json: bool) -> None:
-    """List images."""
-    from vmfork.image import list_images  # noqa: PLC0415
-
+@json_option
+def list_all(as_json: bool) -> None:
+    """List the images."""
     images = list_images(images_dir=find_places().images)
     if as_json:
-        print_json(
-            [
-                {
-                    "name": i.name,
-                    "digest": i.digest,
-                    "kernel": i.kernel_release,
-                    "size_bytes": i.size_bytes,
-                    "min_memory_mib": i.min_memory_mib,
-                    "created_at": i.created_at,
-                }
-                for i in images
-            ]
-        )
+        show_json([asdict(image) | {"size_bytes": image.size_bytes} for image in images])
         return
     rows = [
-        (i.name, i.kernel_release, format_bytes(i.size_bytes), format_mib(i.min_memory_mib), i.created_at)
+        (i.name, format_bytes(i.size_bytes), format_mib(i.min_memory_mib), i.kernel_release, i.created_at)
         for i in images
     ]
-    print_rows(("NAME", "KERNEL", "SIZE", "LEAST MEMORY", "CREATED"), rows)
+    show_table(("NAME", "SIZE", "LEAST RAM", "KERNEL", "CREATED"), rows)
 
 
 @command.command("rm")
 @click.argument("name")
-def rm(name: str) -> None:
-    """Remove image NAME."""
-    from vmfork.image import remove_image  # noqa: PLC0415
-
-    remove_image(name, images_dir=find_places().images)
+def remove(name: str) -> None:
+    """Remove the image NAME."""
+    remove_image(check_name(name, field="image"), images_dir=find_places().images)
+    click.echo(f"removed image {name}")

@@ -1,64 +1,98 @@
-"""The command line: verbs, prints and exit codes; what they do is done below."""
+"""The entry point: finds the command, runs it, and turns what it raised into lines and an exit status.
+
+```
+0    done                                   1    failed: host, image, guest, template
+2    wrong input or usage                   3    factory status: off
+130  Ctrl-C      143  SIGTERM      129  SIGHUP
+run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell
+```
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmfork import __version__
-from vmfork.cli.report import Reporter
+import vmfork
+from vmfork.cli.loop import Interrupted
+from vmfork.cli.options import config_option
+from vmfork.cli.show import show_error, show_failure
+from vmfork.errors import ConfigError, VMForkError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = ("doctor", "config", "image", "template", "run", "factory")
+_FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
+
+_EPILOG = """\b
+Start with:      vmfork run -- uname -a
+Completion:      eval "$(_VMFORK_COMPLETE=bash_source vmfork)"    (or zsh_source, fish_source)
+Configuration:   vmfork.toml, VMFORK_<SECTION>_<FIELD>, options; see `vmfork config`
+"""
 
 
-class _Lazy(click.Group):
-    """Finds a command's module when it is called for: start-up time is a feature."""
+class _Commands(click.Group):
+    """Each command lives in the module of its name, imported when asked for."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002, RUF100
+        return list(_COMMANDS)
 
-    _WHERE = {  # noqa: RUF012 - a constant table
-        "run": "run",
-        "template": "template",
-        "image": "image",
-        "factory": "factory",
-        "doctor": "doctor",
-    }
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._WHERE)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._WHERE:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, RUF100
+        if cmd_name not in _COMMANDS:
             return None
-        import importlib  # noqa: PLC0415
-
-        module = importlib.import_module(f"vmfork.cli.{self._WHERE[cmd_name]}")
-        command = module.command
-        assert isinstance(command, click.Command)
+        command: click.Command = importlib.import_module(f"vmfork.cli.{cmd_name}").command
         return command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="vmfork")
-def cli() -> None:
-    """Boot a virtual machine once, then fork ready machines from it in tens of milliseconds.
-
-    Completion: eval "$(_VMFORK_COMPLETE=bash_source vmfork)" (or zsh_source, fish_source).
-    """
+@click.group(cls=_Commands, name="vmfork", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(vmfork.__version__, prog_name="vmfork")
+@config_option
+def cli(**_options: Any) -> None:
+    """Boot a virtual machine once, then fork ready machines from it in tens of milliseconds."""
 
 
-def main() -> None:
-    """The command's exit status: 0, 1 for a failure, 2 for wrong input; `run` has its own (see its help)."""
-    reporter = Reporter()
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each kind of end
+    """The exit status of the command line `argv` (by default the process's own). Raises nothing."""
     try:
-        code = cli(standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
+        status = cli.main(args=None if argv is None else [*argv], prog_name="vmfork", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        hint = f"see {error.ctx.command_path} --help" if error.ctx else ""
+        show_failure(error.format_message(), hint)
+        return error.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(125 if sys.argv[1:2] == ["run"] else 2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a user gets no traceback from a known error
-        sys.exit(reporter.tell_error(error, failure=125 if sys.argv[1:2] == ["run"] else 1))
-    sys.exit(code if isinstance(code, int) else 0)
+        show_failure(error.format_message())
+        return error.exit_code
+    except Interrupted as error:
+        click.echo(str(error), err=True)
+        return error.exit_status
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _FAILED
+    except VMForkError as error:
+        show_error(error)
+        return _WRONG_INPUT if isinstance(error, ConfigError) else _FAILED
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a line, not a traceback
+        show_failure(*describe_unexpected(error))
+        return _FAILED
+    return status if isinstance(status, int) else 0
+
+
+def describe_unexpected(error: Exception) -> tuple[str, str]:
+    """Message and hint for what is no error of vmfork's own: the system refused something, or this is a bug."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}", ""
+    return f"{type(error).__name__}: {error}", "this is a bug in vmfork: please report it with the command you gave"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

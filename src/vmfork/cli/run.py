@@ -1,178 +1,193 @@
-"""`vmfork run`: fork, run one command, leave nothing."""
+"""`vmfork run`: one command in a fork of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import threading
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmfork.cli.report import print_json, show_progress
+from vmfork.cli.loop import Interrupted, run_async
+from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option
+from vmfork.cli.show import show_error, show_failure, show_json, shown_progress
+from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
-from vmfork.errors import ConfigError, DeadlineExceeded, ExecError
-from vmfork.units import parse_duration_s, parse_size_mib
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
+from vmfork.template.template import DEFAULT, Template
+from vmfork.units import format_mib, parse_duration_s
+from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.process import GuestProcess
-    from vmfork.template import Template
     from vmfork.vm.vm import VM
 
-TIMED_OUT = 124
+TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("-t", "--template", "name", help="Fork this template [default: default, built the first time].")
-@click.option("-e", "--env", "env", multiple=True, metavar="K=V", help="Environment of the command.")
-@click.option("-w", "--workdir", default="", help="Folder the command starts in.")
-@click.option("--timeout", help="Time limit of the command, as 30, 1.5s, 5m.")
-@click.option("--cpus", type=int, help="Virtual CPUs [1].")
-@click.option("--memory", help="Guest memory, as 256M, 1G or MiB [256M].")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the command has ended.")
-@click.argument("argv", nargs=-1, required=True, metavar="CMD [ARG]...")
+class _WrongUsage(click.UsageError):
+    exit_code = OWN_FAILURE
+
+
+class _RunCommand(click.Command):
+    """Every failure that is not the command's own has exit status 125, wrong usage too."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _WrongUsage(error.format_message(), error.ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VMForkError as error:
+            show_error(error)
+        except (Interrupted, click.exceptions.Exit):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status
+            show_failure(f"{type(error).__name__}: {error}")
+        return OWN_FAILURE
+
+
+@click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@click.option("-t", "--template", "name", metavar="NAME", help="Fork this template.")
+@click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
+@click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
+@click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
+@cpus_option
+@memory_option
+@json_option
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
 def command(
     name: str | None,
-    env: Sequence[str],
+    variables: tuple[str, ...],
     workdir: str,
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
     as_json: bool,
-    argv: Sequence[str],
+    argv: tuple[str, ...],
 ) -> int:
-    """Run CMD in a fresh fork, and exit with its status.
+    """Run CMD in a fresh fork, pass its input and output through, leave nothing.
 
-    125 vmfork itself failed, 124 the time limit passed, 127 and 126 the command was not found or is not executable,
-    128+n it was ended by signal n.
+    Without -t the template is `default`, built the first time. The exit status is the command's; 124 when its time was
+    up, 125 when vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
     """
-    config = _config(cpus, memory)
-    limit = None if timeout is None else parse_duration_s(timeout, field="--timeout")
-    variables = dict(_split(pair) for pair in env)
-    return asyncio.run(_run(name, config, cpus or memory, variables, workdir, limit, as_json, argv))
+    config = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory}).vm
+    limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
+    if limit_s is not None and limit_s <= 0:
+        raise ConfigError("timeout", timeout, "must be more than 0")
+    env = dict(parse_variable(text) for text in variables)
+
+    async def work() -> int:
+        template = await find_template(name, config, cpus=cpus is not None, memory=memory is not None)
+        async with await template.fork() as vm:
+            return await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
+
+    return run_async(work())
 
 
-def _config(cpus: int | None, memory: str | None) -> VMConfig:
-    standard = VMConfig()
-    return VMConfig(
-        cpus=standard.cpus if cpus is None else cpus,
-        memory_mib=standard.memory_mib if memory is None else parse_size_mib(memory, field="--memory"),
-    )
+def parse_variable(text: str) -> tuple[str, str]:
+    """Name and value of `K=V`; a bare `K` has our own value."""
+    key, equals, value = text.partition("=")
+    if not key:
+        raise ConfigError("env", text, f"{text!r} is not K=V")
+    if equals:
+        return key, value
+    if key not in os.environ:
+        raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
+    return key, os.environ[key]
 
 
-def _split(pair: str) -> tuple[str, str]:
-    key, separator, value = pair.partition("=")
-    if not separator:
-        raise ConfigError("--env", pair, f"{pair!r} is not K=V")
-    return key, value
+def default_template_name(config: VMConfig) -> str:
+    """`default`, with what differs from a default machine in the name: another image or size is another template."""
+    plain = VMConfig()
+    image = "" if config.image == plain.image else f"-{config.image}"
+    same_size = (config.cpus, config.memory_mib) == (plain.cpus, plain.memory_mib)
+    return DEFAULT + image + ("" if same_size else f"-{config.cpus}c-{config.memory_mib}m")
 
 
-async def _run(
-    name: str | None,
-    config: VMConfig,
-    sized: object,
-    env: dict[str, str],
-    workdir: str,
-    limit: float | None,
-    as_json: bool,
-    argv: Sequence[str],
-) -> int:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    template = await _open(name, config, sized)
-    try:
-        async with await template.fork(env=env) as vm:
-            if as_json:
-                return await _run_collected(vm, argv, workdir, limit)
-            return await _run_streamed(vm, argv, workdir, limit)
-    except ExecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except DeadlineExceeded as error:
-        if limit is None or not error.operation.startswith(argv[0]):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return TIMED_OUT
-
-
-async def _open(name: str | None, config: VMConfig, sized: object) -> Template:
-    from vmfork.template import Template  # noqa: PLC0415 - the heavy part starts here
-
-    if name is None:
-        own = "default" if config == VMConfig() else f"default-{config.cpus}c-{config.memory_mib}m"
-        return await Template.ensure(own, config, progress=show_progress)
-    template = await Template.open(name, config=config)
-    if sized and (template.manifest.cpus, template.manifest.memory_mib) != (config.cpus, config.memory_mib):
+async def find_template(name: str | None, config: VMConfig, *, cpus: bool, memory: bool) -> Template:
+    """The template to fork, built where it may be. `cpus` and `memory` say what was demanded and so must be met."""
+    wanted = name or default_template_name(config)
+    if name is not None and name != DEFAULT:
+        template = await Template.open(name, config=config)
+    else:
+        with shown_progress() as progress:
+            template = await Template.ensure(wanted, config, progress=progress)
+    have = template.manifest
+    hint = f"leave it out, or build another template: vmfork template build NAME (now {have.name})"
+    if cpus and config.cpus != have.cpus:
+        raise ConfigError("vm.cpus", config.cpus, f"template {have.name!r} has {have.cpus}", hint=hint)
+    if memory and config.memory_mib != have.memory_mib:
         raise ConfigError(
-            "--cpus/--memory",
-            sized,
-            f"template {name!r} has {template.manifest.cpus} CPU and {template.manifest.memory_mib} MiB",
-            hint="leave the size out, or build a template of that size",
+            "vm.memory_mib", config.memory_mib, f"template {have.name!r} has {format_mib(have.memory_mib)}", hint=hint
         )
     return template
 
 
-async def _run_collected(vm: VM, argv: Sequence[str], workdir: str, limit: float | None) -> int:
-    result = await vm.exec(argv, cwd=workdir, timeout_s=limit)
-    print_json(
-        {
-            "exit_code": result.exit_code,
-            "stdout": result.stdout,
-            "stderr": result.stderr,
-            "duration_s": result.duration_s,
-            "fork_s": vm.timings.total_s,
-            "vm": vm.id,
-        }
-    )
-    return result.exit_code
+async def _run(
+    vm: VM, argv: Sequence[str], *, env: dict[str, str], workdir: str, limit_s: float | None, as_json: bool
+) -> int:
+    has_input = is_readable_input(0)
+    begin = time.perf_counter()
+    kept: dict[Channel, bytearray] | None = None
+    if as_json:
+        kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
+    try:
+        async with asyncio.timeout(limit_s), await vm.start(argv, env=env, cwd=workdir, stdin=has_input) as process:
+            code, duration_s = await _stream(process, kept, has_input=has_input)
+    except ExecError as error:  # 126, 127
+        show_error(error)
+        code, duration_s = error.exit_code, time.perf_counter() - begin
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except TimeoutError as error:
+        if limit_s is None or isinstance(error, DeadlineExceeded):
+            raise
+        show_error(DeadlineExceeded(f"the command {argv[0]!r}", limit_s))
+        code, duration_s = TIME_LIMIT, time.perf_counter() - begin
+    if kept is not None:
+        show_json(
+            {
+                "exit_code": code,
+                "stdout": kept[Channel.STDOUT].decode(errors="replace"),
+                "stderr": kept[Channel.STDERR].decode(errors="replace"),
+                "duration_s": duration_s,
+                "timings": asdict(vm.timings),
+            }
+        )
+    return code
 
 
-async def _run_streamed(vm: VM, argv: Sequence[str], workdir: str, limit: float | None) -> int:
-    async with await vm.start(argv, cwd=workdir, stdin=True) as process:
-        feeder = asyncio.create_task(_feed(process))
-        try:
-            async with asyncio.timeout(limit):
-                async for channel, data in process.output():
-                    stream = sys.stdout.buffer if channel == 1 else sys.stderr.buffer
-                    stream.write(data)
-                    stream.flush()
-                return (await process.wait()).exit_code
-        except TimeoutError:
-            assert limit is not None
-            raise DeadlineExceeded(argv[0], limit) from None
-        except BrokenPipeError:
-            # Nobody reads our output any more: as a shell would have it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-        finally:
-            feeder.cancel()
-            with suppress(asyncio.CancelledError):
-                await feeder
+async def _stream(
+    process: GuestProcess, kept: dict[Channel, bytearray] | None, *, has_input: bool
+) -> tuple[int, float]:
+    """Exit status and seconds of the process, once it ended and its output was passed on, or kept."""
+    feeding = asyncio.create_task(_feed(process)) if has_input else None
+    try:
+        async for channel, data in process.output():
+            if kept is not None:
+                kept[channel] += data
+            else:
+                await write_all(1 if channel == Channel.STDOUT else 2, data)
+        status = await process.wait()
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+            with suppress(asyncio.CancelledError, VMForkError):
+                await feeding
+    return status.exit_code, status.duration_s
 
 
 async def _feed(process: GuestProcess) -> None:
-    """Standard input goes to the command until either ends. Read in a daemon thread: it may never end."""
-    loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4)
-
-    def read() -> None:
-        with suppress(Exception):
-            while True:
-                data = os.read(0, 65536)
-                asyncio.run_coroutine_threadsafe(pieces.put(data), loop).result()
-                if not data:
-                    return
-
-    threading.Thread(target=read, daemon=True).start()
-    from vmfork.errors import VMForkError  # noqa: PLC0415
-
-    with suppress(VMForkError):
-        while data := await pieces.get():
-            await process.write_stdin(data)
-        await process.close_stdin()
+    """The process has all of our standard input, and its end."""
+    while data := await read_some(0):
+        await process.write_stdin(data)
+    await process.close_stdin()

@@ -1,119 +1,122 @@
-"""`vmfork template`: build, ls, show, verify, rm."""
+"""`vmfork template`: frozen machines."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmfork.cli.report import print_json, print_rows, show_progress
-from vmfork.config import VMConfig, find_places
-from vmfork.errors import TemplateError
-from vmfork.units import format_bytes, format_mib, parse_size_mib
+from vmfork.cli.loop import run_async
+from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option
+from vmfork.cli.show import show_json, show_table, shown_progress
+from vmfork.config import find_places
+from vmfork.errors import VMForkError
+from vmfork.store import TemplateStore
+from vmfork.template.template import Template
+from vmfork.units import format_bytes, format_duration, format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from vmfork.store import Manifest
 
 
 @click.group("template")
 def command() -> None:
-    """Frozen machines that forks are made from."""
+    """Build, list, show, verify and remove templates."""
 
 
 @command.command("build")
 @click.argument("name")
-@click.option("--image", default="default", show_default=True)
-@click.option("--cpus", type=int, default=1, show_default=True)
-@click.option("--memory", default="256M", show_default=True, help="As 256M, 1G or MiB.")
-@click.option("--run", "runs", multiple=True, metavar="CMD", help="Shell command to warm up with; may be repeated.")
-@click.option("--ready", default="", metavar="CMD", help="Shell command that is tried until it succeeds.")
-@click.option("--replace", is_flag=True, help="Replace a template of that name once the new one is whole.")
-def build(name: str, image: str, cpus: int, memory: str, runs: Sequence[str], ready: str, replace: bool) -> None:
-    """Boot a machine, warm it up, freeze it as NAME."""
-    from vmfork.template import Template  # noqa: PLC0415
-
-    config = VMConfig(image=image, cpus=cpus, memory_mib=parse_size_mib(memory, field="--memory"))
-    asyncio.run(Template.build(name, config, warm_up=tuple(runs), ready=ready, replace=replace, progress=show_progress))
+@click.option("--image", metavar="I", help="The image to boot.")
+@cpus_option
+@memory_option
+@click.option(
+    "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
+)
+@click.option("--ready", default="", metavar="CMD", help="Shell command that must succeed before freezing.")
+@click.option("--replace", is_flag=True, help="Replace a template of that name.")
+def build(
+    name: str,
+    image: str | None,
+    cpus: int | None,
+    memory: str | None,
+    warm_up: tuple[str, ...],
+    ready: str,
+    replace: bool,
+) -> None:
+    """Boot a machine, run the commands, freeze it as NAME."""
+    config = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory}).vm
+    with shown_progress() as progress:
+        template = run_async(
+            Template.build(name, config, warm_up=warm_up, ready=ready, replace=replace, progress=progress)
+        )
+    m = template.manifest
+    click.echo(
+        f"template {m.name}: {m.cpus} CPU, {format_mib(m.memory_mib)}, {m.traits['accel']}, "
+        f"{format_bytes(m.memory_allocated_bytes)} in use, booted in {format_duration(m.timings['boot_s'])}"
+    )
 
 
 @command.command("ls")
-@click.option("--json", "as_json", is_flag=True)
-def ls(as_json: bool) -> None:
-    """List templates."""
-    from vmfork.store import TemplateStore  # noqa: PLC0415
-
+@json_option
+def list_all(as_json: bool) -> None:
+    """List the templates."""
     store = TemplateStore(find_places().templates)
-    found: list[dict[str, object]] = []
-    for name in store.list_names():
-        try:
-            m = store.read_manifest(name)
-        except TemplateError as error:
-            found.append({"name": name, "error": str(error)})
-            continue
-        found.append(
-            {
-                "name": name,
-                "image": m.image,
-                "cpus": m.cpus,
-                "memory_mib": m.memory_mib,
-                "accel": m.traits["accel"],
-                "allocated_bytes": m.memory_allocated_bytes,
-                "created_at": m.created_at,
-            }
-        )
+    found = [_read(store, name) for name in store.list_names()]
     if as_json:
-        print_json(found)
+        show_json(found)
         return
     rows = [
-        (t["name"], t["error"], "", "", "", "")
-        if "error" in t
-        else (
-            t["name"],
-            t["image"],
-            t["cpus"],
-            format_mib(float(str(t["memory_mib"]))),
-            format_bytes(float(str(t["allocated_bytes"]))),
-            t["created_at"],
-        )
-        for t in found
+        (f["name"], f["image"], f["cpus"], format_mib(f["memory_mib"]), format_bytes(f["memory_allocated_bytes"]), "ok")
+        if "error" not in f
+        else (f["name"], "", "", "", "", f["error"])
+        for f in found
     ]
-    print_rows(("NAME", "IMAGE", "CPUS", "MEMORY", "IN USE", "CREATED"), rows)
+    show_table(("NAME", "IMAGE", "CPUS", "RAM", "IN USE", "STATE"), rows)
 
 
 @command.command("show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def show(name: str, as_json: bool) -> None:
-    """Show what NAME was frozen from, and whether it fits this host."""
-    from vmfork.template import Template  # noqa: PLC0415
-
-    template = asyncio.run(Template.open(name))
-    record = asdict(template.manifest) | {"fingerprint": template.manifest.fingerprint}
+    """Show what the template NAME is made of."""
+    fields = _describe(TemplateStore(find_places().templates).read_manifest(name))
     if as_json:
-        print_json(record)
+        show_json(fields)
         return
-    print_rows(("FIELD", "VALUE"), [(key, value) for key, value in record.items()])
+    for key in ("traits", "timings"):
+        fields |= {f"{key}.{name}": value for name, value in fields.pop(key).items()}
+    for key, value in fields.items():
+        click.echo(f"{key}: {'; '.join(value) if isinstance(value, tuple) else value}")
 
 
 @command.command("verify")
 @click.argument("name")
 def verify(name: str) -> None:
-    """Compare every byte of NAME with what was frozen."""
-    from vmfork.template import Template  # noqa: PLC0415
+    """Compare every byte of the template NAME with what was frozen, and the template with this host."""
 
     async def check() -> None:
         await (await Template.open(name)).verify()
 
-    asyncio.run(check())
-    print(f"template {name!r} is whole")
+    run_async(check())
+    click.echo(f"template {name} is whole and fits this host")
 
 
 @command.command("rm")
 @click.argument("name")
-def rm(name: str) -> None:
-    """Remove NAME; forks made from it run on."""
-    from vmfork.store import TemplateStore  # noqa: PLC0415
+def remove(name: str) -> None:
+    """Remove the template NAME. Forks made from it run on."""
+    run_async(TemplateStore(find_places().templates).remove(name))
+    click.echo(f"removed template {name}")
 
-    asyncio.run(TemplateStore(find_places().templates).remove(name))
+
+def _read(store: TemplateStore, name: str) -> dict[str, Any]:
+    """The manifest's fields, or the error in their place: one damaged template does not hide the others."""
+    try:
+        return _describe(store.read_manifest(name))
+    except VMForkError as error:
+        return {"name": name, "error": error.code, "message": error.message}
+
+
+def _describe(manifest: Manifest) -> dict[str, Any]:
+    return asdict(manifest) | {"fingerprint": manifest.fingerprint}

@@ -1,0 +1,54 @@
+"""Runs a command's coroutine; a signal cancels it, so that what it owns is closed, and is told afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """A signal ended the command; everything it owned is closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        return 128 + self.number
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. `Interrupted` when SIGINT, SIGTERM or SIGHUP came first; more of them change nothing."""
+    came: list[int] = []
+
+    async def guarded() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            if not came:
+                came.append(number)
+                task.cancel()
+
+        for number in _STOPPING:
+            loop.add_signal_handler(number, stop, number)
+        return await work
+
+    try:
+        result = asyncio.run(guarded())
+    except BaseException:
+        if came:
+            raise Interrupted(came[0]) from None
+        raise
+    if came:
+        raise Interrupted(came[0])
+    return result

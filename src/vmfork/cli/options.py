@@ -1,0 +1,28 @@
+"""Options that several commands share, and the settings they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmfork.config.loader import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.config.loader import Settings
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+config_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read this vmfork.toml."
+)
+cpus_option = click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.")
+memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
+
+
+def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Path | None = None) -> Settings:
+    """The settings in force for the command that runs; the file is its own, else the one `vmfork --config` named."""
+    path = config_file or click.get_current_context().find_root().params.get("config_file")
+    return load_settings(path, None, overrides)

@@ -1,0 +1,94 @@
+"""What people and programs read: errors, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmfork.errors import VMForkError
+    from vmfork.progress import Progress, ProgressListener
+
+
+def show_error(error: VMForkError) -> None:
+    """What happened, the details, what to do: on standard error."""
+    show_failure(str(error), error.hint, error.details())
+
+
+def show_failure(message: str, hint: str = "", details: str = "") -> None:
+    click.echo(f"error: {message}", err=True)
+    if details:
+        click.echo(details.rstrip(), err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def show_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as they need to be."""
+    lines = [[*head], *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def shown_progress() -> Iterator[ProgressListener]:
+    """A listener that draws a bar where standard error is a terminal, and writes one line per step elsewhere."""
+    shown = _Bar() if sys.stderr.isatty() else _Lines()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, event: Progress, /) -> None:
+        line = f"{event.task}: {event.step}"
+        if line != self._last:
+            self._last = line
+            click.echo(line, err=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, event: Progress, /) -> None:
+        if self._bar is None:
+            self._start()
+        total = None if event.fraction is None else 1.0
+        self._bar.update(
+            self._task, description=f"{event.task}: {event.step}", completed=event.fraction or 0.0, total=total
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _start(self) -> None:
+        # rich takes 60 ms to import: only whoever waits for a build pays for it.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+        text = TextColumn("{task.description}", markup=False)
+        console = Console(stderr=True)
+        self._bar = Progress(SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), console=console, transient=True)
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()

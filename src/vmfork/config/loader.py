@@ -1,0 +1,167 @@
+"""The one loader: defaults, then `vmfork.toml`, then the environment, then arguments; each value with its origin.
+
+```
+[vm]                       VMFORK_VM_CPUS, VMFORK_VM_MEMORY_MIB, ...
+cpus = 2                   the fields of VMConfig
+memory_mib = "1G"          a size, or a number of MiB
+fork_timeout_s = "30s"     a duration, or a number of seconds
+[factory]                  VMFORK_FACTORY_TEMPLATE, VMFORK_FACTORY_TEMPLATE_NAME
+[image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas)
+```
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmfork.config.values import FactoryConfig, ImageConfig, VMConfig
+from vmfork.errors import ConfigError
+from vmfork.units import parse_duration_s, parse_size_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE_NAME = "vmfork.toml"
+DEFAULT = "default"
+
+# Section -> its fields. A factory's machine is [vm].
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "vm": tuple(f.name for f in fields(VMConfig)),
+    "factory": tuple(f.name for f in fields(FactoryConfig) if f.name != "vm"),
+    "image": tuple(f.name for f in fields(ImageConfig)),
+}
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is in force. `origins` maps each dotted field to where its value came from; `file` is what was read."""
+
+    vm: VMConfig
+    factory: FactoryConfig
+    image: ImageConfig
+    origins: Mapping[str, str]
+    file: Path | None
+
+    def values(self) -> dict[str, Any]:
+        """Every dotted field and its value, in the order of the sections."""
+        return {f"{name}.{key}": getattr(getattr(self, name), key) for name, keys in SECTIONS.items() for key in keys}
+
+
+def load_settings(
+    path: Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings in force. `path` or `VMFORK_CONFIG` must exist; the other places are read where there is a file.
+
+    `overrides` maps dotted fields to values given as arguments; `None` there means not given. `ConfigError` names the
+    field, or the file, that is wrong.
+    """
+    env = os.environ if environ is None else environ
+    file = find_file(path, env)
+    given: dict[str, tuple[Any, str]] = {}
+    if file is not None:
+        given |= {field: (value, str(file)) for field, value in _read_file(file).items()}
+    given |= _read_environ(env)
+    given |= {field: (value, "argument") for field, value in (overrides or {}).items() if value is not None}
+    ready = {field: _convert(field, value) for field, (value, _) in given.items()}
+    vm = VMConfig(**_section(ready, "vm"))
+    return Settings(
+        vm=vm,
+        factory=FactoryConfig(vm=vm, **_section(ready, "factory")),
+        image=ImageConfig(**_section(ready, "image")),
+        origins={
+            field: given[field][1] if field in given else DEFAULT
+            for field in (f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys)
+        },
+        file=file,
+    )
+
+
+def find_file(path: Path | None, environ: Mapping[str, str], *, uid: int | None = None) -> Path | None:
+    """The file to read: the one demanded, else `./vmfork.toml`, else the user's (the system's as root), else none."""
+    demanded = path or (Path(environ["VMFORK_CONFIG"]) if environ.get("VMFORK_CONFIG") else None)
+    if demanded is not None:
+        if not demanded.is_file():
+            raise ConfigError("config", str(demanded), f"no file is at {demanded}")
+        return demanded
+    if (os.getuid() if uid is None else uid) == 0:
+        folder = Path("/etc/vmfork")
+    else:
+        home = environ.get("HOME") or os.path.expanduser("~")
+        folder = Path(environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "vmfork")
+    return next((file for file in (Path(FILE_NAME).absolute(), folder / FILE_NAME) if file.is_file()), None)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415 - most runs have no file
+
+    try:
+        body = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config", str(file), f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, not UTF-8
+        raise ConfigError("config", str(file), f"{file} is not valid TOML: {error}") from error
+    given = {}
+    for name, section in body.items():
+        if name not in SECTIONS:
+            raise _unknown(name, f"{file} has it", "sections", SECTIONS)
+        if not isinstance(section, dict):
+            raise ConfigError(name, section, f"must be a section, [{name}]")
+        for key, value in section.items():
+            if key not in SECTIONS[name]:
+                raise _unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
+            given[f"{name}.{key}"] = value
+    return given
+
+
+def _read_environ(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    given: dict[str, tuple[Any, str]] = {}
+    for variable, value in environ.items():
+        for name, keys in SECTIONS.items():
+            prefix = f"VMFORK_{name.upper()}_"
+            if not variable.startswith(prefix):
+                continue
+            key = variable.removeprefix(prefix).lower()
+            if key not in keys:
+                raise _unknown(f"{name}.{key}", f"{variable} is set", f"fields of [{name}]", keys)
+            given[f"{name}.{key}"] = (_from_text(f"{name}.{key}", value), variable)
+    return given
+
+
+def _unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple[str, ...]) -> ConfigError:
+    return ConfigError(field, None, f"unknown ({where})", hint=f"the {kind} are {', '.join(known)}")
+
+
+def _from_text(field: str, text: str) -> Any:
+    """A variable's text as the value that a file would hold."""
+    if field == "image.packages":
+        return text.replace(",", " ").split()
+    if field == "factory.template":
+        truth = _TRUTH.get(text.strip().lower())
+        if truth is None:
+            raise ConfigError(field, text, f"{text!r} is neither true nor false")
+        return truth
+    if field == "vm.cpus":
+        try:
+            return int(text)
+        except ValueError:
+            return text  # refused by VMConfig, which says why
+    return text
+
+
+def _convert(field: str, value: Any) -> Any:
+    if field == "vm.memory_mib" and isinstance(value, str):
+        return parse_size_mib(value, field=field)
+    if field.endswith("_s") and isinstance(value, str):
+        return parse_duration_s(value, field=field)
+    if field == "image.packages" and not isinstance(value, (list, tuple)):
+        raise ConfigError(field, value, "must be a list of package names")
+    return value
+
+
+def _section(ready: Mapping[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{name}."
+    return {field.removeprefix(prefix): value for field, value in ready.items() if field.startswith(prefix)}
