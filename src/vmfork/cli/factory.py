@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import config_option, get_settings, json_option
+from vmfork.cli.options import config_option, get_settings, json_option, prepare_image
 from vmfork.cli.show import show_json, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, TemplateExists, TemplateNotFound, VMForkError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import FactoryConfig
+    from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
 
 _OFF = 3
@@ -34,7 +35,8 @@ def command() -> None:
 @json_option
 def init(config_file: Path | None, as_json: bool) -> None:
     """Build the factory's template."""
-    config = get_settings(config_file=config_file).factory
+    settings = get_settings(config_file=config_file)
+    config = settings.factory
     if not config.template:
         raise ConfigError(
             "factory.template",
@@ -43,7 +45,7 @@ def init(config_file: Path | None, as_json: bool) -> None:
             hint="set template = true in [factory] of vmfork.toml, or VMFORK_FACTORY_TEMPLATE=true",
         )
     with shown_progress() as progress:
-        run_async(_open(config, progress))
+        run_async(_open(settings, progress))
     if as_json:
         show_json({"initialized": True, "template": config.template_name})
     else:
@@ -84,9 +86,10 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
         click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
 
 
-async def _open(config: FactoryConfig, progress: ProgressListener) -> None:
+async def _open(settings: Settings, progress: ProgressListener) -> None:
+    await prepare_image(settings, progress)
     try:
-        async with Factory(config, progress=progress):
+        async with Factory(settings.factory, progress=progress):
             pass
     except TemplateExists as error:
         error.hint = "it is in use as it is (vmfork factory status); to build anew: vmfork factory destroy"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import Interrupted, run_async
-from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option
+from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, prepare_image
 from vmfork.cli.show import show_error, show_failure, show_json, shown_progress
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.process import GuestProcess
+    from vmfork.config.loader import Settings
     from vmfork.vm.vm import VM
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
@@ -79,14 +80,14 @@ def command(
     Without -t the template is `default`, built the first time. The exit status is the command's; 124 when its time was
     up, 125 when vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
     """
-    config = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory}).vm
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
     if limit_s is not None and limit_s <= 0:
         raise ConfigError("timeout", timeout, "must be more than 0")
     env = dict(parse_variable(text) for text in variables)
 
     async def work() -> int:
-        template = await find_template(name, config, cpus=cpus is not None, memory=memory is not None)
+        template = await find_template(name, settings, cpus=cpus is not None, memory=memory is not None)
         async with await template.fork() as vm:
             return await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
 
@@ -113,13 +114,15 @@ def default_template_name(config: VMConfig) -> str:
     return DEFAULT + image + ("" if same_size else f"-{config.cpus}c-{config.memory_mib}m")
 
 
-async def find_template(name: str | None, config: VMConfig, *, cpus: bool, memory: bool) -> Template:
+async def find_template(name: str | None, settings: Settings, *, cpus: bool, memory: bool) -> Template:
     """The template to fork, built where it may be. `cpus` and `memory` say what was demanded and so must be met."""
+    config = settings.vm
     wanted = name or default_template_name(config)
     if name is not None and name != DEFAULT:
         template = await Template.open(name, config=config)
     else:
         with shown_progress() as progress:
+            await prepare_image(settings, progress)
             template = await Template.ensure(wanted, config, progress=progress)
     have = template.manifest
     hint = f"leave it out, or build another template: vmfork template build NAME (now {have.name})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option
+from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, prepare_image
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
@@ -17,6 +17,7 @@ from vmfork.template.template import Template
 from vmfork.units import format_bytes, format_duration, format_mib
 
 if TYPE_CHECKING:
+    from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
 
 
@@ -45,11 +46,14 @@ def build(
     replace: bool,
 ) -> None:
     """Boot a machine, run the commands, freeze it as NAME."""
-    config = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory}).vm
+    settings = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory})
+
+    async def work(progress: ProgressListener) -> Template:
+        await prepare_image(settings, progress)
+        return await Template.build(name, settings.vm, warm_up=warm_up, ready=ready, replace=replace, progress=progress)
+
     with shown_progress() as progress:
-        template = run_async(
-            Template.build(name, config, warm_up=warm_up, ready=ready, replace=replace, progress=progress)
-        )
+        template = run_async(work(progress))
     m = template.manifest
     click.echo(
         f"template {m.name}: {m.cpus} CPU, {format_mib(m.memory_mib)}, {m.traits['accel']}, "

@@ -46,6 +46,12 @@ class Settings:
     origins: Mapping[str, str]
     file: Path | None
 
+    @property
+    def image_if_given(self) -> ImageConfig | None:
+        """The image's configuration where any of it was given, else `None`: then what is there will do."""
+        given = any(self.origins[f"image.{key}"] != DEFAULT for key in SECTIONS["image"])
+        return self.image if given else None
+
     def values(self) -> dict[str, Any]:
         """Every dotted field and its value, in the order of the sections."""
         return {f"{name}.{key}": getattr(getattr(self, name), key) for name, keys in SECTIONS.items() for key in keys}

@@ -18,6 +18,7 @@ from vmfork.errors import (
 from vmfork.host import facts
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu.binary import find_qemu_like
+from vmfork.hypervisor.qemu.command import default_cpu_model
 from vmfork.image import open_image
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
@@ -141,13 +142,21 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """The template `name`, built first where it is missing or does not fit this host any more.
+        """The template `name`, built first where it is missing, or fits this host or `config` no more.
 
-        Another process that is building it is waited for, `wait_s` seconds at most, and its result used.
+        Its size is kept as it is. Another process that is building it is waited for, `wait_s` seconds at most, and its
+        result used.
         """
         places = places or find_places()
+
+        async def find() -> Self:
+            template = await cls.open(name, config=config, places=places)
+            if config is not None:
+                _check_config(template.manifest, config)
+            return template
+
         try:
-            return await cls.open(name, config=config, places=places)
+            return await find()
         except (TemplateNotFound, TemplateStale, TemplateCorrupt):
             pass
         try:
@@ -155,7 +164,7 @@ class Template:
         except TemplateExists:
             pass  # it was built while we waited, or it is there but does not fit
         try:
-            return await cls.open(name, config=config, places=places)
+            return await find()
         except (TemplateStale, TemplateCorrupt):
             return await cls.build(name, config, replace=True, wait_s=wait_s, progress=progress, places=places)
 
@@ -232,3 +241,13 @@ class Template:
         except ImageNotFound:
             return  # a template needs no image any more; there is none to differ from
         m.check_traits(image_traits(image))
+
+
+def _check_config(manifest: Manifest, config: VMConfig) -> None:
+    """Nothing, when a build from `config` would give such machines; what it leaves to the host is not compared."""
+    if config.image != manifest.image:
+        raise TemplateStale(manifest.name, "image", manifest.image, config.image)
+    wanted = {"cpu_model": config.cpu_model or default_cpu_model(manifest.traits["accel"])}
+    if config.accel != "auto":
+        wanted["accel"] = config.accel
+    manifest.check_traits({**wanted, "kernel_args": config.kernel_args})

@@ -41,11 +41,17 @@ async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListe
     return BootPlan(config, image, binary, hardware)
 
 
-async def ensure_image(name: str, *, places: Places, progress: ProgressListener = ignore_progress) -> Image:
-    """The image `name`. Only `default` is built where it is missing; another is `ImageNotFound`."""
-    try:
-        return await asyncio.to_thread(open_image, name, images_dir=places.images)
-    except ImageNotFound:
-        if name != DEFAULT_IMAGE:
-            raise
-        return await build_image(name, ImageConfig(), images_dir=places.images, progress=progress)
+async def ensure_image(
+    name: str, *, made_of: ImageConfig | None = None, places: Places, progress: ProgressListener = ignore_progress
+) -> Image:
+    """The image `name`. Only `default` is built where it is missing; another is `ImageNotFound`.
+
+    With `made_of`, `default` is the image of that configuration afterwards: found, where it was built before.
+    """
+    if made_of is None or name != DEFAULT_IMAGE:
+        try:
+            return await asyncio.to_thread(open_image, name, images_dir=places.images)
+        except ImageNotFound:
+            if name != DEFAULT_IMAGE:
+                raise
+    return await build_image(name, made_of or ImageConfig(), images_dir=places.images, progress=progress)
