@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# So much of the end of a program's output is shown with an error; `stdout` and `stderr` keep all of it.
+_TAIL_SIZE = 8192
+
+
 class VMForkError(Exception):
     """Root of all errors raised by vmfork.
 
@@ -192,8 +196,9 @@ class ExecError(GuestError):
         self.stderr = stderr
 
     def details(self) -> str:
-        text = self.stderr.decode(errors="replace").rstrip()
-        return f"standard error:\n{text}" if text else ""
+        parts = (("standard output", self.stdout), ("standard error", self.stderr))
+        told = ((name, data[-_TAIL_SIZE:].decode(errors="replace").rstrip()) for name, data in parts)
+        return "\n".join(f"{name}:\n{text}" for name, text in told if text)
 
 
 class GuestFileError(GuestError):

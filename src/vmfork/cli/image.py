@@ -56,7 +56,11 @@ def list_all(as_json: bool) -> None:
 
 @command.command("rm")
 @click.argument("name")
-def remove(name: str) -> None:
+@json_option
+def remove(name: str, as_json: bool) -> None:
     """Remove the image NAME."""
     remove_image(check_name(name, field="image"), images_dir=find_places().images)
+    if as_json:
+        show_json({"removed": True, "image": name})
+        return
     click.echo(f"removed image {name}")

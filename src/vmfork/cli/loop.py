@@ -27,8 +27,12 @@ class Interrupted(Exception):
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. `Interrupted` when SIGINT, SIGTERM or SIGHUP came first; more of them change nothing."""
+    """The result of `work`. `Interrupted` when SIGINT, SIGTERM or SIGHUP came first; more of them change nothing.
+
+    What was ignored stays ignored: nohup(1) and a shell's background jobs count on it.
+    """
     came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _STOPPING}
 
     async def guarded() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -39,8 +43,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
                 came.append(number)
                 task.cancel()
 
-        for number in _STOPPING:
-            loop.add_signal_handler(number, stop, number)
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stop, number)
         return await work
 
     try:
@@ -49,6 +54,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         if came:
             raise Interrupted(came[0]) from None
         raise
+    finally:
+        for number, handler in before.items():  # closing the loop left Python's own, which raise
+            signal.signal(number, handler)
     if came:
         raise Interrupted(came[0])
     return result

@@ -20,7 +20,7 @@ import click
 import vmfork
 from vmfork.cli.loop import Interrupted
 from vmfork.cli.options import config_option
-from vmfork.cli.show import show_error, show_failure
+from vmfork.cli.show import show_error, show_failure, show_unexpected
 from vmfork.errors import ConfigError, VMForkError
 
 if TYPE_CHECKING:
@@ -56,8 +56,29 @@ def cli(**_options: Any) -> None:
     """Boot a virtual machine once, then fork ready machines from it in tens of milliseconds."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each kind of end
+def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command line `argv` (by default the process's own). Raises nothing."""
+    _open_closed_streams()
+    try:
+        return _run(argv)
+    except BrokenPipeError:
+        # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _FAILED
+
+
+def _open_closed_streams() -> None:
+    """Descriptors 0 to 2 are open: a socket that got the number of a closed one would be taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _run(argv: Sequence[str] | None) -> int:  # noqa: PLR0911 - one for each kind of end
     try:
         status = cli.main(args=None if argv is None else [*argv], prog_name="vmfork", standalone_mode=False)
         sys.stdout.flush()
@@ -74,24 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for e
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _FAILED
+        raise
     except VMForkError as error:
         show_error(error)
         return _WRONG_INPUT if isinstance(error, ConfigError) else _FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a line, not a traceback
-        show_failure(*describe_unexpected(error))
+        show_unexpected(error)
         return _FAILED
     return status if isinstance(status, int) else 0
-
-
-def describe_unexpected(error: Exception) -> tuple[str, str]:
-    """Message and hint for what is no error of vmfork's own: the system refused something, or this is a bug."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}", ""
-    return f"{type(error).__name__}: {error}", "this is a bug in vmfork: please report it with the command you gave"
 
 
 if __name__ == "__main__":

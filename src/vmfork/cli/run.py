@@ -13,7 +13,7 @@ import click
 
 from vmfork.cli.loop import Interrupted, run_async
 from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, prepare_image
-from vmfork.cli.show import show_error, show_failure, show_json, shown_progress
+from vmfork.cli.show import show_error, show_json, show_unexpected, shown_progress
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
@@ -51,8 +51,10 @@ class _RunCommand(click.Command):
             show_error(error)
         except (Interrupted, click.exceptions.Exit):
             raise
+        except BrokenPipeError:
+            return PIPE_CLOSED
         except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status
-            show_failure(f"{type(error).__name__}: {error}")
+            show_unexpected(error)
         return OWN_FAILURE
 
 

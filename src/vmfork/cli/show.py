@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from contextlib import contextmanager
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 def show_error(error: VMForkError) -> None:
     """What happened, the details, what to do: on standard error."""
     show_failure(str(error), error.hint, error.details())
+
+
+def show_unexpected(error: Exception) -> None:
+    """What is no error of vmfork's own: the system refused something, or this is a bug."""
+    if not isinstance(error, OSError) or not error.strerror:
+        show_failure(
+            f"{type(error).__name__}: {error}", "this is a bug in vmfork: please report it with the command you gave"
+        )
+        return
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "make room where vmfork keeps its files (vmfork config), or where its output goes" if full else ""
+    show_failure(f"{where}{error.strerror}", hint)
 
 
 def show_failure(message: str, hint: str = "", details: str = "") -> None:

@@ -13,8 +13,9 @@ from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
 from vmfork.store import TemplateStore
+from vmfork.template.build import READY_LIMIT_S
 from vmfork.template.template import Template
-from vmfork.units import format_bytes, format_duration, format_mib
+from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
@@ -35,7 +36,9 @@ def command() -> None:
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
 )
 @click.option("--ready", default="", metavar="CMD", help="Shell command that must succeed before freezing.")
+@click.option("--ready-timeout", metavar="S", help="Give up waiting for --ready after this time. Default: 2m.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
+@json_option
 def build(
     name: str,
     image: str | None,
@@ -43,18 +46,32 @@ def build(
     memory: str | None,
     warm_up: tuple[str, ...],
     ready: str,
+    ready_timeout: str | None,
     replace: bool,
+    as_json: bool,
 ) -> None:
     """Boot a machine, run the commands, freeze it as NAME."""
     settings = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory})
+    ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")
 
     async def work(progress: ProgressListener) -> Template:
         await prepare_image(settings, progress)
-        return await Template.build(name, settings.vm, warm_up=warm_up, ready=ready, replace=replace, progress=progress)
+        return await Template.build(
+            name,
+            settings.vm,
+            warm_up=warm_up,
+            ready=ready,
+            ready_timeout_s=ready_limit_s,
+            replace=replace,
+            progress=progress,
+        )
 
     with shown_progress() as progress:
         template = run_async(work(progress))
     m = template.manifest
+    if as_json:
+        show_json(_describe(m))
+        return
     click.echo(
         f"template {m.name}: {m.cpus} CPU, {format_mib(m.memory_mib)}, {m.traits['accel']}, "
         f"{format_bytes(m.memory_allocated_bytes)} in use, booted in {format_duration(m.timings['boot_s'])}"
@@ -96,21 +113,29 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("name")
-def verify(name: str) -> None:
+@json_option
+def verify(name: str, as_json: bool) -> None:
     """Compare every byte of the template NAME with what was frozen, and the template with this host."""
 
     async def check() -> None:
         await (await Template.open(name)).verify()
 
     run_async(check())
+    if as_json:
+        show_json({"verified": True, "template": name})
+        return
     click.echo(f"template {name} is whole and fits this host")
 
 
 @command.command("rm")
 @click.argument("name")
-def remove(name: str) -> None:
+@json_option
+def remove(name: str, as_json: bool) -> None:
     """Remove the template NAME. Forks made from it run on."""
     run_async(TemplateStore(find_places().templates).remove(name))
+    if as_json:
+        show_json({"removed": True, "template": name})
+        return
     click.echo(f"removed template {name}")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class FileLock:
                 if _is_at(fd, path):
                     if holder and not shared:
                         os.truncate(fd, 0)
-                        os.pwrite(fd, holder.encode(), 0)
+                        with suppress(OSError):  # a full file system: the lock holds without the line
+                            os.pwrite(fd, holder.encode(), 0)
                     return cls(fd, path)
             except BlockingIOError:
                 os.close(fd)

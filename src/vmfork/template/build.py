@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Between two tries of the ready command; nothing tells when an arbitrary condition becomes true.
 _READY_PAUSE_S = 0.1
+READY_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class Recipe:
     warm_up: tuple[str, ...] = ()
     ready: str = ""
     step_timeout_s: float = 600.0
-    ready_timeout_s: float = 120.0
+    ready_timeout_s: float = READY_LIMIT_S
 
     def __post_init__(self) -> None:
         for command in (*self.warm_up, self.ready):
@@ -174,7 +175,10 @@ async def _wait_ready(vm: VM, recipe: Recipe) -> None:
             return
         last = result.stderr_bytes
         await asyncio.sleep(_READY_PAUSE_S)
-    raise DeadlineExceeded(f"waiting for {recipe.ready!r} to succeed", recipe.ready_timeout_s, stderr=last)
+    said = last.decode(errors="replace").rstrip()
+    detail = f"its last standard error:\n{said}" if said else ""
+    task = f"waiting for {recipe.ready!r} to succeed"
+    raise DeadlineExceeded(task, recipe.ready_timeout_s, stderr=last, detail=detail)
 
 
 @asynccontextmanager

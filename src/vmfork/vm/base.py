@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -142,6 +143,8 @@ async def _has_ended(machine: Machine) -> bool:
 
 
 def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
+    if machine.exit_code == -signal.SIGKILL:
+        hint = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
     return LaunchError(
         reason,
         argv=machine.argv,
