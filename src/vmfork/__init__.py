@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         ExecError,
         GuestError,
         GuestFileError,
+        HookError,
         HostError,
         ImageCorrupt,
         ImageError,
         ImageNotFound,
         LaunchError,
         ProtocolError,
+        SecretsPresent,
         StoreBusy,
         TemplateCorrupt,
         TemplateError,
@@ -41,9 +43,10 @@ __version__ = "0.1.0"
 _BLOCKING = ("VM", "Factory", "GuestProcess", "Template")
 _CONFIG = ("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places")
 _ERRORS = (
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HostError",
-    "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "StoreBusy", "TemplateCorrupt",
-    "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HookError",
+    "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "SecretsPresent",
+    "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "VMForkError",
 )  # fmt: skip
 
 _HOME = {
@@ -66,6 +69,7 @@ __all__ = [
     "GuestError",
     "GuestFileError",
     "GuestProcess",
+    "HookError",
     "HostError",
     "ImageConfig",
     "ImageCorrupt",
@@ -74,6 +78,7 @@ __all__ = [
     "LaunchError",
     "Places",
     "ProtocolError",
+    "SecretsPresent",
     "StoreBusy",
     "Template",
     "TemplateCorrupt",

@@ -85,10 +85,11 @@ class VM:
         config: VMConfig | None = None,
         *,
         env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        return cls(portal.run(aio.VM.boot(config, env=env, progress=progress, places=places)))
+        return cls(portal.run(aio.VM.boot(config, env=env, files=files, progress=progress, places=places)))
 
     @staticmethod
     def list(*, places: Places | None = None) -> Sequence[VMRecord]:
@@ -284,6 +285,10 @@ class Template:
         *,
         warm_up: Sequence[str] = (),
         ready: str = "",
+        env: Mapping[str, str] | None = None,
+        secret_paths: Sequence[str] = (),
+        secret_env: Sequence[str] = (),
+        allow_secrets: bool = False,
         replace: bool = False,
         step_timeout_s: float = 600.0,
         ready_timeout_s: float = 120.0,
@@ -298,6 +303,10 @@ class Template:
                     config,
                     warm_up=warm_up,
                     ready=ready,
+                    env=env,
+                    secret_paths=secret_paths,
+                    secret_env=secret_env,
+                    allow_secrets=allow_secrets,
                     replace=replace,
                     step_timeout_s=step_timeout_s,
                     ready_timeout_s=ready_timeout_s,
@@ -328,13 +337,24 @@ class Template:
     def list(cls, *, places: Places | None = None) -> Sequence[str]:
         return portal.run(aio.Template.list(places=places))
 
-    def fork(self, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None) -> VM:
-        return VM(portal.run(self._twin.fork(env=env, timeout_s=timeout_s)))
+    def fork(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float | None = None,
+    ) -> VM:
+        return VM(portal.run(self._twin.fork(env=env, files=files, timeout_s=timeout_s)))
 
     def fork_many(
-        self, count: int, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float | None = None,
     ) -> Sequence[VM]:
-        return [VM(vm) for vm in portal.run(self._twin.fork_many(count, env=env, timeout_s=timeout_s))]
+        return [VM(vm) for vm in portal.run(self._twin.fork_many(count, env=env, files=files, timeout_s=timeout_s))]
 
     def verify(self) -> None:
         portal.run(self._twin.verify())
@@ -364,8 +384,14 @@ class Factory:
         portal.run(self._twin.open())
         return self
 
-    def get_vm(self, config: VMConfig | None = None, *, env: Mapping[str, str] | None = None) -> VM:
-        return VM(portal.run(self._twin.get_vm(config, env=env)))
+    def get_vm(
+        self,
+        config: VMConfig | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+    ) -> VM:
+        return VM(portal.run(self._twin.get_vm(config, env=env, files=files)))
 
     def stats(self) -> FactoryStats:
         return self._twin.stats()

@@ -12,6 +12,8 @@ VMForkError                 code, hint
 │   ├── ExecError           a program could not be started, or check=True and it failed
 │   ├── GuestFileError      a file operation failed in the guest
 │   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
+│   ├── HookError           a hook failed, or took too long
+│   ├── SecretsPresent      what was named a secret is still in the machine to be frozen
 │   └── AdoptError          a fork could not be proven unique; it was destroyed
 ├── TemplateError
 │   ├── TemplateNotFound    build it
@@ -219,15 +221,53 @@ class ProtocolError(GuestError):
     code = "protocol"
 
 
+class HookError(GuestError):
+    """The hook at `path` in the guest failed. `output` is the end of what it wrote, both streams together."""
+
+    code = "hook"
+
+    def __init__(self, path: str, reason: str, *, output: bytes = b"", hint: str = "") -> None:
+        super().__init__(f"hook {path}: {reason}", hint=hint)
+        self.path = path
+        self.reason = reason
+        self.output = output
+
+    def details(self) -> str:
+        text = self.output.decode(errors="replace").rstrip()
+        return f"output of the hook:\n{text}" if text else ""
+
+
+class SecretsPresent(GuestError):
+    """`found` lists the secrets that are still in the machine, so it was not frozen."""
+
+    code = "secrets-present"
+
+    def __init__(self, found: Sequence[str]) -> None:
+        super().__init__(
+            f"the machine still holds {', '.join(found)}: every fork would have it",
+            hint="remove it in a warm-up command or a before-freeze hook and give it to each fork instead "
+            "(env, files); or build with --allow-secrets",
+        )
+        self.found = tuple(found)
+
+
 class AdoptError(GuestError):
-    """The guest did not confirm `item`, so the machine could not be proven unique and was destroyed."""
+    """The guest did not confirm `item`, so the machine could not be proven unique and was destroyed.
+
+    `output` is what a failed hook wrote, where `item` is one.
+    """
 
     code = "adopt"
 
-    def __init__(self, item: str, reason: str, *, hint: str = "", console_tail: str = "") -> None:
+    def __init__(self, item: str, reason: str, *, hint: str = "", console_tail: str = "", output: bytes = b"") -> None:
         super().__init__(f"the fork could not be made unique: {item}: {reason}", hint=hint, console_tail=console_tail)
         self.item = item
         self.reason = reason
+        self.output = output
+
+    def details(self) -> str:
+        text = self.output.decode(errors="replace").rstrip()
+        return "\n".join(filter(None, (f"output of the hook:\n{text}" if text else "", super().details())))
 
 
 class TemplateError(VMForkError):

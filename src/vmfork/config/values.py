@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from vmfork.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+Reseed = Literal["both", "agent", "vmgenid", "none"]
 
 NAME_LIMIT = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -84,7 +85,9 @@ class VMConfig:
     `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. `accel` is `auto` (KVM where it is proven to run the guest,
     else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator.
     `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
-    `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption.
+    `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
+    `hook_timeout_s` each before-freeze and after-fork hook. `reseed` says who renews a fork's random numbers; anything
+    but `both` is there to test one defence without the other, and `none` gives forks that share theirs.
     """
 
     image: str = "default"
@@ -96,6 +99,8 @@ class VMConfig:
     qemu: str = ""
     boot_timeout_s: float = 120.0
     fork_timeout_s: float = 30.0
+    hook_timeout_s: float = 30.0
+    reseed: Reseed = "both"
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -111,6 +116,11 @@ class VMConfig:
                 raise ConfigError(f"vm.{name}", value, "must be one line of text")
         _check_seconds("vm.boot_timeout_s", self.boot_timeout_s)
         _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
+        _check_seconds("vm.hook_timeout_s", self.hook_timeout_s)
+        if self.reseed not in get_args(Reseed):
+            raise ConfigError(
+                "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

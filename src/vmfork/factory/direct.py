@@ -31,7 +31,7 @@ class DirectFactory:
     @property
     def traits(self) -> Mapping[str, str]:
         plan = self._plan
-        return all_traits(plan.hardware, plan.binary, plan.image, plan.config.kernel_args)
+        return all_traits(plan.hardware, plan.binary, plan.image, plan.config)
 
     @property
     def cpus(self) -> int:

@@ -73,7 +73,13 @@ class Factory:
                 self._base = await self._make_base()
         return self
 
-    async def get_vm(self, config: VMConfig | None = None, *, env: Mapping[str, str] | None = None) -> VM:
+    async def get_vm(
+        self,
+        config: VMConfig | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+    ) -> VM:
         """A running VM of exactly this configuration (the factory's own by default), adopted and answering.
 
         `LaunchError`, `AdoptError`, `HostError`, `ConfigError`; nothing is left after any of them.
@@ -92,7 +98,7 @@ class Factory:
             self._fallbacks[mismatch] += 1
             base_vm = await direct.get_base_vm()
             limit = wanted.boot_timeout_s
-        return await base_vm.adopt(env=env, timeout_s=limit)
+        return await base_vm.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=wanted.hook_timeout_s)
 
     def stats(self) -> FactoryStats:
         """What was asked and given so far."""

@@ -12,7 +12,7 @@ from vmfork.errors import TemplateCorrupt, TemplateStale
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 
 
@@ -21,8 +21,10 @@ class Manifest:
     """The record of one frozen template. It keeps what was booted, never what a caller says today.
 
     `traits` is the allow-list that decides whether a template fits a request, in the order it is compared: emulator
-    version, machine type, accelerator, CPU model, digests of kernel and initramfs, kernel arguments. `fingerprint` is
-    their digest. Size is not a trait: `cpus` and `memory_mib` are compared by whoever fits a machine to a request.
+    version, machine type, accelerator, CPU model, digests of kernel and initramfs, kernel arguments, who reseeds.
+    `fingerprint` is their digest. Size is not a trait: `cpus` and `memory_mib` are compared by whoever fits a machine
+    to a request. `hooks` (paths in the guest) and `watchers` are what each fork has to do before it is handed out;
+    `secrets_found` are those of `secret_paths` and `secret_env` that were present and allowed.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -48,6 +50,11 @@ class Manifest:
     parent: str = ""
     warm_up: tuple[str, ...] = ()
     ready: str = ""
+    hooks: tuple[str, ...] = ()
+    watchers: tuple[str, ...] = ()
+    secret_paths: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+    secrets_found: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -67,7 +74,7 @@ class Manifest:
         """The manifest in `data`. `TemplateStale` for another format, `TemplateCorrupt` for anything that is none."""
         try:
             body = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TemplateCorrupt(name, FILE_NAME, f"not JSON ({error})") from error
         if not isinstance(body, dict):
             raise TemplateCorrupt(name, FILE_NAME, "not a JSON object")
@@ -78,7 +85,9 @@ class Manifest:
             raise TemplateCorrupt(name, FILE_NAME, "its checksum does not match its content: it was edited or damaged")
         if set(body) != {f.name for f in fields(cls)}:
             raise TemplateCorrupt(name, FILE_NAME, "fields are missing or unknown")
-        body["warm_up"] = tuple(body["warm_up"])
+        for f in fields(cls):
+            if isinstance(body[f.name], list):
+                body[f.name] = tuple(body[f.name])
         return cls(**body)
 
     def check_traits(self, wanted: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import signal
 import time
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,16 @@ from vmfork.template.traits import all_traits
 from vmfork.units import MIB, format_duration
 from vmfork.vm.launch import boot_base
 from vmfork.vm.plan import plan_boot
+from vmfork.vm.secrets import Secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from vmfork.config import Places, VMConfig
     from vmfork.progress import ProgressListener
     from vmfork.store import Staging
     from vmfork.vm.launch import BootPlan
+    from vmfork.vm.thaw import Thaw
     from vmfork.vm.vm import VM
     from vmfork.wire import Hello
 
@@ -41,11 +43,14 @@ class Recipe:
     """What is done to a booted machine before it is frozen.
 
     `warm_up` are shell commands, run in order, each at most `step_timeout_s` seconds; a failing one fails the build.
-    `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds.
+    `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds. Both run with `env`.
+    A machine that holds one of `secrets` is not frozen.
     """
 
     warm_up: tuple[str, ...] = ()
     ready: str = ""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Secrets = field(default_factory=Secrets)
     step_timeout_s: float = 600.0
     ready_timeout_s: float = READY_LIMIT_S
 
@@ -68,15 +73,15 @@ async def build_template(
     """The template `name` is in force, or, on any error or cancel, what was there before still is.
 
     `TemplateExists` unless `replace`; `StoreBusy`; `HostError` for lack of memory, before anything is booted;
-    `LaunchError`, `ExecError` (a warm-up command failed), `DeadlineExceeded`.
+    `LaunchError`, `ExecError` (a warm-up command failed), `HookError`, `SecretsPresent`, `DeadlineExceeded`.
     """
     store = TemplateStore(places.templates)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
         plan = await plan_boot(config, places=places, progress=progress)
         build = _Build(plan, recipe, places, progress)
         async with _out_of_space_named(staging):
-            greeting = await build.make(staging)
-        manifest = await build.describe(staging, greeting)
+            greeting, todo = await build.make(staging)
+        manifest = await build.describe(staging, greeting, todo)
         await staging.commit(manifest)
     progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     return manifest
@@ -93,8 +98,11 @@ class _Build:
         self._timings: dict[str, float] = {}
         self._steps_done = 0
 
-    async def make(self, staging: Staging) -> Hello:
-        """RAM and device state are in the staging folder, and the machine they came from is gone."""
+    async def make(self, staging: Staging) -> tuple[Hello, Thaw]:
+        """RAM and device state are in the staging folder, and the machine they came from is gone.
+
+        What its agent said of itself, and what forks will have to do.
+        """
         plan = self._plan
         self._tell(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
@@ -106,10 +114,15 @@ class _Build:
                 await self._warm_up(vm)
             self._tell("freezing")
             with self._timed("freeze_s"):
-                await vm.save_state(staging.state_path)
-        return base.greeting
+                todo = await vm.save_state(
+                    staging.state_path,
+                    template=staging.name,
+                    secrets=self._recipe.secrets,
+                    hook_timeout_s=plan.config.hook_timeout_s,
+                )
+        return base.greeting, todo
 
-    async def describe(self, staging: Staging, greeting: Hello) -> Manifest:
+    async def describe(self, staging: Staging, greeting: Hello, todo: Thaw) -> Manifest:
         """The manifest of what lies in the staging folder."""
         self._tell(f"recording (booted in {format_duration(self._timings['boot_s'])})")
         staging.state_path.chmod(0o600)
@@ -123,7 +136,12 @@ class _Build:
             image=plan.image.name,
             cpus=hardware.cpus,
             memory_mib=hardware.memory_mib,
-            traits=all_traits(hardware, plan.binary, plan.image, plan.config.kernel_args),
+            traits=all_traits(hardware, plan.binary, plan.image, plan.config),
+            hooks=todo.hooks,
+            watchers=todo.watchers,
+            secret_paths=self._recipe.secrets.paths,
+            secret_env=self._recipe.secrets.env,
+            secrets_found=todo.secrets_found,
             agent_protocol=greeting.protocol,
             agent_version=greeting.agent_version,
             vmgenid=hardware.vmgenid,
@@ -145,7 +163,7 @@ class _Build:
         recipe = self._recipe
         for command in recipe.warm_up:
             self._tell(f"running {command!r}")
-            await vm.shell(command, timeout_s=recipe.step_timeout_s, check=True)
+            await vm.shell(command, env=recipe.env, timeout_s=recipe.step_timeout_s, check=True)
         if recipe.ready:
             self._tell(f"waiting for {recipe.ready!r}")
             await _wait_ready(vm, recipe)
@@ -167,7 +185,7 @@ async def _wait_ready(vm: VM, recipe: Recipe) -> None:
     last = b""
     while (left := end - time.monotonic()) > 0:
         try:
-            result = await vm.shell(recipe.ready, timeout_s=left)
+            result = await vm.shell(recipe.ready, env=recipe.env, timeout_s=left)
         except DeadlineExceeded as error:
             last = error.stderr
             break

@@ -24,7 +24,10 @@ from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.build import Recipe, build_template
 from vmfork.template.traits import emulator_traits, image_traits
+from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
+from vmfork.vm.secrets import Secrets
+from vmfork.vm.thaw import Thaw
 from vmfork.wire import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -48,11 +51,11 @@ class Template:
     When it is replaced or removed, `fork` raises `TemplateNotFound`; open the name again for its successor.
     """
 
-    def __init__(self, manifest: Manifest, binary: QemuBinary, places: Places, fork_timeout_s: float) -> None:
+    def __init__(self, manifest: Manifest, binary: QemuBinary, places: Places, config: VMConfig) -> None:
         self.manifest = manifest
         self._binary = binary
         self._places = places
-        self._fork_timeout_s = fork_timeout_s
+        self._config = config
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -88,6 +91,10 @@ class Template:
         *,
         warm_up: Sequence[str] = (),
         ready: str = "",
+        env: Mapping[str, str] | None = None,
+        secret_paths: Sequence[str] = (),
+        secret_env: Sequence[str] = (),
+        allow_secrets: bool = False,
         replace: bool = False,
         step_timeout_s: float = 600.0,
         ready_timeout_s: float = 120.0,
@@ -99,14 +106,25 @@ class Template:
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `TemplateExists`
         unless `replace`, which keeps the old one in force until the new one is whole. `StoreBusy` when another process
-        builds the same name for longer than `wait_s`. `HostError`, `LaunchError`, `ExecError`, `DeadlineExceeded`:
-        nothing is left, and a former template still stands.
+        builds the same name for longer than `wait_s`. `HostError`, `LaunchError`, `ExecError`, `HookError`,
+        `DeadlineExceeded`: nothing is left, and a former template still stands.
+
+        `env` is for `warm_up` and `ready` alone, and not kept. `SecretsPresent`, unless `allow_secrets`, when at the
+        time of freezing one of `secret_paths` exists, or a process was started with a variable of `secret_env`.
         """
         check_name(name)
         if isinstance(warm_up, str):
             raise ConfigError("warm_up", warm_up, "warm-up commands are a list of strings")
+        for field, value in (("secret_paths", secret_paths), ("secret_env", secret_env)):
+            if isinstance(value, str):
+                raise ConfigError(field, value, "must be a list of strings")
         recipe = Recipe(
-            warm_up=tuple(warm_up), ready=ready, step_timeout_s=step_timeout_s, ready_timeout_s=ready_timeout_s
+            warm_up=tuple(warm_up),
+            ready=ready,
+            env=check_env(env or {}),
+            secrets=Secrets(paths=tuple(secret_paths), env=tuple(secret_env), allowed=allow_secrets),
+            step_timeout_s=step_timeout_s,
+            ready_timeout_s=ready_timeout_s,
         )
         config = config or VMConfig()
         places = places or find_places()
@@ -117,7 +135,7 @@ class Template:
     async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
-        `config` gives the emulator's path and the time limit of a fork, nothing else: what was booted is in the
+        `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
         template.
         `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
         """
@@ -125,10 +143,7 @@ class Template:
         config = config or VMConfig()
         with TemplateStore(places.templates).open(name) as opened:
             manifest = opened.manifest
-        binary = await find_qemu_like(
-            manifest.qemu_path, manifest.traits.get("qemu.version", ""), manifest.qemu_stamp, configured=config.qemu
-        )
-        template = cls(manifest, binary, places, config.fork_timeout_s)
+        template = cls(manifest, await _find_emulator(manifest, config), places, config)
         template._check_fit()
         return template
 
@@ -174,18 +189,31 @@ class Template:
         places = places or find_places()
         return await asyncio.to_thread(TemplateStore(places.templates).list_names)
 
-    async def fork(self, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None) -> VM:
+    async def fork(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float | None = None,
+    ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
 
-        `env` is the environment of every program in it, and enters no template. `TemplateNotFound` when this generation
-        is gone, `TemplateCorrupt`, `LaunchError`, `AdoptError`; nothing is left after any of them.
+        `env` is the environment of every program in it; `files` (absolute path: content) are written into it before its
+        hooks run, mode 0600, folders made as needed. Neither enters a template. `TemplateNotFound` when this generation
+        is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, `AdoptError` (the guest did not confirm an item
+        within `timeout_s`, or a hook failed); nothing is left after any of them.
         """
-        limit = self._fork_timeout_s if timeout_s is None else timeout_s
+        limit = self._config.fork_timeout_s if timeout_s is None else timeout_s
         base = await self.fork_base()
-        return await base.adopt(env=env, timeout_s=limit)
+        return await base.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=self._config.hook_timeout_s)
 
     async def fork_many(
-        self, count: int, *, env: Mapping[str, str] | None = None, timeout_s: float | None = None
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float | None = None,
     ) -> Sequence[VM]:
         """`count` forks, made several at a time. When one fails, all are closed and its error is raised."""
         if not isinstance(count, int) or count < 1:
@@ -196,7 +224,7 @@ class Template:
 
             async def fork_one() -> None:
                 async with slots:
-                    vm = await self.fork(env=env, timeout_s=timeout_s)
+                    vm = await self.fork(env=env, files=files, timeout_s=timeout_s)
                     on_failure.push_async_callback(vm.aclose)
                     vms.append(vm)
 
@@ -211,6 +239,9 @@ class Template:
 
     async def fork_base(self) -> BaseVM:
         """A machine restored from this template that is nobody's yet: adopt it before use."""
+        # The distribution may have replaced the emulator since this was opened.
+        self._binary = await _find_emulator(self.manifest, self._config)
+        self.manifest.check_traits(emulator_traits(self.hardware, self._binary))
         with TemplateStore(self._places.templates).open(self.name, generation=self.generation) as opened:
             frozen = Frozen(
                 template=self.name,
@@ -218,6 +249,8 @@ class Template:
                 hardware=self.hardware,
                 memory_fd=opened.memory_fd,
                 state_fd=opened.state_fd,
+                thaw=Thaw(hooks=self.manifest.hooks, watchers=self.manifest.watchers),
+                reseed=self.manifest.traits["reseed"] in ("both", "agent"),
             )
             return await restore_base(frozen, binary=self._binary, places=self._places)
 
@@ -243,6 +276,11 @@ class Template:
         m.check_traits(image_traits(image))
 
 
+async def _find_emulator(manifest: Manifest, config: VMConfig) -> QemuBinary:
+    version = manifest.traits.get("qemu.version", "")
+    return await find_qemu_like(manifest.qemu_path, version, manifest.qemu_stamp, configured=config.qemu)
+
+
 def _check_config(manifest: Manifest, config: VMConfig) -> None:
     """Nothing, when a build from `config` would give such machines; what it leaves to the host is not compared."""
     if config.image != manifest.image:
@@ -250,4 +288,4 @@ def _check_config(manifest: Manifest, config: VMConfig) -> None:
     wanted = {"cpu_model": config.cpu_model or default_cpu_model(manifest.traits["accel"])}
     if config.accel != "auto":
         wanted["accel"] = config.accel
-    manifest.check_traits({**wanted, "kernel_args": config.kernel_args})
+    manifest.check_traits({**wanted, "kernel_args": config.kernel_args, "reseed": config.reseed})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.image import Image
@@ -24,5 +25,10 @@ def image_traits(image: Image) -> dict[str, str]:
     return {"image.kernel": image.kernel_sha256, "image.initramfs": image.initramfs_sha256}
 
 
-def all_traits(hardware: Hardware, binary: QemuBinary, image: Image, kernel_args: str) -> dict[str, str]:
-    return {**emulator_traits(hardware, binary), **image_traits(image), "kernel_args": kernel_args}
+def all_traits(hardware: Hardware, binary: QemuBinary, image: Image, config: VMConfig) -> dict[str, str]:
+    return {
+        **emulator_traits(hardware, binary),
+        **image_traits(image),
+        "kernel_args": config.kernel_args,
+        "reseed": config.reseed,
+    }

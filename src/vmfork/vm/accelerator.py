@@ -69,6 +69,7 @@ def hardware_for(config: VMConfig, accel: str, binary: QemuBinary) -> Hardware:
         cpu_model=config.cpu_model or default_cpu_model(accel),
         cpus=config.cpus,
         memory_mib=config.memory_mib,
+        vmgenid=config.reseed in ("both", "vmgenid"),
     )
 
 

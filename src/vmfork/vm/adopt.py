@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import AdoptError, DeadlineExceeded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmfork.agent.client import AgentClient
     from vmfork.vm.identity import Identity
@@ -31,8 +31,10 @@ class Adoption:
     clock_s: float
 
 
-async def adopt(agent: AgentClient, identity: Identity, *, timeout_s: float) -> Adoption:
-    """The guest has taken on `identity` and the host's wall clock, each item read back and compared.
+async def adopt(
+    agent: AgentClient, identity: Identity, *, timeout_s: float, clock: Callable[[], int] = time.time_ns
+) -> Adoption:
+    """The guest has taken on `identity` and the wall clock `clock` (ns since 1970), each read back and compared.
 
     `AdoptError` names the first item that was not confirmed in time; the machine must then be destroyed.
     """
@@ -43,7 +45,7 @@ async def adopt(agent: AgentClient, identity: Identity, *, timeout_s: float) -> 
     except DeadlineExceeded as error:
         raise AdoptError("agent", f"it did not answer within {timeout_s:g} s") from error
     check_outcomes(wanted, outcomes)
-    return await _set_clock(agent, end, timeout_s)
+    return await _set_clock(agent, end, timeout_s, clock)
 
 
 def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemOutcome]) -> None:
@@ -69,13 +71,13 @@ def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
         raise AdoptError(item, f"the guest shows {evidence!r}, not {value!r}")
 
 
-async def _set_clock(agent: AgentClient, end: float, timeout_s: float) -> Adoption:
+async def _set_clock(agent: AgentClient, end: float, timeout_s: float, clock: Callable[[], int]) -> Adoption:
     """Set and measured until a measurement proves the bound: on a busy host a single round trip may take too long."""
     tries, best, start = 0, float("inf"), time.perf_counter()
     while (left := end - time.monotonic()) > 0:
         tries += 1
         try:
-            best = min(best, bound := skew_bound_s(await agent.clock(time.time_ns, timeout_s=left)))
+            best = min(best, bound := skew_bound_s(await agent.clock(clock, timeout_s=left)))
         except DeadlineExceeded:
             break
         if bound <= SKEW_LIMIT_S:

@@ -13,10 +13,11 @@ from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError
 from vmfork.vm.adopt import adopt
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import Timings
+from vmfork.vm.thaw import Thaw, check_files, thaw
 from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
 
     from vmfork.agent.client import AgentClient
@@ -49,6 +50,7 @@ class BaseVM:
         spawn_s: float,
         answer_s: float,
         greeting: Hello | None = None,
+        todo: Thaw | None = None,
     ) -> None:
         self.greeting = greeting
         self.hardware = hardware
@@ -60,23 +62,43 @@ class BaseVM:
         self._machine = machine
         self._agent = agent
         self._ram_inode = ram_inode
+        self._todo = todo or Thaw()
         self._owned = AsyncExitStack()
         self._owned.callback(folder.close)
         self._owned.push_async_callback(machine.aclose)
         self._owned.push_async_callback(agent.aclose)
 
-    async def adopt(self, *, env: Mapping[str, str] | None = None, timeout_s: float) -> VM:
+    async def adopt(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float,
+        hook_timeout_s: float = 30.0,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> VM:
         """A VM of its own, confirmed by its guest item by item. What was this object's is now the VM's.
 
-        `AdoptError` when the guest does not confirm within `timeout_s`, `LaunchError` when the machine ended; it is
-        destroyed then, and on cancel.
+        `clock` gives the wall clock the guest takes on, ns since 1970. `AdoptError` when the guest does not confirm
+        within `timeout_s`, or a hook fails, or takes longer than `hook_timeout_s`; `LaunchError` when the machine
+        ended; it is destroyed then, and on cancel.
         """
         start = time.perf_counter()
-        identity = replace(self.identity, env=check_env(env or {}))
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            async with explained(self._machine, timeout_s):
-                adoption = await adopt(self._agent, identity, timeout_s=timeout_s)
+            identity = replace(self.identity, env=check_env(env or {}))
+            content = check_files(files or {})
+            async with explained(self._machine, self._agent, timeout_s):
+                adoption = await adopt(self._agent, identity, timeout_s=timeout_s, clock=clock)
+                adopted = time.perf_counter()
+                await thaw(
+                    self._agent,
+                    identity,
+                    self._todo,
+                    files=content,
+                    timeout_s=timeout_s,
+                    hook_timeout_s=hook_timeout_s,
+                )
             on_failure.pop_all()
         self._owned.pop_all()
         machine, agent = self._machine, self._agent
@@ -85,7 +107,7 @@ class BaseVM:
                 GuestError(f"the machine ended (QEMU exit status {code})", console_tail=machine.console_tail())
             )
         )
-        took = time.perf_counter() - start
+        now = time.perf_counter()
         return VM(
             folder=self._folder,
             machine=machine,
@@ -95,9 +117,10 @@ class BaseVM:
             adoption=adoption,
             timings=Timings(
                 spawn_s=self.spawn_s,
-                answer_s=self.answer_s + took - adoption.clock_s,
+                answer_s=self.answer_s + (adopted - start) - adoption.clock_s,
                 clock_s=adoption.clock_s,
-                total_s=self.spawn_s + self.answer_s + took,
+                thaw_s=now - adopted,
+                total_s=self.spawn_s + self.answer_s + (now - start),
             ),
             image=self.image,
             ram_inode=self._ram_inode,
@@ -117,7 +140,7 @@ class BaseVM:
 
 
 @asynccontextmanager
-async def explained(machine: Machine, timeout_s: float) -> AsyncIterator[None]:
+async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
     """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
     try:
         yield
@@ -128,8 +151,8 @@ async def explained(machine: Machine, timeout_s: float) -> AsyncIterator[None]:
             hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
         ) from error
     except (GuestError, OSError) as error:
-        if await _has_ended(machine):
-            raise _launch_error(machine, "QEMU ended before the guest answered") from error
+        if agent.lost is not None and await _has_ended(machine):
+            raise _launch_error(machine, f"QEMU ended before the guest was ready ({error})") from error
         if isinstance(error, GuestError):
             error.console_tail = machine.console_tail()
             raise

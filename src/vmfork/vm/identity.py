@@ -17,7 +17,8 @@ ENTROPY_BYTES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Everything that makes one VM itself. Fresh for every VM; `entropy` is 64 bytes and never shown.
+    """Everything that makes one VM itself. Fresh for every VM; `entropy` is 64 bytes and never shown, or empty where
+    the agent shall not reseed the kernel's generator, which is for tests only.
 
     `generation` is the generation id (a UUID), given to the guest by the vmgenid device and by the agent alike.
     """
@@ -32,7 +33,9 @@ class Identity:
     entropy: bytes = field(repr=False, default=b"")
 
     @classmethod
-    def fresh(cls, vm_id: str, *, template: str = "", env: Mapping[str, str] | None = None) -> Identity:
+    def fresh(
+        cls, vm_id: str, *, template: str = "", env: Mapping[str, str] | None = None, reseed: bool = True
+    ) -> Identity:
         """An identity nobody had before, from the host's random generator."""
         return cls(
             vm_id=vm_id,
@@ -42,13 +45,13 @@ class Identity:
             boot_id=uuid.uuid4(),
             template=template,
             env=check_env(env or {}),
-            entropy=secrets.token_bytes(ENTROPY_BYTES),
+            entropy=secrets.token_bytes(ENTROPY_BYTES) if reseed else b"",
         )
 
     def items(self) -> list[tuple[str, bytes]]:
         """The request to adopt, in the order the agent works through it: entropy first."""
         return [
-            ("entropy", self.entropy),
+            *([("entropy", self.entropy)] if self.entropy else []),
             ("generation", self.generation.hex.encode()),
             ("fork-id", self.vm_id.encode()),
             *([("template", self.template.encode())] if self.template else []),

@@ -15,6 +15,7 @@ from vmfork.hypervisor.qemu.machine import QemuMachine
 from vmfork.vm.base import BaseVM, explained
 from vmfork.vm.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
 from vmfork.vm.identity import Identity
+from vmfork.vm.thaw import Thaw
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,13 +47,18 @@ class BootPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """What a fork is made from: descriptors of RAM and state, and the hardware both belong to."""
+    """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
+
+    `reseed`: its agent renews the kernel's random numbers.
+    """
 
     template: str
     image: str
     hardware: Hardware
     memory_fd: int
     state_fd: int
+    thaw: Thaw
+    reseed: bool = True
 
 
 async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None) -> BaseVM:
@@ -63,7 +69,7 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
     image = plan.image
     arguments = f"{KERNEL_ARGS} {plan.config.kernel_args}".rstrip()
     return await _launch(
-        Identity.fresh(new_vm_id()),
+        Identity.fresh(new_vm_id(), reseed=plan.config.reseed in ("both", "agent")),
         plan.binary,
         plan.hardware,
         AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
@@ -77,13 +83,14 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
 async def restore_base(frozen: Frozen, *, binary: QemuBinary, places: Places) -> BaseVM:
     """A machine that goes on where `frozen` stopped as soon as QEMU has loaded it, which is not waited for."""
     return await _launch(
-        Identity.fresh(new_vm_id(), template=frozen.template),
+        Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
         binary,
         frozen.hardware,
         ForkedRAM(frozen.memory_fd),
         Restore(frozen.state_fd),
         image=frozen.image,
         places=places,
+        todo=frozen.thaw,
     )
 
 
@@ -97,6 +104,7 @@ async def _launch(
     image: str,
     places: Places,
     boot_timeout_s: float = 0.0,
+    todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
     _sweep_once(places.vms)
@@ -121,7 +129,7 @@ async def _launch(
         on_failure.push_async_callback(agent.aclose)
         greeting = None
         if isinstance(start, Boot):
-            async with explained(machine, boot_timeout_s):
+            async with explained(machine, agent, boot_timeout_s):
                 greeting = await agent.hello(timeout_s=boot_timeout_s, take_over=False)
         on_failure.pop_all()
     return BaseVM(
@@ -135,6 +143,7 @@ async def _launch(
         spawn_s=spawned - begun,
         answer_s=time.perf_counter() - spawned,
         greeting=greeting,
+        todo=todo or Thaw(),
     )
 
 

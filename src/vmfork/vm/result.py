@@ -52,10 +52,11 @@ class Timings:
 
     `spawn_s`: until the process was started. `answer_s`: from there to the agent's first answer (emulator start-up,
     loading state or booting, and for a fork the adopt request itself). `clock_s`: setting and checking the wall clock.
-    `total_s`: the whole call.
+    `thaw_s`: what the template left to do in the fork: watchers, files, hooks. `total_s`: the whole call.
     """
 
     spawn_s: float
     answer_s: float
     clock_s: float
+    thaw_s: float
     total_s: float

@@ -16,6 +16,7 @@ from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
 from vmfork.vm.folder import list_records
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
+from vmfork.vm.thaw import Thaw, prepare_freeze
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.vm.folder import VMFolder, VMRecord
     from vmfork.vm.identity import Identity
+    from vmfork.vm.secrets import Secrets
     from vmfork.wire import DirEntry, FileStat
 
 _FILE_LIMIT_S = 60.0
@@ -73,13 +75,15 @@ class VM:
         config: VMConfig | None = None,
         *,
         env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
-        The image `default` is built where it is missing. `ImageNotFound`, `ConfigError`, `HostError`, `LaunchError`,
-        `AdoptError`; nothing is left after any of them.
+        `env` is the environment of every program in it; `files` are written into it, mode 0600. It is no fork: no
+        hooks run. The image `default` is built where it is missing. `ImageNotFound`, `ConfigError`, `HostError`,
+        `LaunchError`, `AdoptError`; nothing is left after any of them.
         """
         # What starts machines stands above what they are.
         from vmfork.vm.launch import boot_base  # noqa: PLC0415
@@ -89,7 +93,7 @@ class VM:
         places = places or find_places()
         plan = await plan_boot(config, places=places, progress=progress)
         base = await boot_base(plan, places=places)
-        return await base.adopt(env=env, timeout_s=config.boot_timeout_s)
+        return await base.adopt(env=env, files=files, timeout_s=config.boot_timeout_s)
 
     @staticmethod
     async def list(*, places: Places | None = None) -> Sequence[VMRecord]:
@@ -279,14 +283,20 @@ class VM:
             if skew_bound_s(await agent.clock(time.time_ns, timeout_s=_FILE_LIMIT_S)) <= SKEW_LIMIT_S:
                 return
 
-    async def save_state(self, path: Path) -> None:
-        """The guest is quiet and paused, its device state is in `path`. Its RAM is where it was started with it.
+    async def save_state(self, path: Path, *, template: str, secrets: Secrets, hook_timeout_s: float) -> Thaw:
+        """The guest is quiet and paused, its device state is in `path`; what its forks have to do is returned.
 
-        `GuestError` when a program still runs under the agent.
+        Its RAM is where it was started with it. `GuestError` when a program still runs under the agent, `HookError`,
+        `SecretsPresent`: it runs on then.
         """
-        await self._live_agent().quiesce(timeout_s=_QUIESCE_LIMIT_S)
+        agent = self._live_agent()
+        todo = await prepare_freeze(
+            agent, self._identity, template=template, secrets=secrets, hook_timeout_s=hook_timeout_s
+        )
+        await agent.quiesce(timeout_s=_QUIESCE_LIMIT_S)
         await self.pause()
         await self._machine.save_state(path)
+        return todo
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

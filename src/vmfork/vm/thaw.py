@@ -1,0 +1,127 @@
+"""Either side of a freeze: what a guest does before it, and what each fork of it does once it has an identity."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, GuestFileError, HookError
+from vmfork.vm.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
+from vmfork.vm.secrets import check_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.vm.identity import Identity
+    from vmfork.vm.secrets import Secrets
+
+# Sockets of processes that renew their own random numbers; see `vmfork_guest` in the image.
+WATCHERS = "/run/vmfork/watchers"
+
+# So that the guest's own account of who kept silent arrives before our deadline.
+_ANSWER_MARGIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thaw:
+    """What there is to do in a fork before it is handed out: found when its template was frozen, since a fork's files
+    are then what they were. A template without hooks and watchers costs its forks nothing.
+
+    `secrets_found` are secrets that were allowed to stay.
+    """
+
+    hooks: tuple[str, ...] = ()
+    watchers: tuple[str, ...] = ()
+    secrets_found: tuple[str, ...] = ()
+
+
+async def prepare_freeze(
+    agent: AgentClient, identity: Identity, *, template: str, secrets: Secrets, hook_timeout_s: float
+) -> Thaw:
+    """The before-freeze hooks ran, no secret is left, and what the forks will have to do is known.
+
+    `template` is the name it is frozen under.
+
+    `HookError`, `SecretsPresent`; the machine runs on.
+    """
+    before = await find_hooks(agent, BEFORE_FREEZE)
+    await run_hooks(agent, before, describe_fork(replace(identity, template=template)), limit_s=hook_timeout_s)
+    return Thaw(
+        hooks=await find_hooks(agent, AFTER_FORK),
+        watchers=await _find_watchers(agent),
+        secrets_found=await check_secrets(agent, secrets),
+    )
+
+
+async def thaw(
+    agent: AgentClient,
+    identity: Identity,
+    todo: Thaw,
+    *,
+    files: Mapping[str, bytes],
+    timeout_s: float,
+    hook_timeout_s: float,
+) -> None:
+    """Watchers renewed their random numbers, `files` are in place, hooks ran: in this order. `AdoptError` otherwise.
+
+    `timeout_s` is for watchers and files together; each hook has its own limit.
+    """
+    end = time.monotonic() + timeout_s
+    if todo.watchers:
+        await _renew_watchers(agent, identity.generation.hex, timeout_s)
+    for path, content in files.items():
+        await _place_file(agent, path, content, end - time.monotonic())
+    try:
+        await run_hooks(agent, todo.hooks, describe_fork(identity), limit_s=hook_timeout_s)
+    except HookError as error:
+        raise AdoptError(f"hook {error.path}", error.reason, output=error.output, hint=error.hint) from error
+
+
+async def _find_watchers(agent: AgentClient) -> tuple[str, ...]:
+    try:
+        return tuple(entry.name for entry in await agent.list_dir(WATCHERS))
+    except GuestFileError as error:
+        if error.reason == "not-found":
+            return ()
+        raise
+
+
+async def _renew_watchers(agent: AgentClient, generation: str, timeout_s: float) -> None:
+    limit_s = max(timeout_s - _ANSWER_MARGIN_S, timeout_s / 2)
+    try:
+        outcomes = await agent.notify(limit_s, timeout_s=timeout_s)
+    except DeadlineExceeded as error:
+        raise AdoptError("watchers", f"the agent did not answer for them within {timeout_s:g} s") from error
+    for found in outcomes:
+        detail = found.evidence.decode(errors="replace")
+        if found.outcome == "timeout":
+            raise AdoptError(
+                f"watcher {found.item}",
+                f"did not renew its random numbers within {limit_s:g} s",
+                hint="is its process stopped, or does it hold Python's lock?",
+            )
+        if found.outcome != "ok":
+            raise AdoptError(f"watcher {found.item}", f"{found.outcome}{': ' + detail if detail else ''}")
+        if detail != generation:
+            raise AdoptError(f"watcher {found.item}", f"it renewed for generation {detail!r}, not {generation!r}")
+
+
+async def _place_file(agent: AgentClient, path: str, content: bytes, left_s: float) -> None:
+    try:
+        await agent.write_file(path, content, mode=0o600, parents=True, timeout_s=max(left_s, 0.001))
+    except (GuestFileError, DeadlineExceeded) as error:
+        raise AdoptError(f"file {path}", str(error)) from error
+
+
+def check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
+    """`files` with their content as bytes, once every path can be written. `ConfigError` otherwise."""
+    ready: dict[str, bytes] = {}
+    for path, content in files.items():
+        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/") or "\0" in path:
+            raise ConfigError("files", path, f"{path!r} is not the absolute path of a file")
+        if not isinstance(content, (bytes, bytearray, memoryview, str)):
+            raise ConfigError("files", path, f"the content of {path} must be bytes or text")
+        ready[path] = content.encode() if isinstance(content, str) else bytes(content)
+    return ready
