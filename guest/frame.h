@@ -28,6 +28,7 @@ enum opcode {
     OP_ONLINE,
     OP_NET,
     OP_SHUTDOWN,
+    OP_NOTIFY,
 };
 
 struct frame {

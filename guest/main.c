@@ -14,6 +14,7 @@
 #include "fatal.h"
 #include "init.h"
 #include "mode.h"
+#include "notify.h"
 #include "port.h"
 #include "stream.h"
 #include "version.h"
@@ -155,8 +156,10 @@ int main(int argc, char **argv)
     if (mode.is_init)
         init_machine();
     fill_stdio();
-    if (socket < 0)
+    if (socket < 0) {
+        watchers_make();
         serve(port_open("vmfork.agent.0"), LINE_PORT);
+    }
     own_socket(socket);
     serve(socket, LINE_SOCKET);
 }

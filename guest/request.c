@@ -5,6 +5,7 @@
 
 #include "connection.h"
 #include "stream.h"
+#include "version.h"
 
 static const struct {
     void (*answer)(uint32_t stream, struct fields *f);
@@ -25,6 +26,9 @@ static const struct {
     [OP_CLOCK] = {do_clock, 1, 1},
     [OP_QUIESCE] = {do_quiesce, 0, 0},
     [OP_SHUTDOWN] = {do_shutdown, 0, 0},
+#if PROTOCOL >= 2
+    [OP_NOTIFY] = {do_notify, 1, 1},
+#endif
 };
 
 static void handle_request(const struct frame *frame)

@@ -24,5 +24,6 @@ void do_adopt(uint32_t stream, struct fields *f);
 void do_clock(uint32_t stream, struct fields *f);
 void do_quiesce(uint32_t stream, struct fields *f);
 void do_shutdown(uint32_t stream, struct fields *f);
+void do_notify(uint32_t stream, struct fields *f);
 
 #endif

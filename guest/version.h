@@ -5,10 +5,14 @@
 #define AGENT_VERSION "0.1.0"
 
 #ifndef PROTOCOL
-#define PROTOCOL 1
+#define PROTOCOL 2
 #endif
 
+#if PROTOCOL >= 2
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify"
+#else
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown"
+#endif
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)

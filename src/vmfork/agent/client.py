@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.files import FileRequests
 from vmfork.agent.programs import ProgramRequests
+from vmfork.agent.watchers import WatcherRequests
 from vmfork.errors import GuestError
 from vmfork.wire import message
 from vmfork.wire.frame import NONCE_SIZE, TAKE_OVER_PREAMBLE, Opcode, encode_request
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vmfork.wire.message import ClockReading, Hello, ItemOutcome
 
 
-class AgentClient(ProgramRequests, FileRequests):
+class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
     """The requests about the agent and the machine as a whole, beside those about programs and files.
 
     Every call raises `DeadlineExceeded` after its `timeout_s` seconds (`None`: no limit), `GuestError` when the guest

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from vmfork.errors import ProtocolError
 
-PROTOCOL = 1
-SUPPORTED_PROTOCOLS = frozenset({PROTOCOL})
+PROTOCOL = 2
+# 1 has no NOTIFY; all else is the same.
+SUPPORTED_PROTOCOLS = frozenset({1, PROTOCOL})
+FIRST_WITH_NOTIFY = 2
 
 PAYLOAD_LIMIT = 262_144
 FIRST_CREDIT = 65_536
@@ -54,6 +56,7 @@ class Opcode(IntEnum):
     ONLINE = 14
     NET = 15
     SHUTDOWN = 16
+    NOTIFY = 17
 
 
 class Channel(IntEnum):

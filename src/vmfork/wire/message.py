@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -15,6 +16,7 @@ FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
 
 _NS_PER_S = 1_000_000_000
+_SPOKEN = " and ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,11 @@ def clock_request(stream: int, wall_ns: int | None) -> bytes:
     return encode_request(stream, Opcode.CLOCK, b"" if wall_ns is None else _number(wall_ns))
 
 
+def notify_request(stream: int, limit_s: float) -> bytes:
+    """NOTIFY; the limit goes out in whole milliseconds, at least one."""
+    return encode_request(stream, Opcode.NOTIFY, _number(max(1, math.ceil(limit_s * 1000))))
+
+
 def _fields(payload: bytes, count: int, what: str) -> tuple[bytes, ...]:
     fields = decode_fields(payload)
     if len(fields) != count:
@@ -216,7 +223,7 @@ def parse_hello(payload: bytes) -> Hello:
     protocol = _int(fields[0]) if fields else 0
     if protocol not in SUPPORTED_PROTOCOLS:
         raise ProtocolError(
-            f"the agent in the guest speaks protocol {protocol}, this vmfork speaks {PROTOCOL}",
+            f"the agent in the guest speaks protocol {protocol}, this vmfork speaks {_SPOKEN}",
             hint="build the image and its templates again with this vmfork",
         )
     _, version, boot_id, capabilities = _fields(payload, 4, "the answer to hello")
@@ -273,7 +280,7 @@ def parse_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
 
 
 def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:
-    """The answer to ADOPT and to QUIESCE."""
+    """The answer to ADOPT, to QUIESCE and to NOTIFY."""
     fields = decode_fields(payload)
     if len(fields) % 3:
         raise ProtocolError(f"outcomes have three fields each, these are {len(fields)}")

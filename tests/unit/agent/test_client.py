@@ -12,6 +12,7 @@ import pytest
 from vmfork.agent.client import AgentClient
 from vmfork.errors import Closed, DeadlineExceeded, ExecError, GuestError, GuestFileError, ProtocolError
 from vmfork.wire.frame import (
+    PROTOCOL,
     TAKE_OVER_PREAMBLE,
     Channel,
     Frame,
@@ -23,11 +24,12 @@ from vmfork.wire.frame import (
     encode_fields,
     encode_frame,
 )
+from vmfork.wire.message import ItemOutcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-HELLO = encode_fields(b"1", b"0.1.0", b"boot", b"exec")
+HELLO = encode_fields(b"%d" % PROTOCOL, b"0.1.0", b"boot", b"exec")
 
 
 class Peer:
@@ -77,7 +79,7 @@ async def test_hello_reads_from_behind_the_nonce(line) -> None:
     client, peer = line
     greeting = asyncio.ensure_future(client.hello(take_over=False))
     stream, (nonce, protocol) = await peer.request(Opcode.HELLO)
-    assert (len(nonce), protocol) == (16, b"1")
+    assert (len(nonce), protocol) == (16, b"%d" % PROTOCOL)
     await peer.send(b"\x07left over" + nonce + encode_frame(Kind.REPLY, stream, HELLO))
     assert (await greeting).agent_version == "0.1.0"
 
@@ -196,6 +198,20 @@ async def test_a_transfer_that_is_cancelled_is_given_up_in_the_guest(line) -> No
     assert decode_fields(frame.payload[1:])[0] == b"%d" % stream
     with pytest.raises(asyncio.CancelledError):
         await writing
+
+
+async def test_telling_the_watchers_gives_what_became_of_each_and_is_given_up_in_the_guest(line) -> None:
+    client, peer = line
+    notified = asyncio.ensure_future(client.notify(0.25))
+    stream, fields = await peer.request(Opcode.NOTIFY)
+    assert fields == (b"250",)
+    await peer.reply(stream, b"17", b"ok", b"g", b"18", b"timeout", b"")
+    assert await notified == [ItemOutcome("17", "ok", b"g"), ItemOutcome("18", "timeout", b"")]
+    with pytest.raises(DeadlineExceeded, match="telling the programs"):
+        await client.notify(60.0, timeout_s=0.01)
+    stream, _ = await peer.request(Opcode.NOTIFY)
+    _, fields = await peer.request(Opcode.KILL)
+    assert fields == (b"%d" % stream, b"9")
 
 
 async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets_credit(line) -> None:

@@ -63,6 +63,8 @@ SEEDS = [
     encode_request(15, Opcode.CLOCK, b""),
     encode_request(16, Opcode.QUIESCE),
     encode_request(17, Opcode.ONLINE, b"2"),
+    encode_request(20, Opcode.NOTIFY, b"1"),
+    encode_request(21, Opcode.NOTIFY, b"3600000"),
     encode_data(3, Channel.CONTENT, b"input"),
     encode_data(4, Channel.CONTENT, b"x" * 40_000),
     encode_eof(3, Channel.CONTENT),

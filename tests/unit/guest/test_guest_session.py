@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import socket
 
 NONCE = bytes(range(16))
+CAPABILITIES = {"exec", "files", "adopt", "clock", "quiesce", "shutdown", "notify"}
 EXEC_CAT = exec_request(7, ["cat"], env={}, cwd="", user="", stdin=True, clean_env=False)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"], env={}, cwd="", user="", stdin=False, clean_env=False)
 
@@ -82,7 +84,7 @@ async def test_hello_tells_who_answers(start_agent) -> None:
         hello = await client.hello(take_over=False)
     assert hello.protocol == PROTOCOL
     assert hello.boot_id == host_boot_id()
-    assert hello.capabilities == {"exec", "files", "adopt", "clock", "quiesce", "shutdown"}
+    assert hello.capabilities == CAPABILITIES
 
 
 def test_the_version_is_told(agent_binary: Path) -> None:
@@ -95,11 +97,23 @@ def test_arguments_that_make_no_sense_are_refused(agent_binary: Path) -> None:
         assert subprocess.run([agent_binary, *argv], stderr=subprocess.DEVNULL, check=False).returncode == 2
 
 
-async def test_an_older_agent_is_refused_by_name(start_agent, compile_variant) -> None:
-    running = start_agent(binary=compile_variant("older", "-DPROTOCOL=0"))
+@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1])
+async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, compile_variant, protocol: int) -> None:
+    running = start_agent(binary=compile_variant(f"protocol-{protocol}", f"-DPROTOCOL={protocol}"))
     async with await AgentClient.open(running.sock.dup()) as client:
-        with pytest.raises(ProtocolError, match=f"speaks protocol 0, this vmfork speaks {PROTOCOL}"):
+        with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1 and {PROTOCOL}"):
             await client.hello(take_over=False)
+
+
+async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start_agent, compile_variant) -> None:
+    running = start_agent(binary=compile_variant("protocol-1", "-DPROTOCOL=1"))
+    async with await AgentClient.open(running.sock.dup()) as client:
+        hello = await client.hello(take_over=False)
+        assert (hello.protocol, hello.capabilities) == (1, CAPABILITIES - {"notify"})
+        with pytest.raises(GuestError, match="unsupported"):
+            await client.notify(1.0)
+        status, stdout, _ = await client.exec(["echo", "served"], timeout_s=20)
+        assert (status.exit_code, stdout) == (0, b"served\n")
 
 
 def test_the_first_bytes_may_be_any_request(start_agent) -> None:
@@ -148,9 +162,9 @@ def test_taking_over_kills_what_ran_and_forgets_what_was_queued(start_agent) -> 
     # Nothing is open any more, the numbers are free, and no late bytes come.
     quiesced = ask(running.sock, encode_request(7, Opcode.QUIESCE), 1)
     assert quiesced[0].kind is Kind.REPLY
-    for _ in range(200):
-        if not children(running.process.pid):
-            break
+    # The agent reaps them as it is told of their end.
+    end = time.monotonic() + 10
+    while children(running.process.pid) and time.monotonic() < end:
         ask(running.sock, encode_request(1, Opcode.PING), 1)
     assert children(running.process.pid) == []
 

@@ -11,7 +11,7 @@ from vmfork.wire import PROTOCOL, message
 from vmfork.wire.frame import FrameParser, Kind, decode_fields, encode_fields
 from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
 
-HELLO = (b"1", b"0.1.0", b"9f43c15e-ec58-44aa-bd80-17a1c159becc", b"exec,files")
+HELLO = (b"2", b"0.1.0", b"9f43c15e-ec58-44aa-bd80-17a1c159becc", b"exec,files")
 PARSERS = [
     message.parse_error,
     message.parse_hello,
@@ -55,6 +55,8 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
         (message.make_dir_request(5, "/d", 0o1777, parents=False), 10, (b"/d", b"1777", b"")),
         (message.adopt_request(5, [("fork-id", b"f"), ("env", b"A=1")]), 11, (b"fork-id", b"f", b"env", b"A=1")),
         (message.clock_request(5, None), 12, (b"",)),
+        (message.notify_request(5, 1.5), 17, (b"1500",)),
+        (message.notify_request(5, 0.0), 17, (b"1",)),
         (message.clock_request(5, 10**18), 12, (b"1000000000000000000",)),
     ],
 )
@@ -66,7 +68,7 @@ def test_a_request_has_the_fields_of_the_specification(
 
 def test_answers_become_values() -> None:
     assert message.parse_hello(encode_fields(*HELLO)) == Hello(
-        1, "0.1.0", "9f43c15e-ec58-44aa-bd80-17a1c159becc", frozenset({"exec", "files"})
+        2, "0.1.0", "9f43c15e-ec58-44aa-bd80-17a1c159becc", frozenset({"exec", "files"})
     )
     assert message.parse_exec(encode_fields(b"exit", b"3", b"1500000000")) == ExecStatus("exit", 3, 1.5)
     assert message.parse_started(encode_fields(b"started", b"42")) == 42
@@ -96,9 +98,15 @@ def test_an_exit_code_is_a_shells() -> None:
     assert ExecStatus("signal", 9, 0.0).exit_code == 137
 
 
-@pytest.mark.parametrize("fields", [(b"2", b"9.0"), (b"0", b"0.0.1", b"", b"")])
+def test_the_protocol_before_this_one_is_served() -> None:
+    assert message.parse_hello(encode_fields(b"1", *HELLO[1:])).protocol == 1
+
+
+@pytest.mark.parametrize("fields", [(b"3", b"9.0"), (b"0", b"0.0.1", b"", b"")])
 def test_another_protocol_is_refused_by_both_numbers(fields: tuple[bytes, ...]) -> None:
-    with pytest.raises(ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks {PROTOCOL}") as caught:
+    with pytest.raises(
+        ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks 1 and {PROTOCOL}"
+    ) as caught:
         message.parse_hello(encode_fields(*fields))
     assert caught.value.hint
 

@@ -1,0 +1,34 @@
+"""The request about the guest's programs that hold random generators of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmfork.agent.connection import Connection
+from vmfork.agent.exchange import Exchange
+from vmfork.wire import message
+
+if TYPE_CHECKING:
+    from vmfork.wire.message import ItemOutcome
+
+
+class WatcherRequests(Connection):
+    """Watchers: programs in the guest that asked to be told of a new generation."""
+
+    async def notify(self, limit_s: float, *, timeout_s: float | None = 30.0) -> list[ItemOutcome]:
+        """Every watcher was told of the generation in force; what became of each, with the generation it answered.
+
+        A watcher that is silent for `limit_s` seconds has the outcome `timeout`, one that answered something else
+        `invalid`, and one that could not reseed itself `failed`, with what it said. None of them is an error here.
+        `GuestError` when the agent is too old (`FIRST_WITH_NOTIFY`), is at it already, or finds too many watchers.
+        """
+        exchange = _Notification(self._new_stream())
+        request = message.notify_request(exchange.stream, limit_s)
+        answer = await self._ask(exchange, request, "telling the programs in the guest of their fork", timeout_s)
+        return list(message.parse_outcomes(answer))
+
+
+class _Notification(Exchange):
+    """Open in the agent until the last watcher has answered."""
+
+    lasts = True
