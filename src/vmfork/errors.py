@@ -31,7 +31,7 @@ A message is made from fields, and the fields stay readable. Cancellation is nev
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,11 @@ class VMForkError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python's own way calls the class with the message alone, which is not what these take: errors could not be
+        # copied, nor come back from another process.
+        return _restore, (type(self), self.args), self.__dict__
 
     def details(self) -> str:
         """Text beyond message and hint: a log tail, a guest's output. Empty where there is none."""
@@ -378,3 +383,9 @@ class Closed(VMForkError):
     def __init__(self, what: str, reason: str = "") -> None:
         super().__init__(f"{what} is closed" + (f": {reason}" if reason else ""))
         self.what = what
+
+
+def _restore(kind: type[VMForkError], args: tuple[object, ...]) -> VMForkError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +30,8 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
     What was ignored stays ignored: nohup(1) and a shell's background jobs count on it.
     """
+    import asyncio  # noqa: PLC0415 - a help text needs none of it
+
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in _STOPPING}
 

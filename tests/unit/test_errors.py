@@ -1,0 +1,110 @@
+"""Every error: a code of its own, a hint where the caller can act, fields that stay readable, whole copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from vmfork import errors
+
+# One of each, with every field that it has. A class that is missing here fails the test.
+SAMPLES = {
+    errors.VMForkError: errors.VMForkError("it failed", hint="try again"),
+    errors.ConfigError: errors.ConfigError("vm.cpus", 0, "must be 1 or more", hint="give 1"),
+    errors.HostError: errors.HostError("no QEMU", hint="install it", log="the log"),
+    errors.ImageError: errors.ImageError("not built", hint="look", log="the log"),
+    errors.ImageNotFound: errors.ImageNotFound("a b"),
+    errors.ImageCorrupt: errors.ImageCorrupt("a b", "the kernel is missing"),
+    errors.LaunchError: errors.LaunchError(
+        "QEMU ended", argv=["qemu", "-m"], exit_code=1, log_tail="bad option", console_tail="panic", hint="look"
+    ),
+    errors.GuestError: errors.GuestError("no answer", hint="look", console_tail="panic"),
+    errors.ExecError: errors.ExecError(["a", "b c"], 9, "failed", stdout=b"out", stderr=b"err", hint="look"),
+    errors.GuestFileError: errors.GuestFileError("read", "/x", "not-found", "no such file"),
+    errors.ProtocolError: errors.ProtocolError("nonsense", hint="build again"),
+    errors.HookError: errors.HookError("/etc/hook", "exit status 1", output=b"said", hint="mend it"),
+    errors.SecretsPresent: errors.SecretsPresent(["/root/.netrc"]),
+    errors.AdoptError: errors.AdoptError("entropy", "refused", hint="look", console_tail="panic", output=b"said"),
+    errors.TemplateError: errors.TemplateError("py", "something is wrong", hint="look"),
+    errors.TemplateNotFound: errors.TemplateNotFound("a b"),
+    errors.TemplateExists: errors.TemplateExists("py"),
+    errors.TemplateStale: errors.TemplateStale("a b", "qemu.version", "7.2.1", "7.2.2"),
+    errors.TemplateCorrupt: errors.TemplateCorrupt("a b", "memory", "is too short"),
+    errors.StoreBusy: errors.StoreBusy("template py", "pid 7"),
+    errors.DeadlineExceeded: errors.DeadlineExceeded("exec", 1.5, hint="wait", stdout=b"o", stderr=b"e", detail="log"),
+    errors.Closed: errors.Closed("the machine", "QEMU ended"),
+}
+
+# These say what to do without being told by whoever raises them.
+ALWAYS_WITH_HINT = [
+    errors.ImageNotFound,
+    errors.ImageCorrupt,
+    errors.SecretsPresent,
+    errors.TemplateNotFound,
+    errors.TemplateExists,
+    errors.TemplateStale,
+    errors.TemplateCorrupt,
+    errors.StoreBusy,
+]
+
+
+def all_errors() -> list[type[errors.VMForkError]]:
+    return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VMForkError)]
+
+
+def test_there_is_a_sample_of_each() -> None:
+    assert set(SAMPLES) == set(all_errors())
+
+
+def test_codes_are_unique_own_and_kebab_case() -> None:
+    codes = [vars(kind).get("code", "") for kind in all_errors()]
+    assert len(set(codes)) == len(codes)
+    assert all(code and code.replace("-", "").isalpha() and code == code.lower() for code in codes)
+
+
+@pytest.mark.parametrize("kind", ALWAYS_WITH_HINT, ids=lambda kind: kind.__name__)
+def test_hint_where_promised(kind) -> None:
+    assert SAMPLES[kind].hint
+
+
+@pytest.mark.parametrize("name", ["ImageNotFound", "ImageCorrupt", "TemplateNotFound", "TemplateStale"])
+def test_a_command_in_a_hint_can_be_pasted(name) -> None:
+    assert "build 'a b'" in SAMPLES[getattr(errors, name)].hint
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
+def test_a_copy_is_whole(kind, again) -> None:
+    error = SAMPLES[kind]
+    twin = again(error)
+    assert twin is not error
+    assert type(twin) is kind
+    assert vars(twin) == vars(error)
+    assert (str(twin), twin.args, twin.details(), twin.code) == (str(error), error.args, error.details(), error.code)
+
+
+def test_notes_survive_a_copy() -> None:
+    error = errors.Closed("it")
+    error.add_note("while closing")
+    assert pickle.loads(pickle.dumps(error)).__notes__ == ["while closing"]
+
+
+def test_a_deadline_is_a_timeout_too() -> None:
+    assert isinstance(SAMPLES[errors.DeadlineExceeded], TimeoutError)
+    assert not issubclass(errors.VMForkError, OSError)
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for line in (errors.__doc__ or "").split("```")[1].strip().splitlines():
+        depth = line.find("── ") // 4 + 1 if "── " in line else 0
+        name = line.lstrip("│├└─ ").split()[0]
+        above[depth:] = [name]
+        if depth:
+            drawn[name] = above[depth - 1]
+    assert drawn == {
+        kind.__name__: kind.__bases__[0].__name__ for kind in all_errors() if kind.__bases__[0] is not Exception
+    }

@@ -1,0 +1,57 @@
+"""What loads when, by name and not by time: a fork takes tens of milliseconds, an import can take more than that."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from vmfork.cli.main import _COMMANDS, _Commands
+
+REPORT = "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
+HELP = "import sys; sys.argv = ['vmfork', *{args}]\nfrom vmfork.__main__ import main\nassert main() == 0"
+
+# What a start may not load: the event loop, the server's and the monitor's packages, the drawer of progress bars.
+HEAVY = ("asyncio", "grpc", "qemu.qmp", "rich")
+
+
+def modules_after(code: str) -> set[str]:
+    run = subprocess.run([sys.executable, "-c", code + REPORT], capture_output=True, text=True, check=True, timeout=60)
+    return set(run.stderr.splitlines())
+
+
+def loaded(modules: set[str], names: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if any(name == heavy or name.startswith(f"{heavy}.") for heavy in names)]
+
+
+def test_the_bare_import_loads_nothing_of_the_package() -> None:
+    modules = modules_after("import vmfork, vmfork.aio")
+    assert loaded(modules, (*HEAVY, "click")) == []
+    assert {name for name in modules if name.startswith("vmfork")} == {"vmfork", "vmfork.aio"}
+
+
+@pytest.mark.parametrize("name", ["VMConfig", "TemplateStale"])
+def test_values_and_errors_come_without_the_event_loop(name) -> None:
+    assert loaded(modules_after(f"import vmfork; vmfork.{name}"), (*HEAVY, "click")) == []
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"]])
+def test_help_loads_no_command(args) -> None:
+    modules = modules_after(HELP.format(args=args))
+    assert loaded(modules, HEAVY) == []
+    assert loaded(modules, tuple(f"vmfork.cli.{name}" for name in _COMMANDS)) == []
+
+
+def test_a_fork_needs_neither_monitor_nor_bar() -> None:
+    modules = modules_after("import vmfork; vmfork.Template.fork")
+    assert "asyncio" in modules
+    assert loaded(modules, ("grpc", "qemu.qmp", "rich", "click", "tomllib")) == []
+
+
+def test_the_help_says_of_each_command_what_the_command_says() -> None:
+    for name, summary in _COMMANDS.items():
+        command = importlib.import_module(f"vmfork.cli.{name}").command
+        assert command.get_short_help_str(limit=200).rstrip(".") == summary.rstrip("."), name
+        assert _Commands().get_command(None, name) is command
