@@ -1,0 +1,118 @@
+"""The command line as its users have it: a process, its streams, its exit status, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+LIMIT_S = 120
+COMMAND = (sys.executable, "-m", "vmfork")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended. No traceback is in `err`: that is asserted where one is made."""
+
+    status: int
+    raw: bytes
+    err: str
+
+    def __post_init__(self) -> None:
+        assert "Traceback" not in self.err, self.err
+
+    @property
+    def out(self) -> str:
+        return self.raw.decode()
+
+    def check(self) -> Outcome:
+        assert self.status == 0, self
+        return self
+
+
+def environment(changes: dict[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, **(changes or {})}
+
+
+def vmfork(*argv: str, env: dict[str, str] | None = None, **options) -> Outcome:
+    """The command has ended. `options` are those of `subprocess.run`; its input is empty unless they say otherwise."""
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+
+    options |= {"capture_output": True, "timeout": LIMIT_S}
+    done = subprocess.run([*COMMAND, *argv], check=False, env=environment(env), **options)
+    return Outcome(done.returncode, done.stdout, done.stderr.decode())
+
+
+class Running:
+    """Owner of a command that runs, in a process group of its own as a shell would give it."""
+
+    def __init__(self, *argv: str, env: dict[str, str] | None = None, command=COMMAND, **options) -> None:
+        options.setdefault("stdin", subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*command, *argv],
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+            **options,
+        )
+        self._seen = {1: b"", 2: b""}
+
+    def wait_for(self, text: str, *, fd: int = 2) -> None:
+        """The command has written `text` to that descriptor."""
+        stream = self.process.stdout if fd == 1 else self.process.stderr
+        end = time.monotonic() + LIMIT_S
+        while text.encode() not in self._seen[fd]:
+            ready, _, _ = select.select([stream], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self._seen}"
+            data = os.read(stream.fileno(), 65536)
+            assert data, f"ended without {text!r}: {self._seen}"
+            self._seen[fd] += data
+
+    def interrupt(self, number: int) -> None:
+        """The signal went to the whole process group, as a terminal sends it."""
+        os.killpg(self.process.pid, number)
+
+    def end(self, *, input: bytes | None = None) -> Outcome:  # noqa: A002 - the name subprocess gave it
+        out, err = self.process.communicate(input, timeout=LIMIT_S)
+        return Outcome(self.process.returncode, self._seen[1] + out, (self._seen[2] + err).decode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def left_of(runtime: Path) -> list[str]:
+    """Everything of a runtime folder that is not a template in force: machines, mounts, half-made templates, processes.
+
+    A process belongs to it when its environment names it, as that of every child of a command does.
+    """
+    found = [str(path) for path in (runtime / "vms").glob("*")]
+    kept = {str(link.resolve()) for link in (runtime / "templates").glob("*/current")}
+    made = {str(path) for path in (runtime / "templates").glob("*/*") if path.is_dir() and not path.is_symlink()}
+    mounted = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line}
+    found += sorted((made | mounted) - kept - {str(runtime)})
+    return found + processes_of(runtime)
+
+
+def processes_of(runtime: Path) -> list[str]:
+    """The command lines of all processes whose environment names that runtime folder, but ours."""
+    mark = f"VMFORK_RUNTIME_DIR={runtime}\0".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue  # it has ended
+    return [line for line in found if line]

@@ -1,0 +1,491 @@
+"""The command line with real machines: what it prints where, what it exits with, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(instance):
+    yield
+    assert left_of(instance.runtime) == []
+
+
+@pytest.fixture
+def run(template_name):
+    """`vmfork run -t` the template of the test run."""
+
+    def run_in_fork(*argv: str, **options) -> Outcome:
+        return vmfork("run", "-t", template_name, *argv, **options)
+
+    return run_in_fork
+
+
+def is_error(outcome: Outcome, status: int, *texts: str, hint: bool = True) -> None:
+    """It failed with that status, told why, and said what to do."""
+    assert outcome.status == status, outcome
+    lines = outcome.err.splitlines()
+    assert any(line.startswith("error: ") for line in lines), outcome
+    assert any(line.startswith("hint: ") for line in lines) == hint, outcome
+    for text in texts:
+        assert text in outcome.err, outcome
+
+
+def end_of(command: list[str], **streams) -> subprocess.CompletedProcess[bytes]:
+    """The process has ended, whatever its status; for streams that `vmfork` cannot give."""
+    return subprocess.run(command, check=False, timeout=60, **streams)
+
+
+# run: exit status and streams
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (["sh", "-c", "exit 7"], 7),
+        (["sh", "-c", "kill -KILL $$"], 128 + signal.SIGKILL),
+        (["no-such-program"], 127),
+        (["/etc/passwd"], 126),
+        (["-w", "/nowhere", "true"], 125),
+        (["--timeout", "300ms", "--", "sleep", "60"], 124),
+    ],
+)
+def test_run_exits_with_the_status_of_the_command(run, argv, status) -> None:
+    done = run(*argv)
+    assert (done.status, done.raw) == (status, b"")
+    assert done.err.startswith("error: ") == (status in {124, 125, 126, 127})
+
+
+def test_run_passes_arguments_environment_and_streams(run) -> None:
+    done = run("--", "uname", "-a").check()
+    assert done.out.startswith("Linux vm-")
+    assert done.err == ""
+    script = 'echo "$A|$B|$C" $PWD "$0"; echo err >&2; exit 3'
+    done = run("-e", "A=1=2", "-e", "B=", "-e", "C", "-w", "/tmp", "sh", "-c", script, "a b", env={"C": "ours"})
+    assert done == Outcome(3, b"1=2||ours /tmp a b\n", "err\n")
+    done = run("--json", "--timeout", "30", "--", "sh", "-c", "echo out; echo err >&2; exit 4")
+    body = json.loads(done.raw)
+    assert (done.status, done.err) == (4, "")
+    assert (body["exit_code"], body["stdout"], body["stderr"]) == (4, "out\n", "err\n")
+    assert 0 < body["duration_s"] < body["timings"]["total_s"] + body["duration_s"] < 60
+
+
+def test_run_passes_a_megabyte_both_ways(run) -> None:
+    data = os.urandom(1 << 20)
+    done = run("cat", input=data).check()
+    assert hashlib.sha256(done.raw).digest() == hashlib.sha256(data).digest()
+    done = run("sha256sum", input=data).check()
+    assert done.out.split()[0] == hashlib.sha256(data).hexdigest()
+
+
+def test_run_ends_with_the_command_although_its_input_goes_on(run) -> None:
+    idle, held = os.pipe()
+    try:
+        assert run("echo", "done", stdin=idle).check().out == "done\n"
+        os.write(held, b"line\n" * 100_000 if fcntl.fcntl(held, fcntl.F_GETPIPE_SZ) > 500_000 else b"line\n")
+        assert run("head", "-n", "1", stdin=idle).check().out == "line\n"
+    finally:
+        os.close(idle)
+        os.close(held)
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_run_works_with_a_closed_stream(template_name, closed) -> None:
+    redirect = {0: "<&-", 1: ">&-", 2: "2>&-"}[closed]
+    line = f'exec "$@" {redirect}'
+    script = "cat; echo out; echo err >&2"
+    command = [*COMMAND, "run", "-t", template_name, "sh", "-c", script]
+    done = end_of(
+        ["sh", "-c", line, "sh", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert done.returncode == 0, done
+    assert done.stdout == (b"" if closed == 1 else b"out\n")
+    assert done.stderr == (b"" if closed == 2 else b"err\n")
+
+
+@pytest.fixture
+def terminal():
+    """Both ends of a terminal: ours, and the one a command gets."""
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+def run_at_terminal(theirs: int, template: str, *argv: str) -> subprocess.Popen[bytes]:
+    """`vmfork run` in the foreground of that terminal."""
+    return subprocess.Popen(
+        [*COMMAND, "run", "-t", template, *argv],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
+    )
+
+
+def test_run_reads_a_terminal(template_name, terminal) -> None:
+    ours, theirs = terminal
+    with run_at_terminal(theirs, template_name, "cat") as process:
+        os.write(ours, b"typed\n\x04")
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, b"typed\n", b"")
+
+
+def test_ctrl_c_at_a_terminal_ends_a_run(template_name, terminal) -> None:
+    ours, theirs = terminal
+    with run_at_terminal(theirs, template_name, "sh", "-c", "echo up; exec cat") as process:
+        assert process.stdout.readline() == b"up\n"
+        os.write(ours, b"\x03")
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"interrupted by SIGINT\n")
+
+
+def test_a_reader_that_goes_away_ends_a_run_quietly(template_name) -> None:
+    with Running("run", "-t", template_name, "yes") as running:
+        running.wait_for("y\n", fd=1)
+        running.process.stdout.close()
+        err = running.process.stderr.read()
+        assert (running.process.wait(60), err) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [(["template", "ls"], 1), (["config", "--json"], 1), (["--help"], 1), (["template", "show", "nope"], 1)],
+)
+def test_a_broken_pipe_gives_no_traceback(template_name, argv, status) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [*COMMAND, *argv]
+        out = end_of(command, stdout=write, stderr=subprocess.PIPE)
+        both = end_of(command, stdout=write, stderr=write)
+    finally:
+        os.close(write)
+    assert (out.returncode, both.returncode) == (status, status)
+    assert b"Traceback" not in out.stderr
+    assert b"Exception" not in out.stderr
+
+
+def test_a_full_device_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        done = end_of([*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"error: {os.strerror(errno.ENOSPC)}\nhint: ")
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        (["run", "-t", "nope", "true"], 125, "no template is named 'nope'"),
+        (["run", "-e", "=x", "true"], 125, "'=x' is not K=V"),
+        (["run", "-e", "SURELY_NOT_SET", "true"], 125, "SURELY_NOT_SET is not set here"),
+        (["run", "--memory", "big", "true"], 125, "'big' is not a size"),
+        (["run", "--timeout", "soon", "true"], 125, "'soon' is not a duration"),
+        (["run", "--nope", "true"], 125, "--nope"),
+        (["run", "-t", "test", "--cpus", "2", "true"], 125, "template 'test' has 1"),
+        (["run", "-t", "test", "--memory", "512M", "true"], 125, "template 'test' has 256 MiB"),
+        (["template", "build", "new", "--image", "nope"], 1, "no image is named 'nope'"),
+        (["template", "build", "new", "--memory", "64M"], 2, "too little for image"),
+        (["template", "build", "new", "--memory", "1"], 2, "out of range"),
+        (["template", "build", "new", "--cpus", "0"], 2, "out of range"),
+        (["template", "build", "new", "--cpus", "many"], 2, "--cpus"),
+        (["template", "build", "new", "--ready-timeout", "x"], 2, "'x' is not a duration"),
+        (["template", "build", "test"], 1, "exists already"),
+        (["template", "show", "nope"], 1, "no template is named 'nope'"),
+        (["template", "verify", "nope"], 1, "no template is named 'nope'"),
+        (["template", "rm", "nope"], 1, "no template is named 'nope'"),
+        (["image", "rm", "nope"], 1, "no image is named 'nope'"),
+        (["factory", "init"], 2, "no template to build"),
+        (["nope"], 2, "nope"),
+    ],
+)
+def test_wrong_input_is_told_with_a_hint(template_name, argv, status, text) -> None:
+    done = vmfork(*argv)
+    is_error(done, status, text)
+    assert done.raw == b""
+
+
+@pytest.mark.parametrize("name", ["/", "..", "", "x" * 200, "a/b", "-x"])
+def test_bad_names_are_refused_everywhere(instance, name) -> None:
+    before = sorted(instance.runtime.rglob("*"))
+    for argv in (["template", "build"], ["template", "show"], ["template", "rm"], ["image", "rm"], ["image", "build"]):
+        done = vmfork(*argv, "--", name)
+        assert (done.status, done.raw) == (2, b""), done
+        assert done.err.startswith("error: ")
+    assert vmfork("run", "-t", name, "--", "true").status == 125
+    assert sorted(instance.runtime.rglob("*")) == before
+
+
+def test_a_missing_emulator_is_told(template_name, instance, tmp_path) -> None:
+    env = {"PATH": str(tmp_path)}
+    is_error(vmfork("template", "build", "new", env=env), 1, "qemu-system-x86_64 was not found", "apt-get install")
+    is_error(vmfork("run", "true", env=env), 125, "qemu-system-x86_64 was not found", "apt-get install")
+    done = vmfork("doctor", "--json", env=env)
+    checks = {check["name"]: check for check in json.loads(done.raw)["checks"]}
+    assert (done.status, checks["qemu"]["level"]) == (1, "fail")
+    assert "apt-get install" in checks["qemu"]["todo"]
+
+
+# Listings
+
+
+def test_listings_and_their_json(template_name) -> None:
+    config = json.loads(vmfork("config", "--json").check().raw)["settings"]
+    assert config["runtime"] == {"value": os.environ["VMFORK_RUNTIME_DIR"], "origin": "VMFORK_RUNTIME_DIR"}
+    assert "VMFORK_RUNTIME_DIR" in vmfork("config").check().out
+    images = json.loads(vmfork("image", "ls", "--json").check().raw)
+    assert "default" in {image["name"] for image in images}
+    assert "default" in vmfork("image", "ls").check().out
+    (listed,) = json.loads(vmfork("template", "ls", "--json").check().raw)
+    shown = json.loads(vmfork("template", "show", template_name, "--json").check().raw)
+    assert shown == listed
+    assert (shown["name"], shown["cpus"], shown["memory_mib"], shown["image"]) == (template_name, 1, 256, "default")
+    assert f"generation: {shown['generation']}" in vmfork("template", "show", template_name).check().out
+    assert vmfork("template", "ls").check().out.splitlines()[1].split()[0] == template_name
+    verified = json.loads(vmfork("template", "verify", template_name, "--json").check().raw)
+    assert verified == {"verified": True, "template": template_name}
+    assert "is whole" in vmfork("template", "verify", template_name).check().out
+
+
+def test_doctor_tells_that_machines_run_here(template_name) -> None:
+    done = vmfork("doctor", "--json").check()
+    body = json.loads(done.raw)
+    assert body["ok"] is True
+    assert {check["name"] for check in body["checks"]} >= {"qemu", "image", "agent", "kvm", "memory", "space"}
+    assert vmfork("doctor").check().out.endswith("VMs can run here.\n")
+
+
+def test_an_image_is_removed(instance, tmp_path) -> None:
+    shutil.copytree(instance.images, tmp_path / "images", symlinks=True)
+    env = {"VMFORK_HOME": str(tmp_path)}
+    done = vmfork("image", "rm", "default", "--json", env=env).check()
+    assert json.loads(done.raw) == {"removed": True, "image": "default"}
+    assert json.loads(vmfork("image", "ls", "--json", env=env).check().raw) == []
+    is_error(vmfork("image", "rm", "default", env=env), 1, "no image is named 'default'")
+
+
+def test_the_shell_is_given_completions() -> None:
+    assert "_vmfork_completion" in vmfork(env={"_VMFORK_COMPLETE": "bash_source"}).check().out
+    words = {"COMP_WORDS": "vmfork te", "COMP_CWORD": "1", "_VMFORK_COMPLETE": "bash_complete"}
+    assert vmfork(env=words).check().out == "plain,template\n"
+
+
+# Damage
+
+
+def test_damage_is_told_with_a_hint(instance, template_name) -> None:
+    folder = (instance.templates / template_name / "current").resolve()
+    for name, harm in (
+        ("manifest.json", lambda data: data[:200]),
+        ("manifest.json", lambda data: data.replace(b'"cpus": 1', b'"cpus": 9')),
+        ("manifest.json", lambda data: b"[" * 100_000),
+        ("manifest.json", lambda data: b""),
+        ("state", lambda data: data[:-1]),
+        ("state", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    ):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(harm(whole))
+        try:
+            is_error(vmfork("run", "-t", template_name, "true"), 125, "--replace", name.partition(".")[0])
+            is_error(vmfork("template", "verify", template_name), 1, "--replace")
+            (listed,) = json.loads(vmfork("template", "ls", "--json").check().raw)
+            assert name == "state" or listed["error"].startswith("template-"), listed
+        finally:
+            (folder / name).write_bytes(whole)
+    vmfork("template", "verify", template_name).check()
+
+
+# Templates built by the command
+
+
+def test_default_templates_are_built_for_their_size_the_first_time() -> None:
+    argv = ("run", "--cpus", "2", "--memory", "512M", "--", "sh", "-c", "nproc; grep MemTotal /proc/meminfo")
+    first = vmfork(*argv).check()
+    again = vmfork(*argv).check()
+    vmfork("template", "rm", "default-2c-512m").check()
+    cpus, total = first.out.splitlines()
+    assert cpus == "2"
+    assert 400_000 < int(total.split()[1]) <= 512 * 1024
+    assert "template: booting image 'default'" in first.err
+    assert (again.out, again.err) == (first.out, "")
+
+
+def test_failing_builds_show_what_the_guest_said_and_leave_nothing(instance, template_name) -> None:
+    warm = Running("template", "build", "bad", "--run", "true", "--run", "echo to-out; echo to-err >&2; exit 3")
+    ready = Running("template", "build", "late", "--ready", "echo not-yet >&2; false", "--ready-timeout", "700ms")
+    with warm, ready:
+        is_error(warm.end(), 1, "exit status 3", "to-out", "to-err", hint=False)
+        is_error(ready.end(), 1, "took longer than 0.7 s", "not-yet", hint=False)
+    assert sorted(path.name for path in instance.templates.iterdir()) == [template_name]
+
+
+def test_two_builds_of_one_name_and_forks_that_outlive_their_template(instance) -> None:
+    build = ("template", "build", "twin", "--run", "echo warm > /root/x", "--ready", "test -s /root/x", "--json")
+    with Running(*build) as first:
+        first.wait_for("template: booting")
+        is_error(vmfork(*build), 1, "template 'twin' is in use by process", "wait for it")
+        is_error(vmfork("template", "rm", "twin"), 1, "twin")
+        made = first.end().check()
+    assert json.loads(made.raw)["warm_up"] == ["echo warm > /root/x"]
+    steps = [line for line in made.err.splitlines() if line.startswith("template: ")]
+    assert [step.split()[1] for step in steps] == ["booting", "running", "waiting", "freezing", "recording", "template"]
+    with Running("run", "-t", "twin", "sh", "-c", "echo up; read l; cat /root/x", stdin=subprocess.PIPE) as fork:
+        fork.wait_for("up", fd=1)
+        folder = str((instance.templates / "twin" / "current").resolve())
+        done = vmfork("template", "rm", "twin", "--json").check()
+        assert json.loads(done.raw) == {"removed": True, "template": "twin"}
+        assert folder not in Path("/proc/mounts").read_text()
+        assert not (instance.templates / "twin").exists()
+        assert fork.end(input=b"go\n").check().out == "up\nwarm\n"
+
+
+def test_factory_init_status_destroy(tmp_path) -> None:
+    file = tmp_path / "vmfork.toml"
+    file.write_text('[factory]\ntemplate = true\ntemplate_name = "made"\n')
+    config = ("--config", str(file))
+
+    def told(verb: str, status: int = 0) -> dict[str, object]:
+        done = vmfork("factory", verb, *config, "--json")
+        assert done.status == status, done
+        return json.loads(done.raw)
+
+    off = told("status", 3)
+    assert (off["on"], off["code"]) == (False, "template-not-found")
+    assert vmfork("factory", "status", *config).status == 3
+    assert told("init") == {"initialized": True, "template": "made"}
+    on = told("status")
+    assert (on["on"], on["template"], on["cpus"], on["memory_mib"], on["differs"]) == (True, "made", 1, 256, [])
+    assert vmfork("factory", "status", *config).check().out.startswith("on: template made")
+    is_error(vmfork("factory", "init", *config), 1, "exists already", "factory destroy")
+    assert vmfork("run", "-t", "made", "echo", "forked").check().out == "forked\n"
+    assert told("destroy") == {"destroyed": True, "template": "made"}
+    assert told("destroy") == {"destroyed": False, "template": "made"}
+    assert vmfork("factory", "destroy", *config).check().out.startswith("nothing to do")
+
+
+# An ordinary user, and a file system that runs full
+
+
+def find_python_for(uid: int, env: dict[str, str]) -> str:
+    """A Python that this user may run and that can import vmfork; a named skip where there is none."""
+    for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
+        try:
+            subprocess.run(
+                [python, "-c", "import vmfork.cli.main, vmfork.template"],
+                user=uid,
+                group=uid,
+                extra_groups=[],
+                env=env,
+                cwd="/",
+                capture_output=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python
+    pytest.skip("no Python here can be run by an ordinary user and import vmfork")
+
+
+@pytest.fixture
+def user(instance, template_name):
+    """A user who is not root, on a tmpfs of 300 MiB of their own that holds one template and no more."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user and mount a tmpfs")
+    uid = 65534
+    base = Path(f"/dev/shm/vmfork-cli-user-{os.getpid()}")
+    runtime = base / "run"
+    runtime.mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size=300M,mode=0700,uid={uid},gid={uid}", "none", runtime], check=True
+    )
+    shutil.copytree(instance.images, base / "home" / "images", symlinks=True)
+    subprocess.run(["chown", "-R", f"{uid}:{uid}", base / "home"], check=True)
+    env = {
+        **os.environ,
+        "HOME": str(base / "home"),
+        "VMFORK_HOME": str(base / "home"),
+        "VMFORK_RUNTIME_DIR": str(runtime),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    try:
+        python = find_python_for(uid, env)
+
+        def start(*argv: str) -> Running:
+            options = {"user": uid, "group": uid, "extra_groups": [], "cwd": "/"}
+            return Running(*argv, env=env, command=(python, "-m", "vmfork"), **options)
+
+        yield start, runtime
+        assert left_of(runtime) == []
+    finally:
+        subprocess.run(["umount", runtime], check=True)
+        shutil.rmtree(base)
+
+
+def test_an_ordinary_user_with_room_for_one_template(user) -> None:
+    start, runtime = user
+
+    def done(*argv: str) -> Outcome:
+        with start(*argv) as running:
+            return running.end()
+
+    # Room is there when the build begins, and is taken while the guest boots.
+    with start("template", "build", "full") as building:
+        building.wait_for("template: booting")
+        filler = runtime / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(1 << 20))
+        is_error(building.end(), 1, "ran full")
+    assert left_of(runtime) == []
+    is_error(done("template", "build", "full"), 1, "not enough space", "VMFORK_RUNTIME_DIR")
+    filler.unlink()
+
+    first = done("run", "--", "sh", "-c", "id -u; echo err >&2; exit 5")
+    assert (first.status, first.out) == (5, "0\n")
+    assert first.err.endswith("template: template 'default' is ready\nerr\n")
+    assert runtime.stat().st_uid == 65534
+    is_error(done("template", "build", "more"), 1, "not enough space")
+    assert json.loads(done("template", "ls", "--json").check().raw)[0]["name"] == "default"
+    with start("run", "sh", "-c", "echo up; sleep 60") as running:
+        running.wait_for("up", fd=1)
+        running.interrupt(signal.SIGINT)
+        assert running.end().status == 130
+    done("template", "rm", "default").check()
+    assert processes_of(runtime) == []
+    assert not list((runtime / "templates").iterdir())
+
+
+def test_root_with_a_full_runtime_folder(tmp_path, template_name) -> None:
+    """Templates have a tmpfs each as root: what can be full is where records, logs and sockets lie."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", runtime], check=True)
+    try:
+        (runtime / "filler").write_bytes(bytes(64 * 1024))
+        done = vmfork("template", "build", "full", env={"VMFORK_RUNTIME_DIR": str(runtime)})
+        is_error(done, 1, os.strerror(errno.ENOSPC))
+        assert left_of(runtime) == []
+    finally:
+        subprocess.run(["umount", "--recursive", runtime], check=True)
