@@ -1,0 +1,114 @@
+"""The layers as docs/concepts/architecture.md draws them: every import of the package points down."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "vmfork"
+DRAWING = ROOT / "docs" / "concepts" / "architecture.md"
+
+# Names that say nothing of what is inside, so that everything ends up there.
+VAGUE = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", "util", "utils"}
+
+# The only modules that import by name; what their tables name counts as imported.
+LAZY = {"__init__.py", "aio.py", "cli/main.py"}
+
+
+def read_layers(text: str) -> list[list[str]]:
+    """The names of each layer, top first: what stands on a line of the drawing before two spaces."""
+    drawing = text.split("```")[1]
+    return [re.split(r"\s{2,}", line)[0].split(", ") for line in drawing.strip().splitlines()]
+
+
+LAYERS = read_layers(DRAWING.read_text())
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The first part of a module's name: a package directly below vmfork, or a module there."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(tree: ast.Module, *, package: str) -> list[tuple[int, str]]:
+    """Line and full name of all that is imported anywhere: at the top, in a function, or for type checking only."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
+
+
+def named_in_tables(tree: ast.Module) -> list[tuple[int, str]]:
+    """Line and full name of all that a lazy module imports by name: `"vmfork.blocking"` in its table."""
+    texts = [(node.lineno, node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [(line, text) for line, text in texts if isinstance(text, str) and re.fullmatch(r"vmfork(\.\w+)+", text)]
+
+
+def part_imported(name: str) -> str | None:
+    """The part of vmfork that `name` lies in; `None` for what is not of the package."""
+    first, _, rest = name.partition(".")
+    if first != "vmfork":
+        return None
+    part = rest.split(".")[0]
+    return part if part in LEVEL else "__init__"
+
+
+def wrong_imports(path: str, source: str) -> list[str]:
+    own = Path(path).parts[0].removesuffix(".py")
+    tree = ast.parse(source)
+    names = imported_names(tree, package=".".join(("vmfork", *Path(path).parts[:-1])))
+    return [
+        f"{path}:{line}: {own} imports {name}"
+        for line, name in names + (named_in_tables(tree) if path in LAZY else [])
+        if (part := part_imported(name)) is not None and part != own and LEVEL[part] <= LEVEL[own]
+    ]
+
+
+def test_the_drawing_names_every_part_and_no_other() -> None:
+    assert sorted(LEVEL) == sorted({part_of(path) for path in MODULES})
+    assert sum(len(names) for names in LAYERS) == len(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path) -> None:
+    assert wrong_imports(str(path.relative_to(PACKAGE)), path.read_text()) == []
+
+
+def test_every_kind_of_import_is_seen() -> None:
+    """The check itself can fail: up, sideways, lazily, for types, relatively, from a table."""
+    for line in (
+        "import vmfork.vm",
+        "from vmfork import vm",
+        "from vmfork.store import Manifest",
+        "from vmfork.agent.client import AgentClient",
+        "def f():\n    import vmfork.cli.main",
+        "if TYPE_CHECKING:\n    from vmfork.factory import Factory",
+        "from ...template import Template",
+        "from vmfork import __version__",
+    ):
+        assert len(wrong_imports("hypervisor/qemu/command.py", line)) == 1, line
+    assert len(wrong_imports("aio.py", "HOME = {'VM': 'vmfork.blocking'}")) == 1
+    for line in ("from vmfork.host import facts", "from ..base import RAM", "import vmfork.errors", "import asyncio"):
+        assert wrong_imports("hypervisor/qemu/command.py", line) == [], line
+
+
+def test_only_the_lazy_tables_import_by_name() -> None:
+    callers = {
+        str(path.relative_to(PACKAGE)) for path in MODULES if re.search(r"import_module|__import__", path.read_text())
+    }
+    assert callers == LAZY
+
+
+def test_modules_are_named_for_what_they_hold() -> None:
+    names = {part for path in MODULES for part in path.relative_to(PACKAGE).with_suffix("").parts}
+    assert names & VAGUE == set()
