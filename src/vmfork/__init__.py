@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TemplateStale,
         VMForkError,
     )
+    from vmfork.template.probes import Probe
     from vmfork.vm.result import ExecResult
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ _HOME = {
     **dict.fromkeys(_CONFIG, "vmfork.config"),
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
     "ExecResult": "vmfork.vm.result",
+    "Probe": "vmfork.template.probes",
 }
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "ImageNotFound",
     "LaunchError",
     "Places",
+    "Probe",
     "ProtocolError",
     "SecretsPresent",
     "StoreBusy",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
+    from vmfork.template.audit import AuditReport
+    from vmfork.template.probes import Probe
     from vmfork.vm.adopt import Adoption
     from vmfork.vm.folder import VMRecord
     from vmfork.vm.result import ExecResult, Timings
@@ -355,6 +357,11 @@ class Template:
         timeout_s: float | None = None,
     ) -> Sequence[VM]:
         return [VM(vm) for vm in portal.run(self._twin.fork_many(count, env=env, files=files, timeout_s=timeout_s))]
+
+    def audit(
+        self, count: int = 4, *, probes: Sequence[Probe] = (), progress: ProgressListener = ignore_progress
+    ) -> AuditReport:
+        return portal.run(self._twin.audit(count, probes=probes, progress=progress))
 
     def verify(self) -> None:
         portal.run(self._twin.verify())

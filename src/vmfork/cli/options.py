@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
+from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,3 +39,26 @@ async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
 
         if settings.vm.image == DEFAULT_IMAGE:
             await ensure_image(DEFAULT_IMAGE, made_of=made_of, places=find_places(), progress=progress)
+
+
+def parse_variable(text: str) -> tuple[str, str]:
+    """Name and value of `K=V`; a bare `K` has our own value."""
+    key, equals, value = text.partition("=")
+    if not key:
+        raise ConfigError("env", text, f"{text!r} is not K=V")
+    if equals:
+        return key, value
+    if key not in os.environ:
+        raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
+    return key, os.environ[key]
+
+
+def read_placed_file(text: str) -> tuple[str, bytes]:
+    """The guest's path in `HOST:GUEST`, and what the host's file holds."""
+    host, colon, guest = text.rpartition(":")
+    if not colon or not host or not guest.startswith("/"):
+        raise ConfigError("file", text, f"{text!r} is not HOST:GUEST", hint="the guest's path is absolute: ./a:/tmp/a")
+    try:
+        return guest, Path(host).read_bytes()
+    except OSError as error:
+        raise ConfigError("file", text, f"{host} cannot be read: {error.strerror}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import Interrupted, run_async
-from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, prepare_image
+from vmfork.cli.options import (
+    cpus_option,
+    get_settings,
+    json_option,
+    memory_option,
+    parse_variable,
+    prepare_image,
+    read_placed_file,
+)
 from vmfork.cli.show import show_error, show_json, show_unexpected, shown_progress
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
@@ -61,6 +68,7 @@ class _RunCommand(click.Command):
 @click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
 @click.option("-t", "--template", "name", metavar="NAME", help="Fork this template.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
+@click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork. Repeatable.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
@@ -70,6 +78,7 @@ class _RunCommand(click.Command):
 def command(
     name: str | None,
     variables: tuple[str, ...],
+    files: tuple[str, ...],
     workdir: str,
     timeout: str | None,
     cpus: int | None,
@@ -87,25 +96,14 @@ def command(
     if limit_s is not None and limit_s <= 0:
         raise ConfigError("timeout", timeout, "must be more than 0")
     env = dict(parse_variable(text) for text in variables)
+    placed = dict(read_placed_file(text) for text in files)
 
     async def work() -> int:
         template = await find_template(name, settings, cpus=cpus is not None, memory=memory is not None)
-        async with await template.fork() as vm:
+        async with await template.fork(files=placed) as vm:
             return await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
 
     return run_async(work())
-
-
-def parse_variable(text: str) -> tuple[str, str]:
-    """Name and value of `K=V`; a bare `K` has our own value."""
-    key, equals, value = text.partition("=")
-    if not key:
-        raise ConfigError("env", text, f"{text!r} is not K=V")
-    if equals:
-        return key, value
-    if key not in os.environ:
-        raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
-    return key, os.environ[key]
 
 
 def default_template_name(config: VMConfig) -> str:

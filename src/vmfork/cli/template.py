@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.cli.audit import audit
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, prepare_image
+from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, parse_variable, prepare_image
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @click.group("template")
 def command() -> None:
-    """Build, list, show, verify and remove templates."""
+    """Build, list, show, verify, audit and remove templates."""
+
+
+command.add_command(audit)
 
 
 @command.command("build")
@@ -35,8 +39,13 @@ def command() -> None:
 @click.option(
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
 )
+@click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable for --run and --ready.")
 @click.option("--ready", default="", metavar="CMD", help="Shell command that must succeed before freezing.")
 @click.option("--ready-timeout", metavar="S", help="Give up waiting for --ready after this time. Default: 2m.")
+@click.option("--secret-path", "secret_paths", multiple=True, metavar="P", help="Do not freeze while P exists.")
+@click.option("--secret-env", "secret_env", multiple=True, metavar="K", help="Do not freeze while a process has $K.")
+@click.option("--allow-secrets", is_flag=True, help="Freeze even so.")
+@click.option("--reseed", metavar="WHO", hidden=True, help="For tests of a defence: both, agent, vmgenid or none.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
 @json_option
 def build(
@@ -47,11 +56,16 @@ def build(
     warm_up: tuple[str, ...],
     ready: str,
     ready_timeout: str | None,
+    variables: tuple[str, ...],
+    secret_paths: tuple[str, ...],
+    secret_env: tuple[str, ...],
+    allow_secrets: bool,
+    reseed: str | None,
     replace: bool,
     as_json: bool,
 ) -> None:
     """Boot a machine, run the commands, freeze it as NAME."""
-    settings = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory})
+    settings = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory, "vm.reseed": reseed})
     ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")
 
     async def work(progress: ProgressListener) -> Template:
@@ -62,6 +76,10 @@ def build(
             warm_up=warm_up,
             ready=ready,
             ready_timeout_s=ready_limit_s,
+            env=dict(parse_variable(text) for text in variables),
+            secret_paths=secret_paths,
+            secret_env=secret_env,
+            allow_secrets=allow_secrets,
             replace=replace,
             progress=progress,
         )

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
+    from vmfork.template.audit import AuditReport
+    from vmfork.template.probes import Probe
     from vmfork.vm.base import BaseVM
     from vmfork.vm.vm import VM
 
@@ -253,6 +255,18 @@ class Template:
                 reseed=self.manifest.traits["reseed"] in ("both", "agent"),
             )
             return await restore_base(frozen, binary=self._binary, places=self._places)
+
+    async def audit(
+        self, count: int = 4, *, probes: Sequence[Probe] = (), progress: ProgressListener = ignore_progress
+    ) -> AuditReport:
+        """`count` forks (2 or more) were compared with each other, and closed.
+
+        What is alike and must not be, what differs and must not, is in the report. `probes` are added to the built-in
+        ones. A finding is no error: see `AuditReport.safe`. Errors are those of `fork`.
+        """
+        from vmfork.template.audit import audit_template  # noqa: PLC0415 - forking should not pay for it
+
+        return await audit_template(self, count, probes, progress=progress)
 
     async def verify(self) -> None:
         """Every byte of the template is what was frozen. `TemplateCorrupt` names the file that is not."""

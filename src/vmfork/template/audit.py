@@ -1,0 +1,205 @@
+"""Proof by trial: forks of a template side by side, and what is alike in them that must not be, or the other way."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vmfork.errors import ConfigError, DeadlineExceeded
+from vmfork.progress import Progress, ignore_progress
+from vmfork.template.probes import PROBES, Probe
+from vmfork.vm.adopt import SKEW_LIMIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmfork.progress import ProgressListener
+    from vmfork.template.template import Template
+    from vmfork.vm.vm import VM
+
+Verdict = Literal["ok", "unsafe", "absent", "failed"]
+
+_LEAST_FORKS = 2
+_PROBE_LIMIT_S = 30.0
+_SHOWN = 60  # characters of a value in a detail
+# The kernel's generator is seeded with this many bits; it never reports more.
+_ENTROPY_BITS = 256
+_SWITCHED_OFF = {
+    "both": "",
+    "agent": "vmgenid",
+    "vmgenid": "the agent's reseed",
+    "none": "vmgenid and the agent's reseed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One finding. `expect` is `differs`, `same`, or the bound that was measured against.
+
+    `verdict`: `ok`; `unsafe`: forks are alike where they must differ, or differ where they must not, or a bound is
+    exceeded; `absent`: there is no such thing in these machines; `failed`: the probe itself did. `values` has one
+    for each fork.
+    """
+
+    name: str
+    expect: str
+    verdict: Verdict
+    detail: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReport:
+    """What an audit of `forks` forks of one template found. `safe` when no row is `unsafe` or `failed`."""
+
+    template: str
+    generation: str
+    forks: int
+    rows: tuple[AuditRow, ...]
+
+    @property
+    def safe(self) -> bool:
+        return all(row.verdict in ("ok", "absent") for row in self.rows)
+
+
+async def audit_template(
+    template: Template,
+    count: int,
+    probes: Sequence[Probe] = (),
+    *,
+    progress: ProgressListener = ignore_progress,
+) -> AuditReport:
+    """`count` forks were made, probed side by side, and closed. The errors are those of a fork."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < _LEAST_FORKS:
+        raise ConfigError("count", count, "an audit compares forks", hint=f"give {_LEAST_FORKS} or more")
+    wanted = _combine(probes)
+    async with AsyncExitStack() as owned:
+        progress(Progress(task="audit", step=f"forking {count} machines of {template.name!r}", fraction=0.0))
+        vms = await template.fork_many(count)
+        for vm in vms:
+            owned.push_async_callback(vm.aclose)
+        rows = []
+        for done, probe in enumerate(wanted):
+            progress(Progress(task="audit", step=f"comparing {probe.name}", fraction=done / len(wanted)))
+            rows.append(await _compare(probe, vms))
+        rows += [await _measure_clock(vms), await _measure_entropy(vms)]
+    progress(Progress(task="audit", step="done", fraction=1.0))
+    return AuditReport(
+        template=template.name,
+        generation=template.generation,
+        forks=count,
+        rows=(*_read_manifest(template), *rows),
+    )
+
+
+def _combine(added: Sequence[Probe]) -> tuple[Probe, ...]:
+    names = [probe.name for probe in (*PROBES, *added)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError("probe", twice, f"there are two probes named {twice}", hint="give yours another name")
+    return (*PROBES, *added)
+
+
+async def _compare(probe: Probe, vms: Sequence[VM]) -> AuditRow:
+    try:
+        results = await asyncio.gather(*(vm.shell(probe.command, timeout_s=_PROBE_LIMIT_S) for vm in vms))
+    except DeadlineExceeded as error:
+        return AuditRow(name=probe.name, expect=probe.expect, verdict="failed", detail=str(error))
+    failed = next((result for result in results if not result.ok), None)
+    if failed is not None:
+        said = f": {failed.stderr.strip()[-_SHOWN:]}" if failed.stderr.strip() else ""
+        detail = f"exit status {failed.exit_code}{said}"
+        return AuditRow(name=probe.name, expect=probe.expect, verdict="failed", detail=detail)
+    return judge(probe, [" ".join(result.stdout.split()) for result in results])
+
+
+def judge(probe: Probe, values: Sequence[str]) -> AuditRow:
+    """The finding for these values, one from each fork."""
+    distinct = len(set(values))
+    verdict: Verdict = "ok"
+    if not any(values):
+        verdict, detail = "absent", "nothing of the kind in these machines"
+    elif probe.expect == "differs":
+        detail = f"{distinct} distinct of {len(values)}"
+        if distinct < len(values):
+            verdict, detail = "unsafe", f"{detail}: {probe.hazard}" if probe.hazard else detail
+    elif distinct == 1:
+        detail = f"the same in all: {_shorten(values[0])}"
+    else:
+        verdict, detail = "unsafe", f"{distinct} different values" + (f": {probe.hazard}" if probe.hazard else "")
+    return AuditRow(name=probe.name, expect=probe.expect, verdict=verdict, detail=detail, values=tuple(values))
+
+
+async def _measure_clock(vms: Sequence[VM]) -> AuditRow:
+    """Read again now, one fork after the other: what the rest of the audit did to the clock counts too."""
+    bounds = [await _best_skew(vm) for vm in vms]
+    worst = max(bounds)
+    return AuditRow(
+        name="clock",
+        expect=f"within {SKEW_LIMIT_S * 1000:g} ms",
+        verdict="ok" if worst <= SKEW_LIMIT_S else "unsafe",
+        detail=f"at most {worst * 1000:.1f} ms from the host's, round trip included",
+        values=tuple(f"{bound:.6f}" for bound in bounds),
+    )
+
+
+async def _best_skew(vm: VM) -> float:
+    """A slow answer makes the bound loose, not the clock wrong: the best of a few counts."""
+    return min([await vm.measure_clock_skew() for _ in range(5)])
+
+
+async def _measure_entropy(vms: Sequence[VM]) -> AuditRow:
+    counts = [(await vm.read_file("/proc/sys/kernel/random/entropy_avail")).decode().strip() for vm in vms]
+    least = min(int(count) for count in counts)
+    return AuditRow(
+        name="entropy",
+        expect=f"{_ENTROPY_BITS} bits",
+        verdict="ok" if least >= _ENTROPY_BITS else "unsafe",
+        detail=f"the kernel's generator holds {least} bits",
+        values=tuple(counts),
+    )
+
+
+def _read_manifest(template: Template) -> list[AuditRow]:
+    """What the template itself says of its forks, whatever they show."""
+    manifest = template.manifest
+    reseed = manifest.traits["reseed"]
+    off = _SWITCHED_OFF[reseed]
+    rows = [
+        AuditRow(
+            name="reseed",
+            expect="both",
+            verdict="unsafe" if off else "ok",
+            detail=f"{off} was switched off when this template was built" if off else "vmgenid and the agent's reseed",
+            values=(reseed,),
+        ),
+        AuditRow(
+            name="watchers",
+            expect="all renewed",
+            verdict="ok" if manifest.watchers else "absent",
+            detail=f"{len(manifest.watchers)} programs renew their own random numbers in every fork"
+            if manifest.watchers
+            else "no program in this template registered one",
+            values=manifest.watchers,
+        ),
+    ]
+    named = (*manifest.secret_paths, *manifest.secret_env)
+    if named:
+        rows.append(
+            AuditRow(
+                name="secrets",
+                expect="none",
+                verdict="unsafe" if manifest.secrets_found else "ok",
+                detail=f"allowed to stay: {', '.join(manifest.secrets_found)}"
+                if manifest.secrets_found
+                else f"none of the {len(named)} named was there",
+                values=manifest.secrets_found,
+            )
+        )
+    return rows
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= _SHOWN else value[: _SHOWN - 1] + "…"
