@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import shutil
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from vmfork.config import check_name
-from vmfork.errors import HostError, ImageCorrupt
+from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
 from vmfork.image import debootstrap, lz4, recipe, rootfs, store
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vmfork.config import ImageConfig
@@ -58,18 +60,43 @@ async def build_image(
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
     digest = recipe.compute_digest(config, agent)
-    store.make_store(images_dir)
-    if not rebuild and (image := _find_usable(digest, name, images_dir)):
-        store.link_name(name, digest, images_dir=images_dir)
+    if not rebuild and (image := _find_named(name, digest, images_dir)):
         return image
-    lock, waited = await _lock_digest(digest, images_dir, progress)
-    with lock:
-        image = _find_usable(digest, name, images_dir) if waited or not rebuild else None
-        if image is None:
-            image = await _build(name, digest, config, agent, images_dir=images_dir, progress=progress)
-        store.link_name(name, digest, images_dir=images_dir)
+    with _explained(images_dir):
+        store.make_store(images_dir)
+        lock, waited = await _lock_digest(digest, images_dir, progress)
+        with lock:
+            image = _find_usable(digest, name, images_dir) if waited or not rebuild else None
+            if image is None:
+                image = await _build(name, digest, config, agent, images_dir=images_dir, progress=progress)
+            store.link_name(name, digest, images_dir=images_dir)
     progress(Progress(task="image", step="done", fraction=1.0))
     return image
+
+
+@contextmanager
+def _explained(images_dir: Path) -> Iterator[None]:
+    """What the system refused in the block is a `HostError` that says what and where."""
+    try:
+        yield
+    except (VMForkError, BrokenPipeError):  # a pipe is where a listener writes to, nothing of ours
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise debootstrap.explain_full_disk(images_dir) from error
+        raise HostError(
+            f"cannot build an image in {images_dir}: {error.strerror or error}",
+            hint="set VMFORK_HOME to a folder you can write to",
+        ) from error
+
+
+def _find_named(name: str, digest: str, images_dir: Path) -> Image | None:
+    """The image, when the name leads to it already and nothing is to be done."""
+    try:
+        image = store.open_image(name, images_dir=images_dir)
+    except (ImageNotFound, ImageCorrupt):
+        return None
+    return image if image.digest == digest else None
 
 
 def _find_usable(digest: str, name: str, images_dir: Path) -> Image | None:
@@ -146,10 +173,7 @@ def _pack(tar: Path, built: Path, *, name: str, digest: str, agent: bytes, stop:
         if stop.is_set():
             raise _StoppedError
 
-    try:
-        return _write_image(tar, built, name=name, digest=digest, agent=agent, check=check)
-    except OSError as error:
-        raise HostError(f"cannot write the image: {error.strerror}", hint="free some space, then try again") from error
+    return _write_image(tar, built, name=name, digest=digest, agent=agent, check=check)
 
 
 def _write_image(

@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import shutil
-import signal
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, ImageError, VMForkError
+from vmfork.host.session import kill_session
 from vmfork.image.recipe import DEBIAN_ARCH, KERNEL_PACKAGE, MULTIARCH, NOT_COMPILED
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ _STEPS = (
 
 _NO_SPACE = re.compile(r"No space left on device|don't have enough free space|Disk quota exceeded")
 _NO_PACKAGE = re.compile(
-    r"E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"
-    r"|Couldn't find any package by (?:glob|regex) '(\S+)'|Can't find a source to download version .* of '(\S+)')"
+    r"^E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate"
+    r"|Couldn't find any package by (?:glob|regex) '(\S+)'|Can't find a source to download version .* of '(\S+)')",
+    re.MULTILINE,
 )
 _NO_NETWORK = re.compile(
     r"Temporary failure resolving|Could not resolve|Could not connect|Cannot initiate the connection|Connection refused"
@@ -100,8 +102,8 @@ def find_mmdebstrap() -> str:
     return path
 
 
-def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path) -> list[str]:
-    """The command that writes `tar`."""
+def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, hook: Path) -> list[str]:
+    """The command that writes `tar`; `hook` is the file with the hook."""
     return [
         program,
         "--mode=chrootless",
@@ -113,7 +115,8 @@ def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path) -> 
         '--aptopt=APT::Sandbox::User "root"',
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "2"',
-        f"--extract-hook={_HOOK}",
+        # By its path: mmdebstrap quotes the command of a hook that failed, and the log's end would be the whole script.
+        f'--extract-hook=sh {shlex.quote(str(hook))} "$1"',
         suite,
         str(tar),
     ]
@@ -127,7 +130,9 @@ async def run_mmdebstrap(
     `tmp` takes the intermediate files. On failure `ImageError` or `HostError` with the tail of the log; on any way out
     every process started here is gone, and what lies in `tmp` is the caller's to remove.
     """
-    argv = build_argv(find_mmdebstrap(), suite, packages, tar)
+    hook = tmp / "hook"
+    hook.write_text(_HOOK)
+    argv = build_argv(find_mmdebstrap(), suite, packages, tar, hook=hook)
     # Should we be killed outright, TERM makes mmdebstrap end its children; its files are swept with the folder.
     setpriv = shutil.which("setpriv")
     process = await asyncio.create_subprocess_exec(
@@ -143,11 +148,11 @@ async def run_mmdebstrap(
     try:
         await _follow(process, log, report)
         exit_code = await process.wait()
-    except BaseException:
+    finally:
+        # Also where mmdebstrap has ended: killed from outside, it leaves apt running.
         await _kill_session(process)
-        raise
     if exit_code != 0:
-        raise explain_failure("\n".join(log), exit_code, suite=suite)
+        raise explain_failure("\n".join(log), exit_code, suite=suite, folder=tmp)
 
 
 async def _follow(process: asyncio.subprocess.Process, log: deque[str], report: Callable[[str, float], None]) -> None:
@@ -161,23 +166,31 @@ async def _follow(process: asyncio.subprocess.Process, log: deque[str], report: 
 
 
 async def _kill_session(process: asyncio.subprocess.Process) -> None:
-    # mmdebstrap, apt and its methods stay in the group; all hold the pipe, so its end says that all are gone.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    # apt and its methods have other pipes than ours, so its end says nothing of them: each is waited for, lest one of
+    # them writes on into the folder that is being removed.
     assert process.stderr is not None
     with suppress(TimeoutError):
-        await asyncio.wait_for(process.stderr.read(), _KILL_LIMIT_S)
+        async with asyncio.timeout(_KILL_LIMIT_S):
+            await kill_session(process.pid)
+            await process.stderr.read()
     await process.wait()
 
 
-def explain_failure(log: str, exit_code: int, *, suite: str) -> VMForkError:
-    """The error for a failed run, told by the messages of mmdebstrap 1.3 and apt 2.6 to 3.0."""
+def explain_full_disk(folder: Path, log: str = "") -> HostError:
+    """The error that names the file system `folder` lies in."""
+    folder = folder.absolute()
+    mount = next(path for path in (folder, *folder.parents) if path.is_mount())
+    return HostError(
+        f"no space is left on the disk at {mount}, where the image is built",
+        hint="free some, or set VMFORK_HOME to a larger disk",
+        log=log,
+    )
+
+
+def explain_failure(log: str, exit_code: int, *, suite: str, folder: Path) -> VMForkError:
+    """The error for a failed run in `folder`, told by the messages of mmdebstrap 1.3 and apt 2.6 to 3.0."""
     if _NO_SPACE.search(log):
-        return HostError(
-            "no space is left on the disk while building the image",
-            hint="free some, or set VMFORK_HOME to a larger disk",
-            log=log,
-        )
+        return explain_full_disk(folder, log)
     missing = sorted({next(filter(None, found.groups())) for found in _NO_PACKAGE.finditer(log)})
     if missing:
         names = ", ".join(missing)

@@ -11,7 +11,8 @@ IMAGES/                      0700
     .staging-RANDOM.lock     flock: held by that build as long as its process lives; made before the folder
 ```
 
-A reader takes no lock. A folder whose lock nobody holds is the rest of a crash, and the next command sweeps it.
+A reader takes no lock; whoever makes a name lead to an image holds that image's lock. A staging folder whose lock
+nobody holds, and an image without a name, are the rest of a crash, and the next build sweeps them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STAGING = ".staging-"
+_LOCK = ".lock"
 _CHUNK = 1 << 20
 # renameat2(2), linux/fs.h
 _AT_FDCWD = -100
@@ -139,21 +141,26 @@ def remove_image(name: str, *, images_dir: Path) -> None:
         raise StoreBusy(f"image {name!r}")
     with lock:
         link.unlink(missing_ok=True)
-        if digest not in {Path(os.readlink(_link_of(images_dir, other))).name for other in _list_names(images_dir)}:
+        if digest not in _list_named(images_dir):
             discard(images_dir / digest)
 
 
 def sweep_images(*, images_dir: Path) -> list[Path]:
     """What crashed builds left is gone; the folders that were removed. A build that runs is not touched."""
     swept = []
-    for folder in sorted(images_dir.glob(f"{_STAGING}*/")):
+    # A crash may also leave one of the two, the lock or the folder, and an image that no name leads to.
+    for folder in sorted({images_dir / path.name.removesuffix(_LOCK) for path in images_dir.glob(f"{_STAGING}*")}):
         lock = FileLock.try_acquire(_staging_lock(folder))
         if lock is None:
             continue
         with lock:
-            _remove_tree(folder)
+            if folder.is_dir():
+                _remove_tree(folder)
+                swept.append(folder)
             _staging_lock(folder).unlink(missing_ok=True)
-        swept.append(folder)
+    for folder in images_dir.iterdir():
+        if _DIGEST.fullmatch(folder.name):
+            _discard_unnamed(folder.name, images_dir)
     return swept
 
 
@@ -215,8 +222,7 @@ def _discard_unnamed(digest: str, images_dir: Path) -> None:
     if lock is None:
         return
     with lock:
-        named = {Path(os.readlink(_link_of(images_dir, name))).name for name in _list_names(images_dir)}
-        if digest not in named:
+        if digest not in _list_named(images_dir):
             discard(images_dir / digest)
 
 
@@ -234,8 +240,18 @@ def _list_names(images_dir: Path) -> list[str]:
         return sorted(entry.name for entry in found if entry.is_symlink() and not entry.name.startswith("."))
 
 
+def _list_named(images_dir: Path) -> set[str]:
+    """The digests that names lead to."""
+    digests = set()
+    for name in _list_names(images_dir):
+        # Another command may remove the name just now.
+        with suppress(FileNotFoundError):
+            digests.add(Path(os.readlink(_link_of(images_dir, name))).name)
+    return digests
+
+
 def _staging_lock(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".lock")
+    return folder.with_name(folder.name + _LOCK)
 
 
 def _remove_tree(folder: Path) -> None:
@@ -243,8 +259,10 @@ def _remove_tree(folder: Path) -> None:
     for path, folders, _ in os.walk(folder):
         for name in folders:
             child = Path(path, name)
-            if not child.is_symlink():
-                child.chmod(0o700)
+            # A crashed build's mmdebstrap may be removing the same files just now.
+            with suppress(FileNotFoundError):
+                if not child.is_symlink():
+                    child.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -15,16 +16,18 @@ CASES = [
     ("E: Package 'mailx' has no installation candidate", ImageError, "no package named mailx"),
     ("Err:2 trixie InRelease\n  Temporary failure resolving 'example.invalid'", ImageError, "cannot be reached"),
     ("E: The repository 'x nosuite Release' does not have a Release file.", ImageError, "no release named 'trixie'"),
-    ("  Error writing to file - write (28: No space left on device)", HostError, "no space is left"),
-    ("E: You don't have enough free space in /x/archives/.", HostError, "no space is left"),
+    ("  Error writing to file - write (28: No space left on device)", HostError, "no space is left on the disk at /"),
+    ("E: You don't have enough free space in /x/archives/.", HostError, "no space is left on the disk at /"),
     ("E: Unable to correct problems, you have held broken packages.", ImageError, "cannot be installed together"),
     ("E: something new", ImageError, "exit status 25"),
+    # A command that failed is quoted, and what it would have said is not what happened.
+    ('E: setup failed: E: command failed: echo "E: Unable to locate package x" >&2', ImageError, "exit status 25"),
 ]
 
 
 @pytest.mark.parametrize(("message", "kind", "want"), CASES)
 def test_a_message_becomes_an_error(message, kind, want):
-    error = debootstrap.explain_failure(f"I: start\n{message}\n{END}", 25, suite="trixie")
+    error = debootstrap.explain_failure(f"I: start\n{message}\n{END}", 25, suite="trixie", folder=Path("/"))
     assert type(error) is kind
     assert want in str(error)
     assert error.hint
@@ -33,7 +36,7 @@ def test_a_message_becomes_an_error(message, kind, want):
 
 def test_every_missing_package_is_named():
     log = "E: Unable to locate package b\nE: Unable to locate package a"
-    assert "a, b" in str(debootstrap.explain_failure(log, 25, suite="trixie"))
+    assert "a, b" in str(debootstrap.explain_failure(log, 25, suite="trixie", folder=Path("/")))
 
 
 def test_without_mmdebstrap_the_hint_installs_it(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import make_image
+from samples import make_image
 
 from vmfork.image.record import RecordError, decode_record, encode_record
 

@@ -147,3 +147,20 @@ def test_a_sweep_takes_what_crashed_and_leaves_what_lives(images_dir):
         assert not dead.exists()
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
     assert store.sweep_images(images_dir=images_dir) == []
+
+
+def test_a_sweep_takes_a_lock_whose_folder_was_never_made(images_dir):
+    (images_dir / ".staging-dead.lock").touch()
+    assert store.sweep_images(images_dir=images_dir) == []
+    assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
+
+
+def test_a_sweep_takes_an_image_that_a_crash_left_without_a_name(images_dir, add_image):
+    add_image("one", A)
+    add_image("two", B)
+    (images_dir / "names" / "two").unlink()
+    with FileLock.try_acquire(store.lock_path(B, images_dir)):
+        store.sweep_images(images_dir=images_dir)
+        assert (images_dir / B).is_dir()  # whoever builds it gives it its name yet
+    store.sweep_images(images_dir=images_dir)
+    assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]

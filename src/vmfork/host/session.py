@@ -1,0 +1,56 @@
+"""A session of processes that ends as a whole: what a child started ends with it (setsid(2), `start_new_session`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+
+async def kill_session(leader: int) -> None:
+    """Every process of the session was killed and has ended; the parent of each has yet to reap it.
+
+    `leader` is a child that was not reaped yet, so that its pid is still the session's.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    # Signals are delivered a moment later, and until then a process may write on. A group of its own is found here too.
+    while pids := find_members(leader):
+        await asyncio.gather(*(_kill_member(pid, leader) for pid in pids))
+
+
+def find_members(leader: int) -> list[int]:
+    """The pids of the session, zombies left out: they do nothing any more."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if _is_member(pid, leader)]
+
+
+def _is_member(pid: int, leader: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    # proc(5): state, ppid, pgrp, session, counted from the last ')', since the command's name may hold anything.
+    state, _, _, session = stat[stat.rindex(b")") + 2 :].split()[:4]
+    return int(session) == leader and state not in (b"Z", b"X")
+
+
+async def _kill_member(pid: int, leader: int) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, lambda: None if ended.done() else ended.set_result(None))
+    try:
+        # The pidfd pins the process: what is a member now is what gets the signal, whoever has the pid later.
+        if _is_member(pid, leader):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            await ended
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
