@@ -1,0 +1,63 @@
+"""What tests of real builds look at: steps, processes, the store."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmfork.config import ImageConfig
+
+# No packages but those every image has (recipe.BASE_PACKAGES): a build takes seconds.
+LEAST = ImageConfig(packages=())
+DEADLINE_S = 120.0
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, network namespaces and other users need root")
+
+
+def wait_step(child: subprocess.Popen[str], step: str) -> None:
+    """The build that the command line runs in `child` has come to that step."""
+    assert child.stderr is not None
+    lines = []
+    while line := child.stderr.readline():
+        lines.append(line)
+        if line == f"image: {step}\n":
+            return
+    pytest.fail(f"the build never came to {step!r}:\n{''.join(lines)}")
+
+
+def find_processes(folder: Path) -> list[int]:
+    """The processes that work below `folder`: their arguments or their environment name a path there."""
+    mark = os.fsencode(folder) + b"/"
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _mentions(entry, mark)]
+
+
+def _mentions(process: Path, mark: bytes) -> bool:
+    try:
+        # Both are empty for a zombie.
+        return any(mark in (process / name).read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
+
+
+def wait_ended(folder: Path) -> None:
+    """No process works below `folder` any more; fails when one still does after the deadline."""
+    while pids := find_processes(folder):
+        for pid in pids:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                assert select.select([fd], [], [], DEADLINE_S)[0], f"process {pid} is still there"
+            finally:
+                os.close(fd)
+
+
+def list_store(images_dir: Path) -> list[str]:
+    """What is in the store beside its locks: folders, half-made or whole, and names."""
+    folders = [path.name for path in images_dir.iterdir() if path.name not in ("locks", "names")]
+    return sorted([*folders, *(f"names/{path.name}" for path in (images_dir / "names").iterdir())])

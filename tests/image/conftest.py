@@ -1,0 +1,70 @@
+"""Homes of a test's own, one image for all, and the command line as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from builds import LEAST, find_processes
+
+from vmfork.image import build_image
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A store and the image `one` in it, for those who change neither."""
+    images_dir = tmp_path_factory.mktemp("built") / "images"
+    return images_dir, asyncio.run(build_image("one", LEAST, images_dir=images_dir))
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A VMFORK_HOME of the test's own, which another user can be given, and in which nobody works afterwards."""
+    with tempfile.TemporaryDirectory(prefix="vmfork-test-image-") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "home")
+        path.mkdir(mode=0o700)
+        yield path
+        assert find_processes(path) == []
+
+
+@pytest.fixture
+def images_dir(home) -> Path:
+    return home / "images"
+
+
+@pytest.fixture
+def small_disk(home) -> Iterator[Path]:
+    """A tmpfs of 60 MiB with three inodes left, mounted at `home`; tests remount it as they need it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m,nr_inodes=3,mode=0700", "tmpfs", str(home)], check=True)
+    yield home
+    subprocess.run(["umount", str(home)], check=True)
+
+
+@pytest.fixture
+def start_build() -> Iterator[object]:
+    """Starts `vmfork image build one` for the least image, its output in pipes; what the test leaves is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(home: Path, *, prefix: Sequence[str] = (), **environ: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "vmfork", "image", "build", "one"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "VMFORK_HOME": str(home), "VMFORK_IMAGE_PACKAGES": "", **environ},
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        with child:
+            child.kill()

@@ -1,0 +1,89 @@
+"""Builds that end well: once for everyone who asks, and by whoever asks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builds import DEADLINE_S, LEAST, as_root, list_store
+
+import vmfork
+from vmfork.config import ImageConfig
+from vmfork.errors import HostError
+from vmfork.image import build_image, list_images, open_image, verify_image
+
+NOBODY = 65534
+
+
+def test_an_image_holds_what_was_asked_for_and_is_whole(built):
+    images_dir, image = built
+    assert verify_image("one", images_dir=images_dir) == image
+    assert {"base-files", "coreutils", "dash", f"linux-image-{image.kernel_release}"} <= set(image.packages)
+    assert "python3" not in image.packages
+    assert list_store(images_dir) == sorted([image.digest, "names/one"])
+
+
+async def test_the_second_build_starts_nothing(built, tmp_path, monkeypatch):
+    images_dir, image = built
+    # A build would fail: no program is found any more.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    steps = []
+    assert await build_image("one", LEAST, images_dir=images_dir, progress=steps.append) == image
+    # The same packages, asked for by name.
+    spelt = ImageConfig(packages=("dash", "coreutils"))
+    assert await build_image("one", spelt, images_dir=images_dir, progress=steps.append) == image
+    assert steps == []
+    with pytest.raises(HostError, match="mmdebstrap was not found"):
+        await build_image("one", ImageConfig(packages=("sed",)), images_dir=images_dir)
+
+
+# Imports all it needs while it may: Python and the checkout may lie where only root can read.
+AS_NOBODY = """
+import asyncio, os, sys
+from pathlib import Path
+from vmfork.config import ImageConfig
+from vmfork.image import build_image, find_agent
+
+find_agent()
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+asyncio.run(build_image("mine", ImageConfig(packages=("sed",)), images_dir=Path(sys.argv[1])))
+"""
+
+
+@as_root
+def test_an_ordinary_user_builds_and_other_packages_make_another_image(built, home):
+    package = home.parent / "python" / "vmfork"
+    shutil.copytree(Path(vmfork.__file__).parent, package)
+    os.chown(home, NOBODY, NOBODY)
+    images_dir = home / "images"
+    child = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, images_dir],
+        env={**os.environ, "PYTHONPATH": str(package.parent), "HOME": str(home)},
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    image = verify_image("mine", images_dir=images_dir)
+    assert "sed" in image.packages
+    assert image.digest != built[1].digest
+    assert list_store(images_dir) == sorted([image.digest, "names/mine"])
+    assert {path.lstat().st_uid for path in images_dir.rglob("*")} == {NOBODY}
+
+
+def test_two_builds_of_one_name_make_one_image(home, images_dir, start_build):
+    children = [start_build(home), start_build(home)]
+    ends = [child.communicate(timeout=DEADLINE_S) for child in children]
+    assert [child.returncode for child in children] == [0, 0], ends
+    assert ends[0][0] == ends[1][0]
+    assert sorted("waiting for another build" in log for _, log in ends) == [False, True]
+    assert sorted("downloading packages" in log for _, log in ends) == [False, True]
+    image = verify_image("one", images_dir=images_dir)
+    assert list_images(images_dir=images_dir) == [image] == [open_image("one", images_dir=images_dir)]
+    assert list_store(images_dir) == sorted([image.digest, "names/one"])

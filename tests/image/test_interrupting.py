@@ -1,0 +1,75 @@
+"""Builds that are cut off: cancelled, interrupted, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
+
+from vmfork.image import build_image, list_images, sweep_images, verify_image
+
+
+@pytest.mark.parametrize("step", ["reading the package lists", "unpacking packages"])
+async def test_cancel_ends_every_process_and_leaves_nothing(images_dir, step):
+    at_step = asyncio.Event()
+    steps = []
+
+    def listen(event) -> None:
+        steps.append(event.step)
+        if event.step == step:
+            at_step.set()
+
+    task = asyncio.create_task(build_image("one", LEAST, images_dir=images_dir, progress=listen))
+    async with asyncio.timeout(DEADLINE_S):
+        await at_step.wait()
+    assert len(find_processes(images_dir)) > 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert type(caught.value) is asyncio.CancelledError
+    assert find_processes(images_dir) == []
+    assert list_store(images_dir) == []
+    assert steps[-1] == step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_leaves_nothing(home, images_dir, start_build, number):
+    child = start_build(home)
+    wait_step(child, "reading the package lists")
+    child.send_signal(number)
+    output, log = child.communicate(timeout=DEADLINE_S)
+    assert child.returncode == 128 + number  # docs/reference/cli.md
+    assert (output, log) == ("", f"interrupted by {number.name}\n")
+    assert find_processes(images_dir) == []
+    assert list_store(images_dir) == []
+
+
+async def test_what_a_killed_build_left_is_swept_by_the_next(home, images_dir, start_build):
+    child = start_build(home)
+    wait_step(child, "downloading packages")
+    assert len(find_processes(images_dir)) > 1
+    child.kill()
+    child.wait()
+    # The kernel tells mmdebstrap, which ends what it started.
+    wait_ended(images_dir)
+    left = list_store(images_dir)
+    assert len(left) == 2
+    assert all(name.startswith(".staging-") for name in left)
+    assert list_images(images_dir=images_dir) == []
+    image = await build_image("one", LEAST, images_dir=images_dir)
+    assert verify_image("one", images_dir=images_dir) == image
+    assert list_store(images_dir) == sorted([image.digest, "names/one"])
+
+
+def test_a_sweep_while_a_killed_build_is_still_ending_does_no_harm(home, images_dir, start_build):
+    child = start_build(home)
+    wait_step(child, "downloading packages")
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    while find_processes(images_dir):
+        sweep_images(images_dir=images_dir)
+    sweep_images(images_dir=images_dir)
+    assert list_store(images_dir) == []
