@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 def make_private(path: Path) -> Path:
     """`path` is a folder of mode 0700 that belongs to us; it and its missing parents were made where they were not.
 
-    `HostError` when it belongs to another user or is a link: the shared-memory tmpfs is writable for everyone, and a
-    folder planted there must not be trusted with guest memory.
+    `HostError` when it belongs to another user or is a link, or when its parent is neither ours nor root's: the
+    shared-memory tmpfs is writable for everyone, and a folder planted there must not be trusted with guest memory.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_parent(path)
         path.mkdir(mode=0o700, exist_ok=True)
         info = path.lstat()
     except OSError as error:
@@ -36,6 +37,15 @@ def make_private(path: Path) -> Path:
     if stat.S_IMODE(info.st_mode) & 0o077:
         path.chmod(0o700)
     return path
+
+
+def _check_parent(path: Path) -> None:
+    """Nothing, when only we or root decide what `path` is; a link counts for its own owner and its target's."""
+    if not {path.parent.lstat().st_uid, path.parent.stat().st_uid} <= {0, os.getuid()}:
+        raise HostError(
+            f"the folder {path.parent} belongs to another user, who could put another {path.name} into it",
+            hint="remove it, or set VMFORK_RUNTIME_DIR and VMFORK_HOME to folders of your own",
+        )
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -40,10 +40,12 @@ class FileLock:
     def try_acquire(cls, path: Path, *, shared: bool = False, holder: str = "") -> Self | None:
         """The lock, or `None` when another holds it.
 
-        Makes the file (0600) where it is missing; `FileNotFoundError` when its folder is gone.
+        Makes the file (0600) where it is missing, but for a shared lock; `FileNotFoundError` when its folder, or the
+        file of a shared lock, is gone: what a reader came for went with it, and a new file would stand in the way.
         """
+        missing = 0 if shared else os.O_CREAT
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(path, os.O_RDWR | missing | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 if _is_at(fd, path):

@@ -39,7 +39,7 @@ def listen_unix(path: Path) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise HostError(f"cannot listen at {path}: {error.strerror}") from error
+        raise HostError(f"cannot listen at {path}: {error.strerror or error}") from error
     return listener
 
 
@@ -54,5 +54,5 @@ def connect_unix(path: Path) -> socket.socket:
             client.connect(name)
     except OSError as error:
         client.close()
-        raise HostError(f"cannot connect to {path}: {error.strerror}") from error
+        raise HostError(f"cannot connect to {path}: {error.strerror or error}") from error
     return client

@@ -37,19 +37,24 @@ def create_ram_file(path: Path, *, size_bytes: int) -> int:
 
 
 def digest_ram(path: Path) -> RAMDigest:
-    """The digest of the RAM file at `path`. Takes about a second a GiB of data; zeros and holes count alike.
+    """The digest of the RAM file at `path`."""
+    with path.open("rb", buffering=0) as file:
+        return digest_open_ram(file.fileno())
+
+
+def digest_open_ram(fd: int) -> RAMDigest:
+    """The digest of the RAM file open as `fd`. Takes about a second a GiB of data; zeros and holes count alike.
 
     A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest.
     """
     total, found = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        for start, end in _extents(file.fileno()):
-            found += end - start
-            for position in range(start, end, _STEP):
-                data = os.pread(file.fileno(), min(_STEP, end - position), position)
-                for offset, page in _pages_of_data(data):
-                    total.update((position + offset).to_bytes(8, "big"))
-                    total.update(page)
+    for start, end in _extents(fd):
+        found += end - start
+        for position in range(start, end, _STEP):
+            data = os.pread(fd, min(_STEP, end - position), position)
+            for offset, page in _pages_of_data(data):
+                total.update((position + offset).to_bytes(8, "big"))
+                total.update(page)
     return RAMDigest(total.hexdigest(), found)
 
 

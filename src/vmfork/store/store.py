@@ -6,25 +6,28 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vmfork.config import check_name
 from vmfork.errors import (
+    Closed,
     HostError,
     StoreBusy,
     TemplateCorrupt,
     TemplateError,
     TemplateExists,
     TemplateNotFound,
+    TemplateStale,
 )
 from vmfork.host import facts
 from vmfork.host.folders import link_atomically, make_private, write_whole
 from vmfork.host.lock import FileLock, is_locked, read_holder
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.store.manifest import FILE_NAME, Manifest
-from vmfork.store.ram_file import create_ram_file, digest_ram
+from vmfork.store.ram_file import create_ram_file, digest_open_ram
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 STATE_HEADROOM = 8 * MIB
 # Whoever holds the lock does so to read a manifest and open two files, or to swap a link.
 _LOCK_WAIT_S = 10.0
+# As long a fork waits for a link to be swapped; it does so without the event loop, which such a holder does not need.
+_SHARED_WAIT_S, _SHARED_PAUSE_S = 1.0, 0.001
+# Any command sweeps, and holds `building` meanwhile: a build that meets one must not fail for it.
+_SWEEP_WAIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +97,14 @@ class TemplateStore:
     def open(self, name: str, *, generation: str = "") -> OpenTemplate:
         """The template's files, found whole: sizes of both and the digest of the state match the manifest.
 
+        `TemplateNotFound`, `TemplateCorrupt`, `TemplateStale` (format, or frozen before the host was last booted).
         With `generation`, only that one will do: `TemplateNotFound` when another is in force now.
         """
         with self._shared(name) as folder, ExitStack() as on_failure:
             manifest = _read_manifest(name, folder)
             if generation and manifest.generation != generation:
                 raise TemplateNotFound(name)
+            _check_boot(manifest)
             memory = _open_file(name, folder / "memory")
             on_failure.callback(os.close, memory)
             state = _open_file(name, folder / "state")
@@ -111,9 +120,9 @@ class TemplateStore:
         `HostError` when memory is short. Nothing is left after any of them.
         """
         check_name(name)
-        folder = make_private(make_private(self.folder) / name)
+        lock = await self._claim(name, wait_s=wait_s)
+        folder = lock.path.parent
         with ExitStack() as on_failure:
-            lock = await self._lock_building(folder, wait_s=wait_s)
             on_failure.callback(lock.close)
             on_failure.callback(_remove_if_empty, folder)
             _sweep_generations(folder)
@@ -130,7 +139,11 @@ class TemplateStore:
         if not (folder / "current").is_symlink():
             self.sweep()
             raise TemplateNotFound(name)
-        with await self._lock_building(folder), await _lock_exclusively(folder):
+        try:
+            building = await self._lock_building(folder)
+        except FileNotFoundError as error:  # another has just removed it
+            raise TemplateNotFound(name) from error
+        with building, await _lock_exclusively(folder):
             with suppress(FileNotFoundError):
                 (folder / "current").unlink()
             _sweep_generations(folder)
@@ -139,8 +152,7 @@ class TemplateStore:
     def verify(self, name: str) -> Manifest:
         """The manifest, after every byte of the template was compared with it. `TemplateCorrupt` names the file."""
         with self.open(name) as opened:
-            folder = self.folder / name / opened.manifest.generation
-            found = digest_ram(folder / "memory")
+            found = digest_open_ram(opened.memory_fd)
             if found.sha256 != opened.manifest.memory_sha256:
                 raise TemplateCorrupt(name, "memory", "its content is not what was frozen")
             return opened.manifest
@@ -150,7 +162,7 @@ class TemplateStore:
         removed = []
         for folder in self._folders():
             try:
-                lock = FileLock.try_acquire(folder / "building")
+                lock = FileLock.try_acquire(folder / "building", holder=f"process {os.getpid()}")
             except FileNotFoundError:
                 continue
             if lock is None:
@@ -161,6 +173,8 @@ class TemplateStore:
         return removed
 
     def is_building(self, name: str) -> bool:
+        """Whether a live process builds, removes or sweeps the template now."""
+        check_name(name)
         return is_locked(self.folder / name / "building")
 
     def _folders(self) -> list[Path]:
@@ -168,9 +182,16 @@ class TemplateStore:
             return []
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())
 
+    async def _claim(self, name: str, *, wait_s: float) -> FileLock:
+        """`building`, held, of a template's folder that is there: who held it before may have removed the folder."""
+        while True:
+            folder = make_private(make_private(self.folder) / name)
+            with suppress(FileNotFoundError):
+                return await self._lock_building(folder, wait_s=wait_s)
+
     async def _lock_building(self, folder: Path, *, wait_s: float = 0.0) -> FileLock:
         path = folder / "building"
-        lock = await FileLock.acquire(path, holder=f"process {os.getpid()}", wait_s=wait_s)
+        lock = await FileLock.acquire(path, holder=f"process {os.getpid()}", wait_s=max(wait_s, _SWEEP_WAIT_S))
         if lock is None:
             raise StoreBusy(f"template {folder.name!r}", read_holder(path))
         return lock
@@ -192,7 +213,7 @@ class _SharedFolder:
         if not (self._folder / "current").is_symlink():
             raise TemplateNotFound(self._name)
         try:
-            self._lock = FileLock.try_acquire(self._folder / "lock", shared=True)
+            self._lock = _lock_shared(self._folder)
         except FileNotFoundError as error:
             raise TemplateNotFound(self._name) from error
         if self._lock is None:
@@ -245,17 +266,21 @@ class Staging:
         The manifest is written last and the link swapped under the exclusive lock: at every moment a fork finds the old
         template or the new one, whole.
         """
+        if self._lock.closed:
+            raise Closed(f"the staging of template {self.name!r}")
         write_whole(self._path / FILE_NAME, manifest.to_json())
         with await _lock_exclusively(self._folder):
             link_atomically(self._folder / "current", self.generation)
-        _sweep_generations(self._folder)
-        self._close_files()
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """The lock is free, and a generation that was not committed is gone."""
+        """The lock is free, and no generation is left but the one in force, if any."""
         if self._lock.closed:
             return
-        self._close_files(keep=False)
+        with self._lock:
+            os.close(self.memory_fd)
+            _sweep_generations(self._folder)
+            _remove_if_empty(self._folder)
 
     async def __aenter__(self) -> Self:
         return self
@@ -264,15 +289,6 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def _close_files(self, *, keep: bool = True) -> None:
-        os.close(self.memory_fd)
-        try:
-            if not keep:
-                _remove_generation(self._path)
-                _remove_if_empty(self._folder)
-        finally:
-            self._lock.close()
 
 
 def _check_memory(need: int) -> None:
@@ -299,6 +315,14 @@ def _check_space(folder: Path, need: int) -> None:
         )
 
 
+def _lock_shared(folder: Path) -> FileLock | None:
+    """The lock under which files are opened, or `None` when it was held exclusively all the while."""
+    end = time.monotonic() + _SHARED_WAIT_S
+    while (lock := FileLock.try_acquire(folder / "lock", shared=True)) is None and time.monotonic() < end:
+        time.sleep(_SHARED_PAUSE_S)
+    return lock
+
+
 async def _lock_exclusively(folder: Path) -> FileLock:
     lock = await FileLock.acquire(folder / "lock", wait_s=_LOCK_WAIT_S)
     if lock is None:
@@ -313,7 +337,19 @@ def _read_manifest(name: str, folder: Path) -> Manifest:
         raise TemplateCorrupt(name, FILE_NAME, "it is missing") from error
     except OSError as error:
         raise TemplateError(name, f"cannot read {folder / FILE_NAME}: {error.strerror}") from error
-    return Manifest.from_json(data, name=name)
+    manifest = Manifest.from_json(data, name=name)
+    if (manifest.name, manifest.generation) != (name, folder.name):
+        raise TemplateCorrupt(name, FILE_NAME, f"it is of template {manifest.name!r}, generation {manifest.generation}")
+    return manifest
+
+
+def _check_boot(manifest: Manifest) -> None:
+    """Nothing, when the host runs since before the template was frozen.
+
+    Nothing is written through to a disk, so of a template on one a power failure leaves any part.
+    """
+    if manifest.host_boot_id != facts.boot_id():
+        raise TemplateStale(manifest.name, "host.boot_id", manifest.host_boot_id, facts.boot_id())
 
 
 def _open_file(name: str, path: Path) -> int:
