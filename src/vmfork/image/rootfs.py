@@ -76,7 +76,7 @@ def read_kernel(kernel: Tree) -> Kernel:
 
 
 def finish_tree(unpacked: Unpacked, agent: bytes, release: str) -> None:
-    """The tree boots: folders, accounts, links, certificates, kernel modules and the agent are in place."""
+    """The tree boots: folders, accounts, links, certificates, kernel modules, agent, and the module for Python are in place."""
     tree = unpacked.tree
     _add_folders(tree)
     _add_links(tree)
@@ -86,6 +86,7 @@ def finish_tree(unpacked: Unpacked, agent: bytes, release: str) -> None:
     link_alternatives(tree, _read_scripts(unpacked.records))
     _add_modules(tree, unpacked.kernel, release)
     _add_agent(tree, agent)
+    _add_guest_module(tree)
 
 
 def _add_folders(tree: Tree) -> None:
@@ -159,3 +160,8 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
 def _add_agent(tree: Tree, agent: bytes) -> None:
     tree.add_file(recipe.AGENT_PATH, agent, 0o755)
     tree.add_link("init", recipe.AGENT_PATH)
+
+
+def _add_guest_module(tree: Tree) -> None:
+    if recipe.PYTHON in tree:
+        tree.add_file(recipe.GUEST_MODULE, recipe.read_guest_module())

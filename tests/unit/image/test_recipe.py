@@ -49,6 +49,12 @@ def test_the_recipe_is_part_of_the_digest(monkeypatch, table):
     assert digest() != before
 
 
+def test_the_module_for_python_is_part_of_the_digest(monkeypatch):
+    before = digest()
+    monkeypatch.setattr(recipe, "read_guest_module", lambda: b"another")
+    assert digest() != before
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -1,0 +1,33 @@
+"""What is put into a guest's file system beside the packages' files."""
+
+from __future__ import annotations
+
+import io
+
+from vmfork.image import recipe, rootfs
+from vmfork.image.tree import Tree
+
+
+def make_tree(*paths: str) -> Tree:
+    """A tree with the least that can be finished, and empty files at `paths`."""
+    tree = Tree(io.BytesIO())
+    for path in ("etc/passwd", "etc/group", *paths):
+        tree.add_file(path, b"")
+    return tree
+
+
+def finish(tree: Tree, monkeypatch) -> Tree:
+    monkeypatch.setattr(recipe, "MODULES", {})
+    rootfs.finish_tree(rootfs.Unpacked(tree, Tree(io.BytesIO()), Tree(io.BytesIO())), b"agent", "6.12")
+    return tree
+
+
+def test_a_guest_with_python_has_the_module(monkeypatch):
+    tree = finish(make_tree("usr/bin/python3"), monkeypatch)
+    assert tree.read(recipe.GUEST_MODULE) == recipe.read_guest_module()
+    assert tree.read(recipe.AGENT_PATH) == b"agent"
+
+
+def test_a_guest_without_python_has_nothing_of_it(monkeypatch):
+    tree = finish(make_tree(), monkeypatch)
+    assert not [path for path in tree if "python" in path]
