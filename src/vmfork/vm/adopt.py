@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import AdoptError, DeadlineExceeded
+from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +80,8 @@ async def _set_clock(agent: AgentClient, end: float, timeout_s: float, clock: Ca
             best = min(best, bound := skew_bound_s(await agent.clock(clock, timeout_s=left)))
         except DeadlineExceeded:
             break
+        except GuestError as error:
+            raise AdoptError("clock", str(error)) from error
         if bound <= SKEW_LIMIT_S:
             return Adoption(bound, tries, time.perf_counter() - start)
     raise AdoptError(

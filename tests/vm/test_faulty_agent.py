@@ -1,0 +1,121 @@
+"""Agents that fail, lie, die or are old: each a named error within its deadline, and nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from agents import add_image, compile_agent_of, compile_faulty_agent
+
+from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
+from vmfork.errors import AdoptError, LaunchError, ProtocolError, TemplateStale, VMForkError
+from vmfork.image import remove_image
+from vmfork.template import template as template_module
+from vmfork.vm.adopt import SKEW_LIMIT_S
+
+pytestmark = pytest.mark.vm
+
+LIMIT_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def faulty_template(template_name, instance, tmp_path_factory):
+    add_image("faulty", compile_faulty_agent(tmp_path_factory.mktemp("agent")), places=instance)
+    config = VMConfig(image="faulty", fork_timeout_s=LIMIT_S)
+    template = asyncio.run(Template.build("faulty", config))
+    yield template
+    asyncio.run(template.remove())
+    remove_image("faulty", images_dir=instance.images)
+
+
+async def fork_error(config: VMConfig, fault: str) -> VMForkError:
+    """What a fork raises when its template was frozen with that fault in wait."""
+    template = await Template.build("fault", config, warm_up=[f"echo {fault} > /etc/fault"])
+    try:
+        begin = time.monotonic()
+        with pytest.raises(VMForkError) as caught:
+            await template.fork()
+        assert time.monotonic() - begin < LIMIT_S + 5
+    finally:
+        await template.remove()
+    assert await VM.list() == []
+    return caught.value
+
+
+async def test_without_a_fault_it_forks(faulty_template) -> None:
+    async with await faulty_template.fork() as vm:
+        assert (await vm.exec(["hostname"])).stdout.strip() == vm.hostname
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        ("lie-hostname", AdoptError, "hostname: the guest shows"),
+        ("lie-clock", AdoptError, "clock: "),
+        ("refuse-clock", AdoptError, "clock: "),
+        ("hang", AdoptError, "agent: it did not answer within 6 s"),
+        ("die", LaunchError, "QEMU ended before the guest was ready"),
+    ],
+)
+async def test_a_fault_destroys_the_fork(faulty_template, fault, kind, said) -> None:
+    error = await fork_error(VMConfig(image="faulty", fork_timeout_s=LIMIT_S), fault)
+    assert isinstance(error, kind)
+    assert said in str(error)
+
+
+async def test_a_guest_without_an_entropy_device_is_refused(template_name) -> None:
+    template = await Template.build("no-urandom", VMConfig(), warm_up=["rm /dev/urandom"])
+    try:
+        with pytest.raises(AdoptError) as caught:
+            await template.fork()
+    finally:
+        await template.remove()
+    assert (caught.value.item, caught.value.reason) == ("entropy", "not-found")
+    assert await VM.list() == []
+
+
+@pytest.fixture
+def old_image(template_name, instance, tmp_path):
+    """Makes an image whose agent speaks an older protocol; its name."""
+    made = []
+
+    def make(protocol: int) -> str:
+        name = f"protocol-{protocol}"
+        add_image(name, compile_agent_of(tmp_path, protocol), places=instance)
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        remove_image(name, images_dir=instance.images)
+
+
+async def test_an_agent_of_the_previous_protocol_is_served(old_image) -> None:
+    template = await Template.build("old", VMConfig(image=old_image(1)))
+    try:
+        assert template.manifest.agent_protocol == 1
+        async with await template.fork() as vm:
+            assert (await vm.exec(["hostname"])).stdout.strip() == vm.hostname
+            assert await vm.measure_clock_skew() <= 10 * SKEW_LIMIT_S
+    finally:
+        await template.remove()
+
+
+async def test_an_agent_of_a_protocol_before_is_refused_by_name(old_image, monkeypatch) -> None:
+    config = VMConfig(image=old_image(0))
+    with pytest.raises(ProtocolError, match=r"\b0\b.*\b2\b"):
+        await Template.build("old", config)
+    # As the vmfork of that day built it.
+    monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
+    monkeypatch.setattr(template_module, "SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
+    template = await Template.build("old", config)
+    monkeypatch.undo()
+    try:
+        with pytest.raises(TemplateStale) as caught:
+            await Template.open("old")
+        assert (caught.value.field, caught.value.have, caught.value.want) == ("agent.protocol", 0, 2)
+        assert "--replace" in caught.value.hint
+    finally:
+        await template.remove()
