@@ -76,7 +76,7 @@ def read_kernel(kernel: Tree) -> Kernel:
 
 
 def finish_tree(unpacked: Unpacked, agent: bytes, release: str) -> None:
-    """The tree boots: folders, accounts, links, certificates, kernel modules, agent, and the module for Python are in place."""
+    """The tree boots: folders, accounts, links, certificates, kernel modules, agent, Python module are in place."""
     tree = unpacked.tree
     _add_folders(tree)
     _add_links(tree)
