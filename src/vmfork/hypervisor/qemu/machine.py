@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from contextlib import ExitStack, suppress
@@ -47,6 +48,7 @@ class QemuMachine:
         self._launch = launch
         self._folder = launch.folder
         self._monitor: Monitor | None = None
+        self._opening = asyncio.Lock()
 
     @classmethod
     def start(cls, binary: QemuBinary, launch: Launch) -> Self:
@@ -127,24 +129,28 @@ class QemuMachine:
         before its folder may be used again, because an ending QEMU unlinks the socket paths it listened on.
         """
         self._process.kill()
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            await monitor.aclose()
-        await self._process.wait()
-        self._console.close()
-        for name in (AGENT_SOCKET, QMP_SOCKET):
-            with suppress(FileNotFoundError):
-                (self._folder / name).unlink()
+        try:
+            monitor, self._monitor = self._monitor, None
+            if monitor is not None:
+                await monitor.aclose()
+            await self._process.wait()
+        finally:
+            self._console.close()
+            for name in (AGENT_SOCKET, QMP_SOCKET):
+                with suppress(FileNotFoundError):
+                    (self._folder / name).unlink()
 
     async def _get_monitor(self) -> Monitor:
         if self._process.exit_code is not None:
             raise Closed(f"machine {self._launch.name}", f"QEMU ended with exit status {self._process.exit_code}")
-        if self._monitor is None:
-            # Most forks live and die without a word to their monitor; who needs it pays for importing and greeting.
-            from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
+        # QEMU greets one client at a time: of two that open it together, the second would wait for ever.
+        async with self._opening:
+            if self._monitor is None:
+                # Most forks live and die without a word to their monitor; who needs it pays for importing and greeting.
+                from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
 
-            self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
-        return self._monitor
+                self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
+            return self._monitor
 
 
 def _inherited(launch: Launch) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
 
 from vmfork.errors import DeadlineExceeded, HostError
@@ -52,7 +52,8 @@ class Monitor:
             raise DeadlineExceeded(f"QEMU's {command}", _COMMAND_LIMIT_S, detail="\n".join(self.transcript)) from error
         except QMPError as error:
             self.transcript.append(f"<- {error}")
-            raise HostError(f"QEMU refused {command}: {error}", log="\n".join(self.transcript)) from error
+            what = "QEMU refused" if isinstance(error, ExecuteError) else "QEMU's monitor was lost at"
+            raise HostError(f"{what} {command}: {error}", log="\n".join(self.transcript)) from error
         self.transcript.append(f"<- {json.dumps(result)}")
         return result
 

@@ -1,0 +1,120 @@
+"""The command line, argument by argument: what start, RAM, accelerator and version of QEMU change in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
+from vmfork.hypervisor.qemu.binary import QemuBinary
+from vmfork.hypervisor.qemu.command import Descriptors, build_command, default_cpu_model
+
+OLD = QemuBinary(path=Path("/opt/qemu"), version="7.2.22", release=(7, 2, 22), stamp="1")
+NEW = QemuBinary(path=Path("/opt/qemu"), version="8.2.0", release=(8, 2, 0), stamp="2")
+FDS = Descriptors(qmp=10, agent=11, console=12)
+TCG = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+KVM = Hardware(machine="pc-q35-7.2", accel="kvm", cpu_model="host", cpus=2, memory_mib=512)
+BOOT = Boot(kernel=Path("/images/kernel"), initramfs=Path("/images/initramfs"), command_line="console=ttyS0 quiet")
+RESTORE = Restore(21)
+LAUNCH = Launch(
+    name="vmfork-0123",
+    folder=Path("/run/vm"),
+    hardware=TCG,
+    ram=AnonymousRAM(),
+    start=BOOT,
+    generation_id="8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11",
+)
+
+# fmt: off
+BEGIN_TCG = [
+    "/opt/qemu",
+    "-name", "vmfork-0123",
+    "-machine", "pc-q35-7.2,memory-backend=ram,usb=off,vmport=off,smbus=off,sata=off,graphics=off,smm=off,"
+                "mem-merge=off,dump-guest-core=off,suppress-vmdesc=on",
+    "-accel", "tcg",
+    "-cpu", "max",
+    "-smp", "1",
+    "-m", "256M",
+]
+BEGIN_KVM = [*BEGIN_TCG[:5], "-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "512M"]
+MIDDLE = [
+    "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+    "-rtc", "base=utc,clock=host",
+    "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    "-chardev", "socket,id=qmp,fd=10,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+    "-chardev", "socket,id=console,fd=12", "-serial", "chardev:console",
+    "-device", "virtio-serial-pci,id=agents,disable-legacy=on,max_ports=2",
+    "-chardev", "socket,id=agent,fd=11,server=on,wait=off",
+    "-device", "virtserialport,bus=agents.0,nr=1,chardev=agent,name=vmfork.agent.0",
+]
+VMGENID = ["-device", "vmgenid,guid=8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11"]
+PLAIN_STATE = ["-global", "migration.send-configuration=off"]
+BOOTED = ["-kernel", "/images/kernel", "-initrd", "/images/initramfs", "-append", "console=ttyS0 quiet"]
+
+BEGIN = {"tcg": (TCG, BEGIN_TCG, "256M"), "kvm": (KVM, BEGIN_KVM, "512M")}
+RAMS = {
+    ("anonymous", OLD): (AnonymousRAM(), "memory-backend-ram,id=ram,size={}"),
+    ("anonymous", NEW): (AnonymousRAM(), "memory-backend-ram,id=ram,size={}"),
+    ("shared", OLD): (SharedRAM(20), "memory-backend-file,id=ram,size={},mem-path=/proc/self/fd/20,share=on"),
+    ("shared", NEW): (SharedRAM(20), "memory-backend-file,id=ram,size={},mem-path=/proc/self/fd/20,share=on"),
+    ("forked", OLD): (ForkedRAM(20), "memory-backend-file,id=ram,size={},mem-path=/proc/self/fd/20,share=off"),
+    # QEMU 8.2, docs/system/vm-templating.rst: the file is opened for reading, the mapping is private and writable.
+    ("forked", NEW): (
+        ForkedRAM(20), "memory-backend-file,id=ram,size={},mem-path=/proc/self/fd/20,share=off,readonly=on,rom=off"
+    ),
+}
+STARTS = {
+    ("boot", OLD): (BOOT, BOOTED),
+    ("boot", NEW): (BOOT, BOOTED),
+    ("restore", OLD): (RESTORE, ["-incoming", "fd:21"]),
+    # QEMU 8.2, qapi/migration.json: a plain file goes through `file:`; `fd:` for one is deprecated from 9.1.
+    ("restore", NEW): (RESTORE, ["-incoming", "file:/proc/self/fd/21"]),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize(
+    ("binary", "accel", "ram", "start"),
+    [*product((OLD, NEW), ("tcg", "kvm"), ("anonymous", "shared", "forked"), ("boot", "restore"))],
+    ids=lambda value: value.version if isinstance(value, QemuBinary) else value,
+)
+def test_every_argument(binary, accel, ram, start) -> None:
+    hardware, begin, size = BEGIN[accel]
+    memory, backend = RAMS[ram, binary]
+    source, end = STARTS[start, binary]
+    launch = replace(LAUNCH, hardware=hardware, ram=memory, start=source)
+    assert build_command(binary, launch, FDS) == [
+        *begin, "-object", backend.format(size), *MIDDLE, *VMGENID, *PLAIN_STATE, *end
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("release", "has"),
+    [((7, 2, 0), False), ((8, 1, 99), False), ((8, 2, 0), True), ((9, 0, 0), True), ((10, 0, 2), True)],
+)
+def test_the_new_spelling_begins_with_8_2(release, has) -> None:
+    binary = replace(OLD, release=release)
+    argv = build_command(binary, replace(LAUNCH, ram=ForkedRAM(20), start=RESTORE), FDS)
+    assert argv[-1].startswith("file:") == has
+    assert argv[argv.index("-object") + 1].endswith("share=off,readonly=on,rom=off") == has
+
+
+@pytest.mark.parametrize("start", [BOOT, RESTORE])
+def test_without_vmgenid_the_device_alone_is_missing(start) -> None:
+    launch = replace(LAUNCH, start=start)
+    without = build_command(OLD, replace(launch, hardware=replace(TCG, vmgenid=False)), FDS)
+    assert [argument for argument in without if "vmgenid" in argument or LAUNCH.generation_id in argument] == []
+    at = build_command(OLD, launch, FDS).index(VMGENID[1]) - 1
+    assert without == [*build_command(OLD, launch, FDS)[:at], *build_command(OLD, launch, FDS)[at + 2 :]]
+
+
+def test_a_restored_machine_loads_no_kernel_and_is_not_held() -> None:
+    argv = build_command(OLD, replace(LAUNCH, ram=ForkedRAM(20), start=RESTORE), FDS)
+    assert {"-kernel", "-initrd", "-append", "-S"} & set(argv) == set()
+
+
+def test_the_default_cpu_follows_the_accelerator() -> None:
+    assert (default_cpu_model("kvm"), default_cpu_model("tcg")) == ("host", "max")
