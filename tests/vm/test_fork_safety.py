@@ -1,0 +1,179 @@
+"""What forks must not share: by each defence alone, by both, and, to know that the tests can fail, by none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
+from vmfork.errors import ConfigError
+from vmfork.template.probes import PROBES, Probe
+from vmfork.vm.adopt import SKEW_LIMIT_S
+
+pytestmark = pytest.mark.vm
+
+FORKS = 16
+IDENTITY_PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "identity.md"
+
+
+@pytest.fixture(scope="module", params=["both", "agent", "vmgenid"])
+def reseeded(request, template_name):
+    """A template whose forks are reseeded so."""
+    name = f"reseed-{request.param}"
+    template = asyncio.run(Template.build(name, VMConfig(reseed=request.param)))
+    yield template
+    asyncio.run(template.remove())
+
+
+@pytest.fixture(scope="module")
+def unsafe(template_name):
+    """A template whose forks are not reseeded at all."""
+    template = asyncio.run(Template.build("unsafe", VMConfig(reseed="none")))
+    yield template
+    asyncio.run(template.remove())
+
+
+async def first_draws(template: Template, count: int) -> tuple[list[VM], list[bytes]]:
+    """That many forks made at once, each asked for random bytes as the first thing it does."""
+
+    async def fork_and_draw() -> tuple[VM, bytes]:
+        vm = await template.fork()
+        return vm, (await vm.exec(["head", "-c", "64", "/dev/urandom"], check=True)).stdout_bytes
+
+    made = await asyncio.gather(*(fork_and_draw() for _ in range(count)))
+    return [vm for vm, _ in made], [draw for _, draw in made]
+
+
+async def test_sixteen_forks_at_once_share_nothing(reseeded) -> None:
+    vms, draws = await first_draws(reseeded, FORKS)
+    try:
+        assert {len(draw) for draw in draws} == {64}
+        assert len(set(draws)) == FORKS
+        for command in (
+            "cat /etc/machine-id",
+            "hostname",
+            "cat /proc/sys/kernel/random/boot_id",
+            "cat /run/vmfork/generation",
+        ):
+            said = await asyncio.gather(*(vm.shell(command, check=True) for vm in vms))
+            assert len({result.stdout for result in said}) == FORKS, command
+    finally:
+        await asyncio.gather(*(vm.aclose() for vm in vms))
+
+
+async def test_without_any_reseed_forks_draw_the_same(unsafe) -> None:
+    vms, draws = await first_draws(unsafe, 3)
+    await asyncio.gather(*(vm.aclose() for vm in vms))
+    assert len(set(draws)) == 1
+
+
+async def test_a_template_without_reseed_is_no_match_for_a_request(unsafe) -> None:
+    rebuilt = await Template.ensure("unsafe-2", VMConfig(reseed="none"))
+    try:
+        assert (await Template.ensure("unsafe-2", VMConfig(reseed="none"))).generation == rebuilt.generation
+        safe = await Template.ensure("unsafe-2", VMConfig())
+        assert safe.manifest.traits["reseed"] == "both"
+    finally:
+        await rebuilt.remove()
+
+
+async def test_an_audit_of_a_sound_template_is_clean(template) -> None:
+    report = await template.audit(3)
+    assert report.safe, report
+    found = {row.name: row for row in report.rows}
+    assert len(set(found["urandom"].values)) == 3
+    assert found["clock"].verdict == found["entropy"].verdict == "ok"
+    assert await VM.list() == []
+
+
+async def test_an_audit_tells_a_template_without_reseed(unsafe) -> None:
+    report = await unsafe.audit(2)
+    assert not report.safe
+    bad = {row.name for row in report.rows if row.verdict == "unsafe"}
+    assert {"reseed", "urandom", "getrandom"} <= bad
+
+
+async def test_probes_of_ones_own(template) -> None:
+    report = await template.audit(
+        2,
+        probes=[
+            Probe(name="marker", command="cat /root/marker"),
+            Probe(name="warm", command="cat /root/marker", expect="same"),
+            Probe(name="none", command="true"),
+            Probe(name="broken", command="echo why >&2; exit 3"),
+            Probe(name="name", command="hostname", expect="same", hazard="it moved"),
+        ],
+    )
+    found = {row.name: (row.verdict, row.detail) for row in report.rows}
+    assert found["marker"] == ("unsafe", "1 distinct of 2")
+    assert found["warm"] == ("ok", "the same in all: warm")
+    assert found["none"][0] == "absent"
+    assert found["broken"] == ("failed", "exit status 3: why")
+    assert found["name"] == ("unsafe", "2 different values: it moved")
+
+
+@pytest.mark.parametrize("count", [1, 0, -3, "4", True])
+async def test_an_audit_needs_forks_to_compare(template, count) -> None:
+    with pytest.raises(ConfigError):
+        await template.audit(count)
+
+
+async def test_a_probe_may_not_hide_a_built_in_one(template) -> None:
+    with pytest.raises(ConfigError, match="urandom"):
+        await template.audit(2, probes=[Probe(name="urandom", command="true")])
+
+
+def read_identity_table() -> dict[str, str]:
+    """Probe -> `differs`, `same` or `none`, as the page on identity promises."""
+    rows = [line.split("|") for line in IDENTITY_PAGE.read_text().splitlines() if line.startswith("| `")]
+    return {row[1].strip().strip("`"): row[2].strip() for row in rows}
+
+
+async def test_the_table_of_identity_is_true(template) -> None:
+    promised = read_identity_table()
+    assert set(promised) == {probe.name for probe in PROBES}
+    report = await template.audit(3)
+    rows = {row.name: row for row in report.rows}
+    for name, promise in promised.items():
+        distinct = len(set(rows[name].values))
+        if promise == "none":
+            assert rows[name].verdict == "absent", name
+        else:
+            assert distinct == (3 if promise == "differs" else 1), name
+
+
+MONTH_S = 30 * 24 * 3600
+
+
+async def test_the_clock_after_a_long_freeze(template) -> None:
+    """The template was frozen a month ago, as far as the host's clock can tell."""
+
+    def in_a_month() -> int:
+        return time.time_ns() + MONTH_S * 10**9
+
+    async with await (await template.fork_base()).adopt(timeout_s=30, clock=in_a_month) as vm:
+        before = time.time() + MONTH_S
+        told = float((await vm.exec(["date", "+%s.%N"], check=True)).stdout)
+        assert before - SKEW_LIMIT_S <= told <= time.time() + MONTH_S + SKEW_LIMIT_S
+        assert vm.adoption.skew_bound_s <= SKEW_LIMIT_S
+        frozen_at, now = (await vm.shell("cat /root/uptime /proc/uptime", check=True)).stdout.splitlines()
+        elapsed_s = float(now.split()[0]) - float(frozen_at.split()[0])
+        assert 0 <= elapsed_s < 60  # CLOCK_MONOTONIC goes on where it stopped, neither back nor a month ahead
+
+
+async def test_a_certificate_of_today_is_valid_after_a_long_freeze(template) -> None:
+    """What hurts most: TLS that calls a certificate 'not yet valid' because the guest lives in the past."""
+    day_s = 86_400
+
+    def in_a_month() -> int:
+        return time.time_ns() + MONTH_S * 10**9
+
+    script = "import sys, time; a, b = map(float, sys.argv[1:]); sys.exit(not a <= time.time() <= b)"
+    valid_from = time.time() + MONTH_S - 60
+    window = [str(valid_from), str(valid_from + day_s)]
+    async with await (await template.fork_base()).adopt(timeout_s=30, clock=in_a_month) as vm:
+        assert (await vm.exec(["python3", "-c", script, *window])).ok
