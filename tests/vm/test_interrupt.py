@@ -1,0 +1,141 @@
+"""Signals in every phase of the command line: the documented status, no traceback, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_runner import Running, left_of, processes_of, vmfork
+
+pytestmark = pytest.mark.vm
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(instance):
+    yield
+    assert left_of(instance.runtime) == []
+
+
+def interrupt_at(running: Running, text: str, number: signal.Signals, *, fd: int = 2) -> None:
+    """The command wrote `text`, got the signal, and ended as one that was interrupted does."""
+    running.wait_for(text, fd=fd)
+    running.interrupt(number)
+    done = running.end()
+    assert done.status == 128 + number, done
+    assert f"interrupted by {number.name}" in done.err
+
+
+@pytest.mark.parametrize("number", [INT, TERM])
+def test_while_a_command_runs(template_name, number) -> None:
+    with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
+        interrupt_at(running, "up", number, fd=1)
+
+
+def test_while_input_streams(template_name) -> None:
+    read, write = os.pipe()
+    with Running("run", "-t", template_name, "sh", "-c", "head -c 10; sleep 60", stdin=read) as running:
+        os.close(read)
+        os.write(write, b"0123456789" * 6000)
+        interrupt_at(running, "0123456789", INT, fd=1)
+    os.close(write)
+
+
+def test_a_hangup_ends_a_run_unless_it_is_ignored(template_name) -> None:
+    script = "echo up; read line; echo $line"
+    with Running("run", "-t", template_name, "sh", "-c", script, stdin=subprocess.PIPE) as running:
+        interrupt_at(running, "up", signal.SIGHUP, fd=1)
+    nohup = ("nohup", sys.executable, "-m", "vmfork")
+    with Running("run", "-t", template_name, "sh", "-c", script, command=nohup, stdin=subprocess.PIPE) as running:
+        running.wait_for("up", fd=1)
+        running.interrupt(signal.SIGHUP)
+        assert running.end(input=b"on\n").check().out == "up\non\n"
+
+
+def test_while_templates_are_built(instance, template_name, tmp_path) -> None:
+    file = tmp_path / "vmfork.toml"
+    file.write_text('[factory]\ntemplate = true\ntemplate_name = "cut-init"\n')
+    with Running("template", "build", "cut-boot") as running:
+        interrupt_at(running, "booting", TERM)
+    with Running("factory", "init", "--config", str(file)) as running:
+        interrupt_at(running, "booting", INT)
+    warm = Running("template", "build", "cut-warm", "--run", "sleep 60")
+    freeze = Running("template", "build", "cut-freeze")
+    record = Running("template", "build", "cut-record")
+    with warm, freeze, record:
+        interrupt_at(warm, "running 'sleep 60'", INT)
+        interrupt_at(freeze, "freezing", INT)
+        interrupt_at(record, "recording", TERM)
+    assert [path.name for path in instance.templates.iterdir()] == [template_name]
+
+
+@pytest.mark.parametrize(("step", "number"), [("image: ", INT), ("image: unpacking packages", TERM)])
+def test_while_the_image_is_built(tmp_path, instance, step, number) -> None:
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("mmdebstrap is not installed")
+    env = {"VMFORK_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    with Running("run", "true", env=env) as running:
+        interrupt_at(running, step, number)
+    # A lock stays: were it removed, two builds could hold one each.
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir() and path.parent.name != "locks"] == []
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    assert processes_of(instance.runtime) == []
+
+
+# Prints when the interpreter is up, since what a signal does before that is Python's own affair.
+AT_ANY_TIME = "import os, sys, vmfork.__main__ as it; os.write(2, b'up\\n'); sys.exit(it.main())"
+SEED = 20
+
+
+@pytest.fixture(scope="module")
+def usual_s(template_name) -> float:
+    """How long a short run takes here, now."""
+    begin = time.monotonic()
+    vmfork("run", "-t", template_name, "true").check()
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("fraction", [random.Random(SEED + n).random() for n in range(10)])
+def test_at_any_time(template_name, usual_s, fraction) -> None:
+    command = (sys.executable, "-c", AT_ANY_TIME)
+    with Running("run", "-t", template_name, "sleep", "60", command=command) as running:
+        running.wait_for("up\n")
+        # An offset into the run, not a wait for something: the one place where time itself is what is tried.
+        time.sleep(0.005 + fraction * usual_s)
+        running.interrupt(INT)
+        done = running.end()
+    # Before it owns anything the command dies of the signal itself, which a shell shows as 130 too.
+    assert done.status in {128 + INT, -INT}, done
+
+
+def test_a_killed_command_takes_its_machine_along_and_the_next_sweeps(instance, template_name) -> None:
+    with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
+        running.wait_for("up", fd=1)
+        running.process.kill()
+        running.end()
+    end = time.monotonic() + 10
+    while processes_of(instance.runtime) and time.monotonic() < end:
+        time.sleep(0.02)  # the kernel kills it with its parent; it is no child of ours that could be waited for
+    assert processes_of(instance.runtime) == []
+    assert len(list(instance.vms.iterdir())) == 1
+    vmfork("run", "-t", template_name, "true").check()
+    assert list(instance.vms.iterdir()) == []
+
+
+def test_a_killed_build_is_swept_by_the_next_command(instance, template_name) -> None:
+    with Running("template", "build", "killed") as running:
+        running.wait_for("booting")
+        running.process.kill()
+        running.end()
+    assert (instance.templates / "killed").exists()
+    assert "killed" not in vmfork("template", "ls").check().out
+    assert not (instance.templates / "killed").exists()
+    vmfork("run", "-t", template_name, "true").check()
