@@ -199,3 +199,12 @@ async def test_an_emulator_that_cannot_be_started_leaves_nothing(binary, launch,
 def new_folder(path: Path) -> Path:
     path.mkdir(mode=0o700)
     return path
+
+
+async def test_a_machine_that_ended_at_once_still_gives_a_connection(start, launch) -> None:
+    machine = start(hardware=replace(launch.hardware, cpu_model="no-such-cpu"))
+    await asyncio.wait_for(machine.wait(), 20)
+    with machine.connect_agent() as agent, pytest.raises(ConnectionResetError):
+        agent.recv(1)
+    with pytest.raises(HostError, match="cannot connect"):
+        machine.connect_agent()

@@ -42,8 +42,9 @@ class QemuMachine:
     ```
     """
 
-    def __init__(self, process: Process, console: ConsoleTail, launch: Launch) -> None:
+    def __init__(self, process: Process, console: ConsoleTail, launch: Launch, agent: socket.socket) -> None:
         self._process = process
+        self._agent: socket.socket | None = agent
         self._console = console
         self._launch = launch
         self._folder = launch.folder
@@ -72,9 +73,11 @@ class QemuMachine:
                 dies_with_us=launch.dies_with_us,
             )
             on_failure.callback(process.kill)
+            # While we still listen ourselves: a QEMU that ended at once leaves a closed connection, not none to be had.
+            client = on_failure.enter_context(connect_unix(launch.folder / AGENT_SOCKET))
             console = ConsoleTail(ours, launch.folder / CONSOLE)
             on_failure.pop_all()
-        return cls(process, console, launch)
+        return cls(process, console, launch, client)
 
     @property
     def identity(self) -> ProcessIdentity:
@@ -89,8 +92,12 @@ class QemuMachine:
         return self._process.exit_code
 
     def connect_agent(self) -> socket.socket:
-        """A connection to the guest's agent. What is sent waits until the guest reads it."""
-        return connect_unix(self._folder / AGENT_SOCKET)
+        """A connection to the guest's agent. What is sent waits until the guest reads it.
+
+        The first is had at any time, and is closed by the other side where QEMU has ended; later, that is `HostError`.
+        """
+        client, self._agent = self._agent, None
+        return client or connect_unix(self._folder / AGENT_SOCKET)
 
     def on_exit(self, callback: Callable[[int], None], /) -> None:
         self._process.on_exit(callback)
@@ -136,6 +143,8 @@ class QemuMachine:
             await self._process.wait()
         finally:
             self._console.close()
+            if self._agent is not None:
+                self._agent.close()
             for name in (AGENT_SOCKET, QMP_SOCKET):
                 with suppress(FileNotFoundError):
                     (self._folder / name).unlink()
