@@ -1,0 +1,204 @@
+"""Hooks on both sides of a freeze, files and environment of one fork, and secrets that may not be frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
+from vmfork.errors import AdoptError, ConfigError, HookError, LaunchError, SecretsPresent, TemplateNotFound
+from vmfork.vm.hooks import OUTPUT_LIMIT
+
+pytestmark = pytest.mark.vm
+
+HOOK_LIMIT_S = 2.0
+
+
+def write_hook(path: str, *lines: str, mode: str = "+x") -> str:
+    """A line of shell that writes a hook."""
+    script = "\n".join(["#!/bin/sh", *lines, ""])
+    return f"mkdir -p $(dirname {path}); cat > {path} <<'END'\n{script}END\nchmod {mode} {path}"
+
+
+# What the hook does is asked for by a file of the fork, which is in place before it runs.
+AFTER = write_hook(
+    "/etc/vmfork/after-fork.d/20-second",
+    'echo "second $VMFORK_TEMPLATE $VMFORK_FORK_ID $VMFORK_GENERATION $GREETING" >> /root/log',
+    "case $(cat /root/wish 2>/dev/null) in",
+    "    fail) echo to-stdout; echo to-stderr >&2; exit 3;;",
+    "    hang) echo hanging; sleep 1000;;",
+    "    flood) head -c 10000000 /dev/zero | tr '\\0' x; echo the-end; exit 5;;",
+    "    endless) while :; do echo yes; done;;",
+    "    panic) echo c > /proc/sysrq-trigger; sleep 1000;;",
+    "    stop) kill -STOP 1; kill -KILL 1;;",
+    "esac",
+)
+FIRST = write_hook(
+    "/etc/vmfork/after-fork.d/10-first", "echo first >> /root/log; cat /run/vmfork/generation >> /root/log"
+)
+BEFORE = write_hook("/etc/vmfork/before-freeze.d/10-only", 'echo "before $VMFORK_TEMPLATE" >> /root/log')
+NO_HOOKS = "touch /etc/vmfork/after-fork.d/.hidden /etc/vmfork/after-fork.d/20-second~"
+
+
+@pytest.fixture(scope="module")
+def hooked(template_name):
+    config = VMConfig(hook_timeout_s=HOOK_LIMIT_S)
+    template = asyncio.run(Template.build("hooked", config, warm_up=[AFTER, FIRST, BEFORE, NO_HOOKS]))
+    yield template
+    asyncio.run(template.remove())
+
+
+async def test_hooks_run_in_the_order_of_their_names_and_know_the_fork(hooked) -> None:
+    assert hooked.manifest.hooks == ("/etc/vmfork/after-fork.d/10-first", "/etc/vmfork/after-fork.d/20-second")
+    async with await hooked.fork(env={"GREETING": "hello"}) as vm:
+        log = (await vm.read_file("/root/log")).decode().splitlines()
+        assert log == [
+            "before hooked",
+            "first",
+            vm.generation,
+            f"second hooked {vm.id} {vm.generation} hello",
+        ]
+        assert vm.timings.thaw_s > 0
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason", "end_of_output"),
+    [
+        ("fail", "exit status 3", b"to-stdout\nto-stderr\n"),
+        ("hang", "took longer than 2 s", b"hanging\n"),
+        ("flood", "exit status 5", b"xxthe-end\n"),
+        ("endless", "took longer than 2 s", b"yes\n"),
+    ],
+)
+async def test_a_hook_that_fails_destroys_the_fork(hooked, wish, reason, end_of_output) -> None:
+    begin = time.monotonic()
+    with pytest.raises(AdoptError) as caught:
+        await hooked.fork(files={"/root/wish": wish})
+    assert time.monotonic() - begin < HOOK_LIMIT_S + 10
+    error = caught.value
+    assert (error.item, error.reason) == ("hook /etc/vmfork/after-fork.d/20-second", reason)
+    assert len(error.output) <= OUTPUT_LIMIT
+    assert error.output.endswith(end_of_output)
+    assert end_of_output.decode().splitlines()[-1] in error.details()
+    assert await VM.list() == []
+
+
+async def test_a_hook_that_takes_the_guest_down_is_told_with_its_console(hooked) -> None:
+    with pytest.raises(LaunchError) as caught:
+        await hooked.fork(files={"/root/wish": "panic"})
+    assert "20-second" in caught.value.reason
+    assert "sysrq" in caught.value.console_tail.lower()
+    assert await VM.list() == []
+
+
+async def test_a_hook_cannot_kill_the_agent(hooked) -> None:
+    """The kernel lets nobody signal init to death."""
+    async with await hooked.fork(files={"/root/wish": "stop"}) as vm:
+        await vm.ping()
+
+
+async def test_a_program_can_watch_the_generation_change(template) -> None:
+    """It is replaced by rename, so a watch of the folder sees it, and no reader sees half of one."""
+    async with await template.fork() as vm:
+        before = await vm.stat("/run/vmfork/generation")
+        assert (await vm.read_file("/run/vmfork/generation")).decode() == f"{vm.generation}\n"
+    async with await template.fork() as other:
+        after = await other.stat("/run/vmfork/generation")
+        assert other.generation != vm.generation
+        assert before.size == after.size == 33
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "said"),
+    [
+        (write_hook("/etc/vmfork/before-freeze.d/1", "echo why; exit 7"), "exit status 7"),
+        (write_hook("/etc/vmfork/after-fork.d/1", "true", mode="-x"), "is not executable"),
+        ("mkdir -p /etc/vmfork/after-fork.d/1", "is not executable"),
+        ("mkdir -p /etc/vmfork/before-freeze.d; ln -s /nowhere /etc/vmfork/before-freeze.d/1", "no such program"),
+    ],
+)
+async def test_a_bad_hook_fails_the_build(template_name, warm_up, said) -> None:
+    with pytest.raises(HookError) as caught:
+        await Template.build("bad-hook", VMConfig(), warm_up=[warm_up])
+    assert caught.value.path.endswith(".d/1")
+    assert said in str(caught.value)
+    if "exit" in said:
+        assert "why" in caught.value.details()
+    with pytest.raises(TemplateNotFound):
+        await Template.open("bad-hook")
+    assert await VM.list() == []
+
+
+async def test_files_of_a_fork_are_its_own(template) -> None:
+    async with await template.fork(files={"/opt/deep/token": b"\0secret", "/etc/motd": "text"}) as vm:
+        assert await vm.read_file("/opt/deep/token") == b"\0secret"
+        assert (await vm.stat("/opt/deep/token")).mode & 0o777 == 0o600
+        assert await vm.read_file("/etc/motd") == b"text"
+    async with await template.fork() as vm:
+        assert not (await vm.exec(["test", "-e", "/opt/deep/token"])).ok
+    await template.verify()
+
+
+async def test_a_file_that_cannot_be_written_destroys_the_fork(template) -> None:
+    with pytest.raises(AdoptError) as caught:
+        await template.fork(files={"/proc/nothing/here": b"x"})
+    assert caught.value.item == "file /proc/nothing/here"
+    assert await VM.list() == []
+
+
+@pytest.mark.parametrize("files", [{"relative": b""}, {"/": b""}, {"/dir/": b""}, {"/a\0b": b""}, {"/a": 3}])
+async def test_files_that_make_no_sense_are_refused(template, files) -> None:
+    with pytest.raises(ConfigError):
+        await template.fork(files=files)
+    assert await VM.list() == []
+
+
+SECRETS = {"secret_paths": ["/root/key", "/root/none"], "secret_env": ["TOKEN", "NONE"]}
+LEAVES_BOTH = ["echo x > /root/key", "setsid sleep 1000 > /dev/null 2>&1 &"]
+
+
+async def test_what_is_secret_is_not_frozen(template_name) -> None:
+    with pytest.raises(SecretsPresent) as caught:
+        await Template.build("secret", VMConfig(), warm_up=LEAVES_BOTH, env={"TOKEN": "sesame"}, **SECRETS)
+    path, variable = caught.value.found
+    assert path == "/root/key"
+    assert variable.startswith("$TOKEN (process ")
+    assert "sesame" not in str(caught.value)
+    with pytest.raises(TemplateNotFound):
+        await Template.open("secret")
+
+
+async def test_a_secret_that_was_used_and_removed_does_not_stop_the_freeze(template_name) -> None:
+    warm_up = [
+        "echo $TOKEN > /root/key",
+        "test 6 = $(head -c -1 /root/key | wc -c)",
+        "echo ${#TOKEN} > /root/length",
+        "rm /root/key",
+    ]
+    template = await Template.build("secret", VMConfig(), warm_up=warm_up, env={"TOKEN": "sesame"}, **SECRETS)
+    try:
+        assert template.manifest.secrets_found == ()
+        assert "sesame" not in template.manifest.to_json().decode()
+        async with await template.fork() as vm:
+            assert (await vm.shell("cat /root/length; echo ${TOKEN-unset}")).stdout == "6\nunset\n"
+    finally:
+        await template.remove()
+
+
+async def test_secrets_that_are_allowed_are_recorded_and_audited(template_name) -> None:
+    template = await Template.build("secret", VMConfig(), warm_up=LEAVES_BOTH[:1], allow_secrets=True, **SECRETS)
+    try:
+        assert template.manifest.secrets_found == ("/root/key",)
+        report = await template.audit(2)
+        assert {row.name: row.verdict for row in report.rows}["secrets"] == "unsafe"
+    finally:
+        await template.remove()
+
+
+@pytest.mark.parametrize("wrong", [{"secret_paths": ["key"]}, {"secret_env": ["A=B"]}, {"secret_paths": "/key"}])
+async def test_secrets_that_make_no_sense_are_refused(wrong) -> None:
+    with pytest.raises(ConfigError):
+        await Template.build("secret", VMConfig(), **wrong)
