@@ -341,10 +341,13 @@ async def test_a_parent_that_ended_does_not_live_on_in_its_child(agent, run_dir:
             f"""
             import os
             vmfork_guest.watch()
+            registered = os.pipe()
             child = os.fork()
             if child == 0:
+                os.write(registered[1], b"x")
                 open({str(end)!r}).close()
                 os._exit(0)
+            os.read(registered[0], 1)
             """
         )
         child = program.value("child")
