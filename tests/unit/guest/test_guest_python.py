@@ -334,8 +334,11 @@ async def test_children_are_told_on_their_own(agent, program, run_dir: Path) -> 
 
 
 async def test_a_parent_that_ended_does_not_live_on_in_its_child(agent, run_dir: Path, tmp_path: Path) -> None:
-    program, end = Program(run_dir), tmp_path / "end"
+    end = tmp_path / "end"
     os.mkfifo(end)
+    # The child reads until this is closed.
+    held = os.open(end, os.O_RDWR)
+    program = Program(run_dir)
     try:
         program.run(
             f"""
@@ -344,20 +347,20 @@ async def test_a_parent_that_ended_does_not_live_on_in_its_child(agent, run_dir:
             registered = os.pipe()
             child = os.fork()
             if child == 0:
-                os.write(registered[1], b"x")
-                open({str(end)!r}).close()
+                with open({str(end)!r}) as end:
+                    os.write(registered[1], b"x")
+                    end.read()
                 os._exit(0)
             os.read(registered[0], 1)
             """
         )
         child = program.value("child")
         assert await notify(agent) == {program.pid: ("ok", GENERATION), child: ("ok", GENERATION)}
-    finally:
         program.kill()
-    try:
         assert await notify(agent) == {child: ("ok", GENERATION)}
     finally:
-        end.open("w").close()
+        program.kill()
+        os.close(held)
 
 
 async def test_a_child_made_before_its_parent_was_told_catches_up(agent, program) -> None:
