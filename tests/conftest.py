@@ -24,7 +24,7 @@ def instance():
     places = find_places()
     vms = sorted(places.vms.iterdir()) if places.vms.is_dir() else []
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line]
-    processes = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and str(runtime) in command_line(pid)]
+    processes = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and belongs_to(pid, runtime)]
     sweep_vms(places.vms)
     shutil.rmtree(runtime, ignore_errors=True)
     if not kept:
@@ -32,8 +32,9 @@ def instance():
     assert (vms, mounts, processes) == ([], [], [])
 
 
-def command_line(pid: Path) -> str:
+def belongs_to(pid: Path, runtime: Path) -> bool:
+    """A child of this run: its environment names the folder, which QEMU's command line, all descriptors, does not."""
     try:
-        return (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return os.fsencode(f"VMFORK_RUNTIME_DIR={runtime}\0") in (pid / "environ").read_bytes()
     except OSError:
-        return ""
+        return False

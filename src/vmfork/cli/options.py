@@ -45,7 +45,8 @@ def parse_variable(text: str) -> tuple[str, str]:
     """Name and value of `K=V`; a bare `K` has our own value."""
     key, equals, value = text.partition("=")
     if not key:
-        raise ConfigError("env", text, f"{text!r} is not K=V", hint="write -e NAME=VALUE, or -e NAME for its value here")
+        hint = "write -e NAME=VALUE, or -e NAME for its value here"
+        raise ConfigError("env", text, f"{text!r} is not K=V", hint=hint)
     if equals:
         return key, value
     if key not in os.environ:
