@@ -41,22 +41,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# What waits has a blocking form here; values and errors are the same objects as in vmfork.aio.
 _BLOCKING = ("VM", "Factory", "GuestProcess", "Template")
-_CONFIG = ("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places")
-_ERRORS = (
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HookError",
-    "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "SecretsPresent",
-    "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
-    "VMForkError",
-)  # fmt: skip
-
-_HOME = {
-    **dict.fromkeys(_BLOCKING, "vmfork.blocking"),
-    **dict.fromkeys(_CONFIG, "vmfork.config"),
-    **dict.fromkeys(_ERRORS, "vmfork.errors"),
-    "ExecResult": "vmfork.vm.result",
-    "Probe": "vmfork.template.probes",
-}
 
 __all__ = [
     "VM",
@@ -99,8 +85,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "aio":
         return importlib.import_module("vmfork.aio")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module("vmfork.blocking" if name in _BLOCKING else "vmfork.aio"), name)
     globals()[name] = value
     return value

@@ -10,18 +10,90 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
+    from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.errors import (
+        AdoptError,
+        Closed,
+        ConfigError,
+        DeadlineExceeded,
+        ExecError,
+        GuestError,
+        GuestFileError,
+        HookError,
+        HostError,
+        ImageCorrupt,
+        ImageError,
+        ImageNotFound,
+        LaunchError,
+        ProtocolError,
+        SecretsPresent,
+        StoreBusy,
+        TemplateCorrupt,
+        TemplateError,
+        TemplateExists,
+        TemplateNotFound,
+        TemplateStale,
+        VMForkError,
+    )
     from vmfork.factory import Factory
     from vmfork.template import Template
+    from vmfork.template.probes import Probe
+    from vmfork.vm.result import ExecResult
     from vmfork.vm.vm import VM
+
+_ERRORS = (
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HookError",
+    "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "SecretsPresent",
+    "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "VMForkError",
+)  # fmt: skip
 
 _HOME = {
     "VM": "vmfork.vm.vm",
     "Template": "vmfork.template",
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
+    **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),
+    **dict.fromkeys(_ERRORS, "vmfork.errors"),
+    "ExecResult": "vmfork.vm.result",
+    "Probe": "vmfork.template.probes",
 }
 
-__all__ = ["VM", "Factory", "GuestProcess", "Template"]
+__all__ = [
+    "VM",
+    "AdoptError",
+    "Closed",
+    "ConfigError",
+    "DeadlineExceeded",
+    "ExecError",
+    "ExecResult",
+    "Factory",
+    "FactoryConfig",
+    "GuestError",
+    "GuestFileError",
+    "GuestProcess",
+    "HookError",
+    "HostError",
+    "ImageConfig",
+    "ImageCorrupt",
+    "ImageError",
+    "ImageNotFound",
+    "LaunchError",
+    "Places",
+    "Probe",
+    "ProtocolError",
+    "SecretsPresent",
+    "StoreBusy",
+    "Template",
+    "TemplateCorrupt",
+    "TemplateError",
+    "TemplateExists",
+    "TemplateNotFound",
+    "TemplateStale",
+    "VMConfig",
+    "VMForkError",
+    "find_places",
+]
 
 
 def __getattr__(name: str) -> Any:

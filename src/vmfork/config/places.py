@@ -26,14 +26,17 @@ class Places:
 
     @property
     def images(self) -> Path:
+        """What machines boot, under HOME: it lasts."""
         return self.home / "images"
 
     @property
     def templates(self) -> Path:
+        """Frozen machines, under RUNTIME: their RAM goes with the host's."""
         return self.runtime / "templates"
 
     @property
     def vms(self) -> Path:
+        """A folder for each running machine, under RUNTIME."""
         return self.runtime / "vms"
 
 

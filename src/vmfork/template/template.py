@@ -65,6 +65,7 @@ class Template:
 
     @property
     def name(self) -> str:
+        """What it is opened by."""
         return self.manifest.name
 
     @property
@@ -104,7 +105,7 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """A machine was booted, each `warm_up` shell command succeeded in it, `ready` did, and it was frozen as `name`.
+        """A machine was booted, each `warm_up` shell command and `ready` succeeded, and it is frozen as `name`.
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `TemplateExists`
         unless `replace`, which keeps the old one in force until the new one is whole. `StoreBusy` when another process
@@ -186,7 +187,7 @@ class Template:
             return await cls.build(name, config, replace=True, wait_s=wait_s, progress=progress, places=places)
 
     @classmethod
-    async def list(cls, *, places: Places | None = None) -> list[str]:
+    async def list(cls, *, places: Places | None = None) -> Sequence[str]:
         """The names of all templates, sorted."""
         places = places or find_places()
         return await asyncio.to_thread(TemplateStore(places.templates).list_names)

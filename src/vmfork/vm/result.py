@@ -23,14 +23,17 @@ class ExecResult:
 
     @property
     def stdout(self) -> str:
+        """What it wrote to standard output, as text."""
         return self.stdout_bytes.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
+        """What it wrote to standard error, as text."""
         return self.stderr_bytes.decode(errors="replace")
 
     @property
     def ok(self) -> bool:
+        """Whether its exit status is 0."""
         return self.exit_code == 0
 
     def check(self) -> ExecResult:

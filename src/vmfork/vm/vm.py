@@ -122,10 +122,12 @@ class VM:
 
     @property
     def hostname(self) -> str:
+        """The guest's host name, its own among all forks."""
         return self._identity.hostname
 
     @property
     def machine_id(self) -> str:
+        """What the guest has in /etc/machine-id, its own among all forks."""
         return self._identity.machine_id
 
     @property
