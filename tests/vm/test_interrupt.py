@@ -119,6 +119,7 @@ def test_at_any_time(template_name, usual_s, fraction) -> None:
 def test_a_killed_command_takes_its_machine_along_and_the_next_sweeps(instance, template_name) -> None:
     with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
         running.wait_for("up", fd=1)
+        assert any("qemu" in line for line in processes_of(instance.runtime))
         running.process.kill()
         running.end()
     end = time.monotonic() + 10
