@@ -129,6 +129,14 @@ MODULES_LIST = "etc/vmfork/modules"
 PYTHON = "usr/bin/python3"
 GUEST_MODULE = "usr/lib/python3/dist-packages/vmfork_guest.py"
 
+# Files of ours beside this module: source, path in the image, mode, path without which it has no use.
+SHIPPED = (
+    ("python/vmfork_guest.py", GUEST_MODULE, 0o644, PYTHON),
+    ("hooks/50-seeds", "etc/vmfork/before-freeze.d/50-seeds", 0o755, ""),
+    ("hooks/50-ssh-host-keys", "etc/vmfork/before-freeze.d/50-ssh-host-keys", 0o755, "usr/bin/ssh-keygen"),
+    ("hooks/renew-ssh-host-keys", "usr/lib/vmfork/renew-ssh-host-keys", 0o755, "usr/bin/ssh-keygen"),
+)
+
 # Written where no package brought the file: path, content. Links are in LINKS.
 FILES = (
     ("etc/hostname", "vmfork\n"),
@@ -199,7 +207,12 @@ def find_agent() -> Path:
 
 def read_guest_module() -> bytes:
     """The Python module that a guest with Python carries; see its own text."""
-    return (Path(__file__).with_name("python") / "vmfork_guest.py").read_bytes()
+    return read_shipped("python/vmfork_guest.py")
+
+
+def read_shipped(source: str) -> bytes:
+    """A file of the table SHIPPED."""
+    return (Path(__file__).parent / source).read_bytes()
 
 
 def compute_digest(config: ImageConfig, agent: bytes) -> str:
@@ -217,6 +230,6 @@ def compute_digest(config: ImageConfig, agent: bytes) -> str:
         "files": [[path for path, _ in DROPPED], KEPT, FOLDERS, FILES, LINKS, COPIES],
         "compiled": NOT_COMPILED,
         "agent": hashlib.sha256(agent).hexdigest(),
-        "guest_module": hashlib.sha256(read_guest_module()).hexdigest(),
+        "shipped": [(hashlib.sha256(read_shipped(source)).hexdigest(), *where) for source, *where in SHIPPED],
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -86,7 +86,7 @@ def finish_tree(unpacked: Unpacked, agent: bytes, release: str) -> None:
     link_alternatives(tree, _read_scripts(unpacked.records))
     _add_modules(tree, unpacked.kernel, release)
     _add_agent(tree, agent)
-    _add_guest_module(tree)
+    _add_shipped(tree)
 
 
 def _add_folders(tree: Tree) -> None:
@@ -162,6 +162,7 @@ def _add_agent(tree: Tree, agent: bytes) -> None:
     tree.add_link("init", recipe.AGENT_PATH)
 
 
-def _add_guest_module(tree: Tree) -> None:
-    if recipe.PYTHON in tree:
-        tree.add_file(recipe.GUEST_MODULE, recipe.read_guest_module())
+def _add_shipped(tree: Tree) -> None:
+    for source, path, mode, needed in recipe.SHIPPED:
+        if not needed or needed in tree:
+            tree.add_file(path, recipe.read_shipped(source), mode)

@@ -49,9 +49,10 @@ def test_the_recipe_is_part_of_the_digest(monkeypatch, table):
     assert digest() != before
 
 
-def test_the_module_for_python_is_part_of_the_digest(monkeypatch):
-    before = digest()
-    monkeypatch.setattr(recipe, "read_guest_module", lambda: b"another")
+@pytest.mark.parametrize("changed", [source for source, *_ in recipe.SHIPPED])
+def test_what_is_shipped_into_guests_is_part_of_the_digest(monkeypatch, changed):
+    before, read = digest(), recipe.read_shipped
+    monkeypatch.setattr(recipe, "read_shipped", lambda source: b"another" if source == changed else read(source))
     assert digest() != before
 
 
