@@ -2,9 +2,10 @@
 
 ```
 0    done                                   1    failed: host, image, guest, template
-2    wrong input or usage                   3    factory status: off
+2    wrong input or usage                   3    factory status: off      4    template audit: not safe
 130  Ctrl-C      143  SIGTERM      129  SIGHUP
-run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell
+run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell,
+141  nobody reads its output any more
 ```
 """
 
