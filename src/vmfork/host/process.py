@@ -44,7 +44,7 @@ class ProcessIdentity:
         """The process was sent SIGKILL, if it still is the one meant; tells whether it was."""
         try:
             fd = os.pidfd_open(self.pid)
-        except OSError:
+        except (OSError, OverflowError):  # gone, or a number from a damaged record that never was a pid
             return False
         try:
             # The pidfd pins the process, so what is compared after opening it is what gets the signal.
@@ -58,6 +58,10 @@ class ProcessIdentity:
         return True
 
 
+# Who died before the parent-death signal was set is noticed here: the child has another parent by then. $0 is our pid.
+_IF_NOT_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+
+
 @cache
 def _find_setpriv() -> str:
     """The path of util-linux's setpriv, which sets the parent-death signal and then becomes the program."""
@@ -67,12 +71,18 @@ def _find_setpriv() -> str:
     return path
 
 
+def _die_with_us() -> list[str]:
+    """What stands before a program so that it ends with this process, whenever that is."""
+    guard = ["/bin/sh", "-c", _IF_NOT_ORPHANED, str(os.getpid())]
+    return [_find_setpriv(), "--pdeathsig", "KILL", "--", *guard]
+
+
 class Process:
     """Owner of one child process, in a session of its own so that a terminal's Ctrl-C does not reach it.
 
     With `dies_with_us` the kernel kills it when the thread that started it ends, even by SIGKILL (prctl(2),
     PR_SET_PDEATHSIG). A preexec function would do the same but forces fork() in place of vfork() and is unsafe with
-    threads; setpriv costs one exec, about a millisecond.
+    threads; setpriv and the shell that looks whether we still live cost an exec each, a millisecond and a half.
     """
 
     def __init__(self, child: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
@@ -90,7 +100,7 @@ class Process:
         cls, argv: Sequence[str], *, log_fd: int, pass_fds: Sequence[int] = (), dies_with_us: bool = True
     ) -> Self:
         """A running child with `pass_fds` inherited under the same numbers; its output and errors go to `log_fd`."""
-        command = [_find_setpriv(), "--pdeathsig", "KILL", "--", *argv] if dies_with_us else list(argv)
+        command = [*_die_with_us(), *argv] if dies_with_us else list(argv)
         try:
             child = subprocess.Popen(
                 command,

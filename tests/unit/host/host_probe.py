@@ -1,0 +1,45 @@
+"""Child processes and what the kernel tells of them."""
+
+from __future__ import annotations
+
+import os
+import select
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def fork_child(body: Callable[[], object]) -> int:
+    """The pid of a child process that runs `body` and ends, with status 1 where it raised."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        body()
+        code = 0
+    except BaseException:  # noqa: BLE001 - pytest's own failures are none of Exception
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def exit_code_of(pid: int) -> int:
+    """The exit status of a child that has ended, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_gone(pidfd: int, *, limit_s: float = 10) -> bool:
+    """Whether the process of `pidfd` has ended within the limit; it need not be a child."""
+    return bool(select.select([pidfd], [], [], limit_s)[0])
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def mount_points() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

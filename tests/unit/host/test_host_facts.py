@@ -1,0 +1,39 @@
+"""Facts are those of the kernel, read now."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from pathlib import Path
+
+import pytest
+
+from vmfork.host import facts
+
+
+def test_the_boot_id_is_one_and_the_same():
+    assert str(uuid.UUID(facts.boot_id())) == facts.boot_id() == facts.boot_id()
+    assert facts.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_kernel_and_architecture_are_those_of_uname():
+    assert (facts.kernel_release(), facts.architecture()) == (platform.release(), platform.machine())
+
+
+def test_available_memory_is_part_of_all_memory():
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < facts.available_memory_bytes() < total
+
+
+def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
+    info = os.statvfs(tmp_path)
+    free = facts.free_space_bytes(tmp_path / "a" / "b" / "c")
+    assert free == pytest.approx(info.f_bavail * info.f_frsize, rel=0.2)
+    assert facts.free_space_bytes(Path("/proc/nowhere")) == 0
+
+
+def test_kvm_is_told_as_present_only_where_it_is():
+    device = facts.kvm_device()
+    assert device.exists == os.path.exists("/dev/kvm")
+    assert not (device.accessible and not device.exists)

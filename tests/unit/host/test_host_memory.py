@@ -1,0 +1,135 @@
+"""Mappings of known shape are counted as what they are."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import contextmanager
+
+import pytest
+from host_probe import exit_code_of, fork_child, open_descriptors
+
+from vmfork.host.memory import read_memory
+
+PAGE = mmap.PAGESIZE
+PAGES = 64
+# A size that no other anonymous mapping here has.
+ODD_BYTES = 12_345 * PAGE
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_left():
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+@pytest.fixture
+def ram():
+    """A descriptor of a file with `PAGES` pages of data, and its inode."""
+    fd = os.memfd_create("ram")
+    os.pwrite(fd, b"x" * PAGES * PAGE, 0)
+    yield fd, os.fstat(fd).st_ino
+    os.close(fd)
+
+
+@contextmanager
+def mapped(fd, flags=mmap.MAP_PRIVATE, *, length=PAGES * PAGE):
+    with mmap.mmap(fd, length, flags, mmap.PROT_READ | mmap.PROT_WRITE) as mapping:
+        mapping.madvise(mmap.MADV_NOHUGEPAGE) if fd == -1 else None
+        yield mapping
+
+
+def touch(mapping, pages, *, write=False):
+    for number in pages:
+        if write:
+            mapping[number * PAGE] = 1
+        else:
+            assert mapping[number * PAGE] in (0, ord("x"))
+
+
+def test_ram_that_was_not_touched_costs_nothing(ram):
+    with mapped(ram[0]):
+        use = read_memory(os.getpid(), ram_inode=ram[1])
+    assert (use.guest_rss, use.guest_private, use.guest_shared) == (0, 0, 0)
+    assert use.rss >= use.pss > 0
+    assert use.rss >= use.private > 0
+
+
+def test_read_pages_are_shared_and_written_ones_private(ram):
+    with mapped(ram[0]) as mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+        touch(mapping, range(PAGES))
+        read = read_memory(os.getpid(), ram_inode=ram[1])
+        assert (read.guest_rss, read.guest_private) == (PAGES * PAGE, 0)
+        touch(mapping, range(0, PAGES, 4), write=True)
+        written = read_memory(os.getpid(), ram_inode=ram[1])
+    assert (written.guest_rss, written.guest_private) == (PAGES * PAGE, PAGES // 4 * PAGE)
+    assert written.guest_shared == PAGES * 3 // 4 * PAGE
+
+
+def test_a_file_mapped_shared_has_no_private_page_however_often_it_is_written(ram):
+    """A template machine's RAM while it is made; the kernel calls pages of a file with one user private."""
+    with mapped(ram[0], mmap.MAP_SHARED) as mapping:
+        touch(mapping, range(PAGES), write=True)
+        use = read_memory(os.getpid(), ram_inode=ram[1])
+    assert (use.guest_rss, use.guest_private) == (PAGES * PAGE, 0)
+
+
+def test_all_mappings_of_the_file_count_and_those_of_others_do_not(ram):
+    other = os.memfd_create("other")
+    os.pwrite(other, b"x" * PAGES * PAGE, 0)
+    with mapped(ram[0]) as first, mapped(ram[0]) as second, mapped(other) as third:
+        for mapping, pages in ((first, 2), (second, 3), (third, 16)):
+            touch(mapping, range(pages), write=True)
+        use = read_memory(os.getpid(), ram_inode=ram[1])
+    os.close(other)
+    assert use.guest_private == 5 * PAGE
+
+
+def test_anonymous_ram_is_found_by_its_size():
+    with mapped(-1, mmap.MAP_PRIVATE, length=ODD_BYTES) as mapping:
+        touch(mapping, range(10), write=True)
+        use = read_memory(os.getpid(), ram_bytes=ODD_BYTES)
+    assert (use.guest_rss, use.guest_private) == (10 * PAGE, 10 * PAGE)
+    assert read_memory(os.getpid(), ram_bytes=ODD_BYTES).guest_rss == 0
+
+
+def test_without_a_guest_nothing_is_its(ram):
+    with mapped(ram[0]) as mapping:
+        touch(mapping, range(PAGES), write=True)
+        use = read_memory(os.getpid())
+    assert (use.guest_rss, use.guest_private) == (0, 0)
+    assert use.private >= PAGES * PAGE
+
+
+def test_another_process_shares_what_it_has_not_written(ram):
+    """As a fork does: pages of the template count for both, each copy for one."""
+    ready, end = os.pipe(), os.pipe()
+
+    def read_and_write():
+        with mapped(ram[0]) as mapping:
+            touch(mapping, range(PAGES))
+            touch(mapping, range(8), write=True)
+            os.write(ready[1], b"x")
+            os.read(end[0], 1)
+
+    with mapped(ram[0]) as mapping:
+        touch(mapping, range(PAGES))
+        pid = fork_child(read_and_write)
+        os.read(ready[0], 1)
+        use = read_memory(pid, ram_inode=ram[1])
+        os.write(end[1], b"x")
+        assert exit_code_of(pid) == 0
+    # The child has our mapping too, which fork(2) copied: its read pages are in neither's name.
+    assert use.guest_private == 8 * PAGE
+    assert use.guest_shared >= (PAGES - 8) * PAGE
+    for fd in (*ready, *end):
+        os.close(fd)
+
+
+def test_a_process_that_is_gone_is_an_error():
+    pid = fork_child(lambda: None)
+    assert exit_code_of(pid) == 0
+    with pytest.raises(OSError, match="No such"):
+        read_memory(pid)

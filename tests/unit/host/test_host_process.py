@@ -1,0 +1,308 @@
+"""A child ends when told, when its owner does, and is reaped; a pid used again is not mistaken for it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from host_probe import exit_code_of, fork_child, open_descriptors, wait_gone
+
+from vmfork.errors import HostError
+from vmfork.host.process import Process, ProcessIdentity
+
+PR_SET_CHILD_SUBREAPER = 36
+IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """No descriptor, and no child that was not reaped."""
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def log():
+    """Descriptors of a pipe: what the child writes to the second is read from the first."""
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+@pytest.fixture
+def orphans_are_ours():
+    """Whose parent dies becomes our child, so that we may see how it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Running
+
+
+@pytest.mark.parametrize("dies_with_us", [True, False])
+async def test_a_program_runs_to_its_end_and_is_reaped(log, dies_with_us):
+    process = Process.start(["sh", "-c", "echo out; echo err >&2; exit 7"], log_fd=log[1], dies_with_us=dies_with_us)
+    assert await process.wait() == 7
+    assert process.exit_code == 7
+    assert os.read(log[0], 100) == b"out\nerr\n"
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert not process.identity.is_alive()
+    await process.aclose()
+
+
+async def test_arguments_arrive_as_they_are(log):
+    words = ["printf", "%s|", "", "a b", "$0", "'\"", "*", "-x", "ü", "$(id)"]
+    process = Process.start(words, log_fd=log[1])
+    assert await process.wait() == 0
+    assert os.read(log[0], 1000).decode() == "".join(word + "|" for word in words[2:])
+    assert process.argv == tuple(words)
+
+
+async def test_the_program_has_the_pid_that_was_told_and_a_session_of_its_own(log):
+    process = Process.start(["sh", "-c", "echo $$; cat /proc/self/stat"], log_fd=log[1])
+    await process.wait()
+    pid, stat = os.read(log[0], 1000).decode().splitlines()
+    assert int(pid) == process.pid
+    assert stat.rpartition(")")[2].split()[3] == str(process.pid) != str(os.getsid(0))
+
+
+async def test_descriptors_are_passed_under_their_numbers_and_no_others(log):
+    passed, kept = os.pipe(), os.pipe()
+    os.set_inheritable(kept[1], False)
+    process = Process.start(["sh", "-c", "echo >&2 /proc/$$/fd/*"], log_fd=log[1], pass_fds=[passed[1]])
+    assert await process.wait() == 0
+    numbers = {int(word.rpartition("/")[2]) for word in os.read(log[0], 1000).decode().split()}
+    assert numbers & {*passed, *kept, *log} == {passed[1]}
+    assert {0, 1, 2} <= numbers
+    for fd in (*passed, *kept):
+        os.close(fd)
+
+
+async def test_a_child_reads_nothing_of_our_input(log):
+    process = Process.start(["cat"], log_fd=log[1])
+    assert await process.wait() == 0
+
+
+async def test_a_program_that_is_not_there_is_told(log):
+    with pytest.raises(HostError, match="cannot start no-such-program"):
+        Process.start(["no-such-program"], log_fd=log[1], dies_with_us=False)
+    process = Process.start(["no-such-program"], log_fd=log[1])
+    assert await process.wait() == 127
+    assert b"no-such-program" in os.read(log[0], 1000)
+
+
+async def test_exit_is_told_to_all_who_asked_before_or_after(log):
+    told = []
+    process = Process.start(["false"], log_fd=log[1])
+    process.on_exit(told.append)
+    assert process.exit_code is None
+    assert await asyncio.gather(process.wait(), process.wait()) == [1, 1]
+    process.on_exit(told.append)
+    await asyncio.sleep(0)
+    assert told == [1, 1]
+
+
+async def test_a_cancelled_wait_leaves_the_process_running_and_reapable(log):
+    process = Process.start(["sleep", "1000"], log_fd=log[1])
+    waiting = asyncio.create_task(process.wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert process.identity.is_alive()
+    await process.aclose()
+    assert process.exit_code == -signal.SIGKILL
+
+
+# Stopping
+
+
+async def test_term_then_kill_ends_a_process_that_ignores_term(log):
+    process = Process.start(IGNORES_TERM, log_fd=log[1])
+    assert os.read(log[0], 100) == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.2)
+    assert process.identity.is_alive()
+    os.killpg(process.pid, signal.SIGKILL)  # with the sleep that it started
+    await process.aclose()
+    assert process.exit_code == -signal.SIGKILL
+
+
+async def test_term_ends_a_process_that_heeds_it(log):
+    process = Process.start(["sleep", "1000"], log_fd=log[1])
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGTERM
+
+
+async def test_a_stopped_process_can_be_killed(log):
+    process = Process.start(["sleep", "1000"], log_fd=log[1])
+    process.send_signal(signal.SIGSTOP)
+    await process.aclose()
+    assert process.exit_code == -signal.SIGKILL
+
+
+async def test_signals_to_one_that_has_ended_do_nothing(log):
+    process = Process.start(["true"], log_fd=log[1])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but the loop has not seen it yet
+    process.send_signal(signal.SIGTERM)
+    process.kill()
+    assert await process.wait() == 0
+    process.send_signal(signal.SIGTERM)
+    process.kill()
+    await process.aclose()
+    assert process.exit_code == 0
+
+
+# The owner
+
+
+def start_and_tell(log_fd: int, argv: list[str], *, dies_with_us: bool = True) -> Process:
+    process = Process.start(argv, log_fd=log_fd, dies_with_us=dies_with_us)
+    os.write(log_fd, b"%d\n" % process.pid)
+    return process
+
+
+def read_lines(fd: int, count: int) -> list[str]:
+    data = b""
+    while data.count(b"\n") < count:
+        data += os.read(fd, 100)
+    return data.decode().split()
+
+
+@pytest.mark.usefixtures("orphans_are_ours")
+@pytest.mark.parametrize("trap", ["", "trap '' TERM HUP INT;"])
+def test_a_process_dies_with_an_owner_that_is_killed(log, trap):
+    async def own():
+        await start_and_tell(log[1], ["sh", "-c", f"{trap} echo ready; exec sleep 1000"]).wait()
+
+    owner = fork_child(lambda: asyncio.run(own()))
+    (pid,) = [int(line) for line in read_lines(log[0], 2) if line != "ready"]
+    assert ProcessIdentity.of(pid) is not None
+    os.kill(owner, signal.SIGKILL)
+    assert exit_code_of(owner) == -signal.SIGKILL
+    assert exit_code_of(pid) == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("orphans_are_ours")
+def test_a_process_dies_although_its_owner_was_killed_right_after_the_start(log):
+    """Before the kernel was told to kill it, which takes the child a millisecond."""
+
+    async def own():
+        start_and_tell(log[1], ["sleep", "1000"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for _ in range(15):
+        owner = fork_child(lambda: asyncio.run(own()))
+        assert exit_code_of(owner) == -signal.SIGKILL
+        pid = int(read_lines(log[0], 1)[0])
+        pidfd = os.pidfd_open(pid)
+        gone = wait_gone(pidfd, limit_s=5)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        assert exit_code_of(pid) in (1, -signal.SIGKILL)
+        assert gone
+
+
+@pytest.mark.usefixtures("orphans_are_ours")
+def test_a_process_that_need_not_die_lives_on(log):
+    async def own():
+        start_and_tell(log[1], ["sh", "-c", "echo ready; exec sleep 1000"], dies_with_us=False)
+        await asyncio.sleep(1000)
+
+    owner = fork_child(lambda: asyncio.run(own()))
+    (pid,) = [int(line) for line in read_lines(log[0], 2) if line != "ready"]
+    os.kill(owner, signal.SIGKILL)
+    assert exit_code_of(owner) == -signal.SIGKILL
+    identity = ProcessIdentity.of(pid)
+    assert identity is not None
+    assert identity.kill()
+    assert exit_code_of(pid) == -signal.SIGKILL
+
+
+# Identity
+
+
+@contextmanager
+def sleeper(name: str = "sleep"):
+    process = subprocess.Popen([name, "1000"], stdin=subprocess.DEVNULL)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_an_identity_is_of_one_process_only():
+    with sleeper() as process:
+        identity = ProcessIdentity.of(process.pid)
+        assert identity is not None
+        assert identity.is_alive()
+        assert identity == ProcessIdentity.of(process.pid)
+        recycled = ProcessIdentity(process.pid, identity.start_ticks - 1)
+        assert not recycled.is_alive()
+        assert not recycled.kill()
+        assert process.poll() is None
+        assert identity.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert not identity.is_alive()
+    assert not identity.kill()
+    assert ProcessIdentity.of(process.pid) is None
+
+
+def test_a_start_time_is_in_ticks_since_the_boot():
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    assert 0 < me.start_ticks <= uptime * os.sysconf("SC_CLK_TCK")
+
+
+def test_a_zombie_is_none():
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert state_of(process.pid) == "Z"
+    assert ProcessIdentity.of(process.pid) is None
+    process.wait()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**31])
+def test_what_was_never_a_pid_is_none(pid):
+    assert ProcessIdentity.of(pid) is None
+    identity = ProcessIdentity(pid, 1)
+    assert not identity.is_alive()
+    assert not identity.kill()
+
+
+@pytest.mark.parametrize("name", ["a) R 1 2 3 (b", ") Z 1", "two words", "\n)"])
+def test_a_program_may_be_called_anything(tmp_path, name):
+    program = tmp_path / name
+    program.symlink_to("/bin/sleep")
+    with sleeper(str(program)) as process:
+        identity = ProcessIdentity.of(process.pid)
+        assert identity is not None
+        assert identity.is_alive()
+        assert identity.start_ticks >= ProcessIdentity.of(os.getpid()).start_ticks
+
+
+def test_one_loop_after_another_may_start_processes(log):
+    """Two runs after each other in one process, as `asyncio.run` is used by the command line."""
+
+    async def run():
+        return await Process.start([sys.executable, "-c", "raise SystemExit(3)"], log_fd=log[1]).wait()
+
+    assert [asyncio.run(run()), asyncio.run(run())] == [3, 3]
