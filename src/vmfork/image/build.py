@@ -135,7 +135,9 @@ async def _build(
         built.mkdir()
         await debootstrap.run_mmdebstrap(config.suite, recipe.list_packages(config), tar, tmp=tmp, report=report)
         progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
-        image = await _in_thread(lambda stop: _pack(tar, built, name=name, digest=digest, agent=agent, stop=stop))
+        image = await _in_thread(
+            lambda stop: _pack(tar, built, config, name=name, digest=digest, agent=agent, stop=stop)
+        )
         await _in_thread(lambda _: store.commit(built, digest, images_dir=images_dir))
     return store.find_built(digest, name=name, images_dir=images_dir) or image
 
@@ -166,18 +168,20 @@ async def _in_thread(work: Callable[[threading.Event], T]) -> T:
         raise
 
 
-def _pack(tar: Path, built: Path, *, name: str, digest: str, agent: bytes, stop: threading.Event) -> Image:
+def _pack(
+    tar: Path, built: Path, config: ImageConfig, *, name: str, digest: str, agent: bytes, stop: threading.Event
+) -> Image:
     """`built` holds kernel, initramfs and record, made of the tar."""
 
     def check(_fraction: float = 0.0) -> None:
         if stop.is_set():
             raise _StoppedError
 
-    return _write_image(tar, built, name=name, digest=digest, agent=agent, check=check)
+    return _write_image(tar, built, config, name=name, digest=digest, agent=agent, check=check)
 
 
 def _write_image(
-    tar: Path, built: Path, *, name: str, digest: str, agent: bytes, check: Callable[[float], None]
+    tar: Path, built: Path, config: ImageConfig, *, name: str, digest: str, agent: bytes, check: Callable[[float], None]
 ) -> Image:
     kernel_path, initramfs_path = built / KERNEL_NAME, built / INITRAMFS_NAME
     with tar.open("rb") as source:
@@ -199,6 +203,8 @@ def _write_image(
         kernel_sha256=store.hash_file(kernel_path),
         initramfs_sha256=store.hash_file(initramfs_path, lambda: check(1.0)),
         arch=recipe.ARCH,
+        suite=config.suite,
+        requested=config.packages,
         packages=packages,
         unpacked_bytes=unpacked_bytes,
         min_memory_mib=estimate_memory_mib(unpacked_bytes, initramfs_path.stat().st_size),

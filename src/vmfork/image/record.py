@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
 
 KERNEL_NAME = "kernel"
 INITRAMFS_NAME = "initramfs"
@@ -25,7 +25,8 @@ class RecordError(ValueError):
 class Image:
     """A kernel and an initramfs on disk, and what is in them.
 
-    `digest` names the inputs. `packages` maps names to versions. `unpacked_bytes` is what the files take in the guest's
+    `digest` names the inputs, of which `suite` and `requested` (packages asked for by name) are the configuration's.
+    `packages` maps names to versions. `unpacked_bytes` is what the files take in the guest's
     memory, in whole pages; `size_bytes` what both files take on disk. `min_memory_mib` is the least guest RAM that
     unpacks and runs it. `created_at` is ISO 8601, UTC.
     """
@@ -38,6 +39,8 @@ class Image:
     kernel_sha256: str
     initramfs_sha256: str
     arch: str
+    suite: str
+    requested: tuple[str, ...]
     packages: Mapping[str, str]
     unpacked_bytes: int
     min_memory_mib: int
@@ -57,6 +60,8 @@ _FIELDS: dict[str, type] = {
     "kernel_sha256": str,
     "initramfs_sha256": str,
     "arch": str,
+    "suite": str,
+    "requested": list,
     "packages": dict,
     "unpacked_bytes": int,
     "min_memory_mib": int,
@@ -83,6 +88,7 @@ def decode_record(text: bytes, *, name: str, folder: Path) -> Image:
     if fields.get("format") != FORMAT:
         raise RecordError(f"{RECORD_NAME} has format {fields.get('format')!r}, this vmfork reads {FORMAT}")
     checked: dict[str, Any] = {field: _get_field(fields, field, kind) for field, kind in _FIELDS.items()}
+    checked["requested"] = tuple(map(str, checked["requested"]))
     return Image(name=name, kernel=folder / KERNEL_NAME, initramfs=folder / INITRAMFS_NAME, **checked)
 
 

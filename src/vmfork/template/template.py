@@ -28,7 +28,7 @@ from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
 from vmfork.vm.secrets import Secrets
 from vmfork.vm.thaw import Thaw
-from vmfork.wire import SUPPORTED_PROTOCOLS
+from vmfork.wire import FIRST_WITH_NOTIFY, SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -252,7 +252,11 @@ class Template:
                 hardware=self.hardware,
                 memory_fd=opened.memory_fd,
                 state_fd=opened.state_fd,
-                thaw=Thaw(hooks=self.manifest.hooks, watchers=self.manifest.watchers),
+                thaw=Thaw(
+                    hooks=self.manifest.hooks,
+                    watchers=self.manifest.watchers,
+                    notifies=self.manifest.agent_protocol >= FIRST_WITH_NOTIFY,
+                ),
                 reseed=self.manifest.traits["reseed"] in ("both", "agent"),
             )
             return await restore_base(frozen, binary=self._binary, places=self._places)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vmfork.config import ImageConfig
-from vmfork.errors import ConfigError, ImageNotFound
+from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import build_image, open_image
 from vmfork.progress import ignore_progress
@@ -44,14 +44,21 @@ async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListe
 async def ensure_image(
     name: str, *, made_of: ImageConfig | None = None, places: Places, progress: ProgressListener = ignore_progress
 ) -> Image:
-    """The image `name`. Only `default` is built where it is missing; another is `ImageNotFound`.
+    """The image `name`. Only `default` is built where it is missing or damaged; another is an error.
 
-    With `made_of`, `default` is the image of that configuration afterwards: found, where it was built before.
+    `default` is made of `made_of`, else of what it was made of before, and follows this vmfork: where that ships
+    another agent, it is built anew.
     """
-    if made_of is None or name != DEFAULT_IMAGE:
-        try:
-            return await asyncio.to_thread(open_image, name, images_dir=places.images)
-        except ImageNotFound:
-            if name != DEFAULT_IMAGE:
-                raise
-    return await build_image(name, made_of or ImageConfig(), images_dir=places.images, progress=progress)
+    if name != DEFAULT_IMAGE:
+        return await asyncio.to_thread(open_image, name, images_dir=places.images)
+    if made_of is None:
+        made_of = await asyncio.to_thread(_read_configuration, name, places)
+    return await build_image(name, made_of, images_dir=places.images, progress=progress)
+
+
+def _read_configuration(name: str, places: Places) -> ImageConfig:
+    try:
+        image = open_image(name, images_dir=places.images)
+    except (ImageNotFound, ImageCorrupt):
+        return ImageConfig()
+    return ImageConfig(suite=image.suite, packages=image.requested)

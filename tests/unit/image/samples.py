@@ -22,6 +22,8 @@ def make_image(folder: Path, *, digest: str = DIGEST, name: str = "one", kernel:
         kernel_sha256=hashlib.sha256(kernel).hexdigest(),
         initramfs_sha256=hashlib.sha256(initramfs).hexdigest(),
         arch="x86_64",
+        suite="trixie",
+        requested=("bash",),
         packages={"bash": "5.2"},
         unpacked_bytes=4096,
         min_memory_mib=64,

@@ -18,7 +18,7 @@ def test_a_record_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "want"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 1}, "format 1"),
         ({"digest": None}, "digest"),
         ({"kernel_bytes": "7"}, "kernel_bytes"),
         ({"kernel_bytes": True}, "kernel_bytes"),

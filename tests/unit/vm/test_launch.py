@@ -57,6 +57,8 @@ async def plan(tmp_path) -> BootPlan:
         kernel_sha256=hashlib.sha256(tiny_kernel()).hexdigest(),
         initramfs_sha256="0",
         arch="x86_64",
+        suite="trixie",
+        requested=("bash",),
         packages={},
         unpacked_bytes=0,
         min_memory_mib=64,

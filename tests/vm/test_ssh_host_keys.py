@@ -1,0 +1,61 @@
+"""An image with an SSH server: each fork has host keys of its own, and the server that runs in it uses them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vmfork.aio import Template
+from vmfork.config import ImageConfig, VMConfig
+from vmfork.image import build_image, remove_image
+
+pytestmark = pytest.mark.vm
+
+PACKAGES = ("openssh-server", "openssh-client", "bash", "grep", "procps")
+# No maintainer script ran in the image, so its account and configuration are made here.
+SERVER = [
+    "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
+    "cp /etc/ssh/ssh_host_ed25519_key.pub /root/frozen.pub",
+    "echo 'sshd:x:974:65534::/run/sshd:/usr/sbin/nologin' >> /etc/passwd; mkdir -p /run/sshd",
+    "cp /usr/share/openssh/sshd_config /etc/ssh/; /usr/sbin/sshd",
+    "mkdir -p /var/lib/systemd; head -c 512 /dev/urandom > /var/lib/systemd/random-seed",
+]
+
+
+@pytest.fixture(scope="module")
+def ssh_template(instance):
+    async def build() -> Template:
+        image = await build_image("ssh", ImageConfig(packages=PACKAGES), images_dir=instance.images)
+        config = VMConfig(image="ssh", memory_mib=max(256, image.min_memory_mib))
+        return await Template.build("ssh", config, warm_up=SERVER, ready="test -s /run/sshd.pid")
+
+    template = asyncio.run(build())
+    yield template
+    asyncio.run(template.remove())
+    remove_image("ssh", images_dir=instance.images)
+
+
+async def test_each_fork_has_host_keys_of_its_own(ssh_template) -> None:
+    vms = await ssh_template.fork_many(2)
+    try:
+        keys = [(await vm.read_file("/etc/ssh/ssh_host_ed25519_key.pub")).split()[1] for vm in vms]
+        frozen = (await vms[0].read_file("/root/frozen.pub")).split()[1]
+        assert len({*keys, frozen}) == 3
+        for vm, key in zip(vms, keys, strict=True):
+            # The server closed its socket and starts anew: a scan may come too early.
+            scan = "for i in 1 2 3 4 5 6 7 8 9; do ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | grep . && break; done"
+            shown = (await vm.shell(scan, check=True, timeout_s=60)).stdout
+            assert key.decode() in shown
+            mode = (await vm.stat("/etc/ssh/ssh_host_ed25519_key")).mode & 0o777
+            assert mode == 0o600
+            assert not (await vm.exec(["test", "-e", "/var/lib/systemd/random-seed"])).ok
+    finally:
+        for vm in vms:
+            await vm.aclose()
+
+
+async def test_the_audit_sees_them(ssh_template) -> None:
+    report = await ssh_template.audit(2)
+    assert {row.name: row.verdict for row in report.rows}["ssh-host-keys"] == "ok"
+    assert report.safe
