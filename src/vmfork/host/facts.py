@@ -20,10 +20,6 @@ def kernel_release() -> str:
     return os.uname().release
 
 
-def architecture() -> str:
-    return os.uname().machine
-
-
 @dataclass(frozen=True, slots=True)
 class KVMDevice:
     """What can be said of /dev/kvm without running anything: presence and access prove nothing more."""

@@ -24,7 +24,7 @@ from vmfork.errors import (
 )
 from vmfork.host import facts
 from vmfork.host.folders import link_atomically, make_private, write_whole
-from vmfork.host.lock import FileLock, is_locked, read_holder
+from vmfork.host.lock import FileLock, read_holder
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.store.manifest import FILE_NAME, Manifest
 from vmfork.store.ram_file import create_ram_file, digest_open_ram
@@ -171,11 +171,6 @@ class TemplateStore:
                 removed += _sweep_generations(folder)
                 _remove_if_empty(folder)
         return removed
-
-    def is_building(self, name: str) -> bool:
-        """Whether a live process builds, removes or sweeps the template now."""
-        check_name(name)
-        return is_locked(self.folder / name / "building")
 
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():

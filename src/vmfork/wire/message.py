@@ -254,11 +254,6 @@ def parse_read(payload: bytes) -> tuple[int, int]:
     return _int(size), _int(mode, 8)
 
 
-def parse_write(payload: bytes) -> int:
-    """The answer to WRITE: the number of bytes written."""
-    return _int(_fields(payload, 1, "the answer to write")[0])
-
-
 def parse_stat(payload: bytes) -> FileStat:
     """The answer to STAT."""
     kind, mode, size, mtime_ns, uid, gid, target = _fields(payload, 7, "the answer to stat")

@@ -18,7 +18,6 @@ PARSERS = [
     message.parse_started,
     message.parse_exec,
     message.parse_read,
-    message.parse_write,
     message.parse_stat,
     message.parse_outcomes,
     message.parse_clock,
