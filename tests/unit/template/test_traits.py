@@ -1,0 +1,67 @@
+"""A template and an emulator that was replaced since: the field that differs is named, with both values."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from vmfork.config import VMConfig
+from vmfork.errors import TemplateStale
+from vmfork.hypervisor.qemu.binary import find_qemu, find_qemu_like
+from vmfork.store import Manifest
+from vmfork.template.traits import emulator_traits
+from vmfork.vm.accelerator import hardware_for
+
+OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"
+
+
+@pytest.fixture
+def qemu(tmp_path):
+    """Puts an emulator of that version in place, always under the same path."""
+
+    def install(version: str) -> str:
+        new, path = tmp_path / "new", tmp_path / "qemu"
+        new.write_text(f"#!/bin/sh\necho 'QEMU emulator version {version}'\n")
+        new.chmod(0o755)
+        new.rename(path)
+        return str(path)
+
+    return install
+
+
+def manifest_of(traits: dict[str, str]) -> Manifest:
+    blank = {"str": "", "int": 0, "bool": False, "Mapping[str, str]": {}}
+    needed = {field.name: blank[str(field.type)] for field in fields(Manifest) if str(field.type) in blank}
+    return Manifest(
+        **{**needed, "name": "py", "traits": traits, "format": Manifest.__dataclass_fields__["format"].default}
+    )
+
+
+async def test_an_upgraded_emulator_is_named(qemu) -> None:
+    path = qemu(OLD)
+    frozen_on = await find_qemu(path)
+    hardware = hardware_for(VMConfig(), "tcg", frozen_on)
+    manifest = manifest_of(emulator_traits(hardware, frozen_on))
+
+    async def check() -> None:
+        found = await find_qemu_like(path, OLD, frozen_on.stamp, configured=path)
+        manifest.check_traits(emulator_traits(hardware, found))
+
+    await check()
+    qemu(NEW)
+    with pytest.raises(TemplateStale) as stale:
+        await check()
+    assert (stale.value.name, stale.value.field) == ("py", "qemu.version")
+    assert (stale.value.have, stale.value.want) == (OLD, NEW)
+    assert "--replace" in stale.value.hint
+
+
+async def test_another_file_of_the_same_version_fits(qemu) -> None:
+    path = qemu(OLD)
+    frozen_on = await find_qemu(path)
+    qemu(OLD)
+    found = await find_qemu_like(path, OLD, frozen_on.stamp, configured=path)
+    assert found.stamp != frozen_on.stamp
+    hardware = hardware_for(VMConfig(), "tcg", frozen_on)
+    manifest_of(emulator_traits(hardware, frozen_on)).check_traits(emulator_traits(hardware, found))
