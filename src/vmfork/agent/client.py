@@ -55,13 +55,14 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
     async def clock(self, set_to: Callable[[], int] | None = None, *, timeout_s: float | None = 5.0) -> ClockReading:
         """The guest's clocks, after its wall clock was set to `set_to()`, if given: ns since 1970.
 
-        `set_to` is called right before the bytes are written.
+        `set_to` is called right before the bytes are written, and is the host's clock in the reading.
         """
         exchange = self._new_exchange()
-        sent_ns = time.time_ns()
+        host_clock = set_to or time.time_ns
+        sent_ns = host_clock()
         self._begin(exchange, message.clock_request(exchange.stream, None if set_to is None else set_to()))
         payload = await self._result(exchange, "the clock of the guest", timeout_s)
-        received_ns = time.time_ns()
+        received_ns = host_clock()
         wall_ns, monotonic_ns = message.parse_clock(payload)
         return message.ClockReading(wall_ns, monotonic_ns, sent_ns, received_ns)
 

@@ -107,6 +107,9 @@ class Machine(Protocol):
 
     async def resume(self) -> None: ...
 
+    async def check(self) -> None:
+        """The hypervisor answered. Waits as long as it does not."""
+
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
 

@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError
+from vmfork.errors import AdoptError, DeadlineExceeded, ExecError, GuestError, LaunchError
 from vmfork.vm.adopt import adopt
-from vmfork.vm.identity import check_env
+from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
 from vmfork.vm.thaw import Thaw, check_files, thaw
 from vmfork.vm.vm import VM
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.vm.folder import VMFolder
-    from vmfork.vm.identity import Identity
     from vmfork.wire import Hello
 
 # Between the agent's connection closing and the process being reaped.
@@ -63,6 +62,7 @@ class BaseVM:
         self._agent = agent
         self._ram_inode = ram_inode
         self._todo = todo or Thaw()
+        self._parked = False
         self._owned = AsyncExitStack()
         self._owned.callback(folder.close)
         self._owned.push_async_callback(machine.aclose)
@@ -89,6 +89,8 @@ class BaseVM:
             identity = replace(self.identity, env=check_env(env or {}))
             content = check_files(files or {})
             async with explained(self._machine, self._agent, timeout_s):
+                if self._parked:
+                    await self._unpark(timeout_s)
                 adoption = await adopt(self._agent, identity, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
                 await thaw(
@@ -125,6 +127,48 @@ class BaseVM:
             image=self.image,
             ram_inode=self._ram_inode,
         )
+
+    async def park(self, *, timeout_s: float) -> None:
+        """The machine was exercised and stands still: what only the first use costs was paid, mostly emulation.
+
+        It took on an identity that is thrown away, with entropy of its own, and ran a program. `adopt` lets it run on
+        and gives it the one it keeps. Errors are those of `adopt`; the machine is destroyed then, and on cancel.
+        """
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            rehearsed = Identity.fresh(
+                self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
+            )
+            async with explained(self._machine, self._agent, timeout_s):
+                await adopt(self._agent, rehearsed, timeout_s=timeout_s)
+                await thaw(
+                    self._agent, rehearsed, Thaw(notifies=self._todo.notifies),
+                    files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
+                )  # fmt: skip
+                with suppress(ExecError):  # an image may do without it
+                    await self._agent.exec(["true"], timeout_s=timeout_s)
+                await self._machine.pause()
+            on_failure.pop_all()
+        self._parked = True
+
+    async def check(self, *, timeout_s: float) -> None:
+        """The hypervisor answers. `DeadlineExceeded` when it hangs, `LaunchError` when it ended."""
+        async with explained(self._machine, self._agent, timeout_s):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._machine.check()
+            except TimeoutError:
+                raise DeadlineExceeded(f"the machine {self.identity.vm_id}", timeout_s) from None
+
+    async def _unpark(self, timeout_s: float) -> None:
+        # What it took to make the machine was paid before anybody asked for it.
+        self.spawn_s = self.answer_s = 0.0
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._machine.resume()
+        except TimeoutError:
+            raise DeadlineExceeded("letting the machine run on", timeout_s) from None
+        self._parked = False
 
     async def aclose(self) -> None:
         """The machine is gone, unless it was adopted: then this does nothing."""

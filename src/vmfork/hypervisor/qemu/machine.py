@@ -117,6 +117,10 @@ class QemuMachine:
         """The virtual CPUs run."""
         await (await self._get_monitor()).execute("cont")
 
+    async def check(self) -> None:
+        """QEMU answered, so its main loop runs; the guest may stand still."""
+        await (await self._get_monitor()).execute("query-status")
+
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path` (60 to 80 KB, about 1 ms). The machine was paused, and stays so.
 
