@@ -15,7 +15,7 @@ import pytest
 from host_probe import exit_code_of, fork_child, open_descriptors, wait_gone
 
 from vmfork.errors import HostError
-from vmfork.host.process import Process, ProcessIdentity
+from vmfork.host.process import Process, ProcessIdentity, _find_setpriv
 
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
@@ -201,24 +201,35 @@ def test_a_process_dies_with_an_owner_that_is_killed(log, trap):
     assert exit_code_of(pid) == -signal.SIGKILL
 
 
-@pytest.mark.usefixtures("orphans_are_ours")
-def test_a_process_dies_although_its_owner_was_killed_right_after_the_start(log):
-    """Before the kernel was told to kill it, which takes the child a millisecond."""
+@pytest.fixture
+def slow_setpriv(tmp_path, monkeypatch):
+    """A setpriv that waits for a line in the FIFO given here before it is itself: what may happen, made certain."""
+    real, fifo, program = _find_setpriv(), tmp_path / "fifo", tmp_path / "setpriv"
+    os.mkfifo(fifo)
+    program.write_text(f'#!/bin/sh\nread -r line < {fifo}\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    _find_setpriv.cache_clear()
+    yield fifo
+    _find_setpriv.cache_clear()
 
+
+@pytest.mark.usefixtures("orphans_are_ours")
+def test_a_process_does_not_outlive_an_owner_that_was_killed_before_the_kernel_was_told(log, slow_setpriv):
     async def own():
         start_and_tell(log[1], ["sleep", "1000"])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    for _ in range(15):
-        owner = fork_child(lambda: asyncio.run(own()))
-        assert exit_code_of(owner) == -signal.SIGKILL
-        pid = int(read_lines(log[0], 1)[0])
-        pidfd = os.pidfd_open(pid)
-        gone = wait_gone(pidfd, limit_s=5)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
-        assert exit_code_of(pid) in (1, -signal.SIGKILL)
-        assert gone
+    owner = fork_child(lambda: asyncio.run(own()))
+    assert exit_code_of(owner) == -signal.SIGKILL
+    pid = int(read_lines(log[0], 1)[0])
+    slow_setpriv.write_text("go on\n")
+    pidfd = os.pidfd_open(pid)
+    gone = wait_gone(pidfd, limit_s=5)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    assert exit_code_of(pid) == 1
+    assert gone
 
 
 @pytest.mark.usefixtures("orphans_are_ours")
