@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from vmfork.config.endpoint import check_socket_path, parse_metrics_address
 from vmfork.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -128,13 +129,23 @@ class FactoryConfig:
     """Which factory, and for what machines.
 
     `template` forks VMs from the template called `template_name`; without it every VM is booted.
+    `remote` asks a cache server. `endpoint` is the Unix socket of that server, by default `cache.sock` in the runtime
+    folder; `metrics` is where it serves its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
     """
 
     vm: VMConfig = field(default_factory=VMConfig)
     template: bool = False
     template_name: str = "factory"
+    remote: bool = False
+    endpoint: str = ""
+    metrics: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.template, bool):
-            raise ConfigError("factory.template", self.template, "must be true or false")
+        for name in ("template", "remote"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"factory.{name}", getattr(self, name), "must be true or false")
         check_name(self.template_name, field="factory.template_name")
+        if self.endpoint:
+            check_socket_path(self.endpoint, field="factory.endpoint")
+        if self.metrics:
+            parse_metrics_address(self.metrics)
