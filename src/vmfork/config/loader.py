@@ -150,7 +150,7 @@ def _from_text(field: str, text: str) -> Any:
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false")
         return truth
-    if field == "vm.cpus":
+    if field in ("vm.cpus", "vm.max_cpus"):
         try:
             return int(text)
         except ValueError:
@@ -159,7 +159,7 @@ def _from_text(field: str, text: str) -> Any:
 
 
 def _convert(field: str, value: Any) -> Any:
-    if field == "vm.memory_mib" and isinstance(value, str):
+    if field in ("vm.memory_mib", "vm.max_memory_mib") and isinstance(value, str):
         return parse_size_mib(value, field=field)
     if field.endswith("_s") and isinstance(value, str):
         return parse_duration_s(value, field=field)

@@ -19,6 +19,10 @@ _SUITE = re.compile(r"[a-z][a-z0-9-]*")
 
 MAX_CPUS = 255
 MIN_MEMORY_MIB = 64
+# Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
+MAX_MEMORY_MIB = 512 * 1024
+# An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
+MEMORY_BLOCK_MIB = 128
 
 DEFAULT_PACKAGES = (
     "ca-certificates", "coreutils", "curl", "dash", "bash", "diffutils", "file", "findutils", "gawk", "grep", "gzip",
@@ -83,7 +87,8 @@ class ImageConfig:
 class VMConfig:
     """What a virtual machine is.
 
-    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. `accel` is `auto` (KVM where it is proven to run the guest,
+    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A machine can be grown while it runs to `max_cpus` and
+    `max_memory_mib`, which is `memory_mib` and a multiple of 128; 0 is no growth. `accel` is `auto` (KVM where it is proven to run the guest,
     else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator.
     `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
     `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
@@ -94,6 +99,8 @@ class VMConfig:
     image: str = "default"
     cpus: int = 1
     memory_mib: int = 256
+    max_cpus: int = 0
+    max_memory_mib: int = 0
     accel: Accelerator = "auto"
     cpu_model: str = ""
     kernel_args: str = ""
@@ -107,6 +114,7 @@ class VMConfig:
         check_name(self.image, field="vm.image")
         _check_whole("vm.cpus", self.cpus, low=1, high=MAX_CPUS)
         _check_whole("vm.memory_mib", self.memory_mib, low=MIN_MEMORY_MIB)
+        self._check_growth()
         if self.accel not in get_args(Accelerator):
             raise ConfigError(
                 "vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg"
@@ -121,6 +129,32 @@ class VMConfig:
         if self.reseed not in get_args(Reseed):
             raise ConfigError(
                 "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"
+            )
+
+    def _check_growth(self) -> None:
+        _check_whole("vm.max_cpus", self.max_cpus, low=0, high=MAX_CPUS)
+        if 0 < self.max_cpus < self.cpus:
+            reason = f"{self.max_cpus} is less than cpus ({self.cpus})"
+            raise ConfigError("vm.max_cpus", self.max_cpus, reason, hint="give as many or more, or 0 for no growth")
+        _check_whole("vm.max_memory_mib", self.max_memory_mib, low=0, high=MAX_MEMORY_MIB)
+        if self.max_memory_mib == 0:
+            return
+        growth = self.max_memory_mib - self.memory_mib
+        if growth < 0:
+            raise ConfigError(
+                "vm.max_memory_mib",
+                self.max_memory_mib,
+                f"{self.max_memory_mib} MiB is less than memory_mib ({self.memory_mib})",
+                hint="give as much or more, or 0 for no growth",
+            )
+        if growth % MEMORY_BLOCK_MIB:
+            fitting = self.memory_mib + -(-growth // MEMORY_BLOCK_MIB) * MEMORY_BLOCK_MIB
+            raise ConfigError(
+                "vm.max_memory_mib",
+                self.max_memory_mib,
+                f"{self.max_memory_mib} MiB is {growth} MiB above memory_mib ({self.memory_mib}), and a guest takes "
+                f"memory in blocks of {MEMORY_BLOCK_MIB} MiB",
+                hint=f"give {fitting}",
             )
 
 

@@ -18,7 +18,8 @@ class Hardware:
     """What the guest sees, and so what device state is only good for: a machine restored must have the same.
 
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
-    decided one, `kvm` or `tcg`. `memory_mib` in MiB.
+    decided one, `kvm` or `tcg`. `cpus` are online and `memory_mib` (MiB) is there when the kernel has booted; the machine
+    is made so that it can grow to `max_cpus`, of which the others are parked, and `max_memory_mib`.
     """
 
     machine: str
@@ -27,6 +28,12 @@ class Hardware:
     cpus: int
     memory_mib: int
     vmgenid: bool = True
+    max_cpus: int = 0
+    max_memory_mib: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_cpus", max(self.max_cpus, self.cpus))
+        object.__setattr__(self, "max_memory_mib", max(self.max_memory_mib, self.memory_mib))
 
 
 @dataclass(frozen=True, slots=True)

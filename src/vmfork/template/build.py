@@ -136,6 +136,8 @@ class _Build:
             image=plan.image.name,
             cpus=hardware.cpus,
             memory_mib=hardware.memory_mib,
+            max_cpus=hardware.max_cpus,
+            max_memory_mib=hardware.max_memory_mib,
             traits=all_traits(hardware, plan.binary, plan.image, plan.config),
             hooks=todo.hooks,
             watchers=todo.watchers,

@@ -84,6 +84,8 @@ class Template:
             cpus=m.cpus,
             memory_mib=m.memory_mib,
             vmgenid=m.vmgenid,
+            max_cpus=m.max_cpus,
+            max_memory_mib=m.max_memory_mib,
         )
 
     @classmethod

@@ -69,6 +69,8 @@ def hardware_for(config: VMConfig, accel: str, binary: QemuBinary) -> Hardware:
         cpu_model=config.cpu_model or default_cpu_model(accel),
         cpus=config.cpus,
         memory_mib=config.memory_mib,
+        max_cpus=config.max_cpus,
+        max_memory_mib=config.max_memory_mib,
         vmgenid=config.reseed in ("both", "vmgenid"),
     )
 
@@ -107,7 +109,15 @@ async def prove_kvm(
 
 async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Verdict:
     # Size does not change whether the CPU can run the kernel: the smallest machine proves it fastest.
-    small = replace(config, accel="kvm", cpus=1, memory_mib=image.min_memory_mib, boot_timeout_s=PROOF_LIMIT_S)
+    small = replace(
+        config,
+        accel="kvm",
+        cpus=1,
+        memory_mib=image.min_memory_mib,
+        max_cpus=0,
+        max_memory_mib=0,
+        boot_timeout_s=PROOF_LIMIT_S,
+    )
     hardware = hardware_for(small, "kvm", binary)
     try:
         base = await boot_base(BootPlan(small, image, binary, hardware), places=places)

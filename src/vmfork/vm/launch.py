@@ -67,7 +67,7 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
     `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
     """
     image = plan.image
-    arguments = f"{KERNEL_ARGS} {plan.config.kernel_args}".rstrip()
+    arguments = f"{KERNEL_ARGS}{_parking(plan.hardware)} {plan.config.kernel_args}".rstrip()
     return await _launch(
         Identity.fresh(new_vm_id(), reseed=plan.config.reseed in ("both", "agent")),
         plan.binary,
@@ -145,6 +145,11 @@ async def _launch(
         greeting=greeting,
         todo=todo or Thaw(),
     )
+
+
+def _parking(hardware: Hardware) -> str:
+    # The rest stays parked until it is brought online. Nothing is said where nothing is parked.
+    return f" maxcpus={hardware.cpus}" if hardware.max_cpus > hardware.cpus else ""
 
 
 def _record(identity: Identity, machine: Machine, hardware: Hardware, image: str) -> VMRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmfork.config.values import MEMORY_BLOCK_MIB
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, SharedRAM
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ AGENT_PORT = "vmfork.agent.0"
 
 # Nothing here runs programs, changes users or sets limits; a QEMU taken over by its guest cannot either.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# Each is a piece of memory that can be added, and costs every machine a part of its ACPI tables.
+MEMORY_SLOTS = 8
 
 # Whatever a fork does not need is left out of the machine: each device costs set-up time and state in every fork.
 _MACHINE_OPTIONS = (
@@ -65,9 +69,18 @@ def _hardware(hardware: Hardware) -> list[str]:
         *("-machine", ",".join((hardware.machine, *_MACHINE_OPTIONS))),
         *("-accel", hardware.accel),
         *("-cpu", hardware.cpu_model),
-        *("-smp", str(hardware.cpus)),
-        *("-m", f"{hardware.memory_mib}M"),
+        # The kernel is told how many of them to bring online (vm/launch.py).
+        *("-smp", str(hardware.max_cpus)),
+        *("-m", _memory(hardware)),
     ]
+
+
+def _memory(hardware: Hardware) -> str:
+    growth_mib = hardware.max_memory_mib - hardware.memory_mib
+    if growth_mib == 0:
+        return f"{hardware.memory_mib}M"
+    slots = min(MEMORY_SLOTS, -(-growth_mib // MEMORY_BLOCK_MIB))
+    return f"{hardware.memory_mib}M,slots={slots},maxmem={hardware.max_memory_mib}M"
 
 
 def _ram(binary: QemuBinary, launch: Launch) -> str:
