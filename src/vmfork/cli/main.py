@@ -95,6 +95,9 @@ def _run(argv: Sequence[str] | None) -> int:  # noqa: PLR0911 - one for each kin
     try:
         status = cli.main(args=None if argv is None else [*argv], prog_name="vmfork", standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.UsageError as error:
         hint = f"see {error.ctx.command_path} --help" if error.ctx else ""
         show_failure(error.format_message(), hint)

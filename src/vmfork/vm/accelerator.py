@@ -122,12 +122,18 @@ async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, pl
     try:
         base = await boot_base(BootPlan(small, image, binary, hardware), places=places)
     except LaunchError as error:
-        said = next((line for line in reversed(error.log_tail.splitlines()) if line.strip()), "")
-        return Verdict(usable=False, reason=f"{error.reason}{': ' + said.strip() if said else ''}")
+        return Verdict(usable=False, reason=_tell_why(error))
     except GuestError as error:
         return Verdict(usable=False, reason=error.message)
     await base.aclose()
     return Verdict(usable=True, reason="")
+
+
+def _tell_why(error: LaunchError) -> str:
+    """The reason, with QEMU's first complaint: what follows is a dump of the CPU's registers, or an assertion."""
+    complaints = (line.strip() for line in error.log_tail.splitlines() if "warning:" not in line)
+    said = next(filter(None, complaints), "")
+    return f"{error.reason}: {said}" if said else error.reason
 
 
 def _verdict_path(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Path:

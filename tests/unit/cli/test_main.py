@@ -48,3 +48,20 @@ def test_config_prints_json_with_origins(capfd, monkeypatch):
     assert main(["config", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["settings"]
     assert found["vm.cpus"] == {"value": 2, "origin": "VMFORK_VM_CPUS"}
+
+
+@pytest.mark.parametrize("argv", [[], ["template"]])
+def test_without_a_command_the_help_is_shown_as_no_error(argv, capfd):
+    assert main(argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("Usage: ")
+    assert "Commands:" in err
+
+
+def test_config_takes_a_file_before_or_after_its_name(capfd, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[vm]\ncpus = 3\n")
+    for argv in (["--config", str(file), "config"], ["config", "--config", str(file)]):
+        assert main(argv) == 0
+        assert f"vm.cpus                {file}  3\n" in capfd.readouterr().out
