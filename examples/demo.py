@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -130,9 +131,10 @@ def main() -> int:
                 vm.close()
     finally:
         template.remove()
-    table = Table(title=f"{FORKS} forks of one template ({config.memory_mib} MiB, {vms[0].accel})")
-    for heading in ("machine", "fork", "first result", "RAM shared", "RAM own", "process own", "work, checked"):
-        table.add_column(heading, justify="right")
+    title = f"{FORKS} forks of one template ({config.memory_mib} MiB, {vms[0].accel})"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)  # fits into 80 columns
+    for heading in ("machine", "fork", "first\nresult", "RAM\nshared", "RAM\nown", "process\nown", "work,\nchecked"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     table.add_section()
