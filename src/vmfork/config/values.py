@@ -11,6 +11,7 @@ from vmfork.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
+ASLR = Literal["auto", "on", "off"]
 
 NAME_LIMIT = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -93,7 +94,9 @@ class VMConfig:
     `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
     `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
     `hook_timeout_s` each before-freeze and after-fork hook. `reseed` says who renews a fork's random numbers; anything
-    but `both` is there to test one defence without the other, and `none` gives forks that share theirs.
+    but `both` is there to test one defence without the other, and `none` gives forks that share theirs. `aslr` is
+    whether programs of the guest start at random addresses; `auto` is off under TCG, where each start at a new address
+    is translated anew.
     """
 
     image: str = "default"
@@ -109,6 +112,7 @@ class VMConfig:
     fork_timeout_s: float = 30.0
     hook_timeout_s: float = 30.0
     reseed: Reseed = "both"
+    aslr: ASLR = "auto"
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -126,6 +130,8 @@ class VMConfig:
         _check_seconds("vm.boot_timeout_s", self.boot_timeout_s)
         _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
         _check_seconds("vm.hook_timeout_s", self.hook_timeout_s)
+        if self.aslr not in get_args(ASLR):
+            raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")
         if self.reseed not in get_args(Reseed):
             raise ConfigError(
                 "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"

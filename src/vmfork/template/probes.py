@@ -46,7 +46,8 @@ PROBES = (
     ),
     Probe(
         name="address-layout",
-        command="while read -r line; do case $line in *'[stack]') echo ${line%% *};; esac; done < /proc/self/maps",
+        command="[ $(cat /proc/sys/kernel/randomize_va_space) = 0 ] || "
+        "while read -r line; do case $line in *'[stack]') echo ${line%% *};; esac; done < /proc/self/maps",
         hazard="a program's addresses can be predicted from another fork",
     ),
     Probe(name="hostname", command="cat /proc/sys/kernel/hostname", hazard="logs and services mistake one for another"),

@@ -23,12 +23,12 @@ from vmfork.image import open_image
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.build import Recipe, build_template
-from vmfork.template.traits import emulator_traits, image_traits
+from vmfork.template.traits import aslr_trait, emulator_traits, image_traits
 from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
 from vmfork.vm.secrets import Secrets
 from vmfork.vm.thaw import Thaw
-from vmfork.wire import FIRST_WITH_NOTIFY, SUPPORTED_PROTOCOLS
+from vmfork.wire import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -257,7 +257,6 @@ class Template:
                 thaw=Thaw(
                     hooks=self.manifest.hooks,
                     watchers=self.manifest.watchers,
-                    notifies=self.manifest.agent_protocol >= FIRST_WITH_NOTIFY,
                 ),
                 reseed=self.manifest.traits["reseed"] in ("both", "agent"),
             )
@@ -306,7 +305,8 @@ def _check_config(manifest: Manifest, config: VMConfig) -> None:
     """Nothing, when a build from `config` would give such machines; what it leaves to the host is not compared."""
     if config.image != manifest.image:
         raise TemplateStale(manifest.name, "image", manifest.image, config.image)
+    aslr = aslr_trait(config, manifest.traits["accel"])
     wanted = {"cpu_model": config.cpu_model or default_cpu_model(manifest.traits["accel"])}
     if config.accel != "auto":
         wanted["accel"] = config.accel
-    manifest.check_traits({**wanted, "kernel_args": config.kernel_args, "reseed": config.reseed})
+    manifest.check_traits({**wanted, "kernel_args": config.kernel_args, "reseed": config.reseed, "aslr": aslr})

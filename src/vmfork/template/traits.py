@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmfork.vm.launch import decide_aslr
+
 if TYPE_CHECKING:
     from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
@@ -25,10 +27,15 @@ def image_traits(image: Image) -> dict[str, str]:
     return {"image.kernel": image.kernel_sha256, "image.initramfs": image.initramfs_sha256}
 
 
+def aslr_trait(config: VMConfig, accel: str) -> str:
+    return "on" if decide_aslr(config, accel) else "off"
+
+
 def all_traits(hardware: Hardware, binary: QemuBinary, image: Image, config: VMConfig) -> dict[str, str]:
     return {
         **emulator_traits(hardware, binary),
         **image_traits(image),
         "kernel_args": config.kernel_args,
         "reseed": config.reseed,
+        "aslr": aslr_trait(config, hardware.accel),
     }

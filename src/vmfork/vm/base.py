@@ -142,7 +142,7 @@ class BaseVM:
             async with explained(self._machine, self._agent, timeout_s):
                 await adopt(self._agent, rehearsed, timeout_s=timeout_s)
                 await thaw(
-                    self._agent, rehearsed, Thaw(notifies=self._todo.notifies),
+                    self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
                     files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
                 )  # fmt: skip
                 with suppress(ExecError):  # an image may do without it

@@ -61,13 +61,23 @@ class Frozen:
     reseed: bool = True
 
 
+def decide_aslr(config: VMConfig, accel: str) -> bool:
+    """Whether programs of the guest start at random addresses.
+
+    QEMU 7.2 finds translated code by its virtual address, so that a program at another address is translated from the
+    start: `true` took 38 ms in place of 13 (measured side by side), and left 1.3 MB of code behind each time.
+    """
+    return config.aslr == "on" or (config.aslr == "auto" and accel != "tcg")
+
+
 async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None) -> BaseVM:
     """A machine that was booted as planned and whose agent answers. With `memory_fd`, its RAM is in that file.
 
     `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
     """
     image = plan.image
-    arguments = f"{KERNEL_ARGS}{_parking(plan.hardware)} {plan.config.kernel_args}".rstrip()
+    aslr = "" if decide_aslr(plan.config, plan.hardware.accel) else " norandmaps"
+    arguments = f"{KERNEL_ARGS}{aslr}{_parking(plan.hardware)} {plan.config.kernel_args}".rstrip()
     return await _launch(
         Identity.fresh(new_vm_id(), reseed=plan.config.reseed in ("both", "agent")),
         plan.binary,

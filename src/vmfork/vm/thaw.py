@@ -27,15 +27,13 @@ _ANSWER_MARGIN_S = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thaw:
     """What there is to do in a fork before it is handed out: found when its template was frozen, since a fork's files
-    are then what they were. A template without hooks costs its forks nothing for them.
+    are then what they were. A template without hooks and watchers costs its forks nothing.
 
-    `notifies`: its agent can tell watchers; it is asked to in any case, since one may have registered after `watchers`
-    were listed. `secrets_found` are secrets that were allowed to stay.
+    `secrets_found` are secrets that were allowed to stay.
     """
 
     hooks: tuple[str, ...] = ()
     watchers: tuple[str, ...] = ()
-    notifies: bool = False
     secrets_found: tuple[str, ...] = ()
 
 
@@ -71,7 +69,7 @@ async def thaw(
     `timeout_s` is for watchers and files together; each hook has its own limit.
     """
     end = time.monotonic() + timeout_s
-    if todo.notifies:
+    if todo.watchers:
         await _renew_watchers(agent, identity.generation.hex, timeout_s)
     for path, content in files.items():
         await _place_file(agent, path, content, end - time.monotonic())
