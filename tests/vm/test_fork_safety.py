@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -177,3 +178,68 @@ async def test_a_certificate_of_today_is_valid_after_a_long_freeze(template) -> 
     window = [str(valid_from), str(valid_from + day_s)]
     async with await (await template.fork_base()).adopt(timeout_s=30, clock=in_a_month) as vm:
         assert (await vm.exec(["python3", "-c", script, *window])).ok
+
+
+# A process that was warm at the freeze, with one timer of each kind, all due in an hour. Asked, it tells of each.
+TIMERS = """
+import json, os, signal, time
+DUE_S = 3600
+def arm(clock, *, absolute=True, flags=0, every_s=0.0):
+    fd = os.timerfd_create(clock, flags=os.TFD_NONBLOCK)
+    start, flags = (time.clock_gettime(clock), flags | os.TFD_TIMER_ABSTIME) if absolute else (0, 0)
+    os.timerfd_settime(fd, flags=flags, initial=start + DUE_S, interval=every_s)
+    return fd
+def tell(fd):
+    try:
+        return int.from_bytes(os.read(fd, 8), "little")
+    except BlockingIOError:
+        return "waits"
+    except OSError as error:
+        return os.strerror(error.errno)
+timers = {
+    "realtime": arm(time.CLOCK_REALTIME),
+    "realtime-hourly": arm(time.CLOCK_REALTIME, every_s=DUE_S),
+    "realtime-cancel-on-set": arm(time.CLOCK_REALTIME, flags=os.TFD_TIMER_CANCEL_ON_SET),
+    "realtime-relative": arm(time.CLOCK_REALTIME, absolute=False),
+    "monotonic": arm(time.CLOCK_MONOTONIC),
+    "boottime": arm(time.CLOCK_BOOTTIME),
+}
+alarms = []
+signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))
+signal.setitimer(signal.ITIMER_REAL, DUE_S)
+os.mkfifo("/run/answer")
+with open("/run/answer", "w") as answer:
+    told = {name: tell(fd) for name, fd in timers.items()}
+    json.dump(told | {"alarm": len(alarms) or "waits"}, answer)
+"""
+HOURS_AHEAD = MONTH_S // 3600
+
+
+@pytest.fixture(scope="module")
+def timed(template_name):
+    """A template that was frozen with timers armed."""
+    warm_up = [
+        f"cat > /root/timers.py <<'END'\n{TIMERS}END",
+        "setsid --fork python3 /root/timers.py > /root/timers.log 2>&1",
+    ]
+    template = asyncio.run(Template.build("timed", VMConfig(), warm_up=warm_up, ready="test -p /run/answer"))
+    yield template
+    asyncio.run(template.remove())
+
+
+@pytest.mark.parametrize("ahead_s", [0, MONTH_S])
+async def test_only_timers_of_the_wall_clock_fire_after_a_long_freeze(timed, ahead_s) -> None:
+    base = await timed.fork_base()
+    async with await base.adopt(timeout_s=30, clock=lambda: time.time_ns() + ahead_s * 10**9) as vm:
+        told = json.loads((await vm.exec(["cat", "/run/answer"], timeout_s=30, check=True)).stdout)
+    assert told == {
+        "realtime": 1 if ahead_s else "waits",
+        # Once, with a count of all it missed.
+        "realtime-hourly": HOURS_AHEAD if ahead_s else "waits",
+        # In every fork: the clock was set.
+        "realtime-cancel-on-set": "Operation canceled",
+        "realtime-relative": "waits",
+        "monotonic": "waits",
+        "boottime": "waits",
+        "alarm": "waits",
+    }
