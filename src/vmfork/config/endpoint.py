@@ -65,4 +65,4 @@ def parse_metrics_address(text: str, *, field: str = "factory.metrics") -> Metri
         raise ConfigError(field, text, f"{text!r} is no address for metrics", hint=hint)
     if host not in _LOOPBACK:
         raise ConfigError(field, text, f"{host!r} is not the loopback, and metrics go no further", hint=hint)
-    return MetricsAddress(host=host.strip("[]"), port=int(port))
+    return MetricsAddress(host="127.0.0.1" if host == "localhost" else host.strip("[]"), port=int(port))

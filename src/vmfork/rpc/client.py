@@ -24,7 +24,7 @@ Reply = TypeVar("Reply", covariant=True)  # noqa: PLC0105
 # Everything but a take is answered from memory.
 ANSWER_LIMIT_S = 5.0
 # Added to the time a call may take, so that the server's own answer to its end comes before gRPC's.
-_GRACE_S = 0.5
+GRACE_S = 0.5
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -97,7 +97,7 @@ class CacheClient:
             raise Closed("the connection to the VM cache server")
         check_socket(self.endpoint)
         try:
-            return await method(request, timeout=limit_s + _GRACE_S)
+            return await method(request, timeout=limit_s + GRACE_S)
         except grpc.aio.AioRpcError as error:
             raise from_status(error, operation=operation, limit_s=limit_s, endpoint=self.endpoint) from error
         except grpc.aio.UsageError as error:  # closed while the call was under way

@@ -8,6 +8,7 @@ StoreBusy                ABORTED              busy                HostError
 ConfigError              INVALID_ARGUMENT     config              HostError
 other VMForkErrors       FAILED_PRECONDITION  theirs              HostError
 anything else            INTERNAL             internal            HostError
+the server's end         CANCELLED            -                   Closed
 nobody listens, broken   UNAVAILABLE          -                   HostError
 ```
 """
@@ -50,7 +51,8 @@ def from_status(error: grpc.aio.AioRpcError, *, operation: str, limit_s: float, 
     """The error to raise for a call that failed: `operation` says what was asked, `limit_s` how long it could take."""
     trailers = dict(error.trailing_metadata() or ())
     code, hint = trailers.get(CODE_KEY, ""), trailers.get(HINT_KEY, b"").decode(errors="replace")
-    if code == Closed.code:
+    # gRPC answers CANCELLED by itself to calls that reached a server which stopped before it looked at them.
+    if code == Closed.code or error.code() is grpc.StatusCode.CANCELLED:
         return Closed("the VM cache server", "it is ending")
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(operation, limit_s, hint=hint or "see what the server does: vmfork factory status")
