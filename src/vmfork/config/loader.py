@@ -150,7 +150,7 @@ def _from_text(field: str, text: str) -> Any:
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false")
         return truth
-    if field in ("vm.cpus", "vm.max_cpus"):
+    if field in ("vm.cpus", "vm.max_cpus", "factory.cache"):
         try:
             return int(text)
         except ValueError:

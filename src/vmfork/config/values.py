@@ -169,13 +169,15 @@ class FactoryConfig:
     """Which factory, and for what machines.
 
     `template` forks VMs from the template called `template_name`; without it every VM is booted.
-    `remote` asks a cache server. `endpoint` is the Unix socket of that server, by default `cache.sock` in the runtime
-    folder; `metrics` is where it serves its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
+    `cache` machines are kept ready; `vmfork factory init` serves them to others. `remote` asks such a server.
+    `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
+    its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
     """
 
     vm: VMConfig = field(default_factory=VMConfig)
     template: bool = False
     template_name: str = "factory"
+    cache: int = 0
     remote: bool = False
     endpoint: str = ""
     metrics: str = ""
@@ -185,6 +187,7 @@ class FactoryConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"factory.{name}", getattr(self, name), "must be true or false")
         check_name(self.template_name, field="factory.template_name")
+        _check_whole("factory.cache", self.cache, low=0)
         if self.endpoint:
             check_socket_path(self.endpoint, field="factory.endpoint")
         if self.metrics:
