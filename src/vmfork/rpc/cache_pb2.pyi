@@ -12,7 +12,7 @@ class ConfigRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ConfigReply(_message.Message):
-    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version")
+    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name")
     class TraitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,8 @@ class ConfigReply(_message.Message):
     MAX_CPUS_FIELD_NUMBER: _ClassVar[int]
     MAX_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     config_version: int
     config: bytes
     traits: _containers.ScalarMap[str, str]
@@ -36,7 +38,9 @@ class ConfigReply(_message.Message):
     max_cpus: int
     max_memory_mib: int
     server_version: str
-    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ...) -> None: ...
+    hardware: bytes
+    name: str
+    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
 
 class GetBaseVMRequest(_message.Message):
     __slots__ = ("ttl_s", "client")

@@ -41,6 +41,9 @@ class Snapshot:
     size: int = 0
     ready: int = 0
     refilling: int = 0
+    waiting: int = 0
+    hits: int = 0
+    misses: int = 0
     failed: int = 0
     given: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -56,8 +59,6 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.snapshot = Snapshot()
-        self.hits = self._counter("hits", "Takes that found a machine ready.")
-        self.misses = self._counter("misses", "Takes that had to wait for a machine.")
         self.taken_back = self._counter("taken_back", "Machines ended because their taker went before the answer.")
         self._fallbacks = self._counter("fallbacks", "Requests not served from the pool.", "reason")
         self._phases = Histogram(
@@ -92,6 +93,7 @@ class Metrics(Collector):
             ("pool_size", "Machines the pool is to hold.", now.size),
             ("pool_ready", "Machines ready to be taken.", now.ready),
             ("pool_refilling", "Machines being made.", now.refilling),
+            ("waiting", "Callers that wait for a machine.", now.waiting),
             ("live_vms", "Machines given out that still run.", now.live),
         ):
             yield GaugeMetricFamily(_PREFIX + name, told, value=value)
@@ -105,6 +107,8 @@ class Metrics(Collector):
         yield memory
         for name, told, value in (
             ("given", "Machines given out.", now.given),
+            ("hits", "Takes that found a machine ready.", now.hits),
+            ("misses", "Takes that had to wait for a machine.", now.misses),
             ("failed", "Machines that could not be made.", now.failed),
             ("refused_connections", "Connections of other users.", now.refused),
         ):

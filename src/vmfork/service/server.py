@@ -14,7 +14,7 @@ import json
 import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import VMConfig
+    from vmfork.hypervisor.base import Hardware
     from vmfork.vm.base import BaseVM
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Cache"].full_name
 CONFIG_VERSION = 1
 DOCUMENT_VERSION = 1
 
-_TTL_S = 30.0
+# So long a pool may take to be full before one that serves all the same counts as ready.
+_FILL_PATIENCE_S = 1.0
+_TTL_S = 10.0
 _TTL_LIMIT_S = 600.0
 # A take that has its machine needs so long at most to hand it over.
 _HAND_OVER_LIMIT_S = 10.0
@@ -83,7 +86,15 @@ class PoolStatus(Protocol):
     @property
     def given(self) -> int: ...
     @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
     def failed(self) -> int: ...
+    @property
+    def last_error(self) -> str: ...
     @property
     def dropped(self) -> Mapping[str, int]: ...
     @property
@@ -96,12 +107,12 @@ class Pool(Protocol):
     @property
     def traits(self) -> Mapping[str, str]: ...
     @property
-    def cpus(self) -> int: ...
+    def name(self) -> str: ...
     @property
-    def memory_mib(self) -> int: ...
+    def hardware(self) -> Hardware: ...
     def status(self) -> PoolStatus: ...
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM: ...
-    async def wait_ready(self) -> None: ...
+    async def wait_full(self, *, timeout_s: float | None = None) -> None: ...
     async def aclose(self) -> None: ...
 
 
@@ -180,7 +191,7 @@ class CacheServer:
         self._pool_opened.set()
         if pool is not None:
             stack.push_async_callback(pool.aclose)
-            await self._unless_quit(pool.wait_ready())
+            await self._unless_quit(_wait_ready(pool))
         if not self._quitting.is_set():
             await self._change("serving", on_change)
             await self._quitting.wait()
@@ -236,11 +247,13 @@ class CacheServer:
                 config_version=CONFIG_VERSION,
                 config=json.dumps(asdict(self._config)).encode(),
                 traits=dict(pool.traits),
-                cpus=pool.cpus,
-                memory_mib=pool.memory_mib,
-                max_cpus=getattr(pool, "max_cpus", pool.cpus),
-                max_memory_mib=getattr(pool, "max_memory_mib", pool.memory_mib),
+                cpus=pool.hardware.cpus,
+                memory_mib=pool.hardware.memory_mib,
+                max_cpus=pool.hardware.max_cpus,
+                max_memory_mib=pool.hardware.max_memory_mib,
                 server_version=self._version,
+                hardware=json.dumps(asdict(pool.hardware)).encode(),
+                name=pool.name,
             )
         raise AssertionError
 
@@ -255,7 +268,7 @@ class CacheServer:
             pool = await self._get_pool(limit)
             hit = pool.status().ready > 0
             base = await pool.get_base_vm(timeout_s=limit)
-            self._count_take(base, hit=hit, waited_s=time.monotonic() - begun)
+            self._count_take(base, waited_s=time.monotonic() - begun)
             return await self._give(base, request, context, hit=hit)
         raise AssertionError
 
@@ -300,10 +313,10 @@ class CacheServer:
             "endpoint": str(self.endpoint),
             "metrics_address": self.metrics_address,
             "template": self._template,
-            "cpus": pool.cpus if pool else self._config.cpus,
-            "memory_mib": pool.memory_mib if pool else self._config.memory_mib,
+            "cpus": pool.hardware.cpus if pool else self._config.cpus,
+            "memory_mib": pool.hardware.memory_mib if pool else self._config.memory_mib,
             "traits": dict(pool.traits) if pool else {},
-            "pool": _plain_status(pool.status() if pool else None),
+            "pool": _plain_status(pool.status()) if pool else {"size": 0, "ready": 0},
             "vms": [_plain_vm(vm) for vm in held],
             "live": [{**_plain_vm(vm), "client": vm.client} for vm in live],
             "metrics": self.metrics.numbers(),
@@ -320,21 +333,27 @@ class CacheServer:
         live = self._find_live()
         shared, private = await read_memory_of([vm.pid for vm in (*(before.vms if before else ()), *live)])
         # Reading memory took a while: what is told is one moment, that of the end.
-        now = self._pool.status() if self._pool else None
         live = self._find_live()
-        self.metrics.snapshot = Snapshot(
-            size=now.size if now else 0,
-            ready=now.ready if now else 0,
-            refilling=now.refilling if now else 0,
-            failed=now.failed if now else 0,
-            given=now.given if now else 0,
-            dropped=dict(now.dropped) if now else {},
-            live=len(live),
-            refused=self._front.refused if self._front else 0,
-            shared=shared,
-            private=private,
+        others = Snapshot(
+            live=len(live), refused=self._front.refused if self._front else 0, shared=shared, private=private
         )
-        return (now.vms if now else ()), live
+        if self._pool is None:
+            self.metrics.snapshot = others
+            return (), live
+        now = self._pool.status()
+        self.metrics.snapshot = replace(
+            others,
+            size=now.size,
+            ready=now.ready,
+            refilling=now.refilling,
+            waiting=now.waiting,
+            failed=now.failed,
+            given=now.given,
+            hits=now.hits,
+            misses=now.misses,
+            dropped=dict(now.dropped),
+        )
+        return now.vms, live
 
     def _find_live(self) -> list[GivenVM]:
         self._given = {vm_id: vm for vm_id, vm in self._given.items() if vm.process.is_alive()}
@@ -350,8 +369,7 @@ class CacheServer:
             raise Closed("the VM cache server", "it is ending")
         return self._pool
 
-    def _count_take(self, base: BaseVM, *, hit: bool, waited_s: float) -> None:
-        (self.metrics.hits if hit else self.metrics.misses).inc()
+    def _count_take(self, base: BaseVM, *, waited_s: float) -> None:
         self.metrics.observe("wait", waited_s)
         self.metrics.observe("spawn", base.spawn_s)
         self.metrics.observe("answer", base.answer_s)
@@ -427,17 +445,21 @@ def _limit_of(context: Any) -> float | None:
     return None if remaining is None else max(remaining - GRACE_S, remaining / 2)
 
 
-def _plain_status(status: PoolStatus | None) -> dict[str, Any]:
-    if status is None:
-        return {"size": 0, "ready": 0, "refilling": 0, "given": 0, "failed": 0, "dropped": {}}
-    return {
-        "size": status.size,
-        "ready": status.ready,
-        "refilling": status.refilling,
-        "given": status.given,
-        "failed": status.failed,
-        "dropped": dict(status.dropped),
-    }
+def _plain_status(status: PoolStatus) -> dict[str, Any]:
+    names = ("size", "ready", "refilling", "waiting", "given", "hits", "misses", "failed", "last_error")
+    return {**{name: getattr(status, name) for name in names}, "dropped": dict(status.dropped)}
+
+
+async def _wait_ready(pool: Pool) -> None:
+    """The pool was filled for the first time, or holds a machine, or gave one, and is not full a while later."""
+    while True:
+        try:
+            await pool.wait_full(timeout_s=_FILL_PATIENCE_S)
+        except DeadlineExceeded:
+            status = pool.status()
+            if not status.ready + status.given:
+                continue
+        return
 
 
 def _plain_vm(vm: HeldVM) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 
 from vmfork.errors import Closed, DeadlineExceeded, VMForkError
 from vmfork.host.process import ProcessIdentity
+from vmfork.hypervisor.base import Hardware
+
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256, max_cpus=2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class StandInBase:
     """Stands for a machine: this very process, so that it is alive. The pool sees who has it."""
 
     spawn_s, answer_s = 0.02, 0.03
-    hardware = SimpleNamespace(cpus=1, memory_mib=256)
+    hardware = HARDWARE
 
     def __init__(self, pool: StandInPool, vm_id: str) -> None:
         self.pool, self.vm_id = pool, vm_id
@@ -61,8 +64,8 @@ class StandInBase:
 @dataclass
 class StandInPool:
     size: int = 2
-    cpus: int = 1
-    memory_mib: int = 256
+    name: str = "cache of nothing"
+    hardware: Hardware = HARDWARE
     traits: dict[str, str] = field(default_factory=lambda: {"accel": "tcg"})
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class StandInPool:
         self.detaching.set()
         self.filled = asyncio.Event()
         self.changed = asyncio.Condition()
-        self.given, self.closed = 0, False
+        self.given, self.waiting, self.closed = 0, 0, False
         self.made = 0
 
     async def fill(self, count: int = 1) -> None:
@@ -92,14 +95,22 @@ class StandInPool:
             size=self.size,
             ready=len(self.ready),
             refilling=self.size - len(self.ready),
+            waiting=self.waiting,
             given=self.given,
+            hits=self.given,
+            misses=0,
             failed=3,
+            last_error="no room",
             dropped={"dead": 1},
             vms=tuple(StandInHeld(vm_id, os.getpid()) for vm_id in self.ready),
         )
 
-    async def wait_ready(self) -> None:
-        await self.filled.wait()
+    async def wait_full(self, *, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.filled.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("filling", timeout_s) from None
 
     async def get_base_vm(self, timeout_s: float | None = None) -> StandInBase:
         try:
