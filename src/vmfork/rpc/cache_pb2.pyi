@@ -12,7 +12,7 @@ class ConfigRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ConfigReply(_message.Message):
-    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name")
+    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name", "fingerprint")
     class TraitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class ConfigReply(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     config_version: int
     config: bytes
     traits: _containers.ScalarMap[str, str]
@@ -40,15 +41,18 @@ class ConfigReply(_message.Message):
     server_version: str
     hardware: bytes
     name: str
-    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetBaseVMRequest(_message.Message):
-    __slots__ = ("ttl_s", "client")
+    __slots__ = ("ttl_s", "client", "fingerprint")
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ttl_s: float
     client: str
-    def __init__(self, ttl_s: _Optional[float] = ..., client: _Optional[str] = ...) -> None: ...
+    fingerprint: str
+    def __init__(self, ttl_s: _Optional[float] = ..., client: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class GetBaseVMReply(_message.Message):
     __slots__ = ("handle_version", "handle", "vm_id", "pid", "cpus", "memory_mib", "hit")

@@ -56,13 +56,15 @@ class CacheClient:
         """What machines the server holds."""
         return await self._call(self._stub.Config, pb.ConfigRequest(), "asking for the configuration", ANSWER_LIMIT_S)
 
-    async def get_base_vm(self, *, timeout_s: float, ttl_s: float = 0.0) -> pb.GetBaseVMReply:
-        """A machine that is the caller's alone, to be taken over by its handle.
+    async def get_base_vm(
+        self, *, timeout_s: float, ttl_s: float = 0.0, fingerprint: str = ""
+    ) -> pb.GetBaseVMReply:
+        """A machine that is the caller's alone, to be taken over by its handle; of the kind `fingerprint`, if given.
 
         `DeadlineExceeded` when none was there within `timeout_s`, `Closed` when the server ends. Cancelled: it is not
         given, or ends by itself.
         """
-        request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}")
+        request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}", fingerprint=fingerprint)
         return await self._call(self._stub.GetBaseVM, request, "taking a machine from the cache", timeout_s)
 
     async def status(self) -> pb.StatusReply:

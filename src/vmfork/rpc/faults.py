@@ -6,6 +6,7 @@ Closed                   UNAVAILABLE          closed              Closed
 DeadlineExceeded         DEADLINE_EXCEEDED    deadline            DeadlineExceeded
 StoreBusy                ABORTED              busy                HostError
 ConfigError              INVALID_ARGUMENT     config              HostError
+TemplateStale            FAILED_PRECONDITION  template-stale      OtherKind
 other VMForkErrors       FAILED_PRECONDITION  theirs              HostError
 anything else            INTERNAL             internal            HostError
 the server's end         CANCELLED            -                   Closed
@@ -19,13 +20,17 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, StoreBusy, VMForkError
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, StoreBusy, TemplateStale, VMForkError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CODE_KEY = "vmfork-code"
 HINT_KEY = "vmfork-hint-bin"  # gRPC carries bytes beyond ASCII only under a name that ends so
+
+class OtherKind(HostError):
+    """The server gives machines of another kind than it did: ask it what they are."""
+
 
 _STATUS = {
     Closed: grpc.StatusCode.UNAVAILABLE,
@@ -57,7 +62,8 @@ def from_status(error: grpc.aio.AioRpcError, *, operation: str, limit_s: float, 
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(operation, limit_s, hint=hint or "see what the server does: vmfork factory status")
     if code:
-        return HostError(f"the VM cache server at {endpoint} answered: {error.details()}", hint=hint)
+        kind = OtherKind if code == TemplateStale.code else HostError
+        return kind(f"the VM cache server at {endpoint} answered: {error.details()}", hint=hint)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return HostError(
             f"no VM cache server answers at {endpoint}: {error.details()}", hint="start one: vmfork factory init"

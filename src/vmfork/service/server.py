@@ -10,6 +10,7 @@ draining    takes, waiting ones too, get Closed; held machines are ended       h
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.errors import Closed, DeadlineExceeded, TemplateStale, VMForkError
 from vmfork.host.process import ProcessIdentity
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import add_CacheServicer_to_server
@@ -254,6 +255,7 @@ class CacheServer:
                 server_version=self._version,
                 hardware=json.dumps(asdict(pool.hardware)).encode(),
                 name=pool.name,
+                fingerprint=fingerprint_of(pool),
             )
         raise AssertionError
 
@@ -266,6 +268,8 @@ class CacheServer:
             limit = _limit_of(context)
             begun = time.monotonic()
             pool = await self._get_pool(limit)
+            if request.fingerprint and request.fingerprint != (now := fingerprint_of(pool)):
+                raise TemplateStale(pool.name, "fingerprint", now, request.fingerprint)
             hit = pool.status().ready > 0
             base = await pool.get_base_vm(timeout_s=limit)
             self._count_take(base, waited_s=time.monotonic() - begun)
@@ -316,6 +320,7 @@ class CacheServer:
             "cpus": pool.hardware.cpus if pool else self._config.cpus,
             "memory_mib": pool.hardware.memory_mib if pool else self._config.memory_mib,
             "traits": dict(pool.traits) if pool else {},
+            "fingerprint": fingerprint_of(pool) if pool else "",
             "pool": _plain_status(pool.status()) if pool else {"size": 0, "ready": 0},
             "vms": [_plain_vm(vm) for vm in held],
             "live": [{**_plain_vm(vm), "client": vm.client} for vm in live],
@@ -443,6 +448,12 @@ def _limit_of(context: Any) -> float | None:
     """Seconds to find an answer in, so that there is time left to send it; `None` for as long as it takes."""
     remaining = context.time_remaining()
     return None if remaining is None else max(remaining - GRACE_S, remaining / 2)
+
+
+def fingerprint_of(pool: Pool) -> str:
+    """A name for the kind of machines that `pool` gives: the same for the same traits and hardware."""
+    kind = json.dumps([dict(pool.traits), asdict(pool.hardware)], sort_keys=True)
+    return hashlib.sha256(kind.encode()).hexdigest()[:16]
 
 
 def _plain_status(status: PoolStatus) -> dict[str, Any]:
