@@ -33,6 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "factory": tuple(f.name for f in fields(FactoryConfig) if f.name != "vm"),
     "image": tuple(f.name for f in fields(ImageConfig)),
 }
+# Fields that are lists; a variable separates their items by spaces or commas.
+_LISTS = ("image.packages", "factory.templates")
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -143,7 +145,7 @@ def _unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple
 
 def _from_text(field: str, text: str) -> Any:
     """A variable's text as the value that a file would hold."""
-    if field == "image.packages":
+    if field in _LISTS:
         return text.replace(",", " ").split()
     if field in ("factory.template", "factory.remote"):
         truth = _TRUTH.get(text.strip().lower())
@@ -163,8 +165,8 @@ def _convert(field: str, value: Any) -> Any:
         return parse_size_mib(value, field=field)
     if field.endswith("_s") and isinstance(value, str):
         return parse_duration_s(value, field=field)
-    if field == "image.packages" and not isinstance(value, (list, tuple)):
-        raise ConfigError(field, value, "must be a list of package names")
+    if field in _LISTS and not isinstance(value, (list, tuple)):
+        raise ConfigError(field, value, "must be a list of names")
     return value
 
 

@@ -12,6 +12,8 @@ from vmfork.errors import ConfigError
 Accelerator = Literal["auto", "kvm", "tcg"]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
 ASLR = Literal["auto", "on", "off"]
+BuildPolicy = Literal["now", "background"]
+Oversize = Literal["refuse", "allow"]
 
 NAME_LIMIT = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -89,10 +91,10 @@ class VMConfig:
     """What a virtual machine is.
 
     `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A machine can be grown while it runs to `max_cpus` and
-    `max_memory_mib`, which is `memory_mib` and a multiple of 128; 0 is no growth. `accel` is `auto` (KVM where it is proven to run the guest,
-    else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator.
-    `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on PATH.
-    `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
+    `max_memory_mib`, which is `memory_mib` and a multiple of 128; 0 is no growth. `accel` is `auto` (KVM where it is
+    proven to run the guest, else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the
+    accelerator. `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on
+    PATH. `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
     `hook_timeout_s` each before-freeze and after-fork hook. `reseed` says who renews a fork's random numbers; anything
     but `both` is there to test one defence without the other, and `none` gives forks that share theirs. `aslr` is
     whether programs of the guest start at random addresses; `auto` is off under TCG, where each start at a new address
@@ -169,7 +171,11 @@ class FactoryConfig:
     """Which factory, and for what machines.
 
     `template` forks VMs from the template called `template_name`; without it every VM is booted.
-    `cache` machines are kept ready; `vmfork factory init` serves them to others. `remote` asks such a server.
+    `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says whether a
+    machine larger than asked may be given (`allow`) or not (`refuse`). With `build = "background"` a template that is
+    missing is built while machines are booted; with `now` opening the factory builds it.
+    `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
+    `remote` asks such a server.
     `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
     its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
     """
@@ -177,7 +183,11 @@ class FactoryConfig:
     vm: VMConfig = field(default_factory=VMConfig)
     template: bool = False
     template_name: str = "factory"
+    templates: tuple[str, ...] = ()
+    build: BuildPolicy = "now"
+    oversize: Oversize = "refuse"
     cache: int = 0
+    cache_ttl_s: float = 3600.0
     remote: bool = False
     endpoint: str = ""
     metrics: str = ""
@@ -187,7 +197,14 @@ class FactoryConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"factory.{name}", getattr(self, name), "must be true or false")
         check_name(self.template_name, field="factory.template_name")
+        object.__setattr__(self, "templates", tuple(self.templates))
+        for name in self.templates:
+            check_name(name, field="factory.templates")
+        for name, known in (("build", get_args(BuildPolicy)), ("oversize", get_args(Oversize))):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {' or '.join(known)}")
         _check_whole("factory.cache", self.cache, low=0)
+        _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
         if self.endpoint:
             check_socket_path(self.endpoint, field="factory.endpoint")
         if self.metrics:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import Places, VMConfig
+    from vmfork.hypervisor.base import Hardware
     from vmfork.progress import ProgressListener
     from vmfork.vm.base import BaseVM
 
@@ -29,17 +30,25 @@ class DirectFactory:
         return cls(await plan_boot(config, places=places, progress=progress), places)
 
     @property
+    def name(self) -> str:
+        return "direct"
+
+    @property
     def traits(self) -> Mapping[str, str]:
         plan = self._plan
         return all_traits(plan.hardware, plan.binary, plan.image, plan.config)
 
     @property
-    def cpus(self) -> int:
-        return self._plan.hardware.cpus
+    def hardware(self) -> Hardware:
+        return self._plan.hardware
 
     @property
-    def memory_mib(self) -> int:
-        return self._plan.hardware.memory_mib
+    def shares_memory(self) -> bool:
+        return False
+
+    async def refresh(self) -> bool:
+        """Never: the plan stands."""
+        return False
 
     async def get_base_vm(self) -> BaseVM:
         """A booted machine whose agent answers. `LaunchError`."""

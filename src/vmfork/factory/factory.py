@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from vmfork.config import FactoryConfig, VMConfig, find_places
-from vmfork.errors import Closed
+from vmfork.errors import (
+    AdoptError,
+    Closed,
+    ConfigError,
+    DeadlineExceeded,
+    ExecError,
+    GuestError,
+    HostError,
+    LaunchError,
+    TemplateError,
+    TemplateNotFound,
+    TemplateStale,
+    VMForkError,
+)
+from vmfork.factory.cache import CacheFactory, CacheStatus
+from vmfork.factory.choice import Choice, Want, choose
 from vmfork.factory.direct import DirectFactory
+from vmfork.factory.health import Health
 from vmfork.factory.template import TemplateFactory
 from vmfork.progress import ignore_progress
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,26 +41,53 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.vm.vm import VM
 
+_log = logging.getLogger(__name__)
+
+# A fork that failed is tried once more: the host may have been short of something for a moment.
+_TRIES = 2
+# What another try, or a booted machine, may mend. A hook that fails is the user's to mend, and is told.
+_MENDABLE = (LaunchError, HostError, TemplateError, DeadlineExceeded, AdoptError, GuestError)
+_NOT_READY = "template-not-ready"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactoryStats:
-    """Counts since the factory was made. `fallbacks` maps the reason (what did not match) to how often."""
+    """Counts since the factory was made.
+
+    `given` maps the name of a base, or `direct`, to how many VMs it gave. `choices` counts why a base was taken
+    (`exact`, `grown`, `larger`), `fallbacks` why a VM was booted in place of coming from a base. `retries`: forks that
+    were tried again. `quarantined`: bases that rest after failing, with their last error. `cache`: what the pool holds.
+    """
 
     requests: int
     from_base: int
+    given: Mapping[str, int] = field(default_factory=dict)
+    choices: Mapping[str, int] = field(default_factory=dict)
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+    retries: int = 0
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    building: bool = False
+    cache: CacheStatus | None = None
 
 
 class Factory:
-    """VMs on request: from the base where it matches the request, else booted directly, counted with the reason.
+    """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
 
     ```
-    template  fetch_only  base
-    no        any         direct: boots
-    yes       no          template, built now; TemplateExists when there is one
-    yes       yes         template, fetched; TemplateNotFound when there is none
+    template  remote  cache  fetch_only  base
+    no        no      0      no          direct: boots
+    no        no      0      yes         direct: boots
+    yes       no      0      no          template: built now; TemplateExists when there is one
+    yes       no      0      yes         template: fetched; TemplateNotFound when there is none
+    no        any     > 0    no          cache over direct
+    no        any     > 0    yes         ConfigError
+    yes       any     > 0    no          cache over template: built now; TemplateExists when there is one
+    yes       any     > 0    yes         ConfigError
+    any       yes     0      no          remote: asks the cache server
+    any       yes     0      yes         remote: asks the cache server
     ```
-    Making one does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
+    With `build = "background"` a template that is missing is built while machines are booted, and one that is there is
+    used. Making a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
     def __init__(
@@ -56,21 +102,25 @@ class Factory:
         self._fetch_only = fetch_only
         self._progress = progress
         self._places = places or find_places()
-        self._base: FactoryBase | None = None
+        self._bases: list[FactoryBase] = []
+        self._health: dict[str, Health] = {}
         self._direct: dict[VMConfig, DirectFactory] = {}
         self._opening = asyncio.Lock()
+        self._building: asyncio.Task[None] | None = None
+        self._is_open = False
         self._closed = False
-        self._requests = 0
-        self._from_base = 0
+        self._counts: Counter[str] = Counter()
+        self._given: Counter[str] = Counter()
+        self._choices: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
 
     async def open(self) -> Self:
-        """The base is ready. Opening again does nothing. Errors are those of the base; the factory stays unopened."""
-        if self._closed:
-            raise Closed("factory")
+        """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""
+        self._check_open()
         async with self._opening:
-            if self._base is None:
-                self._base = await self._make_base()
+            if not self._is_open:
+                await self._open_bases()
+                self._is_open = True
         return self
 
     async def get_vm(
@@ -79,36 +129,72 @@ class Factory:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration (the factory's own by default), adopted and answering.
 
-        `LaunchError`, `AdoptError`, `HostError`, `ConfigError`; nothing is left after any of them.
+        `timeout_s` bounds the wait for a machine of a cache (by default the configuration's `fork_timeout_s`); then one
+        is booted. A base larger than the request is a `ConfigError`, unless `oversize` is `allow`. `AdoptError` when a
+        hook of the template failed, `LaunchError`, `HostError`; nothing is left after any of them.
         """
         await self.open()
-        assert self._base is not None
         wanted = config or self.config.vm
         direct = await self._get_direct(wanted)
-        self._requests += 1
-        mismatch = find_mismatch(self._base, direct)
-        if mismatch is None:
-            base_vm = await self._base.get_base_vm()
-            self._from_base += 1
-            limit = wanted.fork_timeout_s
+        self._counts["requests"] += 1
+        choice = self.choose(direct)
+        if choice.base is not None:
+            try:
+                return await self._give(choice, wanted, env=env, files=files, timeout_s=timeout_s)
+            except _MENDABLE as error:
+                if _is_the_users(error):
+                    raise
+                reason = error.code
         else:
-            self._fallbacks[mismatch] += 1
-            base_vm = await direct.get_base_vm()
-            limit = wanted.boot_timeout_s
-        return await base_vm.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=wanted.hook_timeout_s)
+            reason = choice.reason
+            if reason == "oversize":
+                raise self._refuse(wanted)
+        self._check_open()
+        self._fallbacks[reason] += 1
+        _log.info("booting a machine: %s", reason)
+        base_vm = await direct.get_base_vm()
+        vm = await base_vm.adopt(env=env, files=files, timeout_s=wanted.boot_timeout_s)
+        self._given["direct"] += 1
+        return vm
+
+    def choose(self, wanted: DirectFactory) -> Choice:
+        """The base for a request, and why; no base and the reason where it has to be booted."""
+        ready = [base for base in self._bases if not self._health_of(base).is_quarantined]
+        if not ready:
+            if self._bases:
+                return Choice(None, "quarantined")
+            return Choice(None, _NOT_READY if self.config.template else "direct")
+        want = Want(wanted.traits, wanted.hardware.cpus, wanted.hardware.memory_mib)
+        return choose(ready, want, oversize=self.config.oversize == "allow")
 
     def stats(self) -> FactoryStats:
         """What was asked and given so far."""
-        return FactoryStats(requests=self._requests, from_base=self._from_base, fallbacks=dict(self._fallbacks))
+        caches = [base for base in self._bases if isinstance(base, CacheFactory)]
+        return FactoryStats(
+            requests=self._counts["requests"],
+            from_base=sum(self._choices.values()),
+            given=dict(self._given),
+            choices=dict(self._choices),
+            fallbacks=dict(self._fallbacks),
+            retries=self._counts["retries"],
+            quarantined={name: h.last_error for name, h in self._health.items() if h.is_quarantined},
+            building=self._building is not None and not self._building.done(),
+            cache=caches[0].status() if caches else None,
+        )
 
     async def aclose(self) -> None:
-        """No VM can be asked for any more. Those given out, and the template, stay."""
+        """No VM can be asked for any more; who waits for one gets `Closed`. Those given out, and templates, stay."""
         self._closed = True
-        if self._base is not None:
-            await self._base.aclose()
+        if self._building is not None:
+            self._building.cancel()
+            with suppress(asyncio.CancelledError, VMForkError):
+                await self._building
+        bases, self._bases = self._bases, []
+        await asyncio.gather(*(base.aclose() for base in bases))
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -118,12 +204,126 @@ class Factory:
     ) -> None:
         await self.aclose()
 
+    async def _give(
+        self,
+        choice: Choice,
+        wanted: VMConfig,
+        *,
+        env: Mapping[str, str] | None,
+        files: Mapping[str, bytes | str] | None,
+        timeout_s: float | None,
+    ) -> VM:
+        base = choice.base
+        assert base is not None
+        health = self._health_of(base)
+        for left in reversed(range(_TRIES)):
+            try:
+                vm = await self._take(base, wanted, env=env, files=files, timeout_s=timeout_s)
+            except _MENDABLE as error:
+                if _is_the_users(error):
+                    raise
+                if left and not isinstance(error, (TemplateError, DeadlineExceeded)):
+                    self._counts["retries"] += 1
+                    continue
+                health.note_failure(error)
+                _log.warning("%s gave no machine: %s", base.name, error)
+                raise
+            health.note_success()
+            self._choices[choice.reason] += 1
+            self._given[base.name] += 1
+            return vm
+        raise AssertionError("unreachable")
+
+    async def _take(
+        self,
+        base: FactoryBase,
+        wanted: VMConfig,
+        *,
+        env: Mapping[str, str] | None,
+        files: Mapping[str, bytes | str] | None,
+        timeout_s: float | None,
+    ) -> VM:
+        if isinstance(base, CacheFactory):
+            limit_s = wanted.fork_timeout_s if timeout_s is None else timeout_s
+            base_vm = await base.get_base_vm(timeout_s=limit_s)
+        else:
+            base_vm = await base.get_base_vm()
+        vm = await base_vm.adopt(
+            env=env, files=files, timeout_s=wanted.fork_timeout_s, hook_timeout_s=wanted.hook_timeout_s
+        )
+        have = vm.hardware
+        if have.cpus < wanted.cpus or have.memory_mib < wanted.memory_mib:
+            from vmfork.vm.fit import fit  # noqa: PLC0415
+
+            try:
+                await fit(vm, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
+            except BaseException:
+                await vm.aclose()
+                raise
+        return vm
+
+    async def _open_bases(self) -> None:
+        config = self.config
+        if self._fetch_only and config.cache > 0:
+            raise ConfigError(
+                "factory.cache",
+                config.cache,
+                "a cache cannot be fetched",
+                hint="it lives in the process that opened it",
+            )
+        if config.remote and config.cache == 0:
+            from vmfork.factory.remote import RemoteFactory  # noqa: PLC0415 - gRPC is for those who ask a server
+
+            self._bases.append(await RemoteFactory.open(config, places=self._places))
+            return
+        if config.template and config.build == "background" and not self._fetch_only:
+            await self._use_or_build()
+        else:
+            first = await self._make_base()
+            self._bases.append(await self._cached(first) if config.cache else first)
+        for name in config.templates:
+            self._bases.append(await TemplateFactory.fetch(name, config.vm, places=self._places))
+
     async def _make_base(self) -> FactoryBase:
-        if not self.config.template:
-            return await self._get_direct(self.config.vm)
+        config = self.config
+        if not config.template:
+            return await self._get_direct(config.vm)
         if self._fetch_only:
-            return await TemplateFactory.fetch(self.config, places=self._places)
-        return await TemplateFactory.create(self.config, places=self._places, progress=self._progress)
+            return await TemplateFactory.fetch(config.template_name, config.vm, places=self._places)
+        return await TemplateFactory.create(
+            config.template_name, config.vm, places=self._places, progress=self._progress
+        )
+
+    async def _use_or_build(self) -> None:
+        config = self.config
+        try:
+            base: FactoryBase = await TemplateFactory.fetch(config.template_name, config.vm, places=self._places)
+        except (TemplateNotFound, TemplateStale):
+            self._building = asyncio.create_task(self._build_in_background())
+            return
+        self._bases.append(await self._cached(base) if config.cache else base)
+
+    async def _build_in_background(self) -> None:
+        """Once, whoever asks: a build that fails leaves the factory booting, with the reason in its statistics."""
+        config = self.config
+        try:
+            base: FactoryBase = await TemplateFactory.ensure(
+                config.template_name, config.vm, places=self._places, progress=self._progress
+            )
+            if config.cache:
+                base = await self._cached(base)
+        except VMForkError as error:
+            _log.warning("the template %r could not be built: %s", config.template_name, error)
+            self._health.setdefault(f"template {config.template_name!r}", Health()).note_failure(error)
+            return
+        self._bases.insert(0, base)
+
+    async def _cached(self, base: FactoryBase) -> CacheFactory:
+        try:
+            return await CacheFactory.open(base, self.config.cache, ttl_s=self.config.cache_ttl_s)
+        except BaseException:
+            await base.aclose()
+            raise
 
     async def _get_direct(self, config: VMConfig) -> DirectFactory:
         """What `config` stands for here: both what a base must match and what is booted where it does not."""
@@ -131,12 +331,25 @@ class Factory:
             self._direct[config] = await DirectFactory.open(config, places=self._places, progress=self._progress)
         return self._direct[config]
 
+    def _health_of(self, base: FactoryBase) -> Health:
+        return self._health.setdefault(base.name, Health())
 
-def find_mismatch(base: FactoryBase, wanted: FactoryBase) -> str | None:
-    """The first thing in which machines of `base` are not what is wanted, or `None`. Sizes come last."""
-    differing = next((key for key, value in wanted.traits.items() if base.traits.get(key) != value), None)
-    if differing is not None:
-        return differing
-    if base.cpus != wanted.cpus:
-        return "cpus"
-    return "memory_mib" if base.memory_mib != wanted.memory_mib else None
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("factory")
+
+    def _refuse(self, wanted: VMConfig) -> ConfigError:
+        sizes = ", ".join(f"{b.hardware.cpus} CPU and {format_mib(b.hardware.memory_mib)}" for b in self._bases)
+        return ConfigError(
+            "vm",
+            wanted,
+            f"{wanted.cpus} CPU and {format_mib(wanted.memory_mib)} were asked for, what is ready is larger: {sizes}",
+            hint='take it as it is with oversize = "allow" in [factory], or add a template of that size to `templates`',
+        )
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether the same would happen again: a hook or a file of the user's failed, or a closed factory was asked."""
+    if isinstance(error, AdoptError):
+        return error.item.startswith(("hook ", "file "))
+    return isinstance(error, ExecError)

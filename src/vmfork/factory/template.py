@@ -4,47 +4,77 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from vmfork.errors import TemplateExists
+from vmfork.store import TemplateStore
 from vmfork.template import Template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmfork.config import FactoryConfig, Places
+    from vmfork.config import Places, VMConfig
+    from vmfork.hypervisor.base import Hardware
     from vmfork.progress import ProgressListener
     from vmfork.vm.base import BaseVM
+
+_BUILD_WAIT_S = 600.0
 
 
 class TemplateFactory:
     """A template that was found whole. Holds nothing open; closing it leaves the template in place."""
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, config: VMConfig, places: Places) -> None:
         self._template = template
+        self._config = config
+        self._places = places
 
     @classmethod
-    async def create(cls, config: FactoryConfig, *, places: Places, progress: ProgressListener) -> Self:
+    async def create(cls, name: str, config: VMConfig, *, places: Places, progress: ProgressListener) -> Self:
         """A factory over a template that was built for it. `TemplateExists` when there is one already."""
-        template = await Template.build(config.template_name, config.vm, progress=progress, places=places)
-        return cls(template)
+        return cls(await Template.build(name, config, progress=progress, places=places), config, places)
 
     @classmethod
-    async def fetch(cls, config: FactoryConfig, *, places: Places) -> Self:
+    async def fetch(cls, name: str, config: VMConfig, *, places: Places) -> Self:
         """A factory over the template that is there. `TemplateNotFound`, `TemplateStale`, `TemplateCorrupt`."""
-        return cls(await Template.open(config.template_name, config=config.vm, places=places))
+        return cls(await Template.open(name, config=config, places=places), config, places)
+
+    @classmethod
+    async def ensure(cls, name: str, config: VMConfig, *, places: Places, progress: ProgressListener) -> Self:
+        """A factory over the template that is there, or that was built; of several builders, one does it."""
+        try:
+            template = await Template.build(
+                name, config, wait_s=_BUILD_WAIT_S, progress=progress, places=places, replace=False
+            )
+        except TemplateExists:
+            template = await Template.ensure(name, config, progress=progress, places=places)
+        return cls(template, config, places)
+
+    @property
+    def name(self) -> str:
+        return f"template {self._template.name!r}"
 
     @property
     def traits(self) -> Mapping[str, str]:
         return self._template.manifest.traits
 
     @property
-    def cpus(self) -> int:
-        return self._template.manifest.cpus
+    def hardware(self) -> Hardware:
+        return self._template.hardware
 
     @property
-    def memory_mib(self) -> int:
-        return self._template.manifest.memory_mib
+    def shares_memory(self) -> bool:
+        return True
+
+    async def refresh(self) -> bool:
+        """The template in force now is forked; whether it is another than before. Errors are those of `fetch`."""
+        current = TemplateStore(self._places.templates).find_generation(self._template.name)
+        if current == self._template.generation:
+            return False
+        self._template = await Template.open(self._template.name, config=self._config, places=self._places)
+        return True
 
     async def get_base_vm(self) -> BaseVM:
-        """A fork that was not adopted yet. `TemplateNotFound` when the template was replaced or removed meanwhile."""
+        """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
+        await self.refresh()
         return await self._template.fork_base()
 
     async def aclose(self) -> None:

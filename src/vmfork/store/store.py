@@ -89,6 +89,13 @@ class TemplateStore:
         self.sweep()
         return sorted(path.name for path in self._folders() if (path / "current").is_symlink())
 
+    def find_generation(self, name: str) -> str | None:
+        """The generation in force under `name`, or `None`. One system call: nothing is opened or checked."""
+        try:
+            return os.readlink(self.folder / check_name(name) / "current")
+        except OSError:
+            return None
+
     def read_manifest(self, name: str) -> Manifest:
         """The manifest of the template in force. `TemplateNotFound`, `TemplateCorrupt`, `TemplateStale` (format)."""
         with self._shared(name) as folder:

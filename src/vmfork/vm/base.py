@@ -68,6 +68,11 @@ class BaseVM:
         self._owned.push_async_callback(machine.aclose)
         self._owned.push_async_callback(agent.aclose)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the hypervisor on the host."""
+        return self._machine.identity.pid
+
     async def adopt(
         self,
         *,

@@ -1,0 +1,373 @@
+"""Keeps machines ready over any other factory: started, exercised, paused, and nobody's until they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, VMForkError
+from vmfork.host import facts
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmfork.factory.base import FactoryBase
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.vm.base import BaseVM
+
+_log = logging.getLogger(__name__)
+
+# Machines started at once: each keeps a core busy while it starts, and callers need one too.
+CONCURRENCY = 2
+# Between two failures of the base, doubled each time up to the last.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+CHECK_INTERVAL_S = 5.0
+# A machine that is being made slows the one that was just taken: with nobody waiting, the next is begun after this.
+REFILL_DELAY_S = 0.1
+# A machine that stands still answers within milliseconds, or not at all.
+CHECK_LIMIT_S = 1.0
+PARK_LIMIT_S = 60.0
+DEFAULT_TTL_S = 3600.0
+
+# What a parked fork costs beyond what it shares, measured: QEMU with its translated code, and the pages it wrote.
+PARKED_FORK_MIB = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedVM:
+    """One machine that is ready. `age_s`: seconds since it was."""
+
+    id: str
+    pid: int
+    cpus: int
+    memory_mib: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStatus:
+    """What a cache holds now, and what it did since it was opened.
+
+    `given`: machines handed out; `hits` of them at once, `misses` after waiting. `failed`: starts that failed, with
+    `last_error` the last. `dropped`: machines that were not handed out, by reason (`expired`, `unhealthy`, `replaced`).
+    `waiting`: callers that wait now.
+    """
+
+    size: int
+    refilling: int
+    waiting: int
+    given: int
+    hits: int
+    misses: int
+    failed: int
+    last_error: str
+    dropped: Mapping[str, int]
+    closed: bool
+    vms: tuple[CachedVM, ...]
+
+    @property
+    def ready(self) -> int:
+        return len(self.vms)
+
+
+@dataclass(slots=True)
+class _Held:
+    base_vm: BaseVM
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
+
+class CacheFactory:
+    """Owner of `size` parked machines of `base`, and of `base` itself.
+
+    A start that fails is tried again after a pause that doubles; a machine that died, hangs, is older than `ttl_s`
+    seconds or of another kind than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
+    """
+
+    def __init__(
+        self, base: FactoryBase, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float
+    ) -> None:
+        self._base = base
+        self._size = size
+        self._ttl_s = ttl_s
+        self._check_interval_s = check_interval_s
+        self._slots = asyncio.Semaphore(concurrency)
+        self._ready: deque[_Held] = deque()
+        self._changed = asyncio.Condition()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._tending: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._refilling: asyncio.TimerHandle | None = None
+        self._pause_s = 0.0
+        self._closed = False
+        self._waiting = 0
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._last_error = ""
+
+    @classmethod
+    async def open(
+        cls,
+        base: FactoryBase,
+        size: int,
+        *,
+        ttl_s: float = DEFAULT_TTL_S,
+        concurrency: int = CONCURRENCY,
+        check_interval_s: float = CHECK_INTERVAL_S,
+    ) -> Self:
+        """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow."""
+        check_size(size, base.hardware, shares_memory=base.shares_memory)
+        cache = cls(base, size, ttl_s=ttl_s, concurrency=concurrency, check_interval_s=check_interval_s)
+        cache._fill()
+        cache._tending = asyncio.create_task(cache._tend())
+        return cache
+
+    @property
+    def name(self) -> str:
+        return f"cache of {self._base.name}"
+
+    @property
+    def traits(self) -> Mapping[str, str]:
+        return self._base.traits
+
+    @property
+    def hardware(self) -> Hardware:
+        return self._base.hardware
+
+    @property
+    def shares_memory(self) -> bool:
+        return self._base.shares_memory
+
+    async def refresh(self) -> bool:
+        """Machines of another kind than the base gives now are gone."""
+        try:
+            changed = await self._base.refresh()
+        except VMForkError:
+            self._drop(lambda _: "replaced")
+            raise
+        if not changed:
+            return False
+        self._drop(lambda _: "replaced")
+        self._fill()
+        return True
+
+    async def wait_full(self, *, timeout_s: float | None = None) -> None:
+        """All `size` machines are ready. `DeadlineExceeded`, `Closed`."""
+        await self._wait(lambda: len(self._ready) >= self._size, f"filling the {self.name}", timeout_s)
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
+        """A parked machine that answered just now. Waits for one, `timeout_s` seconds at most (`None`: for ever).
+
+        `DeadlineExceeded` tells the last failed start, if there was one. `Closed` when the cache is, also for those who
+        wait. Cancelled, the machine stays in the cache.
+        """
+        await self.refresh()
+        begin, waited = time.monotonic(), False
+        while True:
+            left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - begin))
+            waited |= not self._ready
+            held = await self._take(left)
+            if await self._is_healthy(held):
+                self._counts["misses" if waited else "hits"] += 1
+                return held.base_vm
+
+    def status(self) -> CacheStatus:
+        """What it holds and did."""
+        return CacheStatus(
+            size=self._size,
+            refilling=len(self._starting),
+            waiting=self._waiting,
+            given=self._counts["hits"] + self._counts["misses"],
+            hits=self._counts["hits"],
+            misses=self._counts["misses"],
+            failed=self._counts["failed"],
+            last_error=self._last_error,
+            dropped=dict(self._dropped),
+            closed=self._closed,
+            vms=tuple(_describe(held) for held in self._ready),
+        )
+
+    async def aclose(self) -> None:
+        """Who waits got `Closed`, every machine that is held is gone, and the base is closed."""
+        self._closed = True
+        if self._refilling is not None:
+            self._refilling.cancel()
+        await self._tell()
+        tasks = [*self._starting, *([self._tending] if self._tending else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop(lambda _: "closed")
+        self._dropped.pop("closed", None)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._base.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _take(self, timeout_s: float | None) -> _Held:
+        # Without a wait there is no point at which a cancellation could lose what was taken.
+        if self._ready and not self._closed and not self._waiting:
+            return self._pop()
+        self._waiting += 1
+        try:
+            await self._wait(lambda: bool(self._ready), f"waiting for a machine of the {self.name}", timeout_s)
+            return self._pop()
+        finally:
+            self._waiting -= 1
+
+    def _pop(self) -> _Held:
+        held = self._ready.popleft()
+        if self._waiting > 1:
+            self._fill()
+        elif self._refilling is None:
+            self._refilling = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill)
+        return held
+
+    def _refill(self) -> None:
+        self._refilling = None
+        self._fill()
+
+    async def _wait(self, is_so: Callable[[], bool], what: str, timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._closed or is_so())
+        except TimeoutError:
+            hint = f"the last start failed: {self._last_error}" if self._last_error else ""
+            raise DeadlineExceeded(what, timeout_s or 0.0, hint=hint) from None
+        if self._closed:
+            raise Closed(self.name)
+
+    async def _is_healthy(self, held: _Held) -> bool:
+        try:
+            async with asyncio.timeout(2 * CHECK_LIMIT_S):
+                await held.base_vm.check(timeout_s=CHECK_LIMIT_S)
+        except (VMForkError, OSError, TimeoutError) as error:
+            self._discard(held, "unhealthy", str(error))
+            return False
+        except BaseException:
+            self._ready.appendleft(held)
+            await self._tell()
+            raise
+        return True
+
+    def _fill(self) -> None:
+        """As many starts are under way as machines are missing."""
+        while not self._closed and len(self._ready) + len(self._starting) < self._size:
+            task = asyncio.create_task(self._start_one())
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start_one(self) -> None:
+        async with self._slots:
+            while not self._closed:
+                await asyncio.sleep(self._pause_s)
+                try:
+                    held = await self._make()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on and says so
+                    self._note_failure(error)
+                    continue
+                self._pause_s = 0.0
+                self._ready.append(held)
+                await self._tell()
+                return
+
+    async def _make(self) -> _Held:
+        base_vm = await self._base.get_base_vm()
+        try:
+            await base_vm.park(timeout_s=PARK_LIMIT_S)
+        except BaseException:
+            await base_vm.aclose()
+            raise
+        return _Held(base_vm)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._counts["failed"] += 1
+        self._last_error = str(error)
+        self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
+        _log.warning("%s: a start failed, next one in %.1f s: %s", self.name, self._pause_s, error)
+
+    async def _tend(self) -> None:
+        """From time to time: what is too old, or does not answer, is replaced."""
+        while True:
+            await asyncio.sleep(self._check_interval_s)
+            self._drop(lambda held: "expired" if held.age_s > self._ttl_s else None)
+            with suppress(VMForkError):  # a template that is gone shows when the next machine is started
+                await self.refresh()
+            for held in list(self._ready):
+                if held in self._ready:
+                    await self._check_held(held)
+            self._fill()
+
+    async def _check_held(self, held: _Held) -> None:
+        """Asked where it stands, so that it can be taken meanwhile; whoever takes it asks again."""
+        try:
+            async with asyncio.timeout(2 * CHECK_LIMIT_S):
+                await held.base_vm.check(timeout_s=CHECK_LIMIT_S)
+        except (VMForkError, OSError, TimeoutError) as error:
+            if held in self._ready:
+                self._ready.remove(held)
+                self._discard(held, "unhealthy", str(error))
+
+    def _drop(self, reason_of: Callable[[_Held], str | None]) -> None:
+        for held in list(self._ready):
+            if (reason := reason_of(held)) is not None:
+                self._ready.remove(held)
+                self._discard(held, reason)
+
+    def _discard(self, held: _Held, reason: str, detail: str = "") -> None:
+        """It ends in the background: who takes a machine does not wait for the end of another."""
+        self._dropped[reason] += 1
+        if detail:
+            _log.warning("%s: %s is replaced, it is %s: %s", self.name, held.base_vm.identity.vm_id, reason, detail)
+        task = asyncio.create_task(held.base_vm.aclose())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        if not self._closed:
+            self._fill()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def check_size(size: int, hardware: Hardware, *, shares_memory: bool) -> None:
+    """Nothing, when the host has memory for `size` parked machines; else `ConfigError` with the arithmetic.
+
+    Machines that share a template's memory are counted with what they have of their own, others with all of it.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError("factory.cache", size, f"{size!r} is not a number of machines", hint="give 1 or more")
+    each_mib = PARKED_FORK_MIB + (0 if shares_memory else hardware.memory_mib)
+    available_mib = facts.available_memory_bytes() // MIB
+    if size * each_mib > available_mib:
+        raise ConfigError(
+            "factory.cache",
+            size,
+            f"{size} machines of {format_mib(each_mib)} each need {format_mib(size * each_mib)}, "
+            f"the host has {format_mib(available_mib)}",
+            hint=f"give at most {available_mib // each_mib}",
+        )
+
+
+def _describe(held: _Held) -> CachedVM:
+    base_vm = held.base_vm
+    return CachedVM(
+        id=base_vm.identity.vm_id,
+        pid=base_vm.pid,
+        cpus=base_vm.hardware.cpus,
+        memory_mib=base_vm.hardware.memory_mib,
+        age_s=round(held.age_s, 3),
+    )
