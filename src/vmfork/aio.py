@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ConfigError,
         DeadlineExceeded,
         ExecError,
+        FitError,
         GuestError,
         GuestFileError,
         HookError,
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from vmfork.vm.vm import VM
 
 _ERRORS = (
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "GuestError", "GuestFileError", "HookError",
-    "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError", "SecretsPresent",
-    "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
-    "VMForkError",
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
+    "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
+    "TemplateStale", "VMForkError",
 )  # fmt: skip
 
 _HOME = {
@@ -69,6 +70,7 @@ __all__ = [
     "ExecResult",
     "Factory",
     "FactoryConfig",
+    "FitError",
     "GuestError",
     "GuestFileError",
     "GuestProcess",

@@ -395,10 +395,13 @@ class Template:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers."""
-        return VM(portal.run(self._twin.fork(env=env, files=files, timeout_s=timeout_s)))
+        forking = self._twin.fork(env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
+        return VM(portal.run(forking))
 
     def fork_many(
         self,

@@ -20,6 +20,7 @@ VMForkError                 code, hint
 │   ├── TemplateExists      pick another name, or replace
 │   ├── TemplateStale       rebuild: field, have, want
 │   └── TemplateCorrupt     rebuild: path, reason
+├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── StoreBusy               another process works on the same name: wait, or look who
 ├── DeadlineExceeded        also a TimeoutError
 └── Closed                  the object was closed
@@ -335,6 +336,37 @@ class TemplateCorrupt(TemplateError):
         )
         self.path = path
         self.reason = reason
+
+
+class FitError(VMForkError):
+    """A running machine could not be grown to `wanted`.
+
+    Where `rolled_back`, it has the size it had before and runs on. Else `left` says what could not be taken back: its
+    size is not what it says, and it must be closed.
+    """
+
+    code = "fit"
+
+    def __init__(self, wanted: str, reason: str, *, left: str = "", log: str = "") -> None:
+        stuck = f"; what was done could not be taken back: {left}" if left else ""
+        super().__init__(
+            f"the machine could not be grown to {wanted}: {reason}{stuck}",
+            hint="close it and take another"
+            if left
+            else "it has the size it had before; ask for less, or boot one of that size",
+        )
+        self.wanted = wanted
+        self.reason = reason
+        self.left = left
+        self.log = log
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the machine is as it was before."""
+        return not self.left
+
+    def details(self) -> str:
+        return self.log
 
 
 class StoreBusy(VMForkError):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,11 @@ class MemoryUse:
         return self.guest_rss - self.guest_private
 
 
-def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0) -> MemoryUse:
+def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()) -> MemoryUse:
     """What process `pid` uses now. `OSError` if it is gone.
 
-    Guest RAM are the mappings of the file `ram_inode`, or, where there is none, the anonymous one of `ram_bytes` bytes.
+    Guest RAM are the mappings of the file `ram_inode`, or, where there is none, the anonymous one of `ram_bytes` bytes;
+    and the anonymous ones of a size in `added_bytes`.
     """
     totals = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"), 0)
     guest = dict(totals)
@@ -45,7 +50,9 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0) -> MemoryUs
             elif "-" in (span := line.partition(" ")[0]):
                 inode = int(line.split()[4])
                 start, end = (int(part, 16) for part in span.split("-"))
-                in_guest = inode == ram_inode if ram_inode else inode == 0 and end - start == ram_bytes
+                size = end - start
+                in_guest = inode == ram_inode if ram_inode else inode == 0 and size == ram_bytes
+                in_guest = in_guest or (inode == 0 and size in added_bytes)
     return MemoryUse(
         totals["Rss"],
         totals["Pss"],

@@ -18,8 +18,8 @@ class Hardware:
     """What the guest sees, and so what device state is only good for: a machine restored must have the same.
 
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
-    decided one, `kvm` or `tcg`. `cpus` are online and `memory_mib` (MiB) is there when the kernel has booted; the machine
-    is made so that it can grow to `max_cpus`, of which the others are parked, and `max_memory_mib`.
+    decided one, `kvm` or `tcg`. `cpus` are online; the others up to `max_cpus` are parked. `memory_mib` can grow up to
+    `max_memory_mib`; of it, `added_mib` was plugged in piece by piece while the machine ran. Sizes in MiB.
     """
 
     machine: str
@@ -30,10 +30,16 @@ class Hardware:
     vmgenid: bool = True
     max_cpus: int = 0
     max_memory_mib: int = 0
+    added_mib: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_cpus", max(self.max_cpus, self.cpus))
         object.__setattr__(self, "max_memory_mib", max(self.max_memory_mib, self.memory_mib))
+
+    @property
+    def base_memory_mib(self) -> int:
+        """What it had when its kernel booted."""
+        return self.memory_mib - sum(self.added_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,12 @@ class Machine(Protocol):
 
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
+
+    async def add_memory(self, name: str, size_mib: int, /) -> None:
+        """The guest has taken a new piece of memory. `HostError` when it, or the hypervisor, has not."""
+
+    async def remove_memory(self, name: str, /) -> None:
+        """No piece of memory has this name. `HostError` when the guest does not give it back."""
 
     async def wait(self) -> int: ...
 

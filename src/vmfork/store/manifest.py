@@ -23,9 +23,10 @@ class Manifest:
     `traits` is the allow-list that decides whether a template fits a request, in the order it is compared: emulator
     version, machine type, accelerator, CPU model, digests of kernel and initramfs, kernel arguments, who reseeds.
     `fingerprint` is their digest. Size is not a trait: `cpus` and `memory_mib` are compared by whoever fits a machine
-    to a request, and so are `max_cpus` and `max_memory_mib`, to which a fork can grow: the emulator is started for them,
-    and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each fork has to do before it is handed out;
-    `secrets_found` are those of `secret_paths` and `secret_env` that were present and allowed.
+    to a request, and so are `max_cpus` and `max_memory_mib`, to which a fork can grow: the emulator is started for
+    them, and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each
+    fork has to do before it is handed out; `secrets_found` are those of `secret_paths` and `secret_env` that were
+    present and allowed.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 

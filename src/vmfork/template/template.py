@@ -24,6 +24,7 @@ from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.build import Recipe, build_template
 from vmfork.template.traits import aslr_trait, emulator_traits, image_traits
+from vmfork.vm.fit import fit, plan_growth
 from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
 from vmfork.vm.secrets import Secrets
@@ -199,6 +200,8 @@ class Template:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
@@ -207,10 +210,21 @@ class Template:
         hooks run, mode 0600, folders made as needed. Neither enters a template. `TemplateNotFound` when this generation
         is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, `AdoptError` (the guest did not confirm an item
         within `timeout_s`, or a hook failed); nothing is left after any of them.
+
+        With `cpus` or `memory_mib` the fork was grown to that size (`vm.hardware` tells what memory was rounded up to):
+        `ConfigError` when the template has no room for it, or is larger; `FitError`, `HostError`.
         """
         limit = self._config.fork_timeout_s if timeout_s is None else timeout_s
+        plan_growth(self.hardware, cpus=cpus, memory_mib=memory_mib, whose=f"template {self.name!r}")
         base = await self.fork_base()
-        return await base.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=self._config.hook_timeout_s)
+        vm = await base.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=self._config.hook_timeout_s)
+        if cpus is None and memory_mib is None:
+            return vm
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(vm.aclose)
+            await fit(vm, cpus=cpus, memory_mib=memory_mib)
+            on_failure.pop_all()
+        return vm
 
     async def fork_many(
         self,

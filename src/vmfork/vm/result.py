@@ -55,7 +55,8 @@ class Timings:
 
     `spawn_s`: until the process was started. `answer_s`: from there to the agent's first answer (emulator start-up,
     loading state or booting, and for a fork the adopt request itself). `clock_s`: setting and checking the wall clock.
-    `thaw_s`: what the template left to do in the fork: watchers, files, hooks. `total_s`: the whole call.
+    `thaw_s`: what the template left to do in the fork: watchers, files, hooks. `fit_s`: growing it to
+    the size asked for, since then too. `total_s`: the whole, `fit_s` included.
     """
 
     spawn_s: float
@@ -63,3 +64,4 @@ class Timings:
     clock_s: float
     thaw_s: float
     total_s: float
+    fit_s: float = 0.0

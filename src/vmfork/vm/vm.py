@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from vmfork.config import VMConfig, find_places
-from vmfork.errors import Closed, ConfigError
+from vmfork.errors import Closed, ConfigError, GuestError
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
-from vmfork.vm.folder import list_records
+from vmfork.vm.folder import list_records, read_record
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze
@@ -303,7 +304,28 @@ class VM:
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         self._check_open()
-        return read_memory(self.pid, ram_inode=self._ram_inode, ram_bytes=self.hardware.memory_mib * MIB)
+        return read_memory(
+            self.pid,
+            ram_inode=self._ram_inode,
+            ram_bytes=self.hardware.base_memory_mib * MIB,
+            added_bytes=[size * MIB for size in self.hardware.added_mib],
+        )
+
+    def lend(self) -> tuple[Machine, AgentClient]:
+        """What it consists of, for whoever changes its size. `Closed`; `GuestError` when it is paused."""
+        agent = self._live_agent()
+        if self._paused:
+            raise GuestError(f"VM {self.id} is paused", hint="resume it first")
+        return self._machine, agent
+
+    def tell_size(self, hardware: Hardware, *, fit_s: float) -> None:
+        """The object, its record and its timings say that it was grown to `hardware` within `fit_s` seconds."""
+        self.hardware = hardware
+        timings = self.timings
+        self.timings = replace(timings, fit_s=timings.fit_s + fit_s, total_s=timings.total_s + fit_s)
+        record = read_record(self._folder.path)
+        if record is not None:
+            self._folder.write_record(replace(record, cpus=hardware.cpus, memory_mib=hardware.memory_mib))
 
     def console_tail(self) -> str:
         """The end of what the guest wrote to its serial console."""

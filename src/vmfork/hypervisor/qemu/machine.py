@@ -13,8 +13,10 @@ from vmfork.host.folders import tail_of
 from vmfork.host.process import Process
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.hypervisor.base import AnonymousRAM, Restore
+from vmfork.hypervisor.qemu import hotplug
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +131,33 @@ class QemuMachine:
         """
         monitor = await self._get_monitor()
         await monitor.execute("xen-save-devices-state", filename=str(path), live=False)
+
+    async def add_memory(self, name: str, size_mib: int, /) -> None:
+        """The guest has taken `size_mib` MiB of new memory and said so (ACPI _OST); it knows it as `name`.
+
+        There is no limit to the wait. `HostError` when QEMU has no room for it, or the guest reports a failure. After
+        any failure `remove_memory` cleans up.
+        """
+        monitor = await self._get_monitor()
+        with monitor.listen(hotplug.GUEST_REPORT) as events:
+            size = size_mib * MIB
+            await monitor.execute("object-add", **{"qom-type": "memory-backend-ram", "id": f"{name}-ram", "size": size})
+            await monitor.execute("device_add", driver="pc-dimm", id=name, memdev=f"{name}-ram")
+            await hotplug.wait_taken(events, name)
+
+    async def remove_memory(self, name: str, /) -> None:
+        """The guest has given the memory back, where it was plugged at all, and QEMU has freed it.
+
+        There is no limit to the wait. `HostError` when the guest uses it and so keeps it.
+        """
+        monitor = await self._get_monitor()
+        plugged = {device["data"]["id"] for device in await monitor.execute("query-memory-devices")}
+        if name in plugged:
+            with monitor.listen(hotplug.GUEST_REPORT, hotplug.DELETED) as events:
+                await monitor.execute("device_del", id=name)
+                await hotplug.wait_given_back(events, name)
+        if f"{name}-ram" in {backend["id"] for backend in await monitor.execute("query-memdev")}:
+            await monitor.execute("object-del", id=f"{name}-ram")
 
     async def wait(self) -> int:
         return await self._process.wait()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu.qmp import ExecuteError, QMPClient
@@ -16,6 +16,9 @@ from vmfork.errors import DeadlineExceeded, HostError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import AsyncIterator, Iterator
+
+    from qemu.qmp.message import Message
 
 _CONNECT_LIMIT_S = 20.0
 _COMMAND_LIMIT_S = 30.0
@@ -56,6 +59,12 @@ class Monitor:
             raise HostError(f"{what} {command}: {error}", log="\n".join(self.transcript)) from error
         self.transcript.append(f"<- {json.dumps(result)}")
         return result
+
+    @contextmanager
+    def listen(self, *names: str) -> Iterator[AsyncIterator[Message]]:
+        """Inside the block, the events of these names, from its beginning on, as they come; without end."""
+        with self._client.listener(names) as listener:
+            yield aiter(listener)
 
     async def aclose(self) -> None:
         """The connection is closed."""

@@ -1,0 +1,268 @@
+"""A running machine is given more CPUs and memory, and its guest is asked whether it has them.
+
+Both were provided for when it was booted (`max_cpus`, `max_memory_mib`). CPUs are parked and brought online through
+sysfs; memory is plugged in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmfork.config.values import MEMORY_BLOCK_MIB
+from vmfork.errors import ConfigError, FitError, HostError, ProtocolError, VMForkError
+from vmfork.host import facts
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.vm.vm import VM
+
+_log = logging.getLogger("vmfork")
+
+# Under TCG a CPU comes online in 0.1 s, memory in 0.1 s and 2 GiB more in another (docs/concepts/sizing.md).
+FIT_LIMIT_S = 60.0
+# Each step back; a guest that took a step answers as fast to the opposite one.
+_UNDO_LIMIT_S = 10.0
+
+_CPUS = "/sys/devices/system/cpu"
+_MEMORY = "/sys/devices/system/memory"
+
+# What a guest may keep of added memory for itself: a descriptor of 64 bytes for each page of 4 KiB, and some more that
+# its own changes of that moment blur.
+_DESCRIPTORS = 64 / 4096
+_BLUR_KIB = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a machine is to have: that many CPUs online, and `added_mib` MiB more than now."""
+
+    cpus: int
+    added_mib: int
+
+
+def plan_growth(
+    hardware: Hardware,
+    *,
+    cpus: int | None = None,
+    memory_mib: int | None = None,
+    whose: str = "the machine",
+    block_mib: int = MEMORY_BLOCK_MIB,
+) -> Growth:
+    """What turns a machine of `hardware` into one of that size; `None` leaves it as it is. Nothing is done.
+
+    Memory is rounded up to whole blocks of `block_mib` MiB above what there is. `ConfigError`, with the arithmetic, for
+    less than there is and for more than there is room for. `whose` names the machine in it.
+    """
+    wanted_cpus = hardware.cpus if cpus is None else cpus
+    if not hardware.cpus <= wanted_cpus <= hardware.max_cpus:
+        raise _refused(
+            "vm.cpus", wanted_cpus, hardware.cpus, hardware.max_cpus, whose=whose, spell=str, option="--max-cpus"
+        )
+    wanted_mib = hardware.memory_mib if memory_mib is None else memory_mib
+    added_mib = -(-(wanted_mib - hardware.memory_mib) // block_mib) * block_mib
+    if not hardware.memory_mib <= wanted_mib or hardware.memory_mib + added_mib > hardware.max_memory_mib:
+        rounded = f"rounded up to blocks of {block_mib} MiB above it: {format_mib(hardware.memory_mib + added_mib)}"
+        raise _refused(
+            "vm.memory_mib",
+            wanted_mib,
+            hardware.memory_mib,
+            hardware.max_memory_mib,
+            whose=whose,
+            spell=format_mib,
+            option="--max-memory",
+            more=f" ({rounded})" if added_mib > wanted_mib - hardware.memory_mib else "",
+        )
+    return Growth(wanted_cpus, added_mib)
+
+
+def _refused(
+    field: str,
+    wanted: int,
+    have: int,
+    most: int,
+    *,
+    whose: str,
+    spell: Callable[[int], str],
+    option: str,
+    more: str = "",
+) -> ConfigError:
+    if wanted < have:
+        hint = f"leave it out, or take a smaller machine: a running one is not made smaller than it is ({spell(have)})"
+        return ConfigError(field, wanted, f"{whose} has {spell(have)}, not {spell(wanted)}", hint=hint)
+    room = f"and room for {spell(most - have)} more, {spell(most)} in all" if most > have else "and cannot grow"
+    return ConfigError(
+        field,
+        wanted,
+        f"{whose} has {spell(have)} {room}; {spell(wanted)} were asked for{more}",
+        hint=f"ask for at most {spell(most)}, or build a template with room: "
+        f"vmfork template build NAME {option} {wanted}",
+    )
+
+
+async def fit(
+    vm: VM, *, cpus: int | None = None, memory_mib: int | None = None, timeout_s: float = FIT_LIMIT_S
+) -> Hardware:
+    """The guest has `cpus` CPUs online and `memory_mib` MiB, both found in the guest, and `vm.hardware` says so.
+
+    `None` leaves as it is. Memory comes in blocks (128 MiB on x86) and is rounded up to them; what is returned tells
+    how much it is. `ConfigError` for a size below or above what the machine can have, `HostError` when the host has not
+    that much memory, `GuestError` for a paused machine: nothing was done. `FitError` when it did not come to it within
+    `timeout_s`: it has its old size again, or, where `rolled_back` is false, must be closed. On cancel all is taken
+    back as after an error, as far as the guest gives it back.
+    """
+    machine, agent = vm.lend()
+    begun = time.perf_counter()
+    before = vm.hardware
+    growth = plan_growth(before, cpus=cpus, memory_mib=memory_mib)
+    wanted = f"{growth.cpus} CPUs and {format_mib(before.memory_mib + growth.added_mib)}"
+    steps = _Steps()
+    try:
+        async with asyncio.timeout(timeout_s):
+            if growth.added_mib:
+                block_mib = await _read_block_mib(agent)
+                growth = plan_growth(before, cpus=cpus, memory_mib=memory_mib, block_mib=block_mib)
+                _check_host(growth.added_mib)
+            if cpus is not None:
+                await _online_cpus(agent, before, growth.cpus, steps)
+            if growth.added_mib:
+                await _add_memory(machine, agent, growth.added_mib, steps)
+    except (VMForkError, TimeoutError) as error:
+        done = bool(steps)
+        left = await steps.take_back()
+        if isinstance(error, (ConfigError, HostError)) and not done:
+            raise
+        late = isinstance(error, TimeoutError) and not isinstance(error, VMForkError)
+        reason = f"it took longer than {timeout_s:g} s" if late else getattr(error, "reason", str(error))
+        log = error.details() if isinstance(error, VMForkError) else ""
+        raise FitError(wanted, reason, left=left, log=log) from error
+    except BaseException:
+        await steps.take_back()
+        raise
+    after = replace(
+        before,
+        cpus=growth.cpus,
+        memory_mib=before.memory_mib + growth.added_mib,
+        added_mib=(*before.added_mib, growth.added_mib) if growth.added_mib else before.added_mib,
+    )
+    if memory_mib is not None and after.memory_mib != memory_mib:
+        _log.info("VM %s has %d MiB for %d asked: its guest takes whole blocks", vm.id, after.memory_mib, memory_mib)
+    vm.tell_size(after, fit_s=time.perf_counter() - begun)
+    return after
+
+
+class _Steps:
+    """What was done so far, each with what takes it back."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def add(self, what: str, undo: Callable[[], Awaitable[None]]) -> None:
+        self._steps.append((what, undo))
+
+    async def take_back(self) -> str:
+        """Everything was tried, last step first; what could not be taken back, in words."""
+        left = []
+        while self._steps:
+            what, undo = self._steps.pop()
+            try:
+                async with asyncio.timeout(_UNDO_LIMIT_S):
+                    await undo()
+            except (VMForkError, TimeoutError) as error:
+                left.append(f"{what} ({error or 'no answer'})")
+        return "; ".join(left)
+
+
+async def _online_cpus(agent: AgentClient, hardware: Hardware, count: int, steps: _Steps) -> None:
+    """Exactly `count` CPUs are online; those that were parked came in the order of their numbers."""
+    present = await _read_cpus(agent, "present")
+    if len(present) != hardware.max_cpus:
+        # Device state of a machine with another number of CPUs is loaded without a word (QEMU 7.2).
+        raise FitError(f"{count} CPUs", f"the guest knows of {len(present)} CPUs, the machine has {hardware.max_cpus}")
+    online = await _read_cpus(agent, "online")
+    for cpu in sorted(present - online)[: max(0, count - len(online))]:
+        switch = f"{_CPUS}/cpu{cpu}/online"
+        steps.add(f"CPU {cpu}", lambda switch=switch: _set(agent, switch, b"0"))  # type: ignore[misc]
+        await _set(agent, switch, b"1")
+    now = await _read_cpus(agent, "online")
+    if len(now) != count:
+        raise FitError(f"{count} CPUs", f"{len(now)} CPUs are online in the guest")
+
+
+async def _add_memory(machine: Machine, agent: AgentClient, size_mib: int, steps: _Steps) -> None:
+    """The guest has and uses so much more memory. What it does with new memory by itself is as it was."""
+    before = await _read_total_kib(agent)
+    policy_file = f"{_MEMORY}/auto_online_blocks"
+    if keeps_offline := (await _read(agent, policy_file)).strip() == b"offline":
+        steps.add("what it does with new memory", lambda: _set(agent, policy_file, b"offline"))
+        await _set(agent, policy_file, b"online")
+    name = f"dimm-{secrets.token_hex(4)}"
+    steps.add(f"{format_mib(size_mib)} of memory", lambda: machine.remove_memory(name))
+    await machine.add_memory(name, size_mib)
+    if keeps_offline:
+        await _set(agent, policy_file, b"offline")
+    check_grown(before, await _read_total_kib(agent), size_mib)
+
+
+def check_grown(before_kib: int, after_kib: int, size_mib: int) -> None:
+    """Nothing, when the guest's MemTotal grew by `size_mib` MiB but for page descriptors; else `FitError`."""
+    grown, added = after_kib - before_kib, size_mib * 1024
+    if not added - added * _DESCRIPTORS - _BLUR_KIB <= grown <= added + _BLUR_KIB:
+        raise FitError(format_mib(size_mib), f"the guest's memory grew by {grown} KiB, {added} KiB were added")
+
+
+def parse_cpus(text: bytes) -> frozenset[int]:
+    """The CPUs in a list as the kernel writes it: `0-3,5`. `ProtocolError` for anything else."""
+    try:
+        spans = [[int(end) for end in span.split(b"-", 1)] for span in text.strip().split(b",") if span]
+    except ValueError:
+        raise ProtocolError(f"{text!r} is not a list of CPUs") from None
+    return frozenset(cpu for span in spans for cpu in range(span[0], span[-1] + 1))
+
+
+def _check_host(added_mib: int) -> None:
+    available = facts.available_memory_bytes() // MIB
+    if added_mib > available:
+        raise HostError(
+            f"not enough memory: {format_mib(added_mib)} are to be added and {format_mib(available)} are available",
+            hint="free memory, or ask for less",
+        )
+
+
+async def _read_cpus(agent: AgentClient, which: str) -> frozenset[int]:
+    return parse_cpus(await _read(agent, f"{_CPUS}/{which}"))
+
+
+async def _read_block_mib(agent: AgentClient) -> int:
+    text = await _read(agent, f"{_MEMORY}/block_size_bytes")
+    try:
+        return max(int(text, 16) // MIB, 1)
+    except ValueError:
+        raise ProtocolError(f"{text!r} is not a size of a block") from None
+
+
+async def _read_total_kib(agent: AgentClient) -> int:
+    for line in (await _read(agent, "/proc/meminfo")).splitlines():
+        if line.startswith(b"MemTotal:"):
+            return int(line.split()[1])
+    raise ProtocolError("the guest's /proc/meminfo has no MemTotal")
+
+
+async def _read(agent: AgentClient, path: str) -> bytes:
+    return await agent.read_file(path, timeout_s=None)
+
+
+async def _set(agent: AgentClient, path: str, value: bytes) -> None:
+    # In place: these files cannot be replaced.
+    await agent.write_file(path, value, append=True, timeout_s=None)
