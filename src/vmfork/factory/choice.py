@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from vmfork.errors import ConfigError
+from vmfork.vm.fit import plan_growth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,10 +69,11 @@ def judge_size(have: Hardware, want: Want) -> str:
     """`exact`, `grown` (possible from below), `larger`, or the size in which the base cannot get there."""
     if (have.cpus, have.memory_mib) == (want.cpus, want.memory_mib):
         return "exact"
-    if have.max_cpus < want.cpus:
-        return "cpus"
-    if have.max_memory_mib < want.memory_mib:
-        return "memory_mib"
+    more = replace(have, cpus=min(have.cpus, want.cpus), memory_mib=min(have.memory_mib, want.memory_mib))
+    try:
+        plan_growth(more, cpus=want.cpus, memory_mib=want.memory_mib)
+    except ConfigError as error:
+        return error.field.removeprefix("vm.")
     return "larger" if have.cpus > want.cpus or have.memory_mib > want.memory_mib else "grown"
 
 

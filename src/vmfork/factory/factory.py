@@ -31,6 +31,7 @@ from vmfork.factory.health import Health
 from vmfork.factory.template import TemplateFactory
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
+from vmfork.vm.fit import fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -253,8 +254,6 @@ class Factory:
         )
         have = vm.hardware
         if have.cpus < wanted.cpus or have.memory_mib < wanted.memory_mib:
-            from vmfork.vm.fit import fit  # noqa: PLC0415
-
             try:
                 await fit(vm, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
             except BaseException:
