@@ -486,3 +486,30 @@ def test_root_with_a_full_runtime_folder(tmp_path, template_name) -> None:
         assert left_of(runtime) == []
     finally:
         subprocess.run(["umount", "--recursive", runtime], check=True)
+
+
+# template audit
+
+
+def test_an_audit_tells_a_safe_template_in_a_table_and_in_json(template_name):
+    outcome = vmfork("template", "audit", template_name, "-n", "2").check()
+    assert outcome.out.splitlines()[0].split() == ["PROBE", "EXPECTED", "VERDICT", "FOUND"]
+    assert outcome.out.splitlines()[-1] == f"template {template_name}: 2 forks, safe"
+    report = json.loads(vmfork("template", "audit", template_name, "-n", "2", "--json").check().out)
+    assert report["safe"] is True
+    assert {row["verdict"] for row in report["rows"]} <= {"ok", "absent"}
+
+
+def test_an_audit_exits_with_4_when_forks_are_not_safe(template_name):
+    probes = ("--probe", "marker=cat /root/marker", "--same", "name=hostname")
+    outcome = vmfork("template", "audit", template_name, "-n", "2", *probes)
+    assert outcome.status == 4
+    assert outcome.out.splitlines()[-1] == f"template {template_name}: 2 forks, NOT safe: marker, name"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-n", "1"), ("-n", "x"), ("--probe", "nameless"), ("--probe", "a/b=true"), ("--probe", "urandom=true")],
+)
+def test_an_audit_refuses_what_makes_no_sense(template_name, options):
+    is_error(vmfork("template", "audit", template_name, *options), 2, hint=True)
