@@ -153,6 +153,7 @@ class _Side(asyncio.Protocol):
         self.front = front
         self.other = other
         self.transport: asyncio.Transport | None = None
+        self.ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -173,7 +174,11 @@ class _Side(asyncio.Protocol):
         self.other.transport.write(data)
 
     def eof_received(self) -> bool:
+        self.ended = True
         if self.other is None or self.other.transport is None:
+            return False
+        if self.other.ended:
+            self.other.transport.close()
             return False
         self.other.transport.write_eof()
         return True  # the other direction may go on
