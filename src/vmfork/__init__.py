@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
+        VMNotFound,
     )
     from vmfork.template.probes import Probe
     from vmfork.vm.result import ExecResult
@@ -79,6 +80,7 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
+    "VMNotFound",
     "aio",
     "find_places",
 ]

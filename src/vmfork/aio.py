@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
+        VMNotFound,
     )
     from vmfork.factory import Factory
     from vmfork.template import Template
@@ -94,6 +95,7 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
+    "VMNotFound",
     "find_places",
 ]
 
