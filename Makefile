@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 
 .PHONY: demo test check bench clean
 
-$(STAMP): pyproject.toml tools/setup $(wildcard guest/*.[ch] keeper/*.[ch] tools/*.py)
+$(STAMP): pyproject.toml tools/setup $(wildcard guest/*.c guest/*.h guest/*.py)
 	tools/setup $(VENV)
 	touch $(STAMP)
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
-        VMNotFound,
     )
     from vmfork.template.probes import Probe
     from vmfork.vm.result import ExecResult
@@ -80,7 +79,6 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
-    "VMNotFound",
     "aio",
     "find_places",
 ]

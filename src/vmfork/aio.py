@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
-        VMNotFound,
     )
     from vmfork.factory import Factory
     from vmfork.template import Template
@@ -95,7 +94,6 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
-    "VMNotFound",
     "find_places",
 ]
 

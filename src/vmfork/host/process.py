@@ -77,42 +77,66 @@ def _die_with_us() -> list[str]:
     return [_find_setpriv(), "--pdeathsig", "KILL", "--", *guard]
 
 
-class WatchedProcess:
-    """A process watched through its pidfd, which need not be a child. `collect` gives its exit status once it has ended.
+class Process:
+    """Owner of one child process, in a session of its own so that a terminal's Ctrl-C does not reach it.
 
-    The status is negative for a signal, and `None` where it cannot be known, because the process is no child of ours.
+    With `dies_with_us` the kernel kills it when the thread that started it ends, even by SIGKILL (prctl(2),
+    PR_SET_PDEATHSIG). A preexec function would do the same but forces fork() in place of vfork() and is unsafe with
+    threads; setpriv and the shell that looks whether we still live cost an exec each, a millisecond and a half.
     """
 
-    def __init__(self, identity: ProcessIdentity, argv: tuple[str, ...], collect: Callable[[], int | None]) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
         self.argv = argv
-        self.pid = identity.pid
-        self.identity = identity
-        self._collect = collect
+        self.pid = child.pid
+        self.identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0)
+        self._child = child
         self._loop = asyncio.get_running_loop()
-        self._exited: asyncio.Future[int | None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(identity.pid)
+        self._exited: asyncio.Future[int] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(child.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
-    @property
-    def has_ended(self) -> bool:
-        return self._exited.done()
+    @classmethod
+    def start(
+        cls, argv: Sequence[str], *, log_fd: int, pass_fds: Sequence[int] = (), dies_with_us: bool = True
+    ) -> Self:
+        """A running child with `pass_fds` inherited under the same numbers; its output and errors go to `log_fd`."""
+        command = [*_die_with_us(), *argv] if dies_with_us else list(argv)
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HostError(f"cannot start {argv[0]}: {error.strerror}") from error
+        try:
+            return cls(child, tuple(argv))
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, or `None` while it runs or where it is not known."""
+        """The exit status, negative for a signal, or `None` while it runs."""
         return self._exited.result() if self._exited.done() else None
 
-    def on_exit(self, callback: Callable[[int | None], None]) -> None:
+    def on_exit(self, callback: Callable[[int], None]) -> None:
         """`callback(exit_code)` runs on the loop once the process has ended."""
         self._exited.add_done_callback(lambda future: callback(future.result()))
 
-    async def wait(self) -> int | None:
-        """The process has ended, and was reaped if it is a child; its exit status."""
+    async def wait(self) -> int:
+        """The process has ended and was reaped; its exit status."""
         return await asyncio.shield(self._exited)
 
     def kill(self) -> None:
         """The process was sent SIGKILL; nothing happens where it has ended already."""
-        self.send_signal(signal.SIGKILL)
+        if not self._exited.done():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
         if not self._exited.done():
@@ -127,46 +151,4 @@ class WatchedProcess:
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._exited.set_result(self._collect())
-
-
-def spawn(command: Sequence[str], *, log_fd: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A running child in a session of its own, with nothing to read and `log_fd` to write to. The caller reaps it."""
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_fd,
-            stderr=log_fd,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HostError(f"cannot start {command[0]}: {error.strerror}") from error
-
-
-def identify(child: subprocess.Popen[bytes]) -> ProcessIdentity:
-    """The identity of a child that was not reaped, though it may have ended."""
-    return ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0)
-
-
-class Process(WatchedProcess):
-    """Owner of one child process, in a session of its own so that a terminal's Ctrl-C does not reach it.
-
-    With `dies_with_us` the kernel kills it when the thread that started it ends, even by SIGKILL (prctl(2),
-    PR_SET_PDEATHSIG). A preexec function would do the same but forces fork() in place of vfork() and is unsafe with
-    threads; setpriv and the shell that looks whether we still live cost an exec each, a millisecond and a half.
-    """
-
-    @classmethod
-    def start(
-        cls, argv: Sequence[str], *, log_fd: int, pass_fds: Sequence[int] = (), dies_with_us: bool = True
-    ) -> Self:
-        """A running child with `pass_fds` inherited under the same numbers; its output and errors go to `log_fd`."""
-        child = spawn([*_die_with_us(), *argv] if dies_with_us else argv, log_fd=log_fd, pass_fds=pass_fds)
-        try:
-            return cls(identify(child), tuple(argv), child.wait)
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
+        self._exited.set_result(self._child.wait())

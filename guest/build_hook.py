@@ -1,4 +1,4 @@
-"""Puts the compiled programs into the package when hatchling builds it, editable installs included."""
+"""Puts the guest agent into the package when hatchling builds it, editable installs included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _load_build() -> ModuleType:
     """The module `build.py` beside this file. Not imported by name: `build` is also a package on PyPI."""
-    spec = importlib.util.spec_from_file_location("vmfork_build", Path(__file__).with_name("build.py"))
+    spec = importlib.util.spec_from_file_location("vmfork_guest_build", Path(__file__).with_name("build.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,13 +22,14 @@ def _load_build() -> ModuleType:
     return module
 
 
-class ProgramBuildHook(BuildHookInterface[Any]):
-    """The programs are compiled before a wheel is put together, and the wheel has them though git ignores them."""
+class AgentBuildHook(BuildHookInterface[Any]):
+    """The agent is compiled before a wheel is put together, and the wheel has it though git ignores it."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """`tools/build.py` names where each lies. A source distribution carries only its sources."""
+        """`src/vmfork/image/data/` has the agent. A source distribution carries only its sources."""
         if self.target_name != "wheel":
             return
-        build_data["artifacts"] += [str(path.relative_to(self.root)) for path in _load_build().build_missing()]
+        agent = _load_build().build_if_needed()
+        build_data["artifacts"].append(str(agent.relative_to(self.root)))
