@@ -14,7 +14,9 @@ NAME = "test"
 
 @pytest.fixture(scope="session")
 def template_name(instance):
-    template = asyncio.run(Template.build(NAME, VMConfig(), warm_up=["echo warm > /root/marker", "cat /proc/uptime > /root/uptime"]))
+    template = asyncio.run(
+        Template.build(NAME, VMConfig(), warm_up=["echo warm > /root/marker", "cat /proc/uptime > /root/uptime"])
+    )
     yield NAME
     asyncio.run(template.remove())
 

@@ -25,7 +25,7 @@ from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
 from vmfork.template.template import DEFAULT, Template
-from vmfork.units import format_mib, parse_duration_s
+from vmfork.units import parse_duration_s
 from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
@@ -99,8 +99,10 @@ def command(
     placed = dict(read_placed_file(text) for text in files)
 
     async def work() -> int:
-        template = await find_template(name, settings, cpus=cpus is not None, memory=memory is not None)
-        async with await template.fork(files=placed) as vm:
+        template = await find_template(name, settings)
+        wanted_cpus = None if cpus is None else settings.vm.cpus
+        wanted_mib = None if memory is None else settings.vm.memory_mib
+        async with await template.fork(files=placed, cpus=wanted_cpus, memory_mib=wanted_mib) as vm:
             return await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
 
     return run_async(work())
@@ -111,28 +113,21 @@ def default_template_name(config: VMConfig) -> str:
     plain = VMConfig()
     image = "" if config.image == plain.image else f"-{config.image}"
     same_size = (config.cpus, config.memory_mib) == (plain.cpus, plain.memory_mib)
-    return DEFAULT + image + ("" if same_size else f"-{config.cpus}c-{config.memory_mib}m")
+    size = "" if same_size else f"-{config.cpus}c-{config.memory_mib}m"
+    most = (max(config.max_cpus, config.cpus), max(config.max_memory_mib, config.memory_mib))
+    room = "" if most == (config.cpus, config.memory_mib) else f"-max-{most[0]}c-{most[1]}m"
+    return DEFAULT + image + size + room
 
 
-async def find_template(name: str | None, settings: Settings, *, cpus: bool, memory: bool) -> Template:
-    """The template to fork, built where it may be. `cpus` and `memory` say what was demanded and so must be met."""
+async def find_template(name: str | None, settings: Settings) -> Template:
+    """The template to fork, built where it may be."""
     config = settings.vm
     wanted = name or default_template_name(config)
     if name is not None and name != DEFAULT:
-        template = await Template.open(name, config=config)
-    else:
-        with shown_progress() as progress:
-            await prepare_image(settings, progress)
-            template = await Template.ensure(wanted, config, progress=progress)
-    have = template.manifest
-    hint = f"leave it out, or build another template: vmfork template build NAME (now {have.name})"
-    if cpus and config.cpus != have.cpus:
-        raise ConfigError("vm.cpus", config.cpus, f"template {have.name!r} has {have.cpus}", hint=hint)
-    if memory and config.memory_mib != have.memory_mib:
-        raise ConfigError(
-            "vm.memory_mib", config.memory_mib, f"template {have.name!r} has {format_mib(have.memory_mib)}", hint=hint
-        )
-    return template
+        return await Template.open(name, config=config)
+    with shown_progress() as progress:
+        await prepare_image(settings, progress)
+        return await Template.ensure(wanted, config, progress=progress)
 
 
 async def _run(

@@ -19,6 +19,8 @@ from vmfork.template.template import Template
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
 
@@ -36,6 +38,8 @@ command.add_command(audit)
 @click.option("--image", metavar="I", help="The image to boot.")
 @cpus_option
 @memory_option
+@click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to so many CPUs.")
+@click.option("--max-memory", metavar="SIZE", help="Forks can be grown to so much RAM.")
 @click.option(
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
 )
@@ -53,6 +57,8 @@ def build(
     image: str | None,
     cpus: int | None,
     memory: str | None,
+    max_cpus: int | None,
+    max_memory: str | None,
     warm_up: tuple[str, ...],
     ready: str,
     ready_timeout: str | None,
@@ -65,7 +71,16 @@ def build(
     as_json: bool,
 ) -> None:
     """Boot a machine, run the commands, freeze it as NAME."""
-    settings = get_settings({"vm.image": image, "vm.cpus": cpus, "vm.memory_mib": memory, "vm.reseed": reseed})
+    settings = get_settings(
+        {
+            "vm.image": image,
+            "vm.cpus": cpus,
+            "vm.memory_mib": memory,
+            "vm.max_cpus": max_cpus,
+            "vm.max_memory_mib": max_memory,
+            "vm.reseed": reseed,
+        }
+    )
     ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")
 
     async def work(progress: ProgressListener) -> Template:
@@ -91,7 +106,8 @@ def build(
         show_json(_describe(m))
         return
     click.echo(
-        f"template {m.name}: {m.cpus} CPU, {format_mib(m.memory_mib)}, {m.traits['accel']}, "
+        f"template {m.name}: {_size(m.cpus, m.max_cpus, str)} CPU, "
+        f"{_size(m.memory_mib, m.max_memory_mib, format_mib)}, {m.traits['accel']}, "
         f"{format_bytes(m.memory_allocated_bytes)} in use, booted in {format_duration(m.timings['boot_s'])}"
     )
 
@@ -106,7 +122,14 @@ def list_all(as_json: bool) -> None:
         show_json(found)
         return
     rows = [
-        (f["name"], f["image"], f["cpus"], format_mib(f["memory_mib"]), format_bytes(f["memory_allocated_bytes"]), "ok")
+        (
+            f["name"],
+            f["image"],
+            _size(f["cpus"], f["max_cpus"], str),
+            _size(f["memory_mib"], f["max_memory_mib"], format_mib),
+            format_bytes(f["memory_allocated_bytes"]),
+            "ok",
+        )
         if "error" not in f
         else (f["name"], "", "", "", "", f["error"])
         for f in found
@@ -155,6 +178,10 @@ def remove(name: str, as_json: bool) -> None:
         show_json({"removed": True, "template": name})
         return
     click.echo(f"removed template {name}")
+
+
+def _size(have: int, most: int, spell: Callable[[int], str]) -> str:
+    return spell(have) if most == have else f"{spell(have)} to {spell(most)}"
 
 
 def _read(store: TemplateStore, name: str) -> dict[str, Any]:

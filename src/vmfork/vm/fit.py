@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vmfork")
 
-# Under TCG a CPU comes online in 0.1 s, memory in 0.1 s and 2 GiB more in another (docs/concepts/sizing.md).
+# Under TCG a CPU comes online in 0.1 s, memory in 0.1 s and 2 GiB more in another.
 FIT_LIMIT_S = 60.0
 # Each step back; a guest that took a step answers as fast to the opposite one.
 _UNDO_LIMIT_S = 10.0
