@@ -448,7 +448,7 @@ class Factory:
         return self._twin.config
 
     def open(self) -> Self:
-        """The base is ready. Opening again does nothing. Errors are those of the base; the factory stays unopened."""
+        """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""
         portal.run(self._twin.open())
         return self
 
@@ -468,7 +468,7 @@ class Factory:
         return self._twin.stats()
 
     def close(self) -> None:
-        """No VM can be asked for any more. Those given out, and the template, stay."""
+        """No VM can be asked for any more; who waits for one gets `Closed`. Those given out, and templates, stay."""
         portal.run(self._twin.aclose())
 
     def __enter__(self) -> Self:
