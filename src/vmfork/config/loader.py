@@ -147,7 +147,7 @@ def _from_text(field: str, text: str) -> Any:
     """A variable's text as the value that a file would hold."""
     if field in _LISTS:
         return text.replace(",", " ").split()
-    if field == "factory.template":
+    if field in ("factory.template", "factory.remote"):
         truth = _TRUTH.get(text.strip().lower())
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false")

@@ -75,13 +75,17 @@ class Factory:
     """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
 
     ```
-    template  cache  fetch_only  base
-    no        0      any         direct: boots
-    yes       0      no          template: built now; TemplateExists when there is one
-    yes       0      yes         template: fetched; TemplateNotFound when there is none
-    no        > 0    no          cache over direct
-    yes       > 0    no          cache over template: built now; TemplateExists when there is one
-    any       > 0    yes         ConfigError
+    template  remote  cache  fetch_only  base
+    no        no      0      no          direct: boots
+    no        no      0      yes         direct: boots
+    yes       no      0      no          template: built now; TemplateExists when there is one
+    yes       no      0      yes         template: fetched; TemplateNotFound when there is none
+    no        any     > 0    no          cache over direct
+    no        any     > 0    yes         ConfigError
+    yes       any     > 0    no          cache over template: built now; TemplateExists when there is one
+    yes       any     > 0    yes         ConfigError
+    any       yes     0      no          remote: asks the cache server
+    any       yes     0      yes         remote: asks the cache server
     ```
     With `build = "background"` a template that is missing is built while machines are booted, and one that is there is
     used. Making a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
@@ -266,6 +270,11 @@ class Factory:
                 "a cache cannot be fetched",
                 hint="it lives in the process that opened it",
             )
+        if config.remote and config.cache == 0:
+            from vmfork.factory.remote import RemoteFactory  # noqa: PLC0415 - gRPC is for those who ask a server
+
+            self._bases.append(await RemoteFactory.open(config, places=self._places))
+            return
         if config.template and config.build == "background" and not self._fetch_only:
             await self._use_or_build()
         else:
