@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
     from vmfork.rpc.cache_pb2 import ConfigReply
     from vmfork.rpc.client import CacheClient
 
+_log = logging.getLogger(__name__)
+
 # A server that has none ready makes one: a boot under TCG, and the callers before us.
 TAKE_LIMIT_S = 120.0
 # How a configuration is told; a server that says another number is of another time.
 _CONFIG_VERSION = 1
+_LAST_WORDS_S = 1.0
 
 
 class RemoteFactory:
@@ -32,6 +37,7 @@ class RemoteFactory:
 
     def __init__(self, client: CacheClient, reply: ConfigReply) -> None:
         self._client = client
+        self._telling: set[asyncio.Task[None]] = set()
         self._learn(reply)
 
     @classmethod
@@ -68,47 +74,52 @@ class RemoteFactory:
         """The server has counted them already."""
         return True
 
-    async def refresh(self) -> bool:
-        """Never: a server that holds machines of another kind refuses to give one as the former."""
-        return False
+    @property
+    def kind(self) -> str:
+        """The server's name for it."""
+        return self._fingerprint
 
-    async def get_base_vm(self, *, timeout_s: float = TAKE_LIMIT_S) -> BaseVM:
+    async def refresh(self) -> None:
+        """Nothing is asked: a server that holds machines of another kind refuses to give one as the former."""
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A parked machine of the server's, now ours alone.
 
-        A hand-over that fails is tried once more. `DeadlineExceeded` when the server had none within `timeout_s`;
-        `Closed` when it ends; `HostError` when it is gone, or holds machines of another kind now: what this factory
-        tells of them is new then, and asking again gives one.
+        `DeadlineExceeded` when the server had none within `timeout_s` (by default two minutes), `Closed` when it ends.
+        `VMNotFound` or `StoreBusy` when the machine it gave could not be taken over; it has ended, or will. `HostError`
+        when the server is gone, or holds machines of another kind now: what this factory tells of them is new then.
         """
-        try:
-            return await self._take(timeout_s)
-        except _Lost:
-            pass
-        try:
-            return await self._take(timeout_s)
-        except _Lost as lost:
-            raise lost.reason from None
-
-    async def report(self, *, vm_id: str = "", phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
-        """The server's metrics count what became of a machine, or why none was taken. Errors are those of a call."""
-        await self._client.report(vm_id=vm_id, phases=phases, fallback=fallback)
-
-    async def aclose(self) -> None:
-        """The connection is gone; the server and the machines it gave stay."""
-        await self._client.aclose()
-
-    async def _take(self, timeout_s: float) -> BaseVM:
         from vmfork.rpc.faults import OtherKind  # noqa: PLC0415
 
+        limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         try:
-            reply = await self._client.get_base_vm(timeout_s=timeout_s, fingerprint=self._fingerprint)
+            reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self._fingerprint)
         except OtherKind:
             self._learn(await self._client.config())
             raise
+        # Cancelled here, or failing, the machine has no owner: its keeper ends it.
+        return await BaseVM.attach(VMHandle.from_json(reply.handle))
+
+    def tell(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+        """The server is being told how long phases of a machine it gave took, or why none was taken.
+
+        In the background, and in vain where the server is gone: nobody waits for it.
+        """
+        task = asyncio.create_task(self._tell(phases or {}, fallback))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, phases: Mapping[str, float], fallback: str) -> None:
         try:
-            # Cancelled here, or failing, the machine has no owner: its keeper ends it.
-            return await BaseVM.attach(VMHandle.from_json(reply.handle))
+            await self._client.report(phases=phases, fallback=fallback)
         except VMForkError as error:
-            raise _Lost(error) from error
+            _log.info("the VM cache server was not told: %s", error)
+
+    async def aclose(self) -> None:
+        """The connection is gone; the server and the machines it gave stay. What was to be told is, within a second."""
+        if self._telling:
+            await asyncio.wait({*self._telling}, timeout=_LAST_WORDS_S)
+        await self._client.aclose()
 
     def _learn(self, reply: ConfigReply) -> None:
         if reply.config_version != _CONFIG_VERSION:
@@ -121,14 +132,6 @@ class RemoteFactory:
         self._traits: dict[str, str] = dict(reply.traits)
         self._hardware = _read_hardware(json.loads(reply.hardware))
         self._fingerprint = reply.fingerprint
-
-
-class _Lost(Exception):
-    """A machine that the server gave could not be taken over."""
-
-    def __init__(self, reason: VMForkError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 def _read_hardware(told: Mapping[str, Any]) -> Hardware:
