@@ -393,7 +393,7 @@ class CacheFactory:
                 await self.refresh()
             except VMForkError:
                 pass  # a template that is gone shows when the next machine is started
-            except Exception:
+            except Exception:  # noqa: BLE001 - the machines it holds are to be looked at all the same
                 _log.exception("%s: what it is made from could not be looked at", self.name)
             for held in list(self._ready):
                 await self._check_held(held)

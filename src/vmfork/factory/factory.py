@@ -240,9 +240,8 @@ class Factory:
         )
         try:
             have = vm.hardware
-            if why != "larger" and (have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib):
-                # It was replaced between the choice and the taking.
-                raise TemplateStale(base.name, "size", _spell(have), _spell(wanted))
+            if why != "larger":
+                _check_not_larger(base, have, wanted)
             if have.cpus < wanted.cpus or have.memory_mib < wanted.memory_mib:
                 await fit(vm, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
         except BaseException:
@@ -419,6 +418,12 @@ class Factory:
             f"{_spell(wanted)} were asked for, what is ready is larger: {sizes}",
             hint='take it as it is with oversize = "allow" in [factory], or add a template of that size to `templates`',
         )
+
+
+def _check_not_larger(base: FactoryBase, have: Hardware, wanted: VMConfig) -> None:
+    if have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib:
+        # What it is made from was replaced between the choice and the taking.
+        raise TemplateStale(base.name, "size", _spell(have), _spell(wanted))
 
 
 def _spell(size: Hardware | VMConfig) -> str:

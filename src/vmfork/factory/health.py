@@ -15,7 +15,10 @@ FAILURES, REST_S = 3, 60.0
 
 @dataclass(slots=True)
 class Health:
-    """Failures in a row of one base, and until when it rests: `limit` of them begin a rest. `now` is a clock in seconds."""
+    """Failures in a row of one base, and until when it rests.
+
+    `limit` of them begin a rest. `now` is a clock in seconds.
+    """
 
     limit: int = FAILURES
     now: Callable[[], float] = time.monotonic
