@@ -51,7 +51,11 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
     from vmfork.service.server import CacheServer  # noqa: PLC0415
 
     server = CacheServer(
-        endpoint, config.vm, version=vmfork.__version__, template=config.template_name if config.template else ""
+        endpoint,
+        config.vm,
+        version=vmfork.__version__,
+        template=config.template_name if config.template else "",
+        vms=places.vms,
     )
 
     def tell(state: str) -> None:

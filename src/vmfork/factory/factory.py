@@ -251,7 +251,8 @@ class Factory:
         self._choices[why] += 1
         self._given[base.name] += 1
         if isinstance(base, Listener):
-            base.tell(phases={"adopt": vm.timings.answer_s + vm.timings.clock_s, "fit": vm.timings.fit_s})
+            base.tell(phases=_phases_of(vm))
+            vm.on_first_exec(lambda seconds: base.tell(phases={"first_exec": seconds}))
         return vm
 
     async def _boot(self, request: _Request) -> VM:
@@ -418,6 +419,12 @@ class Factory:
             f"{_spell(wanted)} were asked for, what is ready is larger: {sizes}",
             hint='take it as it is with oversize = "allow" in [factory], or add a template of that size to `templates`',
         )
+
+
+def _phases_of(vm: VM) -> dict[str, float]:
+    spent = vm.timings
+    phases = {"adopt": spent.answer_s + spent.clock_s + spent.thaw_s}
+    return phases | {"fit": spent.fit_s} if spent.fit_s else phases
 
 
 def _check_not_larger(base: FactoryBase, have: Hardware, wanted: VMConfig) -> None:

@@ -38,6 +38,7 @@ class RemoteFactory:
     def __init__(self, client: CacheClient, reply: ConfigReply) -> None:
         self._client = client
         self._telling: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._learn(reply)
 
     @classmethod
@@ -105,6 +106,8 @@ class RemoteFactory:
 
         In the background, and in vain where the server is gone: nobody waits for it.
         """
+        if self._closed:
+            return
         task = asyncio.create_task(self._tell(phases or {}, fallback))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
@@ -117,6 +120,7 @@ class RemoteFactory:
 
     async def aclose(self) -> None:
         """The connection is gone; the server and the machines it gave stay. What was to be told is, within a second."""
+        self._closed = True
         if self._telling:
             await asyncio.wait({*self._telling}, timeout=_LAST_WORDS_S)
         await self._client.aclose()

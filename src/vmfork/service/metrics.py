@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _PREFIX = "vmfork_cache_"
 
-# spawn: QEMU was started. answer: the machine was up. wait: a caller waited for it. hand_over: it was made ready to be
-# taken over. What comes after is told by whoever took it.
-PHASES = ("spawn", "answer", "wait", "hand_over", "adopt", "fit", "first_exec")
+# spawn: QEMU was started. load: the machine was up, its state loaded or its kernel booted. wait: a caller waited for it.
+# hand_over: it was made ready to be taken over. What comes after is told by whoever took it.
+PHASES = ("spawn", "load", "wait", "hand_over", "adopt", "fit", "first_exec")
 REPORTED = PHASES[4:]
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
 

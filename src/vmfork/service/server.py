@@ -31,6 +31,7 @@ from vmfork.rpc.client import GRACE_S
 from vmfork.rpc.faults import to_status
 from vmfork.service.front import Claim, Front
 from vmfork.service.metrics import REPORTED, Metrics, Snapshot, read_memory_of
+from vmfork.vm.folder import sweep_vms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -47,6 +48,8 @@ DOCUMENT_VERSION = 1
 # So long a pool may take to be full before one that serves all the same counts as ready.
 _FILL_PATIENCE_S = 1.0
 _TTL_S = 10.0
+# A taker ends its machines itself; what one that was killed left is a folder with a log.
+SWEEP_INTERVAL_S = 10.0
 _TTL_LIMIT_S = 600.0
 # A take that has its machine needs so long at most to hand it over.
 _HAND_OVER_LIMIT_S = 10.0
@@ -112,6 +115,7 @@ class Pool(Protocol):
     @property
     def hardware(self) -> Hardware: ...
     def status(self) -> PoolStatus: ...
+    async def refresh(self) -> None: ...
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM: ...
     async def wait_full(self, *, timeout_s: float | None = None) -> None: ...
     async def aclose(self) -> None: ...
@@ -140,7 +144,9 @@ class GivenVM:
 class CacheServer:
     """Owner of the endpoint while `run` runs. Machines given out are their takers' and outlive it."""
 
-    def __init__(self, endpoint: Path, config: VMConfig, *, version: str, template: str = "") -> None:
+    def __init__(
+        self, endpoint: Path, config: VMConfig, *, version: str, template: str = "", vms: Path | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.state = "starting"
         self.metrics = Metrics()
@@ -148,6 +154,7 @@ class CacheServer:
         self._config = config
         self._version = version
         self._template = template
+        self._vms = vms
         self._started_at = datetime.now(UTC)
         self._quitting = asyncio.Event()
         self._front: Front | None = None
@@ -195,7 +202,15 @@ class CacheServer:
             await self._unless_quit(_wait_ready(pool))
         if not self._quitting.is_set():
             await self._change("serving", on_change)
-            await self._quitting.wait()
+            await self._unless_quit(self._sweep())
+
+    async def _sweep(self) -> None:
+        """From time to time: what machines left behind whose takers were killed. Never ends."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            before = len(self._given)
+            if self._vms is not None and len(self._find_live()) < before:
+                await asyncio.to_thread(sweep_vms, self._vms)
 
     async def _unless_quit(self, work: Awaitable[Any]) -> Any:
         """What `work` gave, or `None` when it was cancelled because the server is to end."""
@@ -268,10 +283,15 @@ class CacheServer:
             limit = _limit_of(context)
             begun = time.monotonic()
             pool = await self._get_pool(limit)
-            if request.fingerprint and request.fingerprint != (now := fingerprint_of(pool)):
-                raise TemplateStale(pool.name, "fingerprint", now, request.fingerprint)
+            await pool.refresh()
+            _check_kind(pool, request)
             hit = pool.status().ready > 0
             base = await pool.get_base_vm(timeout_s=limit)
+            try:
+                _check_kind(pool, request)  # what it holds may have been replaced while this was waited for
+            except TemplateStale:
+                await base.aclose()
+                raise
             self._count_take(base, waited_s=time.monotonic() - begun)
             return await self._give(base, request, context, hit=hit)
         raise AssertionError
@@ -377,7 +397,7 @@ class CacheServer:
     def _count_take(self, base: BaseVM, *, waited_s: float) -> None:
         self.metrics.observe("wait", waited_s)
         self.metrics.observe("spawn", base.spawn_s)
-        self.metrics.observe("answer", base.answer_s)
+        self.metrics.observe("load", base.answer_s)
 
     async def _give(self, base: BaseVM, request: pb.GetBaseVMRequest, context: Any, *, hit: bool) -> pb.GetBaseVMReply:
         """The answer that hands `base` over. Whoever asked and goes before it has it gets nothing, and it is ended."""
@@ -420,8 +440,8 @@ class CacheServer:
         self.metrics.taken_back.inc()
         with suppress(VMForkError):
             handle = await detaching
-            self._given.pop(handle.id, None)
             await (await type(base).attach(handle)).aclose()
+            self._given.pop(handle.id, None)
         await base.aclose()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -442,6 +462,11 @@ async def _answered(context: Any) -> AsyncIterator[None]:
     except Exception as error:  # noqa: BLE001 - the caller is told whatever it is; the server goes on
         status, message, trailers = to_status(error)
         await context.abort(status, message, trailers)
+
+
+def _check_kind(pool: Pool, request: pb.GetBaseVMRequest) -> None:
+    if request.fingerprint and request.fingerprint != (now := fingerprint_of(pool)):
+        raise TemplateStale(pool.name, "fingerprint", now, request.fingerprint)
 
 
 def _limit_of(context: Any) -> float | None:

@@ -143,7 +143,9 @@ class BaseVM:
                 self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
             )
             async with explained(self._machine, self._agent, timeout_s):
+                begun = time.perf_counter()
                 await adopt(self._agent, rehearsed, timeout_s=timeout_s)
+                self.answer_s += time.perf_counter() - begun
                 await thaw(
                     self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
                     files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,

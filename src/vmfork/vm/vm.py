@@ -21,7 +21,7 @@ from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -67,6 +67,7 @@ class VM:
         self._ram_inode = ram_inode
         self._closed = False
         self._paused = False
+        self._on_first_exec: Callable[[float], None] | None = None
         self.hardware = hardware
         self.adoption = adoption
         self.timings = timings
@@ -168,6 +169,7 @@ class VM:
         """
         argv = _check_argv(argv)
         data = input.encode() if isinstance(input, str) else input
+        begun = time.perf_counter()
         status, stdout, stderr = await self._live_agent().exec(
             argv,
             env=check_env(env or {}),
@@ -177,6 +179,9 @@ class VM:
             clean_env=clean_env,
             timeout_s=timeout_s,
         )
+        listener, self._on_first_exec = self._on_first_exec, None
+        if listener is not None:
+            listener(time.perf_counter() - begun)
         result = ExecResult(
             argv=argv,
             exit_code=status.exit_code,
@@ -375,6 +380,10 @@ class VM:
         if self._paused:
             raise GuestError(f"VM {self.id} is paused", hint="resume it first")
         return self._machine, agent
+
+    def on_first_exec(self, listener: Callable[[float], None]) -> None:
+        """`listener` will be told how many seconds the first program took that is run to its end."""
+        self._on_first_exec = listener
 
     def tell_size(self, hardware: Hardware, *, fit_s: float) -> None:
         """The object, its record and its timings say that it was grown to `hardware` within `fit_s` seconds."""

@@ -26,6 +26,9 @@ class StandInVM:
         self.base, self.hardware = base, hardware
         self.timings = Timings(spawn_s=0.0, answer_s=0.002, clock_s=0.001, thaw_s=0.0, total_s=0.003)
 
+    def on_first_exec(self, listener) -> None:
+        self.listener = listener
+
     async def aclose(self) -> None:
         await self.base.aclose()
 

@@ -408,8 +408,9 @@ async def test_ten_who_wait_get_closed_when_the_factory_is(world) -> None:
 
 async def test_a_remote_machine_and_a_fallback_are_told_to_the_server(world) -> None:
     async with Factory(FactoryConfig(remote=True)) as factory:
-        await factory.get_vm()
-        assert world.server.told == [{"phases": {"adopt": 0.003, "fit": 0.0}}]
+        vm = await factory.get_vm()
+        vm.listener(0.5)
+        assert world.server.told == [{"phases": {"adopt": 0.003}}, {"phases": {"first_exec": 0.5}}]
         world.server.errors = [Closed("the VM cache server", "it is ending")] * 2
         await factory.get_vm()
         assert (world.server.told[-1], factory.stats().fallbacks) == ({"fallback": "closed"}, {"closed": 1})

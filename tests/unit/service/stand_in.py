@@ -105,6 +105,9 @@ class StandInPool:
             vms=tuple(StandInHeld(vm_id, os.getpid()) for vm_id in self.ready),
         )
 
+    async def refresh(self) -> None:
+        pass
+
     async def wait_full(self, *, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
