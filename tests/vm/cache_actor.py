@@ -70,11 +70,11 @@ def die_at(owner: type, name: str, when: str) -> None:
     setattr(owner, name, classmethod(deadly) if isinstance(raw, classmethod) else deadly)
 
 
-async def take(endpoint: str) -> None:
+async def take(endpoint: str, ttl_s: float) -> None:
     from vmfork.rpc.client import CacheClient  # noqa: PLC0415
 
     async with CacheClient(Path(endpoint)) as client:
-        reply = await client.get_base_vm(timeout_s=60, ttl_s=1.0)
+        reply = await client.get_base_vm(timeout_s=60, ttl_s=ttl_s)
         print(json.dumps({"id": reply.vm_id, "pid": reply.pid, "client": os.getpid()}), flush=True)
         if sys.stdin.readline() == "go\n":
             base = await BaseVM.attach(VMHandle.from_json(reply.handle))
@@ -107,7 +107,8 @@ def main() -> int:
 
         sys.argv = ["vmfork", "factory", "init", "--json"]
         return command() or 0
-    asyncio.run(take(*rest))
+    # Long, so that only who dies with a machine that nobody took is waited for.
+    asyncio.run(take(*rest, ttl_s=1.0 if step == "answered" else 30.0))
     return 0
 
 

@@ -40,6 +40,14 @@ def available_memory_bytes() -> int:
     return 0
 
 
+def total_memory_bytes() -> int:
+    """Bytes of RAM that the host has in all (MemTotal, proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def free_space_bytes(path: Path) -> int:
     """Bytes that we may still write to the file system of `path`, or of its nearest parent that exists."""
     while not path.exists():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "vmfork_cache_"
 
-# spawn: QEMU was started. load: the machine was up, its state loaded or its kernel booted. wait: a caller waited for it.
+# spawn: QEMU was started. load: the machine was up, its state loaded or its kernel booted. wait: a caller waited.
 # hand_over: it was made ready to be taken over. What comes after is told by whoever took it.
 PHASES = ("spawn", "load", "wait", "hand_over", "adopt", "fit", "first_exec")
 REPORTED = PHASES[4:]
