@@ -228,13 +228,12 @@ class KeptProcess(WatchedProcess):
 
 def _read_hello(keeper: socket.socket) -> int | None:
     """The keeper's pid, unless it was read before. It is sent before all else, so this does not wait for long."""
-    keeper.settimeout(_ANSWER_LIMIT_S)
     try:
+        keeper.settimeout(_ANSWER_LIMIT_S)
         data = keeper.recv(_ANSWER.size)
+        keeper.setblocking(False)
     except OSError:
         return None
-    finally:
-        keeper.setblocking(False)
     kind, number = _ANSWER.unpack(data) if len(data) == _ANSWER.size else (None, 0)
     return number if kind == Answer.HELLO else None
 
