@@ -369,11 +369,11 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
     with Running("run", "-t", "made", "sh", "-c", "echo up; read l; date >&2; echo $l", stdin=subprocess.PIPE) as fork:
         fork.wait_for("up", fd=1)
         folder = str((instance.templates / "made" / "current").resolve())
-        assert told("destroy") == {"destroyed": True, "template": "made"}
+        assert told("destroy") == {"destroyed": True, "template": "made", "stopped_server": None}
         assert folder not in Path("/proc/mounts").read_text()
         assert not (instance.templates / "made").exists()
         assert fork.end(input=b"go on\n").check().out == "up\ngo on\n"
-    assert told("destroy") == {"destroyed": False, "template": "made"}
+    assert told("destroy") == {"destroyed": False, "template": "made", "stopped_server": None}
     assert vmfork("factory", "destroy", *config).check().out.startswith("nothing to do")
 
 
