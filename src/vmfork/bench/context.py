@@ -25,6 +25,7 @@ from vmfork.units import format_mib
 from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from vmfork.bench.measure import Side
@@ -113,7 +114,7 @@ class Context:
         """What the same forks are made from by hand: the very arguments a fork gets, taken from a real one."""
         if template.generation not in self._sources:
             async with await template.fork() as vm:
-                argv = [open_numbers(part) for part in vm.argv]
+                argv = open_arguments(vm.argv)
             folder = self.places.templates / template.name / template.generation
             files = {"memory": str(folder / "memory"), "state": str(folder / "state")}
             self._sources[template.generation] = Source(argv, files)
@@ -234,8 +235,20 @@ class Context:
                 await store.remove(name)
 
 
-def open_numbers(part: str) -> str:
-    """An argument of a fork's QEMU with the numbers of its descriptors, and its generation, left open."""
+def open_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments of a VM's QEMU with the numbers of its descriptors, and its generation, left open."""
+    return [_open_numbers(part) for part in argv]
+
+
+async def time_fork(template: Template) -> float:
+    """Seconds from nothing to the result of a fork's first program."""
+    begun = time.perf_counter()
+    async with await template.fork() as vm:
+        await vm.exec(["true"], check=True)
+        return time.perf_counter() - begun
+
+
+def _open_numbers(part: str) -> str:
     if part.startswith("memory-backend-file"):
         return ",".join("mem-path=/proc/self/fd/{memory}" if p.startswith("mem-path=") else p for p in part.split(","))
     for start, instead in (

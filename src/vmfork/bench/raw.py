@@ -7,6 +7,7 @@ against this, so nothing of vmfork may be imported here (a test looks).
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 REQUEST, REPLY, ERROR, DATA = 1, 2, 3, 4
-HELLO, EXEC, ADOPT, CLOCK = 1, 3, 11, 12
+HELLO, EXEC, ADOPT, CLOCK, QUIESCE = 1, 3, 11, 12, 13
 
 _SILENCE_LIMIT_S = 120
 
@@ -81,6 +82,9 @@ class Line:
         nonce = os.urandom(16)
         self.call(HELLO, fields(nonce, b"1"), nonce=nonce)
 
+    def quiesce(self) -> None:
+        self.call(QUIESCE, b"")
+
     def adopt(self, generation: uuid.UUID) -> None:
         self.call(
             ADOPT,
@@ -99,6 +103,26 @@ class Line:
     def exec_true(self) -> None:
         reply, _ = self.call(EXEC, fields(b"", b"", b"", b"1", b"true"))
         assert b"exit" in reply, reply
+
+
+class Monitor:
+    """A blocking conversation with one QEMU."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lines = sock.makefile("rwb")
+        self._lines.readline()  # the greeting
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: object) -> object:
+        self._lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self._lines.flush()
+        while line := self._lines.readline():
+            told = json.loads(line)
+            if "error" in told:
+                raise RuntimeError(f"{command}: {told['error']['desc']}")
+            if "return" in told:
+                return told["return"]
+        raise ConnectionError(f"{command}: QEMU is gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +180,8 @@ class Fork:
         self._sockets.append(client)
         return client
 
-    def connect_qmp(self) -> socket.socket:
-        return self.connect(self._qmp)
+    def connect_qmp(self) -> Monitor:
+        return Monitor(self.connect(self._qmp))
 
     def close(self) -> None:
         self.process.kill()

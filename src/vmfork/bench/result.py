@@ -11,8 +11,8 @@
            "high", "target", "verdict", "missed_by", "reason", "bounds", "smaller_is_better"}]}
 ```
 `status` is empty, or why the measurement did not run. `verdict` is `reached`, `missed`, `not run`, or empty where there
-is no target; `missed_by` is the share of the target. `low` and `high` are the bootstrap interval of `value`. The figure is
-made of the samples of the sides `of` and `to`, so that a run can be judged anew from its file alone.
+is no target; `missed_by` is the share of the target. `low` and `high` are the bootstrap interval of `value`. The figure
+is made of the samples of the sides `of` and `to`, so that a run can be judged anew from its file alone.
 """
 
 from __future__ import annotations

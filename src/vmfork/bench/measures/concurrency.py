@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vmfork.template import Template
 
 _COUNTS = (1, 2, 4, 8, 16, 32)
-_QUICK_COUNTS = (1, 4)
+_QUICK_COUNTS = (1, 16)
 # A fork under TCG, with all it writes.
 _FORK_MIB = 100
 _BOUNDS = (

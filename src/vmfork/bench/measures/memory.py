@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmfork.vm.vm import VM
 
 _COUNTS = (1, 4, 16, 32, 64)
-_QUICK_COUNTS = (1, 4)
+_QUICK_COUNTS = (32,)
 _BOOTED = (1, 4)
 # An idle fork under TCG costs about 65 MiB, most of it translated code.
 _FORK_MIB = 80

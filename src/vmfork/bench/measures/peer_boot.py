@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from vmfork.bench.context import time_fork
 from vmfork.bench.measure import Measure, Row, Samples, Target
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ async def run(context: Context) -> Samples:
             return time.perf_counter() - begun
 
     async def fork() -> float:
-        begun = time.perf_counter()
-        async with await template.fork() as vm:
-            await vm.exec(["true"], check=True)
-            return time.perf_counter() - begun
+        return await time_fork(template)
 
     samples = Samples()
     await context.interleave(samples, {"boot": boot, "fork": fork}, rounds=8, quick_rounds=1, warm_up=1)

@@ -82,8 +82,8 @@ MEASURE = Measure(
             to="warm",
             target=Target(at_most=1.5),
             bounds=(
-                "What a parked machine's guest has not run yet is translated when it is first run; and QEMU's monitor is "
-                "asked to let it run, one round trip."
+                "What a parked machine's guest has not run yet is translated when it is first run; and QEMU's monitor "
+                "is asked to let it run, one round trip."
             ),
         ),
         Row(key="pool.time", text="pool take to first exec", kind="value", of="take_exec", unit="ms", scale=1000),

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from vmfork.template import Template
 
 _SIZES_MIB = (256, 512, 1024, 2048, 4096, 8192)
-_QUICK_SIZES_MIB = (256, 2048)
+_QUICK_SIZES_MIB = (256, 2048, 8192)
 _BOUNDS = (
-    "Nothing in a fork touches RAM that the guest does not use; QEMU maps the file and clears dirty bitmaps whose "
-    "size grows with RAM (32 KiB for each GiB). What differs beyond that is noise, or what the guest's kernel was doing when "
-    "it was frozen: a larger guest was booted by itself."
+    "Nothing in a fork touches RAM that the guest does not use; QEMU maps the file and clears dirty bitmaps whose size "
+    "grows with RAM (32 KiB for each GiB). What differs beyond that is noise, or what the guest's kernel was doing "
+    "when it was frozen: a larger guest was booted by itself."
 )
 
 
