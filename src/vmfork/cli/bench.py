@@ -22,6 +22,7 @@ REGRESSED = 5
 
 _HEAD = ("FIGURE", "VALUE", "95 % INTERVAL", "TARGET", "VERDICT")
 _file = click.Path(path_type=Path, dir_okay=False)
+_folder = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command("bench")
@@ -29,13 +30,13 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.option("--only", "names", multiple=True, metavar="NAME", help="Run this measurement. Repeatable.")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Take N rounds of each, if there is time.")
 @click.option("--json", "json_file", type=_file, metavar="FILE", help="Write the result, with all samples.")
-@click.option("--plots", "plots", type=click.Path(path_type=Path), metavar="DIR", help="Draw the result (SVG, PNG).")
+@click.option("--plots", "plots", type=_folder, metavar="DIR", help="Draw the result (SVG, PNG).")
 @click.option(
     "--check", "baseline", type=_file, metavar="FILE", help="Exit with 5 where a ratio got worse than in FILE."
 )
 @click.option("--compare", nargs=2, type=_file, metavar="A B", help="Run nothing: compare two results.")
 @click.option("--from", "given", type=_file, metavar="FILE", help="Run nothing: show, draw or check this result.")
-@click.option("--report", "report", type=_file, metavar="FILE", help="Run nothing: fill README and docs from FILE.")
+@click.option("--report", "checkout", type=_folder, metavar="DIR", help="Fill README and docs in DIR from the result.")
 @click.option("--peers", type=click.Choice(["use", "install"]), default="use", help="Install what to compare with.")
 @click.option("--list", "list_only", is_flag=True, help="List the measurements.")
 def command(
@@ -47,7 +48,7 @@ def command(
     baseline: Path | None,
     compare: tuple[Path, Path] | None,
     given: Path | None,
-    report: Path | None,
+    checkout: Path | None,
     peers: str,
     list_only: bool,
 ) -> int:
@@ -64,8 +65,6 @@ def command(
         return 0
     if compare:
         return _compare(read_result(compare[0]), read_result(compare[1]))
-    if report is not None:
-        return _report(read_result(report), report)
     held = None if baseline is None else read_result(baseline)
     result = read_result(given) if given is not None else _run(names, quick=quick, rounds=rounds, peers=peers)
     if json_file is not None:
@@ -73,6 +72,8 @@ def command(
     show_run(result)
     if plots is not None:
         _draw(result, plots)
+    if checkout is not None:
+        _report(result, checkout)
     return 0 if held is None else _check(held, result)
 
 
@@ -171,22 +172,22 @@ def _check(baseline: RunResult, result: RunResult) -> int:
 
 def _draw(result: RunResult, folder: Path) -> None:
     from vmfork.bench.plots import draw  # noqa: PLC0415
+    from vmfork.bench.registry import find_measures  # noqa: PLC0415
 
-    for path in draw(result, folder):
+    for path in draw(result, find_measures(), folder):
         click.echo(str(path), err=True)
 
 
-def _report(result: RunResult, source: Path) -> int:
+def _report(result: RunResult, checkout: Path) -> None:
     from vmfork.bench.report import fill_documents  # noqa: PLC0415
 
-    filled = fill_documents(result, Path.cwd())
+    filled = fill_documents(result, checkout)
     if not filled:
         raise ConfigError(
             "report",
-            str(source),
-            "no document here has a place for results",
-            hint="run it in a checkout; a place is between <!-- bench:NAME --> and <!-- /bench -->",
+            str(checkout),
+            "no document there has a place for results",
+            hint="give a checkout; a place is between <!-- bench:NAME --> and <!-- /bench -->",
         )
     for path in filled:
-        click.echo(f"filled {path}")
-    return 0
+        click.echo(f"filled {path}", err=True)
