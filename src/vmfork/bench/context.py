@@ -186,9 +186,13 @@ class Context:
             raise NotRun(f"it takes {format_mib(need_mib)} of memory and {format_mib(have)} are available")
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of a process that is to use this context's places."""
+        """The environment of a process that is to use this context's places.
+
+        It may write bytecode, as whoever installs a package does: else each start compiles all it imports.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,
             "VMFORK_HOME": str(self.places.home),
             "VMFORK_RUNTIME_DIR": str(self.places.runtime),
             **(extra or {}),

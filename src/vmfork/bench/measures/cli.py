@@ -29,6 +29,7 @@ async def run(context: Context) -> Samples:
             return time.perf_counter() - begun
 
     samples = Samples()
+    await on_the_command_line()  # bytecode is there from now on
     sides = {"cli": on_the_command_line, "library": in_the_library}
     await context.interleave(samples, sides, rounds=40, quick_rounds=3, warm_up=2)
     return samples

@@ -10,26 +10,29 @@ from typing import TYPE_CHECKING
 from vmfork.bench.measure import Measure, Plot, Row, Samples, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from vmfork.bench.context import Context
 
 
-def _running(code: str) -> Callable[[], Awaitable[float]]:
+def _running(code: str, environment: Mapping[str, str]) -> Callable[[], Awaitable[float]]:
     async def work() -> float:
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)  # noqa: ASYNC221
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)  # noqa: ASYNC221
         return time.perf_counter() - begun
 
     return work
 
 
 async def run(context: Context) -> Samples:
+    environment = context.environment()
+    fork = "import vmfork.template.template, vmfork.vm.base, vmfork.agent.client"
     sides = {
-        "python": _running("pass"),
-        "import": _running("import vmfork"),
-        "ready_to_fork": _running("import vmfork; vmfork.Template.fork"),
+        "python": _running("pass", environment),
+        "import": _running("import vmfork", environment),
+        "ready_to_fork": _running(fork, environment),
     }
+    await sides["ready_to_fork"]()  # bytecode is there from now on
     samples = Samples()
     await context.interleave(samples, sides, rounds=50, quick_rounds=5, warm_up=2)
     return samples
