@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 
 .PHONY: demo test check bench bench-docs clean
 
-$(STAMP): pyproject.toml tools/setup $(wildcard guest/*.c guest/*.h guest/*.py)
+$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch])
 	tools/setup $(VENV)
 	touch $(STAMP)
 

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
+        VMNotFound,
     )
     from vmfork.template.probes import Probe
+    from vmfork.vm.handle import VMHandle
     from vmfork.vm.result import ExecResult
 
 __version__ = "0.1.0"
@@ -79,6 +81,8 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
+    "VMHandle",
+    "VMNotFound",
     "aio",
     "find_places",
 ]

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
         TemplateNotFound,
         TemplateStale,
         VMForkError,
+        VMNotFound,
     )
     from vmfork.factory import Factory
     from vmfork.template import Template
     from vmfork.template.probes import Probe
+    from vmfork.vm.handle import VMHandle
     from vmfork.vm.result import ExecResult
     from vmfork.vm.vm import VM
 
@@ -46,7 +48,7 @@ _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
     "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
-    "TemplateStale", "VMForkError",
+    "TemplateStale", "VMForkError", "VMNotFound",
 )  # fmt: skip
 
 _HOME = {
@@ -57,6 +59,7 @@ _HOME = {
     **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
     "ExecResult": "vmfork.vm.result",
+    "VMHandle": "vmfork.vm.handle",
     "Probe": "vmfork.template.probes",
 }
 
@@ -94,6 +97,8 @@ __all__ = [
     "TemplateStale",
     "VMConfig",
     "VMForkError",
+    "VMHandle",
+    "VMNotFound",
     "find_places",
 ]
 

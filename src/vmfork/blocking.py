@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
     from vmfork.vm.adopt import Adoption
     from vmfork.vm.folder import VMRecord
+    from vmfork.vm.handle import VMHandle
     from vmfork.vm.result import ExecResult, Timings
     from vmfork.wire import DirEntry, ExecStatus, FileStat
     from vmfork.wire.frame import Channel
@@ -267,6 +268,15 @@ class VM:
     def measure_clock_skew(self, *, timeout_s: float = 5.0) -> float:
         """The most the guest's wall clock can differ from the host's, seconds. Includes the round trip."""
         return portal.run(self._twin.measure_clock_skew(timeout_s=timeout_s))
+
+    def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
+        """Nobody owns the VM and it runs on; who attaches it, by the handle or its id, within `ttl_s` seconds does."""
+        return portal.run(self._twin.detach(ttl_s=ttl_s))
+
+    @classmethod
+    def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
+        """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile."""
+        return cls(portal.run(aio.VM.attach(vm, places=places)))
 
     def pause(self) -> None:
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""

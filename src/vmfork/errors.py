@@ -21,6 +21,7 @@ VMForkError                 code, hint
 │   ├── TemplateStale       rebuild: field, have, want
 │   └── TemplateCorrupt     rebuild: path, reason
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
+├── VMNotFound              no VM of that id waits to be taken over
 ├── StoreBusy               another process works on the same name: wait, or look who
 ├── DeadlineExceeded        also a TimeoutError
 └── Closed                  the object was closed
@@ -367,6 +368,20 @@ class FitError(VMForkError):
 
     def details(self) -> str:
         return self.log
+
+
+class VMNotFound(VMForkError):
+    """No VM `vm_id` waits for a new owner here: it never did, was ended, or its time to live is over."""
+
+    code = "vm-not-found"
+
+    def __init__(self, vm_id: str, reason: str = "") -> None:
+        super().__init__(
+            f"no VM {vm_id!r} waits for a new owner" + (f": {reason}" if reason else ""),
+            hint="a VM can be attached once after each detach, and only while it lives",
+        )
+        self.vm_id = vm_id
+        self.reason = reason
 
 
 class StoreBusy(VMForkError):

@@ -14,12 +14,12 @@ import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "GuestProcess", "Template"}
-VALUES = {"ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "find_places"}
+VALUES = {"ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "find_places"}
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
     "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
-    "TemplateStale", "VMForkError",
+    "TemplateStale", "VMForkError", "VMNotFound",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

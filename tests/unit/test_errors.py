@@ -33,6 +33,7 @@ SAMPLES = {
     errors.TemplateStale: errors.TemplateStale("a b", "qemu.version", "7.2.1", "7.2.2"),
     errors.TemplateCorrupt: errors.TemplateCorrupt("a b", "memory", "is too short"),
     errors.FitError: errors.FitError("4 CPUs", "CPU 2 is broken", left="CPU 1 (busy)", log="the log"),
+    errors.VMNotFound: errors.VMNotFound("0123456789ab", "it ended"),
     errors.StoreBusy: errors.StoreBusy("template py", "pid 7"),
     errors.DeadlineExceeded: errors.DeadlineExceeded("exec", 1.5, hint="wait", stdout=b"o", stderr=b"e", detail="log"),
     errors.Closed: errors.Closed("the machine", "QEMU ended"),
@@ -48,6 +49,7 @@ ALWAYS_WITH_HINT = [
     errors.TemplateStale,
     errors.TemplateCorrupt,
     errors.FitError,
+    errors.VMNotFound,
     errors.StoreBusy,
 ]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import Exchange, Leftover, explain_plainly
 from vmfork.agent.line import Line
-from vmfork.errors import Closed, ProtocolError
+from vmfork.errors import Closed, GuestError, ProtocolError
 from vmfork.wire.frame import Channel, Kind, decode_credit, decode_data, decode_eof, encode_credit
 from vmfork.wire.message import kill_request, parse_error, parse_started
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vmfork.wire.frame import Frame
 
 _PLENTY = 0x7FFF_FFFF
+# A killed process is gone and told of within milliseconds.
+_SETTLE_LIMIT_S = 2.0
 _LAST_STREAM = 0xFFFF_FFFF
 
 
@@ -37,6 +40,7 @@ class Connection:
         self.lost: Exception | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open: dict[int, Exchange] = {}
+        self._none_open: asyncio.Future[None] | None = None
         self._last_stream = 0
         self._line = Line(sock, on_frame=self._take_frame, on_lost=self.fail)
 
@@ -57,6 +61,25 @@ class Connection:
         """The socket is closed, and what was open raises `Closed`. The agent kills what this client had running."""
         if self.lost is None:
             self.fail(Closed("the connection to the machine's agent"))
+
+    async def release(self) -> socket.socket:
+        """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
+
+        What was given up is waited for, two seconds at most. `GuestError` while something still runs: nothing changed.
+        """
+        if self.lost is not None:
+            raise self.lost.with_traceback(None)
+        if not any(exchange.lasts for exchange in self._open.values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLE_LIMIT_S):
+                    await self._wait_none_open()
+        if self._open or not self._line.is_quiet:
+            hint = "wait for it, or close it, before the machine is detached"
+            raise GuestError("something still runs under the machine's agent", hint=hint)
+        self.lost = Closed("the connection to the machine's agent", "the machine was detached")
+        if not self.closed.done():
+            self.closed.set_result(None)
+        return self._line.release()
 
     def fail(self, reason: Exception) -> None:
         """The connection is closed, and every request, open or later, raises `reason`.
@@ -120,6 +143,16 @@ class Connection:
         self._begin(exchange, request)
         return await self._result(exchange, operation, limit_s)
 
+    async def _wait_none_open(self) -> None:
+        while self._open:
+            self._none_open = asyncio.get_running_loop().create_future()
+            await self._none_open
+
+    def _forget(self, stream: int) -> None:
+        del self._open[stream]
+        if not self._open and self._none_open is not None and not self._none_open.done():
+            self._none_open.set_result(None)
+
     def _take_frame(self, frame: Frame) -> None:
         exchange = self._open.get(frame.stream)
         if frame.kind is Kind.ERROR:
@@ -130,7 +163,7 @@ class Connection:
             # Ours and the agent's frames crossed on the line.
             return
         elif frame.kind is Kind.REPLY:
-            del self._open[frame.stream]
+            self._forget(frame.stream)
             exchange.on_reply(frame.payload)
         else:
             _take_progress(exchange, frame)
@@ -140,7 +173,7 @@ class Connection:
         if failure.code == "protocol":
             raise ProtocolError(f"the agent could not make sense of what it was sent: {failure.message}")
         if exchange is not None:
-            del self._open[frame.stream]
+            self._forget(frame.stream)
             exchange.on_error(failure)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from vmfork.errors import GuestError, ProtocolError
 from vmfork.wire.frame import FrameParser
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from vmfork.wire.frame import Frame
@@ -59,6 +59,20 @@ class Line:
         self._sock.close()
         self._unsent.clear()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is half sent or half received, and nothing waits to be read."""
+        return self._is_open and not self._unsent and self.parser.is_idle and not _has_unread(self._sock)
+
+    def release(self) -> socket.socket:
+        """The socket, for somebody else to speak over; no callback comes any more."""
+        sock, self._sock = self._sock, self._sock.dup()
+        self._loop.remove_reader(sock)
+        self._loop.remove_writer(sock)
+        self._is_open = False
+        self._sock.close()
+        return sock
+
     def _lose(self, reason: Exception) -> None:
         self.close()
         self._on_lost(reason)
@@ -103,6 +117,16 @@ class Line:
                     return
         except ProtocolError as error:
             self._lose(error)
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _gone(cause: OSError | None) -> GuestError:

@@ -77,6 +77,10 @@ class FileLock:
     def closed(self) -> bool:
         return self._fd < 0
 
+    def fileno(self) -> int:
+        """The descriptor: whoever inherits it holds the lock too."""
+        return self._fd
+
     def close(self) -> None:
         """The lock is free. Closing again does nothing."""
         if self._fd >= 0:

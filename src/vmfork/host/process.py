@@ -1,17 +1,15 @@
-"""A child process that is watched through its pidfd, and the name of a process that survives pid reuse."""
+"""A process that is watched through its pidfd, and the name of a process that survives pid reuse."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
 
@@ -58,85 +56,42 @@ class ProcessIdentity:
         return True
 
 
-# Who died before the parent-death signal was set is noticed here: the child has another parent by then. $0 is our pid.
-_IF_NOT_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+class WatchedProcess:
+    """A process watched through its pidfd, which need not be a child. `collect` gives its exit status in the end.
 
-
-@cache
-def _find_setpriv() -> str:
-    """The path of util-linux's setpriv, which sets the parent-death signal and then becomes the program."""
-    path = shutil.which("setpriv") or shutil.which("setpriv", path="/usr/bin:/bin")
-    if path is None:
-        raise HostError("the program setpriv was not found", hint="install util-linux: apt-get install util-linux")
-    return path
-
-
-def _die_with_us() -> list[str]:
-    """What stands before a program so that it ends with this process, whenever that is."""
-    guard = ["/bin/sh", "-c", _IF_NOT_ORPHANED, str(os.getpid())]
-    return [_find_setpriv(), "--pdeathsig", "KILL", "--", *guard]
-
-
-class Process:
-    """Owner of one child process, in a session of its own so that a terminal's Ctrl-C does not reach it.
-
-    With `dies_with_us` the kernel kills it when the thread that started it ends, even by SIGKILL (prctl(2),
-    PR_SET_PDEATHSIG). A preexec function would do the same but forces fork() in place of vfork() and is unsafe with
-    threads; setpriv and the shell that looks whether we still live cost an exec each, a millisecond and a half.
+    The status is negative for a signal, and `None` where it cannot be known, because the process is no child of ours.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], argv: tuple[str, ...]) -> None:
+    def __init__(self, identity: ProcessIdentity, argv: tuple[str, ...], collect: Callable[[], int | None]) -> None:
         self.argv = argv
-        self.pid = child.pid
-        self.identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0)
-        self._child = child
+        self.pid = identity.pid
+        self.identity = identity
+        self._collect = collect
         self._loop = asyncio.get_running_loop()
-        self._exited: asyncio.Future[int] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(child.pid)
+        self._exited: asyncio.Future[int | None] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(identity.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
-    @classmethod
-    def start(
-        cls, argv: Sequence[str], *, log_fd: int, pass_fds: Sequence[int] = (), dies_with_us: bool = True
-    ) -> Self:
-        """A running child with `pass_fds` inherited under the same numbers; its output and errors go to `log_fd`."""
-        command = [*_die_with_us(), *argv] if dies_with_us else list(argv)
-        try:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                pass_fds=pass_fds,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise HostError(f"cannot start {argv[0]}: {error.strerror}") from error
-        try:
-            return cls(child, tuple(argv))
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
+    @property
+    def has_ended(self) -> bool:
+        return self._exited.done()
 
     @property
     def exit_code(self) -> int | None:
-        """The exit status, negative for a signal, or `None` while it runs."""
+        """The exit status, or `None` while it runs or where it is not known."""
         return self._exited.result() if self._exited.done() else None
 
-    def on_exit(self, callback: Callable[[int], None]) -> None:
+    def on_exit(self, callback: Callable[[int | None], None]) -> None:
         """`callback(exit_code)` runs on the loop once the process has ended."""
         self._exited.add_done_callback(lambda future: callback(future.result()))
 
-    async def wait(self) -> int:
-        """The process has ended and was reaped; its exit status."""
+    async def wait(self) -> int | None:
+        """The process has ended, and was reaped if it is a child; its exit status."""
         return await asyncio.shield(self._exited)
 
     def kill(self) -> None:
         """The process was sent SIGKILL; nothing happens where it has ended already."""
-        if not self._exited.done():
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
         if not self._exited.done():
@@ -148,7 +103,31 @@ class Process:
         self.kill()
         await self.wait()
 
-    def _reap(self) -> None:
+    def forget(self) -> None:
+        """It is not watched any more. Nothing was done to it."""
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._exited.set_result(self._child.wait())
+
+    def _reap(self) -> None:
+        self.forget()
+        self._exited.set_result(self._collect())
+
+
+def spawn(command: Sequence[str], *, log_fd: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A running child in a session of its own, with nothing to read and `log_fd` to write to. The caller reaps it."""
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HostError(f"cannot start {command[0]}: {error.strerror}") from error
+
+
+def identify(child: subprocess.Popen[bytes]) -> ProcessIdentity:
+    """The identity of a child that was not reaped, though it may have ended."""
+    return ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0)

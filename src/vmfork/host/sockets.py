@@ -1,4 +1,4 @@
-"""Unix stream sockets by path: listen first, pass the descriptor, and nobody polls for the path to appear."""
+"""Unix sockets by path: listen first, pass the descriptor, and nobody polls for the path to appear."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _short(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A socket that listens at `path`; who may connect is up to the folder's mode. The caller closes it."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
         with _short(path) as name:
             listener.bind(name)
@@ -43,12 +43,12 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def connect_unix(path: Path) -> socket.socket:
+def connect_unix(path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A non-blocking socket connected to `path`: at once, since a listening socket takes the caller into its backlog.
 
     `HostError` when nobody listens there. The caller closes it.
     """
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    client = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         with _short(path) as name:
             client.connect(name)

@@ -82,7 +82,10 @@ class Restore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Everything that starts one machine. `folder` is private to it and holds its sockets and logs."""
+    """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
+
+    `lock_fd` is held open until the machine has ended, whoever owns it by then.
+    """
 
     name: str
     folder: Path
@@ -90,7 +93,7 @@ class Launch:
     ram: RAM
     start: Boot | Restore
     generation_id: str
-    dies_with_us: bool = True
+    lock_fd: int | None = None
 
 
 class Machine(Protocol):
@@ -106,11 +109,15 @@ class Machine(Protocol):
     def argv(self) -> tuple[str, ...]: ...
 
     @property
-    def exit_code(self) -> int | None: ...
+    def has_ended(self) -> bool: ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """`None` while it runs, and for a machine that was taken over from another process."""
 
     def connect_agent(self) -> socket.socket: ...
 
-    def on_exit(self, callback: Callable[[int], None], /) -> None: ...
+    def on_exit(self, callback: Callable[[int | None], None], /) -> None: ...
 
     def log_tail(self) -> str: ...
 
@@ -132,7 +139,10 @@ class Machine(Protocol):
     async def remove_memory(self, name: str, /) -> None:
         """No piece of memory has this name. `HostError` when the guest does not give it back."""
 
-    async def wait(self) -> int: ...
+    async def wait(self) -> int | None: ...
+
+    async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
+        """Nobody owns the machine until somebody who knows `token` takes it over, within `ttl_s` seconds (0: ever)."""
 
     async def aclose(self) -> None:
         """The process is gone and reaped; its sockets and descriptors are released."""

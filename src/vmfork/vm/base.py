@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import AdoptError, DeadlineExceeded, ExecError, GuestError, LaunchError
+from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, ExecError, GuestError, LaunchError
 from vmfork.vm.adopt import adopt
+from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over, watch_end
 from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
 from vmfork.vm.thaw import Thaw, check_files, thaw
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.vm.folder import VMFolder
+    from vmfork.vm.handle import VMHandle
     from vmfork.wire import Hello
 
 # Between the agent's connection closing and the process being reaped.
@@ -109,11 +111,7 @@ class BaseVM:
             on_failure.pop_all()
         self._owned.pop_all()
         machine, agent = self._machine, self._agent
-        machine.on_exit(
-            lambda code: agent.fail(
-                GuestError(f"the machine ended (QEMU exit status {code})", console_tail=machine.console_tail())
-            )
-        )
+        watch_end(machine, agent)
         now = time.perf_counter()
         return VM(
             folder=self._folder,
@@ -165,6 +163,58 @@ class BaseVM:
             except TimeoutError:
                 raise DeadlineExceeded(f"the machine {self.identity.vm_id}", timeout_s) from None
 
+    async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
+        """Nobody owns the machine; who attaches it with the handle, within `ttl_s` seconds (0: no limit), does.
+
+        This object is closed then. After an error, and on cancel, the machine is gone.
+        """
+        check_ttl(ttl_s)
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            handle = make_handle(
+                self._parts(),
+                self.identity,
+                hardware=self.hardware,
+                image=self.image,
+                ram_inode=self._ram_inode,
+                timings=Timings(spawn_s=self.spawn_s, answer_s=self.answer_s, clock_s=0.0, thaw_s=0.0, total_s=0.0),
+                paused=self._parked,
+                todo=self._todo,
+            )
+            await give_up(self._parts(), handle, ttl_s=ttl_s)
+            on_failure.pop_all()
+        self._owned.pop_all()
+        return handle
+
+    @classmethod
+    async def attach(cls, handle: VMHandle) -> Self:
+        """The machine that was detached with this handle is ours. `VMNotFound`, `StoreBusy`, `HostError`.
+
+        `ConfigError` when it has an identity of its own already. On cancel it is gone.
+        """
+        if handle.adopted:
+            raise ConfigError(
+                "handle", handle.id, f"VM {handle.id} is a VM of its own", hint="attach it with VM.attach"
+            )
+        folder, machine, agent = await take_over(handle)
+        base = cls(
+            folder=folder,
+            machine=machine,
+            agent=agent,
+            hardware=handle.hardware,
+            identity=handle.identity(),
+            image=handle.image,
+            ram_inode=handle.ram_inode,
+            spawn_s=handle.timings.spawn_s,
+            answer_s=handle.timings.answer_s,
+            todo=handle.todo,
+        )
+        base._parked = handle.paused
+        return base
+
+    def _parts(self) -> Parts:
+        return Parts(self._folder, self._machine, self._agent)
+
     async def _unpark(self, timeout_s: float) -> None:
         # What it took to make the machine was paid before anybody asked for it.
         self.spawn_s = self.answer_s = 0.0
@@ -211,7 +261,7 @@ async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> A
 async def _has_ended(machine: Machine) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
-    return machine.exit_code is not None
+    return machine.has_ended
 
 
 def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:

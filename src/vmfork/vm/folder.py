@@ -2,9 +2,10 @@
 
 ```
 VMS/ID/            0700
-    lock           flock: held by the owner while it lives
+    lock           flock: held by the owner while it lives, and by the machine's keeper
     vm.json        the record: process, template, hardware, when, by whom
-    agent.sock qmp.sock qemu.log console.log      the machine's
+    handle.json    only while nobody owns it: what the next owner needs
+    agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, not locked yet
 ```
 """
@@ -17,7 +18,7 @@ import secrets
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from vmfork.host.folders import make_private, write_whole
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NEW = ".new-"
+_HANDLE = "handle.json"
 # A folder that was not locked this long after it was made never will be.
 _NEW_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VMRecord:
-    """What another process may know of a running VM. `created_at` in UTC (ISO 8601)."""
+    """What another process may know of a running VM. `created_at` in UTC (ISO 8601).
+
+    `owner_pid` is 0 while nobody owns it: it was detached and waits.
+    """
 
     id: str
     pid: int
@@ -73,13 +78,41 @@ class VMFolder:
             raise
         return cls(vms / vm_id, lock)
 
+    @classmethod
+    def take(cls, path: Path, lock_fd: int) -> Self:
+        """The folder of a VM that was taken over, with the lock that came with it."""
+        return cls(path, FileLock(lock_fd, path / "lock"))
+
+    @property
+    def lock_fd(self) -> int:
+        """The lock's descriptor, for a process that is to hold it as well."""
+        return self._lock.fileno()
+
     def write_record(self, record: VMRecord) -> None:
         write_whole(self.path / "vm.json", json.dumps(asdict(record)).encode())
 
-    def close(self) -> None:
-        """The folder is gone and the lock is free. Its machine must have ended before."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def tell_owner(self, pid: int) -> None:
+        """The record says who owns the VM; 0 is nobody."""
+        record = read_record(self.path)
+        if record is not None:
+            self.write_record(replace(record, owner_pid=pid))
+
+    def write_handle(self, handle: bytes) -> None:
+        """Who may enter the folder can take the VM over with it."""
+        write_whole(self.path / _HANDLE, handle)
+
+    def remove_handle(self) -> None:
+        (self.path / _HANDLE).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """The folder stays, for whoever takes the VM over."""
         self._lock.close()
+
+    def close(self) -> None:
+        """The folder is gone and the lock is free, unless it was released. Its machine must have ended before."""
+        if not self._lock.closed:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lock.close()
 
 
 def new_vm_id() -> str:
@@ -92,6 +125,14 @@ def read_record(folder: Path) -> VMRecord | None:
     try:
         return VMRecord(**json.loads((folder / "vm.json").read_bytes()))
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def read_handle(folder: Path) -> bytes | None:
+    """What the last owner of a VM left for the next; `None` where nothing is."""
+    try:
+        return (folder / _HANDLE).read_bytes()
+    except OSError:
         return None
 
 

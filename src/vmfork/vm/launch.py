@@ -129,6 +129,7 @@ async def _launch(
                 ram=ram,
                 start=start,
                 generation_id=str(identity.generation),
+                lock_fd=folder.lock_fd,
             ),
         )
         on_failure.push_async_callback(machine.aclose)

@@ -15,6 +15,7 @@ from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
 from vmfork.vm.folder import list_records, read_record
+from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over, watch_end
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.progress import ProgressListener
     from vmfork.vm.folder import VMFolder, VMRecord
+    from vmfork.vm.handle import VMHandle
     from vmfork.vm.identity import Identity
     from vmfork.vm.secrets import Secrets
     from vmfork.wire import DirEntry, FileStat
@@ -300,6 +302,62 @@ class VM:
         await self.pause()
         await self._machine.save_state(path)
         return todo
+
+    async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
+        """Nobody owns the VM and it runs on; who attaches it, by the handle or its id, within `ttl_s` seconds does.
+
+        0 is no limit. This object is closed then. `GuestError` while a program started by it still runs, and
+        `ConfigError`: nothing has changed. After another error, and on cancel, the VM is gone.
+        """
+        agent = self._live_agent()
+        check_ttl(ttl_s)
+        parts = Parts(self._folder, self._machine, agent)
+        handle = make_handle(
+            parts,
+            self._identity,
+            hardware=self.hardware,
+            image=self.image,
+            ram_inode=self._ram_inode,
+            timings=self.timings,
+            paused=self._paused,
+            adoption=self.adoption,
+        )
+        try:
+            await give_up(parts, handle, ttl_s=ttl_s)
+        except BaseException:
+            if agent.lost is not None:
+                await self.aclose()
+            raise
+        self._closed = True
+        return handle
+
+    @classmethod
+    async def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
+        """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile.
+
+        `VMNotFound` when none waits, `StoreBusy` when somebody owns it, `ConfigError` for a machine that is no VM of
+        its own yet. On cancel it is gone.
+        """
+        handle = vm
+        if isinstance(handle, str):
+            handle = await asyncio.to_thread(find_handle, (places or find_places()).vms, handle)
+        if handle.adoption is None:
+            raise ConfigError("handle", handle.id, f"machine {handle.id} has no identity yet", hint="it is a factory's")
+        folder, machine, agent = await take_over(handle)
+        watch_end(machine, agent)
+        attached = cls(
+            folder=folder,
+            machine=machine,
+            agent=agent,
+            hardware=handle.hardware,
+            identity=handle.identity(),
+            adoption=handle.adoption,
+            timings=handle.timings,
+            image=handle.image,
+            ram_inode=handle.ram_inode,
+        )
+        attached._paused = handle.paused
+        return attached
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

@@ -167,6 +167,11 @@ class FrameParser:
         self._nonce = b""
         self._broken: ProtocolError | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """It stands between two frames."""
+        return not self._held and not self._nonce and self._broken is None
+
     def expect_nonce(self, nonce: bytes) -> None:
         """Nothing is parsed until the nonce has come. What the parser held is forgotten."""
         self._held.clear()

@@ -1,21 +1,22 @@
-"""A child ends when told, when its owner does, and is reaped; a pid used again is not mistaken for it."""
+"""A kept child ends when told, when its owner does, and is reaped; a pid used again is not mistaken for it."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from host_probe import exit_code_of, fork_child, open_descriptors, wait_gone
+from host_probe import exit_code_of, fork_child, open_descriptors
 
-from vmfork.errors import HostError
-from vmfork.host.process import Process, ProcessIdentity, _find_setpriv
+from vmfork.host.keeper import KeptProcess, find_keeper
+from vmfork.host.process import ProcessIdentity
 
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
@@ -41,6 +42,17 @@ def log():
 
 
 @pytest.fixture
+def start(tmp_path):
+    """Starts a kept process, whose keeper listens somewhere."""
+    count = itertools.count()
+
+    def start(argv: list[str], *, log_fd: int, **options) -> KeptProcess:
+        return KeptProcess.start(argv, log_fd=log_fd, listen_at=tmp_path / f"{next(count)}.sock", **options)
+
+    return start
+
+
+@pytest.fixture
 def orphans_are_ours():
     """Whose parent dies becomes our child, so that we may see how it ends."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -56,9 +68,8 @@ def state_of(pid: int) -> str:
 # Running
 
 
-@pytest.mark.parametrize("dies_with_us", [True, False])
-async def test_a_program_runs_to_its_end_and_is_reaped(log, dies_with_us):
-    process = Process.start(["sh", "-c", "echo out; echo err >&2; exit 7"], log_fd=log[1], dies_with_us=dies_with_us)
+async def test_a_program_runs_to_its_end_and_is_reaped(start, log):
+    process = start(["sh", "-c", "echo out; echo err >&2; exit 7"], log_fd=log[1])
     assert await process.wait() == 7
     assert process.exit_code == 7
     assert os.read(log[0], 100) == b"out\nerr\n"
@@ -67,26 +78,26 @@ async def test_a_program_runs_to_its_end_and_is_reaped(log, dies_with_us):
     await process.aclose()
 
 
-async def test_arguments_arrive_as_they_are(log):
+async def test_arguments_arrive_as_they_are(start, log):
     words = ["printf", "%s|", "", "a b", "$0", "'\"", "*", "-x", "ü", "$(id)"]
-    process = Process.start(words, log_fd=log[1])
+    process = start(words, log_fd=log[1])
     assert await process.wait() == 0
     assert os.read(log[0], 1000).decode() == "".join(word + "|" for word in words[2:])
     assert process.argv == tuple(words)
 
 
-async def test_the_program_has_the_pid_that_was_told_and_a_session_of_its_own(log):
-    process = Process.start(["sh", "-c", "echo $$; cat /proc/self/stat"], log_fd=log[1])
+async def test_the_program_has_the_pid_that_was_told_and_a_session_of_its_own(start, log):
+    process = start(["sh", "-c", "echo $$; cat /proc/self/stat"], log_fd=log[1])
     await process.wait()
     pid, stat = os.read(log[0], 1000).decode().splitlines()
     assert int(pid) == process.pid
     assert stat.rpartition(")")[2].split()[3] == str(process.pid) != str(os.getsid(0))
 
 
-async def test_descriptors_are_passed_under_their_numbers_and_no_others(log):
+async def test_descriptors_are_passed_under_their_numbers_and_no_others(start, log):
     passed, kept = os.pipe(), os.pipe()
     os.set_inheritable(kept[1], False)
-    process = Process.start(["sh", "-c", "echo >&2 /proc/$$/fd/*"], log_fd=log[1], pass_fds=[passed[1]])
+    process = start(["sh", "-c", "echo >&2 /proc/$$/fd/*"], log_fd=log[1], pass_fds=[passed[1]])
     assert await process.wait() == 0
     numbers = {int(word.rpartition("/")[2]) for word in os.read(log[0], 1000).decode().split()}
     assert numbers & {*passed, *kept, *log} == {passed[1]}
@@ -95,22 +106,20 @@ async def test_descriptors_are_passed_under_their_numbers_and_no_others(log):
         os.close(fd)
 
 
-async def test_a_child_reads_nothing_of_our_input(log):
-    process = Process.start(["cat"], log_fd=log[1])
+async def test_a_child_reads_nothing_of_our_input(start, log):
+    process = start(["cat"], log_fd=log[1])
     assert await process.wait() == 0
 
 
-async def test_a_program_that_is_not_there_is_told(log):
-    with pytest.raises(HostError, match="cannot start no-such-program"):
-        Process.start(["no-such-program"], log_fd=log[1], dies_with_us=False)
-    process = Process.start(["no-such-program"], log_fd=log[1])
+async def test_a_program_that_is_not_there_is_told(start, log):
+    process = start(["no-such-program"], log_fd=log[1])
     assert await process.wait() == 127
     assert b"no-such-program" in os.read(log[0], 1000)
 
 
-async def test_exit_is_told_to_all_who_asked_before_or_after(log):
+async def test_exit_is_told_to_all_who_asked_before_or_after(start, log):
     told = []
-    process = Process.start(["false"], log_fd=log[1])
+    process = start(["false"], log_fd=log[1])
     process.on_exit(told.append)
     assert process.exit_code is None
     assert await asyncio.gather(process.wait(), process.wait()) == [1, 1]
@@ -119,8 +128,8 @@ async def test_exit_is_told_to_all_who_asked_before_or_after(log):
     assert told == [1, 1]
 
 
-async def test_a_cancelled_wait_leaves_the_process_running_and_reapable(log):
-    process = Process.start(["sleep", "1000"], log_fd=log[1])
+async def test_a_cancelled_wait_leaves_the_process_running_and_reapable(start, log):
+    process = start(["sleep", "1000"], log_fd=log[1])
     waiting = asyncio.create_task(process.wait())
     await asyncio.sleep(0)
     waiting.cancel()
@@ -134,8 +143,8 @@ async def test_a_cancelled_wait_leaves_the_process_running_and_reapable(log):
 # Stopping
 
 
-async def test_term_then_kill_ends_a_process_that_ignores_term(log):
-    process = Process.start(IGNORES_TERM, log_fd=log[1])
+async def test_term_then_kill_ends_a_process_that_ignores_term(start, log):
+    process = start(IGNORES_TERM, log_fd=log[1])
     assert os.read(log[0], 100) == b"ready\n"
     process.send_signal(signal.SIGTERM)
     with pytest.raises(TimeoutError):
@@ -146,21 +155,21 @@ async def test_term_then_kill_ends_a_process_that_ignores_term(log):
     assert process.exit_code == -signal.SIGKILL
 
 
-async def test_term_ends_a_process_that_heeds_it(log):
-    process = Process.start(["sleep", "1000"], log_fd=log[1])
+async def test_term_ends_a_process_that_heeds_it(start, log):
+    process = start(["sleep", "1000"], log_fd=log[1])
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGTERM
 
 
-async def test_a_stopped_process_can_be_killed(log):
-    process = Process.start(["sleep", "1000"], log_fd=log[1])
+async def test_a_stopped_process_can_be_killed(start, log):
+    process = start(["sleep", "1000"], log_fd=log[1])
     process.send_signal(signal.SIGSTOP)
     await process.aclose()
     assert process.exit_code == -signal.SIGKILL
 
 
-async def test_signals_to_one_that_has_ended_do_nothing(log):
-    process = Process.start(["true"], log_fd=log[1])
+async def test_signals_to_one_that_has_ended_do_nothing(start, log):
+    process = start(["true"], log_fd=log[1])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but the loop has not seen it yet
     process.send_signal(signal.SIGTERM)
     process.kill()
@@ -174,10 +183,11 @@ async def test_signals_to_one_that_has_ended_do_nothing(log):
 # The owner
 
 
-def start_and_tell(log_fd: int, argv: list[str], *, dies_with_us: bool = True) -> Process:
-    process = Process.start(argv, log_fd=log_fd, dies_with_us=dies_with_us)
-    os.write(log_fd, b"%d\n" % process.pid)
-    return process
+def reap_orphans() -> None:
+    """Every child that is left has ended by itself, and is reaped."""
+    with suppress(ChildProcessError):
+        while True:
+            assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 0
 
 
 def read_lines(fd: int, count: int) -> list[str]:
@@ -189,9 +199,11 @@ def read_lines(fd: int, count: int) -> list[str]:
 
 @pytest.mark.usefixtures("orphans_are_ours")
 @pytest.mark.parametrize("trap", ["", "trap '' TERM HUP INT;"])
-def test_a_process_dies_with_an_owner_that_is_killed(log, trap):
+def test_a_process_dies_with_an_owner_that_is_killed(start, log, trap):
     async def own():
-        await start_and_tell(log[1], ["sh", "-c", f"{trap} echo ready; exec sleep 1000"]).wait()
+        process = start(["sh", "-c", f"{trap} echo ready; exec sleep 1000"], log_fd=log[1])
+        os.write(log[1], b"%d\n" % process.pid)
+        await process.wait()
 
     owner = fork_child(lambda: asyncio.run(own()))
     (pid,) = [int(line) for line in read_lines(log[0], 2) if line != "ready"]
@@ -199,53 +211,33 @@ def test_a_process_dies_with_an_owner_that_is_killed(log, trap):
     os.kill(owner, signal.SIGKILL)
     assert exit_code_of(owner) == -signal.SIGKILL
     assert exit_code_of(pid) == -signal.SIGKILL
+    reap_orphans()
 
 
 @pytest.fixture
-def slow_setpriv(tmp_path, monkeypatch):
-    """A setpriv that waits for a line in the FIFO given here before it is itself: what may happen, made certain."""
-    real, fifo, program = _find_setpriv(), tmp_path / "fifo", tmp_path / "setpriv"
+def slow_keeper(tmp_path, monkeypatch):
+    """A keeper that waits for a line in the FIFO given here before it is itself: what may happen, made certain."""
+    real, fifo, program = find_keeper(), tmp_path / "fifo", tmp_path / "keeper"
     os.mkfifo(fifo)
     program.write_text(f'#!/bin/sh\nread -r line < {fifo}\nexec {real} "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    _find_setpriv.cache_clear()
-    yield fifo
-    _find_setpriv.cache_clear()
+    monkeypatch.setattr("vmfork.host.keeper.find_keeper", lambda: program)
+    return fifo
 
 
 @pytest.mark.usefixtures("orphans_are_ours")
-def test_a_process_does_not_outlive_an_owner_that_was_killed_before_the_kernel_was_told(log, slow_setpriv):
+def test_a_process_does_not_outlive_an_owner_that_was_killed_before_its_keeper_was_there(start, log, slow_keeper):
     async def own():
-        start_and_tell(log[1], ["sleep", "1000"])
+        process = start(["sleep", "1000"], log_fd=log[1])
+        os.write(log[1], b"%d\n" % process.pid)
         os.kill(os.getpid(), signal.SIGKILL)
 
     owner = fork_child(lambda: asyncio.run(own()))
     assert exit_code_of(owner) == -signal.SIGKILL
     pid = int(read_lines(log[0], 1)[0])
-    slow_setpriv.write_text("go on\n")
-    pidfd = os.pidfd_open(pid)
-    gone = wait_gone(pidfd, limit_s=5)
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.close(pidfd)
-    assert exit_code_of(pid) == 1
-    assert gone
-
-
-@pytest.mark.usefixtures("orphans_are_ours")
-def test_a_process_that_need_not_die_lives_on(log):
-    async def own():
-        start_and_tell(log[1], ["sh", "-c", "echo ready; exec sleep 1000"], dies_with_us=False)
-        await asyncio.sleep(1000)
-
-    owner = fork_child(lambda: asyncio.run(own()))
-    (pid,) = [int(line) for line in read_lines(log[0], 2) if line != "ready"]
-    os.kill(owner, signal.SIGKILL)
-    assert exit_code_of(owner) == -signal.SIGKILL
-    identity = ProcessIdentity.of(pid)
-    assert identity is not None
-    assert identity.kill()
+    slow_keeper.write_text("go on\n")
     assert exit_code_of(pid) == -signal.SIGKILL
+    reap_orphans()
 
 
 # Identity
@@ -310,10 +302,10 @@ def test_a_program_may_be_called_anything(tmp_path, name):
         assert identity.start_ticks >= ProcessIdentity.of(os.getpid()).start_ticks
 
 
-def test_one_loop_after_another_may_start_processes(log):
+def test_one_loop_after_another_may_start_processes(start, log):
     """Two runs after each other in one process, as `asyncio.run` is used by the command line."""
 
     async def run():
-        return await Process.start([sys.executable, "-c", "raise SystemExit(3)"], log_fd=log[1]).wait()
+        return await start([sys.executable, "-c", "raise SystemExit(3)"], log_fd=log[1]).wait()
 
     assert [asyncio.run(run()), asyncio.run(run())] == [3, 3]

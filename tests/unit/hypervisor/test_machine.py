@@ -188,8 +188,6 @@ async def test_closing_again_does_nothing(start, folder) -> None:
 
 async def test_an_emulator_that_cannot_be_started_leaves_nothing(binary, launch, tmp_path) -> None:
     gone = replace(binary, path=tmp_path / "gone")
-    with pytest.raises(HostError, match="cannot start"):
-        QemuMachine.start(gone, replace(launch, dies_with_us=False))
     machine = QemuMachine.start(gone, replace(launch, folder=new_folder(tmp_path / "another")))
     assert await asyncio.wait_for(machine.wait(), 10) == 127
     assert "gone" in machine.log_tail()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
 KEPT_BYTES = 64 * 1024
 
 
 class ConsoleTail:
-    """Owner of the host end of a console. Reads all the time, so that a chatty guest never blocks on it."""
+    """Owner of the host end of a console. Reads all the time, so that a chatty guest never blocks on it.
 
-    def __init__(self, end: socket.socket, path: Path) -> None:
+    `before` is what the file at `path` holds of an earlier reader.
+    """
+
+    def __init__(self, end: socket.socket, path: Path, *, before: bytes = b"") -> None:
         self._socket = end
         self._path = path
-        self._kept = bytearray()
-        self._in_file = 0
+        self._kept = bytearray(before[-KEPT_BYTES:])
+        self._in_file = len(before)
         self._loop = asyncio.get_running_loop()
         end.setblocking(False)
         self._loop.add_reader(end, self._read)
@@ -37,6 +40,14 @@ class ConsoleTail:
             self._read()
             self._loop.remove_reader(self._socket)
             self._socket.close()
+
+    def release(self) -> socket.socket:
+        """The socket, for another reader to go on with; the caller closes it. What came until now is in the file."""
+        self._read()
+        self._loop.remove_reader(self._socket)
+        end, self._socket = self._socket, socket.socket()
+        self._socket.close()
+        return end
 
     def _read(self) -> None:
         with suppress(BlockingIOError, ConnectionError, OSError):

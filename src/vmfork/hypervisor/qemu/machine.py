@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed
 from vmfork.host.folders import tail_of
-from vmfork.host.process import Process
+from vmfork.host.keeper import KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.hypervisor.base import AnonymousRAM, Restore
 from vmfork.hypervisor.qemu import hotplug
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 AGENT_SOCKET = "agent.sock"
 QMP_SOCKET = "qmp.sock"
+KEEPER_SOCKET = "keeper.sock"
 LOG = "qemu.log"
 CONSOLE = "console.log"
 
@@ -39,17 +40,21 @@ class QemuMachine:
     ```
     FOLDER/agent.sock   the guest's agent; one client at a time
            qmp.sock     QEMU's monitor, opened when it is first needed
+           keeper.sock  its keeper, asked by whoever takes the machine over
            qemu.log     what QEMU printed
            console.log  the end of what the guest printed on its serial console
     ```
     """
 
-    def __init__(self, process: Process, console: ConsoleTail, launch: Launch, agent: socket.socket) -> None:
+    def __init__(
+        self, process: KeptProcess, console: ConsoleTail, *, name: str, folder: Path, agent: socket.socket | None
+    ) -> None:
         self._process = process
-        self._agent: socket.socket | None = agent
+        self._agent = agent
         self._console = console
-        self._launch = launch
-        self._folder = launch.folder
+        self._name = name
+        self._folder = folder
+        self._detached = False
         self._monitor: Monitor | None = None
         self._opening = asyncio.Lock()
 
@@ -68,18 +73,54 @@ class QemuMachine:
             log_fd = os.open(launch.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             always.callback(os.close, log_fd)
             fds = Descriptors(qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno())
-            process = Process.start(
+            process = KeptProcess.start(
                 build_command(binary, launch, fds),
                 log_fd=log_fd,
+                listen_at=launch.folder / KEEPER_SOCKET,
+                lock_fd=launch.lock_fd,
                 pass_fds=(fds.qmp, fds.agent, fds.console, *_inherited(launch)),
-                dies_with_us=launch.dies_with_us,
             )
             on_failure.callback(process.kill)
             # While we still listen ourselves: a QEMU that ended at once leaves a closed connection, not none to be had.
             client = on_failure.enter_context(connect_unix(launch.folder / AGENT_SOCKET))
             console = ConsoleTail(ours, launch.folder / CONSOLE)
             on_failure.pop_all()
-        return cls(process, console, launch, client)
+        return cls(process, console, name=launch.name, folder=launch.folder, agent=client)
+
+    @classmethod
+    async def attach(
+        cls, folder: Path, identity: ProcessIdentity, *, name: str, token: bytes
+    ) -> tuple[Self, socket.socket, int | None]:
+        """The machine that waits in `folder`, once `confirm` is called; the line to its agent; its lock, if it has one.
+
+        `VMNotFound`, `StoreBusy`. Closed before `confirm`, or left by our end, it is ended.
+        """
+        process, passed = await KeptProcess.take(folder / KEEPER_SOCKET, token=token, identity=identity, vm_id=name)
+        line, console = (socket.socket(fileno=fd) for fd in passed[:2])
+        log = folder / CONSOLE
+        tail = ConsoleTail(console, log, before=log.read_bytes() if log.exists() else b"")
+        machine = cls(process, tail, name=name, folder=folder, agent=None)
+        return machine, line, passed[2] if len(passed) > 2 else None
+
+    def confirm(self) -> None:
+        """The machine is ours, and lives as long as we do. `HostError` when its keeper has ended it."""
+        self._process.confirm()
+
+    async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
+        """Nobody owns the machine: its keeper holds it for who knows `token`, `ttl_s` seconds (0: for ever).
+
+        `line` is the connection to its agent. After an error, or on cancel, it must be closed, which ends it.
+        """
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await monitor.aclose()
+        with ExitStack() as always:
+            console = always.enter_context(self._console.release())
+            log_fd = os.open(self._folder / CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            always.callback(os.close, log_fd)
+            await self._process.park(Parked(line.fileno(), console.fileno(), log_fd), token=token, ttl_s=ttl_s)
+        self._process.release()
+        self._detached = True
 
     @property
     def identity(self) -> ProcessIdentity:
@@ -88,6 +129,10 @@ class QemuMachine:
     @property
     def argv(self) -> tuple[str, ...]:
         return self._process.argv
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.has_ended
 
     @property
     def exit_code(self) -> int | None:
@@ -101,7 +146,7 @@ class QemuMachine:
         client, self._agent = self._agent, None
         return client or connect_unix(self._folder / AGENT_SOCKET)
 
-    def on_exit(self, callback: Callable[[int], None], /) -> None:
+    def on_exit(self, callback: Callable[[int | None], None], /) -> None:
         self._process.on_exit(callback)
 
     def log_tail(self) -> str:
@@ -159,32 +204,37 @@ class QemuMachine:
         if f"{name}-ram" in {backend["id"] for backend in await monitor.execute("query-memdev")}:
             await monitor.execute("object-del", id=f"{name}-ram")
 
-    async def wait(self) -> int:
+    async def wait(self) -> int | None:
         return await self._process.wait()
 
     async def aclose(self) -> None:
         """QEMU is gone and reaped; sockets are closed.
 
         By SIGKILL: nothing in these machines outlives them, so there is nothing QEMU should finish. It is waited for
-        before its folder may be used again, because an ending QEMU unlinks the socket paths it listened on.
+        before its folder may be used again, because an ending QEMU unlinks the socket paths it listened on. A machine
+        that was detached is somebody else's, and stays.
         """
+        if self._detached:
+            return
         self._process.kill()
         try:
             monitor, self._monitor = self._monitor, None
             if monitor is not None:
                 await monitor.aclose()
-            await self._process.wait()
+            await self._process.aclose()
         finally:
             self._console.close()
             if self._agent is not None:
                 self._agent.close()
-            for name in (AGENT_SOCKET, QMP_SOCKET):
+            for name in (AGENT_SOCKET, QMP_SOCKET, KEEPER_SOCKET):
                 with suppress(FileNotFoundError):
                     (self._folder / name).unlink()
 
     async def _get_monitor(self) -> Monitor:
-        if self._process.exit_code is not None:
-            raise Closed(f"machine {self._launch.name}", f"QEMU ended with exit status {self._process.exit_code}")
+        if self._detached:
+            raise Closed(f"machine {self._name}", "it was detached")
+        if self._process.has_ended:
+            raise Closed(f"machine {self._name}", describe_end(self._process.exit_code))
         # QEMU greets one client at a time: of two that open it together, the second would wait for ever.
         async with self._opening:
             if self._monitor is None:
@@ -193,6 +243,11 @@ class QemuMachine:
 
                 self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
             return self._monitor
+
+
+def describe_end(exit_code: int | None) -> str:
+    """How QEMU ended, in words. `None`: it was no child of ours, and nobody tells."""
+    return "QEMU ended" if exit_code is None else f"QEMU ended with exit status {exit_code}"
 
 
 def _inherited(launch: Launch) -> tuple[int, ...]:

@@ -1,0 +1,81 @@
+/* Runs a program and keeps it: it lives as long as somebody owns it. See README.md. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "message.h"
+#include "watch.h"
+
+enum { NOT_STARTED = 126, NOT_FOUND = 127 };
+
+static int fail(const char *what) {
+    fprintf(stderr, "vmfork-keeper: %s: %s\n", what, strerror(errno));
+    return NOT_STARTED;
+}
+
+static int compare(const void *one, const void *other) {
+    return *(const int *)one - *(const int *)other;
+}
+
+/* Whatever else was open belongs to the program. */
+static void close_others(struct kept kept) {
+    int kept_open[] = {2, kept.process, kept.owner, kept.listener, kept.lock};
+    int count = sizeof kept_open / sizeof *kept_open;
+    qsort(kept_open, (size_t)count, sizeof(int), compare);
+    for (int index = 0; index < count; index++) {
+        unsigned next = index + 1 < count ? (unsigned)kept_open[index + 1] : UINT_MAX;
+        if (kept_open[index] >= 2 && next > (unsigned)kept_open[index] + 1)
+            syscall(SYS_close_range, (unsigned)kept_open[index] + 1, next == UINT_MAX ? next : next - 1, 0);
+    }
+}
+
+/* Process listings show what it is, and the program's arguments once only. */
+static void rename_self(char **argv, int argc, pid_t program) {
+    char *end = argv[argc - 1] + strlen(argv[argc - 1]);
+    memset(argv[0], 0, (size_t)(end - argv[0]));
+    snprintf(argv[0], (size_t)(end - argv[0]), "vmfork-keeper %d", program);
+    prctl(PR_SET_NAME, "vmfork-keeper");
+}
+
+static void keep_from_program(struct kept kept) {
+    int own[] = {kept.owner, kept.listener, kept.lock};
+    for (int index = 0; index < 3; index++)
+        if (own[index] >= 0)
+            fcntl(own[index], F_SETFD, FD_CLOEXEC);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 6 || strcmp(argv[4], "--") != 0) {
+        fprintf(stderr, "usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n");
+        return NOT_STARTED;
+    }
+    pid_t program = getpid();
+    struct kept kept = {.owner = atoi(argv[1]), .listener = atoi(argv[2]), .lock = atoi(argv[3])};
+    kept.process = (int)syscall(SYS_pidfd_open, program, 0);
+    if (kept.process < 0)
+        return fail("pidfd_open");
+    /* A sister of the program and not its child: who started the program reaps both. */
+    long keeper = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    if (keeper < 0)
+        return fail("clone");
+    if (keeper == 0) {
+        /* First of all: who started us must know whom to reap, whatever becomes of the program. */
+        send_answer(kept.owner, HELLO, (uint32_t)getpid(), NULL, 0);
+        setsid();
+        rename_self(argv, argc, program);
+        close_others(kept);
+        watch(kept);
+    }
+    keep_from_program(kept);
+    execvp(argv[5], &argv[5]);
+    fprintf(stderr, "vmfork-keeper: cannot run %s: %s\n", argv[5], strerror(errno));
+    return NOT_FOUND;
+}

@@ -1,0 +1,70 @@
+#include "message.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+union control {
+    char bytes[CMSG_SPACE(PASSED_LIMIT * sizeof(int))];
+    struct cmsghdr align;
+};
+
+/* The kernel puts all descriptors of a message into one part. */
+static void take_passed(struct msghdr *message, struct received *into) {
+    struct cmsghdr *part = CMSG_FIRSTHDR(message);
+    if (part != NULL && part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
+        into->passed_count = (int)((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(into->passed, CMSG_DATA(part), (size_t)into->passed_count * sizeof(int));
+    }
+}
+
+enum outcome receive_request(int socket, struct received *into) {
+    union control control;
+    struct iovec piece = {&into->request, sizeof into->request};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    into->passed_count = 0;
+    ssize_t size = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (size < 0)
+        return errno == EAGAIN || errno == EINTR ? NOTHING : GONE;
+    if (size == 0)
+        return GONE;
+    take_passed(&message, into);
+    if (size != sizeof into->request || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+        close_all(into->passed, into->passed_count);
+        into->passed_count = 0;
+        return MALFORMED;
+    }
+    return RECEIVED;
+}
+
+bool send_answer(int socket, enum answer kind, uint32_t number, const int *passed, int count) {
+    struct {
+        uint8_t kind;
+        uint32_t number;
+    } __attribute__((packed)) answer = {kind, number};
+    union control control;
+    struct iovec piece = {&answer, sizeof answer};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    if (count > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE((size_t)count * sizeof(int));
+        struct cmsghdr *part = CMSG_FIRSTHDR(&message);
+        part->cmsg_level = SOL_SOCKET;
+        part->cmsg_type = SCM_RIGHTS;
+        part->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
+        memcpy(CMSG_DATA(part), passed, (size_t)count * sizeof(int));
+    }
+    return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof answer;
+}
+
+void close_all(int *descriptors, int count) {
+    for (int index = 0; index < count; index++) {
+        if (descriptors[index] >= 0)
+            close(descriptors[index]);
+        descriptors[index] = -1;
+    }
+}

@@ -1,0 +1,295 @@
+"""A process beside a *keeper*: a small program that ends it once nobody owns it, and passes it from owner to owner.
+
+keeper/README.md draws the states and the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from contextlib import ExitStack, suppress
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from signal import SIGKILL
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+from vmfork.errors import DeadlineExceeded, HostError, StoreBusy, VMNotFound
+from vmfork.host.process import WatchedProcess, identify, spawn
+from vmfork.host.sockets import connect_unix, listen_unix
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Sequence
+
+    from vmfork.host.process import ProcessIdentity
+
+TOKEN_SIZE = 16
+# Longer than the keeper takes for anything, however busy the host.
+_ANSWER_LIMIT_S = 10.0
+
+_REQUEST = struct.Struct("<B16sQ")
+_ANSWER = struct.Struct("<BI")
+
+
+class Request(IntEnum):
+    """What an owner, or who wants to be one, asks."""
+
+    DETACH = 1
+    TAKE = 2
+    TAKEN = 3
+
+
+class Answer(IntEnum):
+    """What the keeper says."""
+
+    HELLO = 1
+    OK = 2
+    REFUSED = 3
+    BUSY = 4
+    BAD = 5
+
+
+class Parked(NamedTuple):
+    """What an owner leaves with the keeper, and the next one gets: open descriptors.
+
+    While nobody owns the process the keeper reads `console` into `log`, of which it gives back nothing.
+    """
+
+    line: int
+    console: int
+    log: int
+
+
+def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: float = 0.0) -> bytes:
+    """A request's bytes. `ttl_s` counts for DETACH alone; 0 is no limit."""
+    return _REQUEST.pack(kind, token, round(ttl_s * 1000) or int(ttl_s > 0))
+
+
+@cache
+def find_keeper() -> Path:
+    """The keeper's binary as the package ships it; `HostError` when it was not built."""
+    path = Path(__file__).with_name("data") / f"keeper-{os.uname().machine}"
+    if not path.is_file():
+        raise HostError(
+            f"the keeper is missing from this installation: {path}",
+            hint="install vmfork again; its build step compiles it: pip install --force-reinstall vmfork",
+        )
+    return path
+
+
+class _Pair:
+    """A child and its keeper, a child of ours as well: both are reaped by us, whoever owns them."""
+
+    # Keepers of processes that were passed on and whose loop may be gone: looked at whenever another is started.
+    passed_on: ClassVar[set[int]] = set()
+
+    def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket) -> None:
+        self._child = child
+        self._keeper = keeper
+        self.keeper_pid: int | None = None
+
+    def pass_on(self, keeper_pid: int) -> None:
+        """The keeper has said who it is, and its socket will be closed."""
+        self.keeper_pid = keeper_pid
+        self.passed_on.add(keeper_pid)
+
+    def collect(self) -> int:
+        """The child's exit status. It has ended, or is about to."""
+        status = self._child.wait()
+        pid = self.keeper_pid or _read_hello(self._keeper)
+        if pid is not None:
+            _reap(pid)
+            self.passed_on.discard(pid)
+        return status
+
+    def end(self) -> None:
+        """Both are gone."""
+        self._child.kill()
+        self.collect()
+
+
+class KeptProcess(WatchedProcess):
+    """Owner of a process and of the connection to its keeper. When we end, however that is, the keeper kills it."""
+
+    def __init__(
+        self, identity: ProcessIdentity, argv: tuple[str, ...], keeper: socket.socket, pair: _Pair | None
+    ) -> None:
+        super().__init__(identity, argv, pair.collect if pair is not None else _know_nothing)
+        self._keeper = keeper
+        self._pair = pair
+
+    @classmethod
+    def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        log_fd: int,
+        listen_at: Path,
+        lock_fd: int | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Self:
+        """A running child and its keeper, who can be asked for it at the path `listen_at`.
+
+        `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
+        `lock_fd` open until the process has ended. A program that is not there ends with exit status 127.
+        """
+        _reap_passed_on()
+        with ExitStack() as always, ExitStack() as on_failure:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            on_failure.enter_context(ours)
+            always.enter_context(theirs)
+            listener = always.enter_context(listen_unix(listen_at, kind=socket.SOCK_SEQPACKET))
+            own = [theirs.fileno(), listener.fileno(), *([] if lock_fd is None else [lock_fd])]
+            numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
+            child = spawn([str(find_keeper()), *numbers, "--", *argv], log_fd=log_fd, pass_fds=(*own, *pass_fds))
+            pair = _Pair(child, ours)
+            on_failure.callback(pair.end)
+            process = cls(identify(child), tuple(argv), ours, pair)
+            on_failure.pop_all()
+        return process
+
+    @classmethod
+    async def take(
+        cls, path: Path, *, token: bytes, identity: ProcessIdentity, vm_id: str
+    ) -> tuple[Self, tuple[int, ...]]:
+        """The process, once `confirm` was called, and open descriptors: line, console and, where it had one, the lock.
+
+        `VMNotFound` where no keeper is there or its process waits under another token; `StoreBusy` where another
+        owns it. When we end, or close it, before `confirm`, the process is killed.
+        """
+        with ExitStack() as on_failure:
+            try:
+                keeper = on_failure.enter_context(connect_unix(path, kind=socket.SOCK_SEQPACKET))
+                keeper.send(encode_request(Request.TAKE, token=token))
+            except (HostError, OSError) as error:
+                raise VMNotFound(vm_id) from error
+            answer, _, passed = await _receive(keeper)
+            for fd in passed:
+                on_failure.callback(os.close, fd)
+            if answer is Answer.BUSY:
+                raise StoreBusy(f"VM {vm_id}", "another process", hint="it must be detached there first")
+            if answer is not Answer.OK:
+                raise VMNotFound(vm_id, "the handle is of an earlier time" if answer is Answer.REFUSED else "")
+            try:
+                process = cls(identity, _read_argv(identity.pid), keeper, None)
+            except ProcessLookupError as error:
+                raise VMNotFound(vm_id) from error
+            if not identity.is_alive():
+                # Another process has the pid by now; it was only watched.
+                process.forget()
+                raise VMNotFound(vm_id)
+            on_failure.pop_all()
+        return process, passed
+
+    def confirm(self) -> None:
+        """We own the process. `HostError` where the keeper has ended it, because we took too long."""
+        try:
+            self._keeper.send(encode_request(Request.TAKEN))
+        except OSError as error:
+            raise HostError("the machine was ended while it was taken over") from error
+
+    async def park(self, parked: Parked, *, token: bytes, ttl_s: float) -> None:
+        """Nobody owns the process: the keeper waits for somebody who knows `token`, for `ttl_s` seconds (0: for ever).
+
+        After a failure, or a cancellation, it may be parked or not: it must be killed.
+        """
+        request = encode_request(Request.DETACH, token=token, ttl_s=ttl_s)
+        try:
+            socket.send_fds(self._keeper, [request], parked)
+            answer, number, _ = await _receive(self._keeper)
+            if answer is Answer.HELLO and self._pair is not None:
+                self._pair.pass_on(number)
+                answer, _, _ = await _receive(self._keeper)
+        except OSError as error:
+            raise HostError("the machine's keeper is gone, so it cannot be handed over") from error
+        if answer is not Answer.OK:
+            raise HostError("the machine's keeper does not take it")
+
+    def release(self) -> None:
+        """The connection to the keeper is closed. The process must be parked. It is still reaped, if it is a child."""
+        self._keeper.close()
+
+    async def aclose(self) -> None:
+        """The process is gone, and reaped if it is a child; its keeper is gone too."""
+        await super().aclose()
+        if self._keeper.fileno() < 0:
+            return
+        try:
+            # Closed by a keeper that is no child of ours as its last act; one that hangs is nothing to wait for.
+            with suppress(DeadlineExceeded, OSError):
+                while (await _receive(self._keeper))[0] is not None:
+                    pass
+        finally:
+            self._keeper.close()
+
+
+def _read_hello(keeper: socket.socket) -> int | None:
+    """The keeper's pid, unless it was read before. It is sent before all else, so this does not wait for long."""
+    try:
+        keeper.settimeout(_ANSWER_LIMIT_S)
+        data = keeper.recv(_ANSWER.size)
+        keeper.setblocking(False)
+    except OSError:
+        return None
+    kind, number = _ANSWER.unpack(data) if len(data) == _ANSWER.size else (None, 0)
+    return number if kind == Answer.HELLO else None
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):
+        # A child that was not reaped keeps its pid. It ends by itself, unless somebody stopped it.
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(pid, SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _reap_passed_on() -> None:
+    """Keepers whose process has ended are reaped; those that still keep one are left alone."""
+    for pid in list(_Pair.passed_on):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _Pair.passed_on.discard(pid)
+
+
+def _know_nothing() -> None:
+    """The exit status of a process that is no child of ours."""
+
+
+async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int, ...]]:
+    """The next answer with its number and what was passed with it; no answer where the keeper has ended."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    keeper.setblocking(False)
+    loop.add_reader(keeper, wake)
+    try:
+        await asyncio.wait_for(readable, _ANSWER_LIMIT_S)
+    except TimeoutError as error:
+        raise DeadlineExceeded("an answer of the machine's keeper", _ANSWER_LIMIT_S) from error
+    finally:
+        loop.remove_reader(keeper)
+    try:
+        data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, 3, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return None, 0, ()
+    if len(data) != _ANSWER.size:
+        return None, 0, ()
+    kind, number = _ANSWER.unpack(data)
+    return Answer(kind), number, tuple(passed)
+
+
+def _read_argv(pid: int) -> tuple[str, ...]:
+    try:
+        return tuple(os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1])
+    except OSError:
+        return ()

@@ -1,0 +1,342 @@
+"""A keeper's promises: one owner or none, and an end for what nobody owns. The keeper is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+
+import pytest
+from host_probe import exit_code_of, fork_child, open_descriptors, wait_gone
+
+from vmfork.errors import HostError, StoreBusy, VMNotFound
+from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
+from vmfork.host.process import ProcessIdentity
+from vmfork.host.sockets import connect_unix
+
+TOKEN, OTHER = b"t" * 16, b"o" * 16
+LIMIT_S = 10
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """No descriptor, and no child that was not reaped."""
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "keeper.sock"
+
+
+@pytest.fixture
+def log():
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+    os.close(write)
+
+
+@pytest.fixture
+def lock(tmp_path):
+    fd = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def kept(path, log, lock):
+    """Starts a sleeper with a keeper."""
+
+    def kept() -> KeptProcess:
+        return KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, lock_fd=lock)
+
+    return kept
+
+
+class Belongings:
+    """What an owner leaves with the keeper, with the other ends."""
+
+    def __init__(self, folder) -> None:
+        self.line, self.agent = socket.socketpair()
+        self.console, self.guest = socket.socketpair()
+        self.log = folder / "console.log"
+
+    async def park(self, process: KeptProcess, *, token: bytes = TOKEN, ttl_s: float = 60.0) -> None:
+        log_fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            await process.park(Parked(self.line.fileno(), self.console.fileno(), log_fd), token=token, ttl_s=ttl_s)
+        finally:
+            os.close(log_fd)
+            self.line.close()
+            self.console.close()
+
+    def close(self) -> None:
+        for end in (self.line, self.agent, self.console, self.guest):
+            end.close()
+
+
+@pytest.fixture
+def belongings(tmp_path):
+    found = Belongings(tmp_path)
+    yield found
+    found.close()
+
+
+async def take(process, path, *, token: bytes = TOKEN):
+    return await KeptProcess.take(path, token=token, identity=process.identity, vm_id="vm")
+
+
+def close_all(fds) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+async def wait_end(process: KeptProcess) -> int | None:
+    return await asyncio.wait_for(process.wait(), LIMIT_S)
+
+
+async def test_what_is_parked_is_had_again_with_all_that_was_left(kept, path, belongings, lock) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    second, passed = await take(first, path)
+    second.confirm()
+    assert second.pid == first.pid
+    assert second.argv == ("sleep", "1000")
+    line, console, lock_again = passed
+    assert os.path.samestat(os.fstat(lock_again), os.fstat(lock))
+    os.write(line, b"to the agent")
+    assert belongings.agent.recv(100) == b"to the agent"
+    belongings.guest.send(b"from the guest")
+    assert os.read(console, 100) == b"from the guest"
+    close_all(passed)
+    await second.aclose()
+    assert second.has_ended
+    assert await wait_end(first) == -signal.SIGKILL
+
+
+async def test_it_changes_hands_many_times(kept, path, tmp_path) -> None:
+    process = original = kept()
+    for _ in range(10):
+        belongings = Belongings(tmp_path)
+        await belongings.park(process)
+        process.release()
+        process, passed = await take(original, path)
+        process.confirm()
+        close_all(passed)
+        belongings.close()
+    assert original.identity.is_alive()
+    await process.aclose()
+    await wait_end(original)
+
+
+async def test_nobody_takes_what_somebody_owns(kept, path) -> None:
+    process = kept()
+    with pytest.raises(StoreBusy, match="VM vm"):
+        await take(process, path)
+    assert process.identity.is_alive()
+    await process.aclose()
+
+
+async def test_the_token_must_be_right_and_a_wrong_one_changes_nothing(kept, path, belongings) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    with pytest.raises(VMNotFound, match="earlier time"):
+        await take(first, path, token=OTHER)
+    second, passed = await take(first, path)
+    second.confirm()
+    close_all(passed)
+    await second.aclose()
+    await wait_end(first)
+
+
+async def test_of_many_who_ask_at_once_one_gets_it(kept, path, belongings) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    results = await asyncio.gather(*(take(first, path) for _ in range(8)), return_exceptions=True)
+    winners = [result for result in results if not isinstance(result, BaseException)]
+    assert [type(result) for result in results if isinstance(result, BaseException)] == [StoreBusy] * 7
+    ((second, passed),) = winners
+    second.confirm()
+    close_all(passed)
+    await second.aclose()
+    await wait_end(first)
+
+
+async def test_a_time_to_live_that_is_over_ends_it(kept, path, belongings) -> None:
+    process = kept()
+    begun = time.monotonic()
+    await belongings.park(process, ttl_s=0.2)
+    process.release()
+    assert await wait_end(process) == -signal.SIGKILL
+    assert time.monotonic() - begun >= 0.2
+    with pytest.raises(VMNotFound):
+        await take(process, path)
+
+
+async def test_without_a_time_to_live_it_waits(kept, path, belongings) -> None:
+    process = kept()
+    await belongings.park(process, ttl_s=0.0)
+    process.release()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.3)
+    taken, passed = await take(process, path)
+    taken.confirm()
+    close_all(passed)
+    await taken.aclose()
+    await wait_end(process)
+
+
+async def test_who_takes_and_closes_before_confirming_ends_it(kept, path, belongings) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    second, passed = await take(first, path)
+    close_all(passed)
+    second._keeper.close()
+    assert await wait_end(first) == -signal.SIGKILL
+    await second.aclose()
+
+
+async def test_a_taker_that_is_killed_before_confirming_ends_it(kept, path, belongings) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    ready, tell = os.pipe()
+
+    def body() -> None:
+        async def run() -> None:
+            await take(first, path)
+            os.write(tell, b"!")
+            await asyncio.sleep(1000)
+
+        asyncio.run(run())
+
+    taker = fork_child(body)
+    assert os.read(ready, 1) == b"!"
+    os.kill(taker, signal.SIGKILL)
+    assert exit_code_of(taker) == -signal.SIGKILL
+    assert await wait_end(first) == -signal.SIGKILL
+    os.close(ready)
+    os.close(tell)
+
+
+async def test_a_taker_that_is_killed_after_confirming_ends_it(kept, path, belongings) -> None:
+    first = kept()
+    await belongings.park(first)
+    first.release()
+
+    def body() -> None:
+        async def run() -> None:
+            taken, _ = await take(first, path)
+            taken.confirm()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(run())
+
+    taker = fork_child(body)
+    assert exit_code_of(taker) == -signal.SIGKILL
+    assert await wait_end(first) == -signal.SIGKILL
+
+
+async def test_an_owner_that_is_killed_right_after_parking_has_parked_it(kept, path, belongings, log) -> None:
+    """The owner here is a child, so that it can be killed; we take what it left."""
+    told, tell = os.pipe()
+
+    def body() -> None:
+        async def run() -> None:
+            process = kept()
+            await belongings.park(process)
+            os.write(tell, b"%d %d\n" % (process.identity.pid, process.identity.start_ticks))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        asyncio.run(run())
+
+    owner = fork_child(body)
+    assert exit_code_of(owner) == -signal.SIGKILL
+    identity = ProcessIdentity(*map(int, os.read(told, 100).split()))
+    taken, passed = await KeptProcess.take(path, token=TOKEN, identity=identity, vm_id="vm")
+    taken.confirm()
+    assert identity.is_alive()
+    close_all(passed)
+    await taken.aclose()
+    assert not identity.is_alive()
+    os.close(told)
+    os.close(tell)
+
+
+async def test_a_console_nobody_owns_is_read_into_the_log_which_stays_bounded(kept, path, belongings) -> None:
+    process = kept()
+    await belongings.park(process)
+    process.release()
+    belongings.guest.settimeout(LIMIT_S)
+    for number in range(64):
+        belongings.guest.sendall(b"%08d" % number * 1024)  # would fill the socket many times over
+    taken, passed = await take(process, path)
+    taken.confirm()
+    assert 0 < belongings.log.stat().st_size <= 128 * 1024
+    close_all(passed)
+    await taken.aclose()
+    await wait_end(process)
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"x", b"\0" * 25, b"\x63" + bytes(24), encode_request(Request.TAKEN), b"y" * 4096]
+)
+async def test_nonsense_from_a_caller_is_refused_and_changes_nothing(kept, path, message) -> None:
+    process = kept()
+    with connect_unix(path, kind=socket.SOCK_SEQPACKET) as caller:
+        caller.setblocking(True)
+        caller.settimeout(LIMIT_S)
+        caller.send(message)
+        with suppress(ConnectionError):
+            answer = caller.recv(16)
+            assert answer[:1] in (bytes([Answer.BAD]), b"")
+    assert process.identity.is_alive()
+    await process.aclose()
+
+
+async def test_callers_who_say_nothing_do_not_keep_others_out(kept, path, belongings) -> None:
+    process = kept()
+    await belongings.park(process)
+    process.release()
+    silent = [connect_unix(path, kind=socket.SOCK_SEQPACKET) for _ in range(7)]
+    taken, passed = await take(process, path)
+    taken.confirm()
+    close_all(passed)
+    for caller in silent:
+        caller.close()
+    await taken.aclose()
+    await wait_end(process)
+
+
+async def test_a_keeper_that_is_gone_takes_nothing_over(kept, path, belongings) -> None:
+    process = kept()
+    assert select.select([process._keeper], [], [], LIMIT_S)[0]  # it has said who it is
+    (keeper,) = [pid for pid in children() if pid != process.pid]
+    os.kill(keeper, signal.SIGKILL)
+    pidfd = os.pidfd_open(keeper)
+    assert wait_gone(pidfd)
+    os.close(pidfd)
+    with pytest.raises(HostError, match="keeper is gone"):
+        await belongings.park(process)
+    await process.aclose()
+    assert process.exit_code == -signal.SIGKILL
+    with pytest.raises(VMNotFound):
+        await take(process, path)
+
+
+def children() -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]

@@ -1,0 +1,106 @@
+"""A handle survives the way to another process whole, or is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from vmfork.errors import ConfigError, VMNotFound
+from vmfork.hypervisor.base import Hardware
+from vmfork.vm.adopt import Adoption
+from vmfork.vm.handle import HANDLE_VERSION, VMHandle, new_token
+from vmfork.vm.handover import check_ttl, find_handle
+from vmfork.vm.result import Timings
+from vmfork.vm.thaw import Thaw
+
+
+@pytest.fixture
+def handle() -> VMHandle:
+    return VMHandle(
+        id="0123456789ab",
+        folder="/run/vms/0123456789ab",
+        pid=12,
+        start_ticks=34,
+        token=new_token(),
+        hardware=Hardware(
+            machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=384, max_cpus=4,
+            max_memory_mib=512, added_mib=(128,),
+        ),
+        image="default",
+        template="py",
+        generation="8d8a5c4e9f3a4d5e8c652f3f3e6a0b11",
+        hostname="vm-0123456789ab",
+        machine_id="0" * 32,
+        boot_id="8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11",
+        reseed=True,
+        ram_inode=5,
+        adopted=True,
+        paused=False,
+        timings=Timings(spawn_s=0.1, answer_s=0.2, clock_s=0.3, thaw_s=0.4, total_s=1.0),
+        adoption=Adoption(0.001, 2, 0.003),
+        todo=Thaw(hooks=("/etc/hook",), watchers=("a", "b")),
+    )  # fmt: skip
+
+
+def test_it_comes_back_as_it_was(handle) -> None:
+    assert VMHandle.from_json(handle.to_json()) == handle
+    base = replace(handle, adoption=None, adopted=False)
+    assert VMHandle.from_json(base.to_json()) == base
+
+
+def test_who_it_is_comes_back_with_entropy_that_was_never_in_it(handle) -> None:
+    one, other = handle.identity(), handle.identity()
+    assert (one.vm_id, one.hostname, one.generation.hex) == (handle.id, handle.hostname, handle.generation)
+    assert len(one.entropy) == 64
+    assert one.entropy != other.entropy
+    assert replace(handle, reseed=False).identity().entropy == b""
+
+
+def test_the_token_is_not_shown(handle) -> None:
+    assert handle.token not in repr(handle)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"7", b"null", b"\xff", b'{"version": 1}'])
+def test_what_is_none_is_refused(data) -> None:
+    with pytest.raises(ConfigError):
+        VMHandle.from_json(data)
+
+
+def test_another_version_is_named(handle) -> None:
+    data = json.dumps({**json.loads(handle.to_json()), "version": HANDLE_VERSION + 1}).encode()
+    with pytest.raises(ConfigError, match=f"version {HANDLE_VERSION + 1}") as refused:
+        VMHandle.from_json(data)
+    assert "same vmfork" in refused.value.hint
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(VMHandle)])
+def test_a_missing_field_is_refused(handle, name) -> None:
+    data = json.loads(handle.to_json())
+    del data[name]
+    if name in ("adoption", "todo"):
+        pytest.skip("a base has none, or nothing to do")
+    with pytest.raises(ConfigError):
+        VMHandle.from_json(json.dumps(data).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("id", "../../etc"), ("id", ""), ("token", "00"), ("token", "x"), ("more", 1)]
+)
+def test_a_damaged_field_is_refused(handle, name, value) -> None:
+    data = json.dumps({**json.loads(handle.to_json()), name: value}).encode()
+    with pytest.raises(ConfigError, match="damaged"):
+        VMHandle.from_json(data)
+
+
+@pytest.mark.parametrize("ttl_s", [-1, float("nan"), float("inf"), True, "5", None])
+def test_a_time_to_live_must_be_one(ttl_s) -> None:
+    with pytest.raises(ConfigError, match="ttl_s"):
+        check_ttl(ttl_s)
+
+
+@pytest.mark.parametrize("vm_id", ["", "..", "0123456789ab", "0123456789ab/../x", "x" * 200])
+def test_an_id_under_which_nothing_is_finds_nothing(tmp_path, vm_id) -> None:
+    with pytest.raises(VMNotFound):
+        find_handle(tmp_path, vm_id)
