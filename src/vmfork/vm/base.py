@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import AdoptError, DeadlineExceeded, ExecError, GuestError, LaunchError
+from vmfork.errors import AdoptError, DeadlineExceeded, ExecError, GuestError, LaunchError, MachineEnded
 from vmfork.vm.adopt import adopt
 from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Between the agent's connection closing and the process being reaped.
 _EXIT_GRACE_S = 2.0
+_KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
 class BaseVM:
@@ -109,11 +110,8 @@ class BaseVM:
             on_failure.pop_all()
         self._owned.pop_all()
         machine, agent = self._machine, self._agent
-        machine.on_exit(
-            lambda code: agent.fail(
-                GuestError(f"the machine ended (QEMU exit status {code})", console_tail=machine.console_tail())
-            )
-        )
+        machine.on_exit(lambda _code: agent.fail(_machine_ended(machine)))
+        agent.await_reason(_EXIT_GRACE_S)
         now = time.perf_counter()
         return VM(
             folder=self._folder,
@@ -214,9 +212,19 @@ async def _has_ended(machine: Machine) -> bool:
     return machine.exit_code is not None
 
 
+def _machine_ended(machine: Machine) -> MachineEnded:
+    assert machine.exit_code is not None
+    return MachineEnded(
+        machine.exit_code,
+        log_tail=machine.log_tail(),
+        console_tail=machine.console_tail(),
+        hint=_KILLED if machine.exit_code == -signal.SIGKILL else "take another machine; its console tells what it did",
+    )
+
+
 def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
     if machine.exit_code == -signal.SIGKILL:
-        hint = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
+        hint = _KILLED
     return LaunchError(
         reason,
         argv=machine.argv,
