@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agents import copy_default_image
 from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
 
 from vmfork.store import Manifest
@@ -310,7 +311,7 @@ def test_doctor_tells_that_machines_run_here(template_name) -> None:
 
 
 def test_an_image_is_removed(instance, tmp_path) -> None:
-    shutil.copytree(instance.images, tmp_path / "images", symlinks=True)
+    copy_default_image(instance, tmp_path / "images")
     env = {"VMFORK_HOME": str(tmp_path)}
     done = vmfork("image", "rm", "default", "--json", env=env).check()
     assert json.loads(done.raw) == {"removed": True, "image": "default"}
@@ -514,7 +515,7 @@ def user(instance, template_name):
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size=300M,mode=0700,uid={uid},gid={uid}", "none", runtime], check=True
     )
-    shutil.copytree(instance.images, base / "home" / "images", symlinks=True)
+    copy_default_image(instance, base / "home" / "images")
     subprocess.run(["chown", "-R", f"{uid}:{uid}", base / "home"], check=True)
     env = {
         **os.environ,

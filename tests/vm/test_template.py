@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agents import copy_default_image
 
 from vmfork.aio import Template
 from vmfork.config import VMConfig
@@ -163,9 +164,7 @@ def test_an_ordinary_user_builds_and_forks(template_name, instance, tmp_path) ->
     shared = Path(f"/dev/shm/vmfork-user-{os.getpid()}")
     shared.mkdir()
     uid = 65533
-    images = shared / "home" / "images"
-    images.parent.mkdir()
-    subprocess.run(["cp", "-r", instance.images, images], check=True)
+    copy_default_image(instance, shared / "home" / "images")
     subprocess.run(["chown", "-R", f"{uid}:{uid}", shared], check=True)
     child = os.fork()
     if child == 0:
