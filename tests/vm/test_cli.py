@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -483,9 +485,20 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
 # An ordinary user, and a file system that runs full
 
 
+def copy_for_others(folder: Path) -> None:
+    """What the command line is made of is in `folder`: the checkout may lie in a home that only its owner can enter."""
+    for name in ("vmfork", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.submodule_search_locations
+        source = found.submodule_search_locations[0]
+        shutil.copytree(source, folder / name.replace(".", "/"), ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def find_python_for(uid: int, env: dict[str, str]) -> str:
     """A Python that this user may run and that can import vmfork; a named skip where there is none."""
-    for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
+    ours = os.path.realpath(sys.executable)
+    for python in filter(None, (ours, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
         try:
             subprocess.run(
                 [python, "-c", "import vmfork.cli.main, vmfork.template"],
@@ -500,7 +513,7 @@ def find_python_for(uid: int, env: dict[str, str]) -> str:
         except (OSError, subprocess.CalledProcessError):
             continue
         return python
-    pytest.skip("no Python here can be run by an ordinary user and import vmfork")
+    pytest.skip("no Python of 3.11 or newer can be run by an ordinary user here")
 
 
 @pytest.fixture
@@ -522,9 +535,10 @@ def user(instance, template_name):
         "HOME": str(base / "home"),
         "VMFORK_HOME": str(base / "home"),
         "VMFORK_RUNTIME_DIR": str(runtime),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": str(base / "python"),
     }
     try:
+        copy_for_others(base / "python")
         python = find_python_for(uid, env)
 
         def start(*argv: str) -> Running:
@@ -564,6 +578,16 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     forked = done("run", "--", "sh", "-c", "cat /x; id -u; echo err >&2; exit 5")
     assert forked == Outcome(5, b"a\n0\n", "err\n")
     assert runtime.stat().st_uid == 65534
+    assert "is whole" in done("template", "verify", "default").check().out
+    audit = done("template", "audit", "default", "-n", "2").check()
+    assert audit.out.endswith("template default: 2 forks, safe\n")
+    file = (runtime / "templates" / "default" / "current").resolve() / "state"
+    assert file.stat().st_uid == 65534
+    assert file.stat().st_mode & 0o777 == 0o600
+    # There is room for this one alone.
+    examined = done("doctor")
+    assert examined.status == 1
+    assert re.search(r"(?m)^fail  space: .*\n +-> set VMFORK_RUNTIME_DIR", examined.out)
     is_error(done("template", "build", "more"), 1, "not enough space")
     assert json.loads(done("template", "ls", "--json").check().raw)[0]["name"] == "default"
     with start("run", "sh", "-c", "echo up; sleep 60") as running:
@@ -571,6 +595,7 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
         running.interrupt(signal.SIGINT)
         assert running.end().status == 130
     done("template", "rm", "default").check()
+    assert done("doctor").check().out.endswith("VMs can run here.\n")
     assert processes_of(runtime) == []
     assert not list((runtime / "templates").iterdir())
 
