@@ -230,15 +230,33 @@ with open("/run/answer", "w") as answer:
 """
 HOURS_AHEAD = MONTH_S // 3600
 
+# A process that watches the folder for files that are renamed into it (IN_MOVED_TO, inotify(7)).
+WATCH = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+assert libc.inotify_add_watch(fd, b"/run/vmfork", 0x80) > 0
+os.mkfifo("/run/seen")
+while b"generation" not in os.read(fd, 65536):
+    pass
+with open("/run/seen", "w") as seen:
+    seen.write(open("/run/vmfork/generation").read())
+"""
+
 
 @pytest.fixture(scope="module")
 def timed(template_name):
-    """A template that was frozen with timers armed."""
+    """A template that was frozen with timers armed, and with a process that watches for the next generation."""
     warm_up = [
-        f"cat > /root/timers.py <<'END'\n{TIMERS}END",
-        "setsid --fork python3 /root/timers.py > /root/timers.log 2>&1",
+        line
+        for name, script in (("timers", TIMERS), ("watch", WATCH))
+        for line in (
+            f"cat > /root/{name}.py <<'END'\n{script}END",
+            f"setsid --fork python3 /root/{name}.py > /root/{name}.log 2>&1",
+        )
     ]
-    template = asyncio.run(Template.build("timed", VMConfig(), warm_up=warm_up, ready="test -p /run/answer"))
+    ready = "test -p /run/answer && test -p /run/seen"
+    template = asyncio.run(Template.build("timed", VMConfig(), warm_up=warm_up, ready=ready))
     yield template
     asyncio.run(template.remove())
 
@@ -259,3 +277,14 @@ async def test_only_timers_of_the_wall_clock_fire_after_a_long_freeze(timed, ahe
         "boottime": "waits",
         "alarm": "waits",
     }
+
+
+async def test_a_process_that_watches_the_folder_learns_of_its_fork(timed) -> None:
+    """The file is replaced by rename: one event, and whole whenever it is read."""
+    vms = await timed.fork_many(2)
+    try:
+        for vm in vms:
+            assert (await vm.exec(["cat", "/run/seen"], timeout_s=30, check=True)).stdout == f"{vm.generation}\n"
+    finally:
+        for vm in vms:
+            await vm.aclose()
