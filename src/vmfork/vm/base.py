@@ -156,6 +156,16 @@ class BaseVM:
             on_failure.pop_all()
         self._parked = True
 
+    async def wait_up(self, *, timeout_s: float) -> None:
+        """The guest runs and its agent answers. Errors are those of `adopt`; the machine is destroyed then."""
+        begun = time.perf_counter()
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            async with explained(self._machine, self._agent, timeout_s):
+                await self._agent.ping(timeout_s=timeout_s)
+            on_failure.pop_all()
+        self.answer_s += time.perf_counter() - begun
+
     async def check(self, *, timeout_s: float) -> None:
         """The hypervisor answers. `DeadlineExceeded` when it hangs, `LaunchError` when it ended."""
         async with explained(self._machine, self._agent, timeout_s):
