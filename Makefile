@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch])
 	tools/setup $(VENV)
@@ -22,7 +22,11 @@ check: $(STAMP)
 	$(BIN)/pytest tests/unit -q
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/vmfork bench --peers install --json benchmarks/last.json --check benchmarks/baseline.json
+
+# From the committed run: after `mv benchmarks/last.json benchmarks/baseline.json`.
+bench-docs: $(STAMP)
+	$(BIN)/vmfork bench --from benchmarks/baseline.json --plots docs/performance --report .
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,6 +3,7 @@
 ```
 0    done                                   1    failed: host, image, guest, template
 2    wrong input or usage                   3    factory status: off      4    template audit: not safe
+5    bench --check: worse than the baseline
 130  Ctrl-C      143  SIGTERM      129  SIGHUP
 run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell,
 141  nobody reads its output any more
@@ -35,6 +36,7 @@ _COMMANDS = {
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
+    "bench": "Measure what forking costs here: every figure with its interval and its target.",
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
 

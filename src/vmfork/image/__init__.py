@@ -1,9 +1,13 @@
 """What a guest boots: kernel and initramfs, built once with mmdebstrap, content-addressed. Knows nothing of VMs."""
 
-from vmfork.image.build import build_image
-from vmfork.image.recipe import find_agent
+from typing import TYPE_CHECKING, Any
+
 from vmfork.image.record import Image
 from vmfork.image.store import list_images, open_image, remove_image, sweep_images, verify_image
+
+if TYPE_CHECKING:
+    from vmfork.image.build import build_image
+    from vmfork.image.recipe import find_agent
 
 __all__ = [
     "Image",
@@ -15,3 +19,16 @@ __all__ = [
     "sweep_images",
     "verify_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What builds is loaded by whoever builds: every fork opens an image, few make one (docs/decisions/0008)."""
+    if name == "build_image":
+        from vmfork.image.build import build_image  # noqa: PLC0415
+
+        return build_image
+    if name == "find_agent":
+        from vmfork.image.recipe import find_agent  # noqa: PLC0415
+
+        return find_agent
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,9 +22,7 @@ from vmfork.hypervisor.qemu.command import default_cpu_model
 from vmfork.image import open_image
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
-from vmfork.template.build import Recipe, build_template
 from vmfork.template.traits import aslr_trait, emulator_traits, image_traits
-from vmfork.vm.fit import fit, plan_growth
 from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
 from vmfork.vm.secrets import Secrets
@@ -118,6 +116,8 @@ class Template:
         `env` is for `warm_up` and `ready` alone, and not kept. `SecretsPresent`, unless `allow_secrets`, when at the
         time of freezing one of `secret_paths` exists, or a process was started with a variable of `secret_env`.
         """
+        from vmfork.template.build import Recipe, build_template  # noqa: PLC0415 - forking should not pay for it
+
         check_name(name)
         if isinstance(warm_up, str):
             raise ConfigError("warm_up", warm_up, "warm-up commands are a list of strings")
@@ -215,16 +215,23 @@ class Template:
         `ConfigError` when the template has no room for it, or is larger; `FitError`, `HostError`.
         """
         limit = self._config.fork_timeout_s if timeout_s is None else timeout_s
-        plan_growth(self.hardware, cpus=cpus, memory_mib=memory_mib, whose=f"template {self.name!r}")
-        base = await self.fork_base()
-        vm = await base.adopt(env=env, files=files, timeout_s=limit, hook_timeout_s=self._config.hook_timeout_s)
         if cpus is None and memory_mib is None:
-            return vm
+            return await self._fork_as_it_is(env=env, files=files, timeout_s=limit)
+        from vmfork.vm.fit import fit, plan_growth  # noqa: PLC0415 - few forks are grown
+
+        plan_growth(self.hardware, cpus=cpus, memory_mib=memory_mib, whose=f"template {self.name!r}")
+        vm = await self._fork_as_it_is(env=env, files=files, timeout_s=limit)
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(vm.aclose)
             await fit(vm, cpus=cpus, memory_mib=memory_mib)
             on_failure.pop_all()
         return vm
+
+    async def _fork_as_it_is(
+        self, *, env: Mapping[str, str] | None, files: Mapping[str, bytes | str] | None, timeout_s: float
+    ) -> VM:
+        base = await self.fork_base()
+        return await base.adopt(env=env, files=files, timeout_s=timeout_s, hook_timeout_s=self._config.hook_timeout_s)
 
     async def fork_many(
         self,

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vmfork.agent.client import AgentClient
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu.machine import QemuMachine
-from vmfork.vm.base import BaseVM, explained
 from vmfork.vm.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
 from vmfork.vm.identity import Identity
 from vmfork.vm.thaw import Thaw
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import RAM, Machine
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.image import Image
+    from vmfork.vm.base import BaseVM
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
 # What is switched off is looked for at every boot and found in none of these machines.
@@ -135,6 +134,10 @@ async def _launch(
         )
         on_failure.push_async_callback(machine.aclose)
         spawned = time.perf_counter()
+        # Loaded the first time, while QEMU starts: 15 ms that nobody waits for (docs/decisions/0008).
+        from vmfork.agent.client import AgentClient  # noqa: PLC0415
+        from vmfork.vm.base import BaseVM, explained  # noqa: PLC0415
+
         folder.write_record(_record(identity, machine, hardware, image))
         agent = await AgentClient.open(machine.connect_agent())
         on_failure.push_async_callback(agent.aclose)

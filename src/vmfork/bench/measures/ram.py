@@ -1,0 +1,84 @@
+"""A fork of templates of every size. Their RAM files are sparse: what the guest never touched costs nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vmfork.bench.measure import Measure, NotRun, Plot, Row, Samples, Target, at
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmfork.bench.context import Context
+    from vmfork.template import Template
+
+_SIZES_MIB = (256, 512, 1024, 2048, 4096, 8192)
+_QUICK_SIZES_MIB = (256, 2048, 8192)
+_BOUNDS = (
+    "Nothing in a fork touches RAM that the guest does not use; QEMU maps the file and clears dirty bitmaps whose size "
+    "grows with RAM (32 KiB for each GiB). What differs beyond that is noise, or what the guest's kernel was doing "
+    "when it was frozen: a larger guest was booted by itself."
+)
+
+
+def _forking(template: Template) -> Callable[[], Awaitable[float]]:
+    async def fork() -> float:
+        begun = time.perf_counter()
+        async with await template.fork():
+            return time.perf_counter() - begun
+
+    return fork
+
+
+async def run(context: Context) -> Samples:
+    samples, sides = Samples(), {}
+    for size in _QUICK_SIZES_MIB if context.quick else _SIZES_MIB:
+        try:
+            context.check_memory(size)
+            sides[at("fork", size)] = _forking(await context.template(memory_mib=size))
+        except NotRun as error:
+            samples.skip(at("fork", size), str(error))
+    await context.interleave(samples, sides, rounds=40, quick_rounds=5, warm_up=2)
+    return samples
+
+
+MEASURE = Measure(
+    name="ram",
+    title="A fork against the size of its RAM",
+    unit="s",
+    run=run,
+    budget_s=50.0,
+    rows=(
+        Row(
+            key="ram.8g",
+            text="fork of 8 GiB, over a fork of 256 MiB",
+            kind="ratio",
+            of=at("fork", 8192),
+            to=at("fork", 256),
+            target=Target(at_least=0.9, at_most=1.1),
+            bounds=_BOUNDS,
+        ),
+        Row(
+            key="ram.2g",
+            text="fork of 2 GiB, over a fork of 256 MiB",
+            kind="ratio",
+            of=at("fork", 2048),
+            to=at("fork", 256),
+            target=Target(at_least=0.9, at_most=1.1),
+            bounds=_BOUNDS,
+        ),
+    ),
+    plots=(
+        Plot(
+            name="ram",
+            title="Fork against RAM",
+            kind="line",
+            sides={"fork": "fork, adopted"},
+            x="guest RAM (MiB)",
+            y="ms",
+            scale=1000,
+            log_x=True,
+        ),
+    ),
+)
