@@ -1,7 +1,7 @@
 """A cache server, or one of its clients, that can be made to die at one step of a hand-over: run as a program.
 
 `cache_actor.py serve STEP|-`           `vmfork factory init`, killed by itself at that step of its first hand-over
-`cache_actor.py take STEP|- ENDPOINT`   takes one machine, prints its id and pid, and is killed by itself at that step
+`cache_actor.py take STEP|- ENDPOINT TTL`   takes one machine, prints its id and pid, is killed by itself at that step
 `cache_actor.py many COUNT ENDPOINT`    takes so many through a factory, runs `true` in each; a JSON line for each
 """
 
@@ -107,8 +107,7 @@ def main() -> int:
 
         sys.argv = ["vmfork", "factory", "init", "--json"]
         return command() or 0
-    # Long, so that only who dies with a machine that nobody took is waited for.
-    asyncio.run(take(*rest, ttl_s=1.0 if step == "answered" else 30.0))
+    asyncio.run(take(rest[0], float(rest[1])))
     return 0
 
 

@@ -37,6 +37,8 @@ pytestmark = pytest.mark.vm
 
 ACTOR = (sys.executable, str(Path(__file__).with_name("cache_actor.py")))
 LIMIT_S = 60.0
+# Seconds a machine waits for its taker where nobody is to see it end.
+PATIENCE = "60"
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_init_serves_in_the_foreground_and_status_tells_the_truth(settings, endp
         assert (before["on"], before["pid"], before["state"]) == (True, server.process.pid, "serving")
         assert before["endpoint"] == str(endpoint)
         assert {vm["pid"] for vm in before["vms"]} == {vm["pid"] for vm in before["vms"] if is_alive(vm["pid"])}
-        with actor("take", "-", str(endpoint), settings=settings) as taker:
+        with actor("take", "-", str(endpoint), PATIENCE, settings=settings) as taker:
             taken = json.loads(taker.stdout.readline())
             assert taken["id"] in {vm["id"] for vm in before["vms"]}
             during = json.loads(vmfork("factory", "status", "--json", env=settings).check().out)
@@ -161,7 +163,7 @@ def test_several_processes_at_once_get_each_machine_once(settings, endpoint) -> 
 def test_a_server_killed_during_a_hand_over_leaves_no_machine(settings, endpoint, step) -> None:
     with serving(settings, command=(*ACTOR, "serve", step), ends=False) as server:
         held = wait_full(settings)["vms"]
-        with actor("take", "-", str(endpoint), settings=settings) as taker:
+        with actor("take", "-", str(endpoint), "1", settings=settings) as taker:
             assert server.process.wait(LIMIT_S) == -signal.SIGKILL
             assert taker.communicate(timeout=LIMIT_S)[0] == ""  # no answer, so no machine
         wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held), limit_s=15)
@@ -172,7 +174,10 @@ def test_a_server_killed_during_a_hand_over_leaves_no_machine(settings, endpoint
 
 
 def test_a_server_killed_after_its_answer_takes_nothing_away(settings, endpoint) -> None:
-    with serving(settings, ends=False) as server, actor("take", "-", str(endpoint), settings=settings) as taker:
+    with (
+        serving(settings, ends=False) as server,
+        actor("take", "-", str(endpoint), PATIENCE, settings=settings) as taker,
+    ):
         taken = json.loads(taker.stdout.readline())
         server.process.kill()
         server.process.wait()
@@ -190,7 +195,7 @@ def test_a_server_killed_after_its_answer_takes_nothing_away(settings, endpoint)
 @pytest.mark.parametrize("step", CLIENT_STEPS)
 def test_a_client_killed_during_a_hand_over_leaves_no_machine(settings, endpoint, step) -> None:
     with serving(settings):
-        with actor("take", step, str(endpoint), settings=settings) as taker:
+        with actor("take", step, str(endpoint), "1" if step == "answered" else PATIENCE, settings=settings) as taker:
             taken = json.loads(taker.stdout.readline())
             taker.stdin.write("go\n")
             taker.stdin.flush()
@@ -205,7 +210,7 @@ def test_a_client_killed_during_a_hand_over_leaves_no_machine(settings, endpoint
 def test_a_client_killed_while_it_waits_takes_nothing(settings, endpoint) -> None:
     with serving(settings, VMFORK_FACTORY_CACHE="1") as server:
         os.kill(server.process.pid, signal.SIGSTOP)
-        with actor("take", "-", str(endpoint), settings=settings) as taker:
+        with actor("take", "-", str(endpoint), PATIENCE, settings=settings) as taker:
             wait_until(lambda: "socket" in " ".join(os.readlink(fd) for fd in links_of(taker.pid)))
             taker.kill()
             taker.wait()
@@ -243,7 +248,10 @@ def test_a_killed_server_leaves_a_socket_that_the_next_takes_over(settings, endp
 
 
 def test_sigterm_drains_and_a_machine_given_out_runs_on(settings, endpoint) -> None:
-    with serving(settings, ends=False) as server, actor("take", "-", str(endpoint), settings=settings) as taker:
+    with (
+        serving(settings, ends=False) as server,
+        actor("take", "-", str(endpoint), PATIENCE, settings=settings) as taker,
+    ):
         json.loads(taker.stdout.readline())
         taker.stdin.write("go\n")
         taker.stdin.flush()
@@ -319,7 +327,7 @@ def test_an_endpoint_too_long_for_a_socket_is_wrong_input(verb) -> None:
 def test_more_machines_than_memory_is_refused_with_the_arithmetic(settings) -> None:
     outcome = vmfork("factory", "init", env={**settings, "VMFORK_FACTORY_CACHE": "100000"})
     assert outcome.status == 2
-    assert "100000 machines of 96 MiB each need" in outcome.err
+    assert "100000 machines of 64 MiB each need" in outcome.err
     assert "give at most" in outcome.err
 
 

@@ -30,7 +30,9 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # A server that starts again is found again at once, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Not a pause, whatever its name says: so long a connection may take to be made, 50 ms being too little on a busy
+    # host ("connection attempt timed out before receiving SETTINGS frame", gRPC 1.7x).
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # gRPC shares connections between channels of one process unless told not to: closing one would not end it.
     ("grpc.use_local_subchannel_pool", 1),

@@ -56,6 +56,12 @@ class StandInBaseVM:
             raise self.park_error
         self.state = "parked"
 
+    async def wait_up(self, *, timeout_s: float) -> None:
+        await asyncio.sleep(0)
+        if self.park_error is not None:
+            raise self.park_error
+        self.state = "up"
+
     async def check(self, *, timeout_s: float) -> None:
         self.checked += 1
         await asyncio.sleep(0)

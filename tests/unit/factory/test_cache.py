@@ -90,7 +90,7 @@ async def test_callers_wait_through_failures() -> None:
     base = StandInFactory()
     base.errors = [HostError("no room")] * 3
     async with opened(base, 1, full=False) as pool:
-        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).state == "parked"
+        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).state == "up"
         assert pool.status().misses == 1
 
 
@@ -210,7 +210,7 @@ async def test_a_template_that_is_gone_leaves_nothing_to_give() -> None:
             await pool.get_base_vm(timeout_s=LIMIT_S)
         await until(lambda: base.alive() == [])
         base.refresh_error = None
-        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).state == "parked"
+        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).state != "ended"
 
 
 async def test_who_waits_is_served_in_the_order_of_asking() -> None:
@@ -232,6 +232,19 @@ async def test_who_waits_is_served_in_the_order_of_asking() -> None:
         await asyncio.gather(*asking)
         assert served == sorted(served)
         assert len({vm.identity.vm_id for vm in base.made}) == len(base.made)
+
+
+async def test_what_is_made_for_a_caller_is_not_exercised_unless_he_goes() -> None:
+    base = StandInFactory()
+    async with opened(base, 1, full=False) as pool:
+        base.gate.clear()
+        staying, going = (asyncio.create_task(pool.get_base_vm()) for _ in range(2))
+        await until(lambda: pool.status().waiting == 2)
+        base.gate.set()
+        assert (await staying).state == "up"
+        going.cancel()
+        await pool.wait_full(timeout_s=LIMIT_S)
+        assert [vm.state for vm in base.alive()] == ["up", "parked"]
 
 
 async def test_ten_who_wait_get_closed_and_nothing_is_left() -> None:
@@ -295,7 +308,7 @@ async def test_a_take_cancelled_at_any_moment_loses_no_machine(when, ready) -> N
             await pool.wait_full(timeout_s=LIMIT_S)
             assert len(base.alive()) == pool.status().ready
         else:
-            assert outcome.state == "parked"
+            assert outcome.state == ("parked" if ready else "up")
         assert not pool._leaving
 
 
@@ -330,7 +343,7 @@ async def test_a_size_that_is_no_number_of_machines_is_refused(size) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "each", "most"), [(True, "96 MiB", 10), (False, "352 MiB", 2)], ids=["forks", "booted"]
+    ("shares", "each", "most"), [(True, "64 MiB", 15), (False, "320 MiB", 3)], ids=["forks", "booted"]
 )
 def test_more_than_the_host_has_memory_for_is_refused_with_the_arithmetic(monkeypatch, shares, each, most) -> None:
     monkeypatch.setattr(facts, "available_memory_bytes", lambda: 1000 * MIB)
