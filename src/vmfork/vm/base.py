@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Between the agent's connection closing and the process being reaped.
 _EXIT_GRACE_S = 2.0
+# After one, the first use still costs 1.25 times a warm one's CPU time; after three, 1.1 (docs/decisions/0008).
+_REHEARSALS = 3
 
 
 class BaseVM:
@@ -150,25 +152,29 @@ class BaseVM:
     async def park(self, *, timeout_s: float) -> None:
         """The machine was exercised and stands still: what only the first use costs was paid, mostly emulation.
 
-        It took on an identity that is thrown away, with entropy of its own, and ran a program. `adopt` lets it run on
+        It took on identities that are thrown away, with entropy of their own, and ran programs. `adopt` lets it run on
         and gives it the one it keeps. Errors are those of `adopt`; the machine is destroyed then, and on cancel.
         """
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            rehearsed = Identity.fresh(
-                self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
-            )
             async with explained(self._machine, self._agent, timeout_s):
-                await adopt(self._agent, rehearsed, timeout_s=timeout_s)
-                await thaw(
-                    self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
-                    files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
-                )  # fmt: skip
-                with suppress(ExecError):  # an image may do without it
-                    await self._agent.exec(["true"], timeout_s=timeout_s)
+                for _ in range(_REHEARSALS):
+                    await self._rehearse(timeout_s)
                 await self._machine.pause()
             on_failure.pop_all()
         self._parked = True
+
+    async def _rehearse(self, timeout_s: float) -> None:
+        rehearsed = Identity.fresh(
+            self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
+        )
+        await adopt(self._agent, rehearsed, timeout_s=timeout_s)
+        await thaw(
+            self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
+            files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
+        )  # fmt: skip
+        with suppress(ExecError):  # an image may do without it
+            await self._agent.exec(["true"], timeout_s=timeout_s)
 
     async def check(self, *, timeout_s: float) -> None:
         """The hypervisor answers. `DeadlineExceeded` when it hangs, `LaunchError` when it ended."""
