@@ -40,6 +40,12 @@ def test_while_a_command_runs(template_name, number) -> None:
         interrupt_at(running, "up", number, fd=1)
 
 
+@pytest.mark.parametrize("step", ["forking", "comparing urandom"])
+def test_while_a_template_is_audited(template_name, step) -> None:
+    with Running("template", "audit", template_name, "-n", "3") as running:
+        interrupt_at(running, f"audit: {step}", INT)
+
+
 def test_while_input_streams(template_name) -> None:
     read, write = os.pipe()
     with Running("run", "-t", template_name, "sh", "-c", "head -c 10; sleep 60", stdin=read) as running:
