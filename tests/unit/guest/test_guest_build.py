@@ -1,4 +1,4 @@
-"""The build step makes an agent for every machine it is meant for, static, without a warning."""
+"""The build step makes an agent for another machine too, static, without a warning."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 (BUILD,) = Path(__file__).parents[3].glob("*/build.py")
 
-# e_machine, elf(5).
-MACHINES = {"x86_64": 62, "aarch64": 183}
+# e_machine, elf(5). That of x86-64 is built by the set-up, and every machine of the tests runs it.
+MACHINES = {"aarch64": 183}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def build():
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_it_is_built_for(build, tmp_path, machine) -> None:
-    """The first time zig compiles musl too, half a minute for each; then it has it."""
+    """The first time in a checkout zig compiles musl too, half a minute; then it has it."""
     made = build.build_agent(tmp_path / "agent", target=f"{machine}-linux-musl").read_bytes()
     assert made[:6] == b"\x7fELF\x02\x01"
     assert int.from_bytes(made[18:20], "little") == MACHINES[machine]
