@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,15 @@ def test_while_templates_are_built(instance, template_name, tmp_path) -> None:
     warm = Running("template", "build", "cut-warm", "--run", "sleep 60")
     freeze = Running("template", "build", "cut-freeze")
     record = Running("template", "build", "cut-record")
-    with warm, freeze, record:
-        interrupt_at(warm, "running 'sleep 60'", INT)
-        interrupt_at(freeze, "freezing", INT)
-        interrupt_at(record, "recording", TERM)
+    # Each at its moment, whichever comes first: freezing and recording are over in a fraction of a second.
+    with warm, freeze, record, ThreadPoolExecutor() as pool:
+        ends = [
+            pool.submit(interrupt_at, warm, "running 'sleep 60'", INT),
+            pool.submit(interrupt_at, freeze, "freezing", INT),
+            pool.submit(interrupt_at, record, "recording", TERM),
+        ]
+        for end in ends:
+            end.result()
     assert [path.name for path in instance.templates.iterdir()] == [template_name]
 
 
