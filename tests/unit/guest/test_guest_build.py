@@ -1,4 +1,4 @@
-"""The agent's sources are fit for another machine too, and a build that fails says so."""
+"""The agent's sources are fit for another machine too."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def build():
     return module
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Builds elsewhere hold the lock of the common cache for as long as they take."""
+    cache = str(tmp_path_factory.mktemp("zig"))
+    for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
+        monkeypatch.setenv(name, cache)
+
+
 def test_every_source_compiles_for_aarch64(build, tmp_path) -> None:
     """Without a warning. It is not linked: for that zig would compile musl, half a minute in every checkout."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-Os", *build.FLAGS, "-c"]
@@ -38,10 +46,3 @@ def test_every_source_compiles_for_aarch64(build, tmp_path) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert set(pool.map(compile_one, build.sources())) == {AARCH64}
-
-
-def test_an_error_is_told_and_leaves_nothing(build, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(build, "sources", lambda: [BUILD.parents[1] / "guest" / "buffer.c"])
-    with pytest.raises(build.BuildError, match="undeclared_type"):
-        build.build_agent(tmp_path / "agent", defines=["size_t=undeclared_type"])
-    assert list(tmp_path.iterdir()) == []
