@@ -20,16 +20,16 @@ VALUES = {
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
-    "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
-    "TemplateStale", "VMForkError", "VMNotFound",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
+    "ProtocolError", "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
+    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.
 BLOCKING_NAME = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
 
 # For the layers above the class, not for users: they speak of types that are not public.
-INTERNAL = {"VM.lend", "VM.save_state", "VM.tell_size", "Template.fork_base"}
+INTERNAL = {"VM.lend", "VM.on_first_exec", "VM.save_state", "VM.tell_size", "Template.fork_base"}
 
 PAIRS = [(name, getattr(vmfork, name), getattr(vmfork.aio, name)) for name in sorted(WAITING)]
 by_pair = pytest.mark.parametrize(("name", "blocking", "waiting"), PAIRS, ids=sorted(WAITING))

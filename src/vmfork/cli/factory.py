@@ -1,20 +1,21 @@
-"""`vmfork factory`: the template that the configured factory forks from."""
+"""`vmfork factory`: the template that the configured factory forks from, and the server of its cache."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import config_option, get_settings, json_option, prepare_image
-from vmfork.cli.show import show_json, shown_progress
+from vmfork.cli.serve import ask_status, serve_cache, stop_server
+from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, TemplateExists, TemplateNotFound, VMForkError
 from vmfork.factory import Factory
 from vmfork.store import TemplateStore
 from vmfork.template.template import Template
+from vmfork.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,16 +29,19 @@ _OFF = 3
 
 @click.group("factory")
 def command() -> None:
-    """Set up, inspect and remove the factory's template."""
+    """Set up, inspect and remove the factory's template; serve its cache."""
 
 
 @command.command("init")
 @config_option
 @json_option
 def init(config_file: Path | None, as_json: bool) -> None:
-    """Build the factory's template."""
+    """Build the factory's template; with a cache, keep machines ready and serve them until ended."""
     settings = get_settings(config_file=config_file)
     config = settings.factory
+    if config.cache > 0:
+        serve_cache(settings, as_json=as_json)
+        return
     if not config.template:
         raise ConfigError(
             "factory.template",
@@ -57,10 +61,12 @@ def init(config_file: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def status(config_file: Path | None, as_json: bool) -> int:
-    """Tell whether the factory can fork: exit status 0 when on, 3 when off."""
+    """Tell whether the factory can give machines: exit status 0 when on, 3 when off."""
     found = run_async(_find_status(get_settings(config_file=config_file).factory))
     if as_json:
         show_json(found)
+    elif "pool" in found:
+        _show_server(found)
     elif found["on"]:
         click.echo(f"on: template {found['template']}, {found['cpus']} CPU, {found['memory_mib']} MiB")
         if found["differs"]:
@@ -74,24 +80,49 @@ def status(config_file: Path | None, as_json: bool) -> int:
 @config_option
 @json_option
 def destroy(config_file: Path | None, as_json: bool) -> None:
-    """Remove the factory's template. Doing it again does nothing."""
-    name = get_settings(config_file=config_file).factory.template_name
+    """End the server of the cache, then remove the factory's template. Doing it again does nothing."""
+    config = get_settings(config_file=config_file).factory
+    name = config.template_name
+    places = find_places()
+    stopped = run_async(stop_server(config, places))
     try:
-        run_async(TemplateStore(find_places().templates).remove(name))
+        run_async(TemplateStore(places.templates).remove(name))
         destroyed = True
     except TemplateNotFound:
         destroyed = False
     if as_json:
-        show_json({"destroyed": destroyed, "template": name})
-    else:
-        click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
+        show_json({"destroyed": destroyed, "template": name, "stopped_server": stopped})
+        return
+    if stopped is not None:
+        click.echo(f"ended the VM cache server, process {stopped}")
+    click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
+
+
+def _show_server(found: dict[str, Any]) -> None:
+    pool, metrics = found["pool"], found["metrics"]
+    click.echo(f"{'on' if found['on'] else 'off'}: VM cache server, process {found['pid']}, {found['state']}")
+    click.echo(f"endpoint: {found['endpoint']}")
+    if found["metrics_address"]:
+        click.echo(f"metrics: {found['metrics_address']}")
+    click.echo(f"pool: {pool['ready']} of {pool['size']} ready, {found['cpus']} CPU, {found['memory_mib']} MiB each")
+    click.echo(f"given: {metrics['given']} ({metrics['hits']} at once), {metrics['live_vms']} of them run")
+    memory = metrics["memory_bytes"]
+    click.echo(f"memory: {format_bytes(memory['private'])} own, {format_bytes(memory['shared'])} shared")
+    if pool.get("last_error"):
+        click.echo(f"{pool['failed']} starts failed, the last: {pool['last_error']}")
+    rows = [
+        (vm["id"], vm["pid"], where, vm["cpus"], vm["memory_mib"], format_duration(vm["age_s"]))
+        for where, vms in (("ready", found["vms"]), ("given", found["live"]))
+        for vm in vms
+    ]
+    if rows:
+        show_table(("VM", "PID", "STATE", "CPUS", "MIB", "FOR"), rows)
 
 
 async def _open(settings: Settings, progress: ProgressListener) -> None:
     await prepare_image(settings, progress)
     try:
-        # Machines kept ready would go with this command.
-        async with Factory(replace(settings.factory, cache=0), progress=progress):
+        async with Factory(settings.factory, progress=progress):
             pass
     except TemplateExists as error:
         error.hint = "it is in use as it is (vmfork factory status); to build anew: vmfork factory destroy"
@@ -99,6 +130,8 @@ async def _open(settings: Settings, progress: ProgressListener) -> None:
 
 
 async def _find_status(config: FactoryConfig) -> dict[str, Any]:
+    if (served := await ask_status(config, find_places())) is not None:
+        return served
     off: dict[str, Any] = {"on": False, "template": config.template_name}
     if not config.template:
         return off | {"code": "not-configured", "reason": "factory.template is false: machines are booted"}

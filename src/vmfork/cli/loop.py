@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -25,14 +25,16 @@ class Interrupted(Exception):
         return 128 + self.number
 
 
-def run_async(work: Coroutine[Any, Any, T]) -> T:
+def run_async(work: Coroutine[Any, Any, T], *, on_first: Callable[[], None] | None = None) -> T:
     """The result of `work`. `Interrupted` when SIGINT, SIGTERM or SIGHUP came first; more of them change nothing.
 
+    With `on_first` the first of them calls it, which is to bring `work` to its end in order, and the second cancels.
     What was ignored stays ignored: nohup(1) and a shell's background jobs count on it.
     """
     import asyncio  # noqa: PLC0415 - a help text needs none of it
 
     came: list[int] = []
+    warned = on_first is None
     before = {number: signal.getsignal(number) for number in _STOPPING}
 
     async def guarded() -> T:
@@ -40,7 +42,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         assert task is not None
 
         def stop(number: int) -> None:
-            if not came:
+            nonlocal warned
+            if not warned:
+                assert on_first is not None
+                warned = True
+                on_first()
+            elif not came:
                 came.append(number)
                 task.cancel()
 

@@ -35,7 +35,7 @@ _COMMANDS = {
     "image": "Build, list and remove images.",
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
-    "factory": "Set up, inspect and remove the factory's template.",
+    "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "bench": "Measure what forking costs here: every figure with its interval and its target.",
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130

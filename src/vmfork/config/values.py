@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from vmfork.config.endpoint import check_socket_path, parse_metrics_address
 from vmfork.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
@@ -39,9 +40,10 @@ def check_name(name: str, *, field: str = "name") -> str:
     1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit. `ConfigError` otherwise.
     """
     if not name:
-        raise ConfigError(field, name, "a name may not be empty")
+        raise ConfigError(field, name, "a name may not be empty", hint="give one, such as py-3.13")
     if len(name) > NAME_LIMIT:
-        raise ConfigError(field, name, f"a name has at most {NAME_LIMIT} characters, this one {len(name)}")
+        reason = f"a name has at most {NAME_LIMIT} characters, this one {len(name)}"
+        raise ConfigError(field, name, reason, hint="give a shorter one")
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
             field,
@@ -173,7 +175,10 @@ class FactoryConfig:
     `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says whether a
     machine larger than asked may be given (`allow`) or not (`refuse`). With `build = "background"` a template that is
     missing is built while machines are booted; with `now` opening the factory builds it.
-    `cache` machines are kept ready in the process that opened the factory, each `cache_ttl_s` seconds at most.
+    `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
+    `remote` asks such a server.
+    `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
+    its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
     """
 
     vm: VMConfig = field(default_factory=VMConfig)
@@ -184,10 +189,14 @@ class FactoryConfig:
     oversize: Oversize = "refuse"
     cache: int = 0
     cache_ttl_s: float = 3600.0
+    remote: bool = False
+    endpoint: str = ""
+    metrics: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.template, bool):
-            raise ConfigError("factory.template", self.template, "must be true or false")
+        for name in ("template", "remote"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"factory.{name}", getattr(self, name), "must be true or false")
         check_name(self.template_name, field="factory.template_name")
         object.__setattr__(self, "templates", tuple(self.templates))
         for name in self.templates:
@@ -197,3 +206,7 @@ class FactoryConfig:
                 raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {' or '.join(known)}")
         _check_whole("factory.cache", self.cache, low=0)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
+        if self.endpoint:
+            check_socket_path(self.endpoint, field="factory.endpoint")
+        if self.metrics:
+            parse_metrics_address(self.metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +31,22 @@ class FactoryBase(Protocol):
     def shares_memory(self) -> bool:
         """Whether a machine costs the host only what it has of its own."""
 
-    async def refresh(self) -> bool:
-        """Whether machines given before are of another kind than those given from now on."""
+    @property
+    def kind(self) -> str:
+        """Names what machines are made from: another name after it was replaced."""
 
-    async def get_base_vm(self) -> BaseVM: ...
+    async def refresh(self) -> None:
+        """`kind`, `traits` and `hardware` are those of machines given from now on."""
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
+        """A machine that is the caller's alone. `timeout_s` bounds the wait where others make it, `None` does not."""
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A base that wants to know what became of its machines, and of requests it could have served."""
+
+    def tell(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+        """It is told in the background."""

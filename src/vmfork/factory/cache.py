@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from contextlib import suppress
@@ -32,11 +33,14 @@ CHECK_INTERVAL_S = 5.0
 REFILL_DELAY_S = 0.1
 # A machine that stands still answers within milliseconds, or not at all.
 CHECK_LIMIT_S = 1.0
+# Also for a caller with less time than that: one who comes late must not make a machine pass for dead.
+LEAST_CHECK_LIMIT_S = 0.25
 PARK_LIMIT_S = 60.0
 DEFAULT_TTL_S = 3600.0
 
-# What a parked fork costs beyond what it shares, measured: QEMU with its translated code, and the pages it wrote.
-PARKED_FORK_MIB = 96
+# What a parked fork costs beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured 30 MiB
+# with 256 MiB of RAM; twice that once it is used.
+PARKED_FORK_MIB = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +80,11 @@ class CacheStatus:
         return len(self.vms)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     base_vm: BaseVM
+    kind: str
+    parked: bool = False
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -91,6 +97,15 @@ class CacheFactory:
 
     A start that fails is tried again after a pause that doubles; a machine that died, hangs, is older than `ttl_s`
     seconds or of another kind than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
+
+    Each machine is in one place at a time:
+    ```
+    starting -> ready -> leaving -> the caller's
+       |          |         |-> ready again (the caller was cancelled), if it is parked
+       +----------+---------+-> ending
+    ```
+    Callers that wait stand in a queue, first come, first served; while there is one, nothing is ready. What is made for
+    them is not exercised and parked first: that pays when nobody waits, and costs what it saves when somebody does.
     """
 
     def __init__(
@@ -102,14 +117,15 @@ class CacheFactory:
         self._check_interval_s = check_interval_s
         self._slots = asyncio.Semaphore(concurrency)
         self._ready: deque[_Held] = deque()
-        self._changed = asyncio.Condition()
+        self._queue: deque[asyncio.Future[_Held]] = deque()
+        self._leaving: set[_Held] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self._tending: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._tending: asyncio.Task[None] | None = None
         self._refilling: asyncio.TimerHandle | None = None
+        self._filled = asyncio.Event()
         self._pause_s = 0.0
         self._closed = False
-        self._waiting = 0
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._last_error = ""
@@ -147,22 +163,34 @@ class CacheFactory:
     def shares_memory(self) -> bool:
         return self._base.shares_memory
 
-    async def refresh(self) -> bool:
-        """Machines of another kind than the base gives now are gone."""
+    @property
+    def kind(self) -> str:
+        return self._base.kind
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last start failed."""
+        return self._pause_s > 0
+
+    async def refresh(self) -> None:
+        """Machines of another kind than the base gives now are gone. After an error of the base, all of them are."""
         try:
-            changed = await self._base.refresh()
+            await self._base.refresh()
         except VMForkError:
             self._drop(lambda _: "replaced")
             raise
-        if not changed:
-            return False
-        self._drop(lambda _: "replaced")
-        self._fill()
-        return True
+        self._drop(lambda held: "replaced" if held.kind != self._base.kind else None)
 
     async def wait_full(self, *, timeout_s: float | None = None) -> None:
         """All `size` machines are ready. `DeadlineExceeded`, `Closed`."""
-        await self._wait(lambda: len(self._ready) >= self._size, f"filling the {self.name}", timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._closed and len(self._ready) < self._size:
+                    self._filled.clear()
+                    await self._filled.wait()
+        except TimeoutError:
+            raise self._late(f"filling the {self.name}", timeout_s) from None
+        self._check_open()
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A parked machine that answered just now. Waits for one, `timeout_s` seconds at most (`None`: for ever).
@@ -170,13 +198,14 @@ class CacheFactory:
         `DeadlineExceeded` tells the last failed start, if there was one. `Closed` when the cache is, also for those who
         wait. Cancelled, the machine stays in the cache.
         """
+        self._check_open()
         await self.refresh()
-        begin, waited = time.monotonic(), False
+        end, waited = math.inf if timeout_s is None else time.monotonic() + timeout_s, False
         while True:
-            left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - begin))
             waited |= not self._ready
-            held = await self._take(left)
-            if await self._is_healthy(held):
+            held = await self._take(end, timeout_s)
+            if await self._is_healthy(held, end):
+                self._leaving.discard(held)
                 self._counts["misses" if waited else "hits"] += 1
                 return held.base_vm
 
@@ -185,7 +214,7 @@ class CacheFactory:
         return CacheStatus(
             size=self._size,
             refilling=len(self._starting),
-            waiting=self._waiting,
+            waiting=len(self._queue),
             given=self._counts["hits"] + self._counts["misses"],
             hits=self._counts["hits"],
             misses=self._counts["misses"],
@@ -197,18 +226,25 @@ class CacheFactory:
         )
 
     async def aclose(self) -> None:
-        """Who waits got `Closed`, every machine that is held is gone, and the base is closed."""
+        """Who waits got `Closed`, every machine that is held is gone, and the base is closed.
+
+        Cancelled, the machines still end.
+        """
         self._closed = True
         if self._refilling is not None:
             self._refilling.cancel()
-        await self._tell()
-        tasks = [*self._starting, *([self._tending] if self._tending else [])]
+        while self._queue:
+            if not (place := self._queue.popleft()).done():
+                place.set_exception(Closed(self.name))
+        self._filled.set()
+        tasks = {*self._starting, *([self._tending] if self._tending else [])}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._drop(lambda _: "closed")
-        self._dropped.pop("closed", None)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        for held in (*self._ready, *self._leaving):
+            self._end(held)
+        self._ready.clear()
+        while pending := {task for task in (*tasks, *self._ending) if not task.done()}:
+            await asyncio.wait(pending)
         await self._base.aclose()
 
     async def __aenter__(self) -> Self:
@@ -217,51 +253,101 @@ class CacheFactory:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _take(self, timeout_s: float | None) -> _Held:
+    async def _take(self, end: float, timeout_s: float | None) -> _Held:
+        self._check_open()
         # Without a wait there is no point at which a cancellation could lose what was taken.
-        if self._ready and not self._closed and not self._waiting:
-            return self._pop()
-        self._waiting += 1
+        if self._ready:
+            held = self._ready.popleft()
+            self._leaving.add(held)
+            self._fill_soon()
+            return held
+        place: asyncio.Future[_Held] = asyncio.get_running_loop().create_future()
+        self._queue.append(place)
+        self._fill()
         try:
-            await self._wait(lambda: bool(self._ready), f"waiting for a machine of the {self.name}", timeout_s)
-            return self._pop()
+            async with asyncio.timeout(None if end == math.inf else max(0.0, end - time.monotonic())):
+                return await place
+        except TimeoutError:
+            if _has_result(place):
+                return place.result()  # it came with the last tick
+            raise self._late(f"waiting for a machine of the {self.name}", timeout_s) from None
+        except asyncio.CancelledError:
+            if _has_result(place):
+                self._put_back(place.result())
+            raise
         finally:
-            self._waiting -= 1
+            with suppress(ValueError):
+                self._queue.remove(place)
 
-    def _pop(self) -> _Held:
-        held = self._ready.popleft()
-        if self._waiting > 1:
+    def _offer(self, held: _Held, *, first: bool = False) -> None:
+        """It is the first waiting caller's, or else ready."""
+        while self._queue:
+            if not (place := self._queue.popleft()).done():
+                self._leaving.add(held)
+                place.set_result(held)
+                self._fill_soon()
+                return
+        if first:
+            self._ready.appendleft(held)
+        else:
+            self._ready.append(held)
+        if len(self._ready) >= self._size:
+            self._filled.set()
+
+    def _put_back(self, held: _Held) -> None:
+        self._leaving.discard(held)
+        if self._closed:
+            return
+        if held.parked:
+            self._offer(held, first=True)
+        else:
+            self._end(held)
             self._fill()
-        elif self._refilling is None:
+
+    def _fill_soon(self) -> None:
+        if self._queue:
+            self._fill()
+        elif self._refilling is None and not self._closed:
             self._refilling = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill)
-        return held
 
     def _refill(self) -> None:
         self._refilling = None
         self._fill()
 
-    async def _wait(self, is_so: Callable[[], bool], what: str, timeout_s: float | None) -> None:
-        try:
-            async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: self._closed or is_so())
-        except TimeoutError:
-            hint = f"the last start failed: {self._last_error}" if self._last_error else ""
-            raise DeadlineExceeded(what, timeout_s or 0.0, hint=hint) from None
+    def _late(self, what: str, timeout_s: float | None) -> DeadlineExceeded:
+        hint = f"the last start failed: {self._last_error}" if self._last_error else ""
+        return DeadlineExceeded(what, timeout_s or 0.0, hint=hint)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Closed(self.name)
 
-    async def _is_healthy(self, held: _Held) -> bool:
+    async def _is_healthy(self, held: _Held, end: float) -> bool:
+        """Whether it may be handed out; it is ended otherwise. `Closed` when the cache was closed meanwhile."""
+        limit_s = min(CHECK_LIMIT_S, max(LEAST_CHECK_LIMIT_S, end - time.monotonic()))
         try:
-            async with asyncio.timeout(2 * CHECK_LIMIT_S):
-                await held.base_vm.check(timeout_s=CHECK_LIMIT_S)
-        except (VMForkError, OSError, TimeoutError) as error:
-            self._discard(held, "unhealthy", str(error))
-            return False
-        except BaseException:
-            self._ready.appendleft(held)
-            await self._tell()
+            # One that was not parked answered when it was given to this caller.
+            if (trouble := await self._find_trouble(held, limit_s) if held.parked else None) is None:
+                if held.kind == self._base.kind:
+                    self._check_open()
+                    return True
+                self._discard(held, "replaced")
+            else:
+                self._check_open()
+                self._discard(held, "unhealthy", trouble)
+        except asyncio.CancelledError:
+            self._put_back(held)
             raise
-        return True
+        return False
+
+    async def _find_trouble(self, held: _Held, limit_s: float) -> str | None:
+        """What keeps the machine from answering within `limit_s`, or `None` when it did."""
+        try:
+            async with asyncio.timeout(2 * limit_s):
+                await held.base_vm.check(timeout_s=limit_s)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this machine is not given to anybody
+            return str(error) or type(error).__name__
+        return None
 
     def _fill(self) -> None:
         """As many starts are under way as machines are missing."""
@@ -280,18 +366,34 @@ class CacheFactory:
                     self._note_failure(error)
                     continue
                 self._pause_s = 0.0
-                self._ready.append(held)
-                await self._tell()
+                task = asyncio.current_task()
+                assert task is not None
+                self._starting.discard(task)
+                if self._closed:
+                    await held.base_vm.aclose()
+                else:
+                    self._offer(held)
                 return
 
     async def _make(self) -> _Held:
-        base_vm = await self._base.get_base_vm()
+        await self._base.refresh()
+        # Replaced while it is made, it may be of either kind: it passes for the old one, and is replaced as well.
+        kind = self._base.kind
+        held = _Held(await self._base.get_base_vm(), kind)
         try:
-            await base_vm.park(timeout_s=PARK_LIMIT_S)
+            if self._is_awaited():
+                await held.base_vm.wait_up(timeout_s=PARK_LIMIT_S)
+            # Without a wait in between it is either offered to somebody, or parked.
+            if not self._is_awaited():
+                await held.base_vm.park(timeout_s=PARK_LIMIT_S)
+                held.parked = True
         except BaseException:
-            await base_vm.aclose()
+            await held.base_vm.aclose()
             raise
-        return _Held(base_vm)
+        return held
+
+    def _is_awaited(self) -> bool:
+        return any(not place.done() for place in self._queue)
 
     def _note_failure(self, error: Exception) -> None:
         self._counts["failed"] += 1
@@ -304,22 +406,22 @@ class CacheFactory:
         while True:
             await asyncio.sleep(self._check_interval_s)
             self._drop(lambda held: "expired" if held.age_s > self._ttl_s else None)
-            with suppress(VMForkError):  # a template that is gone shows when the next machine is started
+            try:
                 await self.refresh()
+            except VMForkError:
+                pass  # a template that is gone shows when the next machine is started
+            except Exception:  # noqa: BLE001 - the machines it holds are to be looked at all the same
+                _log.exception("%s: what it is made from could not be looked at", self.name)
             for held in list(self._ready):
-                if held in self._ready:
-                    await self._check_held(held)
+                await self._check_held(held)
             self._fill()
 
     async def _check_held(self, held: _Held) -> None:
         """Asked where it stands, so that it can be taken meanwhile; whoever takes it asks again."""
-        try:
-            async with asyncio.timeout(2 * CHECK_LIMIT_S):
-                await held.base_vm.check(timeout_s=CHECK_LIMIT_S)
-        except (VMForkError, OSError, TimeoutError) as error:
-            if held in self._ready:
-                self._ready.remove(held)
-                self._discard(held, "unhealthy", str(error))
+        trouble = await self._find_trouble(held, CHECK_LIMIT_S) if held in self._ready else None
+        if trouble is not None and held in self._ready:
+            self._ready.remove(held)
+            self._discard(held, "unhealthy", trouble)
 
     def _drop(self, reason_of: Callable[[_Held], str | None]) -> None:
         for held in list(self._ready):
@@ -330,17 +432,20 @@ class CacheFactory:
     def _discard(self, held: _Held, reason: str, detail: str = "") -> None:
         """It ends in the background: who takes a machine does not wait for the end of another."""
         self._dropped[reason] += 1
+        self._leaving.discard(held)
         if detail:
             _log.warning("%s: %s is replaced, it is %s: %s", self.name, held.base_vm.identity.vm_id, reason, detail)
+        self._end(held)
+        self._fill()
+
+    def _end(self, held: _Held) -> None:
         task = asyncio.create_task(held.base_vm.aclose())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
-        if not self._closed:
-            self._fill()
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+
+def _has_result(place: asyncio.Future[_Held]) -> bool:
+    return place.done() and not place.cancelled() and place.exception() is None
 
 
 def check_size(size: int, hardware: Hardware, *, shares_memory: bool) -> None:

@@ -46,12 +46,16 @@ class DirectFactory:
     def shares_memory(self) -> bool:
         return False
 
-    async def refresh(self) -> bool:
-        """Never: the plan stands."""
-        return False
+    @property
+    def kind(self) -> str:
+        """One for good: the plan stands."""
+        return "direct"
 
-    async def get_base_vm(self) -> BaseVM:
-        """A booted machine whose agent answers. `LaunchError`."""
+    async def refresh(self) -> None:
+        """Nothing changes."""
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
+        """A booted machine whose agent answers, within the configuration's `boot_timeout_s`. `LaunchError`."""
         return await boot_base(self._plan, places=self._places)
 
     async def aclose(self) -> None:

@@ -15,8 +15,12 @@ FAILURES, REST_S = 3, 60.0
 
 @dataclass(slots=True)
 class Health:
-    """Failures in a row of one base, and until when it rests. `now` is a clock in seconds."""
+    """Failures in a row of one base, and until when it rests.
 
+    `limit` of them begin a rest. `now` is a clock in seconds.
+    """
+
+    limit: int = FAILURES
     now: Callable[[], float] = time.monotonic
     failures: int = 0
     last_error: str = ""
@@ -33,5 +37,5 @@ class Health:
         """After a rest one more failure is enough for the next one."""
         self.failures += 1
         self.last_error = str(error)
-        if self.failures >= FAILURES:
+        if self.failures >= self.limit:
             self._rests_until = self.now() + REST_S

@@ -64,15 +64,18 @@ class TemplateFactory:
     def shares_memory(self) -> bool:
         return True
 
-    async def refresh(self) -> bool:
-        """The template in force now is forked; whether it is another than before. Errors are those of `fetch`."""
-        current = TemplateStore(self._places.templates).find_generation(self._template.name)
-        if current == self._template.generation:
-            return False
-        self._template = await Template.open(self._template.name, config=self._config, places=self._places)
-        return True
+    @property
+    def kind(self) -> str:
+        """The generation that is forked."""
+        return self._template.generation
 
-    async def get_base_vm(self) -> BaseVM:
+    async def refresh(self) -> None:
+        """The template in force now is forked. Errors are those of `fetch`."""
+        current = TemplateStore(self._places.templates).find_generation(self._template.name)
+        if current != self._template.generation:
+            self._template = await Template.open(self._template.name, config=self._config, places=self._places)
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
         await self.refresh()
         return await self._template.fork_base()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, ExecError, GuestError, LaunchError
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError
 from vmfork.vm.adopt import adopt
-from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over, watch_end
+from vmfork.vm.ending import explained, watch_end
+from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over
 from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
 from vmfork.vm.thaw import Thaw, check_files, thaw
@@ -19,7 +19,7 @@ from vmfork.vm.trace import is_detailed, tell_machine
 from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from vmfork.agent.client import AgentClient
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from vmfork.vm.handle import VMHandle
     from vmfork.wire import Hello
 
-# Between the agent's connection closing and the process being reaped.
-_EXIT_GRACE_S = 2.0
-# After one, the first use still costs 1.25 times a warm one's CPU time; after three, 1.1 (docs/decisions/0008).
+# Adopting and a program, before a machine is parked: after three of them a take costs QEMU 15 ms of CPU time in place
+# of 18 (TCG, side by side on a busy host), after six no less.
 _REHEARSALS = 3
 
 
@@ -158,23 +157,39 @@ class BaseVM:
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
             async with explained(self._machine, self._agent, timeout_s):
-                for _ in range(_REHEARSALS):
+                # The first answer of its agent waited for QEMU to load the machine's state.
+                self.answer_s += await self._rehearse(timeout_s)
+                for _ in range(_REHEARSALS - 1):
                     await self._rehearse(timeout_s)
                 await self._machine.pause()
             on_failure.pop_all()
         self._parked = True
 
-    async def _rehearse(self, timeout_s: float) -> None:
+    async def _rehearse(self, timeout_s: float) -> float:
+        """The guest adopted what it will not keep, and ran a program; seconds that adopting took."""
         rehearsed = Identity.fresh(
             self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
         )
+        begun = time.perf_counter()
         await adopt(self._agent, rehearsed, timeout_s=timeout_s)
+        adopted_s = time.perf_counter() - begun
         await thaw(
             self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
             files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
         )  # fmt: skip
         with suppress(ExecError):  # an image may do without it
             await self._agent.exec(["true"], timeout_s=timeout_s)
+        return adopted_s
+
+    async def wait_up(self, *, timeout_s: float) -> None:
+        """The guest runs and its agent answers. Errors are those of `adopt`; the machine is destroyed then."""
+        begun = time.perf_counter()
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            async with explained(self._machine, self._agent, timeout_s):
+                await self._agent.ping(timeout_s=timeout_s)
+            on_failure.pop_all()
+        self.answer_s += time.perf_counter() - begun
 
     async def check(self, *, timeout_s: float) -> None:
         """The hypervisor answers. `DeadlineExceeded` when it hangs, `LaunchError` when it ended."""
@@ -258,42 +273,3 @@ class BaseVM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-@asynccontextmanager
-async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
-    """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
-    try:
-        yield
-    except DeadlineExceeded as error:
-        raise _launch_error(
-            machine,
-            f"the guest did not answer within {timeout_s:g} s",
-            hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
-        ) from error
-    except (GuestError, OSError) as error:
-        if agent.lost is not None and await _has_ended(machine):
-            raise _launch_error(machine, f"QEMU ended before the guest was ready ({error})") from error
-        if isinstance(error, GuestError):
-            error.console_tail = machine.console_tail()
-            raise
-        raise AdoptError("agent", str(error), console_tail=machine.console_tail()) from error
-
-
-async def _has_ended(machine: Machine) -> bool:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
-    return machine.has_ended
-
-
-def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
-    if machine.exit_code == -signal.SIGKILL:
-        hint = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
-    return LaunchError(
-        reason,
-        argv=machine.argv,
-        exit_code=machine.exit_code,
-        log_tail=machine.log_tail(),
-        console_tail=machine.console_tail(),
-        hint=hint,
-    )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
+from vmfork.host import facts
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import build_image, open_image
 from vmfork.progress import ignore_progress
-from vmfork.units import format_mib
+from vmfork.units import MIB, format_mib
 from vmfork.vm.accelerator import decide_hardware
 from vmfork.vm.launch import BootPlan
 
@@ -28,6 +29,7 @@ async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListe
     The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `ConfigError` for too
     little memory, `HostError` for a missing or too old emulator, or for KVM that was demanded and does not run it.
     """
+    _check_host(config)
     binary = await find_qemu(config.qemu)
     image = await ensure_image(config.image, places=places, progress=progress)
     if config.memory_mib < image.min_memory_mib:
@@ -39,6 +41,18 @@ async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListe
         )
     hardware = await decide_hardware(config, image=image, binary=binary, places=places, progress=progress)
     return BootPlan(config, image, binary, hardware)
+
+
+def _check_host(config: VMConfig) -> None:
+    # More CPUs than the host has share them; memory that it does not have cannot be shared.
+    total_mib = facts.total_memory_bytes() // MIB
+    if config.memory_mib > total_mib:
+        raise ConfigError(
+            "vm.memory_mib",
+            config.memory_mib,
+            f"{format_mib(config.memory_mib)} were asked for, the host has {format_mib(total_mib)} in all",
+            hint=f"give at most {format_mib(total_mib)}, less what the host itself needs",
+        )
 
 
 async def ensure_image(

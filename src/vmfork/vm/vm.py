@@ -14,15 +14,16 @@ from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
+from vmfork.vm.ending import watch_end
 from vmfork.vm.folder import list_records, read_record
-from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over, watch_end
+from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze
 from vmfork.vm.trace import tell_program
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -68,6 +69,7 @@ class VM:
         self._ram_inode = ram_inode
         self._closed = False
         self._paused = False
+        self._on_first_exec: Callable[[float], None] | None = None
         self.hardware = hardware
         self.adoption = adoption
         self.timings = timings
@@ -179,6 +181,9 @@ class VM:
             clean_env=clean_env,
             timeout_s=timeout_s,
         )
+        listener, self._on_first_exec = self._on_first_exec, None
+        if listener is not None:
+            listener(time.perf_counter() - begun)
         result = ExecResult(
             argv=argv,
             exit_code=status.exit_code,
@@ -378,6 +383,10 @@ class VM:
         if self._paused:
             raise GuestError(f"VM {self.id} is paused", hint="resume it first")
         return self._machine, agent
+
+    def on_first_exec(self, listener: Callable[[float], None]) -> None:
+        """`listener` will be told how many seconds the first program took that is run to its end."""
+        self._on_first_exec = listener
 
     def tell_size(self, hardware: Hardware, *, fit_s: float) -> None:
         """The object, its record and its timings say that it was grown to `hardware` within `fit_s` seconds."""

@@ -1,0 +1,147 @@
+"""Machines from the pool of a VM cache server, which another process runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Self
+
+from vmfork.config import find_places
+from vmfork.config.endpoint import find_endpoint
+from vmfork.errors import HostError, VMForkError
+from vmfork.hypervisor.base import Hardware
+from vmfork.rpc.packages import check_packages
+from vmfork.vm.base import BaseVM
+from vmfork.vm.handle import VMHandle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.config import FactoryConfig, Places
+    from vmfork.rpc.cache_pb2 import ConfigReply
+    from vmfork.rpc.client import CacheClient
+
+_log = logging.getLogger(__name__)
+
+# A server that has none ready makes one: a boot under TCG, and the callers before us.
+TAKE_LIMIT_S = 120.0
+# How a configuration is told; a server that says another number is of another time.
+_CONFIG_VERSION = 1
+_LAST_WORDS_S = 1.0
+
+
+class RemoteFactory:
+    """Owner of a connection to a cache server. Machines it gave are their takers' and need neither of them."""
+
+    def __init__(self, client: CacheClient, reply: ConfigReply) -> None:
+        self._client = client
+        self._telling: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._learn(reply)
+
+    @classmethod
+    async def open(cls, config: FactoryConfig | None = None, *, places: Places | None = None) -> Self:
+        """A factory that knows what the server at `config.endpoint` holds (by default the one of `places`).
+
+        `HostError` when no server answers there, or it is another user's, or the extra `server` is not installed.
+        """
+        path = find_endpoint(config.endpoint if config else "", places or find_places())
+        check_packages()
+        from vmfork.rpc.client import CacheClient  # noqa: PLC0415 - gRPC takes 60 ms to load
+
+        client = CacheClient(path)
+        try:
+            return cls(client, await client.config())
+        except BaseException:
+            await client.aclose()
+            raise
+
+    @property
+    def name(self) -> str:
+        return f"remote {self._name}"
+
+    @property
+    def traits(self) -> Mapping[str, str]:
+        return self._traits
+
+    @property
+    def hardware(self) -> Hardware:
+        return self._hardware
+
+    @property
+    def shares_memory(self) -> bool:
+        """The server has counted them already."""
+        return True
+
+    @property
+    def kind(self) -> str:
+        """The server's name for it."""
+        return self._fingerprint
+
+    async def refresh(self) -> None:
+        """Nothing is asked: a server that holds machines of another kind refuses to give one as the former."""
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
+        """A parked machine of the server's, now ours alone.
+
+        `DeadlineExceeded` when the server had none within `timeout_s` (by default two minutes), `Closed` when it ends.
+        `VMNotFound` or `StoreBusy` when the machine it gave could not be taken over; it has ended, or will. `HostError`
+        when the server is gone, or holds machines of another kind now: what this factory tells of them is new then.
+        """
+        from vmfork.rpc.faults import OtherKind  # noqa: PLC0415
+
+        limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
+        try:
+            reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self._fingerprint)
+        except OtherKind:
+            self._learn(await self._client.config())
+            raise
+        # Cancelled here, or failing, the machine has no owner: its keeper ends it.
+        return await BaseVM.attach(VMHandle.from_json(reply.handle))
+
+    def tell(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+        """The server is being told how long phases of a machine it gave took, or why none was taken.
+
+        In the background, and in vain where the server is gone: nobody waits for it.
+        """
+        if self._closed:
+            return
+        task = asyncio.create_task(self._tell(phases or {}, fallback))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, phases: Mapping[str, float], fallback: str) -> None:
+        try:
+            await self._client.report(phases=phases, fallback=fallback)
+        except VMForkError as error:
+            _log.info("the VM cache server was not told: %s", error)
+
+    async def aclose(self) -> None:
+        """The connection is gone; the server and the machines it gave stay. What was to be told is, within a second."""
+        self._closed = True
+        if self._telling:
+            await asyncio.wait({*self._telling}, timeout=_LAST_WORDS_S)
+        await self._client.aclose()
+
+    def _learn(self, reply: ConfigReply) -> None:
+        if reply.config_version != _CONFIG_VERSION:
+            raise HostError(
+                f"the VM cache server at {self._client.endpoint} tells its configuration in form "
+                f"{reply.config_version} (vmfork {reply.server_version}); this vmfork knows {_CONFIG_VERSION}",
+                hint="run the same vmfork on both sides",
+            )
+        self._name = reply.name
+        self._traits: dict[str, str] = dict(reply.traits)
+        self._hardware = _read_hardware(json.loads(reply.hardware))
+        self._fingerprint = reply.fingerprint
+
+
+def _read_hardware(told: Mapping[str, Any]) -> Hardware:
+    known = {field.name for field in fields(Hardware)}
+    values: dict[str, Any] = {}
+    for key, value in told.items():
+        if key in known:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return Hardware(**values)

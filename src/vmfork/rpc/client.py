@@ -1,0 +1,123 @@
+"""The client of a VM cache server: calls in, messages out. What becomes of a machine is the caller's."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+
+import grpc
+
+from vmfork.errors import Closed, HostError
+from vmfork.rpc import cache_pb2 as pb
+from vmfork.rpc.cache_pb2_grpc import CacheStub
+from vmfork.rpc.faults import from_status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+Request = TypeVar("Request", contravariant=True)  # noqa: PLC0105 - the words of the protocol
+Reply = TypeVar("Reply", covariant=True)  # noqa: PLC0105
+
+# Everything but a take is answered from memory.
+ANSWER_LIMIT_S = 5.0
+# Added to the time a call may take, so that the server's own answer to its end comes before gRPC's.
+GRACE_S = 0.5
+
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    # A server that starts again is found again at once, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    # Not a pause, whatever its name says: so long a connection may take to be made, 50 ms being too little on a busy
+    # host ("connection attempt timed out before receiving SETTINGS frame", gRPC 1.7x).
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # gRPC shares connections between channels of one process unless told not to: closing one would not end it.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class _Method(Protocol[Request, Reply]):
+    """A call of the generated stub, which has no types."""
+
+    def __call__(self, request: Request, /, *, timeout: float) -> Awaitable[Reply]: ...
+
+
+class CacheClient:
+    """Owner of a connection to the server that listens at `endpoint`. It is made anew when it breaks."""
+
+    def __init__(self, endpoint: Path) -> None:
+        self.endpoint = endpoint
+        self._channel = grpc.aio.insecure_channel(f"unix:{endpoint}", options=_OPTIONS)
+        self._stub = CacheStub(self._channel)
+        self._closed = False
+
+    async def config(self) -> pb.ConfigReply:
+        """What machines the server holds."""
+        return await self._call(self._stub.Config, pb.ConfigRequest(), "asking for the configuration", ANSWER_LIMIT_S)
+
+    async def get_base_vm(self, *, timeout_s: float, ttl_s: float = 0.0, fingerprint: str = "") -> pb.GetBaseVMReply:
+        """A machine that is the caller's alone, to be taken over by its handle; of the kind `fingerprint`, if given.
+
+        `DeadlineExceeded` when none was there within `timeout_s`, `Closed` when the server ends. Cancelled: it is not
+        given, or ends by itself.
+        """
+        request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}", fingerprint=fingerprint)
+        return await self._call(self._stub.GetBaseVM, request, "taking a machine from the cache", timeout_s)
+
+    async def status(self) -> pb.StatusReply:
+        """What the server is doing now."""
+        return await self._call(self._stub.Status, pb.StatusRequest(), "asking for the status", ANSWER_LIMIT_S)
+
+    async def quit(self) -> int:
+        """The server began to drain; its pid. Its end is seen by its process."""
+        reply = await self._call(self._stub.Quit, pb.QuitRequest(), "asking the server to end", ANSWER_LIMIT_S)
+        return int(reply.pid)
+
+    async def report(self, *, vm_id: str = "", phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+        """The server's metrics count what became of a machine, or why none was taken."""
+        request = pb.ReportRequest(vm_id=vm_id, phases=dict(phases or {}), fallback=fallback)
+        await self._call(self._stub.Report, request, "reporting", ANSWER_LIMIT_S)
+
+    async def aclose(self) -> None:
+        """The connection is gone; calls under way fail with `Closed`."""
+        self._closed = True
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _call(self, method: _Method[Request, Reply], request: Request, operation: str, limit_s: float) -> Reply:
+        if self._closed:
+            raise Closed("the connection to the VM cache server")
+        check_socket(self.endpoint)
+        try:
+            return await method(request, timeout=limit_s + GRACE_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_status(error, operation=operation, limit_s=limit_s, endpoint=self.endpoint) from error
+        except grpc.aio.UsageError as error:  # closed while the call was under way
+            raise Closed("the connection to the VM cache server") from error
+
+
+def check_socket(endpoint: Path) -> None:
+    """A socket is at `endpoint` that we may use and may trust. `HostError` says what is wrong with it otherwise."""
+    try:
+        info = endpoint.stat()
+    except FileNotFoundError:
+        raise HostError(f"no VM cache server is at {endpoint}", hint="start one: vmfork factory init") from None
+    except OSError as error:
+        raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
+    if not stat.S_ISSOCK(info.st_mode):
+        raise HostError(f"{endpoint} is not a socket", hint="name the server's socket: [factory] endpoint")
+    if os.getuid() not in (0, info.st_uid):
+        raise HostError(
+            f"the VM cache server at {endpoint} is that of user {info.st_uid}: it serves that user and root only",
+            hint="run as that user, or start a server of your own: vmfork factory init",
+        )

@@ -1,0 +1,94 @@
+"""Metrics over HTTP, on a Unix socket or the loopback: `GET /metrics`, one answer a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError, StoreBusy
+from vmfork.host.lock import FileLock
+from vmfork.service.front import check_folder, listen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmfork.config.endpoint import MetricsAddress
+
+_REQUEST_LIMIT_S = 5.0
+
+
+class Exposition:
+    """Owner of the address where metrics are read. `render` gives content type and text for each reader."""
+
+    def __init__(self, address: MetricsAddress, render: Callable[[], Awaitable[tuple[str, bytes]]]) -> None:
+        self.address = str(address)
+        self._where = address
+        self._render = render
+        self._server: asyncio.Server | None = None
+        self._lock: FileLock | None = None
+
+    async def open(self) -> None:
+        """The address answers; `address` tells the port where 0 was asked for. `HostError`, `StoreBusy`."""
+        if self._where.path is not None:
+            self._server = await self._open_unix()
+            return
+        try:
+            self._server = await asyncio.start_server(self._answer, self._where.host, self._where.port)
+        except OSError as error:
+            raise HostError(
+                f"cannot serve metrics at {self.address}: {os.strerror(error.errno or 0)}",
+                hint="name another address: [factory] metrics",
+            ) from error
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def aclose(self) -> None:
+        """Nobody can read metrics any more, and nothing is left at the address."""
+        if self._server is not None:
+            self._server.close()
+        if self._lock is not None:
+            assert self._where.path is not None
+            self._where.path.unlink(missing_ok=True)
+            self._lock.path.unlink(missing_ok=True)
+            self._lock.close()
+
+    async def _open_unix(self) -> asyncio.Server:
+        path = self._where.path
+        assert path is not None
+        check_folder(path)
+        self._lock = FileLock.try_acquire(path.with_name(path.name + ".lock"), holder=f"process {os.getpid()}")
+        if self._lock is None:
+            raise StoreBusy(f"the socket {path}", "another server", hint="name another: [factory] metrics")
+        if path.is_socket():
+            path.unlink()
+        return await asyncio.start_unix_server(self._answer, sock=listen(path))
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_LIMIT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await self._respond(head))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # whoever asked went away, or never asked
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _respond(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b" ")
+        target = rest.partition(b" ")[0].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            return _response("405 Method Not Allowed", "text/plain", b"only GET is known here\n")
+        if target not in (b"/metrics", b"/"):
+            return _response("404 Not Found", "text/plain", b"look at /metrics\n")
+        kind, body = await self._render()
+        return _response("200 OK", kind, body, head_only=method == b"HEAD")
+
+
+def _response(status: str, kind: str, body: bytes, *, head_only: bool = False) -> bytes:
+    lines = (f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close", "", "")
+    return "\r\n".join(lines).encode() + (b"" if head_only else body)

@@ -1,0 +1,47 @@
+"""A cache server as a service: metrics beside it, and whoever supervises it is told where it is."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from vmfork.service.exposition import Exposition
+from vmfork.service.notify import notify
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmfork.config.endpoint import MetricsAddress
+    from vmfork.service.server import CacheServer, Pool
+
+
+async def serve(
+    server: CacheServer,
+    open_pool: Callable[[], Awaitable[Pool]],
+    *,
+    metrics: MetricsAddress | None = None,
+    on_change: Callable[[str], None] = lambda _state: None,
+) -> None:
+    """It served until told to quit. systemd was told READY=1 with the first machine, and STOPPING=1 with the drain."""
+
+    def tell(state: str) -> None:
+        if state == "serving":
+            notify("READY=1", f"STATUS=serving at {server.endpoint}")
+        elif state == "draining":
+            notify("STOPPING=1", "STATUS=draining")
+        else:
+            notify(f"STATUS={state}")
+        on_change(state)
+
+    async with AsyncExitStack() as stack:
+
+        async def open_all() -> Pool:
+            # Not before the endpoint is ours: a second server is to be refused for that.
+            if metrics is not None:
+                exposition = Exposition(metrics, server.render_metrics)
+                stack.push_async_callback(exposition.aclose)
+                await exposition.open()
+                server.metrics_address = exposition.address
+            return await open_pool()
+
+        await server.run(open_all, on_change=tell)

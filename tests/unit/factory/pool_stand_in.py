@@ -1,0 +1,144 @@
+"""Bases and machines without QEMU: what a pool and the outer factory do with them can be seen, and made to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field, replace
+
+from vmfork.errors import HostError
+from vmfork.hypervisor.base import Hardware
+from vmfork.vm.result import Timings
+
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+TRAITS = {"accel": "tcg", "image.kernel": "aa"}
+
+
+@dataclass(frozen=True)
+class StandInIdentity:
+    vm_id: str
+
+
+class StandInVM:
+    """What adopting gives."""
+
+    def __init__(self, base: StandInBaseVM, hardware: Hardware) -> None:
+        self.base, self.hardware = base, hardware
+        self.timings = Timings(spawn_s=0.0, answer_s=0.002, clock_s=0.001, thaw_s=0.0, total_s=0.003)
+
+    def on_first_exec(self, listener) -> None:
+        self.listener = listener
+
+    async def aclose(self) -> None:
+        await self.base.aclose()
+
+
+class StandInBaseVM:
+    """A machine; `state` is where it is: started, parked, adopted, ended. `check_hangs` is a stopped QEMU."""
+
+    pid = 4711
+    spawn_s, answer_s = 0.02, 0.03
+
+    def __init__(self, number: int, kind: str, hardware: Hardware) -> None:
+        self.identity = StandInIdentity(f"vm{number}")
+        self.kind, self.hardware = kind, hardware
+        self.state = "started"
+        self.park_error: Exception | None = None
+        self.check_error: Exception | None = None
+        self.adopt_error: Exception | None = None
+        self.check_hangs = False
+        self.checked = 0
+        self.asked: dict[str, object] = {}
+
+    async def park(self, *, timeout_s: float) -> None:
+        await asyncio.sleep(0)
+        if self.park_error is not None:
+            raise self.park_error
+        self.state = "parked"
+
+    async def wait_up(self, *, timeout_s: float) -> None:
+        await asyncio.sleep(0)
+        if self.park_error is not None:
+            raise self.park_error
+        self.state = "up"
+
+    async def check(self, *, timeout_s: float) -> None:
+        self.checked += 1
+        await asyncio.sleep(0)
+        if self.check_hangs:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.Event().wait()
+        if self.state == "ended":
+            raise HostError("it has ended")
+        if self.check_error is not None:
+            raise self.check_error
+
+    async def adopt(self, **asked: object) -> StandInVM:
+        await asyncio.sleep(0)
+        if self.adopt_error is not None:
+            await self.aclose()
+            raise self.adopt_error
+        self.state, self.asked = "adopted", asked
+        return StandInVM(self, self.hardware)
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.state = "ended"
+
+
+@dataclass
+class StandInFactory:
+    """`errors` are raised by the next starts, one each; `gate` holds starts back while it is not set."""
+
+    name: str = "stand-in"
+    hardware: Hardware = HARDWARE
+    traits: dict[str, str] = field(default_factory=lambda: dict(TRAITS))
+    shares_memory: bool = True
+    next_kind: str = "one"
+    kind: str = "one"
+
+    def __post_init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.adopt_errors: list[Exception] = []
+        self.refresh_error: Exception | None = None
+        self.started_at: list[float] = []
+        self.made: list[StandInBaseVM] = []
+        self.at_once, self.most_at_once = 0, 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.closed = False
+        self.told: list[dict[str, object]] = []
+        self._numbers = itertools.count(1)
+
+    def alive(self) -> list[StandInBaseVM]:
+        return [vm for vm in self.made if vm.state != "ended"]
+
+    async def refresh(self) -> None:
+        if self.refresh_error is not None:
+            raise self.refresh_error
+        self.kind = self.next_kind
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> StandInBaseVM:
+        self.started_at.append(asyncio.get_running_loop().time())
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.gate.wait()
+            await asyncio.sleep(0)
+            await self.refresh()
+            if self.errors:
+                raise self.errors.pop(0)
+        finally:
+            self.at_once -= 1
+        vm = StandInBaseVM(next(self._numbers), self.kind, self.hardware)
+        if self.adopt_errors:
+            vm.adopt_error = self.adopt_errors.pop(0)
+        self.made.append(vm)
+        return vm
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def sized(cpus: int, memory_mib: int, *, max_cpus: int = 0, max_memory_mib: int = 0) -> Hardware:
+    return replace(HARDWARE, cpus=cpus, memory_mib=memory_mib, max_cpus=max_cpus, max_memory_mib=max_memory_mib)

@@ -1,0 +1,447 @@
+"""The outer factory over bases that can be made to fail: what is opened, chosen, tried again, booted, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+from pool_stand_in import TRAITS, StandInFactory, sized
+
+from vmfork.config import FactoryConfig, VMConfig
+from vmfork.errors import (
+    AdoptError,
+    Closed,
+    ConfigError,
+    FitError,
+    HostError,
+    LaunchError,
+    TemplateExists,
+    TemplateNotFound,
+    VMNotFound,
+)
+from vmfork.factory import factory as factory_module
+from vmfork.factory import health, remote
+from vmfork.factory.factory import Factory
+
+LIMIT_S = 5.0
+
+
+class Remote(StandInFactory):
+    def tell(self, **told) -> None:
+        self.told.append(told)
+
+
+class World:
+    """What a factory finds: templates by name, a server, and what booting gives."""
+
+    def __init__(self) -> None:
+        self.templates: dict[str, StandInFactory] = {}
+        self.server: StandInFactory | None = Remote("remote stand-in")
+        self.direct: dict[VMConfig, StandInFactory] = {}
+        self.fitted: list[tuple[int, int]] = []
+        self.fit_errors: list[Exception] = []
+        self.build_gate = asyncio.Event()
+        self.build_gate.set()
+        self.build_errors: list[Exception] = []
+        self.builds = 0
+
+    async def open_direct(self, config, **_):
+        made = StandInFactory("direct", sized(config.cpus, config.memory_mib), traits_of(config), shares_memory=False)
+        return self.direct.setdefault(config, made)
+
+    async def fetch(self, name, _config, **_):
+        if name not in self.templates:
+            raise TemplateNotFound(name)
+        return self.templates[name]
+
+    async def create(self, name, config, **_):
+        if name in self.templates:
+            raise TemplateExists(name)
+        return await self.ensure(name, config)
+
+    async def ensure(self, name, config, **_):
+        self.builds += 1
+        await self.build_gate.wait()
+        if self.build_errors:
+            raise self.build_errors.pop(0)
+        return self.add(name, sized(config.cpus, config.memory_mib))
+
+    def add(self, name, hardware) -> StandInFactory:
+        self.templates[name] = StandInFactory(f"template {name!r}", hardware)
+        return self.templates[name]
+
+    async def open_remote(self, *_, **__):
+        if self.server is None:
+            raise HostError("no VM cache server is there")
+        return self.server
+
+    async def fit(self, vm, *, cpus, memory_mib):
+        if self.fit_errors:
+            raise self.fit_errors.pop(0)
+        self.fitted.append((cpus, memory_mib))
+
+
+def traits_of(config) -> dict[str, str]:
+    return TRAITS if config.image == "default" else {**TRAITS, "image.kernel": config.image}
+
+
+@pytest.fixture
+def world(monkeypatch) -> World:
+    world = World()
+    monkeypatch.setattr(factory_module.DirectFactory, "open", world.open_direct)
+    for name in ("fetch", "create", "ensure"):
+        monkeypatch.setattr(factory_module.TemplateFactory, name, getattr(world, name))
+    monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
+    monkeypatch.setattr(factory_module, "fit", world.fit)
+    return world
+
+
+# The table of `Factory` itself.
+def read_matrix() -> list[list[str]]:
+    table = inspect.getdoc(Factory).split("```")[1].strip().splitlines()
+    assert table[0].split() == ["template", "remote", "cache", "fetch_only", "base"]
+    return [line.replace("> 0", ">0").split(maxsplit=4) for line in table[1:]]
+
+
+MEANING = {"yes": [True], "no": [False], "any": [False, True], "0": [0], ">0": [2]}
+MATRIX = [
+    pytest.param(template, remote_, cache, fetch_only, row[4], id=" ".join(row[:4]) + f" {template:d}{remote_:d}")
+    for row in read_matrix()
+    for template in MEANING[row[0]]
+    for remote_ in MEANING[row[1]]
+    for cache in MEANING[row[2]]
+    for fetch_only in MEANING[row[3]]
+]
+
+
+def test_the_matrix_has_each_combination_once() -> None:
+    assert len(read_matrix()) == 10
+    combinations = [tuple(param.values[:4]) for param in MATRIX]
+    assert len(combinations) == len(set(combinations)) == 16
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no-template", "template"])
+@pytest.mark.parametrize(("template", "remote_", "cache", "fetch_only", "base"), MATRIX)
+async def test_the_matrix(world, template, remote_, cache, fetch_only, base, there) -> None:
+    if there:
+        world.add("factory", sized(1, 256))
+    factory = Factory(FactoryConfig(template=template, remote=remote_, cache=cache), fetch_only=fetch_only)
+    if base == "ConfigError":
+        with pytest.raises(ConfigError, match="a cache cannot be fetched"):
+            await factory.open()
+        return
+    for condition, error in (("when there is one", TemplateExists), ("when there is none", TemplateNotFound)):
+        if condition in base and there == (error is TemplateExists):
+            with pytest.raises(error):
+                await factory.open()
+            return
+    async with factory:
+        await factory.get_vm()
+        kind = base.split(":")[0]
+        inner = {"remote": "remote stand-in", "template": "template 'factory'"}.get(kind.split()[-1], "direct")
+        assert factory.stats().given == {f"cache of {inner}" if kind.startswith("cache") else inner: 1}
+        assert factory.stats().fallbacks == {}
+        assert (factory.stats().cache is not None) == (cache > 0)
+
+
+async def test_a_remote_factory_without_a_server_says_so(world) -> None:
+    world.server = None
+    with pytest.raises(HostError, match="no VM cache server"):
+        await Factory(FactoryConfig(remote=True)).open()
+
+
+async def test_direct_boots_what_is_asked_whatever_its_size(world) -> None:
+    """A base that boots is as large as the request: there is nothing to refuse, and nothing to fall back from."""
+    async with Factory() as factory:
+        for config in (VMConfig(memory_mib=128), VMConfig(cpus=2), VMConfig(image="other")):
+            assert (await factory.get_vm(config)).hardware.memory_mib == config.memory_mib
+        assert (factory.stats().fallbacks, factory.stats().choices) == ({}, {"exact": 3})
+
+
+async def test_a_differing_trait_is_booted_and_counted(world) -> None:
+    async with Factory(FactoryConfig(template=True)) as factory:
+        await factory.get_vm(VMConfig(image="other"))
+        assert (factory.stats().fallbacks, factory.stats().given) == ({"image.kernel": 1}, {"direct": 1})
+
+
+async def test_the_best_template_is_taken_and_why_is_counted(world) -> None:
+    world.add("small", sized(1, 256, max_cpus=4, max_memory_mib=2048))
+    world.add("medium", sized(1, 512, max_cpus=4, max_memory_mib=2048))
+    world.add("wide", sized(2, 512))
+    config = FactoryConfig(templates=("small", "medium", "wide"))
+    async with Factory(config) as factory:
+        for wanted in (
+            VMConfig(),
+            VMConfig(memory_mib=512),
+            VMConfig(memory_mib=640),
+            VMConfig(cpus=2, memory_mib=512),
+        ):
+            await factory.get_vm(wanted)
+        assert factory.stats().given == {"template 'small'": 1, "template 'medium'": 2, "template 'wide'": 1}
+        assert factory.stats().choices == {"exact": 3, "grown": 1}
+        assert world.fitted == [(1, 640)]
+        await factory.get_vm(VMConfig(memory_mib=4096))
+        assert factory.stats().fallbacks == {"memory_mib": 1}
+
+
+async def test_smaller_than_all_is_refused_or_allowed_never_silent(world) -> None:
+    world.add("large", sized(2, 1024))
+    async with Factory(FactoryConfig(templates=("large",))) as factory:
+        with pytest.raises(ConfigError, match=r"1 CPU and 256 MiB were asked for.*larger: 2 CPU and 1 GiB") as caught:
+            await factory.get_vm()
+        assert "oversize" in caught.value.hint
+    async with Factory(FactoryConfig(templates=("large",), oversize="allow")) as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 1024
+        assert factory.stats().choices == {"larger": 1}
+
+
+async def test_what_was_replaced_by_something_larger_is_not_given_unasked(world) -> None:
+    template = world.add("factory", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("factory",))) as factory:
+        template.hardware = sized(1, 1024)
+        with pytest.raises(ConfigError):
+            await factory.get_vm()
+        # Between the choice and the taking.
+        template.hardware = sized(1, 256)
+        start = template.get_base_vm
+
+        async def replaced(**options):
+            template.hardware = sized(1, 1024)
+            return await start(**options)
+
+        template.get_base_vm = replaced
+        assert (await factory.get_vm()).hardware.memory_mib == 256
+        assert factory.stats().fallbacks == {"template-stale": 1}
+        assert template.alive() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LaunchError("it ended", argv=(), exit_code=1),
+        HostError("no room"),
+        AdoptError("machine-id", "refused"),
+        VMNotFound("0123456789ab"),
+    ],
+    ids=lambda error: error.code,
+)
+@pytest.mark.parametrize("where", ["start", "adopt"])
+async def test_a_fork_that_fails_is_tried_once_more_and_then_booted(world, error, where) -> None:
+    template = world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        errors = template.errors if where == "start" else template.adopt_errors
+        errors.append(error)
+        assert (await factory.get_vm()).base in template.made
+        assert (factory.stats().retries, factory.stats().fallbacks) == (1, {})
+        errors += [error, error]
+        assert (await factory.get_vm()).base not in template.made
+        assert (factory.stats().retries, factory.stats().fallbacks) == (2, {error.code: 1})
+        assert len(template.alive()) == 1
+
+
+async def test_a_machine_that_cannot_be_grown_is_closed_and_another_tried(world) -> None:
+    template = world.add("one", sized(1, 256, max_memory_mib=1024))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        world.fit_errors = [FitError("1 GiB", "the guest kept it")]
+        await factory.get_vm(VMConfig(memory_mib=512))
+        assert (len(template.made), len(template.alive()), factory.stats().retries) == (2, 1, 1)
+        world.fit_errors = [FitError("1 GiB", "the guest kept it")] * 2
+        await factory.get_vm(VMConfig(memory_mib=512))
+        assert (len(template.alive()), factory.stats().fallbacks) == (1, {"fit": 1})
+
+
+async def test_a_hook_that_fails_is_the_users(world) -> None:
+    template = world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        template.adopt_errors.append(AdoptError("hook after.d/10", "exit status 1"))
+        with pytest.raises(AdoptError):
+            await factory.get_vm()
+        assert (factory.stats().retries, factory.stats().fallbacks) == (0, {})
+
+
+async def test_a_wrong_environment_costs_no_machine(world) -> None:
+    template = world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        with pytest.raises(ConfigError):
+            await factory.get_vm(env={"A=B": "c"})
+        with pytest.raises(ConfigError):
+            await factory.get_vm(files={"relative": "x"})
+        assert template.made == []
+
+
+async def test_a_template_that_keeps_failing_rests_and_the_statistics_say_so(world, monkeypatch) -> None:
+    template = world.add("one", sized(1, 256))
+    monkeypatch.setattr(health, "REST_S", 0.05)
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        template.errors = [HostError("torn page")] * 6
+        for _ in range(4):
+            await factory.get_vm()
+        stats = factory.stats()
+        assert (stats.fallbacks, stats.retries) == ({"host": 3, "quarantined": 1}, 3)
+        assert stats.quarantined == {"template 'one'": "torn page"}
+        await asyncio.sleep(0.06)
+        await factory.get_vm()
+        assert (factory.stats().given["template 'one'"], factory.stats().quarantined) == (1, {})
+
+
+async def test_another_template_serves_while_one_rests(world) -> None:
+    bad, good = world.add("bad", sized(1, 256)), world.add("good", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("bad", "good"))) as factory:
+        bad.errors = [HostError("torn page")] * 6
+        for _ in range(4):
+            await factory.get_vm()
+        assert factory.stats().given == {"direct": 3, "template 'good'": 1}
+        assert len(good.made) == 1
+
+
+async def test_a_pool_that_is_merely_empty_does_not_rest(world) -> None:
+    template = world.add("factory", sized(1, 256))
+    async with Factory(FactoryConfig(template=True, build="background", cache=1)) as factory:
+        template.gate.clear()
+        for _ in range(5):
+            await factory.get_vm(timeout_s=0)
+        assert factory.stats().quarantined == {}
+        assert factory.stats().fallbacks.keys() == {"deadline"}
+        template.gate.set()
+
+
+async def test_a_template_that_is_gone_falls_back_with_its_reason(world) -> None:
+    template = world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        template.refresh_error = TemplateNotFound("one")
+        await factory.get_vm()
+        assert factory.stats().fallbacks == {"template-not-found": 1}
+
+
+async def test_one_build_in_the_background_while_callers_are_booted(world) -> None:
+    world.build_gate.clear()
+    async with Factory(FactoryConfig(template=True, build="background", cache=1)) as factory:
+        await asyncio.gather(*(factory.get_vm() for _ in range(5)))
+        stats = factory.stats()
+        assert (stats.building, stats.fallbacks, world.builds) == (True, {"template-not-ready": 5}, 1)
+        world.build_gate.set()
+        async with asyncio.timeout(LIMIT_S):
+            while factory.stats().building:
+                await asyncio.sleep(0)
+        await factory.get_vm()
+        assert factory.stats().given["cache of template 'factory'"] == 1
+
+
+@pytest.mark.parametrize("error", [HostError("no space"), RuntimeError("a bug")], ids=["host", "bug"])
+async def test_a_build_that_failed_is_told_and_tried_again_after_a_rest(world, error, monkeypatch) -> None:
+    monkeypatch.setattr(health, "REST_S", 0.05)
+    world.build_errors = [error]
+    async with Factory(FactoryConfig(template=True, build="background")) as factory:
+        await asyncio.sleep(0.01)
+        await factory.get_vm()
+        await factory.get_vm()
+        assert (factory.stats().build_error, factory.stats().fallbacks) == (str(error), {"template-not-ready": 2})
+        assert world.builds == 1
+        await asyncio.sleep(0.05)
+        await factory.get_vm()
+        await asyncio.sleep(0.01)
+        await factory.get_vm()
+        assert (factory.stats().build_error, factory.stats().given["template 'factory'"], world.builds) == ("", 1, 2)
+
+
+async def test_a_template_removed_later_is_built_again_in_the_background(world) -> None:
+    template = world.add("factory", sized(1, 256))
+    async with Factory(FactoryConfig(template=True, build="background")) as factory:
+        template.refresh_error = TemplateNotFound("factory")
+        await factory.get_vm()
+        assert factory.stats().fallbacks == {"template-not-found": 1}
+        await asyncio.sleep(0.01)
+        assert world.builds == 1
+        template.refresh_error = None
+        await factory.get_vm()
+        assert factory.stats().given["template 'factory'"] == 1
+
+
+async def test_closing_ends_a_build(world) -> None:
+    world.build_gate.clear()
+    factory = await Factory(FactoryConfig(template=True, build="background")).open()
+    await factory.get_vm()
+    await factory.aclose()
+    assert not factory.stats().building
+    with pytest.raises(Closed):
+        await factory.get_vm()
+
+
+async def test_an_opening_that_fails_leaves_nothing_and_can_be_repeated(world) -> None:
+    config = FactoryConfig(template=True, cache=1, templates=("missing",), build="background")
+    first = world.add("factory", sized(1, 256))
+    factory = Factory(config)
+    with pytest.raises(TemplateNotFound):
+        await factory.open()
+    assert (first.closed, first.alive()) == (True, [])
+    world.add("missing", sized(2, 256))
+    async with factory:
+        assert len(factory._bases) == 2
+
+
+async def test_closing_while_it_opens_leaves_nothing(world) -> None:
+    world.build_gate.clear()
+    factory = Factory(FactoryConfig(template=True, cache=1))
+    opening = asyncio.create_task(factory.open())
+    await asyncio.sleep(0)
+    await factory.aclose()
+    world.build_gate.set()
+    with pytest.raises(Closed):
+        await opening
+    assert world.templates["factory"].closed
+
+
+async def test_ten_who_wait_get_closed_when_the_factory_is(world) -> None:
+    template = world.add("factory", sized(1, 256))
+    template.gate.clear()
+    async with Factory(FactoryConfig(template=True, cache=1, build="background")) as factory:
+        asking = [asyncio.create_task(factory.get_vm()) for _ in range(10)]
+        while factory.stats().cache.waiting < 10:
+            await asyncio.sleep(0)
+        await factory.aclose()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Closed] * 10
+        assert template.alive() == []
+        template.gate.set()
+
+
+async def test_a_remote_machine_and_a_fallback_are_told_to_the_server(world) -> None:
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        vm = await factory.get_vm()
+        vm.listener(0.5)
+        assert world.server.told == [{"phases": {"adopt": 0.003}}, {"phases": {"first_exec": 0.5}}]
+        world.server.errors = [Closed("the VM cache server", "it is ending")] * 2
+        await factory.get_vm()
+        assert (world.server.told[-1], factory.stats().fallbacks) == ({"fallback": "closed"}, {"closed": 1})
+        await factory.get_vm(VMConfig(image="other"))
+        assert world.server.told[-1] == {"fallback": "image.kernel"}
+
+
+async def test_a_server_that_holds_another_kind_now_is_asked_again_or_left(world) -> None:
+    """What was chosen for the former kind is not taken of the new one."""
+    server = world.server
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        start = server.get_base_vm
+
+        async def other(**_):
+            server.hardware, server.get_base_vm = sized(4, 4096), start
+            raise HostError("it gives machines of another kind")
+
+        server.get_base_vm = other
+        with pytest.raises(ConfigError, match="larger: 4 CPU"):
+            await factory.get_vm()
+        assert server.made == []
+
+
+def test_a_size_of_the_pool_that_is_no_number_is_refused() -> None:
+    for value in (-1, 1.5, True, "2"):
+        with pytest.raises(ConfigError, match=r"factory\.cache"):
+            FactoryConfig(cache=value)
+
+
+@pytest.mark.parametrize(("field", "known"), [("oversize", "refuse or allow"), ("build", "now or background")])
+def test_an_unknown_policy_is_refused(field, known) -> None:
+    with pytest.raises(ConfigError, match="'perhaps' is not known") as caught:
+        FactoryConfig(**{field: "perhaps"})
+    assert caught.value.hint == f"use {known}"

@@ -1,0 +1,64 @@
+"""What the client says of an endpoint before it asks anything, and when nobody answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from vmfork.errors import Closed, DeadlineExceeded, HostError
+from vmfork.rpc import packages
+from vmfork.rpc.client import CacheClient, check_socket
+
+
+def test_what_is_no_server_is_told_apart(tmp_path) -> None:
+    with pytest.raises(HostError, match="no VM cache server is at"):
+        check_socket(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="is not a socket"):
+        check_socket(tmp_path / "file")
+
+
+async def test_a_stale_socket_is_no_server(tmp_path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "s"))
+    async with CacheClient(tmp_path / "s") as client:
+        with pytest.raises(HostError, match="no VM cache server answers") as caught:
+            await client.config()
+    assert "vmfork factory init" in caught.value.hint
+
+
+async def test_a_server_that_does_not_speak_is_not_waited_for_for_ever(tmp_path) -> None:
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "s"))
+        mute.listen()
+        async with CacheClient(tmp_path / "s") as client:
+            with pytest.raises((DeadlineExceeded, HostError)):
+                await client.get_base_vm(timeout_s=0.2)
+
+
+async def test_a_closed_client_says_so(tmp_path) -> None:
+    client = CacheClient(tmp_path / "s")
+    await client.aclose()
+    with pytest.raises(Closed):
+        await client.status()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="giving a socket to another user needs root")
+def test_another_users_server_is_refused(tmp_path, monkeypatch) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        os.chown(tmp_path / "s", 65534, 65534)
+        check_socket(tmp_path / "s")  # root may
+        monkeypatch.setattr(os, "getuid", lambda: 1000)
+        with pytest.raises(HostError, match="is that of user 65534"):
+            check_socket(tmp_path / "s")
+
+
+def test_missing_packages_are_named(monkeypatch) -> None:
+    packages.check_packages()
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "grpc_health" else object())
+    with pytest.raises(HostError, match="need grpcio-health-checking") as caught:
+        packages.check_packages()
+    assert "vmfork[server]" in caught.value.hint

@@ -1,0 +1,62 @@
+"""A server over a stand-in pool, at a socket of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from stand_in import StandInPool
+
+from vmfork.config import VMConfig
+from vmfork.rpc.client import CacheClient
+from vmfork.service.server import CacheServer
+
+
+class Running:
+    """A server that runs as a task, the pool it gives from, and the states it told."""
+
+    def __init__(self, endpoint) -> None:
+        self.server = CacheServer(endpoint, VMConfig(), version="1.2.3")
+        self.pool = StandInPool()
+        self.states: list[str] = []
+        self.changed = asyncio.Condition()
+        self.task = asyncio.create_task(self.server.run(self.open_pool, on_change=self.states.append))
+
+    async def open_pool(self) -> StandInPool:
+        return self.pool
+
+    async def wait_for(self, state: str) -> None:
+        async with asyncio.timeout(10):
+            while state not in self.states:
+                assert not self.task.done(), self.task.exception()
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    return tmp_path / "run" / "cache.sock"
+
+
+@pytest.fixture
+def running_server(endpoint):
+    @asynccontextmanager
+    async def run(*, filled: int = 1):
+        running = Running(endpoint)
+        await running.wait_for("starting")
+        if filled:
+            await running.pool.fill(filled)
+            await running.wait_for("serving")
+        try:
+            yield running
+        finally:
+            running.server.quit()
+            await asyncio.wait_for(running.task, 20)
+
+    return run
+
+
+@pytest.fixture
+async def client(endpoint):
+    async with CacheClient(endpoint) as client:
+        yield client
