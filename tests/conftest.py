@@ -12,10 +12,23 @@ import pytest
 from vmfork.config import find_places
 from vmfork.vm.folder import sweep_vms
 
+HOME_KEY = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One HOME for all the processes of a parallel run: one of them builds the image, the others wait for it."""
+    if config.getoption("numprocesses", None) and not os.environ.get("VMFORK_TEST_HOME"):
+        config.stash[HOME_KEY] = os.environ["VMFORK_TEST_HOME"] = tempfile.mkdtemp(prefix="vmfork-test-home-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (home := config.stash.get(HOME_KEY, None)) is not None:
+        shutil.rmtree(home)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def instance():
-    """HOME and RUNTIME are folders of this run. VMFORK_TEST_HOME keeps the image between runs."""
+    """HOME and RUNTIME are folders of this process of the run. VMFORK_TEST_HOME keeps the image between runs."""
     runtime = Path(tempfile.mkdtemp(prefix="vmfork-test-", dir="/dev/shm"))
     kept = os.environ.get("VMFORK_TEST_HOME")
     home = Path(kept or tempfile.mkdtemp(prefix="vmfork-test-home-"))

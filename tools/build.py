@@ -7,6 +7,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vmfork"
@@ -30,22 +34,24 @@ class Program:
         inputs = [*self.sources.glob("*.[ch]"), Path(__file__)]
         return self.output.exists() and all(path.stat().st_mtime < self.output.stat().st_mtime for path in inputs)
 
-    def build(self) -> None:
-        """It is there, static and stripped; it was replaced by rename. `BuildError` otherwise.
 
-        zig keeps its caches where ZIG_GLOBAL_CACHE_DIR and ZIG_LOCAL_CACHE_DIR say; the first build for a target takes
-        about 30 s, because zig compiles musl too.
-        """
-        out = self.output
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        argv = [sys.executable, "-m", "ziglang", "cc", "-target", TARGET, "-static", "-Os", "-s", *FLAGS]
-        argv += [*(str(path) for path in sorted(self.sources.glob("*.c"))), "-o", str(temporary)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            temporary.unlink(missing_ok=True)
-            raise BuildError(f"{' '.join(argv)}\n{done.stdout}{done.stderr}")
-        temporary.replace(out)
+def compile_program(sources: Path, output: Path, *, target: str = TARGET, defines: Sequence[str] = ()) -> Path:
+    """`output` is made from all C files in `sources`, static and stripped; it was replaced by rename. Or `BuildError`.
+
+    `defines` are macros such as `PROTOCOL=0`. zig keeps its caches where ZIG_GLOBAL_CACHE_DIR and ZIG_LOCAL_CACHE_DIR
+    say; the first build for a target takes about 30 s, because zig compiles musl too.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    argv = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-static", "-Os", "-s", *FLAGS]
+    argv += [f"-D{define}" for define in defines]
+    argv += [*(str(path) for path in sorted(sources.glob("*.c"))), "-o", str(temporary)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        temporary.unlink(missing_ok=True)
+        raise BuildError(f"{' '.join(argv)}\n{done.stdout}{done.stderr}")
+    temporary.replace(output)
+    return output
 
 
 PROGRAMS = (
@@ -58,7 +64,7 @@ def build_missing() -> list[Path]:
     """Every program is made from its sources as they are; where they lie."""
     for program in PROGRAMS:
         if not program.is_current():
-            program.build()
+            compile_program(program.sources, program.output)
     return [program.output for program in PROGRAMS]
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ImageError,
         ImageNotFound,
         LaunchError,
+        MachineEnded,
         ProtocolError,
         SecretsPresent,
         StoreBusy,
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
-    "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
-    "TemplateStale", "VMForkError", "VMNotFound",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
+    "ProtocolError", "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
+    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
 )  # fmt: skip
 
 _HOME = {
@@ -84,6 +85,7 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "LaunchError",
+    "MachineEnded",
     "Places",
     "Probe",
     "ProtocolError",

@@ -11,6 +11,7 @@ VMForkError                 code, hint
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
 │   ├── GuestFileError      a file operation failed in the guest
+│   ├── MachineEnded        the machine ended while it was in use: exit code, log and console tail; take another
 │   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
 │   ├── HookError           a hook failed, or took too long
 │   ├── SecretsPresent      what was named a secret is still in the machine to be frozen
@@ -220,6 +221,26 @@ class GuestFileError(GuestError):
         self.operation = operation
         self.path = path
         self.reason = reason
+
+
+class MachineEnded(GuestError):
+    """The machine's process ended while the machine was in use. `exit_code` is negative for a signal, as Python has it.
+
+    0 is a guest that powered off, or rebooted after a panic: its console says which. `None` is not known: the machine
+    was taken over from another process.
+    """
+
+    code = "machine-ended"
+
+    def __init__(self, exit_code: int | None, *, log_tail: str = "", console_tail: str = "", hint: str = "") -> None:
+        how = "" if exit_code is None else f" (QEMU exit status {exit_code})"
+        super().__init__(f"the machine ended{how}", hint=hint, console_tail=console_tail)
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+
+    def details(self) -> str:
+        log = f"QEMU log:\n{self.log_tail.rstrip()}" if self.log_tail else ""
+        return "\n".join(filter(None, (log, super().details())))
 
 
 class ProtocolError(GuestError):

@@ -22,7 +22,7 @@ def parse_size_mib(text: str | int, *, field: str = "size") -> int:
     number, unit = int(match[1]), (match[2] or "M").upper()
     if unit == "K":
         if number % 1024:
-            raise ConfigError(field, text, f"{text!r} is not a whole number of MiB")
+            raise ConfigError(field, text, f"{text!r} is not a whole number of MiB", hint="write 256M")
         return number // 1024
     return number * _MIB_PER[unit]
 

@@ -17,9 +17,9 @@ WAITING = {"VM", "Factory", "GuestProcess", "Template"}
 VALUES = {"ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "find_places"}
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "ProtocolError",
-    "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists", "TemplateNotFound",
-    "TemplateStale", "VMForkError", "VMNotFound",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
+    "ProtocolError", "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
+    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

@@ -23,6 +23,7 @@ SAMPLES = {
     errors.GuestError: errors.GuestError("no answer", hint="look", console_tail="panic"),
     errors.ExecError: errors.ExecError(["a", "b c"], 9, "failed", stdout=b"out", stderr=b"err", hint="look"),
     errors.GuestFileError: errors.GuestFileError("read", "/x", "not-found", "no such file"),
+    errors.MachineEnded: errors.MachineEnded(-9, log_tail="bad option", console_tail="panic", hint="take another"),
     errors.ProtocolError: errors.ProtocolError("nonsense", hint="build again"),
     errors.HookError: errors.HookError("/etc/hook", "exit status 1", output=b"said", hint="mend it"),
     errors.SecretsPresent: errors.SecretsPresent(["/root/.netrc"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import stat
 import subprocess
@@ -20,36 +21,34 @@ if TYPE_CHECKING:
 
 GUEST = Path(__file__).parents[2] / "guest"
 FAULTS = Path(__file__).parent / "faults" / "faults.c"
-_COMPILER = (
-    sys.executable,
-    "-m",
-    "ziglang",
-    "cc",
-    "-target",
-    "x86_64-linux-musl",
-    "-std=gnu11",
-    "-D_GNU_SOURCE",
-    "-Os",
-)
+# As tools/build.py has it, so that zig has compiled most of it before.
+_COMPILER = (sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-static", "-Os", "-s")
+_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
 
 
 def compile_faulty_agent(folder: Path) -> Path:
-    """An agent whose host name and clock fail as /etc/fault asks."""
+    """An agent whose host name and clock fail as its fork id asks."""
     harness = folder / "faults.o"
-    subprocess.run([*_COMPILER, "-c", str(FAULTS), "-o", str(harness)], check=True)
-    return _compile(
-        folder / "faulty", harness, "-Dsethostname=faulty_sethostname", "-Dclock_settime=faulty_clock_settime"
-    )
+    subprocess.run([*_COMPILER, *_FLAGS, "-c", str(FAULTS), "-o", str(harness)], check=True)
+    changed = ("-Dsethostname=faulty_sethostname", "-Dclock_settime=faulty_clock_settime")
+    return _compile(folder / "faulty", *changed, where="sethostname|clock_settime", harness=harness)
 
 
 def compile_agent_of(folder: Path, protocol: int) -> Path:
     """The agent as it is, but that it speaks `protocol`."""
-    return _compile(folder / f"protocol-{protocol}", f"-DPROTOCOL={protocol}")
+    return _compile(folder / f"protocol-{protocol}", f"-DPROTOCOL={protocol}", where="version.h|PROTOCOL|CAPABILITIES")
 
 
-def _compile(out: Path, *arguments: object) -> Path:
-    sources = map(str, sorted(GUEST.glob("*.c")))
-    subprocess.run([*_COMPILER, "-static", "-s", *sources, *map(str, arguments), "-o", str(out)], check=True)
+def _compile(out: Path, *defines: str, where: str, harness: Path | None = None) -> Path:
+    """`defines` are for the sources in which `where` is found; the others are those of every agent."""
+    parts = [] if harness is None else [str(harness)]
+    for source in sorted(GUEST.glob("*.c")):
+        part = source
+        if re.search(where, source.read_text()):
+            part = out.with_name(f"{out.name}-{source.stem}.o")
+            subprocess.run([*_COMPILER, *_FLAGS, *defines, "-c", str(source), "-o", str(part)], check=True)
+        parts.append(str(part))
+    subprocess.run([*_COMPILER, *_FLAGS, *parts, "-o", str(out)], check=True)
     return out
 
 
@@ -75,3 +74,11 @@ def add_image(name: str, agent: Path, *, places: Places) -> None:
         (built / RECORD_NAME).write_bytes(encode_record(image))
         store.commit(built, digest, images_dir=places.images)
     store.link_name(name, digest, images_dir=places.images)
+
+
+def copy_default_image(places: Places, images: Path) -> None:
+    """The image `default`, and nothing that another test makes or removes meanwhile, is below `images`."""
+    image = open_image("default", images_dir=places.images)
+    shutil.copytree(image.kernel.parent, images / image.digest)
+    (images / "names").mkdir()
+    (images / "names" / "default").symlink_to(Path("..", image.digest))

@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agents import copy_default_image
 from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
+
+from vmfork.store import Manifest
+from vmfork.vm.folder import list_records
 
 pytestmark = pytest.mark.vm
 
@@ -69,7 +76,8 @@ def end_of(command: list[str], **streams) -> subprocess.CompletedProcess[bytes]:
 def test_run_exits_with_the_status_of_the_command(run, argv, status) -> None:
     done = run(*argv)
     assert (done.status, done.raw) == (status, b"")
-    assert done.err.startswith("error: ") == (status in {124, 125, 126, 127})
+    told = done.err.splitlines()
+    assert [line.partition(":")[0] for line in told] == (["error", "hint"] if status in {124, 125, 126, 127} else [])
 
 
 def test_run_passes_arguments_environment_and_streams(run) -> None:
@@ -157,6 +165,16 @@ def test_ctrl_c_at_a_terminal_ends_a_run(template_name, terminal) -> None:
     assert (process.returncode, out, err) == (130, b"", b"interrupted by SIGINT\n")
 
 
+def test_a_machine_that_ends_during_a_run_is_told_with_its_reason(instance, template_name) -> None:
+    with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
+        running.wait_for("up", fd=1)
+        (record,) = list_records(instance.vms)
+        assert record.identity.kill()
+        is_error(running.end(), 125, "the machine ended (QEMU exit status -9)", "lack of memory")
+    done = vmfork("run", "-t", template_name, "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60")
+    is_error(done, 125, "the machine ended (QEMU exit status 0)", "guest console:", "sysrq triggered crash")
+
+
 def test_a_reader_that_goes_away_ends_a_run_quietly(template_name) -> None:
     with Running("run", "-t", template_name, "yes") as running:
         running.wait_for("y\n", fd=1)
@@ -230,9 +248,9 @@ def test_bad_names_are_refused_everywhere(instance, name) -> None:
     before = sorted(instance.runtime.rglob("*"))
     for argv in (["template", "build"], ["template", "rm"], ["image", "rm"], ["image", "build"]):
         done = vmfork(*argv, "--", name)
-        assert (done.status, done.raw) == (2, b""), done
-        assert done.err.startswith("error: ")
-    assert vmfork("run", "-t", name, "--", "true").status == 125
+        is_error(done, 2)
+        assert done.raw == b""
+    is_error(vmfork("run", "-t", name, "--", "true"), 125)
     assert sorted(instance.runtime.rglob("*")) == before
 
 
@@ -244,6 +262,25 @@ def test_a_missing_emulator_is_told(template_name, instance, tmp_path) -> None:
     checks = {check["name"]: check for check in json.loads(done.raw)["checks"]}
     assert (done.status, checks["qemu"]["level"]) == (1, "fail")
     assert "apt-get install" in checks["qemu"]["todo"]
+
+
+@pytest.fixture
+def old_emulator(tmp_path) -> dict[str, str]:
+    """An environment in which the emulator is one that says it is QEMU 7.1."""
+    path = tmp_path / "qemu-old"
+    path.write_text("#!/bin/sh\necho 'QEMU emulator version 7.1.0 (Debian 1:7.1+dfsg-2)'\n")
+    path.chmod(0o755)
+    return {"VMFORK_VM_QEMU": str(path)}
+
+
+def test_an_emulator_too_old_is_told(template_name, old_emulator) -> None:
+    said = ("is QEMU 7.1, too old", "7.2 or newer")
+    is_error(vmfork("template", "build", "new", env=old_emulator), 1, *said)
+    is_error(vmfork("run", "true", env=old_emulator), 125, *said)
+    is_error(vmfork("run", "-t", template_name, "true", env=old_emulator), 125, *said)
+    done = vmfork("doctor", "--json", env=old_emulator)
+    checks = {check["name"]: check for check in json.loads(done.raw)["checks"]}
+    assert (done.status, checks["qemu"]["level"]) == (1, "fail")
 
 
 # Listings
@@ -276,7 +313,7 @@ def test_doctor_tells_that_machines_run_here(template_name) -> None:
 
 
 def test_an_image_is_removed(instance, tmp_path) -> None:
-    shutil.copytree(instance.images, tmp_path / "images", symlinks=True)
+    copy_default_image(instance, tmp_path / "images")
     env = {"VMFORK_HOME": str(tmp_path)}
     done = vmfork("image", "rm", "default", "--json", env=env).check()
     assert json.loads(done.raw) == {"removed": True, "image": "default"}
@@ -312,6 +349,74 @@ def test_damage_is_told_with_a_hint(instance, template_name) -> None:
         finally:
             (folder / name).write_bytes(whole)
     vmfork("template", "verify", template_name).check()
+    memory = folder / "memory"
+    size = memory.stat().st_size
+    os.truncate(memory, size + 4096)
+    try:
+        is_error(vmfork("run", "-t", template_name, "true"), 125, f"memory: it has {size + 4096} bytes", "--replace")
+        is_error(vmfork("template", "verify", template_name), 1, f"memory: it has {size + 4096} bytes", "--replace")
+    finally:
+        os.truncate(memory, size)
+    data, at = memory.open("r+b"), size // 2
+    with data:
+        data.seek(at)
+        before = data.read(1)
+        data.seek(at)
+        data.write(bytes([before[0] ^ 1]))
+        data.flush()
+        try:
+            is_error(vmfork("template", "verify", template_name), 1, "memory: its content", "--replace")
+        finally:
+            data.seek(at)
+            data.write(before)
+    vmfork("template", "verify", template_name).check()
+
+
+@pytest.mark.parametrize("trait", ["qemu.version", "image.kernel"])
+def test_a_template_of_another_time_is_told_with_a_hint(instance, template_name, trait) -> None:
+    file = (instance.templates / template_name / "current").resolve() / "manifest.json"
+    whole = file.read_bytes()
+    manifest = Manifest.from_json(whole, name=template_name)
+    other = replace(manifest, traits={**manifest.traits, trait: "another"}, qemu_stamp="another")
+    file.write_bytes(other.to_json())
+    try:
+        said = (f"{trait} is 'another' in the template and '{manifest.traits[trait]}' here", "--replace")
+        is_error(vmfork("run", "-t", template_name, "true"), 125, *said)
+        is_error(vmfork("template", "verify", template_name), 1, *said)
+        is_error(vmfork("template", "audit", template_name), 1, *said)
+    finally:
+        file.write_bytes(whole)
+
+
+# What a template must not hold, and what one fork alone is given
+
+
+def test_a_secret_stops_a_build_unless_it_is_allowed(instance, template_name) -> None:
+    build = ("template", "build", "holds", "-e", "TOKEN=sesame", "--run", "echo $TOKEN > /root/key")
+    named = ("--secret-path", "/root/key", "--secret-env", "TOKEN")
+    refused = Running(*build, "--run", "setsid sleep 1000 > /dev/null 2>&1 &", *named)
+    allowed = Running(*build[:2], "allowed", *build[3:], *named, "--allow-secrets", "--json")
+    with refused, allowed:
+        is_error(refused.end(), 1, "still holds /root/key, $TOKEN (process ", "--allow-secrets")
+        manifest = json.loads(allowed.end().check().raw)
+    try:
+        assert manifest["secrets_found"] == ["/root/key"]
+        assert "sesame" not in (instance.templates / "allowed" / "current" / "manifest.json").read_text()
+        report = vmfork("template", "audit", "allowed", "-n", "2")
+        assert (report.status, report.out.splitlines()[-1]) == (4, "template allowed: 2 forks, NOT safe: secrets")
+    finally:
+        vmfork("template", "rm", "allowed").check()
+    assert not (instance.templates / "holds").exists()
+
+
+def test_a_file_is_given_to_one_fork(run, tmp_path) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"sesame")
+    place = ("--file", f"{file}:/run/secrets/token")
+    assert run(*place, "cat", "/run/secrets/token").check().out == "sesame"
+    assert run("test", "-e", "/run/secrets/token").status == 1
+    is_error(run("--file", f"{file}:relative", "true"), 125, "is not HOST:GUEST")
+    is_error(run("--file", f"{file}-not-there:/x", "true"), 125, "cannot be read")
 
 
 # Templates built by the command
@@ -380,9 +485,20 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
 # An ordinary user, and a file system that runs full
 
 
+def copy_for_others(folder: Path) -> None:
+    """What the command line is made of is in `folder`: the checkout may lie in a home that only its owner can enter."""
+    for name in ("vmfork", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.submodule_search_locations
+        source = found.submodule_search_locations[0]
+        shutil.copytree(source, folder / name.replace(".", "/"), ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def find_python_for(uid: int, env: dict[str, str]) -> str:
     """A Python that this user may run and that can import vmfork; a named skip where there is none."""
-    for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
+    ours = os.path.realpath(sys.executable)
+    for python in filter(None, (ours, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
         try:
             subprocess.run(
                 [python, "-c", "import vmfork.cli.main, vmfork.template"],
@@ -397,7 +513,7 @@ def find_python_for(uid: int, env: dict[str, str]) -> str:
         except (OSError, subprocess.CalledProcessError):
             continue
         return python
-    pytest.skip("no Python here can be run by an ordinary user and import vmfork")
+    pytest.skip("no Python of 3.11 or newer can be run by an ordinary user here")
 
 
 @pytest.fixture
@@ -412,16 +528,17 @@ def user(instance, template_name):
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size=300M,mode=0700,uid={uid},gid={uid}", "none", runtime], check=True
     )
-    shutil.copytree(instance.images, base / "home" / "images", symlinks=True)
+    copy_default_image(instance, base / "home" / "images")
     subprocess.run(["chown", "-R", f"{uid}:{uid}", base / "home"], check=True)
     env = {
         **os.environ,
         "HOME": str(base / "home"),
         "VMFORK_HOME": str(base / "home"),
         "VMFORK_RUNTIME_DIR": str(runtime),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": str(base / "python"),
     }
     try:
+        copy_for_others(base / "python")
         python = find_python_for(uid, env)
 
         def start(*argv: str) -> Running:
@@ -461,6 +578,16 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     forked = done("run", "--", "sh", "-c", "cat /x; id -u; echo err >&2; exit 5")
     assert forked == Outcome(5, b"a\n0\n", "err\n")
     assert runtime.stat().st_uid == 65534
+    assert "is whole" in done("template", "verify", "default").check().out
+    audit = done("template", "audit", "default", "-n", "2").check()
+    assert audit.out.endswith("template default: 2 forks, safe\n")
+    file = (runtime / "templates" / "default" / "current").resolve() / "state"
+    assert file.stat().st_uid == 65534
+    assert file.stat().st_mode & 0o777 == 0o600
+    # There is room for this one alone.
+    examined = done("doctor")
+    assert examined.status == 1
+    assert re.search(r"(?m)^fail  space: .*\n +-> set VMFORK_RUNTIME_DIR", examined.out)
     is_error(done("template", "build", "more"), 1, "not enough space")
     assert json.loads(done("template", "ls", "--json").check().raw)[0]["name"] == "default"
     with start("run", "sh", "-c", "echo up; sleep 60") as running:
@@ -468,6 +595,7 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
         running.interrupt(signal.SIGINT)
         assert running.end().status == 130
     done("template", "rm", "default").check()
+    assert done("doctor").check().out.endswith("VMs can run here.\n")
     assert processes_of(runtime) == []
     assert not list((runtime / "templates").iterdir())
 

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_runner import vmfork
 
 from vmfork.aio import VM, Template
-from vmfork.config import VMConfig
-from vmfork.errors import ConfigError
+from vmfork.config import VMConfig, find_places
+from vmfork.errors import ConfigError, StoreBusy
+from vmfork.store import TemplateStore
 from vmfork.template.probes import PROBES, Probe
 from vmfork.vm.adopt import SKEW_LIMIT_S
 
@@ -21,21 +23,30 @@ FORKS = 16
 IDENTITY_PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "identity.md"
 
 
-@pytest.fixture(scope="module", params=["both", "agent", "vmgenid"])
-def reseeded(request, template_name):
-    """A template whose forks are reseeded so."""
-    name = f"reseed-{request.param}"
-    template = asyncio.run(Template.build(name, VMConfig(reseed=request.param)))
-    yield template
-    asyncio.run(template.remove())
-
-
 @pytest.fixture(scope="module")
-def unsafe(template_name):
+def by_defence(template_name):
+    """Templates whose forks are reseeded by the agent alone, by vmgenid alone, or not at all; built side by side."""
+
+    async def build() -> list[Template]:
+        wanted = ("agent", "vmgenid", "none")
+        return await asyncio.gather(*(Template.build(f"reseed-{who}", VMConfig(reseed=who)) for who in wanted))
+
+    templates = {template.manifest.traits["reseed"]: template for template in asyncio.run(build())}
+    yield templates
+    for template in templates.values():
+        asyncio.run(template.remove())
+
+
+@pytest.fixture(params=["both", "agent", "vmgenid"])
+def reseeded(request, by_defence, template):
+    """A template whose forks are reseeded so."""
+    return by_defence.get(request.param, template)
+
+
+@pytest.fixture
+def unsafe(by_defence) -> Template:
     """A template whose forks are not reseeded at all."""
-    template = asyncio.run(Template.build("unsafe", VMConfig(reseed="none")))
-    yield template
-    asyncio.run(template.remove())
+    return by_defence["none"]
 
 
 async def first_draws(template: Template, count: int) -> tuple[list[VM], list[bytes]]:
@@ -49,7 +60,8 @@ async def first_draws(template: Template, count: int) -> tuple[list[VM], list[by
     return [vm for vm, _ in made], [draw for _, draw in made]
 
 
-async def test_sixteen_forks_at_once_share_nothing(reseeded) -> None:
+async def test_sixteen_forks_at_once_share_nothing(request, reseeded) -> None:
+    assert reseeded.manifest.traits["reseed"] == request.node.callspec.params["reseeded"]
     vms, draws = await first_draws(reseeded, FORKS)
     try:
         assert {len(draw) for draw in draws} == {64}
@@ -72,14 +84,14 @@ async def test_without_any_reseed_forks_draw_the_same(unsafe) -> None:
     assert len(set(draws)) == 1
 
 
-async def test_a_template_without_reseed_is_no_match_for_a_request(unsafe) -> None:
-    rebuilt = await Template.ensure("unsafe-2", VMConfig(reseed="none"))
-    try:
-        assert (await Template.ensure("unsafe-2", VMConfig(reseed="none"))).generation == rebuilt.generation
-        safe = await Template.ensure("unsafe-2", VMConfig())
-        assert safe.manifest.traits["reseed"] == "both"
-    finally:
-        await rebuilt.remove()
+async def test_a_template_without_reseed_is_no_match_for_a_request(unsafe, template) -> None:
+    assert (await Template.ensure(unsafe.name, VMConfig(reseed="none"))).generation == unsafe.generation
+    assert (await Template.ensure(template.name, VMConfig())).generation == template.generation
+    # A request for a safe one builds it anew, and the other way round; that it would is all that is tried here.
+    for name, config in ((unsafe.name, VMConfig()), (template.name, VMConfig(reseed="agent"))):
+        with pytest.raises(StoreBusy, match=name):
+            async with await TemplateStore(find_places().templates).stage(name, memory_bytes=1 << 20, replace=True):
+                await Template.ensure(name, config, wait_s=0)
 
 
 async def test_an_audit_of_a_sound_template_is_clean(template) -> None:
@@ -96,6 +108,10 @@ async def test_an_audit_tells_a_template_without_reseed(unsafe) -> None:
     assert not report.safe
     bad = {row.name for row in report.rows if row.verdict == "unsafe"}
     assert {"reseed", "urandom", "getrandom"} <= bad
+    told = await asyncio.to_thread(vmfork, "template", "audit", unsafe.name, "-n", "2")
+    assert told.status == 4
+    assert "vmgenid and the agent's reseed was switched off when this template was built" in told.out
+    assert told.out.splitlines()[-1].startswith(f"template {unsafe.name}: 2 forks, NOT safe: reseed, urandom")
 
 
 async def test_probes_of_ones_own(template) -> None:
@@ -214,15 +230,33 @@ with open("/run/answer", "w") as answer:
 """
 HOURS_AHEAD = MONTH_S // 3600
 
+# A process that watches the folder for files that are renamed into it (IN_MOVED_TO, inotify(7)).
+WATCH = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init1(0)
+assert libc.inotify_add_watch(fd, b"/run/vmfork", 0x80) > 0
+os.mkfifo("/run/seen")
+while b"generation" not in os.read(fd, 65536):
+    pass
+with open("/run/seen", "w") as seen:
+    seen.write(open("/run/vmfork/generation").read())
+"""
+
 
 @pytest.fixture(scope="module")
 def timed(template_name):
-    """A template that was frozen with timers armed."""
+    """A template that was frozen with timers armed, and with a process that watches for the next generation."""
     warm_up = [
-        f"cat > /root/timers.py <<'END'\n{TIMERS}END",
-        "setsid --fork python3 /root/timers.py > /root/timers.log 2>&1",
+        line
+        for name, script in (("timers", TIMERS), ("watch", WATCH))
+        for line in (
+            f"cat > /root/{name}.py <<'END'\n{script}END",
+            f"setsid --fork python3 /root/{name}.py > /root/{name}.log 2>&1",
+        )
     ]
-    template = asyncio.run(Template.build("timed", VMConfig(), warm_up=warm_up, ready="test -p /run/answer"))
+    ready = "test -p /run/answer && test -p /run/seen"
+    template = asyncio.run(Template.build("timed", VMConfig(), warm_up=warm_up, ready=ready))
     yield template
     asyncio.run(template.remove())
 
@@ -243,3 +277,14 @@ async def test_only_timers_of_the_wall_clock_fire_after_a_long_freeze(timed, ahe
         "boottime": "waits",
         "alarm": "waits",
     }
+
+
+async def test_a_process_that_watches_the_folder_learns_of_its_fork(timed) -> None:
+    """The file is replaced by rename: one event, and whole whenever it is read."""
+    vms = await timed.fork_many(2)
+    try:
+        for vm in vms:
+            assert (await vm.exec(["cat", "/run/seen"], timeout_s=30, check=True)).stdout == f"{vm.generation}\n"
+    finally:
+        for vm in vms:
+            await vm.aclose()

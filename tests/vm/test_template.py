@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agents import copy_default_image
 
 from vmfork.aio import Template
 from vmfork.config import VMConfig
@@ -26,7 +27,8 @@ from vmfork.errors import (
     TemplateStale,
 )
 from vmfork.host.process import ProcessIdentity
-from vmfork.store import TemplateStore
+from vmfork.store import Manifest, TemplateStore
+from vmfork.template.template import _check_config
 from vmfork.vm.folder import list_records, sweep_vms
 
 pytestmark = pytest.mark.vm
@@ -64,7 +66,19 @@ async def own(template_name):
     await store.remove("own")
 
 
-async def test_damage_is_named_and_nothing_is_started(own) -> None:
+def enforced_fields(manifest: Manifest) -> list[tuple[str, dict[str, object]]]:
+    """Each field that every opening compares with this host, and the change that makes it another."""
+    traits = ("qemu.version", "machine", "image.kernel", "image.initramfs")
+    # The emulator is asked for its version where the file is another than at the freeze.
+    return [
+        *((trait, {"traits": {**manifest.traits, trait: "another"}, "qemu_stamp": "another"}) for trait in traits),
+        ("format", {"format": "another"}),
+        ("host.boot_id", {"host_boot_id": "another"}),
+        ("agent.protocol", {"agent_protocol": "another"}),
+    ]
+
+
+async def test_damage_is_named_and_nothing_is_started(own, instance, tmp_path) -> None:
     built, folder = own
     state = (folder / "state").read_bytes()
     (folder / "state").write_bytes(state[:-100])
@@ -82,14 +96,28 @@ async def test_damage_is_named_and_nothing_is_started(own) -> None:
     (folder / "manifest.json").write_bytes(manifest.replace(b'"cpus": 1', b'"cpus": 2'))
     with pytest.raises(TemplateCorrupt, match="manifest"):
         await Template.open("own")
-    for trait in ("qemu.version", "image.kernel"):
-        other = replace(built.manifest, traits={**built.manifest.traits, trait: "another"}, qemu_stamp="another")
-        (folder / "manifest.json").write_bytes(other.to_json())
+    for field, change in enforced_fields(built.manifest):
+        (folder / "manifest.json").write_bytes(replace(built.manifest, **change).to_json())
         with pytest.raises(TemplateStale) as stale:
             await Template.open("own")
-        assert (stale.value.field, stale.value.have) == (trait, "another")
-        assert stale.value.hint
+        assert (stale.value.field, stale.value.have) == (field, "another")
+        assert stale.value.want not in ("another", None)
+        assert "--replace" in stale.value.hint
+    for field in ("image", "kernel_args", "cpu_model", "reseed", "aslr"):
+        wanted = replace(VMConfig(), **{field: {"reseed": "agent", "aslr": "on"}.get(field, "another")})
+        with pytest.raises(TemplateStale) as stale:
+            _check_config(built.manifest, wanted)
+        assert stale.value.field == field
     (folder / "manifest.json").write_bytes(manifest)
+    # The emulator is replaced after the template was opened.
+    upgraded = tmp_path / "qemu"
+    upgraded.write_text("#!/bin/sh\necho 'QEMU emulator version 9.9.9'\n")
+    upgraded.chmod(0o755)
+    later = Template(built.manifest, built._binary, instance, VMConfig(qemu=str(upgraded)))
+    with pytest.raises(TemplateStale) as stale:
+        await later.fork()
+    assert (stale.value.field, stale.value.want) == ("qemu.version", "9.9.9")
+    assert list_records(instance.vms) == []
     async with await built.fork() as vm:
         assert (await vm.exec(["true"])).ok
         # Removed while a fork runs: the fork goes on, no mount is left. The fixture removes it again, from scratch.
@@ -163,9 +191,7 @@ def test_an_ordinary_user_builds_and_forks(template_name, instance, tmp_path) ->
     shared = Path(f"/dev/shm/vmfork-user-{os.getpid()}")
     shared.mkdir()
     uid = 65533
-    images = shared / "home" / "images"
-    images.parent.mkdir()
-    subprocess.run(["cp", "-r", instance.images, images], check=True)
+    copy_default_image(instance, shared / "home" / "images")
     subprocess.run(["chown", "-R", f"{uid}:{uid}", shared], check=True)
     child = os.fork()
     if child == 0:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestError, GuestFileError
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestFileError, MachineEnded
 
 pytestmark = pytest.mark.vm
 
@@ -66,8 +67,20 @@ async def test_a_killed_machine_fails_its_calls_at_once(template) -> None:
         call = asyncio.ensure_future(vm.exec(["sleep", "60"]))
         await vm.ping()
         vm._machine.identity.kill()
-        with pytest.raises(GuestError):
-            await asyncio.wait_for(call, 10)
+        for attempt in (call, vm.ping()):
+            with pytest.raises(MachineEnded) as ended:
+                await asyncio.wait_for(attempt, 10)
+            assert ended.value.exit_code == -signal.SIGKILL
+            assert "memory" in ended.value.hint
+
+
+@pytest.mark.parametrize(("key", "exit_code", "said"), [("c", 0, "sysrq triggered crash"), ("o", 0, "Power Off")])
+async def test_a_guest_that_goes_down_is_told_with_its_console(template, key, exit_code, said) -> None:
+    async with await template.fork() as vm:
+        with pytest.raises(MachineEnded) as ended:
+            await vm.shell(f"echo {key} > /proc/sysrq-trigger; sleep 60", timeout_s=30)
+        assert ended.value.exit_code == exit_code
+        assert said in ended.value.details()
 
 
 async def test_closing_leaves_nothing(template, instance) -> None:

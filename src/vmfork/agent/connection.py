@@ -42,7 +42,9 @@ class Connection:
         self._open: dict[int, Exchange] = {}
         self._none_open: asyncio.Future[None] | None = None
         self._last_stream = 0
-        self._line = Line(sock, on_frame=self._take_frame, on_lost=self.fail)
+        self._reason_limit_s = 0.0
+        self._losing: asyncio.TimerHandle | None = None
+        self._line = Line(sock, on_frame=self._take_frame, on_lost=self._lose)
 
     @classmethod
     async def open(cls, sock: socket.socket) -> Self:
@@ -87,10 +89,25 @@ class Connection:
         On a connection that has ended already, `reason` takes the place of the one known so far.
         """
         self.lost = reason
+        if self._losing is not None:
+            self._losing.cancel()
         self._line.close()
         self._fail_open(reason)
         if not self.closed.done():
             self.closed.set_result(None)
+
+    def await_reason(self, limit_s: float) -> None:
+        """A line that ends fails its requests up to `limit_s` seconds later, so that whoever knows why can say it.
+
+        The socket of a machine that died is closed a moment before its process is seen to have ended.
+        """
+        self._reason_limit_s = limit_s
+
+    def _lose(self, reason: Exception) -> None:
+        if self._reason_limit_s and not isinstance(reason, ProtocolError):
+            self._losing = asyncio.get_running_loop().call_later(self._reason_limit_s, self.fail, reason)
+        else:
+            self.fail(reason)
 
     def send(self, data: bytes) -> None:
         """Frames for a stream that is open are on their way."""

@@ -40,9 +40,11 @@ def _explain(argv: Sequence[str], cwd: str, user: str) -> Explain:
             case "not-executable":
                 return ExecError(argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
             case "no-directory":
-                return GuestError(f"the folder {cwd!r} cannot be entered in the guest")
+                return GuestError(
+                    f"the folder {cwd!r} cannot be entered in the guest", hint="make it first, or give another"
+                )
             case "no-user":
-                return GuestError(f"the guest has no user {user!r}")
+                return GuestError(f"the guest has no user {user!r}", hint="its users are in its /etc/passwd")
             case _:
                 return GuestError(f"{_name_of(argv)} was not started: {failure.message} ({failure.code})")
 

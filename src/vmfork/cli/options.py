@@ -62,4 +62,6 @@ def read_placed_file(text: str) -> tuple[str, bytes]:
     try:
         return guest, Path(host).read_bytes()
     except OSError as error:
-        raise ConfigError("file", text, f"{host} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            "file", text, f"{host} cannot be read: {error.strerror}", hint="give a file that is here"
+        ) from error

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
 
+_NOT_STARTED = {
+    126: "a program has its execute bit set, and its interpreter is in the image",
+    127: "is it spelt as in the guest? An image with more in it: vmfork image build NAME --package PACKAGE",
+}
+
 
 class _WrongUsage(click.UsageError):
     exit_code = OWN_FAILURE
@@ -94,7 +99,7 @@ def command(
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
     if limit_s is not None and limit_s <= 0:
-        raise ConfigError("timeout", timeout, "must be more than 0")
+        raise ConfigError("timeout", timeout, "must be more than 0", hint="leave it out for no limit")
     env = dict(parse_variable(text) for text in variables)
     placed = dict(read_placed_file(text) for text in files)
 
@@ -142,6 +147,7 @@ async def _run(
         async with asyncio.timeout(limit_s), await vm.start(argv, env=env, cwd=workdir, stdin=has_input) as process:
             code, duration_s = await _stream(process, kept, has_input=has_input)
     except ExecError as error:  # 126, 127
+        error.hint = error.hint or _NOT_STARTED.get(error.exit_code, "")
         show_error(error)
         code, duration_s = error.exit_code, time.perf_counter() - begin
     except BrokenPipeError:
@@ -149,7 +155,7 @@ async def _run(
     except TimeoutError as error:
         if limit_s is None or isinstance(error, DeadlineExceeded):
             raise
-        show_error(DeadlineExceeded(f"the command {argv[0]!r}", limit_s))
+        show_error(DeadlineExceeded(f"the command {argv[0]!r}", limit_s, hint="allow it more with --timeout"))
         code, duration_s = TIME_LIMIT, time.perf_counter() - begin
     if kept is not None:
         show_json(

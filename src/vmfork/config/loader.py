@@ -93,7 +93,9 @@ def find_file(path: Path | None, environ: Mapping[str, str], *, uid: int | None 
     demanded = path or (Path(environ["VMFORK_CONFIG"]) if environ.get("VMFORK_CONFIG") else None)
     if demanded is not None:
         if not demanded.is_file():
-            raise ConfigError("config", str(demanded), f"no file is at {demanded}")
+            raise ConfigError(
+                "config", str(demanded), f"no file is at {demanded}", hint="check --config and VMFORK_CONFIG"
+            )
         return demanded
     if (os.getuid() if uid is None else uid) == 0:
         folder = Path("/etc/vmfork")
@@ -150,7 +152,7 @@ def _from_text(field: str, text: str) -> Any:
     if field in ("factory.template", "factory.remote"):
         truth = _TRUTH.get(text.strip().lower())
         if truth is None:
-            raise ConfigError(field, text, f"{text!r} is neither true nor false")
+            raise ConfigError(field, text, f"{text!r} is neither true nor false", hint="write true or false")
         return truth
     if field in ("vm.cpus", "vm.max_cpus", "factory.cache"):
         try:

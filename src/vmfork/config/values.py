@@ -40,9 +40,10 @@ def check_name(name: str, *, field: str = "name") -> str:
     1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit. `ConfigError` otherwise.
     """
     if not name:
-        raise ConfigError(field, name, "a name may not be empty")
+        raise ConfigError(field, name, "a name may not be empty", hint="give one, such as py-3.13")
     if len(name) > NAME_LIMIT:
-        raise ConfigError(field, name, f"a name has at most {NAME_LIMIT} characters, this one {len(name)}")
+        reason = f"a name has at most {NAME_LIMIT} characters, this one {len(name)}"
+        raise ConfigError(field, name, reason, hint="give a shorter one")
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
             field,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from vmfork.host import cgroup
+
 KVM = Path("/dev/kvm")
 
 
@@ -33,11 +35,11 @@ def kvm_device() -> KVMDevice:
 
 
 def available_memory_bytes() -> int:
-    """Bytes that can be used without swapping (MemAvailable, proc(5))."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    """Bytes that can be used without swapping: MemAvailable (proc(5)), or less where a control group sets a limit."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    host = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    ours = cgroup.memory_left_bytes()
+    return host if ours is None else min(host, ours)
 
 
 def total_memory_bytes() -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+_COUNTED = frozenset({"Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +36,32 @@ class MemoryUse:
 def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()) -> MemoryUse:
     """What process `pid` uses now. `OSError` if it is gone.
 
-    Guest RAM are the mappings of the file `ram_inode`, or, where there is none, the anonymous one of `ram_bytes` bytes;
-    and the anonymous ones of a size in `added_bytes`.
+    Guest RAM are the mappings of the file `ram_inode`, which reach to `ram_bytes` where that is given, or, where there
+    is no file, the anonymous one of `ram_bytes` bytes; and the anonymous ones of a size in `added_bytes`.
     """
-    totals = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"), 0)
-    guest = dict(totals)
-    in_guest = False
+    totals, anonymous = Counter[str](), Counter[str]()
+    # By device: files of two file systems may have one number. What stat(2) calls the device is no help, since a btrfs
+    # or an overlay shows another in smaps. How far the file is mapped tells them apart.
+    of_files: dict[str, _Mapped] = defaultdict(_Mapped)
+    counted: list[Counter[str]] = [totals]
     with Path(f"/proc/{pid}/smaps").open() as smaps:
         for line in smaps:
             key, _, rest = line.partition(":")
-            if key in totals:
+            if key in _COUNTED:
                 amount = int(rest.split()[0]) * 1024
-                totals[key] += amount
-                if in_guest:
-                    guest[key] += amount
+                for counter in counted:
+                    counter[key] += amount
             elif "-" in (span := line.partition(" ")[0]):
-                inode = int(line.split()[4])
+                _, _, offset, device, inode = line.split()[:5]
                 start, end = (int(part, 16) for part in span.split("-"))
                 size = end - start
-                in_guest = inode == ram_inode if ram_inode else inode == 0 and size == ram_bytes
-                in_guest = in_guest or (inode == 0 and size in added_bytes)
+                counted = [totals]
+                if ram_inode and int(inode) == ram_inode:
+                    of_files[device].reach(int(offset, 16) + size)
+                    counted.append(of_files[device].use)
+                elif inode == "0" and (size in added_bytes or (not ram_inode and size == ram_bytes)):
+                    counted.append(anonymous)
+    guest = sum((m.use for m in of_files.values() if ram_bytes in (0, m.end)), start=anonymous)
     return MemoryUse(
         totals["Rss"],
         totals["Pss"],
@@ -61,3 +70,14 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes
         # A page of the file counts as private while one process alone maps it: what was copied is anonymous.
         guest["Anonymous"],
     )
+
+
+class _Mapped:
+    """What the mappings of one file use, and where in the file the last of them ends."""
+
+    def __init__(self) -> None:
+        self.use = Counter[str]()
+        self.end = 0
+
+    def reach(self, end: int) -> None:
+        self.end = max(self.end, end)

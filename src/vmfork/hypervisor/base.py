@@ -130,6 +130,9 @@ class Machine(Protocol):
     async def check(self) -> None:
         """The hypervisor answered. Waits as long as it does not."""
 
+    async def wait_stopped(self) -> str:
+        """The guest stands still, and the hypervisor's word for why. Waits as long as it runs."""
+
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
 

@@ -302,8 +302,8 @@ def _check_memory(need: int) -> None:
     if need > available:
         raise HostError(
             f"not enough memory: the template needs {format_mib(need // MIB)}, "
-            f"the host has {format_mib(available // MIB)} available",
-            hint="give the VM less memory, or stop something else",
+            f"{format_mib(available // MIB)} can be had",
+            hint="give the VM less memory, stop something else, or raise the memory limit of the container or service",
         )
 
 

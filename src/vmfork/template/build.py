@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError, HostError, LaunchError
+from vmfork.errors import ConfigError, DeadlineExceeded, HostError, LaunchError, MachineEnded
 from vmfork.host import facts
 from vmfork.progress import Progress, ignore_progress
 from vmfork.store import Manifest, TemplateStore
@@ -206,14 +206,8 @@ async def _out_of_space_named(staging: Staging) -> AsyncIterator[None]:
     """A QEMU that died of SIGBUS is told as what it was: its RAM file could not grow."""
     try:
         yield
-    except LaunchError as error:
+    except (LaunchError, MachineEnded) as error:
         if error.exit_code == -signal.SIGBUS:
-            raise _no_space(staging) from error
-        raise
-    except ExecError:
-        raise
-    except GuestError as error:
-        if f"exit status {-signal.SIGBUS}" in error.message:
             raise _no_space(staging) from error
         raise
 

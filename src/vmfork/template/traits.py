@@ -17,7 +17,7 @@ def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
     """Device state of one emulator version is not read by another with a different answer."""
     return {
         "qemu.version": binary.version,
-        "machine": hardware.machine,
+        "machine": binary.machine,
         "accel": hardware.accel,
         "cpu_model": hardware.cpu_model,
     }

@@ -120,7 +120,8 @@ async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, pl
     )
     hardware = hardware_for(small, "kvm", binary)
     try:
-        base = await boot_base(BootPlan(small, image, binary, hardware), places=places)
+        # A CPU that KVM cannot go on emulating is stopped, and QEMU waits for somebody to look at it.
+        base = await boot_base(BootPlan(small, image, binary, hardware), places=places, may_stop=True)
     except LaunchError as error:
         return Verdict(usable=False, reason=_tell_why(error))
     except GuestError as error:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, ExecError, GuestError, LaunchError
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError
 from vmfork.vm.adopt import adopt
-from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over, watch_end
+from vmfork.vm.ending import explained, watch_end
+from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over
 from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
 from vmfork.vm.thaw import Thaw, check_files, thaw
 from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from vmfork.agent.client import AgentClient
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vmfork.vm.handle import VMHandle
     from vmfork.wire import Hello
 
-# Between the agent's connection closing and the process being reaped.
-_EXIT_GRACE_S = 2.0
 # Adopting and a program, before a machine is parked: after three of them a take costs QEMU 15 ms of CPU time in place
 # of 18 (TCG, side by side on a busy host), after six no less.
 _REHEARSALS = 3
@@ -259,42 +257,3 @@ class BaseVM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-@asynccontextmanager
-async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
-    """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
-    try:
-        yield
-    except DeadlineExceeded as error:
-        raise _launch_error(
-            machine,
-            f"the guest did not answer within {timeout_s:g} s",
-            hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
-        ) from error
-    except (GuestError, OSError) as error:
-        if agent.lost is not None and await _has_ended(machine):
-            raise _launch_error(machine, f"QEMU ended before the guest was ready ({error})") from error
-        if isinstance(error, GuestError):
-            error.console_tail = machine.console_tail()
-            raise
-        raise AdoptError("agent", str(error), console_tail=machine.console_tail()) from error
-
-
-async def _has_ended(machine: Machine) -> bool:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
-    return machine.has_ended
-
-
-def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
-    if machine.exit_code == -signal.SIGKILL:
-        hint = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
-    return LaunchError(
-        reason,
-        argv=machine.argv,
-        exit_code=machine.exit_code,
-        log_tail=machine.log_tail(),
-        console_tail=machine.console_tail(),
-        hint=hint,
-    )

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import ConfigError, GuestError, HostError, StoreBusy, VMNotFound
-from vmfork.hypervisor.qemu.machine import QemuMachine, describe_end
+from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
+from vmfork.hypervisor.qemu.machine import QemuMachine
 from vmfork.vm.folder import VMFolder, read_handle, read_record
 from vmfork.vm.handle import VMHandle, is_vm_id, new_token
 from vmfork.vm.thaw import Thaw
@@ -72,15 +72,6 @@ def make_handle(
         timings=timings,
         adoption=adoption,
         todo=todo or Thaw(),
-    )
-
-
-def watch_end(machine: Machine, agent: AgentClient) -> None:
-    """When the machine ends, who waits for its agent is told so."""
-    machine.on_exit(
-        lambda code: agent.fail(
-            GuestError(f"the machine is gone: {describe_end(code)}", console_tail=machine.console_tail())
-        )
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vmfork.errors import LaunchError
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu.machine import QemuMachine
 from vmfork.vm.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
@@ -16,6 +18,7 @@ from vmfork.vm.identity import Identity
 from vmfork.vm.thaw import Thaw
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from vmfork.config import Places, VMConfig
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.image import Image
     from vmfork.vm.base import BaseVM
+    from vmfork.wire import Hello
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
 # What is switched off is looked for at every boot and found in none of these machines.
@@ -69,10 +73,11 @@ def decide_aslr(config: VMConfig, accel: str) -> bool:
     return config.aslr == "on" or (config.aslr == "auto" and accel != "tcg")
 
 
-async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None) -> BaseVM:
+async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None, may_stop: bool = False) -> BaseVM:
     """A machine that was booted as planned and whose agent answers. With `memory_fd`, its RAM is in that file.
 
     `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
+    `may_stop`: QEMU is asked as well, at the cost of its monitor, so that one that stops the guest is noticed at once.
     """
     image = plan.image
     aslr = "" if decide_aslr(plan.config, plan.hardware.accel) else " norandmaps"
@@ -86,6 +91,7 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
         image=image.name,
         places=places,
         boot_timeout_s=plan.config.boot_timeout_s,
+        may_stop=may_stop,
     )
 
 
@@ -113,6 +119,7 @@ async def _launch(
     image: str,
     places: Places,
     boot_timeout_s: float = 0.0,
+    may_stop: bool = False,
     todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
@@ -136,7 +143,8 @@ async def _launch(
         spawned = time.perf_counter()
         # Loaded the first time, while QEMU starts: 15 ms that nobody waits for (docs/decisions/0008).
         from vmfork.agent.client import AgentClient  # noqa: PLC0415
-        from vmfork.vm.base import BaseVM, explained  # noqa: PLC0415
+        from vmfork.vm.base import BaseVM  # noqa: PLC0415
+        from vmfork.vm.ending import explained  # noqa: PLC0415
 
         folder.write_record(_record(identity, machine, hardware, image))
         agent = await AgentClient.open(machine.connect_agent())
@@ -144,7 +152,8 @@ async def _launch(
         greeting = None
         if isinstance(start, Boot):
             async with explained(machine, agent, boot_timeout_s):
-                greeting = await agent.hello(timeout_s=boot_timeout_s, take_over=False)
+                hello = agent.hello(timeout_s=boot_timeout_s, take_over=False)
+                greeting = await (_unless_stopped(hello, machine) if may_stop else hello)
         on_failure.pop_all()
     return BaseVM(
         folder=folder,
@@ -159,6 +168,25 @@ async def _launch(
         greeting=greeting,
         todo=todo or Thaw(),
     )
+
+
+async def _unless_stopped(hello: Coroutine[Any, Any, Hello], machine: Machine) -> Hello:
+    """The agent's greeting. `LaunchError` when QEMU stops the guest before."""
+    greeting, stopped = asyncio.ensure_future(hello), asyncio.ensure_future(machine.wait_stopped())
+    try:
+        await asyncio.wait({greeting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not greeting.done() and stopped.exception() is None:
+            raise LaunchError(
+                f"QEMU stopped the guest ({stopped.result()})",
+                argv=machine.argv,
+                log_tail=machine.log_tail(),
+                console_tail=machine.console_tail(),
+            )
+        return await greeting  # a monitor that was lost knows less than the agent's line
+    finally:
+        greeting.cancel()
+        stopped.cancel()
+        await asyncio.gather(greeting, stopped, return_exceptions=True)
 
 
 def _room_to_grow(hardware: Hardware) -> str:

@@ -14,8 +14,9 @@ from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
+from vmfork.vm.ending import watch_end
 from vmfork.vm.folder import list_records, read_record
-from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over, watch_end
+from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze

@@ -10,6 +10,7 @@ import pytest
 from host_probe import exit_code_of, fork_child, open_descriptors
 
 from vmfork.host.memory import read_memory
+from vmfork.host.tmpfs import mount_tmpfs, unmount
 
 PAGE = mmap.PAGESIZE
 PAGES = 64
@@ -85,6 +86,31 @@ def test_all_mappings_of_the_file_count_and_those_of_others_do_not(ram):
         use = read_memory(os.getpid(), ram_inode=ram[1])
     os.close(other)
     assert use.guest_private == 5 * PAGE
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount two file systems whose files have one number")
+def test_a_file_of_another_file_system_with_the_same_number_does_not_count(tmp_path):
+    """As root every template has a tmpfs of its own, whose first files have the same few numbers."""
+    fds = []
+    for name, pages in (("a", PAGES), ("b", 2 * PAGES)):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert mount_tmpfs(folder, size_bytes=4 * PAGES * PAGE)
+        fds.append(os.open(folder / "memory", os.O_RDWR | os.O_CREAT))
+        os.pwrite(fds[-1], b"x" * pages * PAGE, 0)
+    inode = os.fstat(fds[0]).st_ino
+    assert inode == os.fstat(fds[1]).st_ino
+    try:
+        with mapped(fds[0]) as ours, mapped(fds[1], length=2 * PAGES * PAGE) as others:
+            touch(ours, range(4), write=True)
+            touch(others, range(32), write=True)
+            use = read_memory(os.getpid(), ram_inode=inode, ram_bytes=PAGES * PAGE)
+            assert read_memory(os.getpid(), ram_inode=inode, ram_bytes=PAGE).guest_rss == 0
+    finally:
+        for name, fd in zip("ab", fds, strict=True):
+            os.close(fd)
+            unmount(tmp_path / name)
+    assert use.guest_private == 4 * PAGE
 
 
 def test_anonymous_ram_is_found_by_its_size():

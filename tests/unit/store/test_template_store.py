@@ -496,7 +496,7 @@ async def test_memory_the_host_has_not_is_refused_with_the_arithmetic(store):
     with pytest.raises(HostError, match="not enough memory") as caught:
         await store.stage("one", memory_bytes=2 * available_mib * MIB)
     assert f"the template needs {format_mib(2 * available_mib + STATE_HEADROOM // MIB)}" in caught.value.message
-    told = re.search(r"the host has ([\d.]+) MiB available", caught.value.message)
+    told = re.search(r"([\d.]+) MiB can be had", caught.value.message)
     assert told is None or float(told[1]) == pytest.approx(available_mib, rel=0.5)
     assert caught.value.hint
     assert list(store.folder.iterdir()) == []

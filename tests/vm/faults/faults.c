@@ -1,4 +1,4 @@
-/* Compiled into an agent for tests: calls of the C library that fail or lie once /etc/fault names them.
+/* Compiled into an agent for tests: calls of the C library that fail or lie once the fork's id names them.
  * The agent's sources are compiled with -Dsethostname=faulty_sethostname and so on; this file is not. */
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +11,7 @@
 static int is_asked_for(const char *fault)
 {
     char asked[64] = "";
-    int fd = open("/etc/fault", O_RDONLY | O_CLOEXEC);
+    int fd = open("/run/vmfork/fork-id", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return 0;
     ssize_t got = read(fd, asked, sizeof asked - 1);

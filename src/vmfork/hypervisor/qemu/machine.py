@@ -168,6 +168,14 @@ class QemuMachine:
         """QEMU answered, so its main loop runs; the guest may stand still."""
         await (await self._get_monitor()).execute("query-status")
 
+    async def wait_stopped(self) -> str:
+        """The virtual CPUs stand still; gives QEMU's run state, such as `internal-error` (QMP reference, RunState)."""
+        monitor = await self._get_monitor()
+        with monitor.listen("STOP") as events:
+            while (state := str((await monitor.execute("query-status"))["status"])) in ("running", "inmigrate"):
+                await anext(events)
+        return state
+
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path` (60 to 80 KB, about 1 ms). The machine was paused, and stays so.
 

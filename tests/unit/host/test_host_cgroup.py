@@ -1,0 +1,115 @@
+"""Limits of control groups, of either version, from where a process is up to where it cannot see further."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmfork.errors import HostError
+from vmfork.host import cgroup, facts
+from vmfork.store import TemplateStore
+
+MIB = 1 << 20
+V2, V1 = "cgroup2", "cgroup"
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Makes a `/proc/self` and the groups it names: path below the mount -> limit, use, inactive file cache (MiB)."""
+
+    def make(kind: str, groups: dict[str, tuple[int | str, int, int]], *, path: str, root: str = "/") -> Path:
+        proc, mounted = tmp_path / "proc", tmp_path / "mounted"
+        proc.mkdir()
+        line = f"0::{path}" if kind == V2 else f"4:memory,hugetlb:{path}"
+        (proc / "cgroup").write_text(f"9:cpu:/elsewhere\n{line}\n")
+        options = "rw,memory,hugetlb" if kind == V1 else "rw,nsdelegate"
+        (proc / "mountinfo").write_text(
+            "22 1 0:20 / /proc rw - proc proc rw\n"
+            f"36 31 0:33 / {tmp_path}/cpu rw,relatime - cgroup cgroup rw,cpu\n"
+            f"35 31 0:32 {root} {mounted} rw,relatime shared:9 - {kind} {kind} {options}\n"
+        )
+        names = ("memory.max", "memory.current", "inactive_file")
+        if kind == V1:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        for name, (limit, use, cache) in groups.items():
+            group = mounted / name
+            group.mkdir(parents=True, exist_ok=True)
+            (group / names[0]).write_text(f"{limit if isinstance(limit, str) else limit * MIB}\n")
+            (group / names[1]).write_text(f"{use * MIB}\n")
+            (group / "memory.stat").write_text(f"anon 1\n{names[2]} {cache * MIB}\nslab 2\n")
+        return proc
+
+    return make
+
+
+@pytest.mark.parametrize("kind", [V2, V1])
+def test_the_tightest_group_on_the_way_up_counts(host, kind) -> None:
+    proc = host(kind, {"a": (1000, 300, 0), "a/b": (800, 50, 0), "c": (1, 1, 0)}, path="/a/b")
+    assert cgroup.memory_left_bytes(proc=proc) == 700 * MIB
+
+
+@pytest.mark.parametrize("kind", [V2, V1])
+def test_cache_that_is_given_back_is_not_counted_as_used(host, kind) -> None:
+    assert cgroup.memory_left_bytes(proc=host(kind, {"a": (100, 90, 40)}, path="/a")) == 50 * MIB
+
+
+def test_a_group_above_its_limit_has_nothing_left(host) -> None:
+    assert cgroup.memory_left_bytes(proc=host(V2, {"a": (100, 130, 10)}, path="/a")) == 0
+
+
+def test_no_limit_and_no_such_file_limit_nothing(host) -> None:
+    assert cgroup.memory_left_bytes(proc=host(V2, {"a": ("max", 130, 10)}, path="/a/b/c")) is None
+
+
+@pytest.mark.parametrize(("path", "root"), [("/docker/1", "/docker/1"), ("/", "/"), ("/../../x", "/")])
+def test_in_a_container_the_mount_is_what_it_may_see(host, path, root) -> None:
+    assert cgroup.memory_left_bytes(proc=host(V2, {"": (512, 12, 0)}, path=path, root=root)) == 500 * MIB
+
+
+def test_without_control_groups_nothing_is_limited(tmp_path) -> None:
+    assert cgroup.memory_left_bytes(proc=tmp_path) is None
+
+
+@pytest.fixture
+def real_group():
+    """A group of this test's own below ours, with its limit file; a named skip where none can be made."""
+    for kind, group in cgroup._groups(Path("/proc/self")):
+        own = group / f"vmfork-test-{os.getpid()}"
+        limit = own / cgroup._FILES[kind][0]
+        try:
+            own.mkdir()
+            limit.write_text(str(64 * MIB))
+        except OSError:
+            if own.exists():
+                own.rmdir()
+            continue
+        yield own
+        own.rmdir()
+        return
+    pytest.skip("no control group with a memory limit can be made here")
+
+
+TELL = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+from vmfork.host import facts
+print(facts.available_memory_bytes())
+"""
+
+
+def test_a_real_limit_is_seen_from_inside(real_group) -> None:
+    told = subprocess.run([sys.executable, "-c", TELL, real_group], capture_output=True, text=True, check=True)
+    assert 0 < int(told.stdout) <= 64 * MIB < facts.available_memory_bytes()
+
+
+async def test_a_template_that_does_not_fit_into_the_group_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cgroup, "memory_left_bytes", lambda: 100 * MIB)
+    with pytest.raises(HostError, match="not enough memory: the template needs 136 MiB, 100 MiB can be had") as short:
+        await TemplateStore(tmp_path / "templates").stage("one", memory_bytes=128 * MIB)
+    assert short.value.hint
+    assert not list((tmp_path / "templates").iterdir())
