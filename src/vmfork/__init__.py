@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
     from vmfork.vm.handle import VMHandle
     from vmfork.vm.result import ExecResult
+    from vmfork.vm.trace import detailed_timings
 
 __version__ = "0.1.0"
 
@@ -86,6 +87,7 @@ __all__ = [
     "VMHandle",
     "VMNotFound",
     "aio",
+    "detailed_timings",
     "find_places",
 ]
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
     from vmfork.vm.handle import VMHandle
     from vmfork.vm.result import ExecResult
+    from vmfork.vm.trace import detailed_timings
     from vmfork.vm.vm import VM
 
 _ERRORS = (
@@ -62,6 +63,7 @@ _HOME = {
     "ExecResult": "vmfork.vm.result",
     "VMHandle": "vmfork.vm.handle",
     "Probe": "vmfork.template.probes",
+    "detailed_timings": "vmfork.vm.trace",
 }
 
 __all__ = [
@@ -101,6 +103,7 @@ __all__ = [
     "VMForkError",
     "VMHandle",
     "VMNotFound",
+    "detailed_timings",
     "find_places",
 ]
 

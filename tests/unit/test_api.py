@@ -14,7 +14,10 @@ import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "GuestProcess", "Template"}
-VALUES = {"ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "find_places"}
+VALUES = {
+    "ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "detailed_timings",
+    "find_places",
+}  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",

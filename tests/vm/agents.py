@@ -80,5 +80,6 @@ def copy_default_image(places: Places, images: Path) -> None:
     """The image `default`, and nothing that another test makes or removes meanwhile, is below `images`."""
     image = open_image("default", images_dir=places.images)
     shutil.copytree(image.kernel.parent, images / image.digest)
-    (images / "names").mkdir()
+    for folder in ("names", "locks"):
+        (images / folder).mkdir()
     (images / "names" / "default").symlink_to(Path("..", image.digest))

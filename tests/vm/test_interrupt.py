@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def interrupt_at(running: Running, text: str, number: signal.Signals, *, fd: int
 def test_while_a_command_runs(template_name, number) -> None:
     with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
         interrupt_at(running, "up", number, fd=1)
+
+
+@pytest.mark.parametrize("step", ["forking", "comparing urandom"])
+def test_while_a_template_is_audited(template_name, step) -> None:
+    with Running("template", "audit", template_name, "-n", "3") as running:
+        interrupt_at(running, f"audit: {step}", INT)
 
 
 def test_while_input_streams(template_name) -> None:
@@ -70,10 +77,15 @@ def test_while_templates_are_built(instance, template_name, tmp_path) -> None:
     warm = Running("template", "build", "cut-warm", "--run", "sleep 60")
     freeze = Running("template", "build", "cut-freeze")
     record = Running("template", "build", "cut-record")
-    with warm, freeze, record:
-        interrupt_at(warm, "running 'sleep 60'", INT)
-        interrupt_at(freeze, "freezing", INT)
-        interrupt_at(record, "recording", TERM)
+    # Each at its moment, whichever comes first: freezing and recording are over in a fraction of a second.
+    with warm, freeze, record, ThreadPoolExecutor() as pool:
+        ends = [
+            pool.submit(interrupt_at, warm, "running 'sleep 60'", INT),
+            pool.submit(interrupt_at, freeze, "freezing", INT),
+            pool.submit(interrupt_at, record, "recording", TERM),
+        ]
+        for end in ends:
+            end.result()
     assert [path.name for path in instance.templates.iterdir()] == [template_name]
 
 

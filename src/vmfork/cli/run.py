@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
 from vmfork.template.template import DEFAULT, Template
 from vmfork.units import parse_duration_s
+from vmfork.vm.trace import detailed_timings
 from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from vmfork.agent.process import GuestProcess
     from vmfork.config.loader import Settings
+    from vmfork.vm.result import Timings
     from vmfork.vm.vm import VM
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
@@ -79,6 +81,7 @@ class _RunCommand(click.Command):
 @cpus_option
 @memory_option
 @json_option
+@click.option("--timings", is_flag=True, help="Tell on standard error where the time went, phase by phase.")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
 def command(
     name: str | None,
@@ -89,6 +92,7 @@ def command(
     cpus: int | None,
     memory: str | None,
     as_json: bool,
+    timings: bool,
     argv: tuple[str, ...],
 ) -> int:
     """Run CMD in a fresh fork, pass its input and output through, leave nothing.
@@ -107,10 +111,26 @@ def command(
         template = await find_template(name, settings)
         wanted_cpus = None if cpus is None else settings.vm.cpus
         wanted_mib = None if memory is None else settings.vm.memory_mib
-        async with await template.fork(files=placed, cpus=wanted_cpus, memory_mib=wanted_mib) as vm:
-            return await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
+        with detailed_timings() if timings else nullcontext():
+            vm = await template.fork(files=placed, cpus=wanted_cpus, memory_mib=wanted_mib)
+        async with vm:
+            forked = time.perf_counter()
+            status = await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
+            if timings:
+                _show_timings(vm.timings, time.perf_counter() - forked)
+            return status
 
     return run_async(work())
+
+
+def _show_timings(timings: Timings, program_s: float) -> None:
+    """One line for each phase, in its order, then the fork as a whole and the program."""
+    phases = ("spawn", "load", "adopt", "clock", "thaw", "fit")
+    told = {name: getattr(timings, f"{name}_s") for name in phases}
+    told |= {"fork": timings.total_s, "program": program_s}
+    for name, seconds in told.items():
+        if seconds or name != "fit":
+            click.echo(f"{name:8}{seconds * 1000:9.1f} ms", err=True)
 
 
 def default_template_name(config: VMConfig) -> str:

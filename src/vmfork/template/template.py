@@ -27,6 +27,7 @@ from vmfork.vm.identity import check_env
 from vmfork.vm.launch import Frozen, restore_base
 from vmfork.vm.secrets import Secrets
 from vmfork.vm.thaw import Thaw
+from vmfork.vm.trace import failure_told
 from vmfork.wire import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -230,8 +231,10 @@ class Template:
     async def _fork_as_it_is(
         self, *, env: Mapping[str, str] | None, files: Mapping[str, bytes | str] | None, timeout_s: float
     ) -> VM:
-        base = await self.fork_base()
-        return await base.adopt(env=env, files=files, timeout_s=timeout_s, hook_timeout_s=self._config.hook_timeout_s)
+        with failure_told("vmfork.fork", {"vmfork.template": self.name}):
+            base = await self.fork_base()
+            limit = self._config.hook_timeout_s
+            return await base.adopt(env=env, files=files, timeout_s=timeout_s, hook_timeout_s=limit)
 
     async def fork_many(
         self,

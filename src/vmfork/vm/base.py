@@ -15,6 +15,7 @@ from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over
 from vmfork.vm.identity import Identity, check_env
 from vmfork.vm.result import Timings
 from vmfork.vm.thaw import Thaw, check_files, thaw
+from vmfork.vm.trace import is_detailed, tell_machine
 from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class BaseVM:
             async with explained(self._machine, self._agent, timeout_s):
                 if self._parked:
                     await self._unpark(timeout_s)
+                awake = 0.0
+                if is_detailed():
+                    await self._agent.ping(timeout_s=timeout_s)
+                    awake = time.perf_counter()
                 adoption = await adopt(self._agent, identity, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
                 await thaw(
@@ -114,6 +119,17 @@ class BaseVM:
         machine, agent = self._machine, self._agent
         watch_end(machine, agent)
         now = time.perf_counter()
+        answered = adopted - adoption.clock_s
+        timings = Timings(
+            spawn_s=self.spawn_s,
+            answer_s=self.answer_s + (answered - start),
+            load_s=self.answer_s + (awake - start) if awake else 0.0,
+            adopt_s=answered - awake if awake else 0.0,
+            clock_s=adoption.clock_s,
+            thaw_s=now - adopted,
+            total_s=self.spawn_s + self.answer_s + (now - start),
+        )
+        tell_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
         return VM(
             folder=self._folder,
             machine=machine,
@@ -121,21 +137,21 @@ class BaseVM:
             hardware=self.hardware,
             identity=identity,
             adoption=adoption,
-            timings=Timings(
-                spawn_s=self.spawn_s,
-                answer_s=self.answer_s + (adopted - start) - adoption.clock_s,
-                clock_s=adoption.clock_s,
-                thaw_s=now - adopted,
-                total_s=self.spawn_s + self.answer_s + (now - start),
-            ),
+            timings=timings,
             image=self.image,
             ram_inode=self._ram_inode,
         )
 
+    @property
+    def _kind(self) -> str:
+        if not self.identity.template:
+            return "vmfork.boot"
+        return "vmfork.fork" if self.spawn_s else "vmfork.take"
+
     async def park(self, *, timeout_s: float) -> None:
         """The machine was exercised and stands still: what only the first use costs was paid, mostly emulation.
 
-        It took on an identity that is thrown away, with entropy of its own, and ran a program. `adopt` lets it run on
+        It took on identities that are thrown away, with entropy of their own, and ran programs. `adopt` lets it run on
         and gives it the one it keeps. Errors are those of `adopt`; the machine is destroyed then, and on cancel.
         """
         async with AsyncExitStack() as on_failure:

@@ -20,6 +20,7 @@ from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_hand
 from vmfork.vm.identity import check_env
 from vmfork.vm.result import ExecResult, Timings
 from vmfork.vm.thaw import Thaw, prepare_freeze
+from vmfork.vm.trace import tell_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -190,6 +191,7 @@ class VM:
             stdout_bytes=stdout,
             stderr_bytes=stderr,
         )
+        self._note_program(argv[0], time.perf_counter() - begun, status.exit_code)
         return result.check() if check else result
 
     async def shell(
@@ -394,6 +396,11 @@ class VM:
         record = read_record(self._folder.path)
         if record is not None:
             self._folder.write_record(replace(record, cpus=hardware.cpus, memory_mib=hardware.memory_mib))
+
+    def _note_program(self, argv0: str, took_s: float, exit_code: int) -> None:
+        if not self.timings.first_exec_s:
+            self.timings = replace(self.timings, first_exec_s=took_s)
+        tell_program(argv0, took_s, exit_code)
 
     def console_tail(self) -> str:
         """The end of what the guest wrote to its serial console."""

@@ -1,4 +1,4 @@
-"""The build step makes agent and keeper for every machine they are meant for, static, without a warning."""
+"""The build step makes agent and keeper for another machine too, static, without a warning."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 
-# e_machine, elf(5).
-MACHINES = {"x86_64": 62, "aarch64": 183}
+# e_machine, elf(5). That of x86-64 is built by the set-up, and every machine of the tests runs it.
+MACHINES = {"aarch64": 183}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def build():
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("program", ["guest", "keeper"])
 def test_it_is_built_for(build, tmp_path, program, machine) -> None:
-    """The first time zig compiles musl too, half a minute for each; then it has it."""
+    """The first time in a checkout zig compiles musl too, half a minute; then it has it."""
     made = build.compile_program(ROOT / program, tmp_path / "made", target=f"{machine}-linux-musl").read_bytes()
     assert made[:6] == b"\x7fELF\x02\x01"
     assert int.from_bytes(made[18:20], "little") == MACHINES[machine]

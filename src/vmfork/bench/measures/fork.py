@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.bench import raw
 from vmfork.bench.measure import Measure, Plot, Row, Samples, Side, Target
+from vmfork.vm.trace import detailed_timings
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context
@@ -45,8 +46,19 @@ async def run(context: Context) -> Samples:
             "first_exec": done - begun,
         }
 
+    async def told_apart() -> dict[str, float]:
+        with detailed_timings():
+            vm = await template.fork()
+        await vm.aclose()
+        return {"load": vm.timings.load_s, "adopt": vm.timings.adopt_s}
+
     samples = Samples()
-    sides: dict[str, Side] = {"raw": by_hand, "raw_not_adopted": by_hand_not_adopted, "vmfork": with_vmfork}
+    sides: dict[str, Side] = {
+        "raw": by_hand,
+        "raw_not_adopted": by_hand_not_adopted,
+        "vmfork": with_vmfork,
+        "phases": told_apart,
+    }
     await context.interleave(samples, sides, rounds=60, quick_rounds=5, warm_up=2)
     return samples
 
@@ -108,7 +120,8 @@ MEASURE = Measure(
             kind="stack",
             sides={
                 "spawn": "spawn",
-                "answer": "load state, adopt",
+                "load": "load, guest awake",
+                "adopt": "adopt",
                 "clock": "clock",
                 "thaw": "hooks, files",
                 "exec": "first exec",

@@ -1,0 +1,101 @@
+"""Where the time of a machine goes, told to OpenTelemetry when the process has loaded its SDK. No other pays for it.
+
+```
+vmfork.fork | vmfork.boot | vmfork.take      one machine, until it is handed out; an error ends it
+    spawn  load  adopt  clock  thaw          its phases, one after the other (see `Timings`)
+vmfork.exec                                  one program
+```
+The spans belong to the span that is current where the machine is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmfork.vm.result import Timings
+
+_PHASES = ("spawn_s", "load_s", "adopt_s", "clock_s", "thaw_s")
+_wanted: ContextVar[bool] = ContextVar("vmfork_detailed_timings", default=False)
+
+
+@contextmanager
+def detailed_timings() -> Iterator[None]:
+    """Machines made inside the block tell `load_s` and `adopt_s` apart; it costs each a round trip to its guest, 1 ms.
+
+    Where OpenTelemetry traces, all machines do.
+    """
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def is_detailed() -> bool:
+    """Whether a machine that is made here tells its phases apart."""
+    return _wanted.get() or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether this process loaded OpenTelemetry's SDK: vmfork never loads it, and without it spans go nowhere."""
+    return "opentelemetry.sdk.trace" in sys.modules
+
+
+def tell_machine(name: str, timings: Timings, attributes: Mapping[str, Any]) -> None:
+    """A span for a machine that was just handed out, with one for each phase that took time."""
+    if not is_traced():
+        return
+    end_ns = time.time_ns()
+    at_ns = end_ns - _ns(timings.total_s)
+    tracer, api = _tracer()
+    span = tracer.start_span(name, start_time=at_ns, attributes=attributes)
+    inside = api.set_span_in_context(span)
+    for phase in _PHASES:
+        took_ns = _ns(getattr(timings, phase))
+        if took_ns:
+            child = tracer.start_span(phase.removesuffix("_s"), context=inside, start_time=at_ns)
+            at_ns += took_ns
+            child.end(at_ns)
+    span.end(end_ns)
+
+
+def tell_program(argv0: str, took_s: float, exit_code: int) -> None:
+    """A span for a program that has just ended."""
+    if is_traced():
+        end_ns = time.time_ns()
+        attributes = {"vmfork.program": argv0, "vmfork.exit_code": exit_code}
+        tracer, _ = _tracer()
+        tracer.start_span("vmfork.exec", start_time=end_ns - _ns(took_s), attributes=attributes).end(end_ns)
+
+
+@contextmanager
+def failure_told(name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """An error raised inside the block is a span that ends with it."""
+    begun_ns = time.time_ns()
+    try:
+        yield
+    except Exception as error:
+        if is_traced():
+            tracer, api = _tracer()
+            span = tracer.start_span(name, start_time=begun_ns, attributes=attributes)
+            span.record_exception(error)
+            span.set_status(api.StatusCode.ERROR, str(error))
+            span.end()
+        raise
+
+
+def _tracer() -> tuple[Any, Any]:
+    from opentelemetry import trace  # noqa: PLC0415 - optional, and loaded already
+
+    return trace.get_tracer("vmfork"), trace
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,68 @@
+"""Timelines as spans: only where OpenTelemetry's SDK is loaded, one child for each phase, end to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from recorded_spans import record_spans
+
+from vmfork.vm import trace
+from vmfork.vm.result import Timings
+
+TIMINGS = Timings(spawn_s=0.002, answer_s=0.05, load_s=0.04, adopt_s=0.01, clock_s=0.003, thaw_s=0.0, total_s=0.055)
+
+
+@pytest.fixture
+def spans():
+    """What was traced so far."""
+    return record_spans()
+
+
+def test_a_machine_is_a_span_with_its_phases_end_to_end(spans):
+    trace.tell_machine("vmfork.fork", TIMINGS, {"vmfork.vm": "abc"})
+    *phases, whole = spans()
+    assert whole.name == "vmfork.fork"
+    assert whole.attributes["vmfork.vm"] == "abc"
+    assert [span.name for span in phases] == ["spawn", "load", "adopt", "clock"]
+    assert {span.parent.span_id for span in phases} == {whole.context.span_id}
+    assert phases[0].start_time == whole.start_time
+    assert [span.end_time for span in phases[:-1]] == [span.start_time for span in phases[1:]]
+    assert whole.end_time - whole.start_time == 55_000_000
+
+
+def test_a_program_is_a_span_of_its_own(spans):
+    trace.tell_program("true", 0.01, 3)
+    (span,) = spans()
+    assert (span.name, span.attributes["vmfork.exit_code"]) == ("vmfork.exec", 3)
+    assert span.end_time - span.start_time == 10_000_000
+
+
+def test_a_failure_ends_its_span_with_the_error(spans):
+    with pytest.raises(ValueError, match="no"), trace.failure_told("vmfork.fork", {}):
+        raise ValueError("no")
+    (span,) = spans()
+    assert not span.status.is_ok
+    assert span.events[0].name == "exception"
+
+
+def test_details_are_wanted_inside_the_block_only(monkeypatch):
+    monkeypatch.setattr(trace, "is_traced", lambda: False)
+    assert not trace.is_detailed()
+    with trace.detailed_timings():
+        assert trace.is_detailed()
+    assert not trace.is_detailed()
+
+
+def test_without_the_sdk_nothing_of_it_is_loaded_and_nothing_happens():
+    code = (
+        "import sys\n"
+        "from vmfork.vm import trace\n"
+        "from vmfork.vm.result import Timings\n"
+        "trace.tell_program('true', 0.1, 0)\n"
+        "trace.tell_machine('x', Timings(spawn_s=1, answer_s=1, clock_s=1, thaw_s=1, total_s=4), {})\n"
+        "assert not trace.is_detailed()\n"
+        "assert [name for name in sys.modules if name.startswith('opentelemetry')] == []\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
