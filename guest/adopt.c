@@ -162,12 +162,27 @@ static bool cover_boot_id(void)
     return mount(source, BOOT_ID, NULL, MS_BIND, NULL) == 0;
 }
 
+/* In a fork the file of its template lies over the kernel's already, and what is written into it is what readers see.
+ * Mounting anew costs a fork 7 ms, because none of that code has been emulated in it before. */
+static bool rewrite_boot_id(struct field value, struct outcome *o)
+{
+    char path[PATH_MAX], line[UUID_LENGTH + 2];
+    int length = snprintf(line, sizeof line, "%.*s\n", (int)value.length, (const char *)value.bytes);
+    rooted("/run/vmfork/boot-id", path);
+    if (!overwrite_file(path, line, (size_t)length))
+        return false;
+    read_text(BOOT_ID, o->evidence, sizeof o->evidence);
+    return field_is(value, o->evidence);
+}
+
 static void adopt_boot_id(struct field value, struct outcome *o)
 {
     if (!is_uuid(value)) {
         fail_with(o, "invalid");
         return;
     }
+    if (rewrite_boot_id(value, o))
+        return;
     store_line("/run/vmfork/boot-id", value, 0444, o);
     if (strcmp(o->code, "ok") != 0)
         return;

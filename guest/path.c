@@ -92,16 +92,26 @@ bool replace_file(const char *path, const void *bytes, size_t length, unsigned m
     return done;
 }
 
-bool append_text(const char *path, const char *text)
+static bool write_into(const char *path, int flags, const void *bytes, size_t length)
 {
-    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    int fd = open(path, O_WRONLY | O_CLOEXEC | flags);
     if (fd < 0)
         return false;
-    bool done = write_all(fd, text, strlen(text));
+    bool done = write_all(fd, bytes, length);
     int error = errno;
     close(fd);
     errno = error;
     return done;
+}
+
+bool overwrite_file(const char *path, const void *bytes, size_t length)
+{
+    return write_into(path, 0, bytes, length);
+}
+
+bool append_text(const char *path, const char *text)
+{
+    return write_into(path, O_APPEND, text, strlen(text));
 }
 
 void read_text(const char *path, char *out, size_t size)

@@ -13,6 +13,8 @@ bool make_parents(const char *path);
 bool beside(const char *path, char *out, size_t size);
 /* The file's whole content is now these bytes. False with errno set; the old file is untouched then. */
 bool replace_file(const char *path, const void *bytes, size_t length, unsigned mode);
+/* The bytes are written over the beginning of a file that exists. False with errno set. */
+bool overwrite_file(const char *path, const void *bytes, size_t length);
 /* The text is written to a file that exists, such as one of /proc. False with errno set. */
 bool append_text(const char *path, const char *text);
 /* What the file holds, without one newline at the end, as text; empty where it cannot be read. */
