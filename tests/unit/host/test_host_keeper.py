@@ -11,38 +11,22 @@ import time
 from contextlib import suppress
 
 import pytest
-from host_probe import exit_code_of, fork_child, open_descriptors, wait_gone
+from host_probe import exit_code_of, fork_child, wait_gone
 
 from vmfork.errors import HostError, StoreBusy, VMNotFound
 from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
 from vmfork.host.process import ProcessIdentity
 from vmfork.host.sockets import connect_unix
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 TOKEN, OTHER = b"t" * 16, b"o" * 16
 LIMIT_S = 10
-
-
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No descriptor, and no child that was not reaped."""
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "keeper.sock"
-
-
-@pytest.fixture
-def log():
-    read, write = os.pipe()
-    yield read, write
-    os.close(read)
-    os.close(write)
 
 
 @pytest.fixture

@@ -13,32 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from host_probe import exit_code_of, fork_child, open_descriptors
+from host_probe import exit_code_of, fork_child
 
 from vmfork.host.keeper import KeptProcess, find_keeper
 from vmfork.host.process import ProcessIdentity
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No descriptor, and no child that was not reaped."""
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-@pytest.fixture
-def log():
-    """Descriptors of a pipe: what the child writes to the second is read from the first."""
-    read, write = os.pipe()
-    yield read, write
-    os.close(read)
-    os.close(write)
 
 
 @pytest.fixture
