@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import pty
@@ -13,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import termios
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from pathlib import Path
 import pytest
 from agents import copy_default_image
 from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
+from other_user import copy_for_others, find_python_for
 
 from vmfork.store import Manifest
 from vmfork.vm.folder import list_records
@@ -483,37 +482,6 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
 
 
 # An ordinary user, and a file system that runs full
-
-
-def copy_for_others(folder: Path) -> None:
-    """What the command line is made of is in `folder`: the checkout may lie in a home that only its owner can enter."""
-    for name in ("vmfork", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
-        found = importlib.util.find_spec(name)
-        assert found is not None
-        assert found.submodule_search_locations
-        source = found.submodule_search_locations[0]
-        shutil.copytree(source, folder / name.replace(".", "/"), ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def find_python_for(uid: int, env: dict[str, str]) -> str:
-    """A Python that this user may run and that can import vmfork; a named skip where there is none."""
-    ours = os.path.realpath(sys.executable)
-    for python in filter(None, (ours, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
-        try:
-            subprocess.run(
-                [python, "-c", "import vmfork.cli.main, vmfork.template"],
-                user=uid,
-                group=uid,
-                extra_groups=[],
-                env=env,
-                cwd="/",
-                capture_output=True,
-                check=True,
-            )
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return python
-    pytest.skip("no Python of 3.11 or newer can be run by an ordinary user here")
 
 
 @pytest.fixture

@@ -27,9 +27,7 @@ from vmfork.errors import (
     TemplateNotFound,
     TemplateStale,
 )
-from vmfork.host import keeper
 from vmfork.host.process import ProcessIdentity
-from vmfork.image import recipe
 from vmfork.store import Manifest, TemplateStore
 from vmfork.template.template import _check_config
 from vmfork.vm.folder import list_records, sweep_vms
@@ -189,45 +187,48 @@ async def test_a_machine_dies_with_its_owner(template, instance) -> None:
     assert not machine.is_alive()
 
 
-def test_an_ordinary_user_builds_and_forks(template_name, instance, tmp_path) -> None:
+AS_ORDINARY_USER = """
+import asyncio, os
+from vmfork.aio import Template, VMConfig
+async def main():
+    built = await Template.build("mine", VMConfig())
+    async with await built.fork() as vm:
+        word = (await vm.exec(["echo", "ok"])).stdout.strip()
+    await built.remove()
+    print(os.getuid(), word)
+asyncio.run(main())
+"""
+
+
+def test_an_ordinary_user_builds_and_forks(template_name, instance) -> None:
     if os.getuid() != 0:
         pytest.skip("is an ordinary user already")
+    uid = 65533
     shared = Path(f"/dev/shm/vmfork-user-{os.getpid()}")
     shared.mkdir()
-    uid = 65533
-    copy_default_image(instance, shared / "home" / "images")
-    # The checkout may be in a folder of root's own.
-    shutil.copy(keeper.find_keeper(), shared / "keeper")
-    shutil.copy(recipe.find_agent(), shared / "agent")
-    subprocess.run(["chown", "-R", f"{uid}:{uid}", shared], check=True)
-    child = os.fork()
-    if child == 0:
-        os._exit(as_ordinary_user(uid, shared))
-    _, status = os.waitpid(child, 0)
-    report = (shared / "report").read_text() if (shared / "report").exists() else ""
-    left = [path.name for path in shared.glob("run/vms/*")]
-    subprocess.run(["rm", "-rf", shared], check=True)
-    assert (os.waitstatus_to_exitcode(status), report, left) == (0, "65533 ok", [])
-
-
-def as_ordinary_user(uid: int, shared: Path) -> int:
-    keeper.find_keeper = lambda: shared / "keeper"
-    recipe.find_agent = lambda: shared / "agent"
+    env = {
+        **os.environ,
+        "HOME": str(shared),
+        "VMFORK_HOME": str(shared / "home"),
+        "VMFORK_RUNTIME_DIR": str(shared / "run"),
+        "PYTHONPATH": str(shared / "python"),
+    }
     try:
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
-        os.environ.update(HOME=str(shared), VMFORK_HOME=str(shared / "home"), VMFORK_RUNTIME_DIR=str(shared / "run"))
-
-        async def work() -> str:
-            built = await Template.build("mine", VMConfig())
-            async with await built.fork() as vm:
-                word = (await vm.exec(["echo", "ok"])).stdout.strip()
-            await built.remove()
-            return f"{os.getuid()} {word}"
-
-        (shared / "report").write_text(asyncio.run(work()))
-    except BaseException as error:  # noqa: BLE001 - the test shows it
-        (shared / "report").write_text(repr(error) + getattr(error, "details", str)())
-        return 1
-    return 0
+        copy_default_image(instance, shared / "home" / "images")
+        copy_for_others(shared / "python")
+        subprocess.run(["chown", "-R", f"{uid}:{uid}", shared], check=True)
+        done = subprocess.run(
+            [find_python_for(uid, env), "-c", AS_ORDINARY_USER],
+            user=uid,
+            group=uid,
+            extra_groups=[],
+            env=env,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        left = [path.name for path in shared.glob("run/vms/*")]
+    finally:
+        shutil.rmtree(shared)
+    assert (done.returncode, done.stdout, left) == (0, "65533 ok\n", []), done.stderr

@@ -1,0 +1,46 @@
+"""vmfork for a user who is not root: the checkout, and the Python that runs the tests, may be in a home of root's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def copy_for_others(folder: Path) -> None:
+    """What the command line is made of is in `folder`: the checkout may lie in a home that only its owner can enter."""
+    for name in ("vmfork", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.submodule_search_locations
+        source = found.submodule_search_locations[0]
+        shutil.copytree(source, folder / name.replace(".", "/"), ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def find_python_for(uid: int, env: dict[str, str]) -> str:
+    """A Python that this user may run and that can import vmfork; a named skip where there is none."""
+    ours = os.path.realpath(sys.executable)
+    for python in filter(None, (ours, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
+        try:
+            subprocess.run(
+                [python, "-c", "import vmfork.cli.main, vmfork.template"],
+                user=uid,
+                group=uid,
+                extra_groups=[],
+                env=env,
+                cwd="/",
+                capture_output=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python
+    pytest.skip("no Python of 3.11 or newer can be run by an ordinary user here")
