@@ -1,4 +1,4 @@
-"""vmfork for a user who is not root: the checkout, and the Python that runs the tests, may be in a home of root's own."""
+"""vmfork for a user who is not root: checkout and Python of the tests may lie in a home that is root's alone."""
 
 from __future__ import annotations
 

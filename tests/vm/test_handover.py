@@ -31,7 +31,7 @@ async def wait_ended(pid: int) -> None:
 
 
 def sweep() -> None:
-    """What machines left that have ended is gone. Their keepers end a moment after them, and hold the locks until then."""
+    """What ended machines left is gone. Their keepers end a moment after them, and hold the locks until then."""
     vms, end = find_places().vms, time.monotonic() + LIMIT_S
     while any(vms.iterdir()):
         assert time.monotonic() < end

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from agents import copy_default_image
+from other_user import copy_for_others, find_python_for
 
 from vmfork.aio import Template
 from vmfork.config import VMConfig
