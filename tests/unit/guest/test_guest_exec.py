@@ -287,7 +287,7 @@ async def test_64_programs_run_at_once_and_one_more_is_busy(agent) -> None:
 
 async def test_descriptors_do_not_pile_up(agent) -> None:
     async def count() -> int:
-        # The line it waits for comes from an agent that is done with starting it, and so with the program's ends of pipes.
+        # The line it waits for comes from an agent that is done with starting it, and so closed the program's ends.
         script = "read line; ls /proc/$PPID/fd"
         _, listed, _ = await agent.exec(["sh", "-c", script], input=b"go on\n", timeout_s=20)
         return len(listed.split())
