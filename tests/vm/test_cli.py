@@ -307,7 +307,7 @@ def test_doctor_tells_that_machines_run_here(template_name) -> None:
     done = vmfork("doctor", "--json").check()
     body = json.loads(done.raw)
     assert body["ok"] is True
-    assert {check["name"] for check in body["checks"]} >= {"qemu", "image", "agent", "kvm", "memory", "space"}
+    assert {check["name"] for check in body["checks"]} >= {"qemu", "image", "agent", "keeper", "kvm", "memory", "space"}
     assert vmfork("doctor").check().out.endswith("VMs can run here.\n")
 
 

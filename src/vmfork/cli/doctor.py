@@ -15,6 +15,7 @@ from vmfork.cli.show import show_json, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts
+from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import find_agent, open_image
 from vmfork.store.store import STATE_HEADROOM
@@ -22,15 +23,13 @@ from vmfork.units import MIB, format_bytes, format_mib
 from vmfork.vm.accelerator import prove_kvm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
-
-# Where it is looked for when a machine is started, whatever PATH says.
-_SYSTEM_PATH = "/usr/bin:/bin"
 
 Level = Literal["ok", "note", "fail"]
 
@@ -73,7 +72,8 @@ async def examine(config: VMConfig, places: Places, progress: ProgressListener) 
     except VMForkError as error:
         checks.append(_failed("qemu", error))
     image, image_check = _check_image(config, places)
-    checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv(), _check_agent()]
+    checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv()]
+    checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
     checks.append(await _check_kvm(config, image, binary, places, progress))
     checks += [_check_memory(config), _check_space(config, places)]
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
@@ -103,17 +103,20 @@ def _check_mmdebstrap(*, built: bool) -> Check:
 
 
 def _check_setpriv() -> Check:
-    path = shutil.which("setpriv") or shutil.which("setpriv", path=_SYSTEM_PATH)
+    path = shutil.which("setpriv")
     if path:
         return Check("setpriv", "ok", path)
-    return Check("setpriv", "fail", "not found; machines are started through it", "apt-get install util-linux")
+    return Check(
+        "setpriv", "note", "not found; an image build may outlive a killed vmfork", "apt-get install util-linux"
+    )
 
 
-def _check_agent() -> Check:
+def _check_shipped(name: str, find: Callable[[], Path]) -> Check:
+    """A program that the package's build step makes."""
     try:
-        return Check("agent", "ok", str(find_agent()))
+        return Check(name, "ok", str(find()))
     except VMForkError as error:
-        return _failed("agent", error)
+        return _failed(name, error)
 
 
 async def _check_kvm(

@@ -229,7 +229,7 @@ class BaseVM:
 
         `ConfigError` when it has an identity of its own already. On cancel it is gone.
         """
-        if handle.adopted:
+        if handle.adoption is not None:
             raise ConfigError(
                 "handle", handle.id, f"VM {handle.id} is a VM of its own", hint="attach it with VM.attach"
             )

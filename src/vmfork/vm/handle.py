@@ -29,7 +29,8 @@ _VM_ID = re.compile(r"[0-9a-f]{12}")
 class VMHandle:
     """One detached VM, good for one attach. `token` is what proves it: who has the handle can have the VM.
 
-    `adopted`: the VM is one of its own; else it is a base, and `todo` is left to do in it. `paused`: it stands still.
+    `adoption`: what made it a VM of its own; without one it is a base, and `todo` is left to do in it. `paused`: it
+    stands still.
     """
 
     id: str
@@ -46,7 +47,6 @@ class VMHandle:
     boot_id: str
     reseed: bool
     ram_inode: int
-    adopted: bool
     paused: bool
     timings: Timings
     adoption: Adoption | None = None

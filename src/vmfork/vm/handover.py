@@ -67,7 +67,6 @@ def make_handle(
         boot_id=str(identity.boot_id),
         reseed=bool(identity.entropy),
         ram_inode=ram_inode,
-        adopted=adoption is not None,
         paused=paused,
         timings=timings,
         adoption=adoption,

@@ -36,7 +36,6 @@ def handle() -> VMHandle:
         boot_id="8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11",
         reseed=True,
         ram_inode=5,
-        adopted=True,
         paused=False,
         timings=Timings(spawn_s=0.1, answer_s=0.2, clock_s=0.3, thaw_s=0.4, total_s=1.0),
         adoption=Adoption(0.001, 2, 0.003),
@@ -46,7 +45,7 @@ def handle() -> VMHandle:
 
 def test_it_comes_back_as_it_was(handle) -> None:
     assert VMHandle.from_json(handle.to_json()) == handle
-    base = replace(handle, adoption=None, adopted=False)
+    base = replace(handle, adoption=None)
     assert VMHandle.from_json(base.to_json()) == base
 
 

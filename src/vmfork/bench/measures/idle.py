@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.bench.measure import Measure, Row, Samples, Target
+from vmfork.bench.measures.pool import wait_full
 from vmfork.config import FactoryConfig
 from vmfork.factory import Factory
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from vmfork.bench.context import Context
 
 _KEPT = 8
-_FILL_LIMIT_S = 120.0
-_FILL_PAUSE_S = 0.1
 _WATCHED_S, _QUICK_WATCHED_S = 10.0, 2.0
 # After the last machine was parked, garbage and timers of the filling are not what is measured.
 _SETTLE_S = 1.0
@@ -29,11 +28,7 @@ async def run(context: Context) -> Samples:
     watched_s = _QUICK_WATCHED_S if context.quick else _WATCHED_S
 
     async with Factory(config, places=context.places) as factory:
-        end = time.monotonic() + _FILL_LIMIT_S
-        while (cache := factory.stats().cache) is None or cache.ready < _KEPT:
-            if time.monotonic() > end:
-                raise TimeoutError("the pool was not full in time")
-            await asyncio.sleep(_FILL_PAUSE_S)
+        await wait_full(factory, _KEPT)
         await asyncio.sleep(_SETTLE_S)
 
         async def watch() -> float:

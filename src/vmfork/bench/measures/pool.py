@@ -34,10 +34,10 @@ async def _warm_exec_and_adopt(vm: VM) -> float:
     return time.perf_counter() - begun
 
 
-async def _wait_full(factory: Factory) -> None:
-    """The pool is full, so that nothing is made beside what is measured."""
+async def wait_full(factory: Factory, kept: int) -> None:
+    """The pool holds `kept` machines, so that nothing is made beside what is measured."""
     end = time.monotonic() + _REFILL_LIMIT_S
-    while (cache := factory.stats().cache) is None or cache.ready < _KEPT:
+    while (cache := factory.stats().cache) is None or cache.ready < kept:
         if time.monotonic() > end:
             raise TimeoutError("the pool was not full in time")
         await asyncio.sleep(_REFILL_PAUSE_S)
@@ -53,7 +53,7 @@ async def run(context: Context) -> Samples:
             await _warm_exec_and_adopt(running)
 
         async def take() -> dict[str, float]:
-            await _wait_full(factory)
+            await wait_full(factory, _KEPT)
             begun = time.perf_counter()
             async with await factory.get_vm() as vm:
                 taken = time.perf_counter()
@@ -61,7 +61,7 @@ async def run(context: Context) -> Samples:
                 return {"take": taken - begun, "take_exec": time.perf_counter() - begun}
 
         async def warm() -> float:
-            await _wait_full(factory)
+            await wait_full(factory, _KEPT)
             return await _warm_exec_and_adopt(running)
 
         await context.interleave(samples, {"take": take, "warm": warm}, rounds=30, quick_rounds=3)
