@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmfork.config import find_places
-from vmfork.vm.folder import sweep_vms
+from vmfork.machine.folder import sweep_vms
 
 HOME_KEY = pytest.StashKey[str]()
 

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
         VMForkError,
         VMNotFound,
     )
+    from vmfork.machine.handle import VMHandle
+    from vmfork.machine.result import ExecResult
+    from vmfork.machine.trace import detailed_timings
     from vmfork.template.probes import Probe
-    from vmfork.vm.handle import VMHandle
-    from vmfork.vm.result import ExecResult
-    from vmfork.vm.trace import detailed_timings
 
 __version__ = "0.1.0"
 

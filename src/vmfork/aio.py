@@ -39,12 +39,12 @@ if TYPE_CHECKING:
         VMNotFound,
     )
     from vmfork.factory import Factory
+    from vmfork.machine.handle import VMHandle
+    from vmfork.machine.result import ExecResult
+    from vmfork.machine.trace import detailed_timings
+    from vmfork.machine.vm import VM
     from vmfork.template import Template
     from vmfork.template.probes import Probe
-    from vmfork.vm.handle import VMHandle
-    from vmfork.vm.result import ExecResult
-    from vmfork.vm.trace import detailed_timings
-    from vmfork.vm.vm import VM
 
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
@@ -54,16 +54,16 @@ _ERRORS = (
 )  # fmt: skip
 
 _HOME = {
-    "VM": "vmfork.vm.vm",
+    "VM": "vmfork.machine.vm",
     "Template": "vmfork.template",
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
     **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
-    "ExecResult": "vmfork.vm.result",
-    "VMHandle": "vmfork.vm.handle",
+    "ExecResult": "vmfork.machine.result",
+    "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
-    "detailed_timings": "vmfork.vm.trace",
+    "detailed_timings": "vmfork.machine.trace",
 }
 
 __all__ = [

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from vmfork.adopt.handshake import Adoption
     from vmfork.config import FactoryConfig, Places, VMConfig
     from vmfork.factory import FactoryStats
     from vmfork.host.memory import MemoryUse
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.folder import VMRecord
+    from vmfork.machine.handle import VMHandle
+    from vmfork.machine.result import ExecResult
+    from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
-    from vmfork.vm.adopt import Adoption
-    from vmfork.vm.folder import VMRecord
-    from vmfork.vm.handle import VMHandle
-    from vmfork.vm.result import ExecResult, Timings
     from vmfork.wire import DirEntry, ExecStatus, FileStat
     from vmfork.wire.frame import Channel
 

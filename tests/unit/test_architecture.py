@@ -87,8 +87,8 @@ def test_imports_point_down(path) -> None:
 def test_every_kind_of_import_is_seen() -> None:
     """The check itself can fail: up, sideways, lazily, for types, relatively, from a table."""
     for line in (
-        "import vmfork.vm",
-        "from vmfork import vm",
+        "import vmfork.machine",
+        "from vmfork import machine",
         "from vmfork.store import Manifest",
         "from vmfork.agent.client import AgentClient",
         "def f():\n    import vmfork.cli.main",

@@ -19,9 +19,9 @@ from pathlib import Path
 from vmfork.aio import Factory
 from vmfork.config import FactoryConfig
 from vmfork.host.keeper import KeptProcess
-from vmfork.vm.base import BaseVM
-from vmfork.vm.folder import VMFolder
-from vmfork.vm.handle import VMHandle
+from vmfork.machine.base import BaseVM
+from vmfork.machine.folder import VMFolder
+from vmfork.machine.handle import VMHandle
 
 # Where a process can die: before or after what call.
 SERVER_STEPS = {

@@ -17,7 +17,7 @@ from vmfork.errors import Closed, ConfigError, FitError, HostError
 from vmfork.factory import factory as factory_module
 from vmfork.factory.cache import CacheFactory
 from vmfork.hypervisor.qemu.machine import QemuMachine
-from vmfork.vm import fit as fit_module
+from vmfork.machine import fit as fit_module
 
 pytestmark = pytest.mark.vm
 

@@ -26,12 +26,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from vmfork.aio import Factory
 from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import Closed, HostError, VMNotFound
+from vmfork.machine.base import BaseVM
+from vmfork.machine.folder import sweep_vms
+from vmfork.machine.handle import VMHandle
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import CacheStub
 from vmfork.rpc.client import CacheClient
-from vmfork.vm.base import BaseVM
-from vmfork.vm.folder import sweep_vms
-from vmfork.vm.handle import VMHandle
 
 pytestmark = pytest.mark.vm
 

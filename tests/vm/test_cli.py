@@ -21,8 +21,8 @@ from agents import copy_default_image
 from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
 from other_user import copy_for_others, find_python_for
 
+from vmfork.machine.folder import list_records
 from vmfork.store import Manifest
-from vmfork.vm.folder import list_records
 
 pytestmark = pytest.mark.vm
 

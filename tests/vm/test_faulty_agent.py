@@ -8,13 +8,13 @@ import time
 import pytest
 from agents import add_image, compile_agent_of, compile_faulty_agent
 
+from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, LaunchError, ProtocolError, TemplateStale, VMForkError
 from vmfork.image import remove_image
+from vmfork.machine import launch
 from vmfork.template import template as template_module
-from vmfork.vm import launch
-from vmfork.vm.adopt import SKEW_LIMIT_S
 
 pytestmark = pytest.mark.vm
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from cli_runner import vmfork
 
+from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig, find_places
 from vmfork.errors import ConfigError, StoreBusy
 from vmfork.store import TemplateStore
 from vmfork.template.probes import PROBES, Probe
-from vmfork.vm.adopt import SKEW_LIMIT_S
 
 pytestmark = pytest.mark.vm
 

@@ -15,8 +15,8 @@ from vmfork.aio import VM, VMHandle
 from vmfork.config import find_places
 from vmfork.errors import Closed, ConfigError, GuestError, StoreBusy, VMForkError, VMNotFound
 from vmfork.host.process import ProcessIdentity
-from vmfork.vm.base import BaseVM
-from vmfork.vm.folder import sweep_vms
+from vmfork.machine.base import BaseVM
+from vmfork.machine.folder import sweep_vms
 
 pytestmark = pytest.mark.vm
 
@@ -187,7 +187,7 @@ async def test_an_owner_killed_while_it_gives_up_leaves_a_machine_to_take_or_non
         "from vmfork.aio import Template\n"
         "from vmfork.agent.client import AgentClient\n"
         "from vmfork.host.keeper import KeptProcess\n"
-        "from vmfork.vm.folder import VMFolder\n"
+        "from vmfork.machine.folder import VMFolder\n"
         "name, step = sys.argv[1:]\n"
         "def die(*_):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -257,7 +257,7 @@ async def test_a_cancelled_attach_leaves_no_machine(template, monkeypatch) -> No
     async def never(*_args) -> None:
         await asyncio.sleep(1000)
 
-    monkeypatch.setattr("vmfork.vm.handover.AgentClient.open", never)
+    monkeypatch.setattr("vmfork.machine.handover.AgentClient.open", never)
     attaching = asyncio.create_task(VM.attach(handle))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(attaching, 0.5)

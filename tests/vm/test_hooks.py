@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from vmfork.adopt.hooks import OUTPUT_LIMIT
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, ConfigError, HookError, LaunchError, SecretsPresent, TemplateNotFound
-from vmfork.vm.hooks import OUTPUT_LIMIT
 
 pytestmark = pytest.mark.vm
 

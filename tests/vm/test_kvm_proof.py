@@ -13,8 +13,8 @@ from vmfork.errors import HostError
 from vmfork.host import facts
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import open_image
-from vmfork.vm import accelerator
-from vmfork.vm.accelerator import PROOF_LIMIT_S, decide_hardware, prove_kvm
+from vmfork.machine import accelerator
+from vmfork.machine.accelerator import PROOF_LIMIT_S, decide_hardware, prove_kvm
 
 pytestmark = pytest.mark.vm
 

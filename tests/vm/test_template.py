@@ -29,9 +29,9 @@ from vmfork.errors import (
     TemplateStale,
 )
 from vmfork.host.process import ProcessIdentity
+from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import Manifest, TemplateStore
 from vmfork.template.template import _check_config
-from vmfork.vm.folder import list_records, sweep_vms
 
 pytestmark = pytest.mark.vm
 

@@ -7,7 +7,7 @@ from cli_runner import vmfork
 from recorded_spans import record_spans
 
 from vmfork.aio import detailed_timings
-from vmfork.vm import trace
+from vmfork.machine import trace
 
 pytestmark = pytest.mark.vm
 

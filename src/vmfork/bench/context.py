@@ -19,10 +19,10 @@ from vmfork.errors import HostError, StoreBusy, TemplateNotFound
 from vmfork.host import facts
 from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock
+from vmfork.machine.vm import VM
 from vmfork.progress import Progress, ignore_progress
 from vmfork.template import Template
 from vmfork.units import format_mib
-from vmfork.vm.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,9 +18,9 @@ from vmfork.host import facts
 from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import find_agent, open_image
+from vmfork.machine.accelerator import prove_kvm
 from vmfork.store.store import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_mib
-from vmfork.vm.accelerator import prove_kvm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,7 +35,7 @@ def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Pat
 async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
     """The image `default`, where it is the one to boot and `[image]` says what it is made of, is made of that."""
     if (made_of := settings.image_if_given) is not None:
-        from vmfork.vm.plan import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
+        from vmfork.machine.plan import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
 
         if settings.vm.image == DEFAULT_IMAGE:
             await ensure_image(DEFAULT_IMAGE, made_of=made_of, places=find_places(), progress=progress)

@@ -24,9 +24,9 @@ from vmfork.cli.show import show_error, show_json, show_unexpected, shown_progre
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
+from vmfork.machine.trace import detailed_timings
 from vmfork.template.template import DEFAULT, Template
 from vmfork.units import parse_duration_s
-from vmfork.vm.trace import detailed_timings
 from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from vmfork.agent.process import GuestProcess
     from vmfork.config.loader import Settings
-    from vmfork.vm.result import Timings
-    from vmfork.vm.vm import VM
+    from vmfork.machine.timings import Timings
+    from vmfork.machine.vm import VM
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
 

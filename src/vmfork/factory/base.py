@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.hypervisor.base import Hardware
-    from vmfork.vm.base import BaseVM
+    from vmfork.machine.base import BaseVM
 
 
 class FactoryBase(Protocol):

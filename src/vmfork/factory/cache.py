@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmfork.factory.base import FactoryBase
     from vmfork.hypervisor.base import Hardware
-    from vmfork.vm.base import BaseVM
+    from vmfork.machine.base import BaseVM
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
-from vmfork.vm.fit import plan_growth
+from vmfork.machine.fit import plan_growth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from vmfork.machine.launch import BootPlan, boot_base
+from vmfork.machine.plan import plan_boot
 from vmfork.template.traits import all_traits
-from vmfork.vm.launch import BootPlan, boot_base
-from vmfork.vm.plan import plan_boot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.base import BaseVM
     from vmfork.progress import ProgressListener
-    from vmfork.vm.base import BaseVM
 
 
 class DirectFactory:

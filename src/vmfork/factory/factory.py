@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from vmfork.adopt.identity import check_env
+from vmfork.adopt.thaw import check_files
 from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import (
     AdoptError,
@@ -32,11 +34,9 @@ from vmfork.factory.choice import Choice, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
 from vmfork.factory.template import TemplateFactory
+from vmfork.machine.fit import fit
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
-from vmfork.vm.fit import fit
-from vmfork.vm.identity import check_env
-from vmfork.vm.thaw import check_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.factory.base import FactoryBase
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
-    from vmfork.vm.vm import VM
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from vmfork.config import find_places
 from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import HostError, VMForkError
 from vmfork.hypervisor.base import Hardware
+from vmfork.machine.base import BaseVM
+from vmfork.machine.handle import VMHandle
 from vmfork.rpc.packages import check_packages
-from vmfork.vm.base import BaseVM
-from vmfork.vm.handle import VMHandle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.base import BaseVM
     from vmfork.progress import ProgressListener
-    from vmfork.vm.base import BaseVM
 
 _BUILD_WAIT_S = 600.0
 

@@ -25,13 +25,13 @@ from grpc_reflection.v1alpha import reflection
 
 from vmfork.errors import Closed, DeadlineExceeded, TemplateStale, VMForkError
 from vmfork.host.process import ProcessIdentity
+from vmfork.machine.folder import sweep_vms
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import add_CacheServicer_to_server
 from vmfork.rpc.client import GRACE_S
 from vmfork.rpc.faults import to_status
 from vmfork.service.front import Claim, Front
 from vmfork.service.metrics import REPORTED, Metrics, Snapshot, read_memory_of
-from vmfork.vm.folder import sweep_vms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
-    from vmfork.vm.base import BaseVM
+    from vmfork.machine.base import BaseVM
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Cache"].full_name
 CONFIG_VERSION = 1

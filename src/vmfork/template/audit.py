@@ -7,17 +7,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.progress import Progress, ignore_progress
 from vmfork.template.probes import PROBES, Probe
-from vmfork.vm.adopt import SKEW_LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
     from vmfork.template.template import Template
-    from vmfork.vm.vm import VM
 
 Verdict = Literal["ok", "unsafe", "absent", "failed"]
 

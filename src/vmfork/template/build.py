@@ -11,26 +11,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.secrets import Secrets
 from vmfork.errors import ConfigError, DeadlineExceeded, HostError, LaunchError, MachineEnded
 from vmfork.host import facts
+from vmfork.machine.launch import boot_base
+from vmfork.machine.plan import plan_boot
 from vmfork.progress import Progress, ignore_progress
 from vmfork.store import Manifest, TemplateStore
 from vmfork.store.ram_file import digest_ram
 from vmfork.template.traits import all_traits
 from vmfork.units import MIB, format_duration
-from vmfork.vm.launch import boot_base
-from vmfork.vm.plan import plan_boot
-from vmfork.vm.secrets import Secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from vmfork.adopt.thaw import Thaw
     from vmfork.config import Places, VMConfig
+    from vmfork.machine.launch import BootPlan
+    from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
     from vmfork.store import Staging
-    from vmfork.vm.launch import BootPlan
-    from vmfork.vm.thaw import Thaw
-    from vmfork.vm.vm import VM
     from vmfork.wire import Hello
 
 # Between two tries of the ready command; nothing tells when an arbitrary condition becomes true.

@@ -6,6 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
+from vmfork.adopt.identity import check_env
+from vmfork.adopt.secrets import Secrets
+from vmfork.adopt.thaw import Thaw
 from vmfork.config import VMConfig, check_name, find_places
 from vmfork.errors import (
     ConfigError,
@@ -20,14 +23,11 @@ from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu.binary import find_qemu_like
 from vmfork.hypervisor.qemu.command import default_cpu_model
 from vmfork.image import open_image
+from vmfork.machine.launch import Frozen, restore_base
+from vmfork.machine.trace import failure_told
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.traits import aslr_trait, emulator_traits, image_traits
-from vmfork.vm.identity import check_env
-from vmfork.vm.launch import Frozen, restore_base
-from vmfork.vm.secrets import Secrets
-from vmfork.vm.thaw import Thaw
-from vmfork.vm.trace import failure_told
 from vmfork.wire import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
     from vmfork.config import Places
     from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.machine.base import BaseVM
+    from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
-    from vmfork.vm.base import BaseVM
-    from vmfork.vm.vm import VM
 
 DEFAULT = "default"
 # Forks made at once by `fork_many`: more only wait for the same cores.
@@ -218,7 +218,7 @@ class Template:
         limit = self._config.fork_timeout_s if timeout_s is None else timeout_s
         if cpus is None and memory_mib is None:
             return await self._fork_as_it_is(env=env, files=files, timeout_s=limit)
-        from vmfork.vm.fit import fit, plan_growth  # noqa: PLC0415 - few forks are grown
+        from vmfork.machine.fit import fit, plan_growth  # noqa: PLC0415 - few forks are grown
 
         plan_growth(self.hardware, cpus=cpus, memory_mib=memory_mib, whose=f"template {self.name!r}")
         vm = await self._fork_as_it_is(env=env, files=files, timeout_s=limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.vm.launch import decide_aslr
+from vmfork.machine.launch import decide_aslr
 
 if TYPE_CHECKING:
     from vmfork.config import VMConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from vmfork.errors import HostError
 from vmfork.hypervisor.base import Hardware
-from vmfork.vm.result import Timings
+from vmfork.machine.timings import Timings
 
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
 TRAITS = {"accel": "tcg", "image.kernel": "aa"}

@@ -9,9 +9,9 @@ import pytest
 from vmfork.config import VMConfig
 from vmfork.errors import TemplateStale
 from vmfork.hypervisor.qemu.binary import find_qemu, find_qemu_like
+from vmfork.machine.accelerator import hardware_for
 from vmfork.store import Manifest
 from vmfork.template.traits import emulator_traits
-from vmfork.vm.accelerator import hardware_for
 
 OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"
 

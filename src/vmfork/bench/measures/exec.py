@@ -9,7 +9,7 @@ from vmfork.bench.measure import Measure, Plot, Row, Samples
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context
-    from vmfork.vm.vm import VM
+    from vmfork.machine.vm import VM
 
 _REPEATS = 10
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.bench import raw
 from vmfork.bench.measure import Measure, Plot, Row, Samples, Side, Target
-from vmfork.vm.trace import detailed_timings
+from vmfork.machine.trace import detailed_timings
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vmfork.bench.measure import Measure, Row, Samples
-from vmfork.vm.fit import fit
+from vmfork.machine.fit import fit
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context

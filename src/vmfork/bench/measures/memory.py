@@ -13,7 +13,7 @@ from vmfork.host.memory import read_memory
 if TYPE_CHECKING:
     from vmfork.bench.context import Context
     from vmfork.host.memory import MemoryUse
-    from vmfork.vm.vm import VM
+    from vmfork.machine.vm import VM
 
 _COUNTS = (1, 4, 16, 32, 64)
 _QUICK_COUNTS = (32,)

@@ -18,7 +18,7 @@ from vmfork.bench.libvirt import Daemon
 from vmfork.bench.measure import Measure, Row, Samples
 from vmfork.hypervisor.qemu.command import AGENT_PORT
 from vmfork.image import open_image
-from vmfork.vm.launch import KERNEL_ARGS
+from vmfork.machine.launch import KERNEL_ARGS
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context

@@ -6,15 +6,15 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.handshake import adopt
+from vmfork.adopt.identity import Identity
 from vmfork.bench.measure import Measure, Plot, Row, Samples, Target
 from vmfork.config import FactoryConfig
 from vmfork.factory import Factory
-from vmfork.vm.adopt import adopt
-from vmfork.vm.identity import Identity
 
 if TYPE_CHECKING:
     from vmfork.bench.context import Context
-    from vmfork.vm.vm import VM
+    from vmfork.machine.vm import VM
 
 _KEPT = 4
 _WARM_UP = 3

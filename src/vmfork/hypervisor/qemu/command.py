@@ -72,7 +72,7 @@ def _hardware(hardware: Hardware) -> list[str]:
         *("-machine", ",".join((hardware.machine, *_MACHINE_OPTIONS))),
         *("-accel", hardware.accel),
         *("-cpu", hardware.cpu_model),
-        # The kernel is told how many of them to bring online (vm/launch.py).
+        # The kernel is told how many of them to bring online (machine/launch.py).
         *("-smp", str(hardware.max_cpus)),
         *("-m", _memory(hardware)),
     ]

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from tiny_kernel import GREETING, tiny_kernel
 
+from vmfork.adopt.thaw import Thaw
 from vmfork.config import Places, VMConfig
 from vmfork.errors import LaunchError
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import Image
-from vmfork.vm.accelerator import hardware_for
-from vmfork.vm.folder import read_record
-from vmfork.vm.launch import BootPlan, Frozen, boot_base, restore_base
-from vmfork.vm.thaw import Thaw
+from vmfork.machine.accelerator import hardware_for
+from vmfork.machine.folder import read_record
+from vmfork.machine.launch import BootPlan, Frozen, boot_base, restore_base
 
 
 @pytest.fixture

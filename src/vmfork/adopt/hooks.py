@@ -18,9 +18,9 @@ from vmfork.errors import DeadlineExceeded, ExecError, GuestError, GuestFileErro
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vmfork.adopt.identity import Identity
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
-    from vmfork.vm.identity import Identity
 
 BEFORE_FREEZE = "/etc/vmfork/before-freeze.d"
 AFTER_FORK = "/etc/vmfork/after-fork.d"

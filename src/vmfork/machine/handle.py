@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmfork.adopt.handshake import Adoption
+from vmfork.adopt.identity import ENTROPY_BYTES, Identity
+from vmfork.adopt.thaw import Thaw
 from vmfork.errors import ConfigError
 from vmfork.host.keeper import TOKEN_SIZE
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
-from vmfork.vm.adopt import Adoption
-from vmfork.vm.identity import ENTROPY_BYTES, Identity
-from vmfork.vm.result import Timings
-from vmfork.vm.thaw import Thaw
+from vmfork.machine.timings import Timings
 
 # Raised with every change of the fields, and of what is said to a keeper.
 HANDLE_VERSION = 1

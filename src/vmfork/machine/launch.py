@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from vmfork.adopt.identity import Identity
+from vmfork.adopt.thaw import Thaw
 from vmfork.errors import LaunchError
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu.machine import QemuMachine
-from vmfork.vm.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
-from vmfork.vm.identity import Identity
-from vmfork.vm.thaw import Thaw
+from vmfork.machine.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import RAM, Machine
     from vmfork.hypervisor.qemu.binary import QemuBinary
     from vmfork.image import Image
-    from vmfork.vm.base import BaseVM
+    from vmfork.machine.base import BaseVM
     from vmfork.wire import Hello
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
@@ -143,8 +143,8 @@ async def _launch(
         spawned = time.perf_counter()
         # Loaded the first time, while QEMU starts: 15 ms that nobody waits for (docs/decisions/0008).
         from vmfork.agent.client import AgentClient  # noqa: PLC0415
-        from vmfork.vm.base import BaseVM  # noqa: PLC0415
-        from vmfork.vm.ending import explained  # noqa: PLC0415
+        from vmfork.machine.base import BaseVM  # noqa: PLC0415
+        from vmfork.machine.ending import explained  # noqa: PLC0415
 
         folder.write_record(_record(identity, machine, hardware, image))
         agent = await AgentClient.open(machine.connect_agent())

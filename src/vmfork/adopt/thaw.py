@@ -6,16 +6,16 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
+from vmfork.adopt.secrets import check_secrets
 from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, GuestFileError, HookError
-from vmfork.vm.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
-from vmfork.vm.secrets import check_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmfork.adopt.identity import Identity
+    from vmfork.adopt.secrets import Secrets
     from vmfork.agent.client import AgentClient
-    from vmfork.vm.identity import Identity
-    from vmfork.vm.secrets import Secrets
 
 # Sockets of processes that renew their own random numbers; see `vmfork_guest` in the image.
 WATCHERS = "/run/vmfork/watchers"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vmfork.vm.result import Timings
+    from vmfork.machine.timings import Timings
 
 _PHASES = ("spawn_s", "load_s", "adopt_s", "clock_s", "thaw_s")
 _wanted: ContextVar[bool] = ContextVar("vmfork_detailed_timings", default=False)

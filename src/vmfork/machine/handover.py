@@ -7,20 +7,20 @@ import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmfork.adopt.thaw import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
 from vmfork.hypervisor.qemu.machine import QemuMachine
-from vmfork.vm.folder import VMFolder, read_handle, read_record
-from vmfork.vm.handle import VMHandle, is_vm_id, new_token
-from vmfork.vm.thaw import Thaw
+from vmfork.machine.folder import VMFolder, read_handle, read_record
+from vmfork.machine.handle import VMHandle, is_vm_id, new_token
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmfork.adopt.handshake import Adoption
+    from vmfork.adopt.identity import Identity
     from vmfork.hypervisor.base import Hardware, Machine
-    from vmfork.vm.adopt import Adoption
-    from vmfork.vm.identity import Identity
-    from vmfork.vm.result import Timings
+    from vmfork.machine.timings import Timings
 
 
 class Parts(NamedTuple):

@@ -10,10 +10,10 @@ from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
 from vmfork.hypervisor.qemu.binary import find_qemu
 from vmfork.image import build_image, open_image
+from vmfork.machine.accelerator import decide_hardware
+from vmfork.machine.launch import BootPlan
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB, format_mib
-from vmfork.vm.accelerator import decide_hardware
-from vmfork.vm.launch import BootPlan
 
 if TYPE_CHECKING:
     from vmfork.config import Places, VMConfig

@@ -8,8 +8,8 @@ import sys
 import pytest
 from recorded_spans import record_spans
 
-from vmfork.vm import trace
-from vmfork.vm.result import Timings
+from vmfork.machine import trace
+from vmfork.machine.timings import Timings
 
 TIMINGS = Timings(spawn_s=0.002, answer_s=0.05, load_s=0.04, adopt_s=0.01, clock_s=0.003, thaw_s=0.0, total_s=0.055)
 
@@ -58,8 +58,8 @@ def test_details_are_wanted_inside_the_block_only(monkeypatch):
 def test_without_the_sdk_nothing_of_it_is_loaded_and_nothing_happens():
     code = (
         "import sys\n"
-        "from vmfork.vm import trace\n"
-        "from vmfork.vm.result import Timings\n"
+        "from vmfork.machine import trace\n"
+        "from vmfork.machine.timings import Timings\n"
         "trace.tell_program('true', 0.1, 0)\n"
         "trace.tell_machine('x', Timings(spawn_s=1, answer_s=1, clock_s=1, thaw_s=1, total_s=4), {})\n"
         "assert not trace.is_detailed()\n"

@@ -11,8 +11,8 @@ from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmfork.adopt.identity import Identity
     from vmfork.agent.client import AgentClient
-    from vmfork.vm.identity import Identity
     from vmfork.wire import ClockReading, ItemOutcome
 
 # The guest's wall clock is within this of the host's once a machine is handed out.

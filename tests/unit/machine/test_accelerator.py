@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmfork.errors import LaunchError
-from vmfork.vm.accelerator import _tell_why
+from vmfork.machine.accelerator import _tell_why
 
 DUMP = "KVM internal error. Suberror: 1\nemulation failure\nEAX=00000000 EBX=00000000\nCode=05 83 fa 0f"
 

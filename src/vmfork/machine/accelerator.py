@@ -13,8 +13,8 @@ from vmfork.host import facts
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu.command import default_cpu_model
+from vmfork.machine.launch import BootPlan, boot_base
 from vmfork.progress import Progress, ignore_progress
-from vmfork.vm.launch import BootPlan, boot_base
 
 if TYPE_CHECKING:
     from pathlib import Path

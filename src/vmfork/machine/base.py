@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+from vmfork.adopt.handshake import adopt
+from vmfork.adopt.identity import Identity, check_env
+from vmfork.adopt.thaw import Thaw, check_files, thaw
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError
-from vmfork.vm.adopt import adopt
-from vmfork.vm.ending import explained, watch_end
-from vmfork.vm.handover import Parts, check_ttl, give_up, make_handle, take_over
-from vmfork.vm.identity import Identity, check_env
-from vmfork.vm.result import Timings
-from vmfork.vm.thaw import Thaw, check_files, thaw
-from vmfork.vm.trace import is_detailed, tell_machine
-from vmfork.vm.vm import VM
+from vmfork.machine.ending import explained, watch_end
+from vmfork.machine.handover import Parts, check_ttl, give_up, make_handle, take_over
+from vmfork.machine.timings import Timings
+from vmfork.machine.trace import is_detailed, tell_machine
+from vmfork.machine.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
-    from vmfork.vm.folder import VMFolder
-    from vmfork.vm.handle import VMHandle
+    from vmfork.machine.folder import VMFolder
+    from vmfork.machine.handle import VMHandle
     from vmfork.wire import Hello
 
 # Adopting and a program, before a machine is parked: after three of them a take costs QEMU 15 ms of CPU time in place

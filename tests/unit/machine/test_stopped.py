@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from vmfork.errors import GuestError, HostError, LaunchError
-from vmfork.vm.launch import _unless_stopped
+from vmfork.machine.launch import _unless_stopped
 
 
 class Machine:

@@ -7,13 +7,13 @@ from dataclasses import fields, replace
 
 import pytest
 
+from vmfork.adopt.handshake import Adoption
+from vmfork.adopt.thaw import Thaw
 from vmfork.errors import ConfigError, VMNotFound
 from vmfork.hypervisor.base import Hardware
-from vmfork.vm.adopt import Adoption
-from vmfork.vm.handle import HANDLE_VERSION, VMHandle, new_token
-from vmfork.vm.handover import check_ttl, find_handle
-from vmfork.vm.result import Timings
-from vmfork.vm.thaw import Thaw
+from vmfork.machine.handle import HANDLE_VERSION, VMHandle, new_token
+from vmfork.machine.handover import check_ttl, find_handle
+from vmfork.machine.timings import Timings
 
 
 @pytest.fixture

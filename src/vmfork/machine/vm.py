@@ -8,34 +8,35 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+from vmfork.adopt.handshake import SKEW_LIMIT_S, Adoption, skew_bound_s
+from vmfork.adopt.identity import check_env
+from vmfork.adopt.thaw import Thaw, prepare_freeze
 from vmfork.config import VMConfig, find_places
 from vmfork.errors import Closed, ConfigError, GuestError
 from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.machine.ending import watch_end
+from vmfork.machine.folder import list_records, read_record
+from vmfork.machine.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over
+from vmfork.machine.result import ExecResult
+from vmfork.machine.trace import tell_program
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
-from vmfork.vm.adopt import SKEW_LIMIT_S, Adoption, skew_bound_s
-from vmfork.vm.ending import watch_end
-from vmfork.vm.folder import list_records, read_record
-from vmfork.vm.handover import Parts, check_ttl, find_handle, give_up, make_handle, take_over
-from vmfork.vm.identity import check_env
-from vmfork.vm.result import ExecResult, Timings
-from vmfork.vm.thaw import Thaw, prepare_freeze
-from vmfork.vm.trace import tell_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from vmfork.adopt.identity import Identity
+    from vmfork.adopt.secrets import Secrets
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
     from vmfork.config import Places
     from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.machine.folder import VMFolder, VMRecord
+    from vmfork.machine.handle import VMHandle
+    from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
-    from vmfork.vm.folder import VMFolder, VMRecord
-    from vmfork.vm.handle import VMHandle
-    from vmfork.vm.identity import Identity
-    from vmfork.vm.secrets import Secrets
     from vmfork.wire import DirEntry, FileStat
 
 _FILE_LIMIT_S = 60.0
@@ -92,8 +93,8 @@ class VM:
         `LaunchError`, `AdoptError`; nothing is left after any of them.
         """
         # What starts machines stands above what they are.
-        from vmfork.vm.launch import boot_base  # noqa: PLC0415
-        from vmfork.vm.plan import plan_boot  # noqa: PLC0415
+        from vmfork.machine.launch import boot_base  # noqa: PLC0415
+        from vmfork.machine.plan import plan_boot  # noqa: PLC0415
 
         config = config or VMConfig()
         places = places or find_places()

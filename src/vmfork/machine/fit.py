@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
-    from vmfork.vm.vm import VM
+    from vmfork.machine.vm import VM
 
 _log = logging.getLogger("vmfork")
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from vmfork.adopt.handshake import SKEW_LIMIT_S, adopt, check_outcomes, skew_bound_s
+from vmfork.adopt.identity import Identity
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
-from vmfork.vm.adopt import SKEW_LIMIT_S, adopt, check_outcomes, skew_bound_s
-from vmfork.vm.identity import Identity
 from vmfork.wire import ClockReading, ItemOutcome
 
 IDENTITY = Identity.fresh("0123456789ab", template="py", env={"TOKEN": "sesame"})
