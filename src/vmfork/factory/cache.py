@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, VMForkError
@@ -18,8 +18,7 @@ from vmfork.units import MIB, format_mib
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmfork.factory.base import FactoryBase
-    from vmfork.hypervisor.base import Hardware
+    from vmfork.factory.kind import Base, Kind
     from vmfork.machine.base import BaseVM
 
 _log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class CacheStatus:
 @dataclass(slots=True, eq=False)
 class _Held:
     base_vm: BaseVM
-    kind: str
+    generation: str
     parked: bool = False
     since: float = field(default_factory=time.monotonic)
 
@@ -108,9 +107,7 @@ class CacheFactory:
     them is not exercised and parked first: that pays when nobody waits, and costs what it saves when somebody does.
     """
 
-    def __init__(
-        self, base: FactoryBase, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float
-    ) -> None:
+    def __init__(self, base: Base, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float) -> None:
         self._base = base
         self._size = size
         self._ttl_s = ttl_s
@@ -133,7 +130,7 @@ class CacheFactory:
     @classmethod
     async def open(
         cls,
-        base: FactoryBase,
+        base: Base,
         size: int,
         *,
         ttl_s: float = DEFAULT_TTL_S,
@@ -141,31 +138,16 @@ class CacheFactory:
         check_interval_s: float = CHECK_INTERVAL_S,
     ) -> Self:
         """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow."""
-        check_size(size, base.hardware, shares_memory=base.shares_memory)
+        check_size(size, base.kind)
         cache = cls(base, size, ttl_s=ttl_s, concurrency=concurrency, check_interval_s=check_interval_s)
         cache._fill()
         cache._tending = asyncio.create_task(cache._tend())
         return cache
 
     @property
-    def name(self) -> str:
-        return f"cache of {self._base.name}"
-
-    @property
-    def traits(self) -> Mapping[str, str]:
-        return self._base.traits
-
-    @property
-    def hardware(self) -> Hardware:
-        return self._base.hardware
-
-    @property
-    def shares_memory(self) -> bool:
-        return self._base.shares_memory
-
-    @property
-    def kind(self) -> str:
-        return self._base.kind
+    def kind(self) -> Kind:
+        kind = self._base.kind
+        return replace(kind, name=f"cache of {kind.name}")
 
     @property
     def is_failing(self) -> bool:
@@ -179,7 +161,7 @@ class CacheFactory:
         except VMForkError:
             self._drop(lambda _: "replaced")
             raise
-        self._drop(lambda held: "replaced" if held.kind != self._base.kind else None)
+        self._drop(lambda held: "replaced" if held.generation != self._base.kind.generation else None)
 
     async def wait_full(self, *, timeout_s: float | None = None) -> None:
         """All `size` machines are ready. `DeadlineExceeded`, `Closed`."""
@@ -189,7 +171,7 @@ class CacheFactory:
                     self._filled.clear()
                     await self._filled.wait()
         except TimeoutError:
-            raise self._late(f"filling the {self.name}", timeout_s) from None
+            raise self._late(f"filling the {self.kind.name}", timeout_s) from None
         self._check_open()
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
@@ -235,7 +217,7 @@ class CacheFactory:
             self._refilling.cancel()
         while self._queue:
             if not (place := self._queue.popleft()).done():
-                place.set_exception(Closed(self.name))
+                place.set_exception(Closed(self.kind.name))
         self._filled.set()
         tasks = {*self._starting, *([self._tending] if self._tending else [])}
         for task in tasks:
@@ -270,7 +252,7 @@ class CacheFactory:
         except TimeoutError:
             if _has_result(place):
                 return place.result()  # it came with the last tick
-            raise self._late(f"waiting for a machine of the {self.name}", timeout_s) from None
+            raise self._late(f"waiting for a machine of the {self.kind.name}", timeout_s) from None
         except asyncio.CancelledError:
             if _has_result(place):
                 self._put_back(place.result())
@@ -320,7 +302,7 @@ class CacheFactory:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Closed(self.name)
+            raise Closed(self.kind.name)
 
     async def _is_healthy(self, held: _Held, end: float) -> bool:
         """Whether it may be handed out; it is ended otherwise. `Closed` when the cache was closed meanwhile."""
@@ -328,7 +310,7 @@ class CacheFactory:
         try:
             # One that was not parked answered when it was given to this caller.
             if (trouble := await self._find_trouble(held, limit_s) if held.parked else None) is None:
-                if held.kind == self._base.kind:
+                if held.generation == self._base.kind.generation:
                     self._check_open()
                     return True
                 self._discard(held, "replaced")
@@ -377,9 +359,9 @@ class CacheFactory:
 
     async def _make(self) -> _Held:
         await self._base.refresh()
-        # Replaced while it is made, it may be of either kind: it passes for the old one, and is replaced as well.
-        kind = self._base.kind
-        held = _Held(await self._base.get_base_vm(), kind)
+        # Replaced while it is made, it may be of either generation: it passes for the old one, and is replaced as well.
+        generation = self._base.kind.generation
+        held = _Held(await self._base.get_base_vm(), generation)
         try:
             if self._is_awaited():
                 await held.base_vm.wait_up(timeout_s=PARK_LIMIT_S)
@@ -399,7 +381,7 @@ class CacheFactory:
         self._counts["failed"] += 1
         self._last_error = str(error)
         self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
-        _log.warning("%s: a start failed, next one in %.1f s: %s", self.name, self._pause_s, error)
+        _log.warning("%s: a start failed, next one in %.1f s: %s", self.kind.name, self._pause_s, error)
 
     async def _tend(self) -> None:
         """From time to time: what is too old, or does not answer, is replaced."""
@@ -411,7 +393,7 @@ class CacheFactory:
             except VMForkError:
                 pass  # a template that is gone shows when the next machine is started
             except Exception:  # noqa: BLE001 - the machines it holds are to be looked at all the same
-                _log.exception("%s: what it is made from could not be looked at", self.name)
+                _log.exception("%s: what it is made from could not be looked at", self.kind.name)
             for held in list(self._ready):
                 await self._check_held(held)
             self._fill()
@@ -434,7 +416,9 @@ class CacheFactory:
         self._dropped[reason] += 1
         self._leaving.discard(held)
         if detail:
-            _log.warning("%s: %s is replaced, it is %s: %s", self.name, held.base_vm.identity.vm_id, reason, detail)
+            _log.warning(
+                "%s: %s is replaced, it is %s: %s", self.kind.name, held.base_vm.identity.vm_id, reason, detail
+            )
         self._end(held)
         self._fill()
 
@@ -448,14 +432,14 @@ def _has_result(place: asyncio.Future[_Held]) -> bool:
     return place.done() and not place.cancelled() and place.exception() is None
 
 
-def check_size(size: int, hardware: Hardware, *, shares_memory: bool) -> None:
-    """Nothing, when the host has memory for `size` parked machines; else `ConfigError` with the arithmetic.
+def check_size(size: int, kind: Kind) -> None:
+    """Raises `ConfigError`, with the arithmetic, when the host has no memory for `size` parked machines.
 
     Machines that share a template's memory are counted with what they have of their own, others with all of it.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError("factory.cache", size, f"{size!r} is not a number of machines", hint="give 1 or more")
-    each_mib = PARKED_FORK_MIB + (0 if shares_memory else hardware.memory_mib)
+    each_mib = PARKED_FORK_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib)
     available_mib = facts.available_memory_bytes() // MIB
     if size * each_mib > available_mib:
         raise ConfigError(

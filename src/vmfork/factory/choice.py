@@ -11,7 +11,7 @@ from vmfork.machine.fit import plan_growth
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmfork.factory.base import FactoryBase
+    from vmfork.factory.kind import Base
     from vmfork.hypervisor.base import Hardware
 
 
@@ -23,7 +23,7 @@ class Choice:
     differs: a trait, `cpus` or `memory_mib`; `oversize` when every base that would do is larger than asked.
     """
 
-    base: FactoryBase | None
+    base: Base | None
     reason: str
 
 
@@ -36,20 +36,20 @@ class Want:
     memory_mib: int
 
 
-def choose(bases: Sequence[FactoryBase], want: Want, *, oversize: bool) -> Choice:
+def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice:
     """The best base: one of just that size, then one that grows, then, with `oversize`, the smallest that is larger.
 
     Among those that grow, fewer CPUs to bring online come first (seconds each under TCG), then less memory.
     """
-    fitting: list[tuple[tuple[int, ...], FactoryBase, str]] = []
+    fitting: list[tuple[tuple[int, ...], Base, str]] = []
     misses: list[str] = []
     for base in bases:
-        if (differing := find_difference(base.traits, want.traits)) is not None:
+        if (differing := find_difference(base.kind.traits, want.traits)) is not None:
             misses.append(differing)
             continue
-        kind = judge_size(base.hardware, want)
+        kind = judge_size(base.kind.hardware, want)
         if kind in _RANKS and (kind != "larger" or oversize):
-            fitting.append(((_RANKS[kind], *_cost(base.hardware, want)), base, kind))
+            fitting.append(((_RANKS[kind], *_cost(base.kind.hardware, want)), base, kind))
         else:
             misses.append("oversize" if kind == "larger" else kind)
     if fitting:

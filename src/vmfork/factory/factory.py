@@ -28,11 +28,11 @@ from vmfork.errors import (
     VMForkError,
     VMNotFound,
 )
-from vmfork.factory.base import Listener
 from vmfork.factory.cache import CacheFactory, CacheStatus
 from vmfork.factory.choice import Choice, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
+from vmfork.factory.kind import Listener
 from vmfork.factory.template import TemplateFactory
 from vmfork.machine.fit import fit
 from vmfork.progress import ignore_progress
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmfork.config import Places
-    from vmfork.factory.base import FactoryBase
+    from vmfork.factory.kind import Base
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
@@ -131,7 +131,7 @@ class Factory:
         self._fetch_only = fetch_only
         self._progress = progress
         self._places = places or find_places()
-        self._bases: list[FactoryBase] = []
+        self._bases: list[Base] = []
         self._health: dict[str, Health] = {}
         self._direct: dict[VMConfig, DirectFactory] = {}
         self._opening = asyncio.Lock()
@@ -211,7 +211,7 @@ class Factory:
         """The base for a request, and why; no base and the reason where it has to be booted."""
         if self._is_direct:
             return Choice(wanted, "exact")
-        ready: list[FactoryBase] = []
+        ready: list[Base] = []
         reason = "quarantined" if self._bases else _NOT_READY
         for base in self._bases:
             if self._health_of(base).is_quarantined:
@@ -226,10 +226,10 @@ class Factory:
         if not ready:
             self._build_if_due(reason)
             return Choice(None, reason)
-        want = Want(wanted.traits, wanted.hardware.cpus, wanted.hardware.memory_mib)
+        want = Want(wanted.kind.traits, wanted.kind.hardware.cpus, wanted.kind.hardware.memory_mib)
         return choose(ready, want, oversize=self.config.oversize == "allow")
 
-    async def _give(self, base: FactoryBase, why: str, request: _Request) -> VM:
+    async def _give(self, base: Base, why: str, request: _Request) -> VM:
         base_vm = await base.get_base_vm(timeout_s=request.left_s())
         wanted = request.config
         vm = await base_vm.adopt(
@@ -249,10 +249,10 @@ class Factory:
             raise
         self._health_of(base).note_success()
         self._choices[why] += 1
-        self._given[base.name] += 1
+        self._given[base.kind.name] += 1
         if isinstance(base, Listener):
-            base.tell(phases=_phases_of(vm))
-            vm.on_first_exec(lambda seconds: base.tell(phases={"first_exec": seconds}))
+            base.report(phases=_phases_of(vm))
+            vm.on_first_exec(lambda seconds: base.report(phases={"first_exec": seconds}))
         return vm
 
     async def _boot(self, request: _Request) -> VM:
@@ -261,19 +261,19 @@ class Factory:
         self._given["direct"] += 1
         return vm
 
-    def _note_failure(self, base: FactoryBase, error: Exception) -> None:
+    def _note_failure(self, base: Base, error: Exception) -> None:
         # A cache that is merely empty is no worse for it: that many ask at once is no fault of what it holds.
         if isinstance(error, DeadlineExceeded) and not (isinstance(base, CacheFactory) and base.is_failing):
             return
         self._health_of(base).note_failure(error)
-        _log.warning("%s gave no machine: %s", base.name, error)
+        _log.warning("%s gave no machine: %s", base.kind.name, error)
 
     def _fall_back(self, reason: str) -> None:
         self._fallbacks[reason] += 1
         _log.info("booting a machine: %s", reason)
         for base in self._bases:
             if isinstance(base, Listener):
-                base.tell(fallback=reason)
+                base.report(fallback=reason)
 
     def stats(self) -> FactoryStats:
         """What was asked and given so far."""
@@ -381,7 +381,7 @@ class Factory:
         self._build_health = Health(limit=1)
         self._health.clear()
 
-    async def _add(self, base: FactoryBase, *, at: int | None = None) -> None:
+    async def _add(self, base: Base, *, at: int | None = None) -> None:
         """`base`, or a cache over it, serves requests; it is closed when that fails."""
         if self.config.cache:
             base = await self._cached(base)
@@ -391,7 +391,7 @@ class Factory:
         self._bases.insert(len(self._bases) if at is None else at, base)
         self._has_first = True
 
-    async def _cached(self, base: FactoryBase) -> CacheFactory:
+    async def _cached(self, base: Base) -> CacheFactory:
         try:
             return await CacheFactory.open(base, self.config.cache, ttl_s=self.config.cache_ttl_s)
         except BaseException:
@@ -404,15 +404,15 @@ class Factory:
             self._direct[config] = await DirectFactory.open(config, places=self._places, progress=self._progress)
         return self._direct[config]
 
-    def _health_of(self, base: FactoryBase) -> Health:
-        return self._health.setdefault(base.name, Health())
+    def _health_of(self, base: Base) -> Health:
+        return self._health.setdefault(base.kind.name, Health())
 
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("factory")
 
     def _refuse(self, wanted: VMConfig) -> ConfigError:
-        sizes = ", ".join(_spell(base.hardware) for base in self._bases)
+        sizes = ", ".join(_spell(base.kind.hardware) for base in self._bases)
         return ConfigError(
             "vm",
             wanted,
@@ -427,10 +427,10 @@ def _phases_of(vm: VM) -> dict[str, float]:
     return phases | {"fit": spent.fit_s} if spent.fit_s else phases
 
 
-def _check_not_larger(base: FactoryBase, have: Hardware, wanted: VMConfig) -> None:
+def _check_not_larger(base: Base, have: Hardware, wanted: VMConfig) -> None:
     if have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib:
         # What it is made from was replaced between the choice and the taking.
-        raise TemplateStale(base.name, "size", _spell(have), _spell(wanted))
+        raise TemplateStale(base.kind.name, "size", _spell(have), _spell(wanted))
 
 
 def _spell(size: Hardware | VMConfig) -> str:

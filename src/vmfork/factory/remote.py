@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vmfork.config import find_places
 from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import HostError, VMForkError
+from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.base import BaseVM
 from vmfork.machine.handle import VMHandle
@@ -37,7 +38,7 @@ class RemoteFactory:
 
     def __init__(self, client: CacheClient, reply: ConfigReply) -> None:
         self._client = client
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reporting: set[asyncio.Task[None]] = set()
         self._closed = False
         self._learn(reply)
 
@@ -58,28 +59,6 @@ class RemoteFactory:
             await client.aclose()
             raise
 
-    @property
-    def name(self) -> str:
-        return f"remote {self._name}"
-
-    @property
-    def traits(self) -> Mapping[str, str]:
-        return self._traits
-
-    @property
-    def hardware(self) -> Hardware:
-        return self._hardware
-
-    @property
-    def shares_memory(self) -> bool:
-        """The server has counted them already."""
-        return True
-
-    @property
-    def kind(self) -> str:
-        """The server's name for it."""
-        return self._fingerprint
-
     async def refresh(self) -> None:
         """Nothing is asked: a server that holds machines of another kind refuses to give one as the former."""
 
@@ -94,35 +73,35 @@ class RemoteFactory:
 
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         try:
-            reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self._fingerprint)
+            reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self.kind.generation)
         except OtherKind:
             self._learn(await self._client.config())
             raise
         # Cancelled here, or failing, the machine has no owner: its keeper ends it.
         return await BaseVM.attach(VMHandle.from_json(reply.handle))
 
-    def tell(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+    def report(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
         """The server is being told how long phases of a machine it gave took, or why none was taken.
 
         In the background, and in vain where the server is gone: nobody waits for it.
         """
         if self._closed:
             return
-        task = asyncio.create_task(self._tell(phases or {}, fallback))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        task = asyncio.create_task(self._report(phases or {}, fallback))
+        self._reporting.add(task)
+        task.add_done_callback(self._reporting.discard)
 
-    async def _tell(self, phases: Mapping[str, float], fallback: str) -> None:
+    async def _report(self, phases: Mapping[str, float], fallback: str) -> None:
         try:
             await self._client.report(phases=phases, fallback=fallback)
         except VMForkError as error:
-            _log.info("the VM cache server was not told: %s", error)
+            _log.info("the VM cache server got no report: %s", error)
 
     async def aclose(self) -> None:
         """The connection is gone; the server and the machines it gave stay. What was to be told is, within a second."""
         self._closed = True
-        if self._telling:
-            await asyncio.wait({*self._telling}, timeout=_LAST_WORDS_S)
+        if self._reporting:
+            await asyncio.wait({*self._reporting}, timeout=_LAST_WORDS_S)
         await self._client.aclose()
 
     def _learn(self, reply: ConfigReply) -> None:
@@ -132,10 +111,14 @@ class RemoteFactory:
                 f"{reply.config_version} (vmfork {reply.server_version}); this vmfork knows {_CONFIG_VERSION}",
                 hint="run the same vmfork on both sides",
             )
-        self._name = reply.name
-        self._traits: dict[str, str] = dict(reply.traits)
-        self._hardware = _read_hardware(json.loads(reply.hardware))
-        self._fingerprint = reply.fingerprint
+        self.kind = Kind(
+            name=f"remote {reply.name}",
+            traits=dict(reply.traits),
+            hardware=_read_hardware(json.loads(reply.hardware)),
+            generation=reply.fingerprint,
+            # The server has counted them already.
+            shares_memory=True,
+        )
 
 
 def _read_hardware(told: Mapping[str, Any]) -> Hardware:

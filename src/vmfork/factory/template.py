@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import TemplateExists
+from vmfork.factory.kind import Kind
 from vmfork.store import TemplateStore
 from vmfork.template import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmfork.config import Places, VMConfig
-    from vmfork.hypervisor.base import Hardware
     from vmfork.machine.base import BaseVM
     from vmfork.progress import ProgressListener
 
@@ -24,6 +22,7 @@ class TemplateFactory:
 
     def __init__(self, template: Template, config: VMConfig, places: Places) -> None:
         self._template = template
+        self.kind = _kind_of(template)
         self._config = config
         self._places = places
 
@@ -48,32 +47,12 @@ class TemplateFactory:
             template = await Template.ensure(name, config, progress=progress, places=places)
         return cls(template, config, places)
 
-    @property
-    def name(self) -> str:
-        return f"template {self._template.name!r}"
-
-    @property
-    def traits(self) -> Mapping[str, str]:
-        return self._template.manifest.traits
-
-    @property
-    def hardware(self) -> Hardware:
-        return self._template.hardware
-
-    @property
-    def shares_memory(self) -> bool:
-        return True
-
-    @property
-    def kind(self) -> str:
-        """The generation that is forked."""
-        return self._template.generation
-
     async def refresh(self) -> None:
         """The template in force now is forked. Errors are those of `fetch`."""
         current = TemplateStore(self._places.templates).find_generation(self._template.name)
         if current != self._template.generation:
             self._template = await Template.open(self._template.name, config=self._config, places=self._places)
+            self.kind = _kind_of(self._template)
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
@@ -82,3 +61,13 @@ class TemplateFactory:
 
     async def aclose(self) -> None:
         """Nothing is held; the template stays."""
+
+
+def _kind_of(template: Template) -> Kind:
+    return Kind(
+        name=f"template {template.name!r}",
+        traits=template.manifest.traits,
+        hardware=template.hardware,
+        generation=template.generation,
+        shares_memory=True,
+    )

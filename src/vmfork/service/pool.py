@@ -10,7 +10,7 @@ from vmfork.factory.template import TemplateFactory
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places
-    from vmfork.factory.base import FactoryBase
+    from vmfork.factory.kind import Base
     from vmfork.progress import ProgressListener
 
 
@@ -20,7 +20,7 @@ async def open_pool(config: FactoryConfig, *, places: Places, progress: Progress
     A server that starts again finds its template there: that is no error, unlike in `vmfork factory init` without a
     cache. `ConfigError` when the host has not the memory for so many.
     """
-    base: FactoryBase
+    base: Base
     if config.template:
         base = await TemplateFactory.ensure(config.template_name, config.vm, places=places, progress=progress)
     else:

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.config.endpoint import MetricsAddress
-    from vmfork.service.server import CacheServer, Pool
+    from vmfork.factory.cache import CacheFactory
+    from vmfork.service.server import CacheServer
 
 
 async def serve(
     server: CacheServer,
-    open_pool: Callable[[], Awaitable[Pool]],
+    open_pool: Callable[[], Awaitable[CacheFactory]],
     *,
     metrics: MetricsAddress | None = None,
     on_change: Callable[[str], None] = lambda _state: None,
@@ -35,7 +36,7 @@ async def serve(
 
     async with AsyncExitStack() as stack:
 
-        async def open_all() -> Pool:
+        async def open_all() -> CacheFactory:
             # Not before the endpoint is ours: a second server is to be refused for that.
             if metrics is not None:
                 exposition = Exposition(metrics, server.render_metrics)

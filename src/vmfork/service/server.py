@@ -10,14 +10,13 @@ draining    takes, waiting ones too, get Closed; held machines are ended       h
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import VMConfig
-    from vmfork.hypervisor.base import Hardware
+    from vmfork.factory.cache import CachedVM, CacheFactory, CacheStatus
     from vmfork.machine.base import BaseVM
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Cache"].full_name
@@ -61,64 +60,6 @@ _STATES = {
     "serving": pb.StatusReply.STATE_SERVING,
     "draining": pb.StatusReply.STATE_DRAINING,
 }
-
-
-class HeldVM(Protocol):
-    """A machine of the pool, as its status tells it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def cpus(self) -> int: ...
-    @property
-    def memory_mib(self) -> int: ...
-    @property
-    def age_s(self) -> float: ...
-
-
-class PoolStatus(Protocol):
-    """Figures of a pool at one moment."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def ready(self) -> int: ...
-    @property
-    def refilling(self) -> int: ...
-    @property
-    def given(self) -> int: ...
-    @property
-    def hits(self) -> int: ...
-    @property
-    def misses(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def last_error(self) -> str: ...
-    @property
-    def dropped(self) -> Mapping[str, int]: ...
-    @property
-    def vms(self) -> Sequence[HeldVM]: ...
-
-
-class Pool(Protocol):
-    """What the server gives machines from: the cache factory."""
-
-    @property
-    def traits(self) -> Mapping[str, str]: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def hardware(self) -> Hardware: ...
-    def status(self) -> PoolStatus: ...
-    async def refresh(self) -> None: ...
-    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM: ...
-    async def wait_full(self, *, timeout_s: float | None = None) -> None: ...
-    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +100,7 @@ class CacheServer:
         self._quitting = asyncio.Event()
         self._front: Front | None = None
         self._health = health.aio.HealthServicer()
-        self._pool: Pool | None = None
+        self._pool: CacheFactory | None = None
         self._pool_opened = asyncio.Event()
         self._given: dict[str, GivenVM] = {}
         self._handing: set[asyncio.Task[Any]] = set()
@@ -169,7 +110,10 @@ class CacheServer:
         self._quitting.set()
 
     async def run(
-        self, open_pool: Callable[[], Awaitable[Pool]], *, on_change: Callable[[str], None] = lambda _state: None
+        self,
+        open_pool: Callable[[], Awaitable[CacheFactory]],
+        *,
+        on_change: Callable[[str], None] = lambda _state: None,
     ) -> None:
         """It served until it was told to quit, and drained. Nothing is left at the endpoint, nor of the pool.
 
@@ -192,7 +136,7 @@ class CacheServer:
             await server.stop(_LAST_WORDS_S)
 
     async def _serve(
-        self, open_pool: Callable[[], Awaitable[Pool]], on_change: Callable[[str], None], stack: AsyncExitStack
+        self, open_pool: Callable[[], Awaitable[CacheFactory]], on_change: Callable[[str], None], stack: AsyncExitStack
     ) -> None:
         await self._change("starting", on_change)
         self._pool = pool = await self._unless_quit(open_pool())
@@ -262,15 +206,15 @@ class CacheServer:
             return pb.ConfigReply(
                 config_version=CONFIG_VERSION,
                 config=json.dumps(asdict(self._config)).encode(),
-                traits=dict(pool.traits),
-                cpus=pool.hardware.cpus,
-                memory_mib=pool.hardware.memory_mib,
-                max_cpus=pool.hardware.max_cpus,
-                max_memory_mib=pool.hardware.max_memory_mib,
+                traits=dict(pool.kind.traits),
+                cpus=pool.kind.hardware.cpus,
+                memory_mib=pool.kind.hardware.memory_mib,
+                max_cpus=pool.kind.hardware.max_cpus,
+                max_memory_mib=pool.kind.hardware.max_memory_mib,
                 server_version=self._version,
-                hardware=json.dumps(asdict(pool.hardware)).encode(),
-                name=pool.name,
-                fingerprint=fingerprint_of(pool),
+                hardware=json.dumps(asdict(pool.kind.hardware)).encode(),
+                name=pool.kind.name,
+                fingerprint=pool.kind.digest,
             )
         raise AssertionError
 
@@ -337,10 +281,10 @@ class CacheServer:
             "endpoint": str(self.endpoint),
             "metrics_address": self.metrics_address,
             "template": self._template,
-            "cpus": pool.hardware.cpus if pool else self._config.cpus,
-            "memory_mib": pool.hardware.memory_mib if pool else self._config.memory_mib,
-            "traits": dict(pool.traits) if pool else {},
-            "fingerprint": fingerprint_of(pool) if pool else "",
+            "cpus": pool.kind.hardware.cpus if pool else self._config.cpus,
+            "memory_mib": pool.kind.hardware.memory_mib if pool else self._config.memory_mib,
+            "traits": dict(pool.kind.traits) if pool else {},
+            "fingerprint": pool.kind.digest if pool else "",
             "pool": _plain_status(pool.status()) if pool else {"size": 0, "ready": 0},
             "vms": [_plain_vm(vm) for vm in held],
             "live": [{**_plain_vm(vm), "client": vm.client} for vm in live],
@@ -352,11 +296,12 @@ class CacheServer:
         await self._refresh()
         return self.metrics.render()
 
-    async def _refresh(self) -> tuple[Sequence[HeldVM], Sequence[GivenVM]]:
+    async def _refresh(self) -> tuple[Sequence[CachedVM], Sequence[GivenVM]]:
         """The metrics tell this moment; the machines held, and those given out that still run."""
         before = self._pool.status() if self._pool else None
         live = self._find_live()
-        shared, private = await read_memory_of([vm.pid for vm in (*(before.vms if before else ()), *live)])
+        pids = [*(vm.pid for vm in (before.vms if before else ())), *(vm.pid for vm in live)]
+        shared, private = await read_memory_of(pids)
         # Reading memory took a while: what is told is one moment, that of the end.
         live = self._find_live()
         others = Snapshot(
@@ -384,7 +329,7 @@ class CacheServer:
         self._given = {vm_id: vm for vm_id, vm in self._given.items() if vm.process.is_alive()}
         return [*self._given.values()]
 
-    async def _get_pool(self, limit_s: float | None) -> Pool:
+    async def _get_pool(self, limit_s: float | None) -> CacheFactory:
         try:
             async with asyncio.timeout(limit_s):
                 await self._pool_opened.wait()
@@ -464,9 +409,9 @@ async def _answered(context: Any) -> AsyncIterator[None]:
         await context.abort(status, message, trailers)
 
 
-def _check_kind(pool: Pool, request: pb.GetBaseVMRequest) -> None:
-    if request.fingerprint and request.fingerprint != (now := fingerprint_of(pool)):
-        raise TemplateStale(pool.name, "fingerprint", now, request.fingerprint)
+def _check_kind(pool: CacheFactory, request: pb.GetBaseVMRequest) -> None:
+    if request.fingerprint and request.fingerprint != (now := pool.kind.digest):
+        raise TemplateStale(pool.kind.name, "fingerprint", now, request.fingerprint)
 
 
 def _limit_of(context: Any) -> float | None:
@@ -475,18 +420,12 @@ def _limit_of(context: Any) -> float | None:
     return None if remaining is None else max(remaining - GRACE_S, remaining / 2)
 
 
-def fingerprint_of(pool: Pool) -> str:
-    """A name for the kind of machines that `pool` gives: the same for the same traits and hardware."""
-    kind = json.dumps([dict(pool.traits), asdict(pool.hardware)], sort_keys=True)
-    return hashlib.sha256(kind.encode()).hexdigest()[:16]
-
-
-def _plain_status(status: PoolStatus) -> dict[str, Any]:
+def _plain_status(status: CacheStatus) -> dict[str, Any]:
     names = ("size", "ready", "refilling", "waiting", "given", "hits", "misses", "failed", "last_error")
     return {**{name: getattr(status, name) for name in names}, "dropped": dict(status.dropped)}
 
 
-async def _wait_ready(pool: Pool) -> None:
+async def _wait_ready(pool: CacheFactory) -> None:
     """The pool was filled for the first time, or holds a machine, or gave one, and is not full a while later."""
     while True:
         try:
@@ -498,7 +437,7 @@ async def _wait_ready(pool: Pool) -> None:
         return
 
 
-def _plain_vm(vm: HeldVM) -> dict[str, Any]:
+def _plain_vm(vm: CachedVM | GivenVM) -> dict[str, Any]:
     return {
         "id": vm.id,
         "pid": vm.pid,

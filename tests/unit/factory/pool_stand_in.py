@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 
 from vmfork.errors import HostError
+from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.timings import Timings
 
@@ -39,9 +40,9 @@ class StandInBaseVM:
     pid = 4711
     spawn_s, answer_s = 0.02, 0.03
 
-    def __init__(self, number: int, kind: str, hardware: Hardware) -> None:
+    def __init__(self, number: int, generation: str, hardware: Hardware) -> None:
         self.identity = StandInIdentity(f"vm{number}")
-        self.kind, self.hardware = kind, hardware
+        self.generation, self.hardware = generation, hardware
         self.state = "started"
         self.park_error: Exception | None = None
         self.check_error: Exception | None = None
@@ -94,8 +95,8 @@ class StandInFactory:
     hardware: Hardware = HARDWARE
     traits: dict[str, str] = field(default_factory=lambda: dict(TRAITS))
     shares_memory: bool = True
-    next_kind: str = "one"
-    kind: str = "one"
+    next_generation: str = "one"
+    generation: str = "one"
 
     def __post_init__(self) -> None:
         self.errors: list[Exception] = []
@@ -110,13 +111,23 @@ class StandInFactory:
         self.told: list[dict[str, object]] = []
         self._numbers = itertools.count(1)
 
+    @property
+    def kind(self) -> Kind:
+        return Kind(
+            name=self.name,
+            traits=self.traits,
+            hardware=self.hardware,
+            generation=self.generation,
+            shares_memory=self.shares_memory,
+        )
+
     def alive(self) -> list[StandInBaseVM]:
         return [vm for vm in self.made if vm.state != "ended"]
 
     async def refresh(self) -> None:
         if self.refresh_error is not None:
             raise self.refresh_error
-        self.kind = self.next_kind
+        self.generation = self.next_generation
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> StandInBaseVM:
         self.started_at.append(asyncio.get_running_loop().time())
@@ -130,7 +141,7 @@ class StandInFactory:
                 raise self.errors.pop(0)
         finally:
             self.at_once -= 1
-        vm = StandInBaseVM(next(self._numbers), self.kind, self.hardware)
+        vm = StandInBaseVM(next(self._numbers), self.generation, self.hardware)
         if self.adopt_errors:
             vm.adopt_error = self.adopt_errors.pop(0)
         self.made.append(vm)

@@ -7,7 +7,7 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
-from pool_stand_in import HARDWARE, StandInFactory
+from pool_stand_in import StandInFactory
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound
 from vmfork.factory import cache as cache_module
@@ -173,10 +173,10 @@ async def test_tending_survives_what_it_cannot_know() -> None:
 async def test_a_replaced_template_replaces_what_is_held() -> None:
     base = StandInFactory()
     async with opened(base, 3) as pool:
-        base.next_kind = "two"
-        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).kind == "two"
+        base.next_generation = "two"
+        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).generation == "two"
         await pool.wait_full(timeout_s=LIMIT_S)
-        assert {vm.kind for vm in base.alive()} == {"two"}
+        assert {vm.generation for vm in base.alive()} == {"two"}
         assert pool.status().dropped == {"replaced": 3}
 
 
@@ -185,21 +185,21 @@ async def test_the_old_kind_is_not_given_when_a_start_saw_the_new_one_first() ->
     base = StandInFactory()
     async with opened(base, 3) as pool:
         await (await pool.get_base_vm()).aclose()
-        base.next_kind = "two"
+        base.next_generation = "two"
         await until(lambda: len(base.made) == 4)
-        assert base.made[3].kind == "two"
-        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).kind == "two"
+        assert base.made[3].generation == "two"
+        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).generation == "two"
 
 
 async def test_a_machine_being_made_while_the_template_is_replaced_is_not_given() -> None:
     base = StandInFactory()
     async with opened(base, 1, full=False) as pool:
         base.gate.clear()
-        base.kind = base.next_kind = "one"
+        base.generation = base.next_generation = "one"
         await until(lambda: base.at_once or base.made)
-        base.next_kind = "two"
+        base.next_generation = "two"
         base.gate.set()
-        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).kind == "two"
+        assert (await pool.get_base_vm(timeout_s=LIMIT_S)).generation == "two"
 
 
 async def test_a_template_that_is_gone_leaves_nothing_to_give() -> None:
@@ -347,9 +347,10 @@ async def test_a_size_that_is_no_number_of_machines_is_refused(size) -> None:
 )
 def test_more_than_the_host_has_memory_for_is_refused_with_the_arithmetic(monkeypatch, shares, each, most) -> None:
     monkeypatch.setattr(facts, "available_memory_bytes", lambda: 1000 * MIB)
-    check_size(most, HARDWARE, shares_memory=shares)
+    kind = StandInFactory(shares_memory=shares).kind
+    check_size(most, kind)
     with pytest.raises(ConfigError) as caught:
-        check_size(most + 1, HARDWARE, shares_memory=shares)
+        check_size(most + 1, kind)
     assert f"{most + 1} machines of {each} each need" in caught.value.message
     assert "the host has 1000 MiB" in caught.value.message
     assert caught.value.hint == f"give at most {most}"

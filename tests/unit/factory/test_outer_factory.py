@@ -28,7 +28,7 @@ LIMIT_S = 5.0
 
 
 class Remote(StandInFactory):
-    def tell(self, **told) -> None:
+    def report(self, **told) -> None:
         self.told.append(told)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.factory.kind import Kind
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
 
@@ -89,6 +90,10 @@ class StandInPool:
                 self.where[self.ready[-1]] = "held"
             self.filled.set()
             self.changed.notify_all()
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(name=self.name, traits=self.traits, hardware=self.hardware, generation="one", shares_memory=True)
 
     def status(self) -> SimpleNamespace:
         return SimpleNamespace(

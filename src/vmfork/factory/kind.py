@@ -1,0 +1,61 @@
+"""What machines a base gives, and how it is asked for them. Matching, adopting and falling back are done above."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.base import BaseVM
+
+_DIGEST_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What the machines of a base are: what was really booted, never what a configuration says today.
+
+    `name` is for people. `generation` names what the machines are made from: it changes when that is replaced, even by
+    something with the same traits. `shares_memory`: a machine costs the host only the pages that it wrote.
+    """
+
+    name: str
+    traits: Mapping[str, str]
+    hardware: Hardware
+    generation: str
+    shares_memory: bool
+
+    @property
+    def digest(self) -> str:
+        """Names traits and hardware together: the same for machines that cannot be told apart."""
+        told = json.dumps([dict(self.traits), asdict(self.hardware)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:_DIGEST_SIZE]
+
+
+class Base(Protocol):
+    """Gives machines of one kind that are nobody's yet."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the machines were when it was last looked at."""
+
+    async def refresh(self) -> None:
+        """`kind` is that of machines given from now on."""
+
+    async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
+        """A machine that is the caller's alone. `timeout_s` bounds the wait where others make it, `None` does not."""
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A base that wants to know what became of its machines, and of requests that it could have served."""
+
+    def report(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
+        """Returns at once; the report goes out in the background."""
