@@ -112,3 +112,17 @@ def test_only_the_lazy_tables_import_by_name() -> None:
 def test_modules_are_named_for_what_they_hold() -> None:
     names = {part for path in MODULES for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert names & VAGUE == set()
+
+
+def test_qemu_is_asked_for_at_its_door() -> None:
+    """Only the package itself knows its modules: another hypervisor, or another emulator, is added behind it."""
+    door = "vmfork.hypervisor.qemu"
+    inside = {f"{door}.{path.stem}" for path in (PACKAGE / "hypervisor" / "qemu").glob("*.py")}
+    past = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path in MODULES
+        if (PACKAGE / "hypervisor") not in path.parents
+        for line, name in imported_names(ast.parse(path.read_text()), package="vmfork")
+        if any(name == module or name.startswith(f"{module}.") for module in inside)
+    ]
+    assert past == []

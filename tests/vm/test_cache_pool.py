@@ -16,7 +16,7 @@ from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import Closed, ConfigError, FitError, HostError
 from vmfork.factory import factory as factory_module
 from vmfork.factory.cache import CacheFactory
-from vmfork.hypervisor.qemu.machine import QemuMachine
+from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine import fit as fit_module
 
 pytestmark = pytest.mark.vm

@@ -232,7 +232,7 @@ async def test_a_taker_killed_while_it_takes_leaves_no_machine(template, step) -
     handle = await (await template.fork()).detach(ttl_s=LIMIT_S)
     code = (
         "import os, signal, sys, vmfork\n"
-        "from vmfork.hypervisor.qemu.machine import QemuMachine\n"
+        "from vmfork.hypervisor.qemu import QemuMachine\n"
         "from vmfork.host.keeper import KeptProcess\n"
         "step = sys.argv[1]\n"
         "def die(*_, **__):\n"

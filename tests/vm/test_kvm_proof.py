@@ -11,7 +11,7 @@ from vmfork.aio import VM
 from vmfork.config import VMConfig
 from vmfork.errors import HostError
 from vmfork.host import facts
-from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import open_image
 from vmfork.machine import accelerator
 from vmfork.machine.accelerator import PROOF_LIMIT_S, decide_hardware, prove_kvm

@@ -16,7 +16,7 @@ from vmfork.config import find_places
 from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts
 from vmfork.host.keeper import find_keeper
-from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import find_agent, open_image
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.store.store import STATE_HEADROOM
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import Places, VMConfig
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
 

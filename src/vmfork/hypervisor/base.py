@@ -96,11 +96,8 @@ class Launch:
     lock_fd: int | None = None
 
 
-class Machine(Protocol):
-    """Owner of one running hypervisor process.
-
-    Whoever has it may speak to the agent through a socket of `connect_agent()`; one at a time.
-    """
+class Watched(Protocol):
+    """A machine as seen from outside: which process it is, whether and how it ended, what it wrote. Asks it nothing."""
 
     @property
     def identity(self) -> ProcessIdentity: ...
@@ -115,26 +112,34 @@ class Machine(Protocol):
     def exit_code(self) -> int | None:
         """`None` while it runs, and for a machine that was taken over from another process."""
 
-    def connect_agent(self) -> socket.socket: ...
-
     def on_exit(self, callback: Callable[[int | None], None], /) -> None: ...
+
+    async def wait(self) -> int | None: ...
 
     def log_tail(self) -> str: ...
 
     def console_tail(self) -> str: ...
+
+
+class Controlled(Protocol):
+    """A machine as its hypervisor controls it. The guest is not asked, and each call waits as long as that takes."""
 
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
 
     async def check(self) -> None:
-        """The hypervisor answered. Waits as long as it does not."""
+        """The hypervisor answered."""
 
     async def wait_stopped(self) -> str:
-        """The guest stands still, and the hypervisor's word for why. Waits as long as it runs."""
+        """The guest stands still, and the hypervisor's word for why."""
 
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
+
+
+class Growable(Protocol):
+    """A machine as it is given memory while it runs."""
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
         """The guest has taken a new piece of memory. `HostError` when it, or the hypervisor, has not."""
@@ -142,7 +147,14 @@ class Machine(Protocol):
     async def remove_memory(self, name: str, /) -> None:
         """No piece of memory has this name. `HostError` when the guest does not give it back."""
 
-    async def wait(self) -> int | None: ...
+
+class Machine(Watched, Controlled, Growable, Protocol):
+    """Owner of one running hypervisor process.
+
+    Whoever has it may speak to the agent through a socket of `connect_agent()`; one at a time.
+    """
+
+    def connect_agent(self) -> socket.socket: ...
 
     async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
         """Nobody owns the machine until somebody who knows `token` takes it over, within `ttl_s` seconds (0: ever)."""

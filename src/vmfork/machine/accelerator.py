@@ -12,7 +12,7 @@ from vmfork.errors import GuestError, HostError, LaunchError
 from vmfork.host import facts
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu.command import default_cpu_model
+from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.machine.launch import BootPlan, boot_base
 from vmfork.progress import Progress, ignore_progress
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import Places, VMConfig
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
 

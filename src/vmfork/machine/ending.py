@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vmfork.agent.client import AgentClient
-    from vmfork.hypervisor.base import Machine
+    from vmfork.hypervisor.base import Watched
 
 # Between the agent's connection closing and the process being reaped.
 _EXIT_GRACE_S = 2.0
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
-def watch_end(machine: Machine, agent: AgentClient) -> None:
+def watch_end(machine: Watched, agent: AgentClient) -> None:
     """When the machine ends, who waits for its agent is told how."""
     machine.on_exit(lambda _code: agent.fail(_machine_ended(machine)))
     agent.await_reason(_EXIT_GRACE_S)
 
 
 @asynccontextmanager
-async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
+async def explained(machine: Watched, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
     """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
     try:
         yield
@@ -46,13 +46,13 @@ async def explained(machine: Machine, agent: AgentClient, timeout_s: float) -> A
         raise AdoptError("agent", str(error), console_tail=machine.console_tail()) from error
 
 
-async def _has_ended(machine: Machine) -> bool:
+async def _has_ended(machine: Watched) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
     return machine.has_ended
 
 
-def _machine_ended(machine: Machine) -> MachineEnded:
+def _machine_ended(machine: Watched) -> MachineEnded:
     killed = machine.exit_code == -signal.SIGKILL
     return MachineEnded(
         machine.exit_code,
@@ -62,7 +62,7 @@ def _machine_ended(machine: Machine) -> MachineEnded:
     )
 
 
-def _launch_error(machine: Machine, reason: str, *, hint: str = "") -> LaunchError:
+def _launch_error(machine: Watched, reason: str, *, hint: str = "") -> LaunchError:
     if machine.exit_code == -signal.SIGKILL:
         hint = _KILLED
     return LaunchError(

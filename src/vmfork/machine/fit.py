@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.agent.client import AgentClient
-    from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.hypervisor.base import Growable, Hardware
     from vmfork.machine.vm import VM
 
 _log = logging.getLogger("vmfork")
@@ -200,7 +200,7 @@ async def _online_cpus(agent: AgentClient, hardware: Hardware, count: int, steps
         raise FitError(f"{count} CPUs", f"{len(now)} CPUs are online in the guest")
 
 
-async def _add_memory(machine: Machine, agent: AgentClient, size_mib: int, steps: _Steps) -> None:
+async def _add_memory(machine: Growable, agent: AgentClient, size_mib: int, steps: _Steps) -> None:
     """The guest has and uses so much more memory. What it does with new memory by itself is as it was."""
     before = await _read_total_kib(agent)
     policy_file = f"{_MEMORY}/auto_online_blocks"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfork.adopt.thaw import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
-from vmfork.hypervisor.qemu.machine import QemuMachine
+from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.folder import VMFolder, read_handle, read_record
 from vmfork.machine.handle import VMHandle, is_vm_id, new_token
 

@@ -14,7 +14,7 @@ from vmfork.adopt.identity import Identity
 from vmfork.adopt.thaw import Thaw
 from vmfork.errors import LaunchError
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
-from vmfork.hypervisor.qemu.machine import QemuMachine
+from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import RAM, Machine
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.machine.base import BaseVM
     from vmfork.wire import Hello

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
-from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import build_image, open_image
 from vmfork.machine.accelerator import decide_hardware
 from vmfork.machine.launch import BootPlan

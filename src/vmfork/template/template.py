@@ -20,8 +20,7 @@ from vmfork.errors import (
 )
 from vmfork.host import facts
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu.binary import find_qemu_like
-from vmfork.hypervisor.qemu.command import default_cpu_model
+from vmfork.hypervisor.qemu import default_cpu_model, find_qemu_like
 from vmfork.image import open_image
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.trace import failure_told
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.config import Places
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.machine.base import BaseVM
     from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener

@@ -9,7 +9,7 @@ from vmfork.machine.launch import decide_aslr
 if TYPE_CHECKING:
     from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
 
 

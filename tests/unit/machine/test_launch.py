@@ -17,7 +17,7 @@ from vmfork.adopt.thaw import Thaw
 from vmfork.config import Places, VMConfig
 from vmfork.errors import LaunchError
 from vmfork.host.process import ProcessIdentity
-from vmfork.hypervisor.qemu.binary import find_qemu
+from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import Image
 from vmfork.machine.accelerator import hardware_for
 from vmfork.machine.folder import read_record

@@ -8,7 +8,7 @@ import pytest
 
 from vmfork.config import VMConfig
 from vmfork.errors import TemplateStale
-from vmfork.hypervisor.qemu.binary import find_qemu, find_qemu_like
+from vmfork.hypervisor.qemu import find_qemu, find_qemu_like
 from vmfork.machine.accelerator import hardware_for
 from vmfork.store import Manifest
 from vmfork.template.traits import emulator_traits

@@ -16,7 +16,7 @@ from vmfork.bench import raw
 from vmfork.bench.context import MEMORY_MIB, time_fork
 from vmfork.bench.libvirt import Daemon
 from vmfork.bench.measure import Measure, Row, Samples
-from vmfork.hypervisor.qemu.command import AGENT_PORT
+from vmfork.hypervisor.qemu import AGENT_PORT
 from vmfork.image import open_image
 from vmfork.machine.launch import KERNEL_ARGS
 

@@ -1,1 +1,17 @@
-"""The distribution's own QEMU: its binary, its command line, its monitor, its process."""
+"""The distribution's own QEMU: its binary, its command line, its monitor, its process.
+
+The rest of the package asks for it here, and knows none of the modules inside.
+"""
+
+from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
+from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
+from vmfork.hypervisor.qemu.machine import QemuMachine
+
+__all__ = [
+    "AGENT_PORT",
+    "QemuBinary",
+    "QemuMachine",
+    "default_cpu_model",
+    "find_qemu",
+    "find_qemu_like",
+]
