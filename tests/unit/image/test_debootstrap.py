@@ -46,6 +46,11 @@ def test_without_mmdebstrap_the_hint_installs_it(monkeypatch, tmp_path):
     assert "apt-get install mmdebstrap" in caught.value.hint
 
 
+def test_root_is_not_refused_by_the_mmdebstrap_of_debian_13():
+    argv = debootstrap.build_argv("mmdebstrap", "trixie", ["dash"], Path("/tar"), hook=Path("/hook"))
+    assert "--skip=check/chrootless" in argv
+
+
 def test_the_hook_is_a_shell_script():
     subprocess.run(["sh", "-n", "-c", debootstrap._HOOK], check=True)
     assert "{" not in debootstrap._HOOK.replace("${", "").replace("||{", "").replace("|| {", "")

@@ -27,6 +27,7 @@ CALLS = {
     "os.truncate",
     "os.chmod",
     "os.listdir",
+    "os.scandir",  # by which pathlib lists from Python 3.13 on
     "fcntl.flock",
 }
 TRACED = (tmpfs.__file__, folders.__file__)
