@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A kernel alone: by dependency it would bring an initramfs builder, and running that takes longer than all the rest.
+# `$1` is the file system. No file holds this script: in a user namespace, its reader may not enter our folder.
 _KERNEL_HOOK = """set -eu
-root=$1 package=$2
+root=$1
+package=@
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 kernel=$(apt-cache depends "$package" | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p' | head -n 1)
 test -n "$kernel" || { echo "E: no package $package" >&2; exit 1; }
@@ -54,17 +56,15 @@ def open_root(suite: str, packages: Sequence[str], *, kernel: str = "") -> Itera
 
 
 def _make_root(folder: Path, suite: str, packages: Sequence[str], kernel: str) -> None:
-    root, scratch, log = folder / "root", folder / "scratch", folder / "log"
+    root, log = folder / "root", folder / "log"
     root.mkdir()
-    scratch.mkdir()
-    scratch.chmod(0o711)  # a namespace's root is another user here
     with log.open("wb") as said:
         maker = subprocess.Popen(
-            _build_argv(folder, suite, packages, kernel),
+            _build_argv(suite, packages, kernel),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=said,
-            env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
         try:
             unpacked = subprocess.run(
@@ -79,22 +79,17 @@ def _make_root(folder: Path, suite: str, packages: Sequence[str], kernel: str) -
             maker.wait()
     if maker.returncode or unpacked.returncode:
         raise RootError(f"mmdebstrap {suite}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-30:]))
-    scratch.rmdir()
     (root / "dev").mkdir()
     _list_packages(root, folder / "packages")
 
 
-def _build_argv(folder: Path, suite: str, packages: Sequence[str], kernel: str) -> list[str]:
+def _build_argv(suite: str, packages: Sequence[str], kernel: str) -> list[str]:
     argv = ["setpriv", "--pdeathsig", "TERM", "--", "mmdebstrap"]
     argv += ["--variant=essential", "--format=tar", f"--include={','.join(packages)}"]
-    # apt's own user may not enter the folder of the cache.
-    argv.append('--aptopt=APT::Sandbox::User "root"')
     # Device nodes are root's to make; where the folder becomes a machine or a chroot, /dev is mounted.
     argv += ["--skip=output/dev", '--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "2"']
     if kernel:
-        hook = folder / "hook"
-        hook.write_text(_KERNEL_HOOK)
-        argv.append(f'--customize-hook=sh {shlex.quote(str(hook))} "$1" {shlex.quote(kernel)}')
+        argv.append("--customize-hook=" + _KERNEL_HOOK.replace("@", shlex.quote(kernel)))
     return [*argv, suite, "-"]
 
 
