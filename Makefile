@@ -22,15 +22,15 @@ check: $(STAMP)
 	$(BIN)/pytest tests/unit -q
 
 bench: $(STAMP)
-	$(BIN)/vmfork bench --peers install --json benchmarks/last.json
+	$(BIN)/python -m benchmarks.suite --peers install --json benchmarks/last.json
 
 # After `make bench`: fails where a ratio is worse than in the committed run, beyond noise.
 bench-check: $(STAMP)
-	$(BIN)/vmfork bench --from benchmarks/last.json --check benchmarks/baseline.json
+	$(BIN)/python -m benchmarks.suite --from benchmarks/last.json --check benchmarks/baseline.json
 
 # From the committed run: after `mv benchmarks/last.json benchmarks/baseline.json`.
 bench-docs: $(STAMP)
-	$(BIN)/vmfork bench --from benchmarks/baseline.json --plots docs/performance --report .
+	$(BIN)/python -m benchmarks.suite --from benchmarks/baseline.json --plots docs/performance --report .
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

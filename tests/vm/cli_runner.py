@@ -40,12 +40,17 @@ def environment(changes: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def vmfork(*argv: str, env: dict[str, str] | None = None, **options) -> Outcome:
+    """`vmfork` with these arguments has ended; see `run`."""
+    return run(*COMMAND, *argv, env=env, **options)
+
+
+def run(*argv: str, env: dict[str, str] | None = None, **options) -> Outcome:
     """The command has ended. `options` are those of `subprocess.run`; its input is empty unless they say otherwise."""
     if "input" not in options:
         options.setdefault("stdin", subprocess.DEVNULL)
 
     options |= {"capture_output": True, "timeout": LIMIT_S}
-    done = subprocess.run([*COMMAND, *argv], check=False, env=environment(env), **options)
+    done = subprocess.run(argv, check=False, env=environment(env), **options)
     return Outcome(done.returncode, done.stdout, done.stderr.decode())
 
 

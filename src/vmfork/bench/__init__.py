@@ -1,1 +1,1 @@
-"""What forking costs, measured side by side with the same thing done by hand, and with everyone else who does it."""
+"""A quick look at what forking costs here, beside the same by hand. The whole suite is in benchmarks/suite."""

@@ -7,14 +7,12 @@ against this, so nothing of vmfork may be imported here (a test looks).
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
 import subprocess
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -105,26 +103,6 @@ class Line:
         assert b"exit" in reply, reply
 
 
-class Monitor:
-    """A blocking conversation with one QEMU."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._lines = sock.makefile("rwb")
-        self._lines.readline()  # the greeting
-        self.execute("qmp_capabilities")
-
-    def execute(self, command: str, **arguments: object) -> object:
-        self._lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        self._lines.flush()
-        while line := self._lines.readline():
-            told = json.loads(line)
-            if "error" in told:
-                raise RuntimeError(f"{command}: {told['error']['desc']}")
-            if "return" in told:
-                return told["return"]
-        raise ConnectionError(f"{command}: QEMU is gone")
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """What a fork is made from: QEMU's arguments with `{memory}`, `{state}`, `{agent}`, `{qmp}`, `{console}` for the
@@ -180,8 +158,9 @@ class Fork:
         self._sockets.append(client)
         return client
 
-    def connect_qmp(self) -> Monitor:
-        return Monitor(self.connect(self._qmp))
+    def connect_monitor(self) -> socket.socket:
+        """A connection to QEMU's monitor, which ends with the fork."""
+        return self.connect(self._qmp)
 
     def close(self) -> None:
         self.process.kill()
@@ -216,21 +195,3 @@ def time_one(source: Source, *, adopt: bool = True) -> float:
     took = time.perf_counter() - begun
     fork.close()
     return took
-
-
-def time_many(source: Source, count: int) -> float:
-    """Seconds until `count` forks, started at once, have all run their first program."""
-    with ThreadPoolExecutor(count) as threads:
-        begun = time.perf_counter()
-        forks = list(threads.map(lambda _: start(source), range(count)))
-        took = time.perf_counter() - begun
-        list(threads.map(Fork.close, forks))
-    return took
-
-
-def forks_per_second(source: Source, total: int, *, concurrency: int) -> float:
-    """How many forks a second are made, run a program and end, `concurrency` at a time."""
-    with ThreadPoolExecutor(concurrency) as threads:
-        begun = time.perf_counter()
-        list(threads.map(lambda _: time_one(source), range(total)))
-        return total / (time.perf_counter() - begun)

@@ -1,193 +1,85 @@
-"""`vmfork bench`: what forking costs here, side by side with the same by hand and with others."""
+"""`vmfork bench`: a quick look at what a fork costs here."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.show import show_table, shown_progress
-from vmfork.errors import ConfigError
+from vmfork.cli.options import get_settings, json_option
+from vmfork.cli.run import find_template
+from vmfork.cli.show import show_json, show_table, shown_progress
+from vmfork.config import find_places
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vmfork.bench.compare import Change
-    from vmfork.bench.result import RowResult, RunResult
-
-REGRESSED = 5
-
-_HEAD = ("FIGURE", "VALUE", "95 % INTERVAL", "TARGET", "VERDICT")
-_file = click.Path(path_type=Path, dir_okay=False)
-_folder = click.Path(path_type=Path, file_okay=False)
+    from vmfork.bench.look import Look
+    from vmfork.bench.stats import Estimate
+    from vmfork.template import Template
 
 
 @click.command("bench")
-@click.option("--quick", is_flag=True, help="A look in a few minutes: few rounds, small sizes.")
-@click.option("--only", "names", multiple=True, metavar="NAME", help="Run this measurement. Repeatable.")
-@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Take N rounds of each, if there is time.")
-@click.option("--json", "json_file", type=_file, metavar="FILE", help="Write the result, with all samples.")
-@click.option("--plots", "plots", type=_folder, metavar="DIR", help="Draw the result (SVG, PNG).")
-@click.option(
-    "--check", "baseline", type=_file, metavar="FILE", help="Exit with 5 where a ratio got worse than in FILE."
-)
-@click.option("--compare", nargs=2, type=_file, metavar="A B", help="Run nothing: compare two results.")
-@click.option("--from", "given", type=_file, metavar="FILE", help="Run nothing: show, draw or check this result.")
-@click.option("--report", "checkout", type=_folder, metavar="DIR", help="Fill README and docs in DIR from the result.")
-@click.option("--peers", type=click.Choice(["use", "install"]), default="use", help="Install what to compare with.")
-@click.option("--list", "list_only", is_flag=True, help="List the measurements.")
-def command(
-    quick: bool,
-    names: tuple[str, ...],
-    rounds: int | None,
-    json_file: Path | None,
-    plots: Path | None,
-    baseline: Path | None,
-    compare: tuple[Path, Path] | None,
-    given: Path | None,
-    checkout: Path | None,
-    peers: str,
-    list_only: bool,
-) -> int:
-    """Measure what forking costs here: every figure with its interval and its target.
+@click.option("-t", "--template", "name", metavar="NAME", help="Fork this template.")
+@click.option("--rounds", type=click.IntRange(min=1), default=20, metavar="N", help="Make N forks, if there is time.")
+@json_option
+def command(name: str | None, rounds: int, as_json: bool) -> int:
+    """Show what a fork costs here, beside the same fork made by hand.
 
-    Sides that are compared take turns in one run; all in all it takes 15 minutes at most. Exit status 5 with --check
-    when a ratio got worse beyond noise.
+    Without -t the template is `default`, built the first time. Both kinds take turns, for half a minute at most.
     """
-    from vmfork.bench.registry import find_measures  # noqa: PLC0415 - loads every measurement
-    from vmfork.bench.result import read_result  # noqa: PLC0415
+    from vmfork.bench.look import take_look  # noqa: PLC0415 - `vmfork bench --help` needs none of it
 
-    if list_only:
-        show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names)])
-        return 0
-    if compare:
-        return _compare(read_result(compare[0]), read_result(compare[1]))
-    held = None if baseline is None else read_result(baseline)
-    result = read_result(given) if given is not None else _run(names, quick=quick, rounds=rounds, peers=peers)
-    if json_file is not None:
-        result.write(json_file)
-    show_run(result)
-    if plots is not None:
-        _draw(result, plots)
-    if checkout is not None:
-        _report(result, checkout)
-    return 0 if held is None else _check(held, result)
+    async def work() -> tuple[Template, Look]:
+        template = await find_template(name, get_settings())
+        with shown_progress() as progress:
+            return template, await take_look(template, places=find_places(), rounds=rounds, progress=progress)
 
-
-def _run(names: Sequence[str], *, quick: bool, rounds: int | None, peers: str) -> RunResult:
-    from vmfork.bench.context import Context  # noqa: PLC0415
-    from vmfork.bench.registry import find_measures  # noqa: PLC0415
-    from vmfork.bench.suite import run_suite  # noqa: PLC0415
-
-    measures = find_measures(names)
-    with shown_progress() as progress:
-
-        async def work() -> RunResult:
-            async with await Context.open(quick=quick, rounds=rounds, progress=progress) as context:
-                if peers == "install":
-                    from vmfork.bench.peers import install_peers  # noqa: PLC0415
-
-                    await install_peers(context)
-                return await run_suite(context, measures)
-
-        return run_async(work())
-
-
-def show_run(result: RunResult) -> None:
-    """The table of every figure, with a line about where it comes from."""
-    from vmfork.bench.words import format_interval, format_target, format_value, format_verdict  # noqa: PLC0415
-
-    machine, versions = result.machine, result.versions
-    click.echo(
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_mib']} MiB, Linux {machine['kernel']}; "
-        f"QEMU {versions['qemu']}, {result.accel}; guest Linux {versions['guest_kernel']}; "
-        f"vmfork {versions['vmfork']}, Python {versions['python']}; {result.mode} run, {result.duration_s:.0f} s"
-    )
-    cells = [
-        (row.text, format_value(row), format_interval(row), format_target(row), format_verdict(row))
-        for row in result.rows
-    ]
-    if sys.stdout.isatty():
-        _show_coloured(cells, result.rows)
+    template, look = run_async(work())
+    if as_json:
+        show_json(_describe(template, look))
     else:
-        show_table(_HEAD, cells)
-    for name, measure in result.measures.items():
-        if measure.rounds < measure.wanted_rounds:
-            click.echo(f"{name}: {measure.rounds} of {measure.wanted_rounds} rounds, for lack of time")
-        for note in measure.notes:
-            click.echo(f"{name}: {note}")
-
-
-def _show_coloured(cells: Sequence[Sequence[str]], rows: Sequence[RowResult]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    colours = {"reached": "green", "missed": "red", "not run": "yellow"}
-    table = Table(*(name.capitalize() for name in _HEAD))
-    for line, row in zip(cells, rows, strict=True):
-        table.add_row(*(escape(cell) for cell in line), style=colours.get(row.verdict))
-    Console().print(table)
-
-
-def _compare(before: RunResult, after: RunResult) -> int:
-    from vmfork.bench.compare import compare_runs  # noqa: PLC0415
-
-    show_table(("FIGURE", "FIRST", "SECOND", "FACTOR", "95 % INTERVAL", "VERDICT"), _lines(compare_runs(before, after)))
-    if {**before.machine, "load": 0} != {**after.machine, "load": 0}:
-        click.echo("the runs are of different machines: only ratios can be compared")
+        _show(template, look)
     return 0
 
 
-def _lines(changes: Sequence[Change]) -> Sequence[Sequence[str]]:
-    from vmfork.bench.words import format_figure  # noqa: PLC0415
-
-    lines = []
-    for change in changes:
-        first, second = ("-" if v is None else format_figure(v, change.unit) for v in (change.before, change.after))
-        factor = change.factor
-        shown = ("-", "") if factor is None else (f"{factor.value:.3f}", f"{factor.low:.3f} to {factor.high:.3f}")
-        remark = f"{change.verdict}: {change.reason}" if change.reason else change.verdict
-        if change.verdict in ("better", "worse") and not change.side_by_side:
-            remark += " (the machine's noise is in it)"
-        lines.append((change.text, first, second, *shown, remark))
-    return lines
+_TEXTS = {
+    "fork_s": "fork, adopted and checked",
+    "first_exec_s": "fork to first exec",
+    "raw_s": "the same by hand: the raw baseline",
+    "ratio": "fork to first exec, over the raw baseline",
+}
 
 
-def _check(baseline: RunResult, result: RunResult) -> int:
-    from vmfork.bench.compare import TOLERANCE, find_regressions  # noqa: PLC0415
+def _describe(template: Template, look: Look) -> dict[str, object]:
+    from vmfork.bench.machine import describe_machine  # noqa: PLC0415 - with take_look
 
-    regressions = find_regressions(baseline, result)
-    if not regressions:
-        click.echo(f"no ratio is worse than the baseline's by more than {TOLERANCE:.0%} and noise")
-        return 0
-    click.echo("worse than the baseline beyond noise:", err=True)
-    for line in _lines(regressions):
-        click.echo("  " + "  ".join(line), err=True)
-    return REGRESSED
-
-
-def _draw(result: RunResult, folder: Path) -> None:
-    from vmfork.bench.plots import draw  # noqa: PLC0415
-    from vmfork.bench.registry import find_measures  # noqa: PLC0415
-
-    for path in draw(result, find_measures(), folder):
-        click.echo(str(path), err=True)
+    return {
+        "template": template.name,
+        "generation": template.generation,
+        "machine": describe_machine(),
+        "qemu": template.manifest.traits["qemu.version"],
+        "accel": template.hardware.accel,
+        "memory_mib": template.hardware.memory_mib,
+        "rounds": look.rounds,
+        "figures": {name: asdict(estimate) for name, estimate in look.figures().items()},
+        "samples_s": look.samples,
+    }
 
 
-def _report(result: RunResult, checkout: Path) -> None:
-    from vmfork.bench.report import fill_documents  # noqa: PLC0415
+def _show(template: Template, look: Look) -> None:
+    hardware, qemu = template.hardware, template.manifest.traits["qemu.version"]
+    click.echo(
+        f"template {template.name}, {format_mib(hardware.memory_mib)}; "
+        f"QEMU {qemu} with {hardware.accel.upper()}; rounds: {look.rounds}"
+    )
+    lines = [(_TEXTS[name], *_format(name, estimate)) for name, estimate in look.figures().items()]
+    show_table(("FIGURE", "MEDIAN", "95 % INTERVAL"), lines)
 
-    filled = fill_documents(result, checkout)
-    if not filled:
-        raise ConfigError(
-            "report",
-            str(checkout),
-            "no document there has a place for results",
-            hint="give a checkout; a place is between <!-- bench:NAME --> and <!-- /bench -->",
-        )
-    for path in filled:
-        click.echo(f"filled {path}", err=True)
+
+def _format(name: str, estimate: Estimate) -> tuple[str, str]:
+    if name == "ratio":
+        return f"{estimate.value:.2f}", f"{estimate.low:.2f} to {estimate.high:.2f}"
+    value, low, high = (seconds * 1000 for seconds in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.1f} ms", f"{low:.1f} to {high:.1f}"

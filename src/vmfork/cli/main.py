@@ -3,7 +3,6 @@
 ```
 0    done                                   1    failed: host, image, guest, template
 2    wrong input or usage                   3    factory status: off      4    template audit: not safe
-5    bench --check: worse than the baseline
 130  Ctrl-C      143  SIGTERM      129  SIGHUP
 run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell,
 141  nobody reads its output any more
@@ -36,7 +35,7 @@ _COMMANDS = {
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
-    "bench": "Measure what forking costs here: every figure with its interval and its target.",
+    "bench": "Show what a fork costs here, beside the same fork made by hand.",
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
 
@@ -73,9 +72,14 @@ def cli(**_options: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command line `argv` (by default the process's own). Raises nothing."""
+    return exit_status_of(cli, argv, name="vmfork")
+
+
+def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *, name: str) -> int:
+    """`command` ran with `argv` (by default the process's own), called `name`: its exit status. Raises nothing."""
     _open_closed_streams()
     try:
-        return _run(argv)
+        return _run(command, argv, name)
     except BrokenPipeError:
         # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -93,9 +97,9 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _run(argv: Sequence[str] | None) -> int:  # noqa: PLR0911 - one for each kind of end
+def _run(command: click.Command, argv: Sequence[str] | None, name: str) -> int:  # noqa: PLR0911 - one for each end
     try:
-        status = cli.main(args=None if argv is None else [*argv], prog_name="vmfork", standalone_mode=False)
+        status = command.main(args=None if argv is None else [*argv], prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:  # its message is the help
         click.echo(error.format_message(), err=True)

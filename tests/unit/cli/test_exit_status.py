@@ -6,7 +6,7 @@ import re
 import signal
 from pathlib import Path
 
-from vmfork.cli import audit, bench, factory, loop, main, run
+from vmfork.cli import audit, factory, loop, main, run
 
 MANUAL = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
 
@@ -32,7 +32,6 @@ def in_the_code() -> set[int]:
         main._INTERRUPTED,
         factory._OFF,
         audit.UNSAFE,
-        bench.REGRESSED,
         run.TIME_LIMIT,
         run.OWN_FAILURE,
         run.PIPE_CLOSED,

@@ -1,0 +1,42 @@
+"""Growing a running fork: a parked CPU brought online, memory plugged in, both found in the guest."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.suite.figures import Row, Samples
+from benchmarks.suite.measure import Measure
+from vmfork.machine.fit import fit
+
+if TYPE_CHECKING:
+    from benchmarks.suite.context import Context
+
+
+async def run(context: Context) -> Samples:
+    template = await context.template(max_cpus=2, max_memory_mib=512)
+
+    async def one() -> dict[str, float]:
+        async with await template.fork() as vm:
+            begun = time.perf_counter()
+            await fit(vm, cpus=2)
+            online = time.perf_counter()
+            await fit(vm, memory_mib=512)
+            return {"cpu": online - begun, "memory": time.perf_counter() - online}
+
+    samples = Samples()
+    await context.interleave(samples, {"growth": one}, rounds=8, quick_rounds=1)
+    return samples
+
+
+MEASURE = Measure(
+    name="growth",
+    title="Growing a running fork",
+    unit="s",
+    run=run,
+    budget_s=20.0,
+    rows=(
+        Row(key="growth.cpu", text="a second CPU brought online", kind="value", of="cpu", unit="ms", scale=1000),
+        Row(key="growth.memory", text="256 MiB plugged in", kind="value", of="memory", unit="ms", scale=1000),
+    ),
+)

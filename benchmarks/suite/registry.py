@@ -1,0 +1,32 @@
+"""The measurements there are: every module in the folder `measures` that has one, by name, and peers last."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from benchmarks.suite import measures
+from benchmarks.suite.measure import Measure
+from vmfork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+
+def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
+    """All of them, or those of `names` (the name of one, or the start of several). `ConfigError` for an unknown one."""
+    found = []
+    for module in pkgutil.iter_modules(measures.__path__):
+        measure = importlib.import_module(f"{measures.__name__}.{module.name}").MEASURE
+        assert isinstance(measure, Measure)
+        found.append(measure)
+    # Peers last: they are slow, and where time runs out it is their rows that are missing.
+    found.sort(key=lambda measure: (measure.name.startswith("peer-"), measure.name))
+    if not names:
+        return found
+    for name in names:
+        if not any(measure.name.startswith(name) for measure in found):
+            known = ", ".join(measure.name for measure in found)
+            raise ConfigError("only", name, f"no measurement is called {name!r}", hint=f"there are: {known}")
+    return [measure for measure in found if any(measure.name.startswith(name) for name in names)]

@@ -1,0 +1,70 @@
+"""One run: every measurement in turn, each within its part of the time, and none that ends the others by failing."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import vmfork
+from benchmarks.suite.figures import NotRun
+from benchmarks.suite.result import MeasureResult, RunResult, collect, judge
+from vmfork.bench.machine import describe_machine
+from vmfork.errors import VMForkError
+from vmfork.image import open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.suite.context import Context
+    from benchmarks.suite.measure import Measure
+
+# A whole run, whatever the measurements ask for.
+LIMIT_S = 840.0
+_QUICK_SHARE = 0.25
+
+
+async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
+    """What all of `measures` gave. One that cannot run here leaves rows that say why."""
+    started, begun = datetime.now(UTC), time.monotonic()
+    template = await context.template()
+    found: dict[str, MeasureResult] = {}
+    for measure in measures:
+        left_s = LIMIT_S - (time.monotonic() - begun)
+        if left_s <= 0:
+            status = f"the run's {LIMIT_S / 60:g} minutes were over"
+            found[measure.name] = MeasureResult(title=measure.title, unit=measure.unit, status=status)
+            continue
+        share = _QUICK_SHARE if context.quick else 1.0
+        context.begin(measure.name, min(measure.budget_s * share, left_s))
+        found[measure.name] = await _run_one(context, measure)
+    manifest = template.manifest
+    return RunResult(
+        mode="quick" if context.quick else "default",
+        started_at=started.isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - begun, 1),
+        machine=describe_machine(),
+        versions={
+            "vmfork": vmfork.__version__,
+            "python": platform.python_version(),
+            "qemu": manifest.traits["qemu.version"],
+            "guest_kernel": open_image(manifest.image, images_dir=context.places.images).kernel_release,
+        },
+        accel=manifest.traits["accel"],
+        measures=found,
+        rows=[judge(measure, row, found[measure.name]) for measure in measures for row in measure.rows],
+    )
+
+
+async def _run_one(context: Context, measure: Measure) -> MeasureResult:
+    begun = time.monotonic()
+    try:
+        return collect(measure, await measure.run(context), time.monotonic() - begun)
+    except NotRun as error:
+        status = str(error)
+    except (VMForkError, OSError, RuntimeError) as error:
+        status = f"failed: {type(error).__name__}: {error}"
+    return MeasureResult(
+        title=measure.title, unit=measure.unit, status=status, duration_s=round(time.monotonic() - begun, 3)
+    )

@@ -1,1 +1,0 @@
-"""One file for each measurement; every module here with a `MEASURE` is part of the suite (vmfork.bench.registry)."""

@@ -1,0 +1,93 @@
+"""The measurements there are: one file each, complete, and none of vmfork in what vmfork is measured against."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.suite import measures
+from benchmarks.suite.figures import AT
+from benchmarks.suite.peers import quicksand_driver
+from benchmarks.suite.registry import find_measures
+from vmfork.bench import raw
+from vmfork.errors import ConfigError
+
+ALL = find_measures()
+
+# What must be reached: (row, at most, at least).
+TARGETS = {
+    "fork.first-exec": (1.15, None),
+    "peer-boot.speedup": (None, 25),
+    "peer-loadvm.speedup": (None, 1.3),
+    "peer-quicksand.speedup": (None, 100),
+    "concurrency.16": (1.15, None),
+    "rate.concurrency-4": (None, 0.9),
+    "ram.8g": (1.1, 0.9),
+    "memory.raw": (1.1, None),
+    "memory.booted": (0.3, None),
+    "memory.guest-shared": (None, 90),
+    "pool.take": (1.5, None),
+    "pool.time": (10, None),
+    "pool.p99": (40, None),
+    "clients.rate": (1.3, None),
+    "idle.cpu": (1, None),
+    "cli.overhead": (100, None),
+    "import.vmfork": (60, None),
+}
+
+
+def test_every_file_of_the_folder_is_a_measurement():
+    files = [path for path in Path(measures.__file__).parent.glob("*.py") if path.name != "__init__.py"]
+    assert len(ALL) == len(files)
+
+
+def test_every_target_has_its_row():
+    targets = {row.key: row.target for measure in ALL for row in measure.rows if row.target}
+    found = {key: (target.at_most, target.at_least) for key, target in targets.items()}
+    assert {key: found.get(key) for key in TARGETS} == TARGETS
+
+
+def test_keys_and_names_are_unique_and_say_whose_they_are():
+    keys = [row.key for measure in ALL for row in measure.rows]
+    assert len(keys) == len(set(keys))
+    assert all(row.key.startswith(f"{measure.name}.") for measure in ALL for row in measure.rows)
+    plots = [plot.name for measure in ALL for plot in measure.plots]
+    assert len(plots) == len(set(plots))
+
+
+def test_what_has_a_target_says_what_bounds_it():
+    assert [row.key for measure in ALL for row in measure.rows if row.target and not row.bounds] == []
+
+
+def test_a_whole_run_fits_its_time():
+    assert sum(measure.budget_s for measure in ALL) <= 14 * 60
+
+
+@pytest.mark.parametrize("measure", ALL, ids=lambda measure: measure.name)
+def test_only_lines_are_drawn_along_an_axis(measure):
+    for plot in measure.plots:
+        assert all(AT not in side for side in plot.sides)
+        assert plot.log_x is False or plot.kind == "line"
+
+
+def test_names_pick_one_or_several():
+    assert [measure.name for measure in find_measures(["fork"])] == ["fork"]
+    assert {measure.name for measure in find_measures(["peer"])} == {
+        "peer-boot",
+        "peer-libvirt",
+        "peer-loadvm",
+        "peer-quicksand",
+    }
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="no measurement is called 'nonsense'") as found:
+        find_measures(["fork", "nonsense"])
+    assert "fork" in found.value.hint
+
+
+@pytest.mark.parametrize("module", [raw, quicksand_driver], ids=lambda module: module.__name__)
+def test_what_vmfork_is_measured_against_has_none_of_vmfork(module):
+    assert re.findall(r"^\s*(?:from|import) vmfork", Path(module.__file__).read_text(), re.MULTILINE) == []
