@@ -226,16 +226,26 @@ class GuestFileError(GuestError):
 class MachineEnded(GuestError):
     """The machine's process ended while the machine was in use. `exit_code` is negative for a signal, as Python has it.
 
-    0 is a guest that powered off, or rebooted after a panic: its console says which. `None` is not known: the machine
-    was taken over from another process.
+    0 is a guest that powered off or panicked. `None` is not known: the machine was taken over from another process.
+    `panic` is what its kernel said when it panicked, else empty.
     """
 
     code = "machine-ended"
 
-    def __init__(self, exit_code: int | None, *, log_tail: str = "", console_tail: str = "", hint: str = "") -> None:
+    def __init__(
+        self,
+        exit_code: int | None,
+        *,
+        panic: str = "",
+        log_tail: str = "",
+        console_tail: str = "",
+        hint: str = "",
+    ) -> None:
         how = "" if exit_code is None else f" (QEMU exit status {exit_code})"
-        super().__init__(f"the machine ended{how}", hint=hint, console_tail=console_tail)
+        why = f": the guest's kernel panicked: {panic}" if panic else how
+        super().__init__(f"the machine ended{why}", hint=hint, console_tail=console_tail)
         self.exit_code = exit_code
+        self.panic = panic
         self.log_tail = log_tail
 
     def details(self) -> str:

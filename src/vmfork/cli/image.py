@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,8 +11,15 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import check_name, find_places
+from vmfork.errors import HostError
 from vmfork.image import build_image, list_images, remove_image
+from vmfork.machine.plan import try_out
 from vmfork.units import format_bytes, format_mib
+
+if TYPE_CHECKING:
+    from vmfork.config import ImageConfig, VMConfig
+    from vmfork.image import Image
+    from vmfork.progress import ProgressListener
 
 
 @click.group("image")
@@ -26,17 +34,33 @@ def command() -> None:
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
 def build(name: str, packages: tuple[str, ...], suite: str | None, rebuild: bool) -> None:
     """Build the image NAME (default: default), unless it is there."""
-    config = get_settings({"image.suite": suite}).image
+    settings = get_settings({"image.suite": suite})
+    config = settings.image
     if packages:
         config = replace(config, packages=tuple(dict.fromkeys((*config.packages, *packages))))
     with shown_progress() as progress:
-        image = run_async(
-            build_image(name, config, images_dir=find_places().images, progress=progress, rebuild=rebuild)
-        )
+        image = run_async(_build(name, config, settings.vm, progress=progress, rebuild=rebuild))
     click.echo(
         f"image {image.name}: {format_bytes(image.size_bytes)}, kernel {image.kernel_release}, "
-        f"guests need {format_mib(image.min_memory_mib)} or more"
+        f"guests need {_least(image)} or more"
     )
+
+
+async def _build(
+    name: str, config: ImageConfig, machine: VMConfig, *, progress: ProgressListener, rebuild: bool
+) -> Image:
+    """The image, tried out where machines can run: so its least memory is known before somebody needs it."""
+    places = find_places()
+    image = await build_image(name, config, images_dir=places.images, progress=progress, rebuild=rebuild)
+    try:
+        return (await try_out(image, replace(machine, image=name), places=places, progress=progress)).image
+    except HostError as error:
+        click.echo(f"note: its least memory was not measured: {error.message}", err=True)
+        return image
+
+
+def _least(image: Image) -> str:
+    return format_mib(image.min_memory_mib) if image.min_memory_mib else "?"
 
 
 @command.command("ls")
@@ -47,10 +71,7 @@ def list_all(as_json: bool) -> None:
     if as_json:
         show_json([asdict(image) | {"size_bytes": image.size_bytes} for image in images])
         return
-    rows = [
-        (i.name, format_bytes(i.size_bytes), format_mib(i.min_memory_mib), i.kernel_release, i.created_at)
-        for i in images
-    ]
+    rows = [(i.name, format_bytes(i.size_bytes), _least(i), i.kernel_release, i.created_at) for i in images]
     show_table(("NAME", "SIZE", "LEAST RAM", "KERNEL", "CREATED"), rows)
 
 

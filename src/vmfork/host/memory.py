@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,15 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes
         # A page of the file counts as private while one process alone maps it: what was copied is anonymous.
         guest["Anonymous"],
     )
+
+
+def read_resident(pid: int) -> int:
+    """Bytes of memory that process `pid` has touched and that are in RAM (proc(5), statm); 0 if it is gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Mapped:

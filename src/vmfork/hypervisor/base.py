@@ -120,6 +120,10 @@ class Watched(Protocol):
 
     def console_tail(self) -> str: ...
 
+    @property
+    def console_bytes(self) -> int:
+        """So many bytes came from the guest's console since we own the machine."""
+
 
 class Controlled(Protocol):
     """A machine as its hypervisor controls it. The guest is not asked, and each call waits as long as that takes."""

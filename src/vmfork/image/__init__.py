@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vmfork.image.least import write_least
 from vmfork.image.record import Image
-from vmfork.image.store import list_images, open_image, remove_image, sweep_images, verify_image
+from vmfork.image.store import list_images, lock_path, open_image, remove_image, sweep_images, verify_image
 
 if TYPE_CHECKING:
     from vmfork.image.build import build_image
@@ -14,10 +15,12 @@ __all__ = [
     "build_image",
     "find_agent",
     "list_images",
+    "lock_path",
     "open_image",
     "remove_image",
     "sweep_images",
     "verify_image",
+    "write_least",
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import os
 import shutil
 import threading
@@ -35,12 +34,6 @@ NEEDED_MIB = 700
 # Shares of the whole: mmdebstrap, then packing.
 _DEBOOTSTRAP_SHARE = 0.85
 _WAIT_S = 3600.0
-
-# Guest memory that is not free for files, measured with 256, 384 and 512 MiB: a fixed part, and what describes pages.
-_KERNEL_MIB = 39
-_PAGE_TABLES = 0.02
-# The agent, what it mounts, and a small program.
-_SLACK_MIB = 24
 
 
 async def build_image(
@@ -207,21 +200,9 @@ def _write_image(
         requested=config.packages,
         packages=packages,
         unpacked_bytes=unpacked_bytes,
-        min_memory_mib=estimate_memory_mib(unpacked_bytes, initramfs_path.stat().st_size),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
     )
     (built / RECORD_NAME).write_bytes(encode_record(image))
     return image
-
-
-def estimate_memory_mib(unpacked_bytes: int, initramfs_bytes: int) -> int:
-    """The least guest RAM, in MiB, that unpacks an image and runs a small program.
-
-    The root file system is a ramfs (`rootfstype=ramfs`), so it may take all that the kernel and the archive leave. As
-    a tmpfs it would be limited to half of that (mm/shmem.c, shmem_default_max_blocks), and the kernel would go on
-    without the files that do not fit, silently.
-    """
-    files, archive = (-(-size // _MIB) for size in (unpacked_bytes, initramfs_bytes))
-    return math.ceil((_KERNEL_MIB + archive + files + _SLACK_MIB) / (1 - _PAGE_TABLES))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = 2
+FORMAT = 3
 
 KERNEL_NAME = "kernel"
 INITRAMFS_NAME = "initramfs"
@@ -27,8 +27,9 @@ class Image:
 
     `digest` names the inputs, of which `suite` and `requested` (packages asked for by name) are the configuration's.
     `packages` maps names to versions. `unpacked_bytes` is what the files take in the guest's
-    memory, in whole pages; `size_bytes` what both files take on disk. `min_memory_mib` is the least guest RAM that
-    unpacks and runs it. `created_at` is ISO 8601, UTC.
+    memory, in whole pages; `size_bytes` what both files take on disk. `created_at` is ISO 8601, UTC.
+    `min_memory_mib` is the least guest RAM that unpacks and runs it. It is measured on this host when a machine is
+    first planned, and `None` until then; the record does not hold it (see `least.py`).
     """
 
     name: str
@@ -43,10 +44,10 @@ class Image:
     requested: tuple[str, ...]
     packages: Mapping[str, str]
     unpacked_bytes: int
-    min_memory_mib: int
     created_at: str
     kernel_bytes: int
     initramfs_bytes: int
+    min_memory_mib: int | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +65,6 @@ _FIELDS: dict[str, type] = {
     "requested": list,
     "packages": dict,
     "unpacked_bytes": int,
-    "min_memory_mib": int,
     "created_at": str,
     "kernel_bytes": int,
     "initramfs_bytes": int,

@@ -5,8 +5,10 @@ IMAGES/                      0700
     DIGEST/                  an image; renamed here when it is whole, so that what has this name is complete
         kernel  initramfs
         image.json           the record, written last
+        least-memory.json    what this host measured of it since; goes with the folder (least.py)
     names/NAME               symbolic link to ../DIGEST; several names may share an image
     locks/DIGEST             flock: exclusive by who builds or removes that image; the file stays
+    locks/DIGEST.memory      flock: exclusive by who measures the least memory of that image; the file stays
     .staging-RANDOM/         a build on its way: mmdebstrap's files, the tar, image/ as it will be
     .staging-RANDOM.lock     flock: held by that build as long as its process lives; made before the folder
 ```
@@ -25,6 +27,7 @@ import re
 import secrets
 import shutil
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,7 @@ from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.folders import link_atomically, make_private
 from vmfork.host.lock import FileLock
+from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, RecordError, decode_record
 
 if TYPE_CHECKING:
@@ -84,7 +88,7 @@ def find_built(digest: str, *, name: str, images_dir: Path) -> Image | None:
         raise ImageCorrupt(name, "the record is another image's")
     _check_size(image, image.kernel, image.kernel_bytes)
     _check_size(image, image.initramfs, image.initramfs_bytes)
-    return image
+    return replace(image, min_memory_mib=read_least(folder))
 
 
 def _check_size(image: Image, path: Path, want: int) -> None:

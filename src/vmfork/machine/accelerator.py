@@ -14,6 +14,7 @@ from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.machine.launch import BootPlan, boot_base
+from vmfork.machine.least import ample_memory_mib
 from vmfork.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -26,16 +27,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vmfork")
 
-# A guest under KVM answers within a second or two; one that hangs after the firmware never does.
-PROOF_LIMIT_S = 20.0
+# No boot that goes on is given up, however slow: a nested KVM takes a minute. This ends one that goes on for ever.
+_PROOF_LIMIT_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is known of KVM here. `usable` with an empty reason, or not usable and why."""
+    """What is known of KVM here. `usable` with an empty reason, or not usable and why, with what the guest had printed.
+
+    `command` mends it, where one does.
+    """
 
     usable: bool
     reason: str
+    console_tail: str = ""
+    command: str = ""
 
 
 async def decide_hardware(
@@ -84,15 +90,14 @@ async def prove_kvm(
     progress: ProgressListener = ignore_progress,
     anew: bool = False,
 ) -> Verdict:
-    """The verdict for this host, emulator, guest kernel and CPU model, from a real boot within 20 s.
+    """The verdict for this host, emulator, image and CPU model, from a real boot.
 
-    It is kept below HOME and holds until one of them changes or the host reboots; `anew` proves it again.
+    The boot goes on as long as the guest makes progress, however slow; one that stands still ends after 5 s. The
+    verdict is kept below HOME and holds until the host reboots, or its kernel, KVM's module parameters, the emulator,
+    the image or the CPU model change. `anew` proves it again.
     """
-    device = facts.kvm_device()
-    if not device.exists:
-        return Verdict(usable=False, reason="/dev/kvm does not exist")
-    if not device.accessible:
-        return Verdict(usable=False, reason="/dev/kvm may not be opened by this user")
+    if (refused := find_refusal()) is not None:
+        return refused
     path = _verdict_path(config, image, binary, places)
     known = None if anew else _read_verdict(path)
     if known is not None:
@@ -107,25 +112,39 @@ async def prove_kvm(
     return verdict
 
 
+def find_refusal() -> Verdict | None:
+    """Why KVM is not even to be tried; `None` when it is."""
+    device = facts.kvm_device()
+    if not device.exists:
+        return Verdict(usable=False, reason="/dev/kvm does not exist")
+    if not device.accessible:
+        return Verdict(
+            usable=False, reason=f"/dev/kvm may not be opened by {facts.user_name()}", command=facts.kvm_permission()
+        )
+    return None
+
+
 async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Verdict:
-    # Size does not change whether the CPU can run the kernel: the smallest machine proves it fastest.
+    # Whether the CPU can run the kernel does not depend on the size: one CPU, and so much memory that a guest that dies
+    # did not die of that. It is not touched before it is needed.
     small = replace(
         config,
         accel="kvm",
         cpus=1,
-        memory_mib=image.min_memory_mib,
+        memory_mib=ample_memory_mib(image),
         max_cpus=0,
         max_memory_mib=0,
-        boot_timeout_s=PROOF_LIMIT_S,
+        boot_timeout_s=_PROOF_LIMIT_S,
     )
     hardware = hardware_for(small, "kvm", binary)
     try:
-        # A CPU that KVM cannot go on emulating is stopped, and QEMU waits for somebody to look at it.
-        base = await boot_base(BootPlan(small, image, binary, hardware), places=places, may_stop=True)
+        # A CPU that KVM cannot go on emulating is stopped, and QEMU waits for somebody to look at it; or it is emulated
+        # for ever at the same place.
+        base = await boot_base(BootPlan(small, image, binary, hardware), places=places, watched=True)
     except LaunchError as error:
-        return Verdict(usable=False, reason=_tell_why(error))
+        return Verdict(usable=False, reason=_tell_why(error), console_tail=error.console_tail)
     except GuestError as error:
-        return Verdict(usable=False, reason=error.message)
+        return Verdict(usable=False, reason=error.message, console_tail=error.console_tail)
     await base.aclose()
     return Verdict(usable=True, reason="")
 
@@ -139,8 +158,14 @@ def _tell_why(error: LaunchError) -> str:
 
 def _verdict_path(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Path:
     facts_known = (
-        facts.boot_id(), binary.stamp, binary.version, image.kernel_sha256, config.cpu_model or default_cpu_model("kvm")
-    )  # fmt: skip
+        facts.boot_id(),
+        facts.kernel_release(),
+        facts.kvm_parameters(),
+        binary.stamp,
+        binary.version,
+        image.digest,
+        config.cpu_model or default_cpu_model("kvm"),
+    )
     return places.home / "verdicts" / f"kvm-{hashlib.sha256(repr(facts_known).encode()).hexdigest()[:16]}.json"
 
 

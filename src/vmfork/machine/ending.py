@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # Between the agent's connection closing and the process being reaped.
 _EXIT_GRACE_S = 2.0
+# mm/oom_kill.c: "System is deadlocked on memory", "Out of memory and no killable processes", and with
+# panic_on_oom "Out of memory: ... panic_on_oom is enabled". A guest whose init is killed for memory says it of init.
+_PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
+_MEMORY = "give it more memory (memory_mib)"
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
@@ -27,19 +32,30 @@ def watch_end(machine: Watched, agent: AgentClient) -> None:
 
 
 @asynccontextmanager
-async def explained(machine: Watched, agent: AgentClient, timeout_s: float) -> AsyncIterator[None]:
-    """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused."""
+async def explained(
+    machine: Watched, agent: AgentClient, timeout_s: float, *, memory_hint: str = ""
+) -> AsyncIterator[None]:
+    """A failure inside the block says why: the process that ended, the guest that kept silent, the item it refused.
+
+    `memory_hint` is the hint for a guest that panicked for lack of memory.
+    """
     try:
         yield
     except DeadlineExceeded as error:
-        raise _launch_error(
+        raise launch_error(
             machine,
             f"the guest did not answer within {timeout_s:g} s",
             hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
         ) from error
     except (GuestError, OSError) as error:
         if agent.lost is not None and await _has_ended(machine):
-            raise _launch_error(machine, f"QEMU ended before the guest was ready ({error})") from error
+            panic = find_panic(machine.console_tail())
+            reason = f"the guest panicked: {panic}" if panic else f"QEMU ended before the guest was ready ({error})"
+            if is_out_of_memory(panic):
+                raise launch_error(
+                    machine, f"the guest ran out of memory ({panic})", hint=memory_hint or _MEMORY
+                ) from error
+            raise launch_error(machine, reason) from error
         if isinstance(error, GuestError):
             error.console_tail = machine.console_tail()
             raise
@@ -53,16 +69,30 @@ async def _has_ended(machine: Watched) -> bool:
 
 
 def _machine_ended(machine: Watched) -> MachineEnded:
-    killed = machine.exit_code == -signal.SIGKILL
+    panic = find_panic(machine.console_tail())
+    hint = _MEMORY if is_out_of_memory(panic) else "take another machine; its console tells what it did"
     return MachineEnded(
         machine.exit_code,
+        panic=panic,
         log_tail=machine.log_tail(),
         console_tail=machine.console_tail(),
-        hint=_KILLED if killed else "take another machine; its console tells what it did",
+        hint=_KILLED if machine.exit_code == -signal.SIGKILL else hint,
     )
 
 
-def _launch_error(machine: Watched, reason: str, *, hint: str = "") -> LaunchError:
+def find_panic(console: str) -> str:
+    """What the guest's kernel said when it panicked; empty when it did not."""
+    found = _PANIC.search(console)
+    return found[1].strip() if found else ""
+
+
+def is_out_of_memory(panic: str) -> bool:
+    """Whether a guest that panicked so had too little memory."""
+    return "memory" in panic
+
+
+def launch_error(machine: Watched, reason: str, *, hint: str = "") -> LaunchError:
+    """A machine that did not come up, with all that is known of why."""
     if machine.exit_code == -signal.SIGKILL:
         hint = _KILLED
     return LaunchError(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
 from vmfork.adopt.thaw import Thaw
-from vmfork.errors import LaunchError
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from pathlib import Path
 
     from vmfork.config import Places, VMConfig
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.machine.base import BaseVM
-    from vmfork.wire import Hello
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
 # What is switched off is looked for at every boot and found in none of these machines.
@@ -34,6 +31,10 @@ if TYPE_CHECKING:
 KERNEL_ARGS = (
     "console=ttyS0 loglevel=4 panic=-1 rootfstype=ramfs i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
 )
+
+# What a watched boot adds. Without it the kernel prints nothing between the firmware and the agent, 1 s under TCG and
+# more than 10 s under a nested KVM. While it unpacks the initramfs it prints nothing, but touches page after page.
+_VERBOSE = "loglevel=7"
 
 _swept: set[Path] = set()
 
@@ -73,15 +74,17 @@ def decide_aslr(config: VMConfig, accel: str) -> bool:
     return config.aslr == "on" or (config.aslr == "auto" and accel != "tcg")
 
 
-async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None, may_stop: bool = False) -> BaseVM:
+async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = None, watched: bool = False) -> BaseVM:
     """A machine that was booted as planned and whose agent answers. With `memory_fd`, its RAM is in that file.
 
-    `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
-    `may_stop`: QEMU is asked as well, at the cost of its monitor, so that one that stops the guest is noticed at once.
+    Raises `LaunchError` when it does not come up within the configuration's `boot_timeout_s`. Nothing is left then.
+    `watched`: a guest that QEMU stops, or that stands still, is noticed as well, at the cost of a monitor and of a
+    console that tells more.
     """
     image = plan.image
     aslr = "" if decide_aslr(plan.config, plan.hardware.accel) else " norandmaps"
-    arguments = f"{KERNEL_ARGS}{aslr}{_room_to_grow(plan.hardware)} {plan.config.kernel_args}".rstrip()
+    verbose = f" {_VERBOSE}" if watched else ""  # the last of two holds
+    arguments = f"{KERNEL_ARGS}{aslr}{verbose}{_room_to_grow(plan.hardware)} {plan.config.kernel_args}".rstrip()
     return await _launch(
         Identity.fresh(new_vm_id(), reseed=plan.config.reseed in ("both", "agent")),
         plan.binary,
@@ -91,7 +94,8 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
         image=image.name,
         places=places,
         boot_timeout_s=plan.config.boot_timeout_s,
-        may_stop=may_stop,
+        watched=watched,
+        memory_hint=_memory_hint(image, plan.hardware),
     )
 
 
@@ -119,7 +123,8 @@ async def _launch(
     image: str,
     places: Places,
     boot_timeout_s: float = 0.0,
-    may_stop: bool = False,
+    watched: bool = False,
+    memory_hint: str = "",
     todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
@@ -145,15 +150,16 @@ async def _launch(
         from vmfork.agent.client import AgentClient  # noqa: PLC0415
         from vmfork.machine.base import BaseVM  # noqa: PLC0415
         from vmfork.machine.ending import explained  # noqa: PLC0415
+        from vmfork.machine.stall import unless_stuck  # noqa: PLC0415
 
         folder.write_record(_record(identity, machine, hardware, image))
         agent = await AgentClient.open(machine.connect_agent())
         on_failure.push_async_callback(agent.aclose)
         greeting = None
         if isinstance(start, Boot):
-            async with explained(machine, agent, boot_timeout_s):
+            async with explained(machine, agent, boot_timeout_s, memory_hint=memory_hint):
                 hello = agent.hello(timeout_s=boot_timeout_s, take_over=False)
-                greeting = await (_unless_stopped(hello, machine) if may_stop else hello)
+                greeting = await (unless_stuck(hello, machine) if watched else hello)
         on_failure.pop_all()
     return BaseVM(
         folder=folder,
@@ -170,23 +176,10 @@ async def _launch(
     )
 
 
-async def _unless_stopped(hello: Coroutine[Any, Any, Hello], machine: Machine) -> Hello:
-    """The agent's greeting. `LaunchError` when QEMU stops the guest before."""
-    greeting, stopped = asyncio.ensure_future(hello), asyncio.ensure_future(machine.wait_stopped())
-    try:
-        await asyncio.wait({greeting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not greeting.done() and stopped.exception() is None:
-            raise LaunchError(
-                f"QEMU stopped the guest ({stopped.result()})",
-                argv=machine.argv,
-                log_tail=machine.log_tail(),
-                console_tail=machine.console_tail(),
-            )
-        return await greeting  # a monitor that was lost knows less than the agent's line
-    finally:
-        greeting.cancel()
-        stopped.cancel()
-        await asyncio.gather(greeting, stopped, return_exceptions=True)
+def _memory_hint(image: Image, hardware: Hardware) -> str:
+    least = image.min_memory_mib or 0
+    more = least if hardware.memory_mib < least else hardware.memory_mib + hardware.memory_mib // 4
+    return f"give it more than {format_mib(hardware.memory_mib)}, such as {format_mib(more)}"
 
 
 def _room_to_grow(hardware: Hardware) -> str:

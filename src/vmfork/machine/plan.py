@@ -12,6 +12,7 @@ from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import build_image, open_image
 from vmfork.machine.accelerator import decide_hardware
 from vmfork.machine.launch import BootPlan
+from vmfork.machine.least import ensure_least
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB, format_mib
 
@@ -26,20 +27,33 @@ DEFAULT_IMAGE = "default"
 async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListener = ignore_progress) -> BootPlan:
     """A plan that can be carried out here.
 
-    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `ConfigError` for too
-    little memory, `HostError` for a missing or too old emulator, or for KVM that was demanded and does not run it.
+    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). Raises `ConfigError` when
+    the memory is too little, `HostError` when the emulator is missing or too old, or when KVM was demanded and does not
+    run the guest.
     """
     _check_host(config)
-    binary = await find_qemu(config.qemu)
     image = await ensure_image(config.image, places=places, progress=progress)
-    if config.memory_mib < image.min_memory_mib:
+    plan = await try_out(image, config, places=places, progress=progress)
+    least_mib = plan.image.min_memory_mib or 0
+    if config.memory_mib < least_mib:
         raise ConfigError(
             "vm.memory_mib",
             config.memory_mib,
             f"{format_mib(config.memory_mib)} is too little for image {image.name!r}",
-            hint=f"give at least {format_mib(image.min_memory_mib)}",
+            hint=f"give at least {format_mib(least_mib)}",
         )
+    return plan
+
+
+async def try_out(image: Image, config: VMConfig, *, places: Places, progress: ProgressListener) -> BootPlan:
+    """A plan for `config`, in which all is known that only booting the image tells: an accelerator that runs it, and
+    the least memory, which `config` may be below of.
+
+    Both are found out the first time on a host, and remembered. Raises `HostError` and `LaunchError`.
+    """
+    binary = await find_qemu(config.qemu)
     hardware = await decide_hardware(config, image=image, binary=binary, places=places, progress=progress)
+    image = await ensure_least(image, hardware=hardware, binary=binary, places=places, progress=progress)
     return BootPlan(config, image, binary, hardware)
 
 

@@ -17,7 +17,7 @@ KEPT_BYTES = 64 * 1024
 class ConsoleTail:
     """Owner of the host end of a console. Reads all the time, so that a chatty guest never blocks on it.
 
-    `before` is what the file at `path` holds of an earlier reader.
+    `before` is what the file at `path` holds of an earlier reader. `total` counts the bytes read by this one.
     """
 
     def __init__(self, end: socket.socket, path: Path, *, before: bytes = b"") -> None:
@@ -25,6 +25,7 @@ class ConsoleTail:
         self._path = path
         self._kept = bytearray(before[-KEPT_BYTES:])
         self._in_file = len(before)
+        self.total = 0
         self._loop = asyncio.get_running_loop()
         end.setblocking(False)
         self._loop.add_reader(end, self._read)
@@ -60,6 +61,7 @@ class ConsoleTail:
 
     def _keep(self, data: bytes) -> None:
         self._kept += data
+        self.total += len(data)
         del self._kept[:-KEPT_BYTES]
         # The file starts anew with what is kept once it is twice as long as that: it stays bounded, and a reader
         # of it sees whole recent text.

@@ -156,6 +156,10 @@ class QemuMachine:
         """The last lines the guest wrote to its console, 4 KiB at most."""
         return self._console.text()[-4096:]
 
+    @property
+    def console_bytes(self) -> int:
+        return self._console.total
+
     async def pause(self) -> None:
         """The virtual CPUs stand still."""
         await (await self._get_monitor()).execute("stop")

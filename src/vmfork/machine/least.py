@@ -1,0 +1,133 @@
+"""The least memory an image's guest needs: found by booting it, once on each host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmfork.config import VMConfig
+from vmfork.errors import ExecError, GuestError, LaunchError
+from vmfork.host.lock import FileLock
+from vmfork.image import lock_path, open_image, write_least
+from vmfork.machine.launch import BootPlan, boot_base
+from vmfork.progress import Progress
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmfork.config import Places
+    from vmfork.errors import VMForkError
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.image import Image
+    from vmfork.progress import ProgressListener
+
+_log = logging.getLogger("vmfork")
+
+# Each CPU takes memory of its own: the default image booted in 216 MiB with one and in 220 with four (QEMU 7.2, TCG,
+# kernel 6.12.118). What is measured with four holds for fewer.
+_CPUS = 4
+_STEP_MIB = 4
+# On top of what booted, for other emulators and accelerators; see docs/decisions/0009.
+_MARGIN_MIB = 8
+# Where the search begins, above what the files take. The kernel's own part changes from release to release, and this
+# guess decides nothing but how many boots it takes: two when it is right.
+_FIRST_GUESS_MIB = 80
+# A guest that does not boot in so much more than the guess has another trouble than memory.
+_HOPELESS = 4
+_WAIT_S = 1800.0
+
+
+def ample_memory_mib(image: Image) -> int:
+    """More MiB than the image's guest can need, for a boot in which memory must not be the question."""
+    return 2 * _files_mib(image) + 256
+
+
+async def ensure_least(
+    image: Image, *, hardware: Hardware, binary: QemuBinary, places: Places, progress: ProgressListener
+) -> Image:
+    """The image with its `min_memory_mib` known: measured by booting it unless this host has done so before.
+
+    Several small boots, about 3 s each under TCG. Two processes take turns, and the second uses what the first found.
+    Raises `LaunchError` or `GuestError` when the guest does not boot whatever it is given.
+    """
+    if image.min_memory_mib is not None:
+        return image
+    lock = await FileLock.acquire(
+        lock_path(f"{image.digest}.memory", places.images), holder=f"process {os.getpid()}", wait_s=_WAIT_S
+    )
+    with lock or nullcontext():
+        known = await asyncio.to_thread(open_image, image.name, images_dir=places.images)
+        if known.digest == image.digest and known.min_memory_mib is not None:
+            return known
+        progress(Progress(task="memory", step="measuring the least memory that the image boots in"))
+        least = await _measure(image, hardware=hardware, binary=binary, places=places)
+        with suppress(OSError):  # measured again next time
+            write_least(
+                image.kernel.parent,
+                least,
+                measured=f"booted with {_CPUS} CPUs by QEMU {binary.version}, {hardware.accel}, {hardware.machine}",
+            )
+    progress(Progress(task="memory", step=f"the guest needs {format_mib(least)} or more"))
+    _log.info("image %s needs %d MiB or more", image.name, least)
+    return replace(image, min_memory_mib=least)
+
+
+async def _measure(image: Image, *, hardware: Hardware, binary: QemuBinary, places: Places) -> int:
+    async def try_boot(memory_mib: int) -> VMForkError | None:
+        config = VMConfig(image=image.name, cpus=_CPUS, memory_mib=memory_mib)
+        size = replace(hardware, cpus=_CPUS, memory_mib=memory_mib, max_cpus=0, max_memory_mib=0, added_mib=())
+        try:
+            await _boot_and_use(BootPlan(config, image, binary, size), places)
+        except (LaunchError, GuestError) as error:
+            return error
+        return None
+
+    return await find_least(try_boot, floor_mib=_files_mib(image)) + _MARGIN_MIB
+
+
+async def find_least(try_boot: Callable[[int], Awaitable[VMForkError | None]], *, floor_mib: int) -> int:
+    """The least size in MiB, in steps of 4, at which `try_boot` gives no error. It is more than `floor_mib`.
+
+    Gallops up from a guess until a size boots, then down until one fails, and halves what is between. Raises the last
+    error when nothing boots.
+    """
+    size = _round_up(floor_mib + _FIRST_GUESS_MIB)
+    hopeless = _HOPELESS * size
+    failed, jump = _round_up(floor_mib) - _STEP_MIB, _STEP_MIB
+    while (error := await try_boot(size)) is not None:
+        if size >= hopeless:
+            raise error
+        failed, jump = size, 2 * jump
+        size += jump
+    jump, halving = _STEP_MIB, failed >= floor_mib
+    while size - failed > _STEP_MIB:
+        trial = _round_up((failed + size) // 2) if halving else max(size - jump, failed + _STEP_MIB)
+        if await try_boot(trial) is None:
+            size, jump = trial, 2 * jump
+        else:
+            failed, halving = trial, True
+    return size
+
+
+async def _boot_and_use(plan: BootPlan, places: Places) -> None:
+    """The machine booted, took an identity and ran a program, and is gone."""
+    limit_s = plan.config.boot_timeout_s
+    base = await boot_base(plan, places=places, watched=True)
+    async with await base.adopt(timeout_s=limit_s) as vm:
+        with suppress(ExecError):  # an image may do without it
+            await vm.exec(["true"], timeout_s=limit_s)
+
+
+def _files_mib(image: Image) -> int:
+    """What the guest holds at once while it unpacks: the archive and the files in it."""
+    return -(-(image.unpacked_bytes + image.initramfs_bytes) // MIB)
+
+
+def _round_up(size_mib: int) -> int:
+    return -(-size_mib // _STEP_MIB) * _STEP_MIB
