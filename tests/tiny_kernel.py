@@ -1,4 +1,4 @@
-"""A guest of a hundred bytes: it says `hello` on the serial console, then writes dots for ever, or resets.
+"""A guest of a hundred bytes: it says `hello` on the serial console, then writes dots for ever, resets, or hangs.
 
 It is a bzImage as far as QEMU looks at one (boot protocol 2.04, Documentation/arch/x86/boot.rst): the loader copies the
 set-up sectors to a segment and jumps to offset 0x200 of them, in real mode, with a stack. Tests that need a machine but
@@ -38,16 +38,18 @@ _CODE = bytes.fromhex(
 )
 
 _TICK = bytes.fromhex("66 b9 00 00 04 00")
+_HANG = bytes.fromhex("eb fe 90 90 90 90")  # jmp $
 _RESET = bytes.fromhex("b0 fe e6 64 eb fe")  # mov al, 0xfe; out 0x64, al; jmp $
 
 
-def tiny_kernel(*, resets: bool = False) -> bytes:
+def tiny_kernel(*, resets: bool = False, hangs: bool = False) -> bytes:
+    then = _RESET if resets else _HANG if hangs else _TICK
     image = bytearray(5 * 512)
     image[0x1F1] = 4  # set-up sectors after the first
     struct.pack_into("<H", image, 0x1FE, 0xAA55)
     struct.pack_into("<BB4sH", image, 0x200, 0xEB, _CODE_AT - 0x202, b"HdrS", 0x0204)  # jmp to the code
     image[0x211] = 1  # the kernel proper is loaded high
     struct.pack_into("<I", image, 0x22C, 0x37FF_FFFF)  # highest address of an initramfs
-    image[_CODE_AT : _CODE_AT + len(_CODE)] = _CODE.replace(_TICK, _RESET) if resets else _CODE
+    image[_CODE_AT : _CODE_AT + len(_CODE)] = _CODE.replace(_TICK, then)
     image[_TEXT_AT : _TEXT_AT + len(GREETING) + 1] = GREETING + b"\0"
     return bytes(image) + bytes(512)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware
-    from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
 

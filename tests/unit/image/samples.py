@@ -26,7 +26,6 @@ def make_image(folder: Path, *, digest: str = DIGEST, name: str = "one", kernel:
         requested=("bash",),
         packages={"bash": "5.2"},
         unpacked_bytes=4096,
-        min_memory_mib=64,
         created_at="2025-01-01T00:00:00+00:00",
         kernel_bytes=len(kernel),
         initramfs_bytes=len(initramfs),

@@ -155,10 +155,3 @@ async def test_a_name_is_checked_before_anything_is_done(run, tmp_path):
     with pytest.raises(ConfigError):
         await build.build_image("../x", CONFIG, images_dir=tmp_path / "images")
     assert not (tmp_path / "images").exists()
-
-
-def test_the_memory_estimate_counts_files_and_archive_once():
-    mib = 1 << 20
-    small = build.estimate_memory_mib(80 * mib, 30 * mib)
-    assert build.estimate_memory_mib(90 * mib, 30 * mib) - small in (10, 11)
-    assert build.estimate_memory_mib(80 * mib, 40 * mib) - small in (10, 11)

@@ -19,6 +19,7 @@ from vmfork.errors import LaunchError
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import Image
+from vmfork.machine import stall
 from vmfork.machine.accelerator import hardware_for
 from vmfork.machine.folder import read_record
 from vmfork.machine.launch import BootPlan, Frozen, boot_base, restore_base
@@ -71,9 +72,9 @@ async def plan(tmp_path) -> BootPlan:
     return BootPlan(config, image, binary, hardware_for(config, "tcg", binary))
 
 
-async def failed_boot(plan: BootPlan, places: Places) -> LaunchError:
+async def failed_boot(plan: BootPlan, places: Places, *, watched: bool = False) -> LaunchError:
     with pytest.raises(LaunchError) as failed:
-        await boot_base(plan, places=places)
+        await boot_base(plan, places=places, watched=watched)
     return failed.value
 
 
@@ -99,6 +100,20 @@ async def test_a_guest_that_resets(plan, places) -> None:
     assert error.exit_code == 0
     assert GREETING.decode() in error.console_tail
     assert "guest console:" in error.details()
+
+
+async def test_a_watched_guest_that_hangs(plan, places, monkeypatch) -> None:
+    monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
+    plan.image.kernel.write_bytes(tiny_kernel(hangs=True))
+    error = await failed_boot(plan, places, watched=True)
+    assert error.reason == "the guest stood still for 1 s"
+    assert GREETING.decode() in error.console_tail
+
+
+async def test_a_watched_guest_that_prints_is_waited_for(plan, places, monkeypatch) -> None:
+    monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
+    error = await failed_boot(replace(plan, config=replace(plan.config, boot_timeout_s=4.0)), places, watched=True)
+    assert "did not answer within 4 s" in error.reason
 
 
 async def test_a_guest_that_says_nothing_in_time(plan, places) -> None:
