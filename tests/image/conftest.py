@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from builds import LEAST, find_processes
 
+from tests.image.builds import LEAST, find_processes
 from vmfork.image import build_image
 
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from builds import DEADLINE_S, LEAST, as_root, list_store
 
 import vmfork
+from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError
 from vmfork.image import build_image, list_images, open_image, verify_image

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from builds import DEADLINE_S, LEAST, as_root, list_store
 
+from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError, ImageError
 from vmfork.image import build_image

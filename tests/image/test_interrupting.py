@@ -7,8 +7,8 @@ import os
 import signal
 
 import pytest
-from builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
 
+from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
 from vmfork.image import build_image, list_images, sweep_images, verify_image
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
 import re
 from pathlib import Path
 
@@ -160,6 +162,23 @@ def test_no_circle_in_a_room(root) -> None:
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == set()
+
+
+def test_what_tests_import_is_there() -> None:
+    """Tests with machines are collected by the whole run alone; a name they miss shall not wait for that."""
+    missing = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for line, name in imported_names(ast.parse(path.read_text()), package=""):
+            first, *rest = name.split(".")[:-1] or [name]
+            folder = ROOT.joinpath("tests", *rest)
+            known = folder.is_dir() or folder.with_suffix(".py").is_file() if first == "tests" else is_installed(first)
+            missing += [] if known else [f"{path.relative_to(ROOT)}:{line}: {name}"]
+    assert missing == []
+
+
+@functools.cache
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def test_only_the_lazy_tables_import_by_name() -> None:

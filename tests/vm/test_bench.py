@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import Running, left_of, run, vmfork
+
+from tests.vm.cli_runner import Running, left_of, run, vmfork
 
 pytestmark = pytest.mark.vm
 

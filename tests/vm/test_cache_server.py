@@ -18,11 +18,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from cache_actor import CLIENT_STEPS, SERVER_STEPS
-from cli_runner import COMMAND, Running, left_of, vmfork
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.vm.cache_actor import CLIENT_STEPS, SERVER_STEPS
+from tests.vm.cli_runner import COMMAND, Running, left_of, vmfork
 from vmfork.aio import Factory
 from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import Closed, HostError, VMNotFound

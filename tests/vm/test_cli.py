@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import copy_default_image
-from cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
-from other_user import copy_for_others, find_python_for
 
+from tests.vm.agents import copy_default_image
+from tests.vm.cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
+from tests.vm.other_user import copy_for_others, find_python_for
 from vmfork.machine.folder import list_records
 from vmfork.store import Manifest
 

@@ -6,8 +6,8 @@ import asyncio
 import time
 
 import pytest
-from agents import add_image, compile_agent_of, compile_faulty_agent
 
+from tests.vm.agents import add_image, compile_agent_of, compile_faulty_agent
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_runner import vmfork
 
+from tests.vm.cli_runner import vmfork
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig, find_places

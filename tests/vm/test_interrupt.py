@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cli_runner import Running, left_of, processes_of, vmfork
+
+from tests.vm.cli_runner import Running, left_of, processes_of, vmfork
 
 pytestmark = pytest.mark.vm
 

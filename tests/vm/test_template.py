@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agents import copy_default_image
-from other_user import copy_for_others, find_python_for
 
+from tests.vm.agents import copy_default_image
+from tests.vm.other_user import copy_for_others, find_python_for
 from vmfork.aio import Template
 from vmfork.config import VMConfig
 from vmfork.errors import (

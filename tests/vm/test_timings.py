@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cli_runner import vmfork
-from recorded_spans import record_spans
 
+from tests.recorded_spans import record_spans
+from tests.vm.cli_runner import vmfork
 from vmfork.aio import detailed_timings
 from vmfork.machine import trace
 

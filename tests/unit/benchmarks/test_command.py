@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from bench_samples import run_of, slower
 
 from benchmarks.suite.__main__ import command
+from tests.unit.benchmarks.samples import run_of, slower
 from vmfork.cli.main import exit_status_of
 
 

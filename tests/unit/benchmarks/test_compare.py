@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_samples import FORK, MEASURE, RATIO, RAW, run_of, slower
 
 from benchmarks.suite.compare import compare_runs, find_regressions
 from benchmarks.suite.figures import Row, Target
+from tests.unit.benchmarks.samples import FORK, MEASURE, RATIO, RAW, run_of, slower
 
 
 def change_of(before, after, key="fork.ratio"):

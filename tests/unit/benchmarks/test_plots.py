@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from bench_samples import MEASURE, run_of
 
 from benchmarks.suite.plots import draw
+from tests.unit.benchmarks.samples import MEASURE, run_of
 from vmfork.errors import HostError
 
 

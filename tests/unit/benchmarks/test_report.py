@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_samples import RAW, run_of
 
 from benchmarks.suite.report import DOCUMENTS, fill, fill_documents
 from benchmarks.suite.result import read_result
+from tests.unit.benchmarks.samples import RAW, run_of
 from vmfork.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

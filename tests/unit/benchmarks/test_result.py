@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from bench_samples import MEASURE, RATIO, RAW, run_of
 
 from benchmarks.suite.figures import Target
 from benchmarks.suite.result import MeasureResult, judge, read_result
 from benchmarks.suite.words import format_figure, format_interval, format_target, format_value, format_verdict
+from tests.unit.benchmarks.samples import MEASURE, RATIO, RAW, run_of
 from vmfork.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
-from pool_stand_in import StandInFactory
 
+from tests.unit.factory.stand_in import StandInFactory
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound
 from vmfork.factory import cache as cache_module
 from vmfork.factory.cache import CacheFactory, check_size

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from host_probe import open_descriptors
+
+from tests.unit.host.probe import open_descriptors
 
 
 @pytest.fixture

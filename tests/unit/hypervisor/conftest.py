@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_kernel import tiny_kernel
 
+from tests.tiny_kernel import tiny_kernel
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, Hardware, Launch
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_kernel import GREETING
 
+from tests.tiny_kernel import GREETING
 from vmfork.errors import Closed, HostError, VMForkError
 from vmfork.hypervisor.base import ForkedRAM, Restore, SharedRAM
 from vmfork.hypervisor.qemu.machine import AGENT_SOCKET, QemuMachine

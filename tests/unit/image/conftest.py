@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from samples import DIGEST, make_image
 
+from tests.unit.image.samples import DIGEST, make_image
 from vmfork.image import store
 from vmfork.image.record import RECORD_NAME, Image, encode_record
 

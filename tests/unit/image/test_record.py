@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from samples import make_image
 
+from tests.unit.image.samples import make_image
 from vmfork.image.record import RecordError, decode_record, encode_record
 
 

@@ -6,8 +6,7 @@ import io
 import stat
 import tarfile
 
-from test_cpio import parse
-
+from tests.unit.image.archive import parse
 from vmfork.image.tree import Tree
 
 

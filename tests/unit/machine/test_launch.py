@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_kernel import GREETING, tiny_kernel
 
+from tests.tiny_kernel import GREETING, tiny_kernel
 from vmfork.adopt.thaw import Thaw
 from vmfork.config import Places, VMConfig
 from vmfork.errors import LaunchError

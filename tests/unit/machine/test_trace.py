@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from recorded_spans import record_spans
 
+from tests.recorded_spans import record_spans
 from vmfork.machine import trace
 from vmfork.machine.timings import Timings
 

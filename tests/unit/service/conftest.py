@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from stand_in import StandInPool
 
+from tests.unit.service.stand_in import StandInPool
 from vmfork.config import VMConfig
 from vmfork.rpc.client import CacheClient
 from vmfork.service.server import CacheServer

@@ -7,8 +7,8 @@ import hashlib
 import os
 
 import pytest
-from store_probe import MEMORY_BYTES, STATE, descriptors_below, mounts_below
 
+from tests.unit.store.probe import MEMORY_BYTES, STATE, descriptors_below, mounts_below
 from vmfork.host import facts
 from vmfork.store import Manifest, TemplateStore
 from vmfork.store.ram_file import digest_ram

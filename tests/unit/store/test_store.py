@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_probe import MEMORY_BYTES, STATE, exit_code_of, mounts_below, run_child
 
+from tests.children import exit_code_of, fork_child
+from tests.unit.store.probe import MEMORY_BYTES, STATE, mounts_below
 from vmfork.errors import (
     Closed,
     ConfigError,
@@ -215,7 +216,7 @@ async def test_a_build_in_another_process_is_named_and_waited_for(store, build):
             os.write(ready[1], b"x")
             os.read(done[0], 1)
 
-    pid = run_child(lambda: asyncio.run(stage_until_told()))
+    pid = fork_child(lambda: asyncio.run(stage_until_told()))
     os.read(ready[0], 1)
     with pytest.raises(StoreBusy) as caught:
         await store.stage("one", memory_bytes=MEMORY_BYTES, replace=True)
@@ -287,7 +288,7 @@ async def test_readers_in_another_process_see_only_whole_templates(store, build)
             assert len(seen) > 1
             return
 
-    pid = run_child(read_on)
+    pid = fork_child(read_on)
     os.read(ready[0], 1)
     for _ in range(15):
         await build(store, replace=True)
@@ -322,7 +323,7 @@ async def test_a_fork_in_another_process_keeps_a_removed_template(store, build, 
             os.read(removed[0], 1)
             assert generation_in(opened) == generation
 
-    pid = run_child(hold)
+    pid = fork_child(hold)
     os.read(ready[0], 1)
     await store.remove("one")
     assert mounts_below(tmp_path) == []
@@ -356,7 +357,7 @@ async def test_of_several_who_remove_one_template_one_does(store, build):
         except TemplateNotFound:
             os._exit(3)
 
-    codes = sorted(exit_code_of(pid) for pid in [run_child(remove) for _ in range(4)])
+    codes = sorted(exit_code_of(pid) for pid in [fork_child(remove) for _ in range(4)])
     assert codes == [0, 3, 3, 3]
 
 
@@ -539,7 +540,7 @@ class OrdinaryUser:
             os.setuid(65534)
             body(self.store)
 
-        return exit_code_of(run_child(as_user))
+        return exit_code_of(fork_child(as_user))
 
 
 @pytest.fixture

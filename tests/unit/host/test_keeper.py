@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 
 import pytest
-from host_probe import exit_code_of, fork_child, wait_gone
 
+from tests.children import exit_code_of, fork_child, wait_gone
 from vmfork.errors import HostError, StoreBusy, VMNotFound
 from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
 from vmfork.host.process import ProcessIdentity

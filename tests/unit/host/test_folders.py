@@ -8,10 +8,10 @@ import stat
 import sys
 
 import pytest
-from host_probe import exit_code_of, fork_child
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.children import exit_code_of, fork_child
 from vmfork.errors import HostError
 from vmfork.host import folders
 from vmfork.host.folders import link_atomically, make_private, tail_of, write_whole

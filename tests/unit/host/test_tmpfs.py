@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from host_probe import exit_code_of, fork_child, mount_points
 
+from tests.children import exit_code_of, fork_child
+from tests.unit.host.probe import mount_points
 from vmfork.errors import HostError
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 

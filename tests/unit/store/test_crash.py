@@ -13,8 +13,9 @@ import signal
 import sys
 
 import pytest
-from store_probe import MEMORY_BYTES, exit_code_of, mounts_below, run_child
 
+from tests.children import exit_code_of, fork_child
+from tests.unit.store.probe import MEMORY_BYTES, mounts_below
 from vmfork.errors import TemplateNotFound
 from vmfork.host import folders, tmpfs
 
@@ -64,7 +65,7 @@ def crashes(scenario):
             die_before_step(number)
             scenario()
 
-        code = exit_code_of(run_child(run))
+        code = exit_code_of(fork_child(run))
         if code == 0:
             assert number > 5, "hardly a step was seen"
             return
@@ -139,7 +140,7 @@ def test_a_sweep_that_dies_is_finished_by_the_next(store, build, tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def leave_waste():
-        assert exit_code_of(run_child(lambda: asyncio.run(die_before_commit()))) == -signal.SIGKILL
+        assert exit_code_of(fork_child(lambda: asyncio.run(die_before_commit()))) == -signal.SIGKILL
 
     leave_waste()
     assert len(list((store.folder / "one").iterdir())) > 4
@@ -153,7 +154,7 @@ def test_the_next_build_sweeps_too(store, build, tmp_path):
         await store.stage("one", memory_bytes=MEMORY_BYTES)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    assert exit_code_of(run_child(lambda: asyncio.run(die_before_commit()))) == -signal.SIGKILL
+    assert exit_code_of(fork_child(lambda: asyncio.run(die_before_commit()))) == -signal.SIGKILL
     assert len(list((store.folder / "one").iterdir())) == 2
     generation = asyncio.run(build(store))
     check_swept(store, tmp_path, generation)
@@ -168,7 +169,7 @@ def test_what_belongs_to_a_live_builder_is_not_swept(store, build):
             os.write(ready[1], b"x")
             os.read(go_on[0], 1)
 
-    pid = run_child(lambda: asyncio.run(build_slowly()))
+    pid = fork_child(lambda: asyncio.run(build_slowly()))
     os.read(ready[0], 1)
     assert store.sweep() == []
     assert len(mounts_below(store.folder)) == 1

@@ -9,8 +9,9 @@ import signal
 import time
 
 import pytest
-from host_probe import exit_code_of, fork_child, open_descriptors
 
+from tests.children import exit_code_of, fork_child
+from tests.unit.host.probe import open_descriptors
 from vmfork.host.lock import FileLock, is_locked, read_holder
 
 

@@ -7,8 +7,9 @@ import os
 from contextlib import contextmanager
 
 import pytest
-from host_probe import exit_code_of, fork_child, open_descriptors
 
+from tests.children import exit_code_of, fork_child
+from tests.unit.host.probe import open_descriptors
 from vmfork.host.memory import read_memory
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 

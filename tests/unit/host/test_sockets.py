@@ -6,8 +6,8 @@ import os
 import socket
 
 import pytest
-from host_probe import open_descriptors
 
+from tests.unit.host.probe import open_descriptors
 from vmfork.errors import HostError
 from vmfork.host.sockets import PATH_LIMIT, connect_unix, listen_unix
 

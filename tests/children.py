@@ -1,11 +1,10 @@
-"""Child processes and what the kernel tells of them."""
+"""Child processes of a test: made by fork, awaited, their ends."""
 
 from __future__ import annotations
 
 import os
 import select
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,11 +34,3 @@ def exit_code_of(pid: int) -> int:
 def wait_gone(pidfd: int, *, limit_s: float = 10) -> bool:
     """Whether the process of `pidfd` has ended within the limit; it need not be a child."""
     return bool(select.select([pidfd], [], [], limit_s)[0])
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def mount_points() -> list[str]:
-    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from host_probe import exit_code_of, fork_child
 
+from tests.children import exit_code_of, fork_child
 from vmfork.host.keeper import KeptProcess, find_keeper
 from vmfork.host.process import ProcessIdentity
 

@@ -6,8 +6,8 @@ import asyncio
 import inspect
 
 import pytest
-from pool_stand_in import TRAITS, StandInFactory, sized
 
+from tests.unit.factory.stand_in import TRAITS, StandInFactory, sized
 from vmfork.config import FactoryConfig, VMConfig
 from vmfork.errors import (
     AdoptError,
