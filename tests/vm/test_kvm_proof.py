@@ -11,7 +11,7 @@ import pytest
 from vmfork.aio import VM
 from vmfork.config import VMConfig
 from vmfork.errors import HostError
-from vmfork.host import facts
+from vmfork.host import kvm
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import open_image
 from vmfork.machine import accelerator
@@ -26,7 +26,7 @@ REFUSED_WITHIN_S = 6.0
 @pytest.fixture
 async def here(template_name, instance, tmp_path):
     """What a proof needs, with a HOME of its own in which nothing was proven yet."""
-    if not facts.kvm_device().accessible:
+    if kvm.find_refusal() is not None:
         pytest.skip("there is no /dev/kvm here that may be opened")
     image = open_image("default", images_dir=instance.images)
     return {"image": image, "binary": await find_qemu(), "places": replace(instance, home=tmp_path)}
@@ -72,7 +72,7 @@ async def test_a_kvm_on_which_the_guest_stands_still_is_given_up(here) -> None:
 
 async def test_a_verdict_holds_for_these_module_parameters_alone(here, monkeypatch) -> None:
     first = await prove_kvm(VMConfig(), **here)
-    monkeypatch.setattr(facts, "kvm_parameters", lambda: {"kvm/other": "Y"})
+    monkeypatch.setattr(kvm, "read_parameters", lambda: {"kvm/other": "Y"})
     steps = []
     assert await prove_kvm(VMConfig(), **here, progress=lambda event: steps.append(event.step)) == first
     assert steps[0] == "proving that KVM runs the guest"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,10 +12,10 @@ import click
 
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
-from vmfork.cli.show import show_json, shown_progress
+from vmfork.cli.show import printable, show_json, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import ImageError, VMForkError
-from vmfork.host import facts
+from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import find_agent, open_image
@@ -36,20 +37,26 @@ Level = Literal["ok", "note", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `fail` keeps VMs from running; `note` is worth knowing. `todo` says what would mend it."""
+    """One finding. `fail` keeps VMs from running; `note` is worth knowing. `todo` says what would mend it.
+
+    `detail` is for who looks closer, such as the end of a guest's console.
+    """
 
     name: str
     level: Level
     found: str
     todo: str = ""
+    detail: str = ""
 
 
 @click.command("doctor")
+@click.option("--recheck", is_flag=True, help="Prove KVM again, whatever is remembered of it.")
+@click.option("-v", "--verbose", is_flag=True, help="Show details too, such as the console of a guest that KVM failed.")
 @json_option
-def command(as_json: bool) -> int:
+def command(recheck: bool, verbose: bool, as_json: bool) -> int:
     """Tell whether VMs can run here, how, and what to do if not. Exit status 0 or 1."""
     with shown_progress() as progress:
-        checks = run_async(examine(get_settings().vm, find_places(), progress))
+        checks = run_async(examine(get_settings().vm, find_places(), progress, recheck=recheck))
     able = all(check.level != "fail" for check in checks)
     if as_json:
         show_json({"ok": able, "checks": [asdict(check) for check in checks]})
@@ -58,12 +65,16 @@ def command(as_json: bool) -> int:
             click.echo(f"{check.level:4}  {check.name}: {check.found}")
             if check.todo:
                 click.echo(f"      -> {check.todo}")
+            if verbose and check.detail:
+                click.echo(textwrap.indent(printable(check.detail), "      | "))
         click.echo("VMs can run here." if able else "VMs cannot run here yet: see what failed above.")
     return 0 if able else 1
 
 
-async def examine(config: VMConfig, places: Places, progress: ProgressListener) -> list[Check]:
-    """All findings. Boots one small VM where KVM is here but was not proven yet and the image exists."""
+async def examine(
+    config: VMConfig, places: Places, progress: ProgressListener, *, recheck: bool = False
+) -> list[Check]:
+    """All findings. Boots one VM where KVM and the image are here, and KVM was not proven yet or `recheck` says so."""
     checks = []
     binary: QemuBinary | None = None
     try:
@@ -74,7 +85,7 @@ async def examine(config: VMConfig, places: Places, progress: ProgressListener) 
     image, image_check = _check_image(config, places)
     checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
-    checks.append(await _check_kvm(config, image, binary, places, progress))
+    checks.append(await _check_kvm(config, image, binary, places, progress, recheck=recheck))
     checks += [_check_memory(config), _check_space(config, places)]
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
@@ -120,25 +131,29 @@ def _check_shipped(name: str, find: Callable[[], Path]) -> Check:
 
 
 async def _check_kvm(
-    config: VMConfig, image: Image | None, binary: QemuBinary | None, places: Places, progress: ProgressListener
+    config: VMConfig,
+    image: Image | None,
+    binary: QemuBinary | None,
+    places: Places,
+    progress: ProgressListener,
+    *,
+    recheck: bool,
 ) -> Check:
-    device = facts.kvm_device()
-    if not device.exists:
-        return _no_kvm(config, "/dev/kvm does not exist", "enable virtualization on this machine")
-    if not device.accessible:
-        return _no_kvm(config, "/dev/kvm may not be opened by this user", "add the user to the group kvm")
+    if (refusal := kvm.find_refusal()) is not None:
+        return _no_kvm(config, refusal.reason, refusal.todo)
     if image is None or binary is None or config.accel == "tcg":
         return Check("kvm", "note", "/dev/kvm is here, not proven yet: the first boot will tell")
-    verdict = await prove_kvm(config, image=image, binary=binary, places=places, progress=progress)
+    verdict = await prove_kvm(config, image=image, binary=binary, places=places, progress=progress, anew=recheck)
     if verdict.usable:
-        return Check("kvm", "ok", "proven: it runs the guest")
-    return _no_kvm(config, f"/dev/kvm is here but does not run the guest: {verdict.reason}", "")
+        return Check("kvm", "ok", "proven: it runs the guest, and is used")
+    found = f"/dev/kvm is here but does not run the guest: {verdict.reason}"
+    return _no_kvm(config, found, "", detail=verdict.console_tail)
 
 
-def _no_kvm(config: VMConfig, found: str, todo: str) -> Check:
+def _no_kvm(config: VMConfig, found: str, todo: str, *, detail: str = "") -> Check:
     if config.accel == "kvm":
-        return Check("kvm", "fail", found, todo or "set vm.accel to auto or tcg")
-    return Check("kvm", "note", f"{found}; TCG is used: slower, but it runs", todo)
+        return Check("kvm", "fail", found, todo or "set vm.accel to auto or tcg", detail)
+    return Check("kvm", "note", f"{found}; TCG is used: slower, but it runs", todo, detail)
 
 
 def _check_memory(config: VMConfig) -> Check:

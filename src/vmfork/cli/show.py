@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from vmfork.errors import VMForkError
     from vmfork.progress import Progress, ProgressListener
+
+
+# A terminal would obey them: ECMA-48 control sequences, and ESC with one character.
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)")
 
 
 def show_error(error: VMForkError) -> None:
@@ -41,6 +46,12 @@ def show_failure(message: str, hint: str = "", details: str = "") -> None:
         click.echo(details.rstrip(), err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)
+
+
+def printable(text: str) -> str:
+    """The guest's text with its lines, and without escape sequences and other control characters."""
+    plain = _ESCAPES.sub("", text.replace("\r\n", "\n"))
+    return "".join(char for char in plain if char.isprintable() or char in "\n\t").strip()
 
 
 def show_json(value: Any) -> None:

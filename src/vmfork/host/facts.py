@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import grp
+import hashlib
+import itertools
 import os
 import pwd
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from vmfork.host import cgroup
-
-KVM = Path("/dev/kvm")
-_MODULES = Path("/sys/module")
 
 
 @cache
@@ -26,42 +22,23 @@ def kernel_release() -> str:
     return os.uname().release
 
 
-@dataclass(frozen=True, slots=True)
-class KVMDevice:
-    """What can be said of /dev/kvm without running anything: presence and access prove nothing more."""
-
-    exists: bool
-    accessible: bool
-
-
-def kvm_device() -> KVMDevice:
-    return KVMDevice(KVM.exists(), os.access(KVM, os.R_OK | os.W_OK))
-
-
-def kvm_parameters() -> dict[str, str]:
-    """The parameters of KVM's loaded modules, such as `kvm_amd/npt`: they change what a guest can do."""
-    found = {}
-    for path in sorted(_MODULES.glob("kvm*/parameters/*")):
-        with suppress(OSError):  # some may be read by root alone
-            found[f"{path.parts[-3]}/{path.name}"] = path.read_text().strip()
-    return found
-
-
-def kvm_permission() -> str:
-    """The command that lets this user open /dev/kvm; empty where no group may."""
-    with suppress(OSError, KeyError):
-        info = KVM.stat()
-        if info.st_mode & 0o060 == 0o060:
-            return f"sudo usermod -aG {grp.getgrgid(info.st_gid).gr_name} {user_name()}, then log in again"
-    return ""
-
-
 def user_name() -> str:
     """The name of the user we run as, else the number."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return f"user {os.geteuid()}"
+
+
+@cache
+def cpu_name() -> str:
+    """This host's CPU as a guest with the model `host` gets to know it: name, numbers, and a digest of its flags."""
+    with Path("/proc/cpuinfo").open() as file:
+        first = (line.partition(":") for line in itertools.takewhile(str.strip, file))
+        fields = {key.strip(): value.strip() for key, _, value in first}
+    flags = hashlib.sha256(" ".join(sorted(fields.get("flags", "").split())).encode()).hexdigest()[:12]
+    numbers = "-".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{fields.get('model name', 'unknown')} ({numbers}, flags {flags})"
 
 
 def available_memory_bytes() -> int:

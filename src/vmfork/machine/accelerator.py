@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import GuestError, HostError, LaunchError
-from vmfork.host import facts
+from vmfork.host import facts, kvm
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
@@ -30,18 +30,19 @@ _log = logging.getLogger("vmfork")
 # No boot that goes on is given up, however slow: a nested KVM takes a minute. This ends one that goes on for ever.
 _PROOF_LIMIT_S = 900.0
 
+_warned = False
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is known of KVM here. `usable` with an empty reason, or not usable and why, with what the guest had printed.
+    """What is known of KVM here. `usable` with an empty reason, or not usable and why.
 
-    `command` mends it, where one does.
+    `console_tail` is the end of what the guest printed where it was tried and did not come up.
     """
 
     usable: bool
     reason: str
     console_tail: str = ""
-    command: str = ""
 
 
 async def decide_hardware(
@@ -65,6 +66,10 @@ async def decide_hardware(
             raise HostError(
                 f"KVM cannot run the guest: {verdict.reason}", hint="use accel = auto or tcg: slower, but it runs"
             )
+        else:
+            # Said at each boot and build, not only when it was proven: TCG is never silent.
+            progress(Progress(task="kvm", step=f"using TCG, many times slower than KVM: {verdict.reason}"))
+            warn_if_forbidden(accel, config)
     return hardware_for(config, accel, binary)
 
 
@@ -96,8 +101,8 @@ async def prove_kvm(
     verdict is kept below HOME and holds until the host reboots, or its kernel, KVM's module parameters, the emulator,
     the image or the CPU model change. `anew` proves it again.
     """
-    if (refused := find_refusal()) is not None:
-        return refused
+    if (refusal := kvm.find_refusal()) is not None:
+        return Verdict(usable=False, reason=refusal.reason)
     path = _verdict_path(config, image, binary, places)
     known = None if anew else _read_verdict(path)
     if known is not None:
@@ -106,22 +111,21 @@ async def prove_kvm(
     verdict = await _boot_under_kvm(config, image, binary, places)
     make_private(path.parent)
     write_whole(path, json.dumps(asdict(verdict)).encode())
-    step = "KVM runs the guest" if verdict.usable else f"KVM does not run the guest ({verdict.reason}): using TCG"
+    step = "KVM runs the guest" if verdict.usable else f"KVM does not run the guest: {verdict.reason}"
     progress(Progress(task="kvm", step=step))
     _log.info("%s", step)
     return verdict
 
 
-def find_refusal() -> Verdict | None:
-    """Why KVM is not even to be tried; `None` when it is."""
-    device = facts.kvm_device()
-    if not device.exists:
-        return Verdict(usable=False, reason="/dev/kvm does not exist")
-    if not device.accessible:
-        return Verdict(
-            usable=False, reason=f"/dev/kvm may not be opened by {facts.user_name()}", command=facts.kvm_permission()
-        )
-    return None
+def warn_if_forbidden(accel: str, config: VMConfig) -> None:
+    """Once per process: a machine runs under TCG only because this user may not open /dev/kvm, and what mends that."""
+    global _warned  # noqa: PLW0603 - once per process is what it is for
+    if _warned or accel != "tcg" or config.accel != "auto":
+        return
+    _warned = True
+    refusal = kvm.find_refusal()
+    if refusal is not None and refusal.forbidden:
+        _log.warning("note: %s: TCG is used, many times slower. To change that: %s", refusal.reason, refusal.todo)
 
 
 async def _boot_under_kvm(config: VMConfig, image: Image, binary: QemuBinary, places: Places) -> Verdict:
@@ -160,7 +164,7 @@ def _verdict_path(config: VMConfig, image: Image, binary: QemuBinary, places: Pl
     facts_known = (
         facts.boot_id(),
         facts.kernel_release(),
-        facts.kvm_parameters(),
+        kvm.read_parameters(),
         binary.stamp,
         binary.version,
         image.digest,

@@ -18,10 +18,11 @@ from vmfork.errors import (
     TemplateNotFound,
     TemplateStale,
 )
-from vmfork.host import facts
+from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model, find_qemu_like
 from vmfork.image import open_image
+from vmfork.machine.accelerator import warn_if_forbidden
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.trace import failure_told
 from vmfork.progress import ignore_progress
@@ -230,6 +231,7 @@ class Template:
     async def _fork_as_it_is(
         self, *, env: Mapping[str, str] | None, files: Mapping[str, bytes | str] | None, timeout_s: float
     ) -> VM:
+        warn_if_forbidden(self.hardware.accel, self._config)
         with failure_told("vmfork.fork", {"vmfork.template": self.name}):
             base = await self.fork_base()
             limit = self._config.hook_timeout_s
@@ -310,7 +312,7 @@ class Template:
         if m.agent_protocol not in SUPPORTED_PROTOCOLS:
             raise TemplateStale(m.name, "agent.protocol", m.agent_protocol, max(SUPPORTED_PROTOCOLS))
         m.check_traits(emulator_traits(self.hardware, self._binary))
-        if self.hardware.accel == "kvm" and not facts.kvm_device().accessible:
+        if self.hardware.accel == "kvm" and kvm.find_refusal() is not None:
             raise TemplateStale(m.name, "accel", "kvm", "tcg")
         try:
             image = open_image(m.image, images_dir=self._places.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmfork.host import facts
 from vmfork.machine.launch import decide_aslr
 
 if TYPE_CHECKING:
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
     """Device state of one emulator version is not read by another with a different answer."""
-    return {
+    traits = {
         "qemu.version": binary.version,
         "machine": binary.machine,
         "accel": hardware.accel,
         "cpu_model": hardware.cpu_model,
     }
+    if hardware.accel == "kvm" and hardware.cpu_model.startswith(("host", "max")):
+        # Such a guest has found features that another CPU may lack: it would die of an illegal instruction some time.
+        traits["host_cpu"] = facts.cpu_name()
+    return traits
 
 
 def image_traits(image: Image) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import uuid
 from pathlib import Path
 
@@ -33,7 +34,6 @@ def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
     assert facts.free_space_bytes(Path("/proc/nowhere")) == 0
 
 
-def test_kvm_is_told_as_present_only_where_it_is():
-    device = facts.kvm_device()
-    assert device.exists == os.path.exists("/dev/kvm")
-    assert not (device.accessible and not device.exists)
+def test_the_cpu_is_named_with_a_digest_of_its_flags():
+    assert facts.cpu_name() == facts.cpu_name()
+    assert re.search(r"\(\d+-\d+-\d+, flags [0-9a-f]{12}\)$", facts.cpu_name())

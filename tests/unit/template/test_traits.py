@@ -8,6 +8,7 @@ import pytest
 
 from vmfork.config import VMConfig
 from vmfork.errors import TemplateStale
+from vmfork.host import facts
 from vmfork.hypervisor.qemu import find_qemu, find_qemu_like
 from vmfork.machine.accelerator import hardware_for
 from vmfork.store import Manifest
@@ -55,6 +56,18 @@ async def test_an_upgraded_emulator_is_named(qemu) -> None:
     assert (stale.value.name, stale.value.field) == ("py", "qemu.version")
     assert (stale.value.have, stale.value.want) == (OLD, NEW)
     assert "--replace" in stale.value.hint
+
+
+async def test_under_kvm_another_cpu_is_named(qemu, monkeypatch) -> None:
+    """A guest that was booted on one CPU uses features of it for good. A model that is not the host's own may move."""
+    binary = await find_qemu(qemu(OLD))
+    own, named = (hardware_for(VMConfig(cpu_model=model), "kvm", binary) for model in ("", "EPYC-v2"))
+    frozen = [manifest_of(emulator_traits(hardware, binary)) for hardware in (own, named)]
+    monkeypatch.setattr(facts, "cpu_name", lambda: "Another CPU (6-1-1, flags 0)")
+    with pytest.raises(TemplateStale) as stale:
+        frozen[0].check_traits(emulator_traits(own, binary))
+    assert (stale.value.field, stale.value.want) == ("host_cpu", "Another CPU (6-1-1, flags 0)")
+    frozen[1].check_traits(emulator_traits(named, binary))
 
 
 async def test_another_file_of_the_same_version_fits(qemu) -> None:
