@@ -520,6 +520,21 @@ def user(instance, template_name):
         shutil.rmtree(base)
 
 
+def test_an_ordinary_user_is_told_once_what_forbids_kvm(user) -> None:
+    device = Path("/dev/kvm")
+    if not device.exists() or device.stat().st_mode & 0o006:
+        pytest.skip("needs a /dev/kvm that is not everybody's")
+    start, _ = user
+    for argv in (["doctor"], ["run", "--", "true"], ["run", "--", "true"]):
+        with start(*argv) as running:
+            done = running.end().check()
+        told = done.out if argv == ["doctor"] else done.err
+        assert told.count("/dev/kvm may not be opened by nobody; " if argv == ["doctor"] else "note: /dev/kvm") == 1, (
+            done
+        )
+        assert "sudo " in told
+
+
 def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     start, runtime = user
 
