@@ -11,11 +11,11 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "errors.h"
 #include "mode.h"
+#include "operation.h"
 #include "path.h"
-#include "request.h"
 
 enum { ENTROPY_LENGTH = 64, ID_LENGTH = 32, UUID_LENGTH = 36, NAME_MAX_LENGTH = 255, HOSTNAME_MAX = 64 };
 
@@ -38,11 +38,6 @@ static void fail_errno(struct outcome *o)
     fail_with(o, error_code(errno));
 }
 
-static void rooted(const char *path, char out[PATH_MAX])
-{
-    snprintf(out, PATH_MAX, "%s%s", mode.root, path);
-}
-
 /* One line of printable text: it becomes a line of a file that programs read. */
 static bool is_line(struct field f)
 {
@@ -58,9 +53,8 @@ static void store_line(const char *file, struct field value, unsigned file_mode,
 {
     char path[PATH_MAX], line[NAME_MAX_LENGTH + 2];
     int length = snprintf(line, sizeof line, "%.*s\n", (int)value.length, (const char *)value.bytes);
-    rooted(file, path);
     /* The folders are there but the first time: looking for them at every fork costs a third of storing the line. */
-    bool done = replace_file(path, line, (size_t)length, file_mode);
+    bool done = path_rooted(file, path, sizeof path) && replace_file(path, line, (size_t)length, file_mode);
     if (!done && errno == ENOENT)
         done = make_parents(path) && replace_file(path, line, (size_t)length, file_mode);
     if (!done)
@@ -157,9 +151,9 @@ static bool is_uuid(struct field f)
 static bool cover_boot_id(void)
 {
     char source[PATH_MAX];
-    rooted("/run/vmfork/boot-id", source);
     umount2(BOOT_ID, MNT_DETACH);
-    return mount(source, BOOT_ID, NULL, MS_BIND, NULL) == 0;
+    return path_rooted("/run/vmfork/boot-id", source, sizeof source) &&
+           mount(source, BOOT_ID, NULL, MS_BIND, NULL) == 0;
 }
 
 /* In a fork the file of its template lies over the kernel's already, and what is written into it is what readers see.
@@ -168,8 +162,7 @@ static bool rewrite_boot_id(struct field value, struct outcome *o)
 {
     char path[PATH_MAX], line[UUID_LENGTH + 2];
     int length = snprintf(line, sizeof line, "%.*s\n", (int)value.length, (const char *)value.bytes);
-    rooted("/run/vmfork/boot-id", path);
-    if (!overwrite_file(path, line, (size_t)length))
+    if (!path_rooted("/run/vmfork/boot-id", path, sizeof path) || !overwrite_file(path, line, (size_t)length))
         return false;
     read_text(BOOT_ID, o->evidence, sizeof o->evidence);
     return field_is(value, o->evidence);
@@ -208,21 +201,19 @@ static void adopt_env(struct field value, struct outcome *o)
     free(content);
 }
 
+/* clang-format off: a table reads by the line. */
 static const struct item {
     const char *key;
     void (*adopt)(struct field value, struct outcome *o);
     bool privileged;
     bool repeatable;
 } ITEMS[] = {
-    {"entropy", adopt_entropy, true, false},
-    {"generation", adopt_generation, false, false},
-    {"fork-id", adopt_fork_id, false, false},
-    {"template", adopt_template, false, false},
-    {"hostname", adopt_hostname, true, false},
-    {"machine-id", adopt_machine_id, false, false},
-    {"boot-id", adopt_boot_id, true, false},
-    {"env", adopt_env, false, true},
+    {"entropy", adopt_entropy, true, false},   {"generation", adopt_generation, false, false},
+    {"fork-id", adopt_fork_id, false, false},  {"template", adopt_template, false, false},
+    {"hostname", adopt_hostname, true, false}, {"machine-id", adopt_machine_id, false, false},
+    {"boot-id", adopt_boot_id, true, false},   {"env", adopt_env, false, true},
 };
+/* clang-format on */
 
 enum { ITEM_COUNT = sizeof ITEMS / sizeof *ITEMS, ITEM_ENTROPY = 0 };
 

@@ -4,9 +4,9 @@
 #include <stdint.h>
 #include <time.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "mode.h"
-#include "request.h"
+#include "operation.h"
 
 enum { NS_PER_S = 1000000000 };
 

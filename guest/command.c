@@ -9,7 +9,8 @@
 #include "fatal.h"
 
 enum { OPTION_STDIN = 1, OPTION_CLEAN_ENV = 2 };
-enum { ACCOUNT_VARIABLES = 3, ACCOUNT_TEXT = sizeof((struct account *)0)->name * 2 + sizeof((struct account *)0)->home + 64 };
+/* HOME, USER and LOGNAME, with their values. */
+enum { ACCOUNT_VARIABLES = 3, ACCOUNT_TEXT = 2 * sizeof(struct account) };
 
 static const char *const OPTIONS[] = {"stdin", "clean-env", NULL};
 
@@ -76,7 +77,8 @@ static bool read_env(struct command *c, struct fields *f, char **text)
     return true;
 }
 
-/* One block: the two lists of pointers, each with its end, then the text. A field costs 4 bytes on the wire and 1 here. */
+/* One block: the two lists of pointers, each with its end, then the text. What a field costs on the wire, 4 bytes for
+ * its length, is more than the zero at its end here. */
 static char *make_memory(struct command *c, const struct fields *f, size_t inherited)
 {
     size_t pointers = f->count + inherited + ACCOUNT_VARIABLES + 2;

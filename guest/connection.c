@@ -2,19 +2,31 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "errors.h"
-#include "fatal.h"
+#include "answer.h"
+#include "frame.h"
+#include "mode.h"
 #include "request.h"
 #include "stream.h"
 
+/* How it works. epoll is edge-triggered: it tells once that the line became readable or writable, and that stays noted
+ * in `readable` and `writable` until a call says EAGAIN. Each round writes what is queued, reads once, and lets every
+ * stream do what it can; rounds follow one another until none moves anything.
+ *
+ * A client comes and goes in three ways, and the parser's place in the stream of bytes is what tells them apart:
+ *
+ *   HELLO       forget_client, by the request itself; bytes before it belonged to someone else
+ *   hang-up     forget_client; the parser stays, because the next client's bytes may stand behind a half-sent frame
+ *   violation   forget_client, ERROR protocol; the parser is lost and looks for the next HELLO
+ */
+
 enum {
     READ_SIZE = 65536,
-    /* Above this no stream adds data, so what a slow line holds up is bounded and credit is not spent in vain. */
-    DATA_LIMIT = 256 * 1024,
     /* Above this no request is read: a host that asks but does not listen is made to wait. */
     ANSWER_LIMIT = 1024 * 1024,
 };
@@ -23,87 +35,12 @@ static int line_fd = -1;
 static enum line line_kind;
 static bool readable, writable, connected, hung_up;
 static struct parser parser;
-static struct buffer out;
-static void (*finish)(void);
-
-struct buffer *outbox(void)
-{
-    return &out;
-}
-
-bool outbox_has_room(void)
-{
-    return buffer_length(&out) < DATA_LIMIT;
-}
 
 void connection_open(int fd, enum line line)
 {
     line_fd = fd;
     line_kind = line;
     readable = writable = true;
-}
-
-void connection_finish(void (*then)(void))
-{
-    finish = then;
-}
-
-void connection_reset(void)
-{
-    streams_close_all();
-    buffer_take(&out, buffer_length(&out));
-}
-
-void connection_violated(uint32_t stream, const char *how)
-{
-    connection_reset();
-    parser_lose(&parser);
-    send_error(stream, "protocol", how, 0);
-}
-
-void send_done(uint32_t stream)
-{
-    frame_end(&out, frame_begin(&out, REPLY, stream));
-}
-
-void send_error(uint32_t stream, const char *code, const char *message, int error)
-{
-    size_t mark = frame_begin(&out, ERROR, stream);
-    put_text(&out, code);
-    put_text(&out, message);
-    put_number(&out, error);
-    frame_end(&out, mark);
-}
-
-void send_errno(uint32_t stream, const char *message, int error)
-{
-    send_error(stream, error_code(error), message, error);
-}
-
-void send_invalid(uint32_t stream, const char *message)
-{
-    send_error(stream, "invalid", message, EINVAL);
-}
-
-void send_eof(uint32_t stream, uint8_t channel)
-{
-    size_t mark = frame_begin(&out, END_OF_FILE, stream);
-    put_u8(&out, channel);
-    frame_end(&out, mark);
-}
-
-void send_credit(uint32_t stream, uint8_t channel, uint32_t bytes)
-{
-    size_t mark = frame_begin(&out, CREDIT, stream);
-    put_u8(&out, channel);
-    put_u32(&out, bytes);
-    frame_end(&out, mark);
-}
-
-void end_reply(uint32_t stream, size_t mark)
-{
-    if (!frame_end(&out, mark))
-        send_invalid(stream, "the answer is larger than a frame");
 }
 
 void connection_event(uint32_t events)
@@ -116,7 +53,7 @@ void connection_event(uint32_t events)
 
 static _Noreturn void end_with_socket(void)
 {
-    connection_reset();
+    forget_client();
     exit(0);
 }
 
@@ -135,29 +72,30 @@ static void notice_hang_up(void)
     if (line_kind == LINE_SOCKET)
         end_with_socket();
     if (still_hung_up())
-        connection_reset();
+        forget_client();
+}
+
+static void answer_violation(uint32_t stream, const char *how)
+{
+    forget_client();
+    parser_lose(&parser);
+    send_error(stream, "protocol", how, 0);
 }
 
 static void handle_frames(void)
 {
-    for (;;) {
-        struct frame frame;
-        switch (parser_next(&parser, &frame)) {
-        case PARSED_FRAME:
-            handle_frame(&frame);
-            break;
-        case PARSED_GARBAGE:
-            connection_violated(frame.stream, "bytes that are no frame");
-            break;
-        case PARSED_NOTHING:
-            return;
-        }
+    struct frame frame;
+    enum parsed parsed;
+    while ((parsed = parser_next(&parser, &frame)) != PARSED_NOTHING) {
+        const char *how = parsed == PARSED_FRAME ? handle_frame(&frame) : "bytes that are no frame";
+        if (how != NULL)
+            answer_violation(frame.stream, how);
     }
 }
 
 static bool read_requests(void)
 {
-    if (!readable || finish != NULL || buffer_length(&out) >= ANSWER_LIMIT)
+    if (!readable || mode.is_ending || buffer_length(outbox()) >= ANSWER_LIMIT)
         return false;
     buffer_take(&parser.held, 0);
     ssize_t got = read(line_fd, buffer_room(&parser.held, READ_SIZE), READ_SIZE);
@@ -174,16 +112,17 @@ static bool read_requests(void)
 
 static bool write_answers(void)
 {
-    if (!writable || buffer_length(&out) == 0)
+    struct buffer *out = outbox();
+    if (!writable || buffer_length(out) == 0)
         return false;
-    ssize_t put = write(line_fd, buffer_head(&out), buffer_length(&out));
+    ssize_t put = write(line_fd, buffer_head(out), buffer_length(out));
     if (put < 0) {
         writable = errno == EINTR;
         if (errno == EPIPE && line_kind == LINE_SOCKET)
             end_with_socket();
         return writable;
     }
-    buffer_take(&out, (size_t)put);
+    buffer_take(out, (size_t)put);
     return true;
 }
 
@@ -196,7 +135,7 @@ void connection_work(void)
         moved = write_answers();
         moved |= read_requests();
         moved |= streams_pump();
-    } while (moved || (writable && buffer_length(&out) > 0));
-    if (finish != NULL && (buffer_length(&out) == 0 || !connected))
-        finish();
+    } while (moved || (writable && buffer_length(outbox()) > 0));
+    if (mode.is_ending && (buffer_length(outbox()) == 0 || !connected))
+        mode.power_off();
 }

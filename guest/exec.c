@@ -9,12 +9,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "answer.h"
 #include "clock.h"
 #include "command.h"
-#include "connection.h"
 #include "fatal.h"
 #include "launch.h"
-#include "request.h"
+#include "operation.h"
 #include "stream.h"
 
 struct output {
@@ -245,14 +245,19 @@ static void send_failure(uint32_t stream, const struct launch_failure *failure)
         send_errno(stream, "the process could not be made", failure->error);
 }
 
+static const char *home_of(const struct command *c)
+{
+    const char *home = c->has_account ? c->account.home : getenv("HOME");
+    return home != NULL ? home : "/root";
+}
+
 static pid_t start(const struct command *c, const struct pipes *p, struct launch_failure *failure)
 {
-    const char *home = getenv("HOME");
     struct launch l = {
         .argv = c->argv,
         .env = c->env,
         .cwd = c->cwd,
-        .home = c->has_account ? c->account.home : home != NULL ? home : "/root",
+        .home = home_of(c),
         .account = c->has_account ? &c->account : NULL,
         .stdio = {p->theirs[0], p->theirs[1], p->theirs[2]},
     };

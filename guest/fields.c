@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "frame.h"
+#include "number.h"
 
 bool fields_open(struct fields *f, const uint8_t *bytes, size_t length)
 {
@@ -45,30 +46,20 @@ bool field_path(struct field f, char *out, size_t size)
     return f.length > 0 && f.bytes[0] == '/' && field_text(f, out, size);
 }
 
-static bool number_in_base(struct field f, unsigned base, uint64_t *out)
+static bool number_in_base(struct field f, unsigned base, uint64_t most, uint64_t *out)
 {
-    if (f.length == 0 || f.length > 20)
-        return false;
-    uint64_t value = 0;
-    for (size_t i = 0; i < f.length; i++) {
-        unsigned digit = (unsigned)f.bytes[i] - '0';
-        if (digit >= base || value > (UINT64_MAX - digit) / base)
-            return false;
-        value = value * base + digit;
-    }
-    *out = value;
-    return true;
+    return number_read((const char *)f.bytes, f.length, base, most, out);
 }
 
 bool field_number(struct field f, uint64_t *out)
 {
-    return number_in_base(f, 10, out);
+    return number_in_base(f, 10, UINT64_MAX, out);
 }
 
 bool field_mode(struct field f, unsigned *out)
 {
     uint64_t mode;
-    if (!number_in_base(f, 8, &mode) || mode > 07777)
+    if (!number_in_base(f, 8, 07777, &mode))
         return false;
     *out = (unsigned)mode;
     return true;

@@ -3,6 +3,19 @@
 #include <stdio.h>
 #include <string.h>
 
+/* How the parser works. Bytes are held until a frame is whole; its payload is lent, not copied. It is in one of two
+ * states:
+ *
+ *             bytes that cannot be a frame, or whose reader could make no sense of them
+ *   FRAMES --------------------------------------------------------------------------> LOST
+ *      ^                                                                                 |
+ *      +---------------------------------------------------------------------------------+
+ *                         the next bytes look like a HELLO, which are kept
+ *
+ * The first byte of a frame is 0, because a length never reaches 2^24: so an idle byte, FF, is told from a frame, and a
+ * client that fills a half-sent frame with idle bytes is understood whatever was lost. HELLO alone is found again,
+ * by 14 bytes: a header that can be one, its opcode, the length of its nonce. */
+
 enum { HELLO_SIGN = FRAME_HEADER + 1 + 4, HELLO_SHORTEST = 1 + 4 + NONCE_LENGTH + 4, HELLO_LONGEST = 64 };
 
 uint32_t read_u32(const uint8_t *b)

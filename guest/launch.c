@@ -13,6 +13,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "number.h"
+
+/* The one above it, (uid_t)-1, means "leave as it is" to the system calls. */
+static const uid_t LARGEST_UID = UINT_MAX - 1;
+
 static const char PATH_OTHERWISE[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 static const struct passwd *entry_of(const char *user)
@@ -20,9 +25,8 @@ static const struct passwd *entry_of(const char *user)
     const struct passwd *entry = getpwnam(user);
     if (entry != NULL)
         return entry;
-    char *end;
-    unsigned long number = strtoul(user, &end, 10);
-    return *user && *end == 0 && number < UINT_MAX ? getpwuid((uid_t)number) : NULL;
+    uint64_t uid;
+    return number_read(user, strlen(user), 10, LARGEST_UID, &uid) ? getpwuid((uid_t)uid) : NULL;
 }
 
 bool account_find(const char *user, struct account *out)

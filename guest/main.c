@@ -15,12 +15,16 @@
 #include "init.h"
 #include "mode.h"
 #include "notify.h"
+#include "number.h"
 #include "port.h"
 #include "stream.h"
 #include "version.h"
 
 /* Stream 0 does not exist, so its tokens are free for the two descriptors that belong to no stream. */
 enum { TOKEN_LINE = 0, TOKEN_CHILDREN = 1, MOST_EVENTS = 64, MOST_SIGNAL = 64 };
+
+/* What Linux gives a process at most (fs.nr_open), unless it was told otherwise. */
+enum { LARGEST_DESCRIPTOR = 1 << 20 };
 
 struct mode mode = {.root = ""};
 
@@ -30,11 +34,10 @@ static _Noreturn void usage(void)
     exit(2);
 }
 
-static int number_of(const char *text)
+static int descriptor_of(const char *text)
 {
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (*text == 0 || *end != 0 || value < 0 || value > 1 << 20)
+    uint64_t value;
+    if (!number_read(text, strlen(text), 10, LARGEST_DESCRIPTOR, &value))
         usage();
     return (int)value;
 }
@@ -57,7 +60,7 @@ static int read_arguments(int argc, char **argv)
         if (strcmp(argv[i], "--privileged") == 0)
             told = true;
         else if (strcmp(argv[i], "--fd") == 0 && i + 1 < argc)
-            fd = number_of(argv[++i]);
+            fd = descriptor_of(argv[++i]);
         else if (strcmp(argv[i], "--root") == 0 && i + 1 < argc)
             mode.root = argv[++i];
         else

@@ -1,4 +1,4 @@
-/* How this agent was started. */
+/* What this agent is: how it was started, and whether it ends. */
 #ifndef VMFORK_MODE_H
 #define VMFORK_MODE_H
 
@@ -13,6 +13,8 @@ struct mode {
     const char *root;
     /* Ends the machine, or the process where the machine is not ours. */
     void (*power_off)(void);
+    /* Once everything queued is on its way, `power_off` is called. */
+    bool is_ending;
 };
 
 extern struct mode mode;

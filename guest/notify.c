@@ -13,12 +13,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "errors.h"
 #include "fatal.h"
-#include "mode.h"
+#include "operation.h"
 #include "path.h"
-#include "request.h"
 #include "stream.h"
 
 enum {
@@ -76,9 +75,9 @@ static bool is_watcher(const struct sockaddr_un *address)
 static bool find_address(const char *name, struct sockaddr_un *out)
 {
     *out = (struct sockaddr_un){.sun_family = AF_UNIX};
-    int length = snprintf(out->sun_path, sizeof out->sun_path, "%s%s/%s", mode.root, FOLDER, name);
-    errno = ENAMETOOLONG;
-    return length > 0 && (size_t)length < sizeof out->sun_path && is_watcher(out);
+    char path[sizeof FOLDER + 1 + NAME_MAX];
+    snprintf(path, sizeof path, "%s/%s", FOLDER, name);
+    return path_rooted(path, out->sun_path, sizeof out->sun_path) && is_watcher(out);
 }
 
 static bool reach(const struct watcher *w)
@@ -179,8 +178,7 @@ static int tell_each(struct notify *n, DIR *folder)
 static int tell_all(struct notify *n)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s%s", mode.root, FOLDER);
-    DIR *folder = opendir(path);
+    DIR *folder = path_rooted(FOLDER, path, sizeof path) ? opendir(path) : NULL;
     if (folder == NULL)
         return errno == ENOENT ? 0 : errno;
     int error = tell_each(n, folder);
@@ -306,8 +304,8 @@ static const struct stream_kind NOTIFY = {.pump = notify_pump, .ready = notify_r
 static void read_generation(struct notify *n)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/run/vmfork/generation", mode.root);
-    read_text(path, n->generation, sizeof n->generation);
+    if (path_rooted("/run/vmfork/generation", path, sizeof path))
+        read_text(path, n->generation, sizeof n->generation);
 }
 
 static struct notify *notify_new(void)

@@ -8,6 +8,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "mode.h"
+
+bool path_rooted(const char *path, char *out, size_t size)
+{
+    int length = snprintf(out, size, "%s%s", mode.root, path);
+    errno = ENAMETOOLONG;
+    return length > 0 && (size_t)length < size;
+}
+
 static bool make_folder(const char *path)
 {
     struct stat st;

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* `path` as it is for this agent: behind `mode.root`. False with errno set when it does not fit. */
+bool path_rooted(const char *path, char *out, size_t size);
 /* Makes the folder and those above it that are missing, with mode 0755. False with errno set. */
 bool make_folders(const char *path);
 /* The same for the folder that holds `path`. */

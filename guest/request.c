@@ -1,74 +1,65 @@
 #include "request.h"
 
-#include <limits.h>
 #include <stddef.h>
+#include <stdint.h>
 
-#include "connection.h"
+#include "answer.h"
+#include "fields.h"
+#include "operation.h"
 #include "stream.h"
 #include "version.h"
 
+/* clang-format off: a table reads by the line. */
 static const struct {
     void (*answer)(uint32_t stream, struct fields *f);
     size_t fewest;
     size_t most;
 } REQUESTS[] = {
-    [OP_HELLO] = {do_hello, 2, 2},
-    [OP_PING] = {do_ping, 0, 0},
-    [OP_EXEC] = {do_exec, 5, SIZE_MAX},
-    [OP_KILL] = {do_kill, 2, 2},
-    [OP_READ] = {do_read, 3, 3},
-    [OP_WRITE] = {do_write, 3, 3},
-    [OP_STAT] = {do_stat, 1, 1},
-    [OP_LIST] = {do_list, 1, 1},
-    [OP_REMOVE] = {do_remove, 2, 2},
-    [OP_MKDIR] = {do_mkdir, 3, 3},
-    [OP_ADOPT] = {do_adopt, 2, SIZE_MAX},
-    [OP_CLOCK] = {do_clock, 1, 1},
-    [OP_QUIESCE] = {do_quiesce, 0, 0},
-    [OP_SHUTDOWN] = {do_shutdown, 0, 0},
+    [OP_HELLO] = {do_hello, 2, 2},     [OP_PING] = {do_ping, 0, 0},          [OP_EXEC] = {do_exec, 5, SIZE_MAX},
+    [OP_KILL] = {do_kill, 2, 2},       [OP_READ] = {do_read, 3, 3},          [OP_WRITE] = {do_write, 3, 3},
+    [OP_STAT] = {do_stat, 1, 1},       [OP_LIST] = {do_list, 1, 1},          [OP_REMOVE] = {do_remove, 2, 2},
+    [OP_MKDIR] = {do_mkdir, 3, 3},     [OP_ADOPT] = {do_adopt, 2, SIZE_MAX}, [OP_CLOCK] = {do_clock, 1, 1},
+    [OP_QUIESCE] = {do_quiesce, 0, 0}, [OP_SHUTDOWN] = {do_shutdown, 0, 0},
 #if PROTOCOL >= 2
     [OP_NOTIFY] = {do_notify, 1, 1},
 #endif
 };
+/* clang-format on */
 
-static void handle_request(const struct frame *frame)
+static const char *handle_request(const struct frame *frame)
 {
     struct fields fields;
-    if (frame->length < 1 || !fields_open(&fields, frame->payload + 1, frame->length - 1)) {
-        connection_violated(frame->stream, "a request that is not a list of fields");
-        return;
-    }
+    if (frame->length < 1 || !fields_open(&fields, frame->payload + 1, frame->length - 1))
+        return "a request that is not a list of fields";
     uint8_t opcode = frame->payload[0];
     /* HELLO ends everything that was open, so its stream is never in use. */
-    if (frame->stream == 0 || (opcode != OP_HELLO && stream_find(frame->stream) != NULL)) {
-        connection_violated(frame->stream, "a stream number that is 0 or in use");
-        return;
-    }
+    if (frame->stream == 0 || (opcode != OP_HELLO && stream_find(frame->stream) != NULL))
+        return "a stream number that is 0 or in use";
     if (opcode >= sizeof REQUESTS / sizeof *REQUESTS || REQUESTS[opcode].answer == NULL)
         send_error(frame->stream, "unsupported", "this agent does not know the request", 0);
     else if (fields.count < REQUESTS[opcode].fewest || fields.count > REQUESTS[opcode].most)
         send_invalid(frame->stream, "the wrong number of fields");
     else
         REQUESTS[opcode].answer(frame->stream, &fields);
+    return NULL;
 }
 
-static void handle_data(struct stream *s, const struct frame *frame)
+static const char *handle_data(struct stream *s, const struct frame *frame)
 {
     size_t length = frame->length - 1;
-    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->data == NULL || length > s->granted) {
-        connection_violated(frame->stream, "data that was not allowed");
-        return;
-    }
+    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->data == NULL || length > s->granted)
+        return "data that was not allowed";
     s->granted -= (uint32_t)length;
     s->kind->data(s, frame->payload + 1, length);
+    return NULL;
 }
 
-static void handle_eof(struct stream *s, const struct frame *frame)
+static const char *handle_eof(struct stream *s, const struct frame *frame)
 {
     if (frame->payload[0] != CHANNEL_CONTENT || s->kind->eof == NULL)
-        connection_violated(frame->stream, "the end of a channel that has none");
-    else
-        s->kind->eof(s);
+        return "the end of a channel that has none";
+    s->kind->eof(s);
+    return NULL;
 }
 
 static void handle_credit(struct stream *s, const struct frame *frame)
@@ -89,24 +80,21 @@ static bool channel_frame_is_sound(const struct frame *frame)
     return fits && frame->payload[0] < CHANNELS;
 }
 
-void handle_frame(const struct frame *frame)
+const char *handle_frame(const struct frame *frame)
 {
-    if (frame->kind == REQUEST) {
-        handle_request(frame);
-        return;
-    }
+    if (frame->kind == REQUEST)
+        return handle_request(frame);
     bool from_host = frame->kind == DATA || frame->kind == END_OF_FILE || frame->kind == CREDIT;
-    if (!from_host || !channel_frame_is_sound(frame)) {
-        connection_violated(frame->stream, "a frame the host may not send");
-        return;
-    }
+    if (!from_host || !channel_frame_is_sound(frame))
+        return "a frame the host may not send";
     struct stream *s = stream_find(frame->stream);
+    /* The two sides may have crossed on the wire. */
     if (s == NULL)
-        return;
+        return NULL;
     if (frame->kind == DATA)
-        handle_data(s, frame);
-    else if (frame->kind == END_OF_FILE)
-        handle_eof(s, frame);
-    else
-        handle_credit(s, frame);
+        return handle_data(s, frame);
+    if (frame->kind == END_OF_FILE)
+        return handle_eof(s, frame);
+    handle_credit(s, frame);
+    return NULL;
 }

@@ -4,13 +4,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "errors.h"
 #include "exec.h"
 #include "fatal.h"
 #include "mode.h"
+#include "operation.h"
 #include "path.h"
-#include "request.h"
+#include "stream.h"
 #include "version.h"
 
 void do_hello(uint32_t stream, struct fields *f)
@@ -23,7 +24,7 @@ void do_hello(uint32_t stream, struct fields *f)
     }
     char boot_id[64];
     read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
-    connection_reset();
+    forget_client();
     buffer_add(outbox(), nonce.bytes, nonce.length);
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_text(outbox(), TEXT(PROTOCOL));
@@ -79,5 +80,5 @@ void do_shutdown(uint32_t stream, struct fields *f)
 {
     (void)f;
     send_done(stream);
-    connection_finish(mode.power_off);
+    mode.is_ending = true;
 }

@@ -5,7 +5,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "fatal.h"
 
 enum { MOST_STREAMS = 64 };
@@ -61,11 +61,12 @@ void stream_close(struct stream *s)
     memset(s, 0, sizeof *s);
 }
 
-void streams_close_all(void)
+void forget_client(void)
 {
     for (size_t i = 0; i < MOST_STREAMS; i++)
         if (streams[i].open)
             stream_close(&streams[i]);
+    buffer_take(outbox(), buffer_length(outbox()));
 }
 
 bool streams_pump(void)

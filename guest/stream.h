@@ -11,6 +11,13 @@ enum { FIRST_CREDIT = 65536, LARGEST_CHUNK = 65536 };
 
 struct stream;
 
+/* How a stream lives. `stream_new` opens it under the number the host picked. Each frame for that number is given to
+ * its kind; readiness of its descriptors is noted by `ready`; and `pump` does the work, in every round of the loop,
+ * until it closes the stream behind a REPLY or an ERROR. The host may close it too, by KILL or by going away.
+ *
+ * Credit bounds what is under way. `credit[channel]` is what the host still allows us to send there: a pump that finds
+ * none returns, and the process that writes stands still in its pipe. `granted` is what we still allow the host on
+ * channel 0; `stream_grant` gives back what was used up. */
 struct stream_kind {
     /* Bytes for channel 0, already within the credit; NULL where the host may send none. */
     void (*data)(struct stream *s, const uint8_t *bytes, size_t length);
@@ -41,7 +48,8 @@ struct stream *stream_find(uint32_t id);
 /* The first open stream of that kind for which `is` holds, or NULL. */
 struct stream *stream_search(const struct stream_kind *kind, bool (*is)(const struct stream *, int), int argument);
 void stream_close(struct stream *s);
-void streams_close_all(void);
+/* Everything the present client had open or was owed is dropped. */
+void forget_client(void);
 bool streams_pump(void);
 
 /* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. */
@@ -51,7 +59,7 @@ void streams_event(uint64_t token);
 
 /* How much may be sent on the channel now, no more than a chunk. */
 size_t stream_allowance(const struct stream *s, uint8_t channel);
-/* Reads from `fd` straight into a DATA frame, at most `limit` bytes, and charges the credit. Returns as read(2) does. */
+/* Reads at most `limit` bytes from `fd` straight into a DATA frame and charges the credit. Returns as read(2) does. */
 long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit);
 void stream_send(struct stream *s, uint8_t channel, const void *bytes, size_t length);
 /* The bytes that came were used up: the host may send as many more. */

@@ -8,10 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "connection.h"
+#include "answer.h"
 #include "fatal.h"
+#include "operation.h"
 #include "path.h"
-#include "request.h"
 #include "stream.h"
 
 struct download {

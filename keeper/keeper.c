@@ -1,9 +1,11 @@
 /* Runs a program and keeps it: it lives as long as somebody owns it. See README.md. */
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,17 +18,37 @@
 
 enum { NOT_STARTED = 126, NOT_FOUND = 127 };
 
-static int fail(const char *what) {
+static int fail(const char *what)
+{
     fprintf(stderr, "vmfork-keeper: %s: %s\n", what, strerror(errno));
     return NOT_STARTED;
 }
 
-static int compare(const void *one, const void *other) {
+static int usage(void)
+{
+    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n", stderr);
+    return NOT_STARTED;
+}
+
+/* False for anything but digits, or "-1", which says that there is none. */
+static bool read_descriptor(const char *text, int *out)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    *out = (int)value;
+    return (isdigit((unsigned char)*text) || *text == '-') && *end == 0 && errno == 0 && value >= -1 &&
+           value <= INT_MAX;
+}
+
+static int compare(const void *one, const void *other)
+{
     return *(const int *)one - *(const int *)other;
 }
 
 /* Whatever else was open belongs to the program. */
-static void close_others(struct kept kept) {
+static void close_others(struct kept kept)
+{
     int kept_open[] = {2, kept.process, kept.owner, kept.listener, kept.lock};
     int count = sizeof kept_open / sizeof *kept_open;
     qsort(kept_open, (size_t)count, sizeof(int), compare);
@@ -38,27 +60,29 @@ static void close_others(struct kept kept) {
 }
 
 /* Process listings show what it is, and the program's arguments once only. */
-static void rename_self(char **argv, int argc, pid_t program) {
+static void rename_self(char **argv, int argc, pid_t program)
+{
     char *end = argv[argc - 1] + strlen(argv[argc - 1]);
     memset(argv[0], 0, (size_t)(end - argv[0]));
     snprintf(argv[0], (size_t)(end - argv[0]), "vmfork-keeper %d", program);
     prctl(PR_SET_NAME, "vmfork-keeper");
 }
 
-static void keep_from_program(struct kept kept) {
+static void keep_from_program(struct kept kept)
+{
     int own[] = {kept.owner, kept.listener, kept.lock};
     for (int index = 0; index < 3; index++)
         if (own[index] >= 0)
             fcntl(own[index], F_SETFD, FD_CLOEXEC);
 }
 
-int main(int argc, char **argv) {
-    if (argc < 6 || strcmp(argv[4], "--") != 0) {
-        fprintf(stderr, "usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n");
-        return NOT_STARTED;
-    }
+int main(int argc, char **argv)
+{
+    struct kept kept;
+    if (argc < 6 || strcmp(argv[4], "--") != 0 || !read_descriptor(argv[1], &kept.owner) ||
+        !read_descriptor(argv[2], &kept.listener) || !read_descriptor(argv[3], &kept.lock))
+        return usage();
     pid_t program = getpid();
-    struct kept kept = {.owner = atoi(argv[1]), .listener = atoi(argv[2]), .lock = atoi(argv[3])};
     kept.process = (int)syscall(SYS_pidfd_open, program, 0);
     if (kept.process < 0)
         return fail("pidfd_open");

@@ -12,7 +12,8 @@ union control {
 };
 
 /* The kernel puts all descriptors of a message into one part. */
-static void take_passed(struct msghdr *message, struct received *into) {
+static void take_passed(struct msghdr *message, struct received *into)
+{
     struct cmsghdr *part = CMSG_FIRSTHDR(message);
     if (part != NULL && part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
         into->passed_count = (int)((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
@@ -20,11 +21,12 @@ static void take_passed(struct msghdr *message, struct received *into) {
     }
 }
 
-enum outcome receive_request(int socket, struct received *into) {
+enum outcome receive_request(int socket, struct received *into)
+{
     union control control;
     struct iovec piece = {&into->request, sizeof into->request};
-    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control,
-                             .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     into->passed_count = 0;
     ssize_t size = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (size < 0)
@@ -40,7 +42,8 @@ enum outcome receive_request(int socket, struct received *into) {
     return RECEIVED;
 }
 
-bool send_answer(int socket, enum answer kind, uint32_t number, const int *passed, int count) {
+bool send_answer(int socket, enum answer kind, uint32_t number, const int *passed, int count)
+{
     struct {
         uint8_t kind;
         uint32_t number;
@@ -61,7 +64,8 @@ bool send_answer(int socket, enum answer kind, uint32_t number, const int *passe
     return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof answer;
 }
 
-void close_all(int *descriptors, int count) {
+void close_all(int *descriptors, int count)
+{
     for (int index = 0; index < count; index++) {
         if (descriptors[index] >= 0)
             close(descriptors[index]);

@@ -1,6 +1,6 @@
 /* What is said over a keeper's sockets: one message of a SOCK_SEQPACKET socket each, drawn in README.md. */
-#ifndef MESSAGE_H
-#define MESSAGE_H
+#ifndef VMFORK_MESSAGE_H
+#define VMFORK_MESSAGE_H
 
 #include <stdbool.h>
 #include <stdint.h>

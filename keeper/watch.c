@@ -1,4 +1,3 @@
-/* Who owns the process, and its end when nobody does. The states are drawn in README.md. */
 #include "watch.h"
 
 #include <errno.h>
@@ -12,6 +11,11 @@
 #include <unistd.h>
 
 #include "message.h"
+
+/* How it works. One poll waits for everything: the program's end, the owner's socket and the owner's end, callers, the
+ * console while nobody reads it, and the nearest deadline. `state` is what README.md draws; what the owner says moves
+ * it from OWNED to PARKED, a caller with the token to OFFERED, and the caller's word, now the owner, back to OWNED.
+ * Every other way out is `end`. */
 
 enum { CALLER_LIMIT = 8, LOG_LIMIT = 128 * 1024 };
 enum { CONFIRM_LIMIT_MS = 5000, CALL_LIMIT_MS = 5000, LONGEST_WAIT_MS = 3600 * 1000 };
@@ -32,18 +36,21 @@ static struct {
     int64_t deadline;
 } callers[CALLER_LIMIT];
 
-static int64_t now_ms(void) {
+static int64_t now_ms(void)
+{
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static void release(int *descriptor) {
+static void release(int *descriptor)
+{
     close_all(descriptor, 1);
 }
 
 /* The lock is held by this process, so it is free only when nothing of the machine is left. */
-static void end(const char *reason) {
+static _Noreturn void end(const char *reason)
+{
     fprintf(stderr, "vmfork-keeper: %s; the machine is ended\n", reason);
     syscall(SYS_pidfd_send_signal, kept.process, SIGKILL, NULL, 0);
     struct pollfd ended = {kept.process, POLLIN, 0};
@@ -53,7 +60,8 @@ static void end(const char *reason) {
 }
 
 /* The socket alone does not tell of the owner's end: a child that it forked holds a copy of it. */
-static void watch_owner(int socket) {
+static void watch_owner(int socket)
+{
     struct ucred peer;
     socklen_t size = sizeof peer;
     kept.owner = socket;
@@ -64,7 +72,8 @@ static void watch_owner(int socket) {
         end("its owner has ended");
 }
 
-static void park(struct received *received) {
+static void park(struct received *received)
+{
     memcpy(parked, received->passed, sizeof parked);
     memcpy(token, received->request.token, TOKEN_SIZE);
     uint64_t ttl_ms = received->request.ttl_ms;
@@ -77,14 +86,16 @@ static void park(struct received *received) {
     release(&owner_process);
 }
 
-static void confirm(void) {
+static void confirm(void)
+{
     close_all(parked, PASSED_LIMIT);
     explicit_bzero(token, sizeof token);
     deadline = NEVER;
     state = OWNED;
 }
 
-static void read_owner(void) {
+static void read_owner(void)
+{
     struct received received;
     enum outcome outcome = receive_request(kept.owner, &received);
     if (outcome == NOTHING)
@@ -106,14 +117,16 @@ static void read_owner(void) {
         send_answer(kept.owner, BAD, 0, NULL, 0);
 }
 
-static int find_free_caller(void) {
+static int find_free_caller(void)
+{
     for (int index = 0; index < CALLER_LIMIT; index++)
         if (callers[index].socket < 0)
             return index;
     return -1;
 }
 
-static void accept_caller(void) {
+static void accept_caller(void)
+{
     int socket = accept4(kept.listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (socket < 0)
         return;
@@ -128,7 +141,8 @@ static void accept_caller(void) {
     callers[index].deadline = now_ms() + CALL_LIMIT_MS;
 }
 
-static bool offer(int socket) {
+static bool offer(int socket)
+{
     int passed[] = {parked[0], parked[1], kept.lock};
     if (!send_answer(socket, OK, 0, passed, kept.lock < 0 ? 2 : 3))
         return false;
@@ -138,7 +152,8 @@ static bool offer(int socket) {
     return true;
 }
 
-static void read_caller(int *caller) {
+static void read_caller(int *caller)
+{
     struct received received;
     enum outcome outcome = receive_request(*caller, &received);
     if (outcome == NOTHING)
@@ -160,7 +175,8 @@ static void read_caller(int *caller) {
 }
 
 /* A guest whose console nobody reads would stand still at its next line. */
-static void drain_console(void) {
+static void drain_console(void)
+{
     char text[8192];
     ssize_t size = recv(parked[1], text, sizeof text, MSG_DONTWAIT);
     if (size == 0)
@@ -176,7 +192,8 @@ static void drain_console(void) {
         logged += size;
 }
 
-static int wait_ms(void) {
+static int wait_ms(void)
+{
     int64_t next = deadline;
     for (int index = 0; index < CALLER_LIMIT; index++)
         if (callers[index].socket >= 0 && callers[index].deadline < next)
@@ -187,7 +204,8 @@ static int wait_ms(void) {
     return (int)(left < 0 ? 0 : left > LONGEST_WAIT_MS ? LONGEST_WAIT_MS : left);
 }
 
-static void check_deadlines(void) {
+static void check_deadlines(void)
+{
     int64_t now = now_ms();
     if (now >= deadline)
         end(state == PARKED ? "its time to live is over" : "who took it over did not confirm it in time");
@@ -196,7 +214,8 @@ static void check_deadlines(void) {
             release(&callers[index].socket);
 }
 
-static void step(void) {
+static void step(void)
+{
     struct pollfd polled[CALLERS + CALLER_LIMIT] = {
         [PROCESS] = {kept.process, POLLIN, 0},
         [OWNER] = {kept.owner, POLLIN, 0},
@@ -225,7 +244,8 @@ static void step(void) {
     check_deadlines();
 }
 
-void watch(struct kept given) {
+_Noreturn void watch(struct kept given)
+{
     kept = given;
     watch_owner(kept.owner);
     for (int index = 0; index < CALLER_LIMIT; index++)

@@ -1,15 +1,20 @@
-#ifndef WATCH_H
-#define WATCH_H
+/* Who owns the process, and its end when nobody does. */
+#ifndef VMFORK_WATCH_H
+#define VMFORK_WATCH_H
 
 /* The descriptors a keeper starts with; -1 where there is none. */
 struct kept {
-    int process;  /* pidfd of what it keeps */
-    int owner;    /* socket to the owner */
-    int listener; /* where somebody may ask to take over */
-    int lock;     /* held until the process is gone */
+    /* A pidfd of what it keeps. */
+    int process;
+    /* The socket to the owner. */
+    int owner;
+    /* Where somebody may ask to take over. */
+    int listener;
+    /* Held until the process is gone. */
+    int lock;
 };
 
 /* Watches until the process has ended, by itself or because nobody owns it any more. */
-void watch(struct kept kept) __attribute__((noreturn));
+_Noreturn void watch(struct kept kept);
 
 #endif
