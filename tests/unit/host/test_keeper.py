@@ -9,11 +9,14 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.children import exit_code_of, fork_child, wait_gone
+from tests.unit.system_calls import called, check_declared, declared, needs_strace
 from vmfork.errors import HostError, StoreBusy, VMNotFound
+from vmfork.host import keeper
 from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
 from vmfork.host.process import ProcessIdentity
 from vmfork.host.sockets import connect_unix
@@ -308,9 +311,9 @@ async def test_callers_who_say_nothing_do_not_keep_others_out(kept, path, belong
 async def test_a_keeper_that_is_gone_takes_nothing_over(kept, path, belongings) -> None:
     process = kept()
     assert select.select([process._keeper], [], [], LIMIT_S)[0]  # it has said who it is
-    (keeper,) = [pid for pid in children() if pid != process.pid]
-    os.kill(keeper, signal.SIGKILL)
-    pidfd = os.pidfd_open(keeper)
+    (its_keeper,) = [pid for pid in children() if pid != process.pid]
+    os.kill(its_keeper, signal.SIGKILL)
+    pidfd = os.pidfd_open(its_keeper)
     assert wait_gone(pidfd)
     os.close(pidfd)
     with pytest.raises(HostError, match="keeper is gone"):
@@ -324,3 +327,36 @@ async def test_a_keeper_that_is_gone_takes_nothing_over(kept, path, belongings) 
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
+
+
+@needs_strace
+async def test_it_makes_the_system_calls_its_readme_declares(kept, path, belongings, tmp_path, monkeypatch) -> None:
+    trace, traced = tmp_path / "trace", tmp_path / "traced"
+    real = keeper.find_keeper()
+    # -D: strace stands beside, so that the pid is the keeper's; -b: the program it becomes is not watched.
+    traced.write_text(f'#!/bin/sh\nexec strace -D -f -b execve -o {trace} {real} "$@"\n')
+    traced.chmod(0o755)
+    monkeypatch.setattr(keeper, "find_keeper", lambda: traced)
+    first = kept()
+    await belongings.park(first)
+    first.release()
+    belongings.guest.settimeout(LIMIT_S)
+    for _ in range(64):
+        belongings.guest.sendall(bytes(8192))
+    second, passed = await take(first, path)
+    second.confirm()
+    close_all(passed)
+    second._keeper.close()
+    assert await wait_end(first) == -signal.SIGKILL
+    await second.aclose()
+    wait_text(trace, "+++ ")
+    calls = declared("keeper")
+    check_declared(called(trace), calls["at work"], calls["between"])
+
+
+def wait_text(path: Path, text: str) -> None:
+    """strace writes what it saw a moment after it happened."""
+    end = time.monotonic() + LIMIT_S
+    while text not in path.read_text():
+        assert time.monotonic() < end, path.read_text()[-500:]
+        time.sleep(0.01)

@@ -1,0 +1,140 @@
+"""The system calls of the shipped agent are those that guest/README.md declares: strace watches it at work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.unit.system_calls import called, check_declared, declared, needs_strace, pid_of
+from vmfork.agent.client import AgentClient
+from vmfork.errors import DeadlineExceeded, VMForkError
+from vmfork.image.recipe import find_agent
+
+LIMIT_S = 30
+INIT = 'execve("/init"'
+
+pytestmark = [
+    needs_strace,
+    pytest.mark.skipif(os.geteuid() != 0, reason="an agent that may do everything needs root"),
+]
+
+
+DECLARED = declared("guest")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Open to every user, because a program of one runs in it."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+async def work(sock: socket.socket, folder: Path) -> None:
+    """Everything an agent is asked for."""
+    async with await AgentClient.open(sock) as client:
+        await client.hello(take_over=False)
+        await run_programs(client)
+        await use_files(client, folder)
+        await adopt(client, folder)
+        await client.clock()
+        await client.quiesce()
+        await client.shutdown()
+
+
+async def run_programs(client: AgentClient) -> None:
+    await client.exec(["cat"], input=b"x" * 300_000, timeout_s=LIMIT_S)
+    await client.exec(["true"], user="nobody", cwd="/", timeout_s=LIMIT_S)
+    with pytest.raises(VMForkError):
+        await client.exec(["no-such-program"], timeout_s=LIMIT_S)
+    with pytest.raises(DeadlineExceeded):
+        await client.exec(["sleep", "60"], timeout_s=0.1)
+
+
+async def use_files(client: AgentClient, folder: Path) -> None:
+    path = str(folder / "deep" / "file")
+    await client.write_file(path, b"x" * 200_000, parents=True)
+    await client.write_file(path, b"more", append=True)
+    await client.write_file(f"{path}-2", b"more", exclusive=True)
+    (folder / "link").symlink_to(path)
+    await client.write_file(str(folder / "link"), b"x" * 200_000)
+    await client.stat(str(folder / "link"))
+    assert len(await client.read_file(path, offset=100_000)) == 100_000
+    await client.list_dir(str(folder))
+    await client.make_dir(str(folder / "deep" / "er"))
+    await client.remove(str(folder / "deep"), recursive=True)
+
+
+async def adopt(client: AgentClient, folder: Path) -> None:
+    items = {
+        "generation": b"a" * 32, "fork-id": b"f", "machine-id": b"b" * 32, "template": b"t", "env": b"A=1",
+        "entropy": os.urandom(64), "hostname": b"fork", "boot-id": str(uuid.uuid4()).encode(),
+    }  # fmt: skip
+    outcomes = await client.adopt(list(items.items()))
+    assert {outcome.outcome for outcome in outcomes} == {"ok"}
+    watchers = folder / "run" / "vmfork" / "watchers"
+    watchers.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as watcher:
+        watcher.bind(str(watchers / "1"))
+        telling = asyncio.ensure_future(client.notify(LIMIT_S))
+        generation, address = await asyncio.to_thread(watcher.recvfrom, 100)
+        watcher.sendto(b"ok " + generation, address)
+        await telling
+    os.unlink(watchers / "1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ended:
+        ended.bind(str(watchers / "2"))
+    await client.notify(LIMIT_S)
+
+
+async def test_at_work_it_calls_what_is_declared(folder: Path) -> None:
+    ours, theirs = socket.socketpair()
+    trace = folder / "trace"
+    # Host name and mounts of its own: it may do everything, and the host keeps what it has.
+    argv = ["unshare", "--uts", "--mount", "strace", "-f", "-b", "execve", "-o", trace, find_agent()]
+    with theirs:
+        argv += ["--fd", str(theirs.fileno()), "--root", folder, "--privileged"]
+        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+    try:
+        await work(ours, folder)
+        _, complaint = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    assert (process.returncode, complaint) == (0, b"")
+    check_declared(called(trace), DECLARED["at work"])
+
+
+def test_as_init_it_calls_what_is_declared(folder: Path) -> None:
+    """In namespaces of its own, where it finds no port and waits for one."""
+    trace, init = folder / "trace", folder / "init"
+    shutil.copy(find_agent(), init)
+    (folder / "etc" / "vmfork").mkdir()
+    (folder / "etc" / "vmfork" / "modules").write_text("/etc/no-module\n")
+    (folder / "etc" / "no-module").write_text("not one")
+    argv = ["strace", "-f", "-o", trace, "unshare", "--pid", "--fork", "--mount", "--uts", "--net", "--ipc"]
+    process = subprocess.Popen([*argv, "--kill-child", "--root", folder, "/init"], stderr=subprocess.PIPE)
+    try:
+        wait_for(trace, "recvfrom(")
+    finally:
+        # With its init everything in the namespace ends, then who waits for it, and strace.
+        os.kill(pid_of(trace, INIT), signal.SIGKILL)
+        process.communicate(timeout=LIMIT_S)
+    check_declared(called(trace, after=INIT), DECLARED["as init"], DECLARED["at work"])
+
+
+def wait_for(trace: Path, text: str) -> None:
+    """strace writes a line as soon as the call is made."""
+    for _ in range(LIMIT_S * 50):
+        if trace.exists() and text in trace.read_text():
+            return
+        select.select([], [], [], 0.02)
+    pytest.fail(f"no {text} in {trace.read_text()[-500:]}")
