@@ -32,6 +32,7 @@ async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListe
     run the guest.
     """
     _check_host(config)
+    await find_qemu(config.qemu)  # before an image is built in vain
     image = await ensure_image(config.image, places=places, progress=progress)
     plan = await try_out(image, config, places=places, progress=progress)
     least_mib = plan.image.min_memory_mib or 0

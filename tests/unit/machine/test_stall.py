@@ -5,6 +5,7 @@ decides.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 
 import pytest
@@ -82,7 +83,8 @@ async def test_a_guest_that_prints_or_touches_memory_does_not_stand_still() -> N
             machine.console_bytes += 1
         for _ in range(8):
             await asyncio.sleep(0.1)
-            kept.append(b"x" * (1 << 20))
+            kept.append(mmap.mmap(-1, 1 << 20))  # a fresh one: malloc may give memory that was touched before
+            kept[-1].write(bytes(1 << 20))
 
     advancing = asyncio.create_task(advance())
     await wait_stalled(machine, 0.6)
