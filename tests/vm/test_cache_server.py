@@ -144,6 +144,9 @@ def test_init_serves_in_the_foreground_and_status_tells_the_truth(settings, endp
         assert (after["live"], after["pool"]["given"], after["metrics"]["live_vms"]) == ([], 1, 0)
         memory = after["metrics"]["memory_bytes"]
         assert memory["shared"] > memory["private"] > 0
+        assert (memory["shared"], memory["private"]) == (after["memory_shared_bytes"], after["memory_private_bytes"])
+    template = json.loads(vmfork("factory", "status", "--json", env=settings).check().out)
+    assert template["fingerprint"] == before["fingerprint"]
     assert vmfork("factory", "status", env={**settings, "VMFORK_FACTORY_TEMPLATE_NAME": "none"}).status == 3
     assert left_of(find_places().runtime) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
+    from vmfork.rpc.status import ServerStatus
 
 _OFF = 3
 
@@ -62,11 +64,16 @@ def init(config_file: Path | None, as_json: bool) -> None:
 @json_option
 def status(config_file: Path | None, as_json: bool) -> int:
     """Tell whether the factory can give machines: exit status 0 when on, 3 when off."""
-    found = run_async(_find_status(get_settings(config_file=config_file).factory))
+    config = get_settings(config_file=config_file).factory
+    if (served := run_async(ask_status(config, find_places()))) is not None:
+        if as_json:
+            show_json(asdict(served))
+        else:
+            _show_server(served)
+        return 0 if served.on else _OFF
+    found = run_async(_find_template(config))
     if as_json:
         show_json(found)
-    elif "pool" in found:
-        _show_server(found)
     elif found["on"]:
         click.echo(f"on: template {found['template']}, {found['cpus']} CPU, {found['memory_mib']} MiB")
         if found["differs"]:
@@ -98,21 +105,21 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
     click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
 
 
-def _show_server(found: dict[str, Any]) -> None:
-    pool, metrics = found["pool"], found["metrics"]
-    click.echo(f"{'on' if found['on'] else 'off'}: VM cache server, process {found['pid']}, {found['state']}")
-    click.echo(f"endpoint: {found['endpoint']}")
-    if found["metrics_address"]:
-        click.echo(f"metrics: {found['metrics_address']}")
-    click.echo(f"pool: {pool['ready']} of {pool['size']} ready, {found['cpus']} CPU, {found['memory_mib']} MiB each")
-    click.echo(f"given: {metrics['given']} ({metrics['hits']} at once), {metrics['live_vms']} of them run")
-    memory = metrics["memory_bytes"]
-    click.echo(f"memory: {format_bytes(memory['private'])} own, {format_bytes(memory['shared'])} shared")
-    if pool.get("last_error"):
-        click.echo(f"{pool['failed']} starts failed, the last: {pool['last_error']}")
+def _show_server(status: ServerStatus) -> None:
+    pool = status.pool
+    click.echo(f"{'on' if status.on else 'off'}: VM cache server, process {status.pid}, {status.state.value}")
+    click.echo(f"endpoint: {status.endpoint}")
+    if status.metrics_address:
+        click.echo(f"metrics: {status.metrics_address}")
+    click.echo(f"pool: {pool.ready} of {pool.size} ready, {status.cpus} CPU, {status.memory_mib} MiB each")
+    click.echo(f"given: {pool.given} ({pool.hits} at once), {len(status.live)} of them run")
+    own, shared = format_bytes(status.memory_private_bytes), format_bytes(status.memory_shared_bytes)
+    click.echo(f"memory: {own} own, {shared} shared")
+    if pool.last_error:
+        click.echo(f"{pool.failed} starts failed, the last: {pool.last_error}")
     rows = [
-        (vm["id"], vm["pid"], where, vm["cpus"], vm["memory_mib"], format_duration(vm["age_s"]))
-        for where, vms in (("ready", found["vms"]), ("given", found["live"]))
+        (vm.id, vm.pid, where, vm.cpus, vm.memory_mib, format_duration(vm.age_s))
+        for where, vms in (("ready", status.vms), ("given", status.live))
         for vm in vms
     ]
     if rows:
@@ -129,9 +136,7 @@ async def _open(settings: Settings, progress: ProgressListener) -> None:
         raise
 
 
-async def _find_status(config: FactoryConfig) -> dict[str, Any]:
-    if (served := await ask_status(config, find_places())) is not None:
-        return served
+async def _find_template(config: FactoryConfig) -> dict[str, Any]:
     off: dict[str, Any] = {"on": False, "template": config.template_name}
     if not config.template:
         return off | {"code": "not-configured", "reason": "factory.template is false: machines are booted"}

@@ -62,17 +62,17 @@ class CacheStatus:
     `waiting`: callers that wait now.
     """
 
-    size: int
-    refilling: int
-    waiting: int
-    given: int
-    hits: int
-    misses: int
-    failed: int
-    last_error: str
-    dropped: Mapping[str, int]
-    closed: bool
-    vms: tuple[CachedVM, ...]
+    size: int = 0
+    refilling: int = 0
+    waiting: int = 0
+    given: int = 0
+    hits: int = 0
+    misses: int = 0
+    failed: int = 0
+    last_error: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    closed: bool = False
+    vms: tuple[CachedVM, ...] = ()
 
     @property
     def ready(self) -> int:

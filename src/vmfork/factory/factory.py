@@ -33,6 +33,7 @@ from vmfork.factory.choice import Choice, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
 from vmfork.factory.kind import Listener
+from vmfork.factory.remote import RemoteFactory
 from vmfork.factory.template import TemplateFactory
 from vmfork.machine.fit import fit
 from vmfork.progress import ignore_progress
@@ -321,8 +322,6 @@ class Factory:
                 hint="it lives in the process that opened it",
             )
         if config.remote and config.cache == 0:
-            from vmfork.factory.remote import RemoteFactory  # noqa: PLC0415 - gRPC is for those who ask a server
-
             self._bases.append(await RemoteFactory.open(config, places=self._places))
             return
         if config.template and config.build == "background" and not self._fetch_only:

@@ -15,7 +15,8 @@ from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.base import BaseVM
 from vmfork.machine.handle import VMHandle
-from vmfork.rpc.packages import check_packages
+from vmfork.rpc.errors import OtherKind
+from vmfork.rpc.packages import open_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,10 +50,7 @@ class RemoteFactory:
         `HostError` when no server answers there, or it is another user's, or the extra `server` is not installed.
         """
         path = find_endpoint(config.endpoint if config else "", places or find_places())
-        check_packages()
-        from vmfork.rpc.client import CacheClient  # noqa: PLC0415 - gRPC takes 60 ms to load
-
-        client = CacheClient(path)
+        client = open_client(path)
         try:
             return cls(client, await client.config())
         except BaseException:
@@ -69,8 +67,6 @@ class RemoteFactory:
         `VMNotFound` or `StoreBusy` when the machine it gave could not be taken over; it has ended, or will. `HostError`
         when the server is gone, or holds machines of another kind now: what this factory tells of them is new then.
         """
-        from vmfork.rpc.faults import OtherKind  # noqa: PLC0415
-
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         try:
             reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self.kind.generation)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
@@ -15,6 +17,22 @@ if TYPE_CHECKING:
 
 # unix(7): sun_path holds 108 bytes with the closing NUL.
 PATH_LIMIT = 107
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a Unix socket, as it was when the connection was made (SO_PEERCRED, unix(7))."""
+
+    pid: int
+    uid: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Peer:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(raw)
+        return cls(pid, uid)
 
 
 @contextmanager

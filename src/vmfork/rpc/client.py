@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import grpc
 
-from vmfork.errors import Closed, HostError
+from vmfork.errors import Closed
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import CacheStub
+from vmfork.rpc.endpoint import check_socket
 from vmfork.rpc.faults import from_status
+from vmfork.rpc.status import ServerStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -67,9 +68,10 @@ class CacheClient:
         request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}", fingerprint=fingerprint)
         return await self._call(self._stub.GetBaseVM, request, "taking a machine from the cache", timeout_s)
 
-    async def status(self) -> pb.StatusReply:
+    async def status(self) -> ServerStatus:
         """What the server is doing now."""
-        return await self._call(self._stub.Status, pb.StatusRequest(), "asking for the status", ANSWER_LIMIT_S)
+        reply = await self._call(self._stub.Status, pb.StatusRequest(), "asking for the status", ANSWER_LIMIT_S)
+        return ServerStatus.from_json(reply.document, version=reply.document_version)
 
     async def quit(self) -> int:
         """The server began to drain; its pid. Its end is seen by its process."""
@@ -104,20 +106,3 @@ class CacheClient:
             raise from_status(error, operation=operation, limit_s=limit_s, endpoint=self.endpoint) from error
         except grpc.aio.UsageError as error:  # closed while the call was under way
             raise Closed("the connection to the VM cache server") from error
-
-
-def check_socket(endpoint: Path) -> None:
-    """A socket is at `endpoint` that we may use and may trust. `HostError` says what is wrong with it otherwise."""
-    try:
-        info = endpoint.stat()
-    except FileNotFoundError:
-        raise HostError(f"no VM cache server is at {endpoint}", hint="start one: vmfork factory init") from None
-    except OSError as error:
-        raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
-    if not stat.S_ISSOCK(info.st_mode):
-        raise HostError(f"{endpoint} is not a socket", hint="name the server's socket: [factory] endpoint")
-    if os.getuid() not in (0, info.st_uid):
-        raise HostError(
-            f"the VM cache server at {endpoint} is that of user {info.st_uid}: it serves that user and root only",
-            hint="run as that user, or start a server of your own: vmfork factory init",
-        )

@@ -21,16 +21,13 @@ from typing import TYPE_CHECKING
 import grpc
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, StoreBusy, TemplateStale, VMForkError
+from vmfork.rpc.errors import OtherKind
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CODE_KEY = "vmfork-code"
 HINT_KEY = "vmfork-hint-bin"  # gRPC carries bytes beyond ASCII only under a name that ends so
-
-
-class OtherKind(HostError):
-    """The server gives machines of another kind than it did: ask it what they are."""
 
 
 _STATUS = {

@@ -1,10 +1,16 @@
-"""The packages of the extra `server`, imported when a server or its client is used and not before."""
+"""The packages of the extra `server`: imported when a server or its client is used, and not before."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.rpc.client import CacheClient
 
 _NEEDED = {
     "grpc": "grpcio",
@@ -15,8 +21,16 @@ _NEEDED = {
 }
 
 
+def open_client(endpoint: Path) -> CacheClient:
+    """A client of the cache server at `endpoint`, which was not asked anything yet. Errors are `check_packages`'."""
+    check_packages()
+    from vmfork.rpc.client import CacheClient  # noqa: PLC0415 - gRPC takes 60 ms to load
+
+    return CacheClient(endpoint)
+
+
 def check_packages() -> None:
-    """Everything that the cache server and its client need is installed. `HostError` names what is not."""
+    """Raises `HostError`, naming the package, when one is missing that the cache server and its client need."""
     missing = [package for module, package in _NEEDED.items() if not _is_there(module)]
     if missing:
         raise HostError(

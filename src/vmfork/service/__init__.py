@@ -1,1 +1,1 @@
-"""The VM cache server: a pool of ready machines behind a Unix socket, with health, status and metrics."""
+"""Servers: what any of them needs in `base`, each in a folder of its own."""

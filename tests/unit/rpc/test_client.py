@@ -9,7 +9,8 @@ import pytest
 
 from vmfork.errors import Closed, DeadlineExceeded, HostError
 from vmfork.rpc import packages
-from vmfork.rpc.client import CacheClient, check_socket
+from vmfork.rpc.client import CacheClient
+from vmfork.rpc.endpoint import check_socket
 
 
 def test_what_is_no_server_is_told_apart(tmp_path) -> None:

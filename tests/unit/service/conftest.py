@@ -10,7 +10,7 @@ import pytest
 from tests.unit.service.stand_in import StandInPool
 from vmfork.config import VMConfig
 from vmfork.rpc.client import CacheClient
-from vmfork.service.server import CacheServer
+from vmfork.service.cache import CacheServer
 
 
 class Running:

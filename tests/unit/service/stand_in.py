@@ -6,9 +6,9 @@ import asyncio
 import json
 import os
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.factory.cache import CachedVM, CacheStatus
 from vmfork.factory.kind import Kind
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
@@ -23,17 +23,12 @@ class StandInHandle:
     start_ticks: int
     version: int = 1
 
+    @property
+    def process(self) -> ProcessIdentity:
+        return ProcessIdentity(self.pid, self.start_ticks)
+
     def to_json(self) -> bytes:
         return json.dumps({"id": self.id, "version": self.version}).encode()
-
-
-@dataclass(frozen=True)
-class StandInHeld:
-    id: str
-    pid: int
-    cpus: int = 1
-    memory_mib: int = 256
-    age_s: float = 1.0
 
 
 class StandInBase:
@@ -95,10 +90,9 @@ class StandInPool:
     def kind(self) -> Kind:
         return Kind(name=self.name, traits=self.traits, hardware=self.hardware, generation="one", shares_memory=True)
 
-    def status(self) -> SimpleNamespace:
-        return SimpleNamespace(
+    def status(self) -> CacheStatus:
+        return CacheStatus(
             size=self.size,
-            ready=len(self.ready),
             refilling=self.size - len(self.ready),
             waiting=self.waiting,
             given=self.given,
@@ -107,7 +101,7 @@ class StandInPool:
             failed=3,
             last_error="no room",
             dropped={"dead": 1},
-            vms=tuple(StandInHeld(vm_id, os.getpid()) for vm_id in self.ready),
+            vms=tuple(CachedVM(id=vm_id, pid=os.getpid(), cpus=1, memory_mib=256, age_s=1.0) for vm_id in self.ready),
         )
 
     async def refresh(self) -> None:

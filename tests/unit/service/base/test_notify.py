@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from vmfork.config.endpoint import parse_metrics_address
-from vmfork.service.notify import notify
-from vmfork.service.serve import serve
+from vmfork.service.base.notify import notify
+from vmfork.service.cache import serve
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -43,12 +43,12 @@ def test_without_a_supervisor_nothing_happens(address) -> None:
 async def test_a_service_tells_its_states_and_its_metrics(supervisor, endpoint, running_server) -> None:
     async with running_server(filled=0) as running:
         running.server.quit()  # this one only lends its pool
-    server, pool = type(running.server)(endpoint, running.server._config, version="1"), type(running.pool)()
+    server, pool = type(running.server)(endpoint, running.server.state.config, version="1"), type(running.pool)()
     await pool.fill()
 
     def on_change(state: str) -> None:
         if state == "serving":
-            assert server.metrics_address.startswith("127.0.0.1:")
+            assert server.state.metrics_address.startswith("127.0.0.1:")
             server.quit()
 
     async def open_pool():

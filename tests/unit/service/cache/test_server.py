@@ -14,7 +14,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from vmfork.errors import Closed, DeadlineExceeded, HostError, StoreBusy
 from vmfork.rpc.client import CacheClient
-from vmfork.service.server import CacheServer
+from vmfork.rpc.status import Phase
+from vmfork.service.cache import CacheServer
+from vmfork.store.manifest import fingerprint_of
 
 
 async def test_config_tells_what_the_pool_holds(running_server, client) -> None:
@@ -30,13 +32,21 @@ async def test_config_tells_what_the_pool_holds(running_server, client) -> None:
     assert json.loads(reply.config)["image"] == "default"
 
 
+async def test_a_fingerprint_is_one_digest_wherever_it_is_told(running_server, client) -> None:
+    """`factory status --json` of a template and of a server: the same key, so the same value for the same traits."""
+    async with running_server() as running:
+        status, config = await client.status(), await client.config()
+    assert status.fingerprint == fingerprint_of(running.pool.kind.traits)
+    assert status.kind == config.fingerprint == running.pool.kind.digest
+
+
 async def test_each_machine_is_given_once(running_server, client, endpoint) -> None:
     async with running_server(filled=8) as running, CacheClient(endpoint) as other:
         replies = await asyncio.gather(*(c.get_base_vm(timeout_s=5) for c in (client, other) for _ in range(4)))
         assert len({reply.vm_id for reply in replies}) == 8
         assert {json.loads(reply.handle)["id"] for reply in replies} == {reply.vm_id for reply in replies}
         assert set(running.pool.where.values()) == {"parked"}
-        numbers = json.loads((await client.status()).document)["metrics"]
+        numbers = (await client.status()).metrics
     assert (numbers["hits"], numbers["misses"], numbers["given"], numbers["live_vms"]) == (8, 0, 8, 8)
     assert numbers["phase_seconds"]["hand_over"]["count"] == 8
 
@@ -58,8 +68,8 @@ async def test_takes_wait_for_the_start_and_health_tells_it(running_server, clie
         for service in ("", "vmfork.cache.v1.Cache"):
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        document = json.loads((await client.status()).document)
-        assert (document["on"], document["state"]) == (False, "starting")
+        status = await client.status()
+        assert (status.on, status.state) == (False, Phase.STARTING)
         take = asyncio.create_task(client.get_base_vm(timeout_s=5))
         await running.pool.fill()
         await take
@@ -156,16 +166,16 @@ async def test_a_taker_that_goes_leaves_no_machine_behind(running_server, client
         pool.detaching.clear()
         take = asyncio.create_task(client.get_base_vm(timeout_s=30))
         async with asyncio.timeout(5):
-            while not (pool.ttls or (when == "waiting" and running.server._handing)):
+            while not (pool.ttls or (when == "waiting" and running.server.state.given._working)):
                 await asyncio.sleep(0)
         take.cancel()
         await asyncio.wait({take})
         async with asyncio.timeout(5):
             # It has arrived there: an answer that was sent before is ended by the machine's keeper, which is none here.
-            while when == "detaching" and not running.server.metrics.numbers()["taken_back"]:
+            while when == "detaching" and not running.server.state.metrics.registry.numbers()["taken_back"]:
                 await asyncio.sleep(0)
             pool.detaching.set()
-            while running.server._handing:
+            while running.server.state.given._working:
                 await asyncio.sleep(0)
         assert "parked" not in pool.where.values()
         assert pool.where == ({"vm1": "held"} if when == "waiting" else {"vm1": "ended"})
@@ -192,7 +202,7 @@ async def test_reports_are_counted_and_nonsense_is_not(running_server, client) -
         await client.report(vm_id="x", phases={"adopt": 0.004, "spawn": 9.0, "made-up": 1.0, "fit": float("nan")})
         for number in range(40):
             await client.report(fallback=f"reason {number}")
-        numbers = json.loads((await client.status()).document)["metrics"]
+        numbers = (await client.status()).metrics
     phases = numbers["phase_seconds"]
     assert [phases[name]["count"] for name in ("adopt", "fit", "spawn")] == [1, 0, 0]
     assert (len(numbers["fallbacks"]), numbers["fallbacks"]["other"]) == (33, 8)

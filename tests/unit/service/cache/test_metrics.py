@@ -10,8 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vmfork.config.endpoint import MetricsAddress, parse_metrics_address
 from vmfork.errors import HostError, StoreBusy
-from vmfork.service.exposition import Exposition
-from vmfork.service.metrics import PHASES, Metrics, Snapshot, read_memory_of
+from vmfork.rpc.status import PoolStatus
+from vmfork.service.base.exposition import Exposition
+from vmfork.service.base.metrics import read_memory_of
+from vmfork.service.cache.metrics import PHASES, Metrics, Snapshot
 
 
 def families(text: str) -> dict[str, dict]:
@@ -39,11 +41,10 @@ def test_the_text_parses_and_says_what_was_counted() -> None:
     metrics = Metrics()
     for seconds in (0.003, 0.03, 0.3):
         metrics.observe("adopt", seconds)
-    metrics.fall_back("cpus")
-    metrics.snapshot = Snapshot(
-        size=4, ready=3, hits=7, misses=2, given=9, dropped={"unhealthy": 2}, shared=5, private=6
-    )
-    kind, text = metrics.render()
+    metrics.fallbacks.count("cpus")
+    pool = PoolStatus(size=4, ready=3, hits=7, misses=2, given=9, dropped={"unhealthy": 2})
+    metrics.snapshot = Snapshot(pool=pool, shared=5, private=6)
+    kind, text = metrics.registry.render()
     found = families(text.decode())
     assert kind.startswith("text/plain")
     for name, sample, value in (
@@ -63,9 +64,9 @@ def test_the_text_parses_and_says_what_was_counted() -> None:
 def test_the_plain_numbers_are_the_same() -> None:
     metrics = Metrics()
     metrics.observe("fit", 0.5)
-    metrics.fall_back("memory_mib")
-    metrics.snapshot = Snapshot(hits=1, dropped={"expired": 3}, private=10)
-    numbers = metrics.numbers()
+    metrics.fallbacks.count("memory_mib")
+    metrics.snapshot = Snapshot(pool=PoolStatus(hits=1, dropped={"expired": 3}), private=10)
+    numbers = metrics.registry.numbers()
     assert (numbers["hits"], numbers["fallbacks"], numbers["dropped"]) == (1, {"memory_mib": 1}, {"expired": 3})
     assert numbers["memory_bytes"] == {"shared": 0, "private": 10}
     fit = numbers["phase_seconds"]["fit"]
@@ -74,8 +75,8 @@ def test_the_plain_numbers_are_the_same() -> None:
 
 def test_two_servers_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
-    one.fall_back("x")
-    assert (one.numbers()["fallbacks"], other.numbers()["fallbacks"]) == ({"x": 1}, {})
+    one.fallbacks.count("x")
+    assert (one.registry.numbers()["fallbacks"], other.registry.numbers()["fallbacks"]) == ({"x": 1}, {})
 
 
 async def test_memory_is_that_of_the_processes() -> None:
@@ -89,7 +90,7 @@ async def test_metrics_are_read_over_http(tmp_path, kind) -> None:
     metrics = Metrics()
 
     async def render():
-        return metrics.render()
+        return metrics.registry.render()
 
     path = tmp_path / "run" / "m.sock"
     exposition = Exposition(parse_metrics_address("127.0.0.1:0" if kind == "tcp" else f"unix:{path}"), render)

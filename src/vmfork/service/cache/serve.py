@@ -5,15 +5,16 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from vmfork.service.exposition import Exposition
-from vmfork.service.notify import notify
+from vmfork.rpc.status import Phase
+from vmfork.service.base.exposition import Exposition
+from vmfork.service.base.notify import notify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.config.endpoint import MetricsAddress
     from vmfork.factory.cache import CacheFactory
-    from vmfork.service.server import CacheServer
+    from vmfork.service.cache.server import CacheServer
 
 
 async def serve(
@@ -21,28 +22,29 @@ async def serve(
     open_pool: Callable[[], Awaitable[CacheFactory]],
     *,
     metrics: MetricsAddress | None = None,
-    on_change: Callable[[str], None] = lambda _state: None,
+    on_change: Callable[[Phase], None] = lambda _phase: None,
 ) -> None:
     """It served until told to quit. systemd was told READY=1 with the first machine, and STOPPING=1 with the drain."""
 
-    def tell(state: str) -> None:
-        if state == "serving":
-            notify("READY=1", f"STATUS=serving at {server.endpoint}")
-        elif state == "draining":
-            notify("STOPPING=1", "STATUS=draining")
-        else:
-            notify(f"STATUS={state}")
-        on_change(state)
+    def enter(phase: Phase) -> None:
+        match phase:
+            case Phase.SERVING:
+                notify("READY=1", f"STATUS=serving at {server.endpoint}")
+            case Phase.DRAINING:
+                notify("STOPPING=1", "STATUS=draining")
+            case _:
+                notify(f"STATUS={phase.value}")
+        on_change(phase)
 
     async with AsyncExitStack() as stack:
 
         async def open_all() -> CacheFactory:
             # Not before the endpoint is ours: a second server is to be refused for that.
             if metrics is not None:
-                exposition = Exposition(metrics, server.render_metrics)
+                exposition = Exposition(metrics, server.state.render_metrics)
                 stack.push_async_callback(exposition.aclose)
                 await exposition.open()
-                server.metrics_address = exposition.address
+                server.state.metrics_address = exposition.address
             return await open_pool()
 
-        await server.run(open_all, on_change=tell)
+        await server.run(open_all, on_change=enter)

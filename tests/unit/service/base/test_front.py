@@ -9,12 +9,14 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 import pytest
 
 from vmfork.errors import HostError, StoreBusy
-from vmfork.service.front import Claim, Front
+from vmfork.service.base.claim import Claim
+from vmfork.service.base.front import Front, Inner
 
 ECHO = "hello " * 50_000
 
@@ -22,10 +24,12 @@ ECHO = "hello " * 50_000
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from vmfork.service.front import Claim, Front
+from vmfork.service.base.claim import Claim
+from vmfork.service.base.front import Front, Inner
 async def main():
-    claim = Claim.take(Path(sys.argv[1]))
-    await Front(claim).open()
+    endpoint = Path(sys.argv[1])
+    claim = Claim.take(endpoint, other="another", hint="")
+    await Front(endpoint, Inner(endpoint)).open()
     print("open", flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
@@ -46,6 +50,18 @@ except OSError as error:
 """
 
 
+def claimed(endpoint) -> Claim:
+    return Claim.take(endpoint, other="another server", hint="name another")
+
+
+@contextmanager
+def opened(endpoint):
+    """A claimed endpoint with room for gRPC's own socket, of which nothing is left."""
+    with closing(claimed(endpoint)), closing(Inner(endpoint)) as inner:
+        yield inner
+    assert list(endpoint.parent.iterdir()) == []
+
+
 @pytest.fixture
 async def front(endpoint):
     """A front before a server that sends back what it gets; its own connections are counted."""
@@ -58,15 +74,14 @@ async def front(endpoint):
         writer.close()
 
     joined = []
-    claim = Claim.take(endpoint)
-    inner = await asyncio.start_unix_server(answer, claim.inner)
-    front = Front(claim)
-    await front.open()
-    front.joined = joined
-    yield front
-    await front.aclose()
-    inner.close()
-    claim.close()
+    with opened(endpoint) as inner:
+        server = await asyncio.start_unix_server(answer, inner.path)
+        front = Front(endpoint, inner)
+        await front.open()
+        front.joined = joined
+        yield front
+        await front.aclose()
+        server.close()
 
 
 async def test_bytes_pass_both_ways_and_so_does_their_end(front, endpoint) -> None:
@@ -131,16 +146,15 @@ async def test_a_killed_servers_socket_is_recovered_and_a_live_ones_is_not(endpo
         try:
             assert holder.stdout.readline() == b"open\n"
             with pytest.raises(StoreBusy, match=f"process {holder.pid}"):
-                Claim.take(endpoint)
+                claimed(endpoint)
             assert endpoint.is_socket()
         finally:
             holder.send_signal(signal.SIGKILL)
     assert endpoint.is_socket()
     assert endpoint.with_name("cache.sock.d").is_dir()
-    claim = Claim.take(endpoint)
-    assert not endpoint.exists()
-    claim.close()
-    assert list(endpoint.parent.iterdir()) == []
+    with opened(endpoint) as inner:
+        assert not endpoint.exists()
+        assert not Path(inner.path).exists()
 
 
 @pytest.mark.parametrize("length", [90, 107])
@@ -148,26 +162,24 @@ async def test_a_path_may_be_as_long_as_the_kernel_takes_it(tmp_path, length) ->
     path = tmp_path / "d"
     endpoint = path / ("x" * (length - len(str(path)) - 1))
     assert len(str(endpoint)) == length
-    claim = Claim.take(endpoint)
-    inner = await asyncio.start_unix_server(lambda _reader, writer: writer.close(), claim.inner)
-    front = Front(claim)
-    await front.open()
-    reader, writer = await asyncio.open_unix_connection(str(endpoint))
-    assert await asyncio.wait_for(reader.read(), 10) == b""
-    writer.close()
-    await front.aclose()
-    inner.close()
-    claim.close()
-    assert list(path.iterdir()) == []
+    with opened(endpoint) as inner:
+        server = await asyncio.start_unix_server(lambda _reader, writer: writer.close(), inner.path)
+        front = Front(endpoint, inner)
+        await front.open()
+        reader, writer = await asyncio.open_unix_connection(str(endpoint))
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        await front.aclose()
+        server.close()
 
 
 def test_what_is_no_socket_is_not_removed(tmp_path) -> None:
     (tmp_path / "d").mkdir(mode=0o700)
     (tmp_path / "d" / "file").write_text("mine")
     with pytest.raises(HostError, match="is not a socket"):
-        Claim.take(tmp_path / "d" / "file")
+        claimed(tmp_path / "d" / "file")
     assert (tmp_path / "d" / "file").read_text() == "mine"
-    Claim.take(tmp_path / "d" / "free").close()
+    claimed(tmp_path / "d" / "free").close()
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path) -> None:
@@ -175,16 +187,16 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(HostError, match="others may write"):
-        Claim.take(folder / "s")
+        claimed(folder / "s")
     assert list(folder.iterdir()) == []
 
 
 def test_the_lock_of_a_server_that_is_ending_is_not_taken_for_a_free_one(endpoint) -> None:
-    first = Claim.take(endpoint)
+    first = claimed(endpoint)
     first.close()
-    second = Claim.take(endpoint)
+    second = claimed(endpoint)
     with pytest.raises(StoreBusy):
-        Claim.take(endpoint)
+        claimed(endpoint)
     second.close()
 
 

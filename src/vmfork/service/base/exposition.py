@@ -7,9 +7,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vmfork.errors import HostError, StoreBusy
-from vmfork.host.lock import FileLock
-from vmfork.service.front import check_folder, listen
+from vmfork.errors import HostError
+from vmfork.service.base.claim import Claim, listen
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,7 +26,7 @@ class Exposition:
         self._where = address
         self._render = render
         self._server: asyncio.Server | None = None
-        self._lock: FileLock | None = None
+        self._claim: Claim | None = None
 
     async def open(self) -> None:
         """The address answers; `address` tells the port where 0 was asked for. `HostError`, `StoreBusy`."""
@@ -48,21 +47,13 @@ class Exposition:
         """Nobody can read metrics any more, and nothing is left at the address."""
         if self._server is not None:
             self._server.close()
-        if self._lock is not None:
-            assert self._where.path is not None
-            self._where.path.unlink(missing_ok=True)
-            self._lock.path.unlink(missing_ok=True)
-            self._lock.close()
+        if self._claim is not None:
+            self._claim.close()
 
     async def _open_unix(self) -> asyncio.Server:
         path = self._where.path
         assert path is not None
-        check_folder(path)
-        self._lock = FileLock.try_acquire(path.with_name(path.name + ".lock"), holder=f"process {os.getpid()}")
-        if self._lock is None:
-            raise StoreBusy(f"the socket {path}", "another server", hint="name another: [factory] metrics")
-        if path.is_socket():
-            path.unlink()
+        self._claim = Claim.take(path, other="another server", hint="name another: [factory] metrics")
         return await asyncio.start_unix_server(self._answer, sock=listen(path))
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,46 @@
+"""Who listens at a cache server's socket, and whether it may be trusted: looked at before anything is asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError
+from vmfork.host.sockets import Peer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def find_server(endpoint: Path) -> int | None:
+    """The pid of the process that listens at `endpoint` (SO_PEERCRED), or `None`: no socket, or nobody behind it.
+
+    `HostError` when there is one that cannot be reached.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(endpoint))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
+        return Peer.of(probe).pid
+
+
+def check_socket(endpoint: Path) -> None:
+    """A socket is at `endpoint` that we may use and may trust. `HostError` says what is wrong with it otherwise."""
+    try:
+        info = endpoint.stat()
+    except FileNotFoundError:
+        raise HostError(f"no VM cache server is at {endpoint}", hint="start one: vmfork factory init") from None
+    except OSError as error:
+        raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
+    if not stat.S_ISSOCK(info.st_mode):
+        raise HostError(f"{endpoint} is not a socket", hint="name the server's socket: [factory] endpoint")
+    if os.getuid() not in (0, info.st_uid):
+        raise HostError(
+            f"the VM cache server at {endpoint} is that of user {info.st_uid}: it serves that user and root only",
+            hint="run as that user, or start a server of your own: vmfork factory init",
+        )

@@ -1,0 +1,9 @@
+"""What a client of a cache server meets beyond the errors of vmfork itself."""
+
+from __future__ import annotations
+
+from vmfork.errors import HostError
+
+
+class OtherKind(HostError):
+    """The server gives machines of another kind than it did: ask it what they are."""

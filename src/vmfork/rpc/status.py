@@ -1,0 +1,129 @@
+"""What a cache server tells of itself: a value on both sides of the wire, and what `factory status --json` prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from vmfork.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from _typeshed import DataclassInstance
+
+# Fields are only ever added: a reader ignores those that it does not know, and takes the defaults of those it misses.
+VERSION = 1
+
+
+class Phase(StrEnum):
+    """Where a server is in its life.
+
+    ```
+    starting    the endpoint is its own and answers; takes wait for the pool       health: NOT_SERVING
+    serving     a machine is ready, or was: takes are served                       health: SERVING
+    draining    takes, waiting ones too, get Closed; held machines are ended       health: NOT_SERVING
+    ```
+    """
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineStatus:
+    """A machine, held or given. `age_s`: seconds since it was ready, or given. `client`: who took it, for people."""
+
+    id: str
+    pid: int
+    cpus: int
+    memory_mib: int
+    age_s: float
+    client: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatus:
+    """Figures of the pool, all nought while there is none yet.
+
+    `given`: machines handed out; `hits` of them at once, `misses` after waiting. `waiting`: callers that wait now.
+    `failed`: starts that failed, with `last_error` the last. `dropped`: machines that were not handed out, by reason.
+    """
+
+    size: int = 0
+    ready: int = 0
+    refilling: int = 0
+    waiting: int = 0
+    given: int = 0
+    hits: int = 0
+    misses: int = 0
+    failed: int = 0
+    last_error: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatus:
+    """A cache server at one moment.
+
+    `on`: it serves. `traits`, `cpus` and `memory_mib` are those of its
+    machines; `fingerprint` is the digest of the traits alone, as in a template's manifest, and `kind` that of traits
+    and hardware together. `vms` are held, `live` were given and still run. Memory in bytes, over both. `metrics` are
+    the numbers that Prometheus reads, without their prefix.
+    """
+
+    on: bool
+    pid: int
+    version: str
+    state: Phase
+    started_at: str
+    endpoint: str
+    metrics_address: str = ""
+    template: str = ""
+    cpus: int
+    memory_mib: int
+    traits: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+    kind: str = ""
+    memory_private_bytes: int = 0
+    memory_shared_bytes: int = 0
+    pool: PoolStatus = PoolStatus()
+    vms: tuple[MachineStatus, ...] = ()
+    live: tuple[MachineStatus, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, version: int) -> Self:
+        """The status in `data`. Raises `HostError` when it is none, or its `version` is not known here."""
+        if version != VERSION:
+            raise _unreadable(f"it has version {version}, and this vmfork knows {VERSION}")
+        try:
+            told = json.loads(data)
+            values = {
+                **_known(cls, told),
+                "state": Phase(told["state"]),
+                "pool": PoolStatus(**_known(PoolStatus, told.get("pool", {}))),
+                "vms": _machines(told.get("vms", ())),
+                "live": _machines(told.get("live", ())),
+            }
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _unreadable(str(error)) from error
+
+
+def _machines(told: Iterable[Mapping[str, Any]]) -> tuple[MachineStatus, ...]:
+    return tuple(MachineStatus(**_known(MachineStatus, vm)) for vm in told)
+
+
+def _known(kind: type[DataclassInstance], told: Mapping[str, Any]) -> dict[str, Any]:
+    return {each.name: told[each.name] for each in fields(kind) if each.name in told}
+
+
+def _unreadable(reason: str) -> HostError:
+    return HostError(f"the VM cache server's status cannot be read: {reason}", hint="run the same vmfork on both sides")

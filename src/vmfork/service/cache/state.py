@@ -1,0 +1,120 @@
+"""What a cache server holds at a moment, and what it tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.rpc.status import MachineStatus, Phase, PoolStatus, ServerStatus
+from vmfork.service.base.metrics import read_memory_of
+from vmfork.service.cache.given import Given
+from vmfork.service.cache.metrics import Metrics, Snapshot
+from vmfork.store.manifest import fingerprint_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmfork.config import VMConfig
+    from vmfork.factory.cache import CachedVM, CacheFactory, CacheStatus
+
+
+class ServerState:
+    """The pool, once there is one, and the machines given out; both belong to the server that runs."""
+
+    def __init__(self, endpoint: Path, config: VMConfig, *, version: str, template: str) -> None:
+        self.config = config
+        self.version = version
+        self.phase = Phase.STARTING
+        self.metrics = Metrics()
+        self.metrics_address = ""
+        self.given = Given(self.metrics)
+        self.pool: CacheFactory | None = None
+        self.count_refused: Callable[[], int] = lambda: 0
+        self._endpoint = endpoint
+        self._template = template
+        self._started_at = datetime.now(UTC)
+        self._opened = asyncio.Event()
+
+    def enter(self, phase: Phase) -> None:
+        self.phase = phase
+        if phase is Phase.DRAINING:
+            self._opened.set()  # whoever waits for a pool learns that there is none any more
+
+    def open(self, pool: CacheFactory | None) -> None:
+        """`pool` serves the calls from now on; `None` where the start was broken off."""
+        self.pool = pool
+        self._opened.set()
+
+    async def get_pool(self, limit_s: float | None) -> CacheFactory:
+        """The pool, waited for while the server starts. `DeadlineExceeded`; `Closed` when the server ends."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._opened.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("the start of the VM cache server", limit_s or 0.0) from None
+        if self.pool is None or self.phase is Phase.DRAINING:
+            raise Closed("the VM cache server", "it is ending")
+        return self.pool
+
+    async def describe(self) -> ServerStatus:
+        """All there is to tell, of this moment."""
+        held, live = await self._look()
+        kind = self.pool.kind if self.pool else None
+        now = self.metrics.snapshot
+        return ServerStatus(
+            on=self.phase is Phase.SERVING,
+            pid=os.getpid(),
+            version=self.version,
+            state=self.phase,
+            started_at=self._started_at.isoformat(timespec="milliseconds"),
+            endpoint=str(self._endpoint),
+            metrics_address=self.metrics_address,
+            template=self._template,
+            cpus=kind.hardware.cpus if kind else self.config.cpus,
+            memory_mib=kind.hardware.memory_mib if kind else self.config.memory_mib,
+            traits=dict(kind.traits) if kind else {},
+            fingerprint=fingerprint_of(kind.traits) if kind else "",
+            kind=kind.digest if kind else "",
+            memory_private_bytes=now.private,
+            memory_shared_bytes=now.shared,
+            pool=now.pool,
+            vms=held,
+            live=live,
+            metrics=self.metrics.registry.numbers(),
+        )
+
+    async def render_metrics(self) -> tuple[str, bytes]:
+        """Content type and text for Prometheus, of this moment."""
+        await self._look()
+        return self.metrics.registry.render()
+
+    async def _look(self) -> tuple[tuple[MachineStatus, ...], tuple[MachineStatus, ...]]:
+        """The machines held, and those given that still run. `metrics.snapshot` is of the same moment."""
+        held = self.pool.status().vms if self.pool else ()
+        pids = [*(vm.pid for vm in held), *(vm.process.pid for vm in self.given.find_live())]
+        shared, private = await read_memory_of(pids)
+        # Reading memory took a while, and machines came and went: all else is of the moment after it.
+        live = tuple(vm.status for vm in self.given.find_live())
+        pool = self.pool.status() if self.pool else None
+        self.metrics.snapshot = Snapshot(
+            pool=_figures_of(pool) if pool else PoolStatus(),
+            live=len(live),
+            refused=self.count_refused(),
+            shared=shared,
+            private=private,
+        )
+        return tuple(_machine_of(vm) for vm in (pool.vms if pool else ())), live
+
+
+def _figures_of(pool: CacheStatus) -> PoolStatus:
+    figures = {each.name: getattr(pool, each.name) for each in fields(PoolStatus)}
+    return PoolStatus(**{**figures, "dropped": dict(pool.dropped)})
+
+
+def _machine_of(vm: CachedVM) -> MachineStatus:
+    return MachineStatus(id=vm.id, pid=vm.pid, cpus=vm.cpus, memory_mib=vm.memory_mib, age_s=vm.age_s)
