@@ -25,6 +25,7 @@ VMForkError                 code, hint
 ├── VMNotFound              no VM of that id waits to be taken over
 ├── StoreBusy               another process works on the same name: wait, or look who
 ├── DeadlineExceeded        also a TimeoutError
+├── WrongContext            used in a forked child, another event loop, or a callback of ours: make it where it is used
 └── Closed                  the object was closed
 ```
 
@@ -451,6 +452,17 @@ class DeadlineExceeded(VMForkError, TimeoutError):
 
     def details(self) -> str:
         return self.detail
+
+
+class WrongContext(VMForkError):
+    """`what` was used where it cannot be: in a forked child, in another event loop, or from inside a callback."""
+
+    code = "wrong-context"
+
+    def __init__(self, what: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"{what} {reason}", hint=hint)
+        self.what = what
+        self.reason = reason
 
 
 class Closed(VMForkError):

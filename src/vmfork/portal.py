@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
+import os
+import sys
 import threading
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from vmfork.errors import Closed, WrongContext
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -14,22 +17,46 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CLEAN_UP_LIMIT_S = 30.0
+_OURS = "the blocking API of vmfork"
 
 
 class Portal:
     """Owner of a daemon thread with an event loop, started at the first call.
 
-    The thread lives as long as the process: the kernel kills a VM when the thread that started it ends.
+    The thread is never stopped, so that what a program registered with `atexit` or `weakref.finalize` still finds it.
+    When the interpreter is past that, its threads stand still and no answer would come: then a call ends at once, and
+    the machines end with the process. In a child made by os.fork(2), where the thread is missing, it begins anew.
     """
 
     def __init__(self) -> None:
+        self._abandoned: list[object] = []
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def _begin_anew(self) -> None:
+        # The parent's loop must not be collected here: it would warn that it was not closed, and closing it would
+        # wake the parent's through the pipe that both have.
+        self._abandoned += [self._loop, self._thread]
+        self._begin()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the coroutine returned. An interrupt (Ctrl-C) cancels it, waits for its clean-up, and is raised."""
+        """What the coroutine returned. An interrupt (Ctrl-C) cancels it, waits for its clean-up, and is raised.
+
+        Raises `WrongContext` when it is called from the loop's own thread, `Closed` when the interpreter is ending.
+        """
+        try:
+            self._check()
+            loop = self._get_loop()
+        except BaseException:
+            work.close()  # it was never awaited, on purpose
+            raise
         done: Future[None] = Future()
-        future = asyncio.run_coroutine_threadsafe(_marking_end(work, done), self._get_loop())
+        future = asyncio.run_coroutine_threadsafe(_marking_end(work, done), loop)
         try:
             return future.result()
         except BaseException:
@@ -37,18 +64,35 @@ class Portal:
                 wait([done], timeout=_CLEAN_UP_LIMIT_S)
             raise
 
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """What the coroutine closes is closed. Nothing is done where the end of the interpreter does it."""
+        if sys.is_finalizing():
+            work.close()
+        else:
+            self.run(work)
+
+    def _check(self) -> None:
+        if sys.is_finalizing():
+            raise Closed(_OURS, "the interpreter is ending")
+        if self._thread is not None and threading.get_ident() == self._thread.ident:
+            raise WrongContext(
+                _OURS,
+                "was called from one of its own callbacks, such as a progress listener, and would wait for itself",
+                hint="let the callback return, and call from another thread or afterwards",
+            )
+
     def _get_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._loop.run_forever, name="vmfork", daemon=True)
-                thread.start()
-                atexit.register(self._stop)
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="vmfork", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # Python 3.12: no new threads while the interpreter ends
+                    loop.close()
+                    raise Closed(_OURS, "the interpreter is ending") from error
+                self._loop, self._thread = loop, thread
             return self._loop
-
-    def _stop(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 async def _marking_end(work: Coroutine[Any, Any, T], done: Future[None]) -> T:

@@ -37,6 +37,7 @@ SAMPLES = {
     errors.VMNotFound: errors.VMNotFound("0123456789ab", "it ended"),
     errors.StoreBusy: errors.StoreBusy("template py", "pid 7"),
     errors.DeadlineExceeded: errors.DeadlineExceeded("exec", 1.5, hint="wait", stdout=b"o", stderr=b"e", detail="log"),
+    errors.WrongContext: errors.WrongContext("VM 1", "belongs to another event loop", hint="make it here"),
     errors.Closed: errors.Closed("the machine", "QEMU ended"),
 }
 

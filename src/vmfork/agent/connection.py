@@ -11,6 +11,7 @@ from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import Exchange, Leftover, explain_plainly
 from vmfork.agent.line import Line
 from vmfork.errors import Closed, GuestError, ProtocolError
+from vmfork.host.bound import Bound
 from vmfork.wire.frame import Channel, Kind, decode_credit, decode_data, decode_eof, encode_credit
 from vmfork.wire.message import kill_request, parse_error, parse_started
 
@@ -37,6 +38,7 @@ class Connection:
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        self.bound = Bound("the machine")
         self.lost: Exception | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._open: dict[int, Exchange] = {}
@@ -63,6 +65,11 @@ class Connection:
         """The socket is closed, and what was open raises `Closed`. The agent kills what this client had running."""
         if self.lost is None:
             self.fail(Closed("the connection to the machine's agent"))
+
+    def drop(self) -> None:
+        """The socket is closed, without a word to whoever waits: for when the event loop it belongs to is gone."""
+        self.lost = self.lost or Closed("the connection to the machine's agent")
+        self._line.drop()
 
     async def release(self) -> socket.socket:
         """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
@@ -137,6 +144,7 @@ class Connection:
     def _new_stream(self) -> int:
         if self.lost is not None:
             raise self.lost.with_traceback(None)
+        self.bound.check()
         while True:
             self._last_stream = self._last_stream % _LAST_STREAM + 1
             if self._last_stream not in self._open:

@@ -59,6 +59,11 @@ class Line:
         self._sock.close()
         self._unsent.clear()
 
+    def drop(self) -> None:
+        """The socket is closed, where the event loop it was read by is gone."""
+        self._is_open = False
+        self._sock.close()
+
     @property
     def is_quiet(self) -> bool:
         """Nothing is half sent or half received, and nothing waits to be read."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmfork.agent.exchange import Exchange, StreamedRun
+    from vmfork.host.bound import Bound
 
 _CHUNK_SIZE = 65_536
 _END_LIMIT_S = 5.0
@@ -24,6 +25,8 @@ _END_LIMIT_S = 5.0
 
 class ProcessLine(Protocol):
     """What a process needs of the connection it runs over."""
+
+    bound: Bound
 
     def send(self, data: bytes) -> None: ...
 
@@ -65,6 +68,7 @@ class GuestProcess:
         65,536 bytes more to a channel.
         """
         run = self._exchange
+        self._line.bound.check()
         while True:
             while run.waiting:
                 channel, data = run.waiting.popleft()
@@ -85,6 +89,7 @@ class GuestProcess:
         """
         if self._stdin_closed:
             raise Closed(f"the standard input of {self.name}")
+        self._line.bound.check()
         async with deadline(f"writing to {self.name}", timeout_s):
             await self._send_stdin(memoryview(data))
 
@@ -117,12 +122,14 @@ class GuestProcess:
 
         A deadline that passes, or a cancellation, changes nothing: the program runs on and can be waited for again.
         """
+        self._line.bound.check()
         async with deadline(f"waiting for {self.name}", timeout_s):
             return parse_exec(await asyncio.shield(self._exchange.reply))
 
     async def aclose(self) -> None:
         """The program does not run any more, and its output is thrown away."""
-        if self.has_ended:
+        if self.has_ended or not self._line.bound.is_here:
+            # In a forked child it is the parent's; in another event loop it ends with its machine.
             return
         self._exchange.waiting.clear()
         self._line.abandon(self._exchange)

@@ -212,6 +212,11 @@ class KeptProcess(WatchedProcess):
         """The connection to the keeper is closed. The process must be parked. It is still reaped, if it is a child."""
         self._keeper.close()
 
+    def end(self) -> None:
+        """The process is gone, and reaped with its keeper if they are children, without an event loop."""
+        super().end()
+        self._keeper.close()
+
     async def aclose(self) -> None:
         """The process is gone, and reaped if it is a child; its keeper is gone too."""
         await super().aclose()

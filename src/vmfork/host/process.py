@@ -103,6 +103,15 @@ class WatchedProcess:
         self.kill()
         await self.wait()
 
+    def end(self) -> None:
+        """The process is gone and reaped, without an event loop: for when the one it was watched by is gone."""
+        if self._exited.done():
+            return
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._collect()
+        os.close(self._pidfd)
+
     def forget(self) -> None:
         """It is not watched any more. Nothing was done to it."""
         self._loop.remove_reader(self._pidfd)

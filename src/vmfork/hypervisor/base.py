@@ -165,3 +165,6 @@ class Machine(Watched, Controlled, Growable, Protocol):
 
     async def aclose(self) -> None:
         """The process is gone and reaped; its sockets and descriptors are released."""
+
+    def end(self) -> None:
+        """As `aclose`, at once and without an event loop, for when the one it belongs to is gone."""

@@ -42,6 +42,10 @@ class ConsoleTail:
             self._loop.remove_reader(self._socket)
             self._socket.close()
 
+    def drop(self) -> None:
+        """The socket is released, where the event loop it was read by is gone."""
+        self._socket.close()
+
     def release(self) -> socket.socket:
         """The socket, for another reader to go on with; the caller closes it. What came until now is in the file."""
         self._read()
