@@ -35,7 +35,7 @@ A message is made from fields, and the fields stay readable. Cancellation is nev
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,13 +43,31 @@ if TYPE_CHECKING:
 
 # So much of the end of a program's output is shown with an error; `stdout` and `stderr` keep all of it.
 _TAIL_SIZE = 8192
+# And so much with a traceback, which has other things to show.
+_NOTE_SIZE = 4096
+
+
+class Hint(str):
+    """What to do, in the words of a Python program. `command` says it in those of the command line."""
+
+    __slots__ = ("command",)
+    command: str
+
+    def __new__(cls, text: str, command: str = "") -> Self:
+        hint = super().__new__(cls, text)
+        hint.command = command or text
+        return hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hint, (str(self), self.command)
 
 
 class VMForkError(Exception):
     """Root of all errors raised by vmfork.
 
     `code` is a stable, machine-readable name (kebab-case). `hint` says what to do, or is empty.
-    `details()` gives what a person needs to look deeper (log tails), one block of text, possibly empty.
+    `details()` gives what a person needs to look deeper (log tails), one block of text, possibly empty. A traceback
+    shows both below the message, as notes (PEP 678).
     """
 
     code: ClassVar[str] = "error"
@@ -70,6 +88,17 @@ class VMForkError(Exception):
     def details(self) -> str:
         """Text beyond message and hint: a log tail, a guest's output. Empty where there is none."""
         return ""
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override] # read by traceback and pytest, written by add_note alone
+        # Made when they are looked at: a hint, and the end of a console, are often known only after the error is made.
+        details = self.details()[-_NOTE_SIZE:].rstrip()
+        hint = f"hint: {self.hint}" if self.hint else ""
+        return [*filter(None, (details, hint)), *self.__dict__.get("_notes", ())]
+
+    def add_note(self, note: str, /) -> None:
+        """A traceback shows the note too."""
+        self.__dict__.setdefault("_notes", []).append(note)
 
 
 class ConfigError(VMForkError):
@@ -326,7 +355,13 @@ class TemplateNotFound(TemplateError):
 
     def __init__(self, name: str) -> None:
         quoted = shlex.quote(name)
-        super().__init__(name, f"no template is named {name!r}", hint=f"build it: vmfork template build {quoted}")
+        super().__init__(
+            name,
+            f"no template is named {name!r}",
+            hint=Hint(
+                f"build it: Template.build({name!r}), or Template.ensure", f"build it: vmfork template build {quoted}"
+            ),
+        )
 
 
 class TemplateExists(TemplateError):
@@ -336,8 +371,19 @@ class TemplateExists(TemplateError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            name, f"a template named {name!r} exists already", hint="pick another name, or replace it with --replace"
+            name,
+            f"a template named {name!r} exists already",
+            hint=Hint(
+                "pick another name, or build it with replace=True", "pick another name, or replace it with --replace"
+            ),
         )
+
+
+def _build_again(name: str) -> Hint:
+    return Hint(
+        f"build it again: Template.build({name!r}, ..., replace=True)",
+        f"build it again: vmfork template build {shlex.quote(name)} --replace",
+    )
 
 
 class TemplateStale(TemplateError):
@@ -349,7 +395,7 @@ class TemplateStale(TemplateError):
         super().__init__(
             name,
             f"template {name!r} does not fit: {field} is {have!r} in the template and {want!r} here",
-            hint=f"build it again: vmfork template build {shlex.quote(name)} --replace",
+            hint=_build_again(name),
         )
         self.field = field
         self.have = have
@@ -365,7 +411,7 @@ class TemplateCorrupt(TemplateError):
         super().__init__(
             name,
             f"template {name!r} is damaged: {path}: {reason}",
-            hint=f"build it again: vmfork template build {shlex.quote(name)} --replace",
+            hint=_build_again(name),
         )
         self.path = path
         self.reason = reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 
 import pytest
 
@@ -41,6 +42,27 @@ SAMPLES = {
     errors.Closed: errors.Closed("the machine", "QEMU ended"),
 }
 
+
+@pytest.mark.parametrize("error", SAMPLES.values(), ids=lambda error: type(error).__name__)
+def test_a_traceback_shows_details_and_hint_below_the_message(error) -> None:
+    error = copy.copy(error)
+    error.add_note("seen in a test")
+    shown = "".join(traceback.format_exception(error))
+    assert str(error) in shown
+    assert error.details().rstrip() in shown
+    assert not error.hint or f"hint: {error.hint}" in shown
+    assert shown.rstrip().endswith("seen in a test")
+    assert "seen in a test" in "".join(traceback.format_exception(pickle.loads(pickle.dumps(error))))
+
+
+def test_a_hint_speaks_the_language_of_its_reader() -> None:
+    for error in (errors.TemplateNotFound("a b"), errors.TemplateStale("a b", "accel", "kvm", "tcg")):
+        assert "Template.build('a b'" in error.hint
+        assert "vmfork template build 'a b'" in error.hint.command
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.hint, again.hint.command) == (error.hint, error.hint.command)
+
+
 # These say what to do without being told by whoever raises them.
 ALWAYS_WITH_HINT = [
     errors.ImageNotFound,
@@ -77,7 +99,7 @@ def test_hint_where_promised(kind) -> None:
 
 @pytest.mark.parametrize("name", ["ImageNotFound", "ImageCorrupt", "TemplateNotFound", "TemplateStale"])
 def test_a_command_in_a_hint_can_be_pasted(name) -> None:
-    assert "build 'a b'" in SAMPLES[getattr(errors, name)].hint
+    assert "build 'a b'" in getattr(SAMPLES[getattr(errors, name)].hint, "command", SAMPLES[getattr(errors, name)].hint)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])

@@ -24,7 +24,7 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)")
 
 def show_error(error: VMForkError) -> None:
     """What happened, the details, what to do: on standard error."""
-    show_failure(str(error), error.hint, error.details())
+    show_failure(str(error), getattr(error.hint, "command", error.hint), error.details())
 
 
 def show_unexpected(error: Exception) -> None:

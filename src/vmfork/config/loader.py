@@ -13,6 +13,8 @@ fork_timeout_s = "30s"     a duration, or a number of seconds
 from __future__ import annotations
 
 import os
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +24,12 @@ from vmfork.errors import ConfigError
 from vmfork.units import parse_duration_s, parse_size_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FILE_NAME = "vmfork.toml"
-DEFAULT = "default"
+DEFAULT, ARGUMENT = "default", "argument"
+# What Kubernetes and Docker put into the environment of everything that runs beside a service called `vmfork-factory`.
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?|ENV_\w+|NAME)")
 
 # Section -> its fields. A factory's machine is [vm].
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -73,19 +77,33 @@ def load_settings(
     if file is not None:
         given |= {field: (value, str(file)) for field, value in _read_file(file).items()}
     given |= _read_environ(env)
-    given |= {field: (value, "argument") for field, value in (overrides or {}).items() if value is not None}
-    ready = {field: _convert(field, value) for field, (value, _) in given.items()}
-    vm = VMConfig(**_section(ready, "vm"))
-    return Settings(
-        vm=vm,
-        factory=FactoryConfig(vm=vm, **_section(ready, "factory")),
-        image=ImageConfig(**_section(ready, "image")),
-        origins={
-            field: given[field][1] if field in given else DEFAULT
-            for field in (f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys)
-        },
-        file=file,
-    )
+    given |= {field: (value, ARGUMENT) for field, value in (overrides or {}).items() if value is not None}
+    origins = {
+        field: given[field][1] if field in given else DEFAULT
+        for field in (f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys)
+    }
+    with _naming(origins):
+        ready = {field: _convert(field, *value_and_origin) for field, value_and_origin in given.items()}
+        vm = VMConfig(**_section(ready, "vm"))
+        return Settings(
+            vm=vm,
+            factory=FactoryConfig(vm=vm, **_section(ready, "factory")),
+            image=ImageConfig(**_section(ready, "image")),
+            origins=origins,
+            file=file,
+        )
+
+
+@contextmanager
+def _naming(origins: Mapping[str, str]) -> Iterator[None]:
+    """A value that is refused in the block is told with the file or the variable that it came from."""
+    try:
+        yield
+    except ConfigError as error:
+        origin = origins.get(error.field, DEFAULT)
+        if origin in (DEFAULT, ARGUMENT):
+            raise
+        raise ConfigError(error.field, error.value, f"{error.reason} (from {origin})", hint=error.hint) from None
 
 
 def find_file(path: Path | None, environ: Mapping[str, str], *, uid: int | None = None) -> Path | None:
@@ -134,15 +152,22 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
             prefix = f"VMFORK_{name.upper()}_"
             if not variable.startswith(prefix):
                 continue
-            key = variable.removeprefix(prefix).lower()
+            rest = variable.removeprefix(prefix)
+            key = rest.lower()
+            if key not in keys and _SERVICE_LINK.fullmatch(rest):
+                continue
             if key not in keys:
                 raise _unknown(f"{name}.{key}", f"{variable} is set", f"fields of [{name}]", keys)
-            given[f"{name}.{key}"] = (_from_text(f"{name}.{key}", value), variable)
+            given[f"{name}.{key}"] = (value, variable)
     return given
 
 
 def _unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple[str, ...]) -> ConfigError:
-    return ConfigError(field, None, f"unknown ({where})", hint=f"the {kind} are {', '.join(known)}")
+    import difflib  # noqa: PLC0415 - 16 ms, for mistakes alone
+
+    nearest = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
+    meant = f"did you mean {nearest[0]}? " if nearest else ""
+    return ConfigError(field, None, f"unknown ({where})", hint=f"{meant}the {kind} are {', '.join(known)}")
 
 
 def _from_text(field: str, text: str) -> Any:
@@ -162,7 +187,9 @@ def _from_text(field: str, text: str) -> Any:
     return text
 
 
-def _convert(field: str, value: Any) -> Any:
+def _convert(field: str, value: Any, origin: str) -> Any:
+    if origin.startswith("VMFORK_"):
+        value = _from_text(field, value)
     if field in ("vm.memory_mib", "vm.max_memory_mib") and isinstance(value, str):
         return parse_size_mib(value, field=field)
     if field.endswith("_s") and isinstance(value, str):

@@ -51,3 +51,36 @@ def test_a_wrong_variable_is_refused(tmp_path, environ):
 def test_a_demanded_file_must_exist(tmp_path):
     with pytest.raises(ConfigError):
         load_settings(tmp_path / "none", {})
+
+
+def test_a_wrong_value_is_told_with_where_it_came_from(tmp_path):
+    path = write(tmp_path, "[vm]\ncpus = 0\n")
+    with pytest.raises(ConfigError, match=f"vm.cpus: .* \\(from {path}\\)"):
+        load_settings(path, {})
+    for environ in (
+        {"VMFORK_VM_CPUS": "x"},
+        {"VMFORK_FACTORY_TEMPLATE": "perhaps"},
+        {"VMFORK_VM_FORK_TIMEOUT_S": "soon"},
+    ):
+        with pytest.raises(ConfigError, match=f"\\(from {next(iter(environ))}\\)"):
+            load_settings(write(tmp_path, ""), environ)
+    with pytest.raises(ConfigError) as given:
+        load_settings(write(tmp_path, ""), {}, {"vm.cpus": 0})
+    assert "from" not in str(given.value)
+
+
+def test_the_nearest_known_field_is_named(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path, "[vm]\nmemory_mb = 512\n"), {})
+    assert caught.value.hint.startswith("did you mean memory_mib? ")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR",
+     "PORT_53_UDP_PROTO", "NAME", "ENV_LANG"],
+)  # fmt: skip
+def test_what_names_a_service_called_vmfork_factory_is_not_ours(tmp_path, variable):
+    """Kubernetes sets such variables in every container, Docker's links in every linked one."""
+    environ = {f"VMFORK_FACTORY_{variable}": "tcp://10.0.0.7:80"}
+    assert load_settings(write(tmp_path, ""), environ) == load_settings(write(tmp_path, ""), {})
