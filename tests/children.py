@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import traceback
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
 
 def fork_child(body: Callable[[], object]) -> int:
     """The pid of a child process that runs `body` and ends, with status 1 where it raised."""
-    pid = os.fork()
+    assert threading.active_count() == 1, "a lock held by another thread would be held for ever in the child"
+    with warnings.catch_warnings():
+        # Python 3.12 and newer warn of any other thread; here there is one of C, which watches for tests that hang.
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        pid = os.fork()
     if pid:
         return pid
     code = 1

@@ -21,6 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.children import exit_code_of, fork_child
 from tests.vm.cache_actor import CLIENT_STEPS, SERVER_STEPS
 from tests.vm.cli_runner import COMMAND, Running, left_of, vmfork
 from vmfork.aio import Factory
@@ -315,20 +316,17 @@ def test_another_user_is_turned_away_even_where_the_socket_lets_him(settings, en
         endpoint.chmod(0o666)
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(LIMIT_S)
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    os.setuid(65534)
-                    probe.connect(str(endpoint))
-                    probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-                    os._exit(0 if probe.recv(1) == b"" else 1)
-                except (ConnectionResetError, BrokenPipeError):
-                    os._exit(0)
-                except BaseException:  # noqa: BLE001 - a forked test must not go on
-                    os._exit(2)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert exit_code_of(fork_child(lambda: check_turned_away(probe, endpoint))) == 0
         endpoint.parent.chmod(0o700)
         assert status_of(settings)["metrics"]["refused_connections"] == 1
+
+
+def check_turned_away(probe: socket.socket, endpoint: Path) -> None:
+    os.setuid(65534)
+    with suppress(ConnectionResetError, BrokenPipeError):
+        probe.connect(str(endpoint))
+        probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert probe.recv(1) == b""
 
 
 @pytest.mark.parametrize("verb", ["init", "status", "destroy"])

@@ -7,7 +7,7 @@ import json
 from dataclasses import fields
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from vmfork.errors import TemplateCorrupt, TemplateStale
@@ -86,6 +86,7 @@ def test_a_changed_byte_is_noticed_or_changes_nothing(make_manifest, data):
     st.binary() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda x: json.dumps(x).encode())
 )
 def test_what_is_no_manifest_is_corrupt(data):
+    assume(not data.lstrip().startswith(b"{"))  # it may be an object, which is one of another format
     with pytest.raises(TemplateCorrupt, match=r"not JSON|not a JSON object"):
         read(data)
 
@@ -157,7 +158,7 @@ def test_another_trait_is_stale_by_name(make_manifest, field):
     error = caught.value
     assert (error.field, error.have, error.want) == (field, manifest.traits[field], "other")
     assert field in error.message
-    assert "--replace" in error.hint
+    assert "replace=True" in error.hint
 
 
 def test_the_first_trait_in_order_is_the_one_named(make_manifest):
