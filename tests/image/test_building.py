@@ -16,6 +16,8 @@ from vmfork.config import ImageConfig
 from vmfork.errors import HostError
 from vmfork.image import build_image, list_images, open_image, verify_image
 
+pytestmark = pytest.mark.image
+
 NOBODY = 65534
 
 
@@ -54,6 +56,7 @@ asyncio.run(build_image("mine", ImageConfig(packages=("sed",)), images_dir=Path(
 """
 
 
+@pytest.mark.qemu
 @as_root
 def test_an_ordinary_user_builds_and_other_packages_make_another_image(built, home):
     package = home.parent / "python" / "vmfork"

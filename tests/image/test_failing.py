@@ -14,6 +14,8 @@ from vmfork.errors import HostError, ImageError
 from vmfork.image import build_image
 from vmfork.image.build import NEEDED_MIB
 
+pytestmark = pytest.mark.image
+
 # Less than any step after the first writes.
 LITTLE = 1 << 20
 

@@ -11,6 +11,8 @@ import pytest
 from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
 from vmfork.image import build_image, list_images, sweep_images, verify_image
 
+pytestmark = pytest.mark.image
+
 
 @pytest.mark.parametrize("step", ["reading the package lists", "unpacking packages"])
 async def test_cancel_ends_every_process_and_leaves_nothing(images_dir, step):

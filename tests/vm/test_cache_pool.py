@@ -51,6 +51,7 @@ async def size_in_guest(vm) -> tuple[int, int]:
     return int(cpus), int(total_kib) // 1024
 
 
+@pytest.mark.qemu
 async def test_taken_machines_are_unique_current_and_the_callers(template_name) -> None:
     async with opened(template_name) as (factory, pool):
         held = {vm.id for vm in pool.status().vms}
@@ -158,6 +159,7 @@ async def test_a_pool_over_direct_boots() -> None:
         assert (await vm.exec(["true"])).ok
 
 
+@pytest.mark.qemu
 async def test_a_machine_is_grown_to_the_request_and_its_guest_says_so(roomy) -> None:
     async with opened(roomy, 1, vm=ROOMY) as (factory, _), await factory.get_vm() as plain:
         before_cpus, before_mib = await size_in_guest(plain)

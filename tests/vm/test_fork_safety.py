@@ -37,7 +37,7 @@ def by_defence(template_name):
         asyncio.run(template.remove())
 
 
-@pytest.fixture(params=["both", "agent", "vmgenid"])
+@pytest.fixture(params=["both", "agent", pytest.param("vmgenid", marks=pytest.mark.qemu)])
 def reseeded(request, by_defence, template):
     """A template whose forks are reseeded so."""
     return by_defence.get(request.param, template)
@@ -150,6 +150,7 @@ def read_identity_table() -> dict[str, str]:
     return {row[1].strip().strip("`"): row[2].strip() for row in rows}
 
 
+@pytest.mark.qemu
 async def test_the_table_of_identity_is_true(template) -> None:
     promised = read_identity_table()
     assert set(promised) == {probe.name for probe in PROBES}
@@ -166,6 +167,7 @@ async def test_the_table_of_identity_is_true(template) -> None:
 MONTH_S = 30 * 24 * 3600
 
 
+@pytest.mark.qemu
 async def test_the_clock_after_a_long_freeze(template) -> None:
     """The template was frozen a month ago, as far as the host's clock can tell."""
 

@@ -45,6 +45,7 @@ def python(code: str, *argv: str, stdin: bytes = b"") -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.qemu
 async def test_a_machine_is_itself_after_it_changed_hands(any_vm) -> None:
     await any_vm.write_file("/root/kept", "kept")
     await any_vm.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $! > /root/pid")
@@ -109,6 +110,7 @@ async def test_what_runs_under_the_agent_keeps_it_with_its_owner(fork) -> None:
         assert (await vm.exec(["true"])).ok
 
 
+@pytest.mark.qemu
 async def test_a_paused_machine_changes_hands_paused(template) -> None:
     vm = await template.fork()
     await vm.pause()

@@ -129,6 +129,7 @@ def test_at_any_time(template_name, usual_s, fraction) -> None:
     assert done.status in {128 + INT, -INT}, done
 
 
+@pytest.mark.qemu
 def test_a_killed_command_takes_its_machine_along_and_the_next_sweeps(instance, template_name) -> None:
     with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
         running.wait_for("up", fd=1)

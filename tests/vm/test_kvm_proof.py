@@ -32,6 +32,7 @@ async def here(template_name, instance, tmp_path):
     return {"image": image, "binary": await find_qemu(), "places": replace(instance, home=tmp_path)}
 
 
+@pytest.mark.qemu
 async def test_the_verdict_comes_from_a_boot_and_is_kept(here, monkeypatch) -> None:
     steps = []
     begin = time.monotonic()

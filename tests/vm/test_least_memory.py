@@ -21,6 +21,7 @@ def image(template_name, instance):
     return open_image("default", images_dir=instance.images)
 
 
+@pytest.mark.qemu
 async def test_every_image_that_ran_is_measured_and_boots_in_exactly_that(image, instance) -> None:
     images = list_images(images_dir=instance.images)
     measured = {i.name: i.min_memory_mib for i in images if i.min_memory_mib is not None}

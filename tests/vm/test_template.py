@@ -36,6 +36,7 @@ from vmfork.template.template import _check_config
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.qemu
 async def test_forks_are_distinct_and_share_memory(template) -> None:
     vms = await template.fork_many(4)
     try:
@@ -172,6 +173,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.qemu
 async def test_a_machine_dies_with_its_owner(template, instance) -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER, template.name], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
@@ -201,6 +203,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.qemu
 def test_an_ordinary_user_builds_and_forks(template_name, instance) -> None:
     if os.getuid() != 0:
         pytest.skip("is an ordinary user already")

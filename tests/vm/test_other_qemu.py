@@ -1,0 +1,56 @@
+"""Two releases of QEMU on one host: each serves templates of its own, and refuses the other's by name."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hosts.emulator import write_emulator
+from hosts.releases import open_debian12, open_debian13
+
+from tests.vm.cli_runner import vmfork
+from vmfork.aio import Template
+from vmfork.config import VMConfig
+from vmfork.errors import TemplateStale
+from vmfork.hypervisor.qemu import find_qemu
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def other_qemu(tmp_path_factory) -> str:
+    """The QEMU of Debian 13; where that is this host's, the one of Debian 12."""
+    here = asyncio.run(find_qemu())
+    with open_debian12() if here.release >= (10,) else open_debian13() as root:
+        program = write_emulator(root, tmp_path_factory.mktemp("other") / "qemu")
+        assert asyncio.run(find_qemu(str(program))).release[0] != here.release[0]
+        yield str(program)
+
+
+@pytest.fixture
+async def of_other(other_qemu) -> Template:
+    template = await Template.build("of-other", VMConfig(qemu=other_qemu))
+    yield template
+    await template.remove()
+
+
+async def test_the_other_serves_its_own_template(of_other) -> None:
+    async with await of_other.fork() as vm:
+        assert (await vm.exec(["uname"])).stdout == "Linux\n"
+
+
+async def test_a_template_of_the_other_is_refused_by_name(of_other) -> None:
+    with pytest.raises(TemplateStale) as caught:
+        await Template.open("of-other")
+    assert caught.value.field == "qemu.version"
+    here = (await find_qemu()).version
+    assert (caught.value.have, caught.value.want) == (of_other.manifest.traits["qemu.version"], here)
+    outcome = vmfork("run", "-t", "of-other", "--", "true")
+    assert (outcome.status, "qemu.version" in outcome.err, "--replace" in outcome.err) == (125, True, True)
+
+
+async def test_the_other_refuses_a_template_of_this_one(template_name, other_qemu) -> None:
+    with pytest.raises(TemplateStale, match=r"qemu\.version"):
+        await Template.open(template_name, config=VMConfig(qemu=other_qemu))
+    outcome = vmfork("run", "-t", template_name, "--", "true", env={"VMFORK_VM_QEMU": other_qemu})
+    assert (outcome.status, "qemu.version" in outcome.err) == (125, True)
