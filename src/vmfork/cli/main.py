@@ -12,6 +12,7 @@ run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage to
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,15 @@ import click
 import vmfork
 from vmfork.cli.loop import Interrupted
 from vmfork.cli.options import config_option
-from vmfork.cli.show import show_error, show_failure, show_unexpected
+from vmfork.cli.show import (
+    describe_failure,
+    json_document,
+    show_error,
+    show_failure,
+    show_json,
+    show_unexpected,
+    tell_failure,
+)
 from vmfork.errors import ConfigError, VMForkError
 
 if TYPE_CHECKING:
@@ -37,7 +46,7 @@ _COMMANDS = {
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "bench": "Show what a fork costs here, beside the same fork made by hand.",
 }
-_FAILED, _WRONG_INPUT, _INTERRUPTED = 1, 2, 130
+_FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
 
 _EPILOG = """\b
 Start with:      vmfork run -- uname -a
@@ -77,24 +86,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *, name: str) -> int:
     """`command` ran with `argv` (by default the process's own), called `name`: its exit status. Raises nothing."""
-    _open_closed_streams()
+    was_closed = _open_closed_streams()
+    json_document.is_owed = False
     try:
-        return _run(command, argv, name)
-    except BrokenPipeError:
+        status = _run(command, argv, name)
+        lost = status == _PIPE_CLOSED
+    except (BrokenPipeError, SystemExit):  # the second is click's, when it met the first
         # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _FAILED
+        status, lost = _FAILED, True
+    if lost and was_closed:
+        tell_failure("standard output is closed, and there was something to print")
+    return status
 
 
-def _open_closed_streams() -> None:
-    """Descriptors 0 to 2 are open: a socket that got the number of a closed one would be taken for it."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+def _open_closed_streams() -> bool:
+    """Descriptors 0 to 2 are open: a socket that got the number of a closed one would be taken for it.
+
+    Tells whether standard output was closed. It is a pipe that nobody reads then: what is printed is lost, which is no
+    success.
+    """
+    closed = [number for number in range(3) if not _is_open(number)]
+    for number in closed:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if number == 1:
+            reading, writing = os.pipe()
+            os.dup2(writing, 1)
+            os.close(reading)
+            os.close(writing)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    return 1 in closed
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _run(command: click.Command, argv: Sequence[str] | None, name: str) -> int:  # noqa: PLR0911 - one for each end
@@ -106,13 +136,17 @@ def _run(command: click.Command, argv: Sequence[str] | None, name: str) -> int: 
         return error.exit_code
     except click.UsageError as error:
         hint = f"see {error.ctx.command_path} --help" if error.ctx else ""
-        show_failure(error.format_message(), hint)
+        # An unknown option is found before `--json` is looked at.
+        json_document.is_owed |= "--json" in itertools.takewhile("--".__ne__, sys.argv[1:] if argv is None else argv)
+        show_failure(error.format_message(), hint, code="usage")
         return error.exit_code
     except click.ClickException as error:
-        show_failure(error.format_message())
+        show_failure(error.format_message(), code="usage")
         return error.exit_code
     except Interrupted as error:
         click.echo(str(error), err=True)
+        if json_document.is_owed:
+            show_json({"error": describe_failure("interrupted", str(error), "")})
         return error.exit_status
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.cli.show import json_document
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
 from vmfork.errors import ConfigError
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+def _owe_json(_context: click.Context, _option: click.Parameter, asked: bool) -> bool:  # noqa: FBT001, RUF100 - click's
+    json_document.is_owed = asked
+    return asked
+
+
+# Eager, so that a failure over the other options is told in JSON too.
+json_option = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_owe_json, help="Print one JSON document."
+)
 config_option = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read this vmfork.toml."
 )

@@ -20,7 +20,15 @@ from vmfork.cli.options import (
     prepare_image,
     read_placed_file,
 )
-from vmfork.cli.show import show_error, show_json, show_unexpected, shown_progress
+from vmfork.cli.show import (
+    command_hint,
+    describe_failure,
+    show_error,
+    show_json,
+    show_unexpected,
+    shown_progress,
+    tell_failure,
+)
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
@@ -160,6 +168,7 @@ async def _run(
 ) -> int:
     has_input = is_readable_input(0)
     begin = time.perf_counter()
+    failure: VMForkError | None = None
     kept: dict[Channel, bytearray] | None = None
     if as_json:
         kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
@@ -168,19 +177,23 @@ async def _run(
             code, duration_s = await _stream(process, kept, has_input=has_input)
     except ExecError as error:  # 126, 127
         error.hint = error.hint or _NOT_STARTED.get(error.exit_code, "")
-        show_error(error)
+        failure = error
         code, duration_s = error.exit_code, time.perf_counter() - begin
     except BrokenPipeError:
         return PIPE_CLOSED
     except TimeoutError as error:
         if limit_s is None or isinstance(error, DeadlineExceeded):
             raise
-        show_error(DeadlineExceeded(f"the command {argv[0]!r}", limit_s, hint="allow it more with --timeout"))
+        failure = DeadlineExceeded(f"the command {argv[0]!r}", limit_s, hint="allow it more with --timeout")
         code, duration_s = TIME_LIMIT, time.perf_counter() - begin
+    if failure is not None:
+        tell_failure(str(failure), command_hint(failure), failure.details())
     if kept is not None:
         show_json(
             {
                 "exit_code": code,
+                # Only this tells a time limit from a command that ended with 124 by itself.
+                "error": failure and describe_failure(failure.code, str(failure), command_hint(failure)),
                 "stdout": kept[Channel.STDOUT].decode(errors="replace"),
                 "stderr": kept[Channel.STDERR].decode(errors="replace"),
                 "duration_s": duration_s,

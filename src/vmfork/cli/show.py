@@ -23,29 +23,51 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|.)")
 
 
 def show_error(error: VMForkError) -> None:
-    """What happened, the details, what to do: on standard error."""
-    show_failure(str(error), getattr(error.hint, "command", error.hint), error.details())
+    """What happened, the details, what to do."""
+    show_failure(str(error), command_hint(error), error.details(), code=error.code)
+
+
+def command_hint(error: VMForkError) -> str:
+    """What to do, in the words of the command line."""
+    return str(getattr(error.hint, "command", error.hint))
 
 
 def show_unexpected(error: Exception) -> None:
     """What is no error of vmfork's own: the system refused something, or this is a bug."""
     if not isinstance(error, OSError) or not error.strerror:
         show_failure(
-            f"{type(error).__name__}: {error}", "this is a bug in vmfork: please report it with the command you gave"
+            f"{type(error).__name__}: {error}",
+            "this is a bug in vmfork: please report it with the command you gave",
+            code="bug",
         )
         return
     where = f"{error.filename}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "make room where vmfork keeps its files (vmfork config), or where its output goes" if full else ""
-    show_failure(f"{where}{error.strerror}", hint)
+    show_failure(f"{where}{error.strerror}", hint, code="system")
 
 
-def show_failure(message: str, hint: str = "", details: str = "") -> None:
+def show_failure(message: str, hint: str = "", details: str = "", *, code: str) -> None:
+    """What happened, the details, what to do: on standard error, and as the one JSON document where that was asked for.
+
+    `code` names the kind of failure to programs.
+    """
+    tell_failure(message, hint, details)
+    if json_document.is_owed:
+        show_json({"error": describe_failure(code, message, hint)})
+
+
+def tell_failure(message: str, hint: str = "", details: str = "") -> None:
+    """The same on standard error alone."""
     click.echo(f"error: {message}", err=True)
     if details:
         click.echo(details.rstrip(), err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)
+
+
+def describe_failure(code: str, message: str, hint: str) -> dict[str, str]:
+    return {"code": code, "message": message, "hint": hint}
 
 
 def printable(text: str) -> str:
@@ -54,7 +76,18 @@ def printable(text: str) -> str:
     return "".join(char for char in plain if char.isprintable() or char in "\n\t").strip()
 
 
+class _JSONDocument:
+    """A command that was given `--json` prints one document, whatever comes."""
+
+    def __init__(self) -> None:
+        self.is_owed = False
+
+
+json_document = _JSONDocument()
+
+
 def show_json(value: Any) -> None:
+    json_document.is_owed = False
     click.echo(json.dumps(value, indent=2, default=str))
 
 

@@ -10,7 +10,7 @@ import click
 from vmfork.cli.audit import audit
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, parse_variable, prepare_image
-from vmfork.cli.show import show_json, show_table, shown_progress
+from vmfork.cli.show import command_hint, describe_failure, show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
 from vmfork.store import TemplateStore
@@ -116,8 +116,7 @@ def build(
 @json_option
 def list_all(as_json: bool) -> None:
     """List the templates."""
-    store = TemplateStore(find_places().templates)
-    found = [_read(store, name) for name in store.list_names()]
+    found = run_async(_examine_all())
     if as_json:
         show_json(found)
         return
@@ -128,10 +127,10 @@ def list_all(as_json: bool) -> None:
             _size(f["cpus"], f["max_cpus"], str),
             _size(f["memory_mib"], f["max_memory_mib"], format_mib),
             format_bytes(f["memory_allocated_bytes"]),
-            "ok",
+            f["state"],
         )
-        if "error" not in f
-        else (f["name"], "", "", "", "", f["error"])
+        if "image" in f
+        else (f["name"], "", "", "", "", f["state"])
         for f in found
     ]
     show_table(("NAME", "IMAGE", "CPUS", "RAM", "IN USE", "STATE"), rows)
@@ -184,12 +183,22 @@ def _size(have: int, most: int, spell: Callable[[int], str]) -> str:
     return spell(have) if most == have else f"{spell(have)} to {spell(most)}"
 
 
-def _read(store: TemplateStore, name: str) -> dict[str, Any]:
-    """The manifest's fields, or the error in their place: one damaged template does not hide the others."""
+async def _examine_all() -> list[dict[str, Any]]:
+    return [await _examine(name) for name in TemplateStore(find_places().templates).list_names()]
+
+
+async def _examine(name: str) -> dict[str, Any]:
+    """The manifest's fields, as far as they can be read, and `state`: `ok`, or the code of what `run` would fail with.
+
+    It is opened as `run` opens it, so that both say the same; one damaged template does not hide the others.
+    """
+    found: dict[str, Any] = {"name": name}
     try:
-        return _describe(store.read_manifest(name))
+        found |= _describe(TemplateStore(find_places().templates).read_manifest(name))
+        await Template.open(name, config=get_settings().vm)
     except VMForkError as error:
-        return {"name": name, "error": error.code, "message": error.message}
+        return found | {"state": error.code, "error": describe_failure(error.code, error.message, command_hint(error))}
+    return found | {"state": "ok"}
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:

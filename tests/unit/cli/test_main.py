@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -41,6 +43,45 @@ def test_exit_status(argv, status, capfd):
     err = capfd.readouterr().err
     assert "Traceback" not in err
     assert err.startswith("error: ") == (status in {1, 2, 125})
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["template", "rm", "../x", "--json"], "config"),
+        (["template", "show", "--json", "none"], "template-not-found"),
+        (["template", "show", "--json", "none", "--nonsense"], "usage"),
+        (["image", "rm", "none", "--json"], "image-not-found"),
+        (["run", "--json"], "usage"),
+        (["run", "--json", "--nonsense", "true"], "usage"),
+        (["run", "--cpus", "x", "--json", "true"], "usage"),
+        (["run", "--json", "-t", "none", "true"], "template-not-found"),
+        (["run", "--json", "--timeout", "0", "true"], "config"),
+        (["factory", "init", "--json"], "config"),
+    ],
+)
+def test_a_failure_is_the_one_json_document_that_was_asked_for(argv, code, capfd):
+    assert main(argv) in {1, 2, 125}
+    out, err = capfd.readouterr()
+    error = json.loads(out)["error"]
+    assert error["code"] == code
+    assert err.startswith(f"error: {error['message']}")
+    assert f"hint: {error['hint']}" in err
+
+
+def test_what_was_asked_of_a_guest_is_not_asked_of_us(capfd):
+    assert main(["run", "-t", "none", "--", "cmd", "--json"]) == 125
+    assert capfd.readouterr().out == ""
+
+
+def test_output_that_is_lost_is_no_success(tmp_path):
+    """`vmfork config >&-`: descriptor 1 is closed."""
+    command = [sys.executable, "-m", "vmfork", "config"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output is closed, and there was something to print\n"
 
 
 def test_config_prints_json_with_origins(capfd, monkeypatch):
