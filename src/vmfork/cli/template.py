@@ -141,7 +141,8 @@ def list_all(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what the template NAME is made of."""
-    fields = _describe(TemplateStore(find_places().templates).read_manifest(name))
+    TemplateStore(find_places().templates).read_manifest(name)  # there is something to show, or an error
+    fields = run_async(_examine(name))
     if as_json:
         show_json(fields)
         return
