@@ -18,7 +18,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 import vmfork
 from vmfork.cli.loop import Interrupted
@@ -93,7 +92,8 @@ def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *,
         status = _run(command, argv, name)
         lost = status == _PIPE_CLOSED
     except SystemExit as error:  # click's, for completion, and when it met a broken pipe itself
-        status, lost = int(error.code or 0), isinstance(sys.stdout, PacifyFlushWrapper)
+        status = int(error.code or 0)
+        lost = status == _FAILED
     except BrokenPipeError:
         # Nobody reads our output any more; without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
