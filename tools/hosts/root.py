@@ -11,13 +11,13 @@ import os
 import shlex
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hosts import cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 # A kernel alone: by dependency it would bring an initramfs builder, and running that takes longer than all the rest.
 # `$1` is the file system. No file holds this script: in a user namespace, its reader may not enter our folder.
@@ -51,7 +51,8 @@ def open_root(suite: str, packages: Sequence[str], *, kernel: str = "") -> Itera
         _make_root(folder, suite, wanted, kernel)
 
     cache.sweep()
-    with cache.open_kept(suite, [suite, wanted, kernel], make) as folder:
+    made_by = Path(__file__).read_text()
+    with cache.open_kept(suite, [suite, wanted, kernel, made_by], make) as folder:
         yield folder / "root"
 
 

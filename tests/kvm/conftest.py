@@ -1,0 +1,41 @@
+"""One template, made under KVM, for all tests here; without a KVM that works they are skipped, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from vmfork.aio import Template
+from vmfork.config import ImageConfig, VMConfig
+from vmfork.image import build_image
+from vmfork.machine.plan import try_out
+from vmfork.progress import ignore_progress
+
+# One CPU and 256 MiB more may be asked for.
+ROOMY = VMConfig(max_cpus=2, max_memory_mib=512)
+
+
+async def choose_accelerator(places) -> str:
+    image = await build_image("default", ImageConfig(), images_dir=places.images)
+    return (await try_out(image, VMConfig(), places=places, progress=ignore_progress)).hardware.accel
+
+
+@pytest.fixture(scope="session")
+def working_kvm(instance) -> None:
+    """What a host chose by itself, from a boot: the test is about KVM only where that is KVM."""
+    if asyncio.run(choose_accelerator(instance)) == "kvm":
+        return
+    # Said by tools/hosts/kvm in a test host, whose KVM works.
+    if "working-kvm" in os.environ.get("VMFORK_TEST_GUARANTEED", ""):
+        pytest.fail("KVM does not run the guest, and it is guaranteed here")
+    pytest.skip("KVM does not run the guest here: make test-kvm runs this where it does")
+
+
+@pytest.fixture(scope="session")
+def roomy(working_kvm):
+    """The template's name."""
+    template = asyncio.run(Template.build("roomy", ROOMY))
+    yield template.name
+    asyncio.run(template.remove())

@@ -1,0 +1,90 @@
+"""The main road: from the proof of KVM to machines that work. Short, for it runs in every test run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.vm.cli_runner import vmfork
+from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
+from vmfork.image import open_image
+
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
+
+
+@pytest.fixture
+async def template(roomy) -> Template:
+    return await Template.open(roomy)
+
+
+@pytest.fixture
+async def forks(template):
+    vms = await template.fork_many(2)
+    yield vms
+    await asyncio.gather(*(vm.aclose() for vm in vms))
+
+
+def test_doctor_says_that_kvm_is_used(working_kvm) -> None:
+    checks = json.loads(vmfork("doctor", "--json").check().out)["checks"]
+    (kvm,) = [check for check in checks if check["name"] == "kvm"]
+    assert (kvm["level"], kvm["found"]) == ("ok", "proven: it runs the guest, and is used")
+
+
+async def test_a_template_built_without_a_word_about_it_uses_kvm(template) -> None:
+    assert template.hardware.accel == "kvm"
+
+
+async def test_a_machine_that_demands_kvm_boots_in_the_least_memory(working_kvm, instance) -> None:
+    """The least memory was measured on another host, under TCG."""
+    least = open_image("default", images_dir=instance.images).min_memory_mib
+    async with await VM.boot(VMConfig(accel="kvm", memory_mib=least)) as vm:
+        assert vm.accel == "kvm"
+        assert (await vm.exec(["true"], timeout_s=30)).ok
+
+
+async def test_two_forks_run_under_kvm_and_share_nothing(forks) -> None:
+    for vm in forks:
+        assert vm.accel == "kvm"
+        assert vm.adoption.skew_bound_s <= SKEW_LIMIT_S
+        clock = await vm.read_file("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        assert clock == b"kvm-clock\n"
+    for command in (
+        "head -c 32 /dev/urandom | od",
+        "cat /etc/machine-id",
+        "cat /proc/sys/kernel/random/boot_id",
+        "hostname",
+    ):
+        one, other = [(await vm.shell(command, check=True)).stdout for vm in forks]
+        assert one != other, command
+    one, other = forks
+    await one.write_file("/root/mine", "one")
+    await other.write_file("/root/mine", "other")
+    assert (await one.exec(["cat", "/root/mine"])).stdout == "one"
+    result = await other.exec(["python3", "-c", "import sys; print(sum(map(int, sys.stdin)))"], input="1\n2\n")
+    assert (result.stdout, result.exit_code) == ("3\n", 0)
+    assert one.memory().guest_shared > 0
+
+
+async def test_a_fork_grows_by_a_cpu_and_memory(template) -> None:
+    async with await template.fork(cpus=2, memory_mib=512) as vm:
+        told = await vm.shell("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo", check=True, timeout_s=30)
+        cpus, total_kib = map(int, told.stdout.split())
+        assert cpus == 2
+        assert total_kib // 1024 > 384
+
+
+async def test_a_paused_fork_comes_back_with_the_clock_of_now(template) -> None:
+    async with await template.fork() as vm:
+        await vm.pause()
+        await asyncio.sleep(2)  # so much the guest's clock is late, if nobody sees to it
+        await vm.resume()
+        assert min([await vm.measure_clock_skew() for _ in range(5)]) <= SKEW_LIMIT_S
+
+
+def test_run_prints_what_the_program_printed(roomy) -> None:
+    done = vmfork("run", "-t", roomy, "--", "sh", "-c", "echo out; exit 3")
+    assert (done.status, done.out) == (3, "out\n")

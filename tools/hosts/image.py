@@ -1,0 +1,42 @@
+"""The guest image for tests under KVM: built and tried out on this host, and kept for a week."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hosts import cache
+from vmfork.config import ImageConfig, Places, VMConfig
+from vmfork.image import build_image, find_agent, open_image, recipe
+from vmfork.machine.plan import try_out
+from vmfork.progress import ignore_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmfork.machine.launch import BootPlan
+
+_NAME = "default"
+
+
+@contextmanager
+def open_plan() -> Iterator[BootPlan]:
+    """In the block the image exists, with its least memory, and the plan says whether this host's KVM runs it.
+
+    What is found out of KVM is added to the kept folder, and holds as long as vmfork lets it.
+    """
+
+    def make(folder: Path) -> None:
+        asyncio.run(build_image(_NAME, ImageConfig(), images_dir=folder / "images"))
+
+    digest = recipe.compute_digest(ImageConfig(), find_agent().read_bytes())
+    with (
+        cache.open_kept("image", digest, make) as home,
+        tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
+    ):
+        places = Places(home=home, runtime=Path(runtime))
+        image = open_image(_NAME, images_dir=places.images)
+        yield asyncio.run(try_out(image, VMConfig(), places=places, progress=ignore_progress))

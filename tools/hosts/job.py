@@ -1,0 +1,105 @@
+"""What a test host is given to run: this project as a wheel, what it needs, its tests, and the guest image.
+
+```
+run          the command, with its environment
+site/        for PYTHONPATH: the project's wheel, unpacked, and what it and its tests need
+project/     tests/, and what they read of the project
+home/        VMFORK_HOME with the image `default`; results/ takes what is to be sent back
+```
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmfork.image import Image
+
+PROJECT = Path(__file__).resolve().parents[2]
+_FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests")
+_TEST_PACKAGES = ("pytest", "pytest-asyncio")
+_FOLDER = "/job"
+
+
+def list_requirements() -> list[str]:
+    """What the package needs to run and serve, and to be tested."""
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    project = settings["project"]
+    test = [one for one in settings["dependency-groups"]["dev"] if one.split(">")[0] in _TEST_PACKAGES]
+    return [*project["dependencies"], *project["optional-dependencies"]["server"], *test]
+
+
+@contextmanager
+def open_job(command: Sequence[str], *, packages: Path, image: Image) -> Iterator[IO[bytes]]:
+    """In the block the file holds the job: `command`, to be run in `project`.
+
+    `packages` is a folder of installed Python packages; `image` has its least memory measured.
+    """
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            tar.add(packages, "site")
+            _add_wheel(tar)
+            for name in _FILES:
+                tar.add(PROJECT / name, f"project/{name}", filter=_leave_out_compiled)
+            _add_image(tar, image)
+            _add_file(tar, "run", _write_script(command))
+        yield file
+
+
+def _add_wheel(tar: tarfile.TarFile) -> None:
+    with tempfile.TemporaryDirectory(prefix="vmfork-wheel-") as folder:
+        argv = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-index",
+        ]
+        subprocess.run([*argv, "--no-build-isolation", "--wheel-dir", folder, PROJECT], check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                mode = member.external_attr >> 16 & 0o777
+                _add_file(tar, f"site/{member.filename}", archive.read(member), mode=mode)
+
+
+def _add_image(tar: tarfile.TarFile, image: Image) -> None:
+    folder = image.kernel.parent
+    tar.add(folder, f"home/images/{folder.name}")
+    locks = tarfile.TarInfo("home/images/locks")
+    locks.type, locks.mode = tarfile.DIRTYPE, 0o700
+    tar.addfile(locks)
+    name = tarfile.TarInfo(f"home/images/names/{image.name}")
+    name.type, name.linkname = tarfile.SYMTYPE, f"../{folder.name}"
+    tar.addfile(name)
+
+
+def _add_file(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(content), mode
+    tar.addfile(info, io.BytesIO(content))
+
+
+def _leave_out_compiled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if info.name.endswith("__pycache__") else info
+
+
+def _write_script(command: Sequence[str]) -> bytes:
+    exports = f"export PYTHONPATH={_FOLDER}/site VMFORK_TEST_HOME={_FOLDER}/home VMFORK_HOME={_FOLDER}/home\n"
+    exports += "export VMFORK_TEST_GUARANTEED=working-kvm\n"
+    return f"{exports}cd {_FOLDER}/project && exec {shlex.join(command)}\n".encode()
