@@ -17,6 +17,8 @@ import pytest
 from hosts.disk import open_disk
 from hosts.machine import HostFailed, run_job
 
+pytestmark = pytest.mark.vm
+
 TOOLS = Path(__file__).parents[2] / "tools"
 LIMIT_S = 120.0
 
