@@ -333,6 +333,20 @@ def test_the_shell_is_given_completions() -> None:
     assert vmfork(env=words).check().out == "plain,template\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("run -t", "template"), ("template show", "template"), ("template audit", "template"), ("bench -t", "template"),
+     ("image rm", "image"), ("template build x --image", "image")],
+)  # fmt: skip
+def test_the_shell_completes_names(template_name, words, kind, tmp_path) -> None:
+    name = {"template": template_name, "image": "default"}[kind]
+    asked = {"COMP_WORDS": f"vmfork {words} {name[:2]}", "COMP_CWORD": str(len(words.split()) + 1)}
+    asked |= {"_VMFORK_COMPLETE": "bash_complete"}
+    assert f"plain,{name}\n" in vmfork(env=asked).check().out
+    nowhere = {"VMFORK_HOME": str(tmp_path / "a"), "VMFORK_RUNTIME_DIR": str(tmp_path / "b")}
+    assert vmfork(env=asked | nowhere).check().out.strip() == ""
+
+
 # Damage
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import get_settings, json_option, prepare_image
+from vmfork.cli.options import get_settings, json_option, prepare_image, template_argument
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.errors import ConfigError
 from vmfork.template.probes import Probe
@@ -23,7 +23,7 @@ UNSAFE = 4
 
 
 @click.command("audit")
-@click.argument("name")
+@template_argument
 @click.option("-n", "--forks", "count", type=int, default=4, show_default=True, metavar="N", help="Forks to compare.")
 @click.option("--probe", "differing", multiple=True, metavar="NAME=CMD", help="Shell whose output must differ.")
 @click.option("--same", "equal", multiple=True, metavar="NAME=CMD", help="Shell whose output must be the same.")

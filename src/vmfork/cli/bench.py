@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import get_settings, json_option
+from vmfork.cli.options import get_settings, json_option, template_option
 from vmfork.cli.run import find_template
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.option("-t", "--template", "name", metavar="NAME", help="Fork this template.")
+@template_option
 @click.option("--rounds", type=click.IntRange(min=1), default=20, metavar="N", help="Make N forks, if there is time.")
 @json_option
 def command(name: str | None, rounds: int, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
@@ -28,7 +29,7 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("name", default="default")
+@click.argument("name", default="default", shell_complete=image_names)
 @click.option("-p", "--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
 @click.option("--suite", metavar="S", help="Debian release, such as trixie.")
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
@@ -76,7 +77,7 @@ def list_all(as_json: bool) -> None:
 
 
 @command.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=image_names)
 @json_option
 def remove(name: str, as_json: bool) -> None:
     """Remove the image NAME."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.cli.complete import template_names
 from vmfork.cli.show import json_document
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
@@ -32,6 +33,10 @@ json_option = click.option(
 config_option = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read this vmfork.toml."
 )
+template_option = click.option(
+    "-t", "--template", "name", metavar="NAME", help="Fork this template.", shell_complete=template_names
+)
+template_argument = click.argument("name", shell_complete=template_names)
 cpus_option = click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.")
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 

@@ -19,6 +19,7 @@ from vmfork.cli.options import (
     parse_variable,
     prepare_image,
     read_placed_file,
+    template_option,
 )
 from vmfork.cli.show import (
     command_hint,
@@ -81,7 +82,7 @@ class _RunCommand(click.Command):
 
 
 @click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
-@click.option("-t", "--template", "name", metavar="NAME", help="Fork this template.")
+@template_option
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork. Repeatable.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.audit import audit
+from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import cpus_option, get_settings, json_option, memory_option, parse_variable, prepare_image
+from vmfork.cli.options import (
+    cpus_option,
+    get_settings,
+    json_option,
+    memory_option,
+    parse_variable,
+    prepare_image,
+    template_argument,
+)
 from vmfork.cli.show import command_hint, describe_failure, show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
@@ -34,8 +43,8 @@ command.add_command(audit)
 
 
 @command.command("build")
-@click.argument("name")
-@click.option("--image", metavar="I", help="The image to boot.")
+@template_argument
+@click.option("--image", metavar="I", help="The image to boot.", shell_complete=image_names)
 @cpus_option
 @memory_option
 @click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to so many CPUs.")
@@ -137,7 +146,7 @@ def list_all(as_json: bool) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@template_argument
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what the template NAME is made of."""
@@ -153,7 +162,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 @command.command("verify")
-@click.argument("name")
+@template_argument
 @json_option
 def verify(name: str, as_json: bool) -> None:
     """Compare every byte of the template NAME with what was frozen, and the template with this host."""
@@ -169,7 +178,7 @@ def verify(name: str, as_json: bool) -> None:
 
 
 @command.command("rm")
-@click.argument("name")
+@template_argument
 @json_option
 def remove(name: str, as_json: bool) -> None:
     """Remove the template NAME. Forks made from it run on."""
