@@ -36,8 +36,14 @@ def parse_duration_s(text: str | float, *, field: str = "duration") -> float:
 
 
 def format_mib(mib: float) -> str:
-    """`mib` for people: `256 MiB`, `1.5 GiB`."""
-    return f"{mib / 1024:g} GiB" if mib >= 1024 and mib % 512 == 0 else f"{mib:g} MiB"
+    """`mib` for people, with at most one decimal: `256 MiB`, `1.5 GiB`, `1022980 MiB`."""
+    number, unit = (mib / 1024, "GiB") if mib >= 1024 and mib % 512 == 0 else (mib, "MiB")
+    return f"{number:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """`1 program`, `2 programs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_bytes(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import config_option, get_settings, json_option, prepare_image
+from vmfork.cli.options import VerbGroup, config_option, get_settings, json_option, prepare_image
 from vmfork.cli.serve import ask_status, serve_cache, stop_server
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _OFF = 3
 
 
-@click.group("factory")
+@click.group("factory", cls=VerbGroup)
 def command() -> None:
     """Set up, inspect and remove the factory's template; serve its cache."""
 

@@ -9,7 +9,7 @@ import click
 
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import get_settings, json_option
+from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import check_name, find_places
 from vmfork.errors import HostError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
 
 
-@click.group("image")
+@click.group("image", cls=VerbGroup)
 def command() -> None:
     """Build, list and remove images."""
 

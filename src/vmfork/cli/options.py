@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
 
 
+class VerbGroup(click.Group):
+    """Its help says all of what each verb does: click cuts a sentence that does not fit on one line."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=500)) for name, verb in self.commands.items()])
+
+
 def _owe_json(_context: click.Context, _option: click.Parameter, asked: bool) -> bool:  # noqa: FBT001, RUF100 - click's
     json_document.is_owed = asked
     return asked

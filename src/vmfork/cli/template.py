@@ -11,6 +11,7 @@ from vmfork.cli.audit import audit
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import (
+    VerbGroup,
     cpus_option,
     get_settings,
     json_option,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
 
 
-@click.group("template")
+@click.group("template", cls=VerbGroup)
 def command() -> None:
     """Build, list, show, verify, audit and remove templates."""
 

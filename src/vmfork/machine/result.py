@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vmfork.errors import ExecError
 
+# Bytes of each stream in the representation: a test that fails shows it, and so does a prompt.
+_SHOWN = 200
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ExecResult:
     """The end of one command.
 
     `exit_code` follows the shell: 128+n for signal n. `duration_s` was measured in the guest. `stdout` and `stderr` are
-    text (UTF-8, undecodable bytes replaced); the exact bytes are in `stdout_bytes` and `stderr_bytes`.
+    text (UTF-8, undecodable bytes replaced); the exact bytes are in `stdout_bytes` and `stderr_bytes`. `repr` shows the
+    beginning of both.
     """
 
     argv: tuple[str, ...]
     exit_code: int
     duration_s: float
-    stdout_bytes: bytes = field(repr=False, default=b"")
-    stderr_bytes: bytes = field(repr=False, default=b"")
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
 
     @property
     def stdout(self) -> str:
@@ -35,6 +39,14 @@ class ExecResult:
     def ok(self) -> bool:
         """Whether its exit status is 0."""
         return self.exit_code == 0
+
+    def __repr__(self) -> str:
+        shown = "".join(
+            f", {name}={data[:_SHOWN].decode(errors='replace')!r}{'…' if len(data) > _SHOWN else ''}"
+            for name, data in (("stdout", self.stdout_bytes), ("stderr", self.stderr_bytes))
+            if data
+        )
+        return f"ExecResult(argv={self.argv!r}, exit_code={self.exit_code}, duration_s={self.duration_s:.3f}{shown})"
 
     def check(self) -> ExecResult:
         """This result, when the command succeeded; else `ExecError` with what it wrote."""

@@ -11,6 +11,7 @@ from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.progress import Progress, ignore_progress
 from vmfork.template.probes import PROBES, Probe
+from vmfork.units import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,7 +180,7 @@ def _read_manifest(template: Template) -> list[AuditRow]:
             name="watchers",
             expect="all renewed",
             verdict="ok" if manifest.watchers else "absent",
-            detail=f"{len(manifest.watchers)} programs renew their own random numbers in every fork"
+            detail=f"{format_count(len(manifest.watchers), 'program')} told of every fork to renew random numbers"
             if manifest.watchers
             else "no program in this template registered one",
             values=manifest.watchers,

@@ -106,3 +106,11 @@ def test_config_takes_a_file_before_or_after_its_name(capfd, tmp_path):
     for argv in (["--config", str(file), "config"], ["config", "--config", str(file)]):
         assert main(argv) == 0
         assert f"vm.cpus                {file}  3\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("group", ["template", "image", "factory"])
+def test_a_help_cuts_no_sentence(group, capfd):
+    assert main([group, "--help"]) == 0
+    verbs = capfd.readouterr().out.partition("Commands:")[2]
+    assert "..." not in verbs
+    assert verbs.rstrip().endswith(".")

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.children import exit_code_of, fork_child
 from vmfork.errors import WrongContext
 from vmfork.host.bound import Bound
 
@@ -40,14 +41,14 @@ async def test_a_thread_without_a_loop_is_elsewhere() -> None:
 async def test_a_forked_child_is_named() -> None:
     bound = Bound("the machine")
     reading, writing = os.pipe()
-    if (pid := os.fork()) == 0:
+
+    def use() -> None:
         try:
             bound.check()
         except WrongContext as error:
             os.write(writing, f"{bound.is_forked} {error} {error.hint}".encode())
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+
+    assert exit_code_of(fork_child(use)) == 0
     told = os.read(reading, 4096).decode()
     os.close(reading)
     os.close(writing)
