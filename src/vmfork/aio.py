@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         MachineEnded,
         ProtocolError,
         SecretsPresent,
+        SetupError,
         StoreBusy,
         TemplateCorrupt,
         TemplateError,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
-    "ProtocolError", "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
+    "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
     "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
 )  # fmt: skip
 
@@ -92,6 +93,7 @@ __all__ = [
     "Probe",
     "ProtocolError",
     "SecretsPresent",
+    "SetupError",
     "StoreBusy",
     "Template",
     "TemplateCorrupt",

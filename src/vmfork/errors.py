@@ -16,6 +16,7 @@ VMForkError                 code, hint
 │   ├── HookError           a hook failed, or took too long
 │   ├── SecretsPresent      what was named a secret is still in the machine to be frozen
 │   └── AdoptError          a fork could not be proven unique; it was destroyed
+│       └── SetupError      a hook or a file of yours failed in the fork: mend it
 ├── TemplateError
 │   ├── TemplateNotFound    build it
 │   ├── TemplateExists      pick another name, or replace
@@ -68,9 +69,11 @@ class VMForkError(Exception):
     `code` is a stable, machine-readable name (kebab-case). `hint` says what to do, or is empty.
     `details()` gives what a person needs to look deeper (log tails), one block of text, possibly empty. A traceback
     shows both below the message, as notes (PEP 678).
+    `mendable`: another try, or another machine, may do without the error; the same input need not meet it again.
     """
 
     code: ClassVar[str] = "error"
+    mendable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -117,6 +120,7 @@ class HostError(VMForkError):
     """The host cannot do it as it is: a program or a device is missing, memory or space is short."""
 
     code = "host"
+    mendable = True
 
     def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -167,6 +171,7 @@ class LaunchError(VMForkError):
     """QEMU ended, or the guest stopped answering, before the machine was ready. Its process is gone."""
 
     code = "launch"
+    mendable = True
 
     def __init__(
         self,
@@ -201,6 +206,7 @@ class GuestError(VMForkError):
     """The guest runs but did not do as asked. `console_tail` is the end of its console, where known."""
 
     code = "guest"
+    mendable = True
 
     def __init__(self, message: str, *, hint: str = "", console_tail: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -217,6 +223,7 @@ class ExecError(GuestError):
     """
 
     code = "exec"
+    mendable = False
 
     def __init__(
         self,
@@ -293,6 +300,7 @@ class HookError(GuestError):
     """The hook at `path` in the guest failed. `output` is the end of what it wrote, both streams together."""
 
     code = "hook"
+    mendable = False
 
     def __init__(self, path: str, reason: str, *, output: bytes = b"", hint: str = "") -> None:
         super().__init__(f"hook {path}: {reason}", hint=hint)
@@ -309,6 +317,7 @@ class SecretsPresent(GuestError):
     """`found` lists the secrets that are still in the machine, so it was not frozen."""
 
     code = "secrets-present"
+    mendable = False
 
     def __init__(self, found: Sequence[str]) -> None:
         super().__init__(
@@ -322,7 +331,7 @@ class SecretsPresent(GuestError):
 class AdoptError(GuestError):
     """The guest did not confirm `item`, so the machine could not be proven unique and was destroyed.
 
-    `output` is what a failed hook wrote, where `item` is one.
+    `output` is what a failed hook wrote, where `item` is one (`SetupError`).
     """
 
     code = "adopt"
@@ -338,10 +347,20 @@ class AdoptError(GuestError):
         return "\n".join(filter(None, (f"output of the hook:\n{text}" if text else "", super().details())))
 
 
+class SetupError(AdoptError):
+    """A hook of the template, or a file that was given for this fork, failed: `item` names it. The fork was destroyed.
+
+    Any other fork would meet it as well. Its `code` is that of `AdoptError`.
+    """
+
+    mendable = False
+
+
 class TemplateError(VMForkError):
     """Something is wrong with the template called `name`."""
 
     code = "template"
+    mendable = True
 
     def __init__(self, name: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -425,6 +444,7 @@ class FitError(VMForkError):
     """
 
     code = "fit"
+    mendable = True
 
     def __init__(self, wanted: str, reason: str, *, left: str = "", log: str = "") -> None:
         stuck = f"; what was done could not be taken back: {left}" if left else ""
@@ -452,6 +472,7 @@ class VMNotFound(VMForkError):
     """No VM `vm_id` waits for a new owner here: it never did, was ended, or its time to live is over."""
 
     code = "vm-not-found"
+    mendable = True
 
     def __init__(self, vm_id: str, reason: str = "") -> None:
         super().__init__(
@@ -466,6 +487,7 @@ class StoreBusy(VMForkError):
     """Another process holds `what`; `holder` says who, where known."""
 
     code = "busy"
+    mendable = True
 
     def __init__(self, what: str, holder: str = "", *, hint: str = "wait for it to finish, then try again") -> None:
         by = f" by {holder}" if holder else ""
@@ -478,6 +500,7 @@ class DeadlineExceeded(VMForkError, TimeoutError):
     """`operation` was not done within `limit_s` seconds. `stdout` and `stderr` hold what a command wrote so far."""
 
     code = "deadline"
+    mendable = True
 
     def __init__(
         self,
@@ -515,6 +538,7 @@ class Closed(VMForkError):
     """`what` was closed and can do nothing more."""
 
     code = "closed"
+    mendable = True
 
     def __init__(self, what: str, reason: str = "") -> None:
         super().__init__(f"{what} is closed" + (f": {reason}" if reason else ""))

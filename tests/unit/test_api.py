@@ -21,7 +21,7 @@ VALUES = {
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
-    "ProtocolError", "SecretsPresent", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
+    "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
     "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
 }  # fmt: skip
 

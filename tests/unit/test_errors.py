@@ -29,6 +29,7 @@ SAMPLES = {
     errors.HookError: errors.HookError("/etc/hook", "exit status 1", output=b"said", hint="mend it"),
     errors.SecretsPresent: errors.SecretsPresent(["/root/.netrc"]),
     errors.AdoptError: errors.AdoptError("entropy", "refused", hint="look", console_tail="panic", output=b"said"),
+    errors.SetupError: errors.SetupError("hook /etc/x", "exit status 1", hint="mend it", output=b"said"),
     errors.TemplateError: errors.TemplateError("py", "something is wrong", hint="look"),
     errors.TemplateNotFound: errors.TemplateNotFound("a b"),
     errors.TemplateExists: errors.TemplateExists("py"),
@@ -87,7 +88,9 @@ def test_there_is_a_sample_of_each() -> None:
 
 
 def test_codes_are_unique_own_and_kebab_case() -> None:
-    codes = [vars(kind).get("code", "") for kind in all_errors()]
+    # A program that asks for the code of an `AdoptError` is to find those that are now told apart as well.
+    codes = [vars(kind).get("code", "") for kind in all_errors() if kind is not errors.SetupError]
+    assert errors.SetupError.code == errors.AdoptError.code
     assert len(set(codes)) == len(codes)
     assert all(code and code.replace("-", "").isalpha() and code == code.lower() for code in codes)
 
@@ -122,6 +125,13 @@ def test_notes_survive_a_copy() -> None:
 def test_a_deadline_is_a_timeout_too() -> None:
     assert isinstance(SAMPLES[errors.DeadlineExceeded], TimeoutError)
     assert not issubclass(errors.VMForkError, OSError)
+
+
+def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
+    """The factory takes another machine, or boots one, for what is mendable: it must not hide the user's own faults."""
+    told = {kind for kind in all_errors() if not kind.mendable}
+    users = {errors.ConfigError, errors.ExecError, errors.HookError, errors.SecretsPresent, errors.SetupError}
+    assert told == users | {errors.VMForkError, errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt}
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:

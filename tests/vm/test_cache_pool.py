@@ -16,6 +16,7 @@ from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import Closed, ConfigError, FitError, HostError
 from vmfork.factory import factory as factory_module
 from vmfork.factory.cache import CacheFactory
+from vmfork.factory.template import TemplateFactory
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine import fit as fit_module
 
@@ -94,7 +95,7 @@ async def test_a_stopped_qemu_is_replaced_within_the_deadline(template_name) -> 
 
 async def test_one_that_stops_unasked_is_found_by_the_pool_itself(template_name) -> None:
     async with await CacheFactory.open(
-        await factory_module.TemplateFactory.fetch(template_name, VMConfig(), places=find_places()),
+        await TemplateFactory.fetch(template_name, VMConfig(), places=find_places()),
         1,
         check_interval_s=0.2,
     ) as pool:

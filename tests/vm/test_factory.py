@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from vmfork.aio import Factory, Template
-from vmfork.config import FactoryConfig, VMConfig
+from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import TemplateExists, TemplateNotFound
+from vmfork.image import open_image, remove_image
+from vmfork.image.record import RECORD_NAME, encode_record
+from vmfork.image.store import link_name
+from vmfork.machine.plan import plan_boot
 
 pytestmark = pytest.mark.vm
 
@@ -37,3 +45,33 @@ async def test_template_forks_and_falls_back_with_the_reason(template_name) -> N
                 assert vm.template == config.template_name
         finally:
             await (await Template.open(config.template_name)).remove()
+
+
+def make_image(name: str, digest: str) -> None:
+    """`name` leads to a copy of `default` that passes for another image; what it led to before is gone."""
+    places = find_places()
+    image, folder = open_image("default", images_dir=places.images), places.images / digest
+    shutil.copytree(image.kernel.parent, folder)
+    (folder / RECORD_NAME).write_bytes(encode_record(replace(image, digest=digest)))
+    link_name(name, digest, images_dir=places.images)
+
+
+async def test_an_image_that_was_rebuilt_under_a_factory_is_booted(instance) -> None:
+    config = VMConfig(image="moving")
+    await plan_boot(VMConfig(), places=find_places())  # `default` is there
+    make_image("moving", "a" * 64)
+    try:
+        async with Factory(FactoryConfig(vm=config)) as factory, Factory(FactoryConfig(vm=config, cache=1)) as cached:
+            async with await factory.get_vm() as vm:
+                assert (await vm.exec(["true"])).ok
+            async with asyncio.timeout(60):
+                while not cached.stats().cache.ready:
+                    await asyncio.sleep(0.05)
+            make_image("moving", "b" * 64)
+            for each in (factory, cached):
+                async with await each.get_vm(timeout_s=60) as vm:
+                    assert (await vm.exec(["true"])).ok
+            assert cached.stats().cache.dropped == {"replaced": 1}
+            assert cached.stats().fallbacks == {}
+    finally:
+        remove_image("moving", images_dir=find_places().images)

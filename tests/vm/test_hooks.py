@@ -11,7 +11,7 @@ import pytest
 from vmfork.adopt.hooks import OUTPUT_LIMIT
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.errors import AdoptError, ConfigError, HookError, LaunchError, SecretsPresent, TemplateNotFound
+from vmfork.errors import ConfigError, HookError, LaunchError, SecretsPresent, SetupError, TemplateNotFound
 
 pytestmark = pytest.mark.vm
 
@@ -78,7 +78,7 @@ async def test_a_hook_that_fails_destroys_the_fork(hooked, wish, reason, end_of_
     never_ends = wish in {"hang", "endless"}
     template = await Template.open("hooked", config=VMConfig(hook_timeout_s=HOOK_LIMIT_S)) if never_ends else hooked
     begin = time.monotonic()
-    with pytest.raises(AdoptError) as caught:
+    with pytest.raises(SetupError) as caught:
         await template.fork(files={"/root/wish": wish})
     assert time.monotonic() - begin < HOOK_LIMIT_S + 20
     error = caught.value
@@ -187,7 +187,7 @@ async def test_files_of_a_fork_are_its_own(template) -> None:
 
 
 async def test_a_file_that_cannot_be_written_destroys_the_fork(template) -> None:
-    with pytest.raises(AdoptError) as caught:
+    with pytest.raises(SetupError) as caught:
         await template.fork(files={"/proc/nothing/here": b"x"})
     assert caught.value.item == "file /proc/nothing/here"
     assert await VM.list() == []

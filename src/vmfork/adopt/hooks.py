@@ -14,6 +14,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, GuestFileError, HookError
+from vmfork.wire import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ async def find_hooks(agent: AgentClient, folder: str) -> tuple[str, ...]:
     try:
         entries = await agent.list_dir(folder)
     except GuestFileError as error:
-        if error.reason == "not-found":
+        if error.reason == ErrorCode.NOT_FOUND:
             return ()
         raise
     hooks = [entry for entry in entries if not entry.name.startswith(".") and not entry.name.endswith("~")]

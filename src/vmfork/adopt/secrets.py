@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, GuestFileError, SecretsPresent
+from vmfork.wire import ErrorCode
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
@@ -50,7 +51,7 @@ async def _exists(agent: AgentClient, path: str) -> bool:
     try:
         await agent.stat(path)
     except GuestFileError as error:
-        if error.reason in ("not-found", "not-directory"):
+        if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
             return False
         raise
     return True

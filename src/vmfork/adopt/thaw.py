@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
 from vmfork.adopt.secrets import check_secrets
-from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, GuestFileError, HookError
+from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, GuestFileError, HookError, SetupError
+from vmfork.wire import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +65,10 @@ async def thaw(
     timeout_s: float,
     hook_timeout_s: float,
 ) -> None:
-    """Watchers renewed their random numbers, `files` are in place, hooks ran: in this order. `AdoptError` otherwise.
+    """Watchers renewed their random numbers, `files` are in place, hooks ran: in this order.
 
-    `timeout_s` is for watchers and files together; each hook has its own limit.
+    `timeout_s` is for watchers and files together; each hook has its own limit. Raises `AdoptError` for a watcher, and
+    `SetupError` for a file or a hook.
     """
     end = time.monotonic() + timeout_s
     if todo.watchers:
@@ -76,14 +78,14 @@ async def thaw(
     try:
         await run_hooks(agent, todo.hooks, describe_fork(identity), limit_s=hook_timeout_s)
     except HookError as error:
-        raise AdoptError(f"hook {error.path}", error.reason, output=error.output, hint=error.hint) from error
+        raise SetupError(f"hook {error.path}", error.reason, output=error.output, hint=error.hint) from error
 
 
 async def _find_watchers(agent: AgentClient) -> tuple[str, ...]:
     try:
         return tuple(entry.name for entry in await agent.list_dir(WATCHERS))
     except GuestFileError as error:
-        if error.reason == "not-found":
+        if error.reason == ErrorCode.NOT_FOUND:
             return ()
         raise
 
@@ -112,7 +114,7 @@ async def _place_file(agent: AgentClient, path: str, content: bytes, left_s: flo
     try:
         await agent.write_file(path, content, mode=0o600, parents=True, timeout_s=max(left_s, 0.001))
     except (GuestFileError, DeadlineExceeded) as error:
-        raise AdoptError(f"file {path}", str(error)) from error
+        raise SetupError(f"file {path}", str(error)) from error
 
 
 def check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import CollectedRun, StreamedRun
 from vmfork.agent.process import GuestProcess
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, ProtocolError
-from vmfork.wire import message
+from vmfork.wire import ErrorCode, message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ def _name_of(argv: Sequence[str]) -> str:
 def _explain(argv: Sequence[str], cwd: str, user: str) -> Explain:
     def explain(failure: Failure) -> GuestError:
         match failure.code:
-            case "not-found":
+            case ErrorCode.NOT_FOUND:
                 return ExecError(argv, _NOT_FOUND, "no such program in the guest")
-            case "not-executable":
+            case ErrorCode.NOT_EXECUTABLE:
                 return ExecError(argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
-            case "no-directory":
+            case ErrorCode.NO_DIRECTORY:
                 return GuestError(
                     f"the folder {cwd!r} cannot be entered in the guest", hint="make it first, or give another"
                 )
-            case "no-user":
+            case ErrorCode.NO_USER:
                 return GuestError(f"the guest has no user {user!r}", hint="its users are in its /etc/passwd")
             case _:
                 return GuestError(f"{_name_of(argv)} was not started: {failure.message} ({failure.code})")
@@ -148,6 +148,6 @@ class _HasEndedError(GuestError):
 
 
 def _explain_kill(failure: Failure) -> GuestError:
-    if failure.code == "not-found":
+    if failure.code == ErrorCode.NOT_FOUND:
         return _HasEndedError(failure.message)
     return GuestError(f"the signal was not sent: {failure.message}")

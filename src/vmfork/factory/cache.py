@@ -1,4 +1,4 @@
-"""Keeps machines ready over any other factory: started, exercised, paused, and nobody's until they are asked for."""
+"""Keeps machines ready over any other base: started, exercised, paused, and nobody's until they are asked for."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, VMForkError
-from vmfork.host import facts
-from vmfork.units import MIB, format_mib
+from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.factory.capacity import check_size
+from vmfork.factory.held import CacheStatus, Held
+from vmfork.factory.line import Line, result_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from vmfork.factory.kind import Base, Kind
     from vmfork.machine.base import BaseVM
@@ -37,74 +37,15 @@ LEAST_CHECK_LIMIT_S = 0.25
 PARK_LIMIT_S = 60.0
 DEFAULT_TTL_S = 3600.0
 
-# What a parked fork costs beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured 30 MiB
-# with 256 MiB of RAM; twice that once it is used.
-PARKED_FORK_MIB = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedVM:
-    """One machine that is ready. `age_s`: seconds since it was."""
-
-    id: str
-    pid: int
-    cpus: int
-    memory_mib: int
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheStatus:
-    """What a cache holds now, and what it did since it was opened.
-
-    `given`: machines handed out; `hits` of them at once, `misses` after waiting. `failed`: starts that failed, with
-    `last_error` the last. `dropped`: machines that were not handed out, by reason (`expired`, `unhealthy`, `replaced`).
-    `waiting`: callers that wait now.
-    """
-
-    size: int = 0
-    refilling: int = 0
-    waiting: int = 0
-    given: int = 0
-    hits: int = 0
-    misses: int = 0
-    failed: int = 0
-    last_error: str = ""
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    closed: bool = False
-    vms: tuple[CachedVM, ...] = ()
-
-    @property
-    def ready(self) -> int:
-        return len(self.vms)
-
-
-@dataclass(slots=True, eq=False)
-class _Held:
-    base_vm: BaseVM
-    generation: str
-    parked: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self.since
-
 
 class CacheFactory:
     """Owner of `size` parked machines of `base`, and of `base` itself.
 
-    A start that fails is tried again after a pause that doubles; a machine that died, hangs, is older than `ttl_s`
-    seconds or of another kind than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
+    A start that fails is tried again after a pause that doubles. A machine that died, hangs, is older than `ttl_s`
+    seconds or of another generation than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
 
-    Each machine is in one place at a time:
-    ```
-    starting -> ready -> leaving -> the caller's
-       |          |         |-> ready again (the caller was cancelled), if it is parked
-       +----------+---------+-> ending
-    ```
-    Callers that wait stand in a queue, first come, first served; while there is one, nothing is ready. What is made for
-    them is not exercised and parked first: that pays when nobody waits, and costs what it saves when somebody does.
+    A machine for a caller who waits already is not exercised and parked first: that pays when nobody waits, and costs
+    what it saves when somebody does.
     """
 
     def __init__(self, base: Base, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float) -> None:
@@ -113,9 +54,7 @@ class CacheFactory:
         self._ttl_s = ttl_s
         self._check_interval_s = check_interval_s
         self._slots = asyncio.Semaphore(concurrency)
-        self._ready: deque[_Held] = deque()
-        self._queue: deque[asyncio.Future[_Held]] = deque()
-        self._leaving: set[_Held] = set()
+        self._line = Line()
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
@@ -155,19 +94,19 @@ class CacheFactory:
         return self._pause_s > 0
 
     async def refresh(self) -> None:
-        """Machines of another kind than the base gives now are gone. After an error of the base, all of them are."""
+        """Machines of another generation than the base gives now are gone. After an error of the base, all are."""
         try:
             await self._base.refresh()
         except VMForkError:
             self._drop(lambda _: "replaced")
             raise
-        self._drop(lambda held: "replaced" if held.generation != self._base.kind.generation else None)
+        self._drop(lambda held: None if self._is_current(held) else "replaced")
 
     async def wait_full(self, *, timeout_s: float | None = None) -> None:
         """All `size` machines are ready. `DeadlineExceeded`, `Closed`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._closed and len(self._ready) < self._size:
+                while not self._closed and len(self._line.ready) < self._size:
                     self._filled.clear()
                     await self._filled.wait()
         except TimeoutError:
@@ -184,10 +123,10 @@ class CacheFactory:
         await self.refresh()
         end, waited = math.inf if timeout_s is None else time.monotonic() + timeout_s, False
         while True:
-            waited |= not self._ready
+            waited |= not self._line.ready
             held = await self._take(end, timeout_s)
             if await self._is_healthy(held, end):
-                self._leaving.discard(held)
+                self._line.leaving.discard(held)
                 self._counts["misses" if waited else "hits"] += 1
                 return held.base_vm
 
@@ -196,7 +135,7 @@ class CacheFactory:
         return CacheStatus(
             size=self._size,
             refilling=len(self._starting),
-            waiting=len(self._queue),
+            waiting=self._line.waiting,
             given=self._counts["hits"] + self._counts["misses"],
             hits=self._counts["hits"],
             misses=self._counts["misses"],
@@ -204,7 +143,7 @@ class CacheFactory:
             last_error=self._last_error,
             dropped=dict(self._dropped),
             closed=self._closed,
-            vms=tuple(_describe(held) for held in self._ready),
+            vms=tuple(held.describe() for held in self._line.ready),
         )
 
     async def aclose(self) -> None:
@@ -215,16 +154,13 @@ class CacheFactory:
         self._closed = True
         if self._refilling is not None:
             self._refilling.cancel()
-        while self._queue:
-            if not (place := self._queue.popleft()).done():
-                place.set_exception(Closed(self.kind.name))
+        self._line.dismiss(Closed(self.kind.name))
         self._filled.set()
         tasks = {*self._starting, *([self._tending] if self._tending else [])}
         for task in tasks:
             task.cancel()
-        for held in (*self._ready, *self._leaving):
+        for held in self._line.clear():
             self._end(held)
-        self._ready.clear()
         while pending := {task for task in (*tasks, *self._ending) if not task.done()}:
             await asyncio.wait(pending)
         await self._base.aclose()
@@ -235,49 +171,36 @@ class CacheFactory:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _take(self, end: float, timeout_s: float | None) -> _Held:
+    async def _take(self, end: float, timeout_s: float | None) -> Held:
         self._check_open()
         # Without a wait there is no point at which a cancellation could lose what was taken.
-        if self._ready:
-            held = self._ready.popleft()
-            self._leaving.add(held)
+        if (held := self._line.take()) is not None:
             self._fill_soon()
             return held
-        place: asyncio.Future[_Held] = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
+        place = self._line.join()
         self._fill()
         try:
             async with asyncio.timeout(None if end == math.inf else max(0.0, end - time.monotonic())):
                 return await place
         except TimeoutError:
-            if _has_result(place):
-                return place.result()  # it came with the last tick
+            if (held := result_of(place)) is not None:
+                return held  # it came with the last tick
             raise self._late(f"waiting for a machine of the {self.kind.name}", timeout_s) from None
         except asyncio.CancelledError:
-            if _has_result(place):
-                self._put_back(place.result())
+            if (held := result_of(place)) is not None:
+                self._put_back(held)
             raise
         finally:
-            with suppress(ValueError):
-                self._queue.remove(place)
+            self._line.leave(place)
 
-    def _offer(self, held: _Held, *, first: bool = False) -> None:
-        """It is the first waiting caller's, or else ready."""
-        while self._queue:
-            if not (place := self._queue.popleft()).done():
-                self._leaving.add(held)
-                place.set_result(held)
-                self._fill_soon()
-                return
-        if first:
-            self._ready.appendleft(held)
-        else:
-            self._ready.append(held)
-        if len(self._ready) >= self._size:
+    def _offer(self, held: Held, *, first: bool = False) -> None:
+        if self._line.offer(held, first=first):
+            self._fill_soon()
+        elif len(self._line.ready) >= self._size:
             self._filled.set()
 
-    def _put_back(self, held: _Held) -> None:
-        self._leaving.discard(held)
+    def _put_back(self, held: Held) -> None:
+        self._line.leaving.discard(held)
         if self._closed:
             return
         if held.parked:
@@ -287,7 +210,7 @@ class CacheFactory:
             self._fill()
 
     def _fill_soon(self) -> None:
-        if self._queue:
+        if self._line.waiting:
             self._fill()
         elif self._refilling is None and not self._closed:
             self._refilling = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill)
@@ -304,36 +227,27 @@ class CacheFactory:
         if self._closed:
             raise Closed(self.kind.name)
 
-    async def _is_healthy(self, held: _Held, end: float) -> bool:
+    def _is_current(self, held: Held) -> bool:
+        return held.generation == self._base.kind.generation
+
+    async def _is_healthy(self, held: Held, end: float) -> bool:
         """Whether it may be handed out; it is ended otherwise. `Closed` when the cache was closed meanwhile."""
         limit_s = min(CHECK_LIMIT_S, max(LEAST_CHECK_LIMIT_S, end - time.monotonic()))
         try:
             # One that was not parked answered when it was given to this caller.
-            if (trouble := await self._find_trouble(held, limit_s) if held.parked else None) is None:
-                if held.generation == self._base.kind.generation:
-                    self._check_open()
-                    return True
-                self._discard(held, "replaced")
-            else:
-                self._check_open()
-                self._discard(held, "unhealthy", trouble)
+            trouble = await _find_trouble(held, limit_s) if held.parked else None
         except asyncio.CancelledError:
             self._put_back(held)
             raise
+        self._check_open()
+        if trouble is None and self._is_current(held):
+            return True
+        self._discard(held, "unhealthy" if trouble else "replaced", trouble or "")
         return False
-
-    async def _find_trouble(self, held: _Held, limit_s: float) -> str | None:
-        """What keeps the machine from answering within `limit_s`, or `None` when it did."""
-        try:
-            async with asyncio.timeout(2 * limit_s):
-                await held.base_vm.check(timeout_s=limit_s)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this machine is not given to anybody
-            return str(error) or type(error).__name__
-        return None
 
     def _fill(self) -> None:
         """As many starts are under way as machines are missing."""
-        while not self._closed and len(self._ready) + len(self._starting) < self._size:
+        while not self._closed and len(self._line.ready) + len(self._starting) < self._size:
             task = asyncio.create_task(self._start_one())
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
@@ -350,6 +264,7 @@ class CacheFactory:
                 self._pause_s = 0.0
                 task = asyncio.current_task()
                 assert task is not None
+                # Before it is offered: whoever takes it at once asks for the next, and this start is over.
                 self._starting.discard(task)
                 if self._closed:
                     await held.base_vm.aclose()
@@ -357,25 +272,22 @@ class CacheFactory:
                     self._offer(held)
                 return
 
-    async def _make(self) -> _Held:
+    async def _make(self) -> Held:
         await self._base.refresh()
         # Replaced while it is made, it may be of either generation: it passes for the old one, and is replaced as well.
         generation = self._base.kind.generation
-        held = _Held(await self._base.get_base_vm(), generation)
+        held = Held(await self._base.get_base_vm(), generation)
         try:
-            if self._is_awaited():
+            if self._line.is_awaited:
                 await held.base_vm.wait_up(timeout_s=PARK_LIMIT_S)
             # Without a wait in between it is either offered to somebody, or parked.
-            if not self._is_awaited():
+            if not self._line.is_awaited:
                 await held.base_vm.park(timeout_s=PARK_LIMIT_S)
                 held.parked = True
         except BaseException:
             await held.base_vm.aclose()
             raise
         return held
-
-    def _is_awaited(self) -> bool:
-        return any(not place.done() for place in self._queue)
 
     def _note_failure(self, error: Exception) -> None:
         self._counts["failed"] += 1
@@ -394,69 +306,45 @@ class CacheFactory:
                 pass  # a template that is gone shows when the next machine is started
             except Exception:  # noqa: BLE001 - the machines it holds are to be looked at all the same
                 _log.exception("%s: what it is made from could not be looked at", self.kind.name)
-            for held in list(self._ready):
+            for held in list(self._line.ready):
                 await self._check_held(held)
             self._fill()
 
-    async def _check_held(self, held: _Held) -> None:
+    async def _check_held(self, held: Held) -> None:
         """Asked where it stands, so that it can be taken meanwhile; whoever takes it asks again."""
-        trouble = await self._find_trouble(held, CHECK_LIMIT_S) if held in self._ready else None
-        if trouble is not None and held in self._ready:
-            self._ready.remove(held)
+        trouble = await _find_trouble(held, CHECK_LIMIT_S) if held in self._line.ready else None
+        if trouble is not None and held in self._line.ready:
+            self._line.ready.remove(held)
             self._discard(held, "unhealthy", trouble)
 
-    def _drop(self, reason_of: Callable[[_Held], str | None]) -> None:
-        for held in list(self._ready):
+    def _drop(self, reason_of: Callable[[Held], str | None]) -> None:
+        for held in list(self._line.ready):
             if (reason := reason_of(held)) is not None:
-                self._ready.remove(held)
+                self._line.ready.remove(held)
                 self._discard(held, reason)
 
-    def _discard(self, held: _Held, reason: str, detail: str = "") -> None:
+    def _discard(self, held: Held, reason: str, detail: str = "") -> None:
         """It ends in the background: who takes a machine does not wait for the end of another."""
         self._dropped[reason] += 1
-        self._leaving.discard(held)
+        self._line.leaving.discard(held)
         if detail:
-            _log.warning(
-                "%s: %s is replaced, it is %s: %s", self.kind.name, held.base_vm.identity.vm_id, reason, detail
-            )
+            vm_id = held.base_vm.identity.vm_id
+            _log.warning("%s: %s is replaced, it is %s: %s", self.kind.name, vm_id, reason, detail)
         self._end(held)
         self._fill()
 
-    def _end(self, held: _Held) -> None:
+    def _end(self, held: Held) -> None:
         task = asyncio.create_task(held.base_vm.aclose())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
 
-def _has_result(place: asyncio.Future[_Held]) -> bool:
-    return place.done() and not place.cancelled() and place.exception() is None
-
-
-def check_size(size: int, kind: Kind) -> None:
-    """Raises `ConfigError`, with the arithmetic, when the host has no memory for `size` parked machines.
-
-    Machines that share a template's memory are counted with what they have of their own, others with all of it.
-    """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError("factory.cache", size, f"{size!r} is not a number of machines", hint="give 1 or more")
-    each_mib = PARKED_FORK_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib)
-    available_mib = facts.available_memory_bytes() // MIB
-    if size * each_mib > available_mib:
-        raise ConfigError(
-            "factory.cache",
-            size,
-            f"{size} machines of {format_mib(each_mib)} each need {format_mib(size * each_mib)}, "
-            f"the host has {format_mib(available_mib)}",
-            hint=f"give at most {available_mib // each_mib}",
-        )
-
-
-def _describe(held: _Held) -> CachedVM:
-    base_vm = held.base_vm
-    return CachedVM(
-        id=base_vm.identity.vm_id,
-        pid=base_vm.pid,
-        cpus=base_vm.hardware.cpus,
-        memory_mib=base_vm.hardware.memory_mib,
-        age_s=round(held.age_s, 3),
-    )
+async def _find_trouble(held: Held, limit_s: float) -> str | None:
+    """What keeps the machine from answering within `limit_s`, or `None` when it did."""
+    try:
+        # `check` has a limit of its own, after which it still waits to see whether the process has ended.
+        async with asyncio.timeout(2 * limit_s):
+            await held.base_vm.check(timeout_s=limit_s)
+    except Exception as error:  # noqa: BLE001 - whatever it is, this machine is not given to anybody
+        return str(error) or type(error).__name__
+    return None

@@ -2,85 +2,108 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError
-from vmfork.machine.fit import plan_growth
+from vmfork.machine.fit import Lack, find_lack
+from vmfork.template.traits import image_traits, wanted_traits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from vmfork.factory.kind import Base
+    from vmfork.config import VMConfig
+    from vmfork.factory.kind import Base, Kind
     from vmfork.hypervisor.base import Hardware
+    from vmfork.image import Image
+
+
+class Match(StrEnum):
+    """How a base comes to the size that was asked for: it has it, it is grown to it, or it is larger."""
+
+    EXACT = "exact"
+    GROWN = "grown"
+    LARGER = "larger"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The base that serves a request, or `None` where none does, and why.
+    """The base that serves a request, and how."""
 
-    `reason` is `exact`, `grown` or `larger` with a base. Without one it is the first thing in which the nearest base
-    differs: a trait, `cpus` or `memory_mib`; `oversize` when every base that would do is larger than asked.
-    """
+    base: Base
+    match: Match
 
-    base: Base | None
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No base serves a request. `reason` is counted: a trait, a size, or the code of an error."""
+
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
+class Oversize(Miss):
+    """Every base that would do is larger than asked."""
+
+    reason: str = "oversize"
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
-    """What is asked for."""
+    """What is asked for. `image` is the image of the configuration as it is here now, `None` where there is none."""
 
-    traits: Mapping[str, str]
-    cpus: int
-    memory_mib: int
+    config: VMConfig
+    image: Image | None
+
+    def find_difference(self, kind: Kind) -> str | None:
+        """The first trait in which machines of `kind` are not what is asked for, or `None`."""
+        wanted = wanted_traits(self.config, kind.hardware.accel)
+        if self.image is not None:
+            wanted |= image_traits(self.image)
+        elif self.config.image != kind.image:
+            return "image"
+        return next((trait for trait, value in wanted.items() if kind.traits.get(trait) != value), None)
 
 
-def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice:
+def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Miss:
     """The best base: one of just that size, then one that grows, then, with `oversize`, the smallest that is larger.
 
     Among those that grow, fewer CPUs to bring online come first (seconds each under TCG), then less memory.
     """
-    fitting: list[tuple[tuple[int, ...], Base, str]] = []
-    misses: list[str] = []
+    fitting: list[tuple[tuple[int, ...], Choice]] = []
+    misses: list[Miss] = []
     for base in bases:
-        if (differing := find_difference(base.kind.traits, want.traits)) is not None:
-            misses.append(differing)
+        kind = base.kind
+        if (trait := want.find_difference(kind)) is not None:
+            misses.append(Miss(trait))
             continue
-        kind = judge_size(base.kind.hardware, want)
-        if kind in _RANKS and (kind != "larger" or oversize):
-            fitting.append(((_RANKS[kind], *_cost(base.kind.hardware, want)), base, kind))
+        found = judge_size(kind.hardware, want.config)
+        if isinstance(found, Lack):
+            misses.append(Miss(found.value))
+        elif found is Match.LARGER and not oversize:
+            misses.append(Oversize())
         else:
-            misses.append("oversize" if kind == "larger" else kind)
+            fitting.append(((_RANKS[found], *_cost(kind.hardware, want.config)), Choice(base, found)))
     if fitting:
-        _, base, kind = min(fitting, key=lambda entry: entry[0])
-        return Choice(base, kind)
+        return min(fitting, key=lambda entry: entry[0])[1]
     # A base that is of the right kind tells more than one that is not.
-    for reason in ("oversize", "memory_mib", "cpus"):
-        if reason in misses:
-            return Choice(None, reason)
-    return Choice(None, misses[0] if misses else "no base")
+    for telling in (Oversize(), Miss(Lack.MEMORY.value), Miss(Lack.CPUS.value)):
+        if telling in misses:
+            return telling
+    return misses[0] if misses else Miss("no base")
 
 
-_RANKS = {"exact": 0, "grown": 1, "larger": 2}
+_RANKS = {Match.EXACT: 0, Match.GROWN: 1, Match.LARGER: 2}
 
 
-def judge_size(have: Hardware, want: Want) -> str:
-    """`exact`, `grown` (possible from below), `larger`, or the size in which the base cannot get there."""
+def judge_size(have: Hardware, want: VMConfig) -> Match | Lack:
+    """How a machine of `have` comes to the size that is wanted, or what it has no room for."""
     if (have.cpus, have.memory_mib) == (want.cpus, want.memory_mib):
-        return "exact"
-    more = replace(have, cpus=min(have.cpus, want.cpus), memory_mib=min(have.memory_mib, want.memory_mib))
-    try:
-        plan_growth(more, cpus=want.cpus, memory_mib=want.memory_mib)
-    except ConfigError as error:
-        return error.field.removeprefix("vm.")
-    return "larger" if have.cpus > want.cpus or have.memory_mib > want.memory_mib else "grown"
+        return Match.EXACT
+    if (lack := find_lack(have, cpus=want.cpus, memory_mib=want.memory_mib)) is not None:
+        return lack
+    return Match.LARGER if have.cpus > want.cpus or have.memory_mib > want.memory_mib else Match.GROWN
 
 
-def _cost(have: Hardware, want: Want) -> tuple[int, int]:
+def _cost(have: Hardware, want: VMConfig) -> tuple[int, int]:
     return abs(want.cpus - have.cpus), abs(want.memory_mib - have.memory_mib)
-
-
-def find_difference(have: Mapping[str, str], want: Mapping[str, str]) -> str | None:
-    """The first trait of `want` that `have` has not, or `None`."""
-    return next((key for key, value in want.items() if have.get(key) != value), None)

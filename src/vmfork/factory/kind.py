@@ -20,11 +20,13 @@ _DIGEST_SIZE = 16
 class Kind:
     """What the machines of a base are: what was really booted, never what a configuration says today.
 
-    `name` is for people. `generation` names what the machines are made from: it changes when that is replaced, even by
-    something with the same traits. `shares_memory`: a machine costs the host only the pages that it wrote.
+    `name` is for people; `image` is the name of the image that was booted. `generation` names what the machines are
+    made from: it changes when that is replaced, even by something with the same traits. `shares_memory`: a machine
+    costs the host only the pages that it wrote.
     """
 
     name: str
+    image: str
     traits: Mapping[str, str]
     hardware: Hardware
     generation: str

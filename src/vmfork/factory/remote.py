@@ -109,6 +109,7 @@ class RemoteFactory:
             )
         self.kind = Kind(
             name=f"remote {reply.name}",
+            image=json.loads(reply.config)["image"],
             traits=dict(reply.traits),
             hardware=_read_hardware(json.loads(reply.hardware)),
             generation=reply.fingerprint,

@@ -66,6 +66,7 @@ class TemplateFactory:
 def _kind_of(template: Template) -> Kind:
     return Kind(
         name=f"template {template.name!r}",
+        image=template.manifest.image,
         traits=template.manifest.traits,
         hardware=template.hardware,
         generation=template.generation,

@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmfork.config.values import MEMORY_BLOCK_MIB
@@ -49,6 +50,23 @@ class Growth:
     added_mib: int
 
 
+class Lack(StrEnum):
+    """What a machine has no room for, under the name of the configuration's field."""
+
+    CPUS = "cpus"
+    MEMORY = "memory_mib"
+
+
+def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:
+    """What a machine of `hardware` cannot be grown to, or `None`. What it has more than asked is no lack."""
+    if cpus > hardware.max_cpus:
+        return Lack.CPUS
+    missing_mib = _whole_blocks(memory_mib - hardware.memory_mib, MEMORY_BLOCK_MIB)
+    if missing_mib > 0 and hardware.memory_mib + missing_mib > hardware.max_memory_mib:
+        return Lack.MEMORY
+    return None
+
+
 def plan_growth(
     hardware: Hardware,
     *,
@@ -68,7 +86,7 @@ def plan_growth(
             "vm.cpus", wanted_cpus, hardware.cpus, hardware.max_cpus, whose=whose, spell=str, option="--max-cpus"
         )
     wanted_mib = hardware.memory_mib if memory_mib is None else memory_mib
-    added_mib = -(-(wanted_mib - hardware.memory_mib) // block_mib) * block_mib
+    added_mib = _whole_blocks(wanted_mib - hardware.memory_mib, block_mib)
     if not hardware.memory_mib <= wanted_mib or hardware.memory_mib + added_mib > hardware.max_memory_mib:
         rounded = f"rounded up to blocks of {block_mib} MiB above it: {format_mib(hardware.memory_mib + added_mib)}"
         raise _refused(
@@ -82,6 +100,10 @@ def plan_growth(
             more=f" ({rounded})" if added_mib > wanted_mib - hardware.memory_mib else "",
         )
     return Growth(wanted_cpus, added_mib)
+
+
+def _whole_blocks(size_mib: int, block_mib: int) -> int:
+    return -(-size_mib // block_mib) * block_mib
 
 
 def _refused(

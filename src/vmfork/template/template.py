@@ -20,14 +20,14 @@ from vmfork.errors import (
 )
 from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import default_cpu_model, find_qemu_like
+from vmfork.hypervisor.qemu import find_qemu_like
 from vmfork.image import open_image
 from vmfork.machine.accelerator import warn_if_forbidden
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.trace import failure_told
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
-from vmfork.template.traits import aslr_trait, emulator_traits, image_traits
+from vmfork.template.traits import emulator_traits, image_traits, wanted_traits
 from vmfork.wire import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -327,11 +327,7 @@ async def _find_emulator(manifest: Manifest, config: VMConfig) -> QemuBinary:
 
 
 def _check_config(manifest: Manifest, config: VMConfig) -> None:
-    """Nothing, when a build from `config` would give such machines; what it leaves to the host is not compared."""
+    """Raises `TemplateStale` when a build from `config` would give other machines than this template."""
     if config.image != manifest.image:
         raise TemplateStale(manifest.name, "image", manifest.image, config.image)
-    aslr = aslr_trait(config, manifest.traits["accel"])
-    wanted = {"cpu_model": config.cpu_model or default_cpu_model(manifest.traits["accel"])}
-    if config.accel != "auto":
-        wanted["accel"] = config.accel
-    manifest.check_traits({**wanted, "kernel_args": config.kernel_args, "reseed": config.reseed, "aslr": aslr})
+    manifest.check_traits(wanted_traits(config, manifest.traits["accel"]))

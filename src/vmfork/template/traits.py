@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.host import facts
+from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.machine.launch import decide_aslr
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ def image_traits(image: Image) -> dict[str, str]:
 
 def aslr_trait(config: VMConfig, accel: str) -> str:
     return "on" if decide_aslr(config, accel) else "off"
+
+
+def wanted_traits(config: VMConfig, accel: str) -> dict[str, str]:
+    """What `config` asks of a machine that runs under `accel`. What it leaves to the host is not in it."""
+    chosen = {} if config.accel == "auto" else {"accel": config.accel}
+    return {
+        **chosen,
+        "cpu_model": config.cpu_model or default_cpu_model(accel),
+        "kernel_args": config.kernel_args,
+        "reseed": config.reseed,
+        "aslr": aslr_trait(config, accel),
+    }
 
 
 def all_traits(hardware: Hardware, binary: QemuBinary, image: Image, config: VMConfig) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from vmfork.errors import ProtocolError
@@ -19,9 +20,30 @@ _NS_PER_S = 1_000_000_000
 _SPOKEN = " and ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
 
 
+class ErrorCode(StrEnum):
+    """What an ERROR calls a failure, as `docs/reference/wire.md` lists it. A newer agent may have others."""
+
+    PROTOCOL = "protocol"
+    UNSUPPORTED = "unsupported"
+    INVALID = "invalid"
+    NOT_FOUND = "not-found"
+    NOT_EXECUTABLE = "not-executable"
+    NO_DIRECTORY = "no-directory"
+    NO_USER = "no-user"
+    DENIED = "denied"
+    EXISTS = "exists"
+    IS_DIRECTORY = "is-directory"
+    NOT_DIRECTORY = "not-directory"
+    NOT_EMPTY = "not-empty"
+    NO_SPACE = "no-space"
+    BUSY = "busy"
+    CANCELLED = "cancelled"
+    IO = "io"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An ERROR: the agent's code, its words, and the guest's errno (0 where there is none)."""
+    """An ERROR: its code (an `ErrorCode`, as far as it is known), the agent's words, the guest's errno or 0."""
 
     code: str
     message: str

@@ -9,10 +9,19 @@ from dataclasses import dataclass, field, replace
 from vmfork.errors import HostError
 from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.machine.timings import Timings
 
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
-TRAITS = {"accel": "tcg", "image.kernel": "aa"}
+TRAITS = {
+    "accel": "tcg",
+    "cpu_model": default_cpu_model("tcg"),
+    "image.kernel": "aa",
+    "image.initramfs": "bb",
+    "kernel_args": "",
+    "reseed": "both",
+    "aslr": "off",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ class StandInFactory:
     hardware: Hardware = HARDWARE
     traits: dict[str, str] = field(default_factory=lambda: dict(TRAITS))
     shares_memory: bool = True
+    image: str = "default"
     next_generation: str = "one"
     generation: str = "one"
 
@@ -115,6 +125,7 @@ class StandInFactory:
     def kind(self) -> Kind:
         return Kind(
             name=self.name,
+            image=self.image,
             traits=self.traits,
             hardware=self.hardware,
             generation=self.generation,
@@ -151,5 +162,5 @@ class StandInFactory:
         self.closed = True
 
 
-def sized(cpus: int, memory_mib: int, *, max_cpus: int = 0, max_memory_mib: int = 0) -> Hardware:
-    return replace(HARDWARE, cpus=cpus, memory_mib=memory_mib, max_cpus=max_cpus, max_memory_mib=max_memory_mib)
+def sized(cpus: int, memory_mib: int, **others: object) -> Hardware:
+    return replace(HARDWARE, cpus=cpus, memory_mib=memory_mib, **{"max_cpus": 0, "max_memory_mib": 0, **others})

@@ -11,7 +11,8 @@ import pytest
 from tests.unit.factory.stand_in import StandInFactory
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound
 from vmfork.factory import cache as cache_module
-from vmfork.factory.cache import CacheFactory, check_size
+from vmfork.factory.cache import CacheFactory
+from vmfork.factory.capacity import check_size
 from vmfork.host import facts
 from vmfork.units import MIB
 
@@ -309,7 +310,7 @@ async def test_a_take_cancelled_at_any_moment_loses_no_machine(when, ready) -> N
             assert len(base.alive()) == pool.status().ready
         else:
             assert outcome.state == ("parked" if ready else "up")
-        assert not pool._leaving
+        assert not pool._line.leaving
 
 
 async def test_many_takers_cancelled_at_random_lose_and_double_nothing() -> None:
@@ -330,7 +331,7 @@ async def test_many_takers_cancelled_at_random_lose_and_double_nothing() -> None
             await asyncio.gather(*asking, return_exceptions=True)
         await pool.wait_full(timeout_s=LIMIT_S)
         assert len(given) == len(set(map(id, given))) == pool.status().given
-        assert not pool._leaving
+        assert not pool._line.leaving
         await until(lambda: not pool._starting)
         assert len(base.alive()) == len(given) + pool.status().ready
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,13 +16,16 @@ from vmfork.errors import (
     ConfigError,
     FitError,
     HostError,
+    ImageNotFound,
     LaunchError,
+    SetupError,
     TemplateExists,
     TemplateNotFound,
+    TemplateStale,
     VMNotFound,
 )
+from vmfork.factory import direct, health, remote, template
 from vmfork.factory import factory as factory_module
-from vmfork.factory import health, remote
 from vmfork.factory.factory import Factory
 
 LIMIT_S = 5.0
@@ -39,14 +43,17 @@ class World:
         self.templates: dict[str, StandInFactory] = {}
         self.server: StandInFactory | None = Remote("remote stand-in")
         self.direct: dict[VMConfig, StandInFactory] = {}
+        self.images = {"default": "aa", "other": "other"}
         self.fitted: list[tuple[int, int]] = []
         self.fit_errors: list[Exception] = []
         self.build_gate = asyncio.Event()
         self.build_gate.set()
         self.build_errors: list[Exception] = []
         self.builds = 0
+        self.planned = 0
 
     async def open_direct(self, config, **_):
+        self.planned += 1
         made = StandInFactory("direct", sized(config.cpus, config.memory_mib), traits_of(config), shares_memory=False)
         return self.direct.setdefault(config, made)
 
@@ -76,6 +83,11 @@ class World:
             raise HostError("no VM cache server is there")
         return self.server
 
+    def open_image(self, name, **_):
+        if name not in self.images:
+            raise ImageNotFound(name)
+        return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb")
+
     async def fit(self, vm, *, cpus, memory_mib):
         if self.fit_errors:
             raise self.fit_errors.pop(0)
@@ -89,11 +101,12 @@ def traits_of(config) -> dict[str, str]:
 @pytest.fixture
 def world(monkeypatch) -> World:
     world = World()
-    monkeypatch.setattr(factory_module.DirectFactory, "open", world.open_direct)
+    monkeypatch.setattr(direct.DirectFactory, "open", world.open_direct)
     for name in ("fetch", "create", "ensure"):
-        monkeypatch.setattr(factory_module.TemplateFactory, name, getattr(world, name))
+        monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
     monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
     monkeypatch.setattr(factory_module, "fit", world.fit)
+    monkeypatch.setattr(factory_module, "open_image", world.open_image)
     return world
 
 
@@ -157,6 +170,40 @@ async def test_direct_boots_what_is_asked_whatever_its_size(world) -> None:
         for config in (VMConfig(memory_mib=128), VMConfig(cpus=2), VMConfig(image="other")):
             assert (await factory.get_vm(config)).hardware.memory_mib == config.memory_mib
         assert (factory.stats().fallbacks, factory.stats().choices) == ({}, {"exact": 3})
+
+
+async def test_each_boot_is_planned_for_itself(world) -> None:
+    """A plan that was kept would name an image that was rebuilt since, whose folder is gone."""
+    async with Factory() as factory:
+        for _ in range(3):
+            await factory.get_vm()
+        assert world.planned == 3
+    world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        await factory.get_vm()
+        assert (world.planned, factory.stats().fallbacks) == (3, {})
+
+
+async def test_a_template_that_went_stale_between_two_looks_is_built_again(world) -> None:
+    template = world.add("factory", sized(1, 256))
+    async with Factory(FactoryConfig(template=True, build="background")) as factory:
+        template.errors = [TemplateStale("factory", "qemu.version", "7.2.1", "7.2.2")]
+        await factory.get_vm()
+        await asyncio.sleep(0.01)
+        assert (world.builds, factory.stats().fallbacks) == (1, {"template-stale": 1})
+        await factory.get_vm()
+        assert factory.stats().given["template 'factory'"] == 1
+
+
+async def test_a_build_is_begun_for_its_own_template_alone(world) -> None:
+    other = world.add("other", sized(1, 256))
+    async with Factory(FactoryConfig(template=True, build="background", templates=("other",))) as factory:
+        async with asyncio.timeout(LIMIT_S):
+            while factory.stats().building:
+                await asyncio.sleep(0)
+        other.refresh_error = TemplateNotFound("other")
+        await factory.get_vm()
+        assert (world.builds, factory.stats().fallbacks) == (1, {})
 
 
 async def test_a_differing_trait_is_booted_and_counted(world) -> None:
@@ -254,8 +301,8 @@ async def test_a_machine_that_cannot_be_grown_is_closed_and_another_tried(world)
 async def test_a_hook_that_fails_is_the_users(world) -> None:
     template = world.add("one", sized(1, 256))
     async with Factory(FactoryConfig(templates=("one",))) as factory:
-        template.adopt_errors.append(AdoptError("hook after.d/10", "exit status 1"))
-        with pytest.raises(AdoptError):
+        template.adopt_errors.append(SetupError("hook after.d/10", "exit status 1"))
+        with pytest.raises(SetupError):
             await factory.get_vm()
         assert (factory.stats().retries, factory.stats().fallbacks) == (0, {})
 
@@ -377,7 +424,7 @@ async def test_an_opening_that_fails_leaves_nothing_and_can_be_repeated(world) -
     assert (first.closed, first.alive()) == (True, [])
     world.add("missing", sized(2, 256))
     async with factory:
-        assert len(factory._bases) == 2
+        assert len([*factory._bases]) == 2
 
 
 async def test_closing_while_it_opens_leaves_nothing(world) -> None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 
 from vmfork.errors import Closed, DeadlineExceeded, VMForkError
-from vmfork.factory.cache import CachedVM, CacheStatus
+from vmfork.factory.held import CachedVM, CacheStatus
 from vmfork.factory.kind import Kind
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
@@ -88,7 +88,14 @@ class StandInPool:
 
     @property
     def kind(self) -> Kind:
-        return Kind(name=self.name, traits=self.traits, hardware=self.hardware, generation="one", shares_memory=True)
+        return Kind(
+            name=self.name,
+            image="default",
+            traits=self.traits,
+            hardware=self.hardware,
+            generation="one",
+            shares_memory=True,
+        )
 
     def status(self) -> CacheStatus:
         return CacheStatus(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 from vmfork.errors import ProtocolError
 from vmfork.wire import PROTOCOL, message
 from vmfork.wire.frame import FrameParser, Kind, decode_fields, encode_fields
-from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
+from vmfork.wire.message import ClockReading, DirEntry, ErrorCode, ExecStatus, FileStat, Hello, ItemOutcome
+
+ROOT = Path(__file__).parents[3]
 
 HELLO = (b"2", b"0.1.0", b"9f43c15e-ec58-44aa-bd80-17a1c159becc", b"exec,files")
 PARSERS = [
@@ -119,3 +124,10 @@ def test_an_answer_is_a_value_or_a_protocol_error(parse, payload: bytes) -> None
         parse(payload)
     except ProtocolError:
         return
+
+
+def test_the_codes_of_errors_are_those_of_the_document_and_of_the_agent() -> None:
+    text = (ROOT / "docs" / "reference" / "wire.md").read_text().split("**Error codes:**")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z-]+)`", text)) == set(ErrorCode)
+    guest = (ROOT / "guest" / "errors.c").read_text()
+    assert set(re.findall(r'\{E\w+, +"([a-z-]+)"\}', guest)) <= set(ErrorCode)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import VMConfig
-    from vmfork.factory.cache import CachedVM, CacheFactory, CacheStatus
+    from vmfork.factory.cache import CacheFactory
+    from vmfork.factory.held import CachedVM, CacheStatus
 
 
 class ServerState:
