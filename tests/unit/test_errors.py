@@ -131,6 +131,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     """The factory takes another machine, or boots one, for what is mendable: it must not hide the user's own faults."""
     told = {kind for kind in all_errors() if not kind.mendable}
     users = {errors.ConfigError, errors.ExecError, errors.HookError, errors.SecretsPresent, errors.SetupError}
+    users |= {errors.WrongContext}
     assert told == users | {errors.VMForkError, errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt}
 
 
