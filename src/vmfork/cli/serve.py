@@ -73,7 +73,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
 
 
 async def ask_status(config: FactoryConfig, places: Places) -> ServerStatus | None:
-    """What a running server tells of itself; `None` where none listens. `HostError` when it cannot be asked."""
+    """The status of the server that runs, or `None`. Raises `HostError` when it cannot be asked."""
     endpoint = find_endpoint(config.endpoint, places)
     if find_server(endpoint) is None:
         return None
@@ -82,7 +82,7 @@ async def ask_status(config: FactoryConfig, places: Places) -> ServerStatus | No
 
 
 async def stop_server(config: FactoryConfig, places: Places) -> int | None:
-    """The server drained and its process has ended; its pid, or `None` where none ran. `DeadlineExceeded`."""
+    """The server drained and its process has ended. Its pid, or `None` when no server ran. `DeadlineExceeded`."""
     endpoint = find_endpoint(config.endpoint, places)
     pid = find_server(endpoint)
     if pid is None:

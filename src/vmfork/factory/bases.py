@@ -77,7 +77,7 @@ class Bases:
         return (watched.base for watched in self._watched)
 
     async def open(self) -> None:
-        """The bases are there. After an error none is."""
+        """The bases are open. After an error, all of them are closed."""
         try:
             await self._open()
             self._check_open()
@@ -86,7 +86,7 @@ class Bases:
             raise
 
     async def find_ready(self) -> Sequence[Base] | Miss:
-        """The bases that may be asked now, each looked at just before; or why there is none."""
+        """The bases that may be asked now, each refreshed just before; or why no base may be asked."""
         if not any(watched.is_built for watched in self._watched):
             self._build_if_allowed()
         ready: list[Base] = []
@@ -129,7 +129,7 @@ class Bases:
                 base.report(fallback=reason)
 
     async def aclose(self) -> None:
-        """No build is under way, and every base is closed. Who waits for one gets `Closed`."""
+        """The build has ended and every base is closed. Callers that wait for a machine get `Closed`."""
         self._closed = True
         await self._build.aclose()
         await self._close()

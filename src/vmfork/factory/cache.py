@@ -1,4 +1,4 @@
-"""Keeps machines ready over any other base: started, exercised, paused, and nobody's until they are asked for."""
+"""Keeps machines of any other base ready: started, exercised, and paused until they are asked for."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CONCURRENCY = 2
 # Between two failures of the base, doubled each time up to the last.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
 CHECK_INTERVAL_S = 5.0
-# A machine that is being made slows the one that was just taken: with nobody waiting, the next is begun after this.
+# Making a machine slows the one that was just taken. When no caller waits, the next start waits this long.
 REFILL_DELAY_S = 0.1
 # A machine that stands still answers within milliseconds, or not at all.
 CHECK_LIMIT_S = 1.0
-# Also for a caller with less time than that: one who comes late must not make a machine pass for dead.
+# The least time a machine is given to answer, even when its caller has less: a hurried caller must not condemn it.
 LEAST_CHECK_LIMIT_S = 0.25
 PARK_LIMIT_S = 60.0
 DEFAULT_TTL_S = 3600.0
@@ -44,8 +44,8 @@ class CacheFactory:
     A start that fails is tried again after a pause that doubles. A machine that died, hangs, is older than `ttl_s`
     seconds or of another generation than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
 
-    A machine for a caller who waits already is not exercised and parked first: that pays when nobody waits, and costs
-    what it saves when somebody does.
+    A machine that is made for a waiting caller is handed over without being exercised and parked: its first program
+    costs the caller 50 ms more (TCG), and exercising it first would cost him as much.
     """
 
     def __init__(self, base: Base, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float) -> None:
@@ -147,7 +147,7 @@ class CacheFactory:
         )
 
     async def aclose(self) -> None:
-        """Who waits got `Closed`, every machine that is held is gone, and the base is closed.
+        """Callers that wait got `Closed`, every machine that is held is gone, and the base is closed.
 
         Cancelled, the machines still end.
         """
@@ -184,7 +184,7 @@ class CacheFactory:
                 return await place
         except TimeoutError:
             if (held := result_of(place)) is not None:
-                return held  # it came with the last tick
+                return held  # it arrived in the tick in which the time ran out
             raise self._late(f"waiting for a machine of the {self.kind.name}", timeout_s) from None
         except asyncio.CancelledError:
             if (held := result_of(place)) is not None:
@@ -264,7 +264,7 @@ class CacheFactory:
                 self._pause_s = 0.0
                 task = asyncio.current_task()
                 assert task is not None
-                # Before it is offered: whoever takes it at once asks for the next, and this start is over.
+                # Before the offer: a caller may take the machine at once and begin the next start; this one is over.
                 self._starting.discard(task)
                 if self._closed:
                     await held.base_vm.aclose()
@@ -296,22 +296,22 @@ class CacheFactory:
         _log.warning("%s: a start failed, next one in %.1f s: %s", self.kind.name, self._pause_s, error)
 
     async def _tend(self) -> None:
-        """From time to time: what is too old, or does not answer, is replaced."""
+        """Replaces machines that are too old or do not answer, from time to time. Never ends."""
         while True:
             await asyncio.sleep(self._check_interval_s)
             self._drop(lambda held: "expired" if held.age_s > self._ttl_s else None)
             try:
                 await self.refresh()
             except VMForkError:
-                pass  # a template that is gone shows when the next machine is started
-            except Exception:  # noqa: BLE001 - the machines it holds are to be looked at all the same
+                pass  # a template that is gone is told by the next start
+            except Exception:  # noqa: BLE001 - the machines it holds are looked at all the same
                 _log.exception("%s: what it is made from could not be looked at", self.kind.name)
             for held in list(self._line.ready):
                 await self._check_held(held)
             self._fill()
 
     async def _check_held(self, held: Held) -> None:
-        """Asked where it stands, so that it can be taken meanwhile; whoever takes it asks again."""
+        """The machine is replaced when it does not answer. It stays ready meanwhile: a taker checks it as well."""
         trouble = await _find_trouble(held, CHECK_LIMIT_S) if held in self._line.ready else None
         if trouble is not None and held in self._line.ready:
             self._line.ready.remove(held)
@@ -324,7 +324,7 @@ class CacheFactory:
                 self._discard(held, reason)
 
     def _discard(self, held: Held, reason: str, detail: str = "") -> None:
-        """It ends in the background: who takes a machine does not wait for the end of another."""
+        """The machine ends in the background: a caller that takes one does not wait for the end of another."""
         self._dropped[reason] += 1
         self._line.leaving.discard(held)
         if detail:

@@ -50,7 +50,7 @@ class Oversize(Miss):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What is asked for. `image` is the image of the configuration as it is here now, `None` where there is none."""
+    """What is asked for. `image` is the configuration's image as it is on this host now, or `None` where it is not."""
 
     config: VMConfig
     image: Image | None

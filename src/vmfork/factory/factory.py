@@ -144,7 +144,7 @@ class Factory:
         return self._counts.freeze(self._bases)
 
     async def aclose(self) -> None:
-        """No VM can be asked for any more; who waits for one gets `Closed`. Those given out, and templates, stay."""
+        """The factory gives no more VMs, and callers that wait get `Closed`. VMs given out, and templates, stay."""
         self._closed = True
         await self._bases.aclose()
 
@@ -157,7 +157,7 @@ class Factory:
         await self.aclose()
 
     async def _from_base(self, request: _Request) -> VM | Miss:
-        """A VM of the base that serves the request, or why none does.
+        """A VM of the base that serves the request, or why no base does.
 
         A machine that could not be had is tried once more, and then the base has failed. An error that would meet any
         machine is raised.
@@ -224,7 +224,7 @@ class Factory:
         return vm
 
     def _find_image(self, name: str) -> Image | None:
-        """The image as it is here now. A client of a server needs none, and then its name must do."""
+        """The image as it is on this host now. A client of a server may do without; then names are compared."""
         try:
             return open_image(name, images_dir=self._places.images)
         except (ImageNotFound, ImageCorrupt):

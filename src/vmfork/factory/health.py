@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# So many failures in a row, each after its retry, and a base rests for so long.
+# After this many failures in a row, each after its retry, a base rests this long.
 FAILURES, REST_S = 3, 60.0
 
 

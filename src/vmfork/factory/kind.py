@@ -40,7 +40,7 @@ class Kind:
 
 
 class Base(Protocol):
-    """Gives machines of one kind that are nobody's yet."""
+    """Gives machines of one kind. They have no identity yet, and adopt one when they are given to a caller."""
 
     @property
     def kind(self) -> Kind:
@@ -50,7 +50,7 @@ class Base(Protocol):
         """`kind` is that of machines given from now on."""
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
-        """A machine that is the caller's alone. `timeout_s` bounds the wait where others make it, `None` does not."""
+        """A machine that is the caller's alone. `timeout_s` bounds the wait where others make it (`None`: no bound)."""
 
     async def aclose(self) -> None: ...
 

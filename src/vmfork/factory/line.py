@@ -1,4 +1,4 @@
-"""Who waits for a machine, and which machines wait for somebody."""
+"""Callers that wait for a machine, and machines that wait for a caller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Line:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a machine that came now would be somebody's."""
+        """Whether a caller waits for the next machine."""
         return any(not place.done() for place in self._places)
 
     def take(self) -> Held | None:
@@ -46,7 +46,7 @@ class Line:
         return held
 
     def join(self) -> asyncio.Future[Held]:
-        """The last place in line: its result is a machine on its way to the caller, who must `leave` the place."""
+        """The last place in line. Its result is a machine on its way to the caller, who must `leave` the place."""
         place: asyncio.Future[Held] = asyncio.get_running_loop().create_future()
         self._places.append(place)
         return place
@@ -56,7 +56,7 @@ class Line:
             self._places.remove(place)
 
     def offer(self, held: Held, *, first: bool = False) -> bool:
-        """Whether a caller waited for it. It is ready otherwise: as the next to be taken with `first`."""
+        """Whether a caller waited for the machine. Otherwise it is ready; with `first` it is the next to be taken."""
         while self._places:
             if not (place := self._places.popleft()).done():
                 self.leaving.add(held)
@@ -69,7 +69,7 @@ class Line:
         return False
 
     def dismiss(self, error: Exception) -> None:
-        """Everybody who waits got `error`."""
+        """Every waiting caller got `error`."""
         while self._places:
             if not (place := self._places.popleft()).done():
                 place.set_exception(error)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# A server that has none ready makes one: a boot under TCG, and the callers before us.
+# A server whose pool is empty makes a machine: a boot under TCG takes seconds, and callers before us are served first.
 TAKE_LIMIT_S = 120.0
-# How a configuration is told; a server that says another number is of another time.
+# The form in which a server sends its configuration. A server of another version may send another.
 _CONFIG_VERSION = 1
 _LAST_WORDS_S = 1.0
 
@@ -58,14 +58,14 @@ class RemoteFactory:
             raise
 
     async def refresh(self) -> None:
-        """Nothing is asked: a server that holds machines of another kind refuses to give one as the former."""
+        """Does nothing: a server that holds machines of another kind refuses to give one for the former kind."""
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A parked machine of the server's, now ours alone.
 
-        `DeadlineExceeded` when the server had none within `timeout_s` (by default two minutes), `Closed` when it ends.
-        `VMNotFound` or `StoreBusy` when the machine it gave could not be taken over; it has ended, or will. `HostError`
-        when the server is gone, or holds machines of another kind now: what this factory tells of them is new then.
+        Raises `DeadlineExceeded` when the server had no machine within `timeout_s` (by default two minutes), `Closed`
+        when the server ends, `VMNotFound` or `StoreBusy` when the machine could not be taken over (it ends then), and
+        `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
         """
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         try:
@@ -73,13 +73,13 @@ class RemoteFactory:
         except OtherKind:
             self._learn(await self._client.config())
             raise
-        # Cancelled here, or failing, the machine has no owner: its keeper ends it.
+        # After a cancel or an error here the machine has no owner, and its keeper ends it.
         return await BaseVM.attach(VMHandle.from_json(reply.handle))
 
     def report(self, *, phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
-        """The server is being told how long phases of a machine it gave took, or why none was taken.
+        """A report is on its way to the server: how long phases of a machine took, or why no machine was taken.
 
-        In the background, and in vain where the server is gone: nobody waits for it.
+        It is sent in the background. A server that is gone does not get it.
         """
         if self._closed:
             return
@@ -94,7 +94,7 @@ class RemoteFactory:
             _log.info("the VM cache server got no report: %s", error)
 
     async def aclose(self) -> None:
-        """The connection is gone; the server and the machines it gave stay. What was to be told is, within a second."""
+        """The connection is gone; the server and its machines stay. Reports under way are sent, within a second."""
         self._closed = True
         if self._reporting:
             await asyncio.wait({*self._reporting}, timeout=_LAST_WORDS_S)
@@ -113,7 +113,7 @@ class RemoteFactory:
             traits=dict(reply.traits),
             hardware=_read_hardware(json.loads(reply.hardware)),
             generation=reply.fingerprint,
-            # The server has counted them already.
+            # The server has counted their memory already.
             shares_memory=True,
         )
 

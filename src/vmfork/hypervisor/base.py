@@ -84,7 +84,7 @@ class Restore:
 class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
-    `lock_fd` is held open until the machine has ended, whoever owns it by then.
+    `lock_fd` is held open until the machine has ended, under any owner.
     """
 
     name: str
@@ -122,11 +122,11 @@ class Watched(Protocol):
 
     @property
     def console_bytes(self) -> int:
-        """So many bytes came from the guest's console since we own the machine."""
+        """How many bytes came from the guest's console since we own the machine."""
 
 
 class Controlled(Protocol):
-    """A machine as its hypervisor controls it. The guest is not asked, and each call waits as long as that takes."""
+    """A machine as its hypervisor controls it. Calls do not involve the guest, and have no time limit of their own."""
 
     async def pause(self) -> None: ...
 
@@ -155,13 +155,13 @@ class Growable(Protocol):
 class Machine(Watched, Controlled, Growable, Protocol):
     """Owner of one running hypervisor process.
 
-    Whoever has it may speak to the agent through a socket of `connect_agent()`; one at a time.
+    Its owner may speak to the agent through a socket of `connect_agent()`, one at a time.
     """
 
     def connect_agent(self) -> socket.socket: ...
 
     async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
-        """Nobody owns the machine until somebody who knows `token` takes it over, within `ttl_s` seconds (0: ever)."""
+        """The machine has no owner until a process that knows `token` takes it over, within `ttl_s` s (0: ever)."""
 
     async def aclose(self) -> None:
         """The process is gone and reaped; its sockets and descriptors are released."""

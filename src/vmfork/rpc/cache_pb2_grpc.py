@@ -69,14 +69,14 @@ class CacheServicer:
     """
 
     def Config(self, request, context):
-        """What machines the server holds; the same for as long as it runs.
+        """What machines the server holds. Another `fingerprint` when they were replaced by others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBaseVM(self, request, context):
-        """One machine, given once and to nobody else. The call's deadline bounds the wait for it. Whoever gets the answer
+        """One machine, given once and to nobody else. The call's deadline bounds the wait for it. The client
         takes the machine over within `ttl_s`, or its keeper ends it. UNAVAILABLE (`closed`) while the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

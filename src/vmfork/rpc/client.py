@@ -60,10 +60,10 @@ class CacheClient:
         return await self._call(self._stub.Config, pb.ConfigRequest(), "asking for the configuration", ANSWER_LIMIT_S)
 
     async def get_base_vm(self, *, timeout_s: float, ttl_s: float = 0.0, fingerprint: str = "") -> pb.GetBaseVMReply:
-        """A machine that is the caller's alone, to be taken over by its handle; of the kind `fingerprint`, if given.
+        """A machine that is the caller's alone, to be taken over by its handle; with `fingerprint`, of that kind.
 
-        `DeadlineExceeded` when none was there within `timeout_s`, `Closed` when the server ends. Cancelled: it is not
-        given, or ends by itself.
+        Raises `DeadlineExceeded` when there was no machine within `timeout_s`, `Closed` when the server ends. On cancel
+        the machine is not given, or ends by itself.
         """
         request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}", fingerprint=fingerprint)
         return await self._call(self._stub.GetBaseVM, request, "taking a machine from the cache", timeout_s)
@@ -79,7 +79,7 @@ class CacheClient:
         return int(reply.pid)
 
     async def report(self, *, vm_id: str = "", phases: Mapping[str, float] | None = None, fallback: str = "") -> None:
-        """The server's metrics count what became of a machine, or why none was taken."""
+        """The server's metrics count what became of a machine, or why no machine was taken."""
         request = pb.ReportRequest(vm_id=vm_id, phases=dict(phases or {}), fallback=fallback)
         await self._call(self._stub.Report, request, "reporting", ANSWER_LIMIT_S)
 

@@ -1,4 +1,4 @@
-"""Who listens at a cache server's socket, and whether it may be trusted: looked at before anything is asked."""
+"""Which process listens at a cache server's socket, and whether it may be trusted: checked before it is asked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def find_server(endpoint: Path) -> int | None:
-    """The pid of the process that listens at `endpoint` (SO_PEERCRED), or `None`: no socket, or nobody behind it.
+    """The pid of the process that listens at `endpoint`, or `None` when no process does.
 
-    `HostError` when there is one that cannot be reached.
+    Raises `HostError` when the socket cannot be reached.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
@@ -30,7 +30,7 @@ def find_server(endpoint: Path) -> int | None:
 
 
 def check_socket(endpoint: Path) -> None:
-    """A socket is at `endpoint` that we may use and may trust. `HostError` says what is wrong with it otherwise."""
+    """Raises `HostError`, saying why, when there is no socket at `endpoint` that we may use and may trust."""
     try:
         info = endpoint.stat()
     except FileNotFoundError:

@@ -35,7 +35,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineStatus:
-    """A machine, held or given. `age_s`: seconds since it was ready, or given. `client`: who took it, for people."""
+    """A machine, held or given. `age_s`: seconds since it was ready, or given. `client` names the taker, for people."""
 
     id: str
     pid: int
@@ -47,7 +47,7 @@ class MachineStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStatus:
-    """Figures of the pool, all nought while there is none yet.
+    """Figures of the pool. All are zero until it is open.
 
     `given`: machines handed out; `hits` of them at once, `misses` after waiting. `waiting`: callers that wait now.
     `failed`: starts that failed, with `last_error` the last. `dropped`: machines that were not handed out, by reason.
@@ -100,7 +100,7 @@ class ServerStatus:
 
     @classmethod
     def from_json(cls, data: bytes, *, version: int) -> Self:
-        """The status in `data`. Raises `HostError` when it is none, or its `version` is not known here."""
+        """The status in `data`. Raises `HostError` when it cannot be read, or its `version` is not known here."""
         if version != VERSION:
             raise _unreadable(f"it has version {version}, and this vmfork knows {VERSION}")
         try:

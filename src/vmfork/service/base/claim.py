@@ -4,7 +4,7 @@
 ENDPOINT         0600, the socket; gone when the server ended in order
 ENDPOINT.lock    flock: held while the server lives; holds "process PID"
 ```
-Who holds the lock owns the socket. A killed server leaves both, and the next one removes them.
+The holder of the lock owns the socket. A killed server leaves both, and the next server removes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKLOG = 128
 
 
 class Claim:
-    """Owner of an endpoint: no other server can have it. Nobody listens there yet."""
+    """Owner of an endpoint: no other server can have it. No socket is there yet."""
 
     def __init__(self, endpoint: Path, lock: FileLock) -> None:
         self.endpoint = endpoint
@@ -55,7 +55,7 @@ class Claim:
     def close(self) -> None:
         """Nothing is left at the endpoint, and it is free."""
         self.endpoint.unlink(missing_ok=True)
-        # Removed while held: whoever waits for it finds that it is no longer at its path, and makes another.
+        # Removed while it is held: a server that waits for the lock finds that its file is gone, and makes another.
         self._lock.path.unlink(missing_ok=True)
         self._lock.close()
 

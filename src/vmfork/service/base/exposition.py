@@ -44,7 +44,7 @@ class Exposition:
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def aclose(self) -> None:
-        """Nobody can read metrics any more, and nothing is left at the address."""
+        """The address is closed, and nothing is left there."""
         if self._server is not None:
             self._server.close()
         if self._claim is not None:
@@ -63,7 +63,7 @@ class Exposition:
                 writer.write(await self._respond(head))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # whoever asked went away, or never asked
+            pass  # the reader went away, or asked nothing
         finally:
             writer.close()
             with suppress(OSError):

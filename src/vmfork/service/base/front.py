@@ -77,7 +77,7 @@ class Front:
         self._connections.discard(side)
 
     async def aclose(self) -> None:
-        """Nobody can connect, and whoever was connected is not any more."""
+        """Clients cannot connect, and all connections are broken off."""
         if self._server is not None:
             self._server.close()
         for side in [*self._connections]:

@@ -84,7 +84,7 @@ class NamedCounter:
 
 
 async def read_memory_of(pids: Iterable[int]) -> tuple[int, int]:
-    """Bytes of resident memory of these processes: shared with others, and their own. Who is gone counts nothing."""
+    """Bytes of resident memory of these processes: shared with others, and their own. Ended processes count nothing."""
     # In a thread: the kernel walks the page tables of each process.
     return await asyncio.to_thread(_sum_memory, [*pids])
 

@@ -109,7 +109,7 @@ class Calls:
         return pb.ReportReply()
 
     async def _give(self, base: BaseVM, request: pb.GetBaseVMRequest, context: Any, *, hit: bool) -> pb.GetBaseVMReply:
-        """The answer that hands `base` over. Whoever asked and goes before it has it gets nothing, and it is ended."""
+        """The answer that hands `base` over. When the client goes before it has the answer, the machine ends."""
         given = self._state.given
         handle = await given.give(base, ttl_s=request.ttl_s, client=request.client)
         context.add_done_callback(lambda context: given.take_back(base, handle) if context.cancelled() else None)

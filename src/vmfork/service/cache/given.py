@@ -1,4 +1,4 @@
-"""Machines on their way out, and those that went: given once, taken back where the taker goes before it has one."""
+"""Machines on their way to a taker, and those given: each once, and taken back when the taker goes before it has it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long a machine waits for its taker, unless he asks for less or more: an answer arrives within milliseconds.
+# How long a machine waits for its taker, and the most a taker may ask for. An answer arrives within milliseconds.
 _TTL_S, _TTL_LIMIT_S = 10.0, 600.0
 # A take that has its machine hands it over within this, or the server ends without it.
 _HAND_OVER_LIMIT_S = 10.0
@@ -69,7 +69,7 @@ class Given:
         return tuple(self._given.values())
 
     async def give(self, base: BaseVM, *, ttl_s: float, client: str) -> VMHandle:
-        """`base` waits `ttl_s` seconds (0: ten) for whoever has its handle. After an error, and on cancel, it ends."""
+        """`base` waits `ttl_s` seconds (0: ten) for the holder of the handle. After an error or a cancel it ends."""
         begun = time.monotonic()
         detaching = self._start(base.detach(ttl_s=min(ttl_s, _TTL_LIMIT_S) if ttl_s > 0 else _TTL_S))
         try:
@@ -92,7 +92,7 @@ class Given:
         return handle
 
     def take_back(self, base: BaseVM, handle: VMHandle) -> None:
-        """Its taker went before the answer: in the background the machine ends, unless somebody has it already."""
+        """The machine, whose taker went before the answer, ends in the background, unless it was taken over already."""
         self._metrics.taken_back.inc()
         self._start(self._end(base, handle))
 
@@ -106,7 +106,7 @@ class Given:
             await self._end(base, handle)
 
     async def _end(self, base: BaseVM, handle: VMHandle) -> None:
-        with suppress(VMForkError):  # somebody has it, or it has ended
+        with suppress(VMForkError):  # it was taken over, or it has ended
             await (await type(base).attach(handle)).aclose()
             self._given.pop(handle.id, None)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PREFIX = "vmfork_cache_"
 
 # spawn: QEMU was started. load: the machine was up, its state loaded or its kernel booted. wait: a caller waited.
-# hand_over: it was made ready to be taken over. What comes after is reported by whoever took it.
+# hand_over: it was made ready to be taken over. The later phases are reported by the taker.
 PHASES = ("spawn", "load", "wait", "hand_over", "adopt", "fit", "first_exec")
 REPORTED = PHASES[4:]
 

@@ -1,4 +1,4 @@
-"""A cache server as a service: metrics beside it, and whoever supervises it is told where it is."""
+"""A cache server as a service: its metrics are served beside it, and its supervisor is told its phase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def serve(
     metrics: MetricsAddress | None = None,
     on_change: Callable[[Phase], None] = lambda _phase: None,
 ) -> None:
-    """It served until told to quit. systemd was told READY=1 with the first machine, and STOPPING=1 with the drain."""
+    """The server served until told to quit. systemd got READY=1 with the first machine, STOPPING=1 with the drain."""
 
     def enter(phase: Phase) -> None:
         match phase:
@@ -39,7 +39,7 @@ async def serve(
     async with AsyncExitStack() as stack:
 
         async def open_all() -> CacheFactory:
-            # Not before the endpoint is ours: a second server is to be refused for that.
+            # Not before the endpoint is ours: a second server must be refused for its endpoint, not for its metrics.
             if metrics is not None:
                 exposition = Exposition(metrics, server.state.render_metrics)
                 stack.push_async_callback(exposition.aclose)

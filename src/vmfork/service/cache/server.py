@@ -61,7 +61,7 @@ class CacheServer:
         *,
         on_change: Callable[[Phase], None] = lambda _phase: None,
     ) -> None:
-        """It served until it was told to quit, and drained. Nothing is left at the endpoint, nor of the pool.
+        """The server served until it was told to quit, and drained. Nothing is left at the endpoint, nor of the pool.
 
         `open_pool` makes the pool while the endpoint answers already; `on_change` is called with each phase.
         `StoreBusy` when another server has the endpoint; else errors are those of `open_pool`. Cancelled, it ends
@@ -106,7 +106,7 @@ class CacheServer:
             await self._unless_quit(self._sweep())
 
     async def _sweep(self) -> None:
-        """From time to time: what machines left behind whose takers were killed. Never ends."""
+        """Removes what machines left behind whose takers were killed, from time to time. Never ends."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             before = self.state.given.count()

@@ -44,7 +44,7 @@ class ServerState:
     def enter(self, phase: Phase) -> None:
         self.phase = phase
         if phase is Phase.DRAINING:
-            self._opened.set()  # whoever waits for a pool learns that there is none any more
+            self._opened.set()  # calls that wait for a pool are refused
 
     def open(self, pool: CacheFactory | None) -> None:
         """`pool` serves the calls from now on; `None` where the start was broken off."""
