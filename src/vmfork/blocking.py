@@ -479,7 +479,7 @@ class Factory:
         return self._twin.stats()
 
     def close(self) -> None:
-        """No VM can be asked for any more; who waits for one gets `Closed`. Those given out, and templates, stay."""
+        """The factory gives no more VMs, and callers that wait get `Closed`. VMs given out, and templates, stay."""
         portal.run(self._twin.aclose())
 
     def __enter__(self) -> Self:
