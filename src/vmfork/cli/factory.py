@@ -12,8 +12,8 @@ from vmfork.cli.options import VerbGroup, config_option, get_settings, json_opti
 from vmfork.cli.serve import ask_status, serve_cache, stop_server
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
-from vmfork.errors import ConfigError, TemplateExists, TemplateNotFound, VMForkError
-from vmfork.factory import Factory
+from vmfork.errors import ConfigError, TemplateNotFound, VMForkError
+from vmfork.factory.setup import build_template, check_templates
 from vmfork.store import TemplateStore
 from vmfork.template.template import Template
 from vmfork.units import format_bytes, format_duration
@@ -45,14 +45,12 @@ def init(config_file: Path | None, as_json: bool) -> None:
         serve_cache(settings, as_json=as_json)
         return
     if not config.template:
-        raise ConfigError(
-            "factory.template",
-            config.template,
-            "the factory has no template to build",
-            hint="set template = true in [factory] of vmfork.toml, or VMFORK_FACTORY_TEMPLATE=true",
-        )
+        hint = "set template = true in [factory] of vmfork.toml, or VMFORK_FACTORY_TEMPLATE=true"
+        if config.remote:
+            hint = "with remote = true machines come from a server: run this where it serves, without remote"
+        raise ConfigError("factory.template", config.template, "the factory has no template to build", hint=hint)
     with shown_progress() as progress:
-        run_async(_open(settings, progress))
+        run_async(_build(settings, progress))
     if as_json:
         show_json({"initialized": True, "template": config.template_name})
     else:
@@ -126,14 +124,11 @@ def _show_server(status: ServerStatus) -> None:
         show_table(("VM", "PID", "STATE", "CPUS", "MIB", "FOR"), rows)
 
 
-async def _open(settings: Settings, progress: ProgressListener) -> None:
+async def _build(settings: Settings, progress: ProgressListener) -> None:
+    config, places = settings.factory, find_places()
+    await check_templates(config, places=places)
     await prepare_image(settings, progress)
-    try:
-        async with Factory(settings.factory, progress=progress):
-            pass
-    except TemplateExists as error:
-        error.hint = "it is in use as it is (vmfork factory status); to build anew: vmfork factory destroy"
-        raise
+    await build_template(config, places=places, progress=progress)
 
 
 async def _find_template(config: FactoryConfig) -> dict[str, Any]:
