@@ -40,7 +40,7 @@ def run_on(
     child = subprocess.Popen(
         [
             *("setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
-            *(() if os.geteuid() == 0 else ("--user", "--map-root-user")),
+            *(() if os.geteuid() == 0 else ("--user", "--map-root-user", "--map-auto")),
             *("--", "sh", ENTER, stage, ":".join(map(str, layers)), kept or "", checkout or ""),
             *("env", "-i", *_environment(), *argv),
         ]
