@@ -105,6 +105,14 @@ static void load_module(const char *path)
     close(fd);
 }
 
+/* A line is the path of a module; after a space, the path of a device without which it is not needed. */
+static void load_listed(char *line)
+{
+    const char *module = strsep(&line, " ");
+    if (module[0] == '/' && (line == NULL || access(line, F_OK) == 0))
+        load_module(module);
+}
+
 static void load_modules(void)
 {
     FILE *list = fopen(MODULES, "re");
@@ -113,8 +121,7 @@ static void load_modules(void)
         return;
     while (fgets(line, sizeof line, list) != NULL) {
         line[strcspn(line, "\n")] = 0;
-        if (line[0] == '/')
-            load_module(line);
+        load_listed(line);
     }
     fclose(list);
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "message.h"
+#include "rate.h"
 #include "watch.h"
 
 enum { NOT_STARTED = 126, NOT_FOUND = 127 };
@@ -26,7 +27,7 @@ static int fail(const char *what)
 
 static int usage(void)
 {
-    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n", stderr);
+    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n       keeper tsc-rate\n", stderr);
     return NOT_STARTED;
 }
 
@@ -79,6 +80,8 @@ static void keep_from_program(struct kept kept)
 int main(int argc, char **argv)
 {
     struct kept kept;
+    if (argc == 2 && strcmp(argv[1], "tsc-rate") == 0)
+        return print_rate();
     if (argc < 6 || strcmp(argv[4], "--") != 0 || !read_descriptor(argv[1], &kept.owner) ||
         !read_descriptor(argv[2], &kept.listener) || !read_descriptor(argv[3], &kept.lock))
         return usage();

@@ -48,6 +48,7 @@ command.add_command(audit)
 @click.option("--image", metavar="I", help="The image to boot.", shell_complete=image_names)
 @cpus_option
 @memory_option
+@click.option("--machine", metavar="M", help="QEMU's machine type: auto (q35), q35, microvm.")
 @click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to so many CPUs.")
 @click.option("--max-memory", metavar="SIZE", help="Forks can be grown to so much RAM.")
 @click.option(
@@ -67,6 +68,7 @@ def build(
     image: str | None,
     cpus: int | None,
     memory: str | None,
+    machine: str | None,
     max_cpus: int | None,
     max_memory: str | None,
     warm_up: tuple[str, ...],
@@ -86,6 +88,7 @@ def build(
             "vm.image": image,
             "vm.cpus": cpus,
             "vm.memory_mib": memory,
+            "vm.machine": machine,
             "vm.max_cpus": max_cpus,
             "vm.max_memory_mib": max_memory,
             "vm.reseed": reseed,

@@ -10,6 +10,8 @@ from vmfork.config.endpoint import check_socket_path, parse_metrics_address
 from vmfork.errors import ConfigError
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+MachineKind = Literal["q35", "microvm"]
+MachineChoice = Literal["auto", MachineKind]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
 ASLR = Literal["auto", "on", "off"]
 BuildPolicy = Literal["now", "background"]
@@ -93,7 +95,9 @@ class VMConfig:
 
     `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A machine can be grown while it runs to `max_cpus` and
     `max_memory_mib`, which is `memory_mib` and a multiple of 128; 0 is no growth. `accel` is `auto` (KVM where it is
-    proven to run the guest, else TCG), `kvm` or `tcg`. `cpu_model` is a QEMU CPU model; empty takes the default of the
+    proven to run the guest, else TCG), `kvm` or `tcg`. `machine` is QEMU's machine type: `q35`, which `auto` takes, or
+    `microvm`, which starts sooner, but has no vmgenid (the agent alone renews a fork's random numbers) and takes no
+    memory while it runs. `cpu_model` is a QEMU CPU model; empty takes the default of the
     accelerator. `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on
     PATH. `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
     `hook_timeout_s` each before-freeze and after-fork hook. `reseed` says who renews a fork's random numbers; anything
@@ -108,6 +112,7 @@ class VMConfig:
     max_cpus: int = 0
     max_memory_mib: int = 0
     accel: Accelerator = "auto"
+    machine: MachineChoice = "auto"
     cpu_model: str = ""
     kernel_args: str = ""
     qemu: str = ""
@@ -126,6 +131,7 @@ class VMConfig:
             raise ConfigError(
                 "vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg"
             )
+        self._check_machine()
         for name in ("cpu_model", "kernel_args", "qemu"):
             value = getattr(self, name)
             if not isinstance(value, str) or "\0" in value or "\n" in value:
@@ -138,6 +144,28 @@ class VMConfig:
         if self.reseed not in get_args(Reseed):
             raise ConfigError(
                 "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"
+            )
+
+    def _check_machine(self) -> None:
+        if self.machine not in ("auto", *get_args(MachineKind)):
+            raise ConfigError(
+                "vm.machine", self.machine, f"{self.machine!r} is not a machine", hint="use auto, q35 or microvm"
+            )
+        if self.machine != "microvm":
+            return
+        if self.max_memory_mib > self.memory_mib:
+            raise ConfigError(
+                "vm.max_memory_mib",
+                self.max_memory_mib,
+                "the machine microvm takes no memory while it runs",
+                hint="use machine = q35, or give all of it as memory_mib and no max_memory_mib",
+            )
+        if self.reseed == "vmgenid":
+            raise ConfigError(
+                "vm.reseed",
+                self.reseed,
+                "the machine microvm has no vmgenid",
+                hint="use machine = q35, or reseed = agent",
             )
 
     def _check_growth(self) -> None:

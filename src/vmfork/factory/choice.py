@@ -57,7 +57,7 @@ class Want:
 
     def find_difference(self, kind: Kind) -> str | None:
         """The first trait in which machines of `kind` are not what is asked for, or `None`."""
-        wanted = wanted_traits(self.config, kind.hardware.accel)
+        wanted = wanted_traits(self.config, machine=kind.hardware.machine, accel=kind.hardware.accel)
         if self.image is not None:
             wanted |= image_traits(self.image)
         elif self.config.image != kind.image:

@@ -203,6 +203,7 @@ def _write_image(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
+        boot_modules=tuple(name for name, _ in recipe.BOOT_MODULES),
     )
     (built / RECORD_NAME).write_bytes(encode_record(image))
     return image

@@ -26,7 +26,8 @@ class Image:
     """A kernel and an initramfs on disk, and what is in them.
 
     `digest` names the inputs, of which `suite` and `requested` (packages asked for by name) are the configuration's.
-    `packages` maps names to versions. `unpacked_bytes` is what the files take in the guest's
+    `packages` maps names to versions. `boot_modules` are the kernel modules that its guest loads where the device is;
+    images of an older vmfork name none. `unpacked_bytes` is what the files take in the guest's
     memory, in whole pages; `size_bytes` what both files take on disk. `created_at` is ISO 8601, UTC.
     `min_memory_mib` is the least guest RAM that unpacks and runs it. It is measured on this host when a machine is
     first planned, and `None` until then; the record does not hold it (see `least.py`).
@@ -47,6 +48,7 @@ class Image:
     created_at: str
     kernel_bytes: int
     initramfs_bytes: int
+    boot_modules: tuple[str, ...] = ()
     min_memory_mib: int | None = None
 
     @property
@@ -73,7 +75,8 @@ _FIELDS: dict[str, type] = {
 
 def encode_record(image: Image) -> bytes:
     """The image as the text of `image.json`."""
-    fields = {name: getattr(image, name) for name in _FIELDS} | {"packages": dict(image.packages)}
+    fields = {name: getattr(image, name) for name in _FIELDS}
+    fields |= {"packages": dict(image.packages), "boot_modules": list(image.boot_modules)}
     return (json.dumps({"format": FORMAT, **fields}, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -89,6 +92,8 @@ def decode_record(text: bytes, *, name: str, folder: Path) -> Image:
         raise RecordError(f"{RECORD_NAME} has format {fields.get('format')!r}, this vmfork reads {FORMAT}")
     checked: dict[str, Any] = {field: _get_field(fields, field, kind) for field, kind in _FIELDS.items()}
     checked["requested"] = tuple(map(str, checked["requested"]))
+    if "boot_modules" in fields:
+        checked["boot_modules"] = tuple(map(str, _get_field(fields, "boot_modules", list)))
     return Image(name=name, kernel=folder / KERNEL_NAME, initramfs=folder / INITRAMFS_NAME, **checked)
 
 

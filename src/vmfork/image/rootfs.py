@@ -149,7 +149,11 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
         for name in bodies
     )
     tree.add_file(f"{home}/modules.dep", "".join(line.rstrip() + "\n" for line in lines).encode())
-    boot = (f"/{home}/{places[name]}\n" for name in modules.order_modules(recipe.BOOT_MODULES, needs))
+    boot = (
+        f"/{home}/{places[name]} {device}\n"
+        for wanted, device in recipe.BOOT_MODULES
+        for name in modules.order_modules([wanted], needs)
+    )
     tree.add_file(recipe.MODULES_LIST, "".join(boot).encode())
     for listing in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         source = next((path for path in kernel if path.endswith(f"/{release}/{listing}")), None)

@@ -12,7 +12,7 @@ from vmfork.errors import GuestError, HostError, LaunchError
 from vmfork.host import facts, kvm
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import default_cpu_model
+from vmfork.hypervisor.qemu import board_for, default_cpu_model
 from vmfork.machine.launch import BootPlan, boot_base
 from vmfork.machine.least import ample_memory_mib
 from vmfork.progress import Progress, ignore_progress
@@ -74,15 +74,16 @@ async def decide_hardware(
 
 
 def hardware_for(config: VMConfig, accel: str, binary: QemuBinary) -> Hardware:
+    board = board_for(config.machine)
     return Hardware(
-        machine=binary.machine,
+        machine=board.type_for(binary),
         accel=accel,
         cpu_model=config.cpu_model or default_cpu_model(accel),
         cpus=config.cpus,
         memory_mib=config.memory_mib,
         max_cpus=config.max_cpus,
         max_memory_mib=config.max_memory_mib,
-        vmgenid=config.reseed in ("both", "vmgenid"),
+        vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmfork.config.values import MEMORY_BLOCK_MIB
 from vmfork.errors import ConfigError, FitError, HostError, ProtocolError, VMForkError
 from vmfork.host import facts
+from vmfork.hypervisor.qemu import board_of
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def plan_growth(
             hardware.max_memory_mib,
             whose=whose,
             spell=format_mib,
-            option="--max-memory",
+            option="--max-memory" if board_of(hardware.machine).takes_memory else "--machine q35 --max-memory",
             more=f" ({rounded})" if added_mib > wanted_mib - hardware.memory_mib else "",
         )
     return Growth(wanted_cpus, added_mib)

@@ -13,6 +13,7 @@ from vmfork.adopt.identity import Identity
 from vmfork.adopt.thaw import Thaw
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
+from vmfork.machine.board import board_args
 from vmfork.machine.folder import VMFolder, VMRecord, new_vm_id, sweep_vms
 from vmfork.units import format_mib
 
@@ -84,7 +85,8 @@ async def boot_base(plan: BootPlan, *, places: Places, memory_fd: int | None = N
     image = plan.image
     aslr = "" if decide_aslr(plan.config, plan.hardware.accel) else " norandmaps"
     verbose = f" {_VERBOSE}" if watched else ""  # the last of two holds
-    arguments = f"{KERNEL_ARGS}{aslr}{verbose}{_room_to_grow(plan.hardware)} {plan.config.kernel_args}".rstrip()
+    board = await board_args(plan.hardware)
+    arguments = f"{KERNEL_ARGS}{aslr}{verbose}{board}{_room_to_grow(plan.hardware)} {plan.config.kernel_args}".rstrip()
     return await _launch(
         Identity.fresh(new_vm_id(), reseed=plan.config.reseed in ("both", "agent")),
         plan.binary,

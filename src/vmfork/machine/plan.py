@@ -11,6 +11,7 @@ from vmfork.host import facts
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import build_image, open_image
 from vmfork.machine.accelerator import decide_hardware
+from vmfork.machine.board import check_board, check_clock
 from vmfork.machine.launch import BootPlan
 from vmfork.machine.least import ensure_least
 from vmfork.progress import ignore_progress
@@ -52,8 +53,10 @@ async def try_out(image: Image, config: VMConfig, *, places: Places, progress: P
 
     Both are found out the first time on a host, and remembered. Raises `HostError` and `LaunchError`.
     """
+    check_board(config, image)
     binary = await find_qemu(config.qemu)
     hardware = await decide_hardware(config, image=image, binary=binary, places=places, progress=progress)
+    check_clock(hardware)
     image = await ensure_least(image, hardware=hardware, binary=binary, places=places, progress=progress)
     return BootPlan(config, image, binary, hardware)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.errors import ConfigError, DeadlineExceeded
+from vmfork.hypervisor.qemu import board_of
 from vmfork.progress import Progress, ignore_progress
 from vmfork.template.probes import PROBES, Probe
 from vmfork.units import format_count
@@ -16,6 +17,7 @@ from vmfork.units import format_count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfork.hypervisor.qemu import Board
     from vmfork.machine.vm import VM
     from vmfork.progress import ProgressListener
     from vmfork.template.template import Template
@@ -167,15 +169,8 @@ def _read_manifest(template: Template) -> list[AuditRow]:
     """What the template itself says of its forks, whatever they show."""
     manifest = template.manifest
     reseed = manifest.traits["reseed"]
-    off = _SWITCHED_OFF[reseed]
     rows = [
-        AuditRow(
-            name="reseed",
-            expect="both",
-            verdict="unsafe" if off else "ok",
-            detail=f"{off} was switched off when this template was built" if off else "vmgenid and the agent's reseed",
-            values=(reseed,),
-        ),
+        _judge_reseed(reseed, board_of(manifest.traits["machine"])),
         AuditRow(
             name="watchers",
             expect="all renewed",
@@ -200,6 +195,19 @@ def _read_manifest(template: Template) -> list[AuditRow]:
             )
         )
     return rows
+
+
+def _judge_reseed(reseed: str, board: Board) -> AuditRow:
+    off, there = _SWITCHED_OFF[reseed], "vmgenid and the agent's reseed"
+    if reseed == "agent" and not board.has_vmgenid:
+        off, there = "", f"the agent's reseed; the machine {board.kind} has no vmgenid"
+    return AuditRow(
+        name="reseed",
+        expect="both" if board.has_vmgenid else "agent",
+        verdict="unsafe" if off else "ok",
+        detail=f"{off} was switched off when this template was built" if off else there,
+        values=(reseed,),
+    )
 
 
 def _shorten(value: str) -> str:

@@ -330,4 +330,4 @@ def _check_config(manifest: Manifest, config: VMConfig) -> None:
     """Raises `TemplateStale` when a build from `config` would give other machines than this template."""
     if config.image != manifest.image:
         raise TemplateStale(manifest.name, "image", manifest.image, config.image)
-    manifest.check_traits(wanted_traits(config, manifest.traits["accel"]))
+    manifest.check_traits(wanted_traits(config, machine=manifest.traits["machine"], accel=manifest.traits["accel"]))

@@ -14,6 +14,7 @@ from tests.tiny_kernel import tiny_kernel
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, Hardware, Launch
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu
+from vmfork.hypervisor.qemu.board import Q35
 from vmfork.hypervisor.qemu.machine import QemuMachine
 
 
@@ -39,7 +40,7 @@ def launch(tmp_path, folder, binary) -> Launch:
     return Launch(
         name="test",
         folder=folder,
-        hardware=Hardware(machine=binary.machine, accel="tcg", cpu_model="max", cpus=1, memory_mib=64),
+        hardware=Hardware(machine=Q35.type_for(binary), accel="tcg", cpu_model="max", cpus=1, memory_mib=64),
         ram=AnonymousRAM(),
         start=Boot(kernel=tmp_path / "kernel", initramfs=tmp_path / "initramfs", command_line="quiet"),
         generation_id="8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11",

@@ -10,6 +10,7 @@ import pytest
 
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu.binary import QemuBinary
+from vmfork.hypervisor.qemu.board import board_for, board_of
 from vmfork.hypervisor.qemu.command import Descriptors, build_command, default_cpu_model
 
 OLD = QemuBinary(path=Path("/opt/qemu"), version="7.2.22", release=(7, 2, 22), stamp="1")
@@ -100,6 +101,27 @@ def test_the_new_spelling_begins_with_8_2(release, has) -> None:
     argv = build_command(binary, replace(LAUNCH, ram=ForkedRAM(20), start=RESTORE), FDS)
     assert argv[-1].startswith("file:") == has
     assert argv[argv.index("-object") + 1].endswith("share=off,readonly=on,rom=off") == has
+
+
+@pytest.mark.parametrize("start", [BOOT, RESTORE])
+def test_a_microvm_has_its_port_without_pci_and_no_vmgenid(start) -> None:
+    hardware = replace(TCG, machine="microvm", vmgenid=False)
+    argv = build_command(OLD, replace(LAUNCH, hardware=hardware, start=start), FDS)
+    options = argv[argv.index("-machine") + 1].split(",")
+    assert options[0] == "microvm"
+    # Options of the other board are refused by QEMU.
+    assert not {"vmport=off", "smbus=off", "sata=off", "smm=off"} & set(options)
+    assert [argument for argument in argv if "pci" in argument or "vmgenid" in argument] == []
+    assert argv[argv.index("-device") + 1] == "virtio-serial-device,id=agents,max_ports=2"
+
+
+@pytest.mark.parametrize(
+    ("machine", "kind", "type_of_old"), [("pc-q35-7.2", "q35", "pc-q35-7.2"), ("microvm", "microvm", "microvm")]
+)
+def test_a_board_is_known_by_its_machine_type_and_back(machine, kind, type_of_old) -> None:
+    board = board_of(machine)
+    assert (board.kind, board.type_for(OLD), board_for(kind)) == (kind, type_of_old, board)
+    assert board_for("auto") is board_for("q35")
 
 
 @pytest.mark.parametrize("start", [BOOT, RESTORE])

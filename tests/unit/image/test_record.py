@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,14 @@ def test_a_record_reads_back(tmp_path):
     assert decode_record(encode_record(image), name=image.name, folder=image.kernel.parent) == image
 
 
+def test_a_record_from_before_modules_were_named_has_none(tmp_path):
+    image = replace(make_image(tmp_path), boot_modules=("virtio_mmio",))
+    text = encode_record(image)
+    assert decode_record(text, name="one", folder=tmp_path).boot_modules == ("virtio_mmio",)
+    old = {key: value for key, value in json.loads(text).items() if key != "boot_modules"}
+    assert decode_record(json.dumps(old).encode(), name="one", folder=tmp_path).boot_modules == ()
+
+
 @pytest.mark.parametrize(
     ("change", "want"),
     [
@@ -23,6 +32,7 @@ def test_a_record_reads_back(tmp_path):
         ({"kernel_bytes": "7"}, "kernel_bytes"),
         ({"kernel_bytes": True}, "kernel_bytes"),
         ({"packages": []}, "packages"),
+        ({"boot_modules": "virtio_mmio"}, "boot_modules"),
     ],
 )
 def test_a_wrong_record_is_refused(tmp_path, change, want):

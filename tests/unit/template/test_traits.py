@@ -12,7 +12,7 @@ from vmfork.host import facts
 from vmfork.hypervisor.qemu import find_qemu, find_qemu_like
 from vmfork.machine.accelerator import hardware_for
 from vmfork.store import Manifest
-from vmfork.template.traits import emulator_traits
+from vmfork.template.traits import emulator_traits, reseed_trait
 
 OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"
 
@@ -79,3 +79,13 @@ async def test_another_file_of_the_same_version_fits(qemu) -> None:
     assert found.stamp != frozen_on.stamp
     hardware = hardware_for(VMConfig(), "tcg", frozen_on)
     manifest_of(emulator_traits(hardware, frozen_on)).check_traits(emulator_traits(hardware, found))
+
+
+@pytest.mark.parametrize("asked", ["both", "agent", "none"])
+async def test_who_reseeds_is_told_as_far_as_the_machine_has_it(qemu, asked) -> None:
+    frozen_on = await find_qemu(qemu(OLD))
+    for machine, in_force in (("q35", asked), ("microvm", "agent" if asked == "both" else asked)):
+        config = VMConfig(machine=machine, reseed=asked)
+        hardware = hardware_for(config, "tcg", frozen_on)
+        assert reseed_trait(config, hardware.machine) == in_force
+        assert hardware.vmgenid == (in_force == "both")

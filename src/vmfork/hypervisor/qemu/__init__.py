@@ -4,13 +4,17 @@ The rest of the package asks for it here, and knows none of the modules inside.
 """
 
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
+from vmfork.hypervisor.qemu.board import Board, board_for, board_of
 from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
 from vmfork.hypervisor.qemu.machine import QemuMachine
 
 __all__ = [
     "AGENT_PORT",
+    "Board",
     "QemuBinary",
     "QemuMachine",
+    "board_for",
+    "board_of",
     "default_cpu_model",
     "find_qemu",
     "find_qemu_like",

@@ -33,11 +33,6 @@ class QemuBinary:
     stamp: str
 
     @property
-    def machine(self) -> str:
-        """The versioned machine type that device state is tied to."""
-        return f"pc-q35-{self.release[0]}.{self.release[1]}"
-
-    @property
     def incoming_is_file(self) -> bool:
         """From 8.2 a plain file is given as `file:`; `fd:` is for streams."""
         return self.release >= (8, 2, 0)

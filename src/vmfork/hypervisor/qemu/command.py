@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from vmfork.config.values import MEMORY_BLOCK_MIB
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, SharedRAM
+from vmfork.hypervisor.qemu.board import board_of
 
 if TYPE_CHECKING:
     from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu.board import Board
 
 # The guest finds its agent's port by this name (docs/reference/wire.md).
 AGENT_PORT = "vmfork.agent.0"
@@ -19,12 +21,6 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 # Each is a piece of memory that can be added, and costs every machine a part of its ACPI tables.
 MEMORY_SLOTS = 8
-
-# Whatever a fork does not need is left out of the machine: each device costs set-up time and state in every fork.
-_MACHINE_OPTIONS = (
-    "memory-backend=ram", "usb=off", "vmport=off", "smbus=off", "sata=off", "graphics=off", "smm=off",
-    "mem-merge=off", "dump-guest-core=off", "suppress-vmdesc=on",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +44,22 @@ def default_cpu_model(accel: str) -> str:
 
 def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:
     """The arguments, program first."""
+    board = board_of(launch.hardware.machine)
     return [
         str(binary.path),
         *("-name", launch.name),
-        *_hardware(launch.hardware),
+        *_hardware(launch.hardware, board),
         *("-object", _ram(binary, launch)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-rtc", "base=utc,clock=host"),
         *("-sandbox", SANDBOX),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={fds.console}", "-serial", "chardev:console"),
-        *("-device", "virtio-serial-pci,id=agents,disable-legacy=on,max_ports=2"),
+        *("-device", board.port),
         *("-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"),
         *("-device", f"virtserialport,bus=agents.0,nr=1,chardev=agent,name={AGENT_PORT}"),
         *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
+        *board.extra,
         # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
         # is accepted by its `-incoming`.
         *("-global", "migration.send-configuration=off"),
@@ -69,9 +67,9 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
     ]
 
 
-def _hardware(hardware: Hardware) -> list[str]:
+def _hardware(hardware: Hardware, board: Board) -> list[str]:
     return [
-        *("-machine", ",".join((hardware.machine, *_MACHINE_OPTIONS))),
+        *("-machine", ",".join((hardware.machine, *board.options))),
         *("-accel", hardware.accel),
         *("-cpu", hardware.cpu_model),
         # The kernel is told how many of them to bring online (machine/launch.py).
