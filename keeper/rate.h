@@ -1,7 +1,8 @@
-#ifndef RATE_H
-#define RATE_H
+/* How fast the processor's time stamp counter (TSC) counts. */
+#ifndef VMFORK_RATE_H
+#define VMFORK_RATE_H
 
-/* The rate of the processor's TSC was printed, in kHz; or what is missing, and the exit status is not 0. */
+/* The rate was printed, in kHz; or what is missing, and the exit status is not 0. */
 int print_rate(void);
 
 #endif

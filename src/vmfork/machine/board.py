@@ -31,7 +31,7 @@ def check_clock(hardware: Hardware) -> None:
     """Raises `HostError` when the guest would have no clock to go by."""
     if needs_tsc(hardware) and not has_steady_tsc():
         raise HostError(
-            f"the machine {hardware.machine} without KVM has no clock but the processor's TSC, which is not steady here",
+            f"without KVM the machine {hardware.machine} has no clock but the processor's TSC, not a steady one here",
             hint="use machine = q35",
         )
 
