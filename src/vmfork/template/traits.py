@@ -39,7 +39,7 @@ def aslr_trait(config: VMConfig, accel: str) -> str:
 
 def wanted_traits(config: VMConfig, *, machine: str, accel: str) -> dict[str, str]:
     """What `config` asks of a `machine` that runs under `accel`. What it leaves to the host is not in it."""
-    chosen = {} if config.accel == "auto" else {"accel": config.accel}
+    chosen: dict[str, str] = {} if config.accel == "auto" else {"accel": config.accel}
     if config.machine != "auto":
         chosen["machine"] = machine if board_of(machine).kind == config.machine else config.machine
     return {

@@ -39,7 +39,7 @@ class World:
             kernel_bytes=1,
             initramfs_bytes=1,
         )
-        self.binary = SimpleNamespace(version="7.2.1", machine="pc-q35-7.2", stamp="1")
+        self.binary = SimpleNamespace(version="7.2.1", release=(7, 2, 1), stamp="1")
         self.planned = 0
         self.booted: list[BootPlan] = []
 
@@ -99,7 +99,7 @@ async def test_a_rebuilt_image_is_booted_and_its_machines_are_of_another_generat
 async def test_a_replaced_emulator_is_asked_for_its_version(world) -> None:
     factory = await opened(world)
     before = factory.kind
-    world.binary = SimpleNamespace(version="7.2.2", machine="pc-q35-7.2", stamp="2")
+    world.binary = SimpleNamespace(version="7.2.2", release=(7, 2, 2), stamp="2")
     await factory.refresh()
     assert factory.kind.traits["qemu.version"] == "7.2.2"
     assert factory.kind.generation != before.generation

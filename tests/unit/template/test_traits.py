@@ -12,7 +12,7 @@ from vmfork.host import facts
 from vmfork.hypervisor.qemu import find_qemu, find_qemu_like
 from vmfork.machine.accelerator import hardware_for
 from vmfork.store import Manifest
-from vmfork.template.traits import emulator_traits, reseed_trait
+from vmfork.template.traits import emulator_traits, reseed_trait, wanted_traits
 
 OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"
 
@@ -89,3 +89,18 @@ async def test_who_reseeds_is_told_as_far_as_the_machine_has_it(qemu, asked) -> 
         hardware = hardware_for(config, "tcg", frozen_on)
         assert reseed_trait(config, hardware.machine) == in_force
         assert hardware.vmgenid == (in_force == "both")
+
+
+@pytest.mark.parametrize(
+    ("asked", "have", "wanted"),
+    [
+        ("auto", "pc-q35-7.2", None),
+        ("auto", "microvm", None),
+        ("q35", "pc-q35-7.2", "pc-q35-7.2"),
+        ("q35", "microvm", "q35"),
+        ("microvm", "microvm", "microvm"),
+        ("microvm", "pc-q35-10.0", "microvm"),
+    ],
+)
+def test_the_kind_of_machine_is_compared_where_it_was_chosen(asked, have, wanted) -> None:
+    assert wanted_traits(VMConfig(machine=asked), machine=have, accel="tcg").get("machine") == wanted
