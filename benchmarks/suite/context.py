@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from benchmarks.suite.figures import NotRun, Samples
+from vmfork.api.template import Template
+from vmfork.api.vm import VM
 from vmfork.bench.fork import get_source
-from vmfork.config import Places, VMConfig, find_places
+from vmfork.config import Instance, Places, VMConfig, find_places
 from vmfork.errors import HostError, StoreBusy, TemplateNotFound
 from vmfork.host import facts
 from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock
-from vmfork.machine.vm import VM
 from vmfork.progress import Progress, ignore_progress
-from vmfork.template import Template
+from vmfork.template import source as template_source
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from benchmarks.suite.figures import Side
     from vmfork.bench.raw import Source
+    from vmfork.machine.base import Adopted
     from vmfork.progress import ProgressListener
 
 
@@ -105,6 +107,11 @@ class Context:
             self._templates[config] = template
             self._end += time.monotonic() - begun
         return self._templates[config]
+
+    async def adopted_fork(self, template: Template) -> Adopted:
+        """A fork as its parts, for what no VM offers."""
+        source = await template_source.Source.open(template.name, config=VMConfig(), instance=Instance(self.places))
+        return await (await source.fork_base()).adopt(timeout_s=30)
 
     async def boot(self, *, memory_mib: int = MEMORY_MIB) -> VM:
         """A VM that was booted, of the size of the templates."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
+    from vmfork.api.template import Template
+    from vmfork.api.vm import VM
     from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
     from vmfork.errors import (
         AdoptError,
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
-    from vmfork.machine.vm import VM
-    from vmfork.template import Template
     from vmfork.template.probes import Probe
 
 _ERRORS = (
@@ -55,8 +55,8 @@ _ERRORS = (
 )  # fmt: skip
 
 _HOME = {
-    "VM": "vmfork.machine.vm",
-    "Template": "vmfork.template",
+    "VM": "vmfork.api.vm",
+    "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
     **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
-    from vmfork.wire import DirEntry, ExecStatus, FileStat
     from vmfork.wire.frame import Channel
+    from vmfork.wire.message import DirEntry, ExecStatus, FileStat
 
 
 class GuestProcess:
@@ -208,12 +208,22 @@ class VM:
         cwd: str = "",
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002
+        clean_env: bool = False,
         timeout_s: float | None = None,
         check: bool = False,
     ) -> ExecResult:
         """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
         return portal.run(
-            self._twin.shell(script, env=env, cwd=cwd, user=user, input=input, timeout_s=timeout_s, check=check)
+            self._twin.shell(
+                script,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                clean_env=clean_env,
+                timeout_s=timeout_s,
+                check=check,
+            )
         )
 
     def start(
@@ -271,7 +281,7 @@ class VM:
         return portal.run(self._twin.measure_clock_skew(timeout_s=timeout_s))
 
     def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
-        """Nobody owns the VM and it runs on; who attaches it, by the handle or its id, within `ttl_s` seconds does."""
+        """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it."""
         return portal.run(self._twin.detach(ttl_s=ttl_s))
 
     @classmethod
@@ -283,9 +293,9 @@ class VM:
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
         portal.run(self._twin.pause())
 
-    def resume(self) -> None:
+    def resume(self, *, timeout_s: float = 60.0) -> None:
         """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still)."""
-        portal.run(self._twin.resume())
+        portal.run(self._twin.resume(timeout_s=timeout_s))
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
@@ -420,10 +430,15 @@ class Template:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> Sequence[VM]:
-        """`count` forks, made several at a time. When one fails, all are closed and its error is raised."""
-        return [VM(vm) for vm in portal.run(self._twin.fork_many(count, env=env, files=files, timeout_s=timeout_s))]
+        """`count` forks, each as `fork` gives it, made several at a time."""
+        forking = self._twin.fork_many(
+            count, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s
+        )
+        return [VM(vm) for vm in portal.run(forking)]
 
     def audit(
         self, count: int = 4, *, probes: Sequence[Probe] = (), progress: ProgressListener = ignore_progress

@@ -28,9 +28,6 @@ ERRORS = {
 # Spelt otherwise where nobody awaits.
 BLOCKING_NAME = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
 
-# For the layers above the class, not for users: they speak of types that are not public.
-INTERNAL = {"VM.lend", "VM.on_first_exec", "VM.save_state", "VM.tell_size", "Template.fork_base"}
-
 PAIRS = [(name, getattr(vmfork, name), getattr(vmfork.aio, name)) for name in sorted(WAITING)]
 by_pair = pytest.mark.parametrize(("name", "blocking", "waiting"), PAIRS, ids=sorted(WAITING))
 
@@ -58,9 +55,10 @@ def public_members(kind: type) -> dict[str, object]:
     """Name and raw member: methods, class and static methods, properties, and what `__init__` sets (as `None`)."""
     members = {
         BLOCKING_NAME.get(name, name): member
-        for name, member in vars(kind).items()
+        for part in reversed(kind.__mro__)
+        if part.__module__.startswith("vmfork.")
+        for name, member in vars(part).items()
         if (not name.startswith("_") or name in {*BLOCKING_NAME, *BLOCKING_NAME.values()})
-        and f"{kind.__name__}.{name}" not in INTERNAL
         and (callable(member) or isinstance(member, (property, classmethod, staticmethod)))
     }
     made = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))

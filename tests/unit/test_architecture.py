@@ -145,18 +145,13 @@ def circles(imports: dict[str, set[str]]) -> set[str]:
     return {*left}
 
 
-# Rooms whose circles are still open; the list only shrinks.
-CIRCULAR = {"machine", "template"}
-
-
 @pytest.mark.parametrize(
     "root",
     [SUITE, *(path for path in sorted(PACKAGE.iterdir()) if (path / "__init__.py").is_file())],
     ids=lambda root: root.name,
 )
 def test_no_circle_in_a_room(root) -> None:
-    found = circles(imports_among(modules_below(root)))
-    assert bool(found) == (root.name in CIRCULAR), found
+    assert circles(imports_among(modules_below(root))) == set()
 
 
 def test_a_circle_is_seen() -> None:

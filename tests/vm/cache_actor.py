@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from vmfork.aio import Factory
+from vmfork.aio import VM, Factory
 from vmfork.config import FactoryConfig
 from vmfork.host.keeper import KeptProcess
 from vmfork.machine.base import BaseVM
@@ -78,7 +78,7 @@ async def take(endpoint: str, ttl_s: float) -> None:
         print(json.dumps({"id": reply.vm_id, "pid": reply.pid, "client": os.getpid()}), flush=True)
         if sys.stdin.readline() == "go\n":
             base = await BaseVM.attach(VMHandle.from_json(reply.handle))
-            async with await base.adopt(timeout_s=30) as vm:
+            async with VM(*await base.adopt(timeout_s=30)) as vm:
                 print((await vm.exec(["echo", "here"])).stdout.strip(), flush=True)
                 sys.stdin.readline()
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from vmfork.aio import Factory, Template
-from vmfork.config import FactoryConfig, VMConfig, find_places
+from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.errors import Closed, ConfigError, FitError, HostError
-from vmfork.factory import factory as factory_module
 from vmfork.factory.cache import CacheFactory
 from vmfork.factory.template import TemplateFactory
 from vmfork.hypervisor.qemu import QemuMachine
-from vmfork.machine import fit as fit_module
+from vmfork.machine import base as base_module
+from vmfork.machine.fit import fit
+from vmfork.wire.command import Command
 
 pytestmark = pytest.mark.vm
 
@@ -95,7 +96,7 @@ async def test_a_stopped_qemu_is_replaced_within_the_deadline(template_name) -> 
 
 async def test_one_that_stops_unasked_is_found_by_the_pool_itself(template_name) -> None:
     async with await CacheFactory.open(
-        await TemplateFactory.fetch(template_name, VMConfig(), places=find_places()),
+        await TemplateFactory.fetch(template_name, VMConfig(), instance=Instance()),
         1,
         check_interval_s=0.2,
     ) as pool:
@@ -182,20 +183,34 @@ async def test_a_growth_that_fails_half_way_is_rolled_back_and_the_machine_not_g
         async def no_room(*_: object) -> None:
             raise HostError("no room, said the test")
 
-        async def fit(vm, *, cpus, memory_mib):
+        async def watched_fit(running, *, cpus, memory_mib):
             try:
-                return await fit_module.fit(vm, cpus=cpus, memory_mib=memory_mib)
+                return await fit(running, cpus=cpus, memory_mib=memory_mib)
             except FitError as error:
-                left.append(((await size_in_guest(vm))[0], error.rolled_back))
+                _, online, _ = await running.agent.exec(Command(["nproc"]), timeout_s=30)
+                left.append((int(online), error.rolled_back))
                 raise
 
-        monkeypatch.setattr(factory_module, "fit", fit)
+        monkeypatch.setattr(base_module, "fit", watched_fit)
         monkeypatch.setattr(QemuMachine, "add_memory", no_room)
         wanted = VMConfig(cpus=2, memory_mib=576, max_cpus=2, max_memory_mib=576)
         async with await factory.get_vm(wanted, timeout_s=LIMIT_S) as vm:
             assert vm.template == ""
             assert (await size_in_guest(vm))[0] == 2
         assert (left, factory.stats().fallbacks) == ([(1, True)] * 2, {"fit": 1})
+
+
+async def test_several_forks_are_grown_alike(roomy) -> None:
+    template = await Template.open(roomy)
+    with pytest.raises(ConfigError, match="max-cpus"):
+        await template.fork_many(2, cpus=3)
+    vms = await template.fork_many(2, cpus=2, memory_mib=448)
+    try:
+        assert {(vm.hardware.cpus, vm.hardware.memory_mib) for vm in vms} == {(2, 448)}
+        assert {(await size_in_guest(vm))[0] for vm in vms} == {2}
+        assert all(vm.timings.fit_s > 0 for vm in vms)
+    finally:
+        await asyncio.gather(*(vm.aclose() for vm in vms))
 
 
 async def test_smaller_than_the_template_is_refused_or_allowed(roomy) -> None:

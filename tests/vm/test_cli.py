@@ -174,7 +174,7 @@ def test_a_machine_that_ends_during_a_run_is_told_with_its_reason(instance, temp
     with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
         running.wait_for("up", fd=1)
         (record,) = list_records(instance.vms)
-        assert record.identity.kill()
+        assert record.process.kill()
         is_error(running.end(), 125, "the machine ended (QEMU exit status -9)", "lack of memory")
     done = vmfork("run", "-t", template_name, "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60")
     is_error(done, 125, "the machine ended: the guest's kernel panicked: sysrq triggered crash", "guest console:")

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 
 from vmfork.aio import Factory, Template
-from vmfork.config import FactoryConfig, VMConfig, find_places
+from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.errors import TemplateExists, TemplateNotFound
 from vmfork.image import open_image, remove_image
 from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.image.store import link_name
-from vmfork.machine.plan import plan_boot
+from vmfork.machine.prepare import prepare
 
 pytestmark = pytest.mark.vm
 
@@ -58,7 +58,7 @@ def make_image(name: str, digest: str) -> None:
 
 async def test_an_image_that_was_rebuilt_under_a_factory_is_booted(instance) -> None:
     config = VMConfig(image="moving")
-    await plan_boot(VMConfig(), places=find_places())  # `default` is there
+    await prepare(VMConfig(), Instance(find_places()))  # `default` is there
     make_image("moving", "a" * 64)
     try:
         async with Factory(FactoryConfig(vm=config)) as factory, Factory(FactoryConfig(vm=config, cache=1)) as cached:

@@ -14,7 +14,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, LaunchError, ProtocolError, TemplateStale, VMForkError
 from vmfork.image import remove_image
 from vmfork.machine import launch
-from vmfork.template import template as template_module
+from vmfork.template import source as source_module
 
 pytestmark = pytest.mark.vm
 
@@ -118,13 +118,13 @@ async def test_an_agent_of_a_protocol_before_is_refused_by_name(old_image, monke
         await Template.build("old", config)
     # As the vmfork of that day built it.
     monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
-    monkeypatch.setattr(template_module, "SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
+    monkeypatch.setattr(source_module, "SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
     template = await Template.build("old", config)
     monkeypatch.undo()
     try:
         with pytest.raises(TemplateStale) as caught:
             await Template.open("old")
         assert (caught.value.field, caught.value.have, caught.value.want) == ("agent.protocol", 0, 2)
-        assert "--replace" in caught.value.hint
+        assert "replace=True" in caught.value.hint
     finally:
         await template.remove()

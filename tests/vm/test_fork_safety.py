@@ -174,7 +174,8 @@ async def test_the_clock_after_a_long_freeze(template) -> None:
     def in_a_month() -> int:
         return time.time_ns() + MONTH_S * 10**9
 
-    async with await (await template.fork_base()).adopt(timeout_s=30, clock=in_a_month) as vm:
+    base = await template._source.fork_base()
+    async with VM(*await base.adopt(timeout_s=30, clock=in_a_month)) as vm:
         before = time.time() + MONTH_S
         told = float((await vm.exec(["date", "+%s.%N"], check=True)).stdout)
         assert before - SKEW_LIMIT_S <= told <= time.time() + MONTH_S + SKEW_LIMIT_S
@@ -194,7 +195,8 @@ async def test_a_certificate_of_today_is_valid_after_a_long_freeze(template) -> 
     script = "import sys, time; a, b = map(float, sys.argv[1:]); sys.exit(not a <= time.time() <= b)"
     valid_from = time.time() + MONTH_S - 60
     window = [str(valid_from), str(valid_from + day_s)]
-    async with await (await template.fork_base()).adopt(timeout_s=30, clock=in_a_month) as vm:
+    base = await template._source.fork_base()
+    async with VM(*await base.adopt(timeout_s=30, clock=in_a_month)) as vm:
         assert (await vm.exec(["python3", "-c", script, *window])).ok
 
 
@@ -265,8 +267,9 @@ def timed(template_name):
 
 @pytest.mark.parametrize("ahead_s", [0, MONTH_S])
 async def test_only_timers_of_the_wall_clock_fire_after_a_long_freeze(timed, ahead_s) -> None:
-    base = await timed.fork_base()
-    async with await base.adopt(timeout_s=30, clock=lambda: time.time_ns() + ahead_s * 10**9) as vm:
+    base = await timed._source.fork_base()
+    adopted = await base.adopt(timeout_s=30, clock=lambda: time.time_ns() + ahead_s * 10**9)
+    async with VM(*adopted) as vm:
         told = json.loads((await vm.exec(["cat", "/run/answer"], timeout_s=30, check=True)).stdout)
     assert told == {
         "realtime": 1 if ahead_s else "waits",

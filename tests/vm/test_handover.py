@@ -17,6 +17,7 @@ from vmfork.errors import Closed, ConfigError, GuestError, StoreBusy, VMForkErro
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import sweep_vms
+from vmfork.machine.request import ForkRequest
 
 pytestmark = pytest.mark.vm
 
@@ -268,14 +269,14 @@ async def test_a_cancelled_attach_leaves_no_machine(template, monkeypatch) -> No
 
 
 async def test_a_machine_that_nobody_is_yet_changes_hands_and_is_adopted_there(template) -> None:
-    base = await template.fork_base()
+    base = await template._source.fork_base()
     await base.park(timeout_s=LIMIT_S)
     handle = await base.detach(ttl_s=LIMIT_S)
     with pytest.raises(ConfigError, match="no identity"):
         await VM.attach(handle)
     again = await BaseVM.attach(VMHandle.from_json(handle.to_json()))
     await again.check(timeout_s=10)
-    async with await again.adopt(timeout_s=LIMIT_S, env={"A": "b"}) as vm:
+    async with VM(*await again.adopt(ForkRequest(env={"A": "b"}), timeout_s=LIMIT_S)) as vm:
         seen = await vm.shell("hostname; cat /run/vmfork/generation; echo $A; date +%s", timeout_s=30)
         assert seen.stdout.split()[:3] == [handle.hostname, handle.generation, "b"]
         assert abs(int(seen.stdout.split()[3]) - time.time()) < 5

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 
 from vmfork.aio import VM
-from vmfork.config import VMConfig
+from vmfork.config import Instance, VMConfig
 from vmfork.errors import HostError
 from vmfork.host import kvm
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import open_image
 from vmfork.machine import accelerator
-from vmfork.machine.accelerator import decide_hardware, prove_kvm
+from vmfork.machine.accelerator import decide_accel, prove_kvm
 
 pytestmark = pytest.mark.vm
 
@@ -29,14 +29,20 @@ async def here(template_name, instance, tmp_path):
     if kvm.find_refusal() is not None:
         pytest.skip("there is no /dev/kvm here that may be opened")
     image = open_image("default", images_dir=instance.images)
-    return {"image": image, "binary": await find_qemu(), "places": replace(instance, home=tmp_path)}
+    return {"image": image, "binary": await find_qemu(), "instance": Instance(replace(instance, home=tmp_path))}
+
+
+def listened(here, steps) -> dict:
+    """The same, told to `steps`."""
+    instance = here["instance"]
+    return {**here, "instance": replace(instance, progress=lambda event: steps.append(event.step))}
 
 
 @pytest.mark.qemu
 async def test_the_verdict_comes_from_a_boot_and_is_kept(here, monkeypatch) -> None:
     steps = []
     begin = time.monotonic()
-    verdict = await prove_kvm(VMConfig(), **here, progress=lambda event: steps.append(event.step))
+    verdict = await prove_kvm(VMConfig(), **listened(here, steps))
     assert verdict.usable or time.monotonic() - begin < REFUSED_WITHIN_S
     assert verdict.usable == (verdict.reason == "")
     assert steps[0] == "proving that KVM runs the guest"
@@ -48,12 +54,11 @@ async def test_the_verdict_comes_from_a_boot_and_is_kept(here, monkeypatch) -> N
 
     monkeypatch.setattr(accelerator, "boot_base", no_boot)
     assert await prove_kvm(VMConfig(), **here) == verdict
-    hardware = await decide_hardware(VMConfig(), **here)
-    assert hardware.accel == ("kvm" if verdict.usable else "tcg")
-    assert (await decide_hardware(VMConfig(accel="tcg"), **here)).accel == "tcg"
+    assert await decide_accel(VMConfig(), **here) == ("kvm" if verdict.usable else "tcg")
+    assert await decide_accel(VMConfig(accel="tcg"), **here) == "tcg"
     if not verdict.usable:
         with pytest.raises(HostError, match="KVM cannot run the guest") as demanded:
-            await decide_hardware(VMConfig(accel="kvm"), **here)
+            await decide_accel(VMConfig(accel="kvm"), **here)
         assert "auto or tcg" in demanded.value.hint
 
 
@@ -67,7 +72,7 @@ async def test_a_kvm_on_which_the_guest_stands_still_is_given_up(here) -> None:
     assert time.monotonic() - begin < REFUSED_WITHIN_S + 4.0  # beside other tests on the same cores
     assert "stood still" in verdict.reason or "stopped the guest" in verdict.reason
     assert "SeaBIOS" in verdict.console_tail
-    kept = next((here["places"].home / "verdicts").iterdir())
+    kept = next((here["instance"].places.home / "verdicts").iterdir())
     assert json.loads(kept.read_bytes())["console_tail"] == verdict.console_tail
 
 
@@ -75,5 +80,5 @@ async def test_a_verdict_holds_for_these_module_parameters_alone(here, monkeypat
     first = await prove_kvm(VMConfig(), **here)
     monkeypatch.setattr(kvm, "read_parameters", lambda: {"kvm/other": "Y"})
     steps = []
-    assert await prove_kvm(VMConfig(), **here, progress=lambda event: steps.append(event.step)) == first
+    assert await prove_kvm(VMConfig(), **listened(here, steps)) == first
     assert steps[0] == "proving that KVM runs the guest"

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from vmfork.aio import VM
-from vmfork.config import VMConfig
+from vmfork.config import Instance, VMConfig
 from vmfork.errors import ConfigError, LaunchError, MachineEnded
 from vmfork.image import list_images, open_image
 from vmfork.machine.launch import boot_base
-from vmfork.machine.plan import plan_boot
+from vmfork.machine.prepare import prepare
 
 pytestmark = pytest.mark.vm
 
@@ -39,10 +39,10 @@ async def test_one_mib_less_is_refused_with_the_number(image) -> None:
 
 
 async def test_a_guest_that_runs_out_of_memory_while_it_boots_is_told_as_that(image, instance) -> None:
-    plan = await plan_boot(VMConfig(), places=instance)
+    plan = await prepare(VMConfig(), Instance(instance))
     small = replace(plan, hardware=replace(plan.hardware, memory_mib=190, max_memory_mib=190))
     with pytest.raises(LaunchError, match=r"ran out of memory \(System is deadlocked on memory\)") as died:
-        await boot_base(small, places=instance)
+        await boot_base(small, instance=Instance(instance))
     assert died.value.hint == f"give it more than 190 MiB, such as {image.min_memory_mib} MiB"
 
 

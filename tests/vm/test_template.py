@@ -17,7 +17,7 @@ import pytest
 from tests.vm.agents import copy_default_image
 from tests.vm.other_user import copy_for_others, find_python_for
 from vmfork.aio import Template
-from vmfork.config import VMConfig
+from vmfork.config import Instance, VMConfig
 from vmfork.errors import (
     ConfigError,
     ExecError,
@@ -31,7 +31,7 @@ from vmfork.errors import (
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import Manifest, TemplateStore
-from vmfork.template.template import _check_config
+from vmfork.template.source import Source
 
 pytestmark = pytest.mark.vm
 
@@ -105,18 +105,19 @@ async def test_damage_is_named_and_nothing_is_started(own, instance, tmp_path) -
             await Template.open("own")
         assert (stale.value.field, stale.value.have) == (field, "another")
         assert stale.value.want not in ("another", None)
-        assert "--replace" in stale.value.hint
+        assert "replace=True" in stale.value.hint
     for field in ("image", "kernel_args", "cpu_model", "reseed", "aslr"):
         wanted = replace(VMConfig(), **{field: {"reseed": "agent", "aslr": "on"}.get(field, "another")})
         with pytest.raises(TemplateStale) as stale:
-            _check_config(built.manifest, wanted)
+            built._source.check_config(wanted)
         assert stale.value.field == field
     (folder / "manifest.json").write_bytes(manifest)
     # The emulator is replaced after the template was opened.
     upgraded = tmp_path / "qemu"
     upgraded.write_text("#!/bin/sh\necho 'QEMU emulator version 9.9.9'\n")
     upgraded.chmod(0o755)
-    later = Template(built.manifest, built._binary, instance, VMConfig(qemu=str(upgraded)))
+    old = built._source
+    later = Template(Source(built.manifest, instance=Instance(), limits=old.limits, qemu=str(upgraded)))
     with pytest.raises(TemplateStale) as stale:
         await later.fork()
     assert (stale.value.field, stale.value.want) == ("qemu.version", "9.9.9")

@@ -23,6 +23,8 @@ async def test_programs_files_and_identity(any_vm) -> None:
     assert (await any_vm.exec(["cat"], input="text")).stdout == "text"
     assert (await any_vm.exec(["sh", "-c", "pwd; echo $A"], cwd="/tmp", env={"A": "b"})).stdout == "/tmp\nb\n"
     assert (await any_vm.shell("kill -TERM $$")).exit_code == 128 + 15
+    assert (await any_vm.shell("echo $HOME")).stdout == "/root\n"
+    assert (await any_vm.shell("echo $HOME $A", env={"A": "b"}, clean_env=True)).stdout == "b\n"
     with pytest.raises(ExecError) as missing:
         await any_vm.exec(["no-such-program"])
     assert missing.value.exit_code == 127
@@ -66,7 +68,7 @@ async def test_a_killed_machine_fails_its_calls_at_once(template) -> None:
     async with await template.fork() as vm:
         call = asyncio.ensure_future(vm.exec(["sleep", "60"]))
         await vm.ping()
-        vm._machine.identity.kill()
+        vm._running.machine.identity.kill()
         for attempt in (call, vm.ping()):
             with pytest.raises(MachineEnded) as ended:
                 await asyncio.wait_for(attempt, 10)

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hosts import cache
-from vmfork.config import ImageConfig, Places, VMConfig
+from vmfork.config import ImageConfig, Instance, Places, VMConfig
 from vmfork.image import build_image, find_agent, open_image, recipe
-from vmfork.machine.plan import try_out
-from vmfork.progress import ignore_progress
+from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmfork.machine.launch import BootPlan
+    from vmfork.machine.plan import Plan
 
 _NAME = "default"
 
 
 @contextmanager
-def open_plan() -> Iterator[BootPlan]:
+def open_plan() -> Iterator[Plan]:
     """In the block the image exists, with its least memory, and the plan says whether this host's KVM runs it.
 
     What is found out of KVM is added to the kept folder, and holds as long as vmfork lets it.
@@ -39,4 +38,4 @@ def open_plan() -> Iterator[BootPlan]:
     ):
         places = Places(home=home, runtime=Path(runtime))
         image = open_image(_NAME, images_dir=places.images)
-        yield asyncio.run(try_out(image, VMConfig(), places=places, progress=ignore_progress))
+        yield asyncio.run(try_out(image, VMConfig(), Instance(places)))

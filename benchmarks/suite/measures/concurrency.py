@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from benchmarks.suite.context import Context
+    from vmfork.api.template import Template
     from vmfork.bench.raw import Source
-    from vmfork.template import Template
 
 _COUNTS = (1, 2, 4, 8, 16, 32)
 _QUICK_COUNTS = (1, 16)

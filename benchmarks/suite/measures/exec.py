@@ -10,7 +10,7 @@ from benchmarks.suite.measure import Measure
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
-    from vmfork.machine.vm import VM
+    from vmfork.api.vm import VM
 
 _REPEATS = 10
 

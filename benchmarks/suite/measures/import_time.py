@@ -27,7 +27,7 @@ def _running(code: str, environment: Mapping[str, str]) -> Callable[[], Awaitabl
 
 async def run(context: Context) -> Samples:
     environment = context.environment()
-    fork = "import vmfork.template.template, vmfork.machine.base, vmfork.agent.client"
+    fork = "import vmfork.api.template, vmfork.machine.base, vmfork.agent.client"
     sides = {
         "python": _running("pass", environment),
         "import": _running("import vmfork", environment),

@@ -13,8 +13,8 @@ from vmfork.host.memory import read_memory
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
+    from vmfork.api.vm import VM
     from vmfork.host.memory import MemoryUse
-    from vmfork.machine.vm import VM
 
 _COUNTS = (1, 4, 16, 32, 64)
 _QUICK_COUNTS = (32,)

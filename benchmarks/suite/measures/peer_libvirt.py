@@ -20,7 +20,7 @@ from vmfork.bench import raw
 from vmfork.bench.fork import time_fork
 from vmfork.hypervisor.qemu import AGENT_PORT
 from vmfork.image import open_image
-from vmfork.machine.launch import KERNEL_ARGS
+from vmfork.machine.plan import KERNEL_ARGS
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context

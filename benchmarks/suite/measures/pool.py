@@ -10,12 +10,13 @@ from benchmarks.suite.figures import Plot, Row, Samples, Target
 from benchmarks.suite.measure import Measure
 from vmfork.adopt.handshake import adopt
 from vmfork.adopt.identity import Identity
+from vmfork.api.vm import VM
 from vmfork.config import FactoryConfig
 from vmfork.factory import Factory
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
-    from vmfork.machine.vm import VM
+    from vmfork.machine.base import Adopted
 
 _KEPT = 4
 _WARM_UP = 3
@@ -25,9 +26,9 @@ _REFILL_PAUSE_S = 0.05
 _BOUND = "An absolute time, so the machine's: a warm exec and an adopt on a running VM, the row below, take most of it."
 
 
-async def _warm_exec_and_adopt(vm: VM) -> float:
+async def _warm_exec_and_adopt(adopted: Adopted) -> float:
     """Seconds that a running, warm VM takes for one program and one adopt."""
-    _, agent = vm.lend()
+    vm, agent = VM(*adopted), adopted.running.agent
     identity = Identity.fresh(vm.id, template=vm.template)
     begun = time.perf_counter()
     await adopt(agent, identity, timeout_s=30)
@@ -49,9 +50,10 @@ async def run(context: Context) -> Samples:
     samples = Samples()
     # A template that is there is used with `background`, and is the factory's to build otherwise.
     config = FactoryConfig(template=True, template_name=template.name, build="background", cache=_KEPT)
-    async with Factory(config, places=context.places) as factory, await template.fork() as running:
+    fork = await context.adopted_fork(template)
+    async with fork.running, Factory(config, places=context.places) as factory:
         for _ in range(_WARM_UP):
-            await _warm_exec_and_adopt(running)
+            await _warm_exec_and_adopt(fork)
 
         async def take() -> dict[str, float]:
             await wait_full(factory, _KEPT)
@@ -63,7 +65,7 @@ async def run(context: Context) -> Samples:
 
         async def warm() -> float:
             await wait_full(factory, _KEPT)
-            return await _warm_exec_and_adopt(running)
+            return await _warm_exec_and_adopt(fork)
 
         await context.interleave(samples, {"take": take, "warm": warm}, rounds=30, quick_rounds=3)
     return samples

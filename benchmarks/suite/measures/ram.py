@@ -11,7 +11,7 @@ from benchmarks.suite.measure import Measure
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
-    from vmfork.template import Template
+    from vmfork.api.template import Template
 
 _SIZES_MIB = (256, 512, 1024, 2048, 4096, 8192)
 _QUICK_SIZES_MIB = (256, 2048, 8192)

@@ -12,7 +12,7 @@ from benchmarks.suite.measure import Measure
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
-    from vmfork.template import Template
+    from vmfork.api.template import Template
 
 CONCURRENCY = 4
 _FORKS = 16

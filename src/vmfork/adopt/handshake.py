@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmfork.adopt.identity import Identity
     from vmfork.agent.client import AgentClient
-    from vmfork.wire import ClockReading, ItemOutcome
+    from vmfork.wire.message import ClockReading, ItemOutcome
 
 # The guest's wall clock is within this of the host's once a machine is handed out.
 SKEW_LIMIT_S = 0.020
@@ -32,24 +32,32 @@ class Adoption:
 
 
 async def adopt(
-    agent: AgentClient, identity: Identity, *, timeout_s: float, clock: Callable[[], int] = time.time_ns
+    agent: AgentClient,
+    identity: Identity,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float,
+    clock: Callable[[], int] = time.time_ns,
 ) -> Adoption:
-    """The guest has taken on `identity` and the wall clock `clock` (ns since 1970), each read back and compared.
+    """The guest has taken on `identity`, `env` and the wall clock `clock` (ns since 1970), each read back and compared.
 
-    `AdoptError` names the first item that was not confirmed in time; the machine must then be destroyed.
+    Raises `AdoptError`, naming the first item that was not confirmed in time; the machine must then be destroyed.
     """
     end = time.monotonic() + timeout_s
-    wanted = identity.items()
+    wanted = identity.items(env or {})
     try:
         outcomes = await agent.adopt(wanted, timeout_s=timeout_s)
     except DeadlineExceeded as error:
         raise AdoptError("agent", f"it did not answer within {timeout_s:g} s") from error
     check_outcomes(wanted, outcomes)
-    return await _set_clock(agent, end, timeout_s, clock)
+    try:
+        return await set_clock(agent, timeout_s=timeout_s, end=end, clock=clock)
+    except GuestError as error:
+        raise AdoptError("clock", error.message, hint=error.hint) from error
 
 
 def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemOutcome]) -> None:
-    """Nothing, when every item was confirmed in order with the evidence it must leave; else `AdoptError`."""
+    """Raises `AdoptError`, naming the first item that was not confirmed in order, with the evidence it must leave."""
     for index, (item, value) in enumerate(wanted):
         if index >= len(outcomes) or outcomes[index].item != item:
             raise AdoptError(item, "the guest did not confirm it")
@@ -71,8 +79,15 @@ def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
         raise AdoptError(item, f"the guest shows {evidence!r}, not {value!r}")
 
 
-async def _set_clock(agent: AgentClient, end: float, timeout_s: float, clock: Callable[[], int]) -> Adoption:
-    """Set and measured until a measurement proves the bound: on a busy host a single round trip may take too long."""
+async def set_clock(
+    agent: AgentClient, *, timeout_s: float, end: float | None = None, clock: Callable[[], int] = time.time_ns
+) -> Adoption:
+    """The guest's wall clock is `clock` (ns since 1970), to within 20 ms, and a measurement proves it.
+
+    It is set and measured until one does: on a busy host a single round trip may take too long. Raises `GuestError`
+    when none did within `timeout_s` seconds, or until `end` of the monotonic clock; its clock is then as it is.
+    """
+    end = time.monotonic() + timeout_s if end is None else end
     tries, best, start = 0, float("inf"), time.perf_counter()
     while (left := end - time.monotonic()) > 0:
         tries += 1
@@ -80,14 +95,12 @@ async def _set_clock(agent: AgentClient, end: float, timeout_s: float, clock: Ca
             best = min(best, bound := skew_bound_s(await agent.clock(clock, timeout_s=left)))
         except DeadlineExceeded:
             break
-        except GuestError as error:
-            raise AdoptError("clock", str(error)) from error
         if bound <= SKEW_LIMIT_S:
             return Adoption(bound, tries, time.perf_counter() - start)
-    raise AdoptError(
-        "clock",
+    measured = f"best of {tries}: {best * 1000:.1f} ms" if best < float("inf") else "the guest did not answer"
+    raise GuestError(
         f"within {timeout_s:g} s the guest's clock could not be proven to be within {SKEW_LIMIT_S * 1000:g} ms "
-        f"of the host's (best of {tries}: {best * 1000:.1f} ms)",
+        f"of the host's ({measured})",
         hint="the host may be overloaded: fork fewer machines at once, or allow a longer fork_timeout_s",
     )
 

@@ -4,8 +4,9 @@
 /etc/vmfork/before-freeze.d/   once, when the template is made; a failing one fails the build
 /etc/vmfork/after-fork.d/      in every fork, before it is handed out; a failing one destroys the fork
 ```
-Run in order of their names, as root, by the agent, each within a time limit. A name that begins with a dot or ends with
-`~` is none; any other file must be executable, so that a forgotten `chmod` is told and not passed over.
+The agent runs them in the order of their names, as root, each within a time limit. A file whose name begins with a dot
+or ends with `~` is not a hook. Any other file must be executable, so that a forgotten `chmod` is told and not passed
+over.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, GuestFileError, HookError
-from vmfork.wire import ErrorCode
+from vmfork.wire.command import Command
+from vmfork.wire.message import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ _ANY_EXECUTE = 0o111
 
 
 async def find_hooks(agent: AgentClient, folder: str) -> tuple[str, ...]:
-    """Paths of the hooks in `folder`, in the order they run. `HookError` for a file that cannot be run."""
+    """Paths of the hooks in `folder`, in the order they run. Raises `HookError` when a file there cannot be run."""
     try:
         entries = await agent.list_dir(folder)
     except GuestFileError as error:
@@ -57,15 +59,15 @@ def describe_fork(identity: Identity) -> dict[str, str]:
 
 
 async def run_hooks(agent: AgentClient, paths: Sequence[str], env: Mapping[str, str], *, limit_s: float) -> None:
-    """Every hook ran and succeeded, each within `limit_s` seconds. `HookError` for the first that did not."""
+    """Every hook ran and succeeded, each within `limit_s` seconds. Raises `HookError` for the first that did not."""
     for path in paths:
         await _run_hook(agent, path, env, limit_s)
 
 
 async def _run_hook(agent: AgentClient, path: str, env: Mapping[str, str], limit_s: float) -> None:
-    kept = bytearray()
+    kept, command = bytearray(), Command([path], env=env)
     try:
-        async with asyncio.timeout(limit_s), await agent.start_exec([path], env=env, timeout_s=limit_s) as hook:
+        async with asyncio.timeout(limit_s), await agent.start_exec(command, timeout_s=limit_s) as hook:
             await _keep_tail(hook, kept)
             status = await hook.wait()
     except (TimeoutError, DeadlineExceeded):

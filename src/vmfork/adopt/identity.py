@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ENTROPY_BYTES = 64
+_ENTROPY_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Everything that makes one VM itself. Fresh for every VM; `entropy` is 64 bytes and never shown, or empty where
-    the agent shall not reseed the kernel's generator, which is for tests only.
+    """Everything that makes one VM itself, fresh for every VM. Nothing in it is secret.
 
-    `generation` is the generation id (a UUID), given to the guest by the vmgenid device and by the agent alike.
+    `generation` is the generation id, given to the guest by the vmgenid device and by the agent alike. `reseed`: the
+    agent renews the kernel's random numbers from the host's; it is off in tests alone.
     """
 
     vm_id: str
@@ -29,13 +27,10 @@ class Identity:
     machine_id: str
     boot_id: uuid.UUID
     template: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    entropy: bytes = field(repr=False, default=b"")
+    reseed: bool = True
 
     @classmethod
-    def fresh(
-        cls, vm_id: str, *, template: str = "", env: Mapping[str, str] | None = None, reseed: bool = True
-    ) -> Identity:
+    def fresh(cls, vm_id: str, *, template: str = "", reseed: bool = True) -> Identity:
         """An identity nobody had before, from the host's random generator."""
         return cls(
             vm_id=vm_id,
@@ -44,29 +39,22 @@ class Identity:
             machine_id=uuid.uuid4().hex,
             boot_id=uuid.uuid4(),
             template=template,
-            env=check_env(env or {}),
-            entropy=secrets.token_bytes(ENTROPY_BYTES) if reseed else b"",
+            reseed=reseed,
         )
 
-    def items(self) -> list[tuple[str, bytes]]:
-        """The request to adopt, in the order the agent works through it: entropy first."""
+    def items(self, env: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """The request to adopt, with `env` for the guest's programs, in the order the agent works through it.
+
+        Its entropy is made here and kept nowhere. It comes first: what the agent does next may already draw random
+        numbers.
+        """
         return [
-            *([("entropy", self.entropy)] if self.entropy else []),
+            *([("entropy", secrets.token_bytes(_ENTROPY_BYTES))] if self.reseed else []),
             ("generation", self.generation.hex.encode()),
             ("fork-id", self.vm_id.encode()),
             *([("template", self.template.encode())] if self.template else []),
             ("hostname", self.hostname.encode()),
             ("machine-id", self.machine_id.encode()),
             ("boot-id", str(self.boot_id).encode()),
-            *(("env", f"{key}={value}".encode()) for key, value in self.env.items()),
+            *(("env", f"{key}={value}".encode("utf-8", "surrogateescape")) for key, value in env.items()),
         ]
-
-
-def check_env(env: Mapping[str, str]) -> dict[str, str]:
-    """`env` itself, once every name and value can be an environment variable. `ConfigError` otherwise."""
-    for key, value in env.items():
-        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
-            raise ConfigError("env", key, f"{key!r} is not the name of an environment variable")
-        if not isinstance(value, str) or "\0" in value:
-            raise ConfigError("env", value, f"the value of {key} must be text without NUL")
-    return dict(env)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, GuestFileError, SecretsPresent
-from vmfork.wire import ErrorCode
+from vmfork.wire.message import ErrorCode
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
 
-# A guest has a few dozen processes; their environments are read whole.
+# The environments of all processes are read whole: a guest has a few dozen of them. Asked from the host, so that no
+# program has to run in a guest that is about to be frozen.
 _PROC = "/proc"
 
 
@@ -19,9 +20,9 @@ _PROC = "/proc"
 class Secrets:
     """Absolute paths, and names of environment variables, that no template may hold unless `allowed`.
 
-    A path is present when anything is there, a variable when any process of the guest has it in the environment it was
-    started with. What was removed may still lie in memory the guest has freed: a secret that must never be in a
-    template belongs into a fork's `env` and `files`.
+    A path is present when anything is there. A variable is present when a process of the guest was started with it. A
+    secret that was removed may still lie in memory that the guest has freed: one that must never be in a template
+    belongs into a fork's `env` and `files`.
     """
 
     paths: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Secrets:
 
 
 async def check_secrets(agent: AgentClient, secrets: Secrets) -> tuple[str, ...]:
-    """The secrets that are present, which is none unless they are allowed. `SecretsPresent` otherwise."""
+    """The secrets that are present. Raises `SecretsPresent` when there are any and they are not allowed."""
     found = [path for path in secrets.paths if await _exists(agent, path)]
     if secrets.env:
         found += await _find_variables(agent, secrets.env)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
 from vmfork.adopt.secrets import check_secrets
-from vmfork.errors import AdoptError, ConfigError, DeadlineExceeded, GuestFileError, HookError, SetupError
-from vmfork.wire import ErrorCode
+from vmfork.errors import AdoptError, DeadlineExceeded, GuestFileError, HookError, SetupError
+from vmfork.wire.message import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,10 @@ _ANSWER_MARGIN_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thaw:
-    """What there is to do in a fork before it is handed out: found when its template was frozen, since a fork's files
-    are then what they were. A template without hooks and watchers costs its forks nothing.
+    """What is to be done in a fork before it is handed out.
 
-    `secrets_found` are secrets that were allowed to stay.
+    It was found when the template was frozen: a fork's files are what they were then, so that no fork has to look. A
+    template without hooks and watchers costs its forks nothing. `secrets_found` are secrets that were allowed to stay.
     """
 
     hooks: tuple[str, ...] = ()
@@ -41,13 +41,13 @@ class Thaw:
 async def prepare_freeze(
     agent: AgentClient, identity: Identity, *, template: str, secrets: Secrets, hook_timeout_s: float
 ) -> Thaw:
-    """The before-freeze hooks ran, no secret is left, and what the forks will have to do is known.
+    """The before-freeze hooks ran, no secret is left, and what the forks will have to do is returned.
 
-    `template` is the name it is frozen under.
-
-    `HookError`, `SecretsPresent`; the machine runs on.
+    `template` is the name under which the machine is frozen. Raises `HookError` and `SecretsPresent`; the machine runs
+    on then.
     """
     before = await find_hooks(agent, BEFORE_FREEZE)
+    # First: a hook may remove what would be found as a secret, and put in place what the forks run.
     await run_hooks(agent, before, describe_fork(replace(identity, template=template)), limit_s=hook_timeout_s)
     return Thaw(
         hooks=await find_hooks(agent, AFTER_FORK),
@@ -71,6 +71,7 @@ async def thaw(
     `SetupError` for a file or a hook.
     """
     end = time.monotonic() + timeout_s
+    # Watchers first: a file or a hook may make a program draw random numbers.
     if todo.watchers:
         await _renew_watchers(agent, identity.generation.hex, timeout_s)
     for path, content in files.items():
@@ -91,7 +92,7 @@ async def _find_watchers(agent: AgentClient) -> tuple[str, ...]:
 
 
 async def _renew_watchers(agent: AgentClient, generation: str, timeout_s: float) -> None:
-    limit_s = max(timeout_s - _ANSWER_MARGIN_S, timeout_s / 2)
+    limit_s = max(timeout_s - _ANSWER_MARGIN_S, timeout_s / 2)  # half of a limit that is shorter than the margin
     try:
         outcomes = await agent.notify(limit_s, timeout_s=timeout_s)
     except DeadlineExceeded as error:
@@ -115,15 +116,3 @@ async def _place_file(agent: AgentClient, path: str, content: bytes, left_s: flo
         await agent.write_file(path, content, mode=0o600, parents=True, timeout_s=max(left_s, 0.001))
     except (GuestFileError, DeadlineExceeded) as error:
         raise SetupError(f"file {path}", str(error)) from error
-
-
-def check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
-    """`files` with their content as bytes, once every path can be written. `ConfigError` otherwise."""
-    ready: dict[str, bytes] = {}
-    for path, content in files.items():
-        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/") or "\0" in path:
-            raise ConfigError("files", path, f"{path!r} is not the absolute path of a file")
-        if not isinstance(content, (bytes, bytearray, memoryview, str)):
-            raise ConfigError("files", path, f"the content of {path} must be bytes or text")
-        ready[path] = content.encode() if isinstance(content, str) else bytes(content)
-    return ready

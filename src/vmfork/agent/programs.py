@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
@@ -11,12 +12,14 @@ from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import CollectedRun, StreamedRun
 from vmfork.agent.process import GuestProcess
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, ProtocolError
-from vmfork.wire import ErrorCode, message
+from vmfork.wire import message
+from vmfork.wire.message import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from vmfork.agent.exchange import Exchange, Explain
+    from vmfork.wire.command import Command
     from vmfork.wire.message import ExecStatus, Failure
 
 # What a killed process gets to be gone and its output to be here, after its limit has passed.
@@ -32,78 +35,65 @@ def _name_of(argv: Sequence[str]) -> str:
     return line if len(line) <= _NAME_LIMIT else line[: _NAME_LIMIT - 1] + "…"
 
 
-def _explain(argv: Sequence[str], cwd: str, user: str) -> Explain:
+def _explain(command: Command) -> Explain:
     def explain(failure: Failure) -> GuestError:
         match failure.code:
             case ErrorCode.NOT_FOUND:
-                return ExecError(argv, _NOT_FOUND, "no such program in the guest")
+                return ExecError(command.argv, _NOT_FOUND, "no such program in the guest")
             case ErrorCode.NOT_EXECUTABLE:
-                return ExecError(argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
+                return ExecError(command.argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
             case ErrorCode.NO_DIRECTORY:
                 return GuestError(
-                    f"the folder {cwd!r} cannot be entered in the guest", hint="make it first, or give another"
+                    f"the folder {command.cwd!r} cannot be entered in the guest", hint="make it first, or give another"
                 )
             case ErrorCode.NO_USER:
-                return GuestError(f"the guest has no user {user!r}", hint="its users are in its /etc/passwd")
+                return GuestError(f"the guest has no user {command.user!r}", hint="its users are in its /etc/passwd")
             case _:
-                return GuestError(f"{_name_of(argv)} was not started: {failure.message} ({failure.code})")
+                return GuestError(f"{_name_of(command.argv)} was not started: {failure.message} ({failure.code})")
 
     return explain
 
 
 class ProgramRequests(Connection):
-    """Programs in the guest. `argv` is no shell's line; the program is looked up in the PATH it is given.
+    """Programs in the guest.
 
-    `env` is added to the agent's environment, or stands alone with `clean_env`. `cwd` is by default the user's home, or
-    `/`. `ExecError` with exit code 127 when there is no such program and 126 when it cannot be run; `GuestError` for a
-    folder or a user that is not there.
+    Raises `ExecError` with exit code 127 when there is no such program and 126 when it cannot be run, and `GuestError`
+    when the folder or the user is not there.
     """
 
-    async def start_exec(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str = "",
-        user: str = "",
-        stdin: bool = False,
-        clean_env: bool = False,
-        timeout_s: float | None = 30.0,
-    ) -> GuestProcess:
-        """A program that runs. `timeout_s` bounds its start, not its life. Without `stdin` it reads `/dev/null`."""
-        run = StreamedRun(self._new_stream(), send=self.send, explain=_explain(argv, cwd, user))
-        self._begin_run(run, argv, env=env, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env)
-        name = _name_of(argv)
+    async def start_exec(self, command: Command, *, timeout_s: float | None = 30.0) -> GuestProcess:
+        """The program runs. `timeout_s` bounds its start, not its life."""
+        run = StreamedRun(self._new_stream(), send=self.send, explain=_explain(command))
+        self._begin_run(run, command)
+        name = _name_of(command.argv)
         try:
             async with deadline(f"starting {name}", timeout_s):
                 pid = await run.started
         except BaseException:
             self.abandon(run)
             raise
-        return GuestProcess(self, run, name=name, pid=pid, has_stdin=stdin)
+        return GuestProcess(self, run, name=name, pid=pid, has_stdin=command.stdin)
 
     async def exec(
         self,
-        argv: Sequence[str],
+        command: Command,
         *,
-        env: Mapping[str, str] | None = None,
-        cwd: str = "",
-        user: str = "",
         input: bytes | None = None,  # noqa: A002 - the name subprocess.run has for it
-        clean_env: bool = False,
         timeout_s: float | None = None,
     ) -> tuple[ExecStatus, bytes, bytes]:
         """How the program ended, and what it wrote to standard output and to standard error.
 
-        At the limit its process group is killed, and `DeadlineExceeded` has what was written so far. Cancelled, it is
-        killed too.
+        With `input` its standard input is that, and then at its end. At the limit its process group is killed, and
+        `DeadlineExceeded` has what was written so far. Cancelled, it is killed too.
         """
-        run = CollectedRun(self._new_stream(), input, send=self.send, explain=_explain(argv, cwd, user))
-        self._begin_run(run, argv, env=env, cwd=cwd, user=user, stdin=input is not None, clean_env=clean_env)
+        if command.stdin != (input is not None):
+            command = replace(command, stdin=input is not None)
+        run = CollectedRun(self._new_stream(), input, send=self.send, explain=_explain(command))
+        self._begin_run(run, command)
         if run.outflow is not None:
             run.outflow.pump()
         try:
-            async with deadline(_name_of(argv), timeout_s):
+            async with deadline(_name_of(command.argv), timeout_s):
                 # The deadline cancels what is awaited, and the end is still wanted then.
                 payload = await asyncio.shield(run.reply)
         except DeadlineExceeded as error:
@@ -123,23 +113,12 @@ class ProgramRequests(Connection):
         except _HasEndedError:
             return
 
-    def _begin_run(
-        self,
-        run: Exchange,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None,
-        cwd: str,
-        user: str,
-        stdin: bool,
-        clean_env: bool,
-    ) -> None:
+    def _begin_run(self, run: Exchange, command: Command) -> None:
         try:
-            request = message.exec_request(
-                run.stream, argv, env=env or {}, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env
-            )
+            request = message.exec_request(run.stream, command)
         except ProtocolError as error:
-            raise ExecError(argv[:1], _NOT_EXECUTABLE, f"arguments and environment are too long: {error}") from None
+            reason = f"arguments and environment are too long: {error}"
+            raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason) from None
         self._begin(run, request)
 
 

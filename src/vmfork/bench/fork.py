@@ -10,8 +10,8 @@ from vmfork.bench.raw import Source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfork.api.template import Template
     from vmfork.config import Places
-    from vmfork.template import Template
 
 
 async def time_phases(template: Template) -> dict[str, float]:

@@ -16,10 +16,10 @@ from vmfork.progress import Progress, ignore_progress
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vmfork.api.template import Template
     from vmfork.bench.stats import Estimate
     from vmfork.config import Places
     from vmfork.progress import ProgressListener
-    from vmfork.template import Template
 
 # After this time no further round begins: a look is over well within a minute, however slow the host is.
 LIMIT_S = 30.0

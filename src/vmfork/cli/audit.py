@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.api.template import DEFAULT, Template
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option, prepare_image, template_argument
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.errors import ConfigError
 from vmfork.template.probes import Probe
-from vmfork.template.template import DEFAULT, Template
 
 if TYPE_CHECKING:
     from vmfork.progress import ProgressListener

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.bench.look import take_look
+from vmfork.bench.machine import describe_machine
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option, template_option
 from vmfork.cli.run import find_template
@@ -15,9 +17,9 @@ from vmfork.config import find_places
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
+    from vmfork.api.template import Template
     from vmfork.bench.look import Look
     from vmfork.bench.stats import Estimate
-    from vmfork.template import Template
 
 
 @click.command("bench")
@@ -29,7 +31,6 @@ def command(name: str | None, rounds: int, as_json: bool) -> int:
 
     Without -t the template is `default`, built the first time. Both kinds take turns, for half a minute at most.
     """
-    from vmfork.bench.look import take_look  # noqa: PLC0415 - `vmfork bench --help` needs none of it
 
     async def work() -> tuple[Template, Look]:
         template = await find_template(name, get_settings())
@@ -53,8 +54,6 @@ _TEXTS = {
 
 
 def _describe(template: Template, look: Look) -> dict[str, object]:
-    from vmfork.bench.machine import describe_machine  # noqa: PLC0415 - with take_look
-
     return {
         "template": template.name,
         "generation": template.generation,

@@ -13,7 +13,7 @@ import click
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import printable, show_json, shown_progress
-from vmfork.config import find_places
+from vmfork.config import Instance, find_places
 from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
@@ -143,7 +143,7 @@ async def _check_kvm(
         return _no_kvm(config, refusal.reason, refusal.todo)
     if image is None or binary is None or config.accel == "tcg":
         return Check("kvm", "note", "/dev/kvm is here, not proven yet: the first boot will tell")
-    verdict = await prove_kvm(config, image=image, binary=binary, places=places, progress=progress, anew=recheck)
+    verdict = await prove_kvm(config, image=image, binary=binary, instance=Instance(places, progress), anew=recheck)
     if verdict.usable:
         return Check("kvm", "ok", "proven: it runs the guest, and is used")
     found = f"/dev/kvm is here but does not run the guest: {verdict.reason}"

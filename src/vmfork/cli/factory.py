@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.api.template import Template
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, config_option, get_settings, json_option, prepare_image
 from vmfork.cli.serve import ask_status, serve_cache, stop_server
@@ -15,7 +16,6 @@ from vmfork.config import find_places
 from vmfork.errors import ConfigError, TemplateNotFound, VMForkError
 from vmfork.factory.setup import build_template, check_templates
 from vmfork.store import TemplateStore
-from vmfork.template.template import Template
 from vmfork.units import format_bytes, format_duration
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
-from vmfork.config import check_name, find_places
+from vmfork.config import Instance, check_name, find_places
 from vmfork.errors import HostError
 from vmfork.image import build_image, list_images, remove_image
-from vmfork.machine.plan import try_out
+from vmfork.machine.prepare import try_out
 from vmfork.units import format_bytes, format_mib
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def _build(
     places = find_places()
     image = await build_image(name, config, images_dir=places.images, progress=progress, rebuild=rebuild)
     try:
-        return (await try_out(image, replace(machine, image=name), places=places, progress=progress)).image
+        return (await try_out(image, replace(machine, image=name), Instance(places, progress))).image
     except HostError as error:
         click.echo(f"note: its least memory was not measured: {error.message}", err=True)
         return image

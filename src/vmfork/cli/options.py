@@ -10,6 +10,7 @@ import click
 
 from vmfork.cli.complete import template_names
 from vmfork.cli.show import json_document
+from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
 from vmfork.errors import ConfigError
@@ -58,10 +59,10 @@ def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Pat
 async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
     """The image `default`, where it is the one to boot and `[image]` says what it is made of, is made of that."""
     if (made_of := settings.image_if_given) is not None:
-        from vmfork.machine.plan import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
+        from vmfork.machine.prepare import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
 
         if settings.vm.image == DEFAULT_IMAGE:
-            await ensure_image(DEFAULT_IMAGE, made_of=made_of, places=find_places(), progress=progress)
+            await ensure_image(DEFAULT_IMAGE, made_of=made_of, instance=Instance(find_places(), progress))
 
 
 def parse_variable(text: str) -> tuple[str, str]:

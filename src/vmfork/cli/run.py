@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.api.template import DEFAULT, Template
 from vmfork.cli.loop import Interrupted, run_async
 from vmfork.cli.options import (
     cpus_option,
@@ -34,7 +35,6 @@ from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
 from vmfork.machine.trace import detailed_timings
-from vmfork.template.template import DEFAULT, Template
 from vmfork.units import parse_duration_s
 from vmfork.wire.frame import Channel
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.process import GuestProcess
+    from vmfork.api.vm import VM
     from vmfork.config.loader import Settings
     from vmfork.machine.timings import Timings
-    from vmfork.machine.vm import VM
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
 

@@ -13,7 +13,7 @@ import vmfork
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import prepare_image
 from vmfork.cli.show import shown_progress
-from vmfork.config import find_places
+from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint, parse_metrics_address
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.factory.setup import check_templates
@@ -69,7 +69,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
         async def make_pool() -> CacheFactory:
             await check_templates(config, places=places)
             await prepare_image(settings, progress)
-            return await open_pool(config, places=places, progress=progress)
+            return await open_pool(config, Instance(places, progress))
 
         run_async(serve(server, make_pool, metrics=metrics, on_change=show), on_first=server.quit)
 

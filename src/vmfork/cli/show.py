@@ -7,13 +7,14 @@ import json
 import re
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmfork.cli.bar import Bar
     from vmfork.errors import VMForkError
     from vmfork.progress import Progress, ProgressListener
 
@@ -86,7 +87,7 @@ class _JSONDocument:
 json_document = _JSONDocument()
 
 
-def show_json(value: Any) -> None:
+def show_json(value: object) -> None:
     json_document.is_owed = False
     click.echo(json.dumps(value, indent=2, default=str))
 
@@ -124,29 +125,18 @@ class _Lines:
 
 
 class _Bar:
+    """Drawn from the first event on: whoever waits for nothing does without the drawer."""
+
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Bar | None = None
 
     def __call__(self, event: Progress, /) -> None:
         if self._bar is None:
-            self._start()
-        total = None if event.fraction is None else 1.0
-        self._bar.update(
-            self._task, description=f"{event.task}: {event.step}", completed=event.fraction or 0.0, total=total
-        )
+            from vmfork.cli.bar import Bar  # noqa: PLC0415 - rich takes 60 ms to import
+
+            self._bar = Bar()
+        self._bar.show(event)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
-
-    def _start(self) -> None:
-        # rich takes 60 ms to import: only whoever waits for a build pays for it.
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-        text = TextColumn("{task.description}", markup=False)
-        console = Console(stderr=True)
-        self._bar = Progress(SpinnerColumn(), text, BarColumn(), TimeElapsedColumn(), console=console, transient=True)
-        self._task = self._bar.add_task("", total=None)
-        self._bar.start()
+            self._bar.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.api.template import Template
 from vmfork.cli.audit import audit
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
@@ -24,8 +25,7 @@ from vmfork.cli.show import command_hint, describe_failure, show_json, show_tabl
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
 from vmfork.store import TemplateStore
-from vmfork.template.build import READY_LIMIT_S
-from vmfork.template.template import Template
+from vmfork.template.recipe import READY_LIMIT_S
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:

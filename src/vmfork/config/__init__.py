@@ -1,6 +1,7 @@
 """Frozen values, and the one loader that makes them from file, environment and arguments."""
 
+from vmfork.config.instance import Instance
 from vmfork.config.places import Places, find_places
 from vmfork.config.values import Accelerator, FactoryConfig, ImageConfig, VMConfig, check_name
 
-__all__ = ["Accelerator", "FactoryConfig", "ImageConfig", "Places", "VMConfig", "check_name", "find_places"]
+__all__ = ["Accelerator", "FactoryConfig", "ImageConfig", "Instance", "Places", "VMConfig", "check_name", "find_places"]

@@ -20,10 +20,9 @@ from vmfork.factory.template import TemplateFactory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from vmfork.config import FactoryConfig, Places
+    from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.held import CacheStatus
     from vmfork.factory.kind import Base
-    from vmfork.progress import ProgressListener
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +39,10 @@ class _Watched:
 class Bases:
     """Owner of the bases that a configuration stands for. Empty where every machine is booted."""
 
-    def __init__(self, config: FactoryConfig, *, fetch_only: bool, places: Places, progress: ProgressListener) -> None:
+    def __init__(self, config: FactoryConfig, *, fetch_only: bool, instance: Instance) -> None:
         self._config = config
         self._fetch_only = fetch_only
-        self._places = places
-        self._progress = progress
+        self._instance = instance
         self._watched: list[_Watched] = []
         self._build = BackgroundBuild(self._build_template)
         self._closed = False
@@ -148,23 +146,23 @@ class Bases:
                 hint="it lives in the process that opened it",
             )
         if config.remote and config.cache == 0:
-            self._watched.append(_Watched(await RemoteFactory.open(config, places=self._places)))
+            self._watched.append(_Watched(await RemoteFactory.open(config, places=self._instance.places)))
             return
         if self._may_build:
             await self._use_or_build()
         elif config.template:
             await self._add(await self._make_template())
         elif config.cache:
-            await self._add(await DirectFactory.open(config.vm, places=self._places, progress=self._progress))
+            await self._add(await DirectFactory.open(config.vm, instance=self._instance))
         for name in config.templates:
-            base = await TemplateFactory.fetch(name, config.vm, places=self._places)
+            base = await TemplateFactory.fetch(name, config.vm, instance=self._instance)
             self._watched.append(_Watched(base))
 
     async def _make_template(self) -> TemplateFactory:
         name, vm = self._config.template_name, self._config.vm
         if self._fetch_only:
-            return await TemplateFactory.fetch(name, vm, places=self._places)
-        return await TemplateFactory.create(name, vm, places=self._places, progress=self._progress)
+            return await TemplateFactory.fetch(name, vm, instance=self._instance)
+        return await TemplateFactory.create(name, vm, instance=self._instance)
 
     @property
     def _may_build(self) -> bool:
@@ -173,7 +171,7 @@ class Bases:
     async def _use_or_build(self) -> None:
         config = self._config
         try:
-            base = await TemplateFactory.fetch(config.template_name, config.vm, places=self._places)
+            base = await TemplateFactory.fetch(config.template_name, config.vm, instance=self._instance)
         except TemplateError:
             self._build.begin()
         else:
@@ -185,9 +183,7 @@ class Bases:
 
     async def _build_template(self) -> None:
         config = self._config
-        made = await TemplateFactory.ensure(
-            config.template_name, config.vm, places=self._places, progress=self._progress
-        )
+        made = await TemplateFactory.ensure(config.template_name, config.vm, instance=self._instance)
         watched = next((watched for watched in self._watched if watched.is_built), None)
         if watched is None:
             await self._add(made, is_built=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vmfork.machine.fit import Lack, find_lack
-from vmfork.template.traits import image_traits, wanted_traits
+from vmfork.machine.growth import Lack, find_lack
+from vmfork.machine.plan import wanted_traits
+from vmfork.machine.traits import image_traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

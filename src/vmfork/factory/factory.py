@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.adopt.identity import check_env
-from vmfork.adopt.thaw import check_files
-from vmfork.config import FactoryConfig, VMConfig, find_places
+from vmfork.api.vm import VM
+from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.errors import (
     Closed,
     ConfigError,
@@ -27,7 +26,7 @@ from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.image import open_image
-from vmfork.machine.fit import fit
+from vmfork.machine.request import ForkRequest
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from vmfork.factory.choice import Choice
     from vmfork.hypervisor.base import Hardware
     from vmfork.image import Image
-    from vmfork.machine.vm import VM
+    from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
 
 _log = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ class _Request:
     """What was asked for."""
 
     config: VMConfig
-    env: Mapping[str, str]
-    files: Mapping[str, bytes | str]
+    fork: ForkRequest
     timeout_s: float | None
     begun: float = field(default_factory=time.monotonic)
 
@@ -93,9 +91,8 @@ class Factory:
         places: Places | None = None,
     ) -> None:
         self.config = config or FactoryConfig()
-        self._progress = progress
-        self._places = places or find_places()
-        self._bases = Bases(self.config, fetch_only=fetch_only, places=self._places, progress=progress)
+        self._instance = Instance(places or find_places(), progress)
+        self._bases = Bases(self.config, fetch_only=fetch_only, instance=self._instance)
         self._counts = Counts()
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -125,7 +122,8 @@ class Factory:
         hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`, `HostError`; nothing is left
         after any of them.
         """
-        request = _Request(config or self.config.vm, check_env(env or {}), check_files(files or {}), timeout_s)
+        fork = ForkRequest(env=env or {}, files=files or {})
+        request = _Request(config or self.config.vm, fork, timeout_s)
         await self.open()
         self._counts.requests += 1
         if self._bases.is_direct:
@@ -194,39 +192,34 @@ class Factory:
 
     async def _give(self, choice: Choice, request: _Request) -> VM:
         base, wanted = choice.base, request.config
-        base_vm = await base.get_base_vm(timeout_s=request.left_s())
-        vm = await base_vm.adopt(
-            env=request.env,
-            files=request.files,
-            timeout_s=wanted.fork_timeout_s,
-            hook_timeout_s=wanted.hook_timeout_s,
-        )
-        try:
-            await _fit_to(vm, wanted, choice)
-        except BaseException:
-            await vm.aclose()
-            raise
+        # Once it is adopted, leaving the block ends nothing.
+        async with await base.get_base_vm(timeout_s=request.left_s()) as base_vm:
+            adopted = await base_vm.adopt(
+                _sized(request.fork, base_vm.hardware, wanted, choice),
+                timeout_s=wanted.fork_timeout_s,
+                hook_timeout_s=wanted.hook_timeout_s,
+            )
         self._bases.note_success(base)
         self._counts.choices[choice.match] += 1
         self._counts.given[base.kind.name] += 1
-        if isinstance(base, Listener):
-            base.report(phases=_phases_of(vm))
-            vm.on_first_exec(lambda seconds: base.report(phases={"first_exec": seconds}))
-        return vm
+        if not isinstance(base, Listener):
+            return VM(*adopted)
+        base.report(phases=_phases_of(adopted.timings))
+        return VM(*adopted, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
 
     async def _boot(self, request: _Request) -> VM:
         # Planned for this boot alone: a plan that was kept would name an image, or an emulator, that is gone (10 ms
         # beside a boot of half a second and more).
-        direct = await DirectFactory.open(request.config, places=self._places, progress=self._progress)
+        direct = await DirectFactory.open(request.config, instance=self._instance)
         base_vm = await direct.get_base_vm()
-        vm = await base_vm.adopt(env=request.env, files=request.files, timeout_s=request.config.boot_timeout_s)
+        adopted = await base_vm.adopt(request.fork, timeout_s=request.config.boot_timeout_s)
         self._counts.given["direct"] += 1
-        return vm
+        return VM(*adopted)
 
     def _find_image(self, name: str) -> Image | None:
         """The image as it is on this host now. A client of a server may do without; then names are compared."""
         try:
-            return open_image(name, images_dir=self._places.images)
+            return open_image(name, images_dir=self._instance.places.images)
         except (ImageNotFound, ImageCorrupt):
             return None
 
@@ -249,19 +242,21 @@ class Factory:
         )
 
 
-async def _fit_to(vm: VM, wanted: VMConfig, choice: Choice) -> None:
-    """The machine has at least the size that is wanted, and no more unless a larger one was chosen."""
-    have = vm.hardware
+def _sized(fork: ForkRequest, have: Hardware, wanted: VMConfig, choice: Choice) -> ForkRequest:
+    """`fork`, for a machine that is to have at least the size that is wanted, and keeps what it has beyond that.
+
+    Raises `TemplateStale` when it has more than is wanted although no larger one was chosen.
+    """
     is_larger = have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib
     if is_larger and choice.match is not Match.LARGER:
         # What it is made from was replaced between the choice and the taking.
         raise TemplateStale(choice.base.kind.name, "size", _spell(have), _spell(wanted))
-    if have.cpus < wanted.cpus or have.memory_mib < wanted.memory_mib:
-        await fit(vm, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
+    if have.cpus >= wanted.cpus and have.memory_mib >= wanted.memory_mib:
+        return fork
+    return replace(fork, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
 
 
-def _phases_of(vm: VM) -> dict[str, float]:
-    spent = vm.timings
+def _phases_of(spent: Timings) -> dict[str, float]:
     phases = {"adopt": spent.answer_s + spent.clock_s + spent.thaw_s}
     return phases | {"fit": spent.fit_s} if spent.fit_s else phases
 

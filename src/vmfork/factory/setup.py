@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmfork.api.template import Template
 from vmfork.errors import TemplateExists
-from vmfork.template import Template
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import grp
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vmfork.host import facts
+
+_log = logging.getLogger("vmfork")
 
 DEVICE = Path("/dev/kvm")
 _MODULES = Path("/sys/module")
@@ -46,6 +50,14 @@ def find_refusal() -> Refusal | None:
         return Refusal(f"{DEVICE} may not be opened by {facts.user_name()}", _how_to_permit(), forbidden=True)
     todo = "enable virtualization in the firmware or hypervisor, and load kvm_intel or kvm_amd"
     return Refusal(_WHY.get(code, f"{DEVICE} cannot be opened: {os.strerror(code)}"), todo)
+
+
+@cache
+def warn_if_forbidden() -> None:
+    """Said once per process: TCG is used only because this user may not open the device, and what mends that."""
+    refusal = find_refusal()
+    if refusal is not None and refusal.forbidden:
+        _log.warning("note: %s: TCG is used, many times slower. To change that: %s", refusal.reason, refusal.todo)
 
 
 def _how_to_permit() -> str:

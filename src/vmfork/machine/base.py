@@ -1,40 +1,54 @@
-"""A machine that is nobody's yet: started, perhaps paused, but not unique until it has adopted an identity."""
+"""A machine that is nobody's yet: started, perhaps parked, but not unique until it has adopted an identity."""
 
 from __future__ import annotations
 
-import asyncio
+import os
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from vmfork.adopt.handshake import adopt
-from vmfork.adopt.identity import Identity, check_env
-from vmfork.adopt.thaw import Thaw, check_files, thaw
-from vmfork.errors import ConfigError, DeadlineExceeded, ExecError
+from vmfork.adopt.handshake import Adoption, adopt
+from vmfork.adopt.identity import Identity
+from vmfork.adopt.thaw import Thaw, thaw
+from vmfork.agent.client import AgentClient
+from vmfork.errors import ConfigError, ExecError
 from vmfork.machine.ending import explained, watch_end
-from vmfork.machine.handover import Parts, check_ttl, give_up, make_handle, take_over
+from vmfork.machine.fit import fit
+from vmfork.machine.handover import check_ttl, give_up, take_over
+from vmfork.machine.request import ForkRequest
+from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
 from vmfork.machine.trace import is_detailed, tell_machine
-from vmfork.machine.vm import VM
+from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
-    from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.handle import VMHandle
-    from vmfork.wire import Hello
+    from vmfork.wire.message import Hello
+
+    # Waits for the greeting, and raises `LaunchError` where it sees that none will come.
+    Watch = Callable[[Coroutine[Any, Any, Hello], Machine], Awaitable[Hello]]
 
 # Adopting and a program, before a machine is parked: after three of them a take costs QEMU 15 ms of CPU time in place
 # of 18 (TCG, side by side on a busy host), after six no less.
 _REHEARSALS = 3
 
 
+class Adopted(NamedTuple):
+    """A machine that is one of its own: whoever has it owns it, and closes it or makes a `VM` of it."""
+
+    running: Running
+    adoption: Adoption
+    timings: Timings
+
+
 class BaseVM:
-    """Owner of a machine whose guest has not been told who it is. `adopt` turns it into a `VM` and ends its own part.
+    """Owner of a machine whose guest has not been told who it is. `adopt` gives it an identity, and to the caller.
 
     `spawn_s` and `answer_s` are seconds spent so far (see `Timings`); `greeting` is what the agent of a booted machine
     said of itself.
@@ -42,83 +56,110 @@ class BaseVM:
 
     def __init__(
         self,
+        running: Running,
         *,
-        folder: VMFolder,
-        machine: Machine,
-        agent: AgentClient,
-        hardware: Hardware,
-        identity: Identity,
-        image: str,
-        ram_inode: int,
         spawn_s: float,
-        answer_s: float,
-        greeting: Hello | None = None,
+        answer_s: float = 0.0,
         todo: Thaw | None = None,
     ) -> None:
-        self.greeting = greeting
-        self.hardware = hardware
-        self.identity = identity
-        self.image = image
+        self.greeting: Hello | None = None
         self.spawn_s = spawn_s
         self.answer_s = answer_s
-        self._folder = folder
-        self._machine = machine
-        self._agent = agent
-        self._ram_inode = ram_inode
+        self._running = running
         self._todo = todo or Thaw()
-        self._parked = False
         self._owned = AsyncExitStack()
-        self._owned.callback(folder.close)
-        self._owned.push_async_callback(machine.aclose)
-        self._owned.push_async_callback(agent.aclose)
+        self._owned.push_async_callback(running.aclose)
+
+    @classmethod
+    async def meet(
+        cls, facts: MachineFacts, *, folder: VMFolder, machine: Machine, spawn_s: float, todo: Thaw | None
+    ) -> Self:
+        """The machine that was just spawned is ours, its record is written, and its agent may be spoken to.
+
+        Nothing was waited for. After an error folder and machine are still the caller's.
+        """
+        async with AsyncExitStack() as on_failure:
+            agent = await AgentClient.open(machine.connect_agent())
+            on_failure.push_async_callback(agent.aclose)
+            running = Running(facts, folder=folder, machine=machine, agent=agent)
+            running.tell(owner_pid=os.getpid())
+            on_failure.pop_all()
+        return cls(running, spawn_s=spawn_s, todo=todo)
+
+    @property
+    def identity(self) -> Identity:
+        """Who it will be."""
+        return self._running.facts.identity
+
+    @property
+    def hardware(self) -> Hardware:
+        """What its guest sees."""
+        return self._running.facts.hardware
 
     @property
     def pid(self) -> int:
         """The process id of the hypervisor on the host."""
-        return self._machine.identity.pid
+        return self._running.machine.identity.pid
+
+    async def greet(self, *, timeout_s: float, watch: Watch | None = None, memory_hint: str = "") -> None:
+        """The agent of a machine that boots has answered, and `greeting` is what it said.
+
+        `watch` looks at the guest meanwhile. Raises `LaunchError` when it does not answer within `timeout_s`; with
+        `memory_hint` where it died for lack of memory. The machine is destroyed then, and on cancel.
+        """
+        machine, begun = self._running.machine, time.perf_counter()
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(self.aclose)
+            async with explained(machine, self._running.agent, timeout_s, memory_hint=memory_hint):
+                hello = self._running.agent.hello(timeout_s=timeout_s, take_over=False)
+                self.greeting = await (hello if watch is None else watch(hello, machine))
+            on_failure.pop_all()
+        self.answer_s += time.perf_counter() - begun
 
     async def adopt(
         self,
+        request: ForkRequest | None = None,
         *,
-        env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
         timeout_s: float,
         hook_timeout_s: float = 30.0,
         clock: Callable[[], int] = time.time_ns,
-    ) -> VM:
-        """A VM of its own, confirmed by its guest item by item. What was this object's is now the VM's.
+    ) -> Adopted:
+        """A machine of its own, as `request` asks, confirmed by its guest item by item. It is the caller's now.
 
-        `clock` gives the wall clock the guest takes on, ns since 1970. `AdoptError` when the guest does not confirm
-        within `timeout_s`, or a hook fails, or takes longer than `hook_timeout_s`; `LaunchError` when the machine
-        ended; it is destroyed then, and on cancel.
+        `clock` gives the wall clock the guest takes on, ns since 1970. Raises `AdoptError` when the guest does not
+        confirm within `timeout_s`, or a hook fails or takes longer than `hook_timeout_s`; `LaunchError` when the
+        machine ended; the errors of `fit` when it could not be grown. It is destroyed then, and on cancel.
         """
         start = time.perf_counter()
+        running, identity = self._running, self.identity
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            identity = replace(self.identity, env=check_env(env or {}))
-            content = check_files(files or {})
-            async with explained(self._machine, self._agent, timeout_s):
-                if self._parked:
+            request = request or ForkRequest()
+            agent = running.agent
+            async with explained(running.machine, agent, timeout_s):
+                if running.state == "parked":
                     await self._unpark(timeout_s)
                 awake = 0.0
                 if is_detailed():
-                    await self._agent.ping(timeout_s=timeout_s)
+                    await agent.ping(timeout_s=timeout_s)
                     awake = time.perf_counter()
-                adoption = await adopt(self._agent, identity, timeout_s=timeout_s, clock=clock)
+                adoption = await adopt(agent, identity, env=request.env, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
                 await thaw(
-                    self._agent,
+                    agent,
                     identity,
                     self._todo,
-                    files=content,
+                    files=request.content,
                     timeout_s=timeout_s,
                     hook_timeout_s=hook_timeout_s,
                 )
+                ready = thawed = time.perf_counter()
+            watch_end(running.machine, agent)
+            if request.grows:
+                await fit(running, cpus=request.cpus, memory_mib=request.memory_mib)
+                ready = time.perf_counter()
             on_failure.pop_all()
         self._owned.pop_all()
-        machine, agent = self._machine, self._agent
-        watch_end(machine, agent)
-        now = time.perf_counter()
         answered = adopted - adoption.clock_s
         timings = Timings(
             spawn_s=self.spawn_s,
@@ -126,21 +167,12 @@ class BaseVM:
             load_s=self.answer_s + (awake - start) if awake else 0.0,
             adopt_s=answered - awake if awake else 0.0,
             clock_s=adoption.clock_s,
-            thaw_s=now - adopted,
-            total_s=self.spawn_s + self.answer_s + (now - start),
+            thaw_s=thawed - adopted,
+            fit_s=ready - thawed,
+            total_s=self.spawn_s + self.answer_s + (ready - start),
         )
         tell_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
-        return VM(
-            folder=self._folder,
-            machine=machine,
-            agent=agent,
-            hardware=self.hardware,
-            identity=identity,
-            adoption=adoption,
-            timings=timings,
-            image=self.image,
-            ram_inode=self._ram_inode,
-        )
+        return Adopted(running, adoption, timings)
 
     @property
     def _kind(self) -> str:
@@ -154,78 +186,67 @@ class BaseVM:
         It took on identities that are thrown away, with entropy of their own, and ran programs. `adopt` lets it run on
         and gives it the one it keeps. Errors are those of `adopt`; the machine is destroyed then, and on cancel.
         """
+        running = self._running
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            async with explained(self._machine, self._agent, timeout_s):
+            async with explained(running.machine, running.agent, timeout_s):
                 # The first answer of its agent waited for QEMU to load the machine's state.
                 self.answer_s += await self._rehearse(timeout_s)
                 for _ in range(_REHEARSALS - 1):
                     await self._rehearse(timeout_s)
-                await self._machine.pause()
+                await running.park()
             on_failure.pop_all()
-        self._parked = True
 
     async def _rehearse(self, timeout_s: float) -> float:
         """The guest adopted what it will not keep, and ran a program; seconds that adopting took."""
-        rehearsed = Identity.fresh(
-            self.identity.vm_id, template=self.identity.template, reseed=bool(self.identity.entropy)
-        )
+        agent, kept = self._running.agent, self.identity
+        rehearsed = Identity.fresh(kept.vm_id, template=kept.template, reseed=kept.reseed)
         begun = time.perf_counter()
-        await adopt(self._agent, rehearsed, timeout_s=timeout_s)
+        await adopt(agent, rehearsed, timeout_s=timeout_s)
         adopted_s = time.perf_counter() - begun
-        await thaw(
-            self._agent, rehearsed, Thaw(watchers=self._todo.watchers),
-            files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s,
-        )  # fmt: skip
+        # Hooks are the user's, and run once: in the machine that is handed out.
+        todo = Thaw(watchers=self._todo.watchers)
+        await thaw(agent, rehearsed, todo, files={}, timeout_s=timeout_s, hook_timeout_s=timeout_s)
         with suppress(ExecError):  # an image may do without it
-            await self._agent.exec(["true"], timeout_s=timeout_s)
+            await agent.exec(Command(["true"]), timeout_s=timeout_s)
         return adopted_s
+
+    async def _unpark(self, timeout_s: float) -> None:
+        # What it took to make the machine was paid before anybody asked for it.
+        self.spawn_s = self.answer_s = 0.0
+        await self._running.unpark(timeout_s=timeout_s)
 
     async def wait_up(self, *, timeout_s: float) -> None:
         """The guest runs and its agent answers. Errors are those of `adopt`; the machine is destroyed then."""
-        begun = time.perf_counter()
+        running, begun = self._running, time.perf_counter()
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            async with explained(self._machine, self._agent, timeout_s):
-                await self._agent.ping(timeout_s=timeout_s)
+            async with explained(running.machine, running.agent, timeout_s):
+                await running.agent.ping(timeout_s=timeout_s)
             on_failure.pop_all()
         self.answer_s += time.perf_counter() - begun
 
     async def check(self, *, timeout_s: float) -> None:
-        """The hypervisor answers. `DeadlineExceeded` when it hangs, `LaunchError` when it ended."""
-        async with explained(self._machine, self._agent, timeout_s):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._machine.check()
-            except TimeoutError:
-                raise DeadlineExceeded(f"the machine {self.identity.vm_id}", timeout_s) from None
+        """The hypervisor answers. Raises `LaunchError` when it hangs or has ended."""
+        async with explained(self._running.machine, self._running.agent, timeout_s):
+            await self._running.check(timeout_s=timeout_s)
 
     async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
-        """Nobody owns the machine; who attaches it with the handle, within `ttl_s` seconds (0: no limit), does.
+        """The machine has no owner. The first to attach it with the handle, within `ttl_s` seconds, owns it.
 
-        This object is closed then. After an error, and on cancel, the machine is gone.
+        0 is no limit. This object is closed then. After an error, and on cancel, the machine is gone.
         """
         check_ttl(ttl_s)
+        timings = Timings(spawn_s=self.spawn_s, answer_s=self.answer_s, clock_s=0.0, thaw_s=0.0, total_s=0.0)
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
-            handle = make_handle(
-                self._parts(),
-                self.identity,
-                hardware=self.hardware,
-                image=self.image,
-                ram_inode=self._ram_inode,
-                timings=Timings(spawn_s=self.spawn_s, answer_s=self.answer_s, clock_s=0.0, thaw_s=0.0, total_s=0.0),
-                paused=self._parked,
-                todo=self._todo,
-            )
-            await give_up(self._parts(), handle, ttl_s=ttl_s)
+            handle = await give_up(self._running, timings=timings, todo=self._todo, ttl_s=ttl_s)
             on_failure.pop_all()
-        self._owned.pop_all()
         return handle
 
     @classmethod
     async def attach(cls, handle: VMHandle) -> Self:
-        """The machine that was detached with this handle is ours. `VMNotFound`, `StoreBusy`, `HostError`.
+        """The machine that was detached with this handle is ours. Raises `VMNotFound`, `StoreBusy`, `HostError`.
 
         `ConfigError` when it has an identity of its own already. On cancel it is gone.
         """
@@ -233,34 +254,8 @@ class BaseVM:
             raise ConfigError(
                 "handle", handle.id, f"VM {handle.id} is a VM of its own", hint="attach it with VM.attach"
             )
-        folder, machine, agent = await take_over(handle)
-        base = cls(
-            folder=folder,
-            machine=machine,
-            agent=agent,
-            hardware=handle.hardware,
-            identity=handle.identity(),
-            image=handle.image,
-            ram_inode=handle.ram_inode,
-            spawn_s=handle.timings.spawn_s,
-            answer_s=handle.timings.answer_s,
-            todo=handle.todo,
-        )
-        base._parked = handle.paused
-        return base
-
-    def _parts(self) -> Parts:
-        return Parts(self._folder, self._machine, self._agent)
-
-    async def _unpark(self, timeout_s: float) -> None:
-        # What it took to make the machine was paid before anybody asked for it.
-        self.spawn_s = self.answer_s = 0.0
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._machine.resume()
-        except TimeoutError:
-            raise DeadlineExceeded("letting the machine run on", timeout_s) from None
-        self._parked = False
+        running, spent = await take_over(handle), handle.timings
+        return cls(running, spawn_s=spent.spawn_s, answer_s=spent.answer_s, todo=handle.todo)
 
     async def aclose(self) -> None:
         """The machine is gone, unless it was adopted: then this does nothing."""

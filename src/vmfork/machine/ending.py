@@ -50,12 +50,12 @@ async def explained(
     except (GuestError, OSError) as error:
         if agent.lost is not None and await _has_ended(machine):
             panic = find_panic(machine.console_tail())
-            reason = f"the guest panicked: {panic}" if panic else f"QEMU ended before the guest was ready ({error})"
+            end = f"the guest panicked: {panic}" if panic else "QEMU ended before the guest was ready"
             if is_out_of_memory(panic):
                 raise launch_error(
                     machine, f"the guest ran out of memory ({panic})", hint=memory_hint or _MEMORY
                 ) from error
-            raise launch_error(machine, reason) from error
+            raise launch_error(machine, f"{end} ({error})") from error
         if isinstance(error, GuestError):
             error.console_tail = machine.console_tail()
             raise

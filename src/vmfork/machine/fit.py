@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmfork.config.values import MEMORY_BLOCK_MIB
-from vmfork.errors import ConfigError, FitError, HostError, ProtocolError, VMForkError
+from vmfork.errors import ConfigError, FitError, GuestError, HostError, ProtocolError, VMForkError
 from vmfork.host import facts
-from vmfork.hypervisor.qemu import board_of
+from vmfork.machine.growth import plan_growth
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
@@ -25,11 +22,11 @@ if TYPE_CHECKING:
 
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Growable, Hardware
-    from vmfork.machine.vm import VM
+    from vmfork.machine.running import Running
 
 _log = logging.getLogger("vmfork")
 
-# Under TCG a CPU comes online in 0.1 s, memory in 0.1 s and 2 GiB more in another.
+# Measured under TCG: a CPU comes online in 0.1 s, memory in 0.1 s and 0.1 s more for each 2 GiB.
 FIT_LIMIT_S = 60.0
 # Each step back; a guest that took a step answers as fast to the opposite one.
 _UNDO_LIMIT_S = 10.0
@@ -37,114 +34,27 @@ _UNDO_LIMIT_S = 10.0
 _CPUS = "/sys/devices/system/cpu"
 _MEMORY = "/sys/devices/system/memory"
 
-# What a guest may keep of added memory for itself: a descriptor of 64 bytes for each page of 4 KiB, and some more that
-# its own changes of that moment blur.
+# A guest keeps some of the added memory for itself: a descriptor of 64 bytes for each page of 4 KiB. What else it takes
+# and gives back in that moment blurs the sum by a few MiB.
 _DESCRIPTORS = 64 / 4096
 _BLUR_KIB = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """What a machine is to have: that many CPUs online, and `added_mib` MiB more than now."""
-
-    cpus: int
-    added_mib: int
-
-
-class Lack(StrEnum):
-    """What a machine has no room for, under the name of the configuration's field."""
-
-    CPUS = "cpus"
-    MEMORY = "memory_mib"
-
-
-def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:
-    """What a machine of `hardware` cannot be grown to, or `None`. What it has more than asked is no lack."""
-    if cpus > hardware.max_cpus:
-        return Lack.CPUS
-    missing_mib = _whole_blocks(memory_mib - hardware.memory_mib, MEMORY_BLOCK_MIB)
-    if missing_mib > 0 and hardware.memory_mib + missing_mib > hardware.max_memory_mib:
-        return Lack.MEMORY
-    return None
-
-
-def plan_growth(
-    hardware: Hardware,
-    *,
-    cpus: int | None = None,
-    memory_mib: int | None = None,
-    whose: str = "the machine",
-    block_mib: int = MEMORY_BLOCK_MIB,
-) -> Growth:
-    """What turns a machine of `hardware` into one of that size; `None` leaves it as it is. Nothing is done.
-
-    Memory is rounded up to whole blocks of `block_mib` MiB above what there is. `ConfigError`, with the arithmetic, for
-    less than there is and for more than there is room for. `whose` names the machine in it.
-    """
-    wanted_cpus = hardware.cpus if cpus is None else cpus
-    if not hardware.cpus <= wanted_cpus <= hardware.max_cpus:
-        raise _refused(
-            "vm.cpus", wanted_cpus, hardware.cpus, hardware.max_cpus, whose=whose, spell=str, option="--max-cpus"
-        )
-    wanted_mib = hardware.memory_mib if memory_mib is None else memory_mib
-    added_mib = _whole_blocks(wanted_mib - hardware.memory_mib, block_mib)
-    if not hardware.memory_mib <= wanted_mib or hardware.memory_mib + added_mib > hardware.max_memory_mib:
-        rounded = f"rounded up to blocks of {block_mib} MiB above it: {format_mib(hardware.memory_mib + added_mib)}"
-        raise _refused(
-            "vm.memory_mib",
-            wanted_mib,
-            hardware.memory_mib,
-            hardware.max_memory_mib,
-            whose=whose,
-            spell=format_mib,
-            option="--max-memory" if board_of(hardware.machine).takes_memory else "--machine q35 --max-memory",
-            more=f" ({rounded})" if added_mib > wanted_mib - hardware.memory_mib else "",
-        )
-    return Growth(wanted_cpus, added_mib)
-
-
-def _whole_blocks(size_mib: int, block_mib: int) -> int:
-    return -(-size_mib // block_mib) * block_mib
-
-
-def _refused(
-    field: str,
-    wanted: int,
-    have: int,
-    most: int,
-    *,
-    whose: str,
-    spell: Callable[[int], str],
-    option: str,
-    more: str = "",
-) -> ConfigError:
-    if wanted < have:
-        hint = f"leave it out, or take a smaller machine: a running one is not made smaller than it is ({spell(have)})"
-        return ConfigError(field, wanted, f"{whose} has {spell(have)}, not {spell(wanted)}", hint=hint)
-    room = f"and room for {spell(most - have)} more, {spell(most)} in all" if most > have else "and cannot grow"
-    return ConfigError(
-        field,
-        wanted,
-        f"{whose} has {spell(have)} {room}; {spell(wanted)} were asked for{more}",
-        hint=f"ask for at most {spell(most)}, or build a template with room: "
-        f"vmfork template build NAME {option} {wanted}",
-    )
-
-
 async def fit(
-    vm: VM, *, cpus: int | None = None, memory_mib: int | None = None, timeout_s: float = FIT_LIMIT_S
-) -> Hardware:
-    """The guest has `cpus` CPUs online and `memory_mib` MiB, both found in the guest, and `vm.hardware` says so.
+    running: Running, *, cpus: int | None = None, memory_mib: int | None = None, timeout_s: float = FIT_LIMIT_S
+) -> None:
+    """The guest has `cpus` CPUs online and `memory_mib` MiB: it was asked, and the machine's facts say so.
 
-    `None` leaves as it is. Memory comes in blocks (128 MiB on x86) and is rounded up to them; what is returned tells
-    how much it is. `ConfigError` for a size below or above what the machine can have, `HostError` when the host has not
-    that much memory, `GuestError` for a paused machine: nothing was done. `FitError` when it did not come to it within
-    `timeout_s`: it has its old size again, or, where `rolled_back` is false, must be closed. On cancel all is taken
-    back as after an error, as far as the guest gives it back.
+    `None` leaves a size as it is. Memory is rounded up to whole blocks (128 MiB on x86). Nothing was done after
+    `ConfigError` (a size below or above what the machine can have), `HostError` (the host has not that much memory) and
+    `GuestError` (the machine stands still). Raises `FitError` when the guest has not the size within `timeout_s`
+    seconds: the machine then has its old size again, or, where `rolled_back` is false, must be closed. On cancel it is
+    made smaller again in the same way, as far as the guest gives back what it got.
     """
-    machine, agent = vm.lend()
-    begun = time.perf_counter()
-    before = vm.hardware
+    machine, agent = running.machine, running.agent
+    if running.stands_still:
+        raise GuestError(f"VM {running.id} is paused", hint="resume it first")
+    before = running.facts.hardware
     growth = plan_growth(before, cpus=cpus, memory_mib=memory_mib)
     wanted = f"{growth.cpus} CPUs and {format_mib(before.memory_mib + growth.added_mib)}"
     steps = _Steps()
@@ -177,9 +87,9 @@ async def fit(
         added_mib=(*before.added_mib, growth.added_mib) if growth.added_mib else before.added_mib,
     )
     if memory_mib is not None and after.memory_mib != memory_mib:
-        _log.info("VM %s has %d MiB for %d asked: its guest takes whole blocks", vm.id, after.memory_mib, memory_mib)
-    vm.tell_size(after, fit_s=time.perf_counter() - begun)
-    return after
+        told = "VM %s has %d MiB for %d asked: its guest takes whole blocks"
+        _log.info(told, running.id, after.memory_mib, memory_mib)
+    running.change_hardware(after)
 
 
 class _Steps:
@@ -239,7 +149,7 @@ async def _add_memory(machine: Growable, agent: AgentClient, size_mib: int, step
 
 
 def check_grown(before_kib: int, after_kib: int, size_mib: int) -> None:
-    """Nothing, when the guest's MemTotal grew by `size_mib` MiB but for page descriptors; else `FitError`."""
+    """Raises `FitError` when the guest's MemTotal did not grow by `size_mib` MiB, less its page descriptors."""
     grown, added = after_kib - before_kib, size_mib * 1024
     if not added - added * _DESCRIPTORS - _BLUR_KIB <= grown <= added + _BLUR_KIB:
         raise FitError(format_mib(size_mib), f"the guest's memory grew by {grown} KiB, {added} KiB were added")

@@ -3,7 +3,7 @@
 ```
 VMS/ID/            0700
     lock           flock: held by the owner while it lives, and by the machine's keeper
-    vm.json        the record: process, template, hardware, when, by whom
+    vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, not locked yet
@@ -12,49 +12,60 @@ VMS/.new-ID/       the same, not locked yet
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vmfork.host.folders import make_private, write_whole
 from vmfork.host.lock import FileLock
 from vmfork.host.process import ProcessIdentity
+from vmfork.machine.facts import Described, MachineFacts
+from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _NEW = ".new-"
+_RECORD = "vm.json"
 _HANDLE = "handle.json"
 # A folder that was not locked this long after it was made never will be.
 _NEW_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VMRecord:
-    """What another process may know of a running VM. `created_at` in UTC (ISO 8601).
+class VMRecord(Described):
+    """What another process may know of a running VM.
 
-    `owner_pid` is 0 while nobody owns it: it was detached and waits.
+    `process` is the hypervisor's. `owner_pid` is 0 while nobody owns the VM: it was detached and waits.
     """
 
-    id: str
-    pid: int
-    start_ticks: int
+    facts: MachineFacts
+    process: ProcessIdentity
     owner_pid: int
-    template: str
-    image: str
-    accel: str
-    cpus: int
-    memory_mib: int
-    created_at: str
 
     @property
-    def identity(self) -> ProcessIdentity:
-        return ProcessIdentity(self.pid, self.start_ticks)
+    def pid(self) -> int:
+        """The process id of the hypervisor on the host."""
+        return self.process.pid
+
+    @property
+    def cpus(self) -> int:
+        """How many CPUs its guest has."""
+        return self.facts.hardware.cpus
+
+    @property
+    def memory_mib(self) -> int:
+        """How much memory its guest has, in MiB."""
+        return self.facts.hardware.memory_mib
+
+    @property
+    def created_at(self) -> str:
+        """When it was started, in UTC (ISO 8601)."""
+        return self.facts.created_at
 
 
 class VMFolder:
@@ -88,14 +99,9 @@ class VMFolder:
         """The lock's descriptor, for a process that is to hold it as well."""
         return self._lock.fileno()
 
-    def write_record(self, record: VMRecord) -> None:
-        write_whole(self.path / "vm.json", json.dumps(asdict(record)).encode())
-
-    def tell_owner(self, pid: int) -> None:
-        """The record says who owns the VM; 0 is nobody."""
-        record = read_record(self.path)
-        if record is not None:
-            self.write_record(replace(record, owner_pid=pid))
+    def tell(self, record: VMRecord) -> None:
+        """The record is there for every process that may enter the folder."""
+        write_whole(self.path / _RECORD, write_record(record))
 
     def write_handle(self, handle: bytes) -> None:
         """Who may enter the folder can take the VM over with it."""
@@ -120,16 +126,16 @@ def new_vm_id() -> str:
     return secrets.token_hex(6)
 
 
-def read_record(folder: Path) -> VMRecord | None:
-    """The record in a VM's folder; `None` when it was not written yet or cannot be read."""
+def find_record(folder: Path) -> VMRecord | None:
+    """The record in a VM's folder, a newer vmfork's too; `None` when it was not written yet or is damaged."""
     try:
-        return VMRecord(**json.loads((folder / "vm.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return read_record(VMRecord, (folder / _RECORD).read_bytes())
+    except (OSError, ValueError):
         return None
 
 
 def read_handle(folder: Path) -> bytes | None:
-    """What the last owner of a VM left for the next; `None` where nothing is."""
+    """What the last owner of a VM left for the next, or `None`."""
     try:
         return (folder / _HANDLE).read_bytes()
     except OSError:
@@ -138,8 +144,8 @@ def read_handle(folder: Path) -> bytes | None:
 
 def list_records(vms: Path) -> list[VMRecord]:
     """Records of the VMs that are alive, oldest first."""
-    records = [read_record(folder) for folder in _folders(vms)]
-    return sorted((r for r in records if r is not None and r.identity.is_alive()), key=lambda r: r.created_at)
+    records = [find_record(folder) for folder in _folders(vms)]
+    return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
 
 
 def sweep_vms(vms: Path) -> list[str]:
@@ -152,9 +158,9 @@ def sweep_vms(vms: Path) -> list[str]:
         if lock is None:
             continue
         with lock:
-            record = read_record(folder)
+            record = find_record(folder)
             if record is not None:
-                record.identity.kill()
+                record.process.kill()
             shutil.rmtree(folder, ignore_errors=True)
             swept.append(folder.name)
     return swept

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING
 from vmfork.config import VMConfig
 from vmfork.errors import ExecError, GuestError, LaunchError
 from vmfork.host.lock import FileLock
+from vmfork.hypervisor.qemu import board_of
 from vmfork.image import lock_path, open_image, write_least
-from vmfork.machine.launch import BootPlan, boot_base
+from vmfork.machine.launch import boot_base
+from vmfork.machine.plan import make_plan
+from vmfork.machine.stall import unless_stuck
 from vmfork.progress import Progress
 from vmfork.units import MIB, format_mib
+from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from vmfork.config import Places
+    from vmfork.config import Instance
     from vmfork.errors import VMForkError
-    from vmfork.hypervisor.base import Hardware
-    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
-    from vmfork.progress import ProgressListener
+    from vmfork.machine.plan import Plan
 
 _log = logging.getLogger("vmfork")
 
@@ -48,42 +50,38 @@ def ample_memory_mib(image: Image) -> int:
     return 2 * _files_mib(image) + 256
 
 
-async def ensure_least(
-    image: Image, *, hardware: Hardware, binary: QemuBinary, places: Places, progress: ProgressListener
-) -> Image:
-    """The image with its `min_memory_mib` known: measured by booting it unless this host has done so before.
+async def ensure_least(plan: Plan, *, instance: Instance) -> Plan:
+    """The plan, with its image's `min_memory_mib` known: measured by booting unless this host has done so before.
 
     Several small boots, about 3 s each under TCG. Two processes take turns, and the second uses what the first found.
     Raises `LaunchError` or `GuestError` when the guest does not boot whatever it is given.
     """
+    image, images = plan.image, instance.places.images
     if image.min_memory_mib is not None:
-        return image
-    lock = await FileLock.acquire(
-        lock_path(f"{image.digest}.memory", places.images), holder=f"process {os.getpid()}", wait_s=_WAIT_S
-    )
+        return plan
+    holder = f"process {os.getpid()}"
+    lock = await FileLock.acquire(lock_path(f"{image.digest}.memory", images), holder=holder, wait_s=_WAIT_S)
     with lock or nullcontext():
-        known = await asyncio.to_thread(open_image, image.name, images_dir=places.images)
+        known = await asyncio.to_thread(open_image, image.name, images_dir=images)
         if known.digest == image.digest and known.min_memory_mib is not None:
-            return known
-        progress(Progress(task="memory", step="measuring the least memory that the image boots in"))
-        least = await _measure(image, hardware=hardware, binary=binary, places=places)
+            return replace(plan, image=known)
+        instance.progress(Progress(task="memory", step="measuring the least memory that the image boots in"))
+        least = await _measure(plan, instance)
+        by = f"QEMU {plan.binary.version}, {plan.hardware.accel}, {plan.hardware.machine}"
         with suppress(OSError):  # measured again next time
-            write_least(
-                image.kernel.parent,
-                least,
-                measured=f"booted with {_CPUS} CPUs by QEMU {binary.version}, {hardware.accel}, {hardware.machine}",
-            )
-    progress(Progress(task="memory", step=f"the guest needs {format_mib(least)} or more"))
+            write_least(image.kernel.parent, least, measured=f"booted with {_CPUS} CPUs by {by}")
+    instance.progress(Progress(task="memory", step=f"the guest needs {format_mib(least)} or more"))
     _log.info("image %s needs %d MiB or more", image.name, least)
-    return replace(image, min_memory_mib=least)
+    return replace(plan, image=replace(image, min_memory_mib=least))
 
 
-async def _measure(image: Image, *, hardware: Hardware, binary: QemuBinary, places: Places) -> int:
+async def _measure(plan: Plan, instance: Instance) -> int:
+    image, accel, kind = plan.image, plan.hardware.accel, board_of(plan.hardware.machine).kind
+
     async def try_boot(memory_mib: int) -> VMForkError | None:
-        config = VMConfig(image=image.name, cpus=_CPUS, memory_mib=memory_mib)
-        size = replace(hardware, cpus=_CPUS, memory_mib=memory_mib, max_cpus=0, max_memory_mib=0, added_mib=())
+        config = VMConfig(cpus=_CPUS, memory_mib=memory_mib, cpu_model=plan.hardware.cpu_model, machine=kind)
         try:
-            await _boot_and_use(BootPlan(config, image, binary, size), places)
+            await _boot_and_use(await make_plan(config, image=image, binary=plan.binary, accel=accel), instance)
         except (LaunchError, GuestError) as error:
             return error
         return None
@@ -115,13 +113,13 @@ async def find_least(try_boot: Callable[[int], Awaitable[VMForkError | None]], *
     return size
 
 
-async def _boot_and_use(plan: BootPlan, places: Places) -> None:
+async def _boot_and_use(plan: Plan, instance: Instance) -> None:
     """The machine booted, took an identity and ran a program, and is gone."""
-    limit_s = plan.config.boot_timeout_s
-    base = await boot_base(plan, places=places, watched=True)
-    async with await base.adopt(timeout_s=limit_s) as vm:
+    limit_s = plan.limits.boot_s
+    base = await boot_base(plan, instance=instance, watch=unless_stuck)
+    async with (await base.adopt(timeout_s=limit_s)).running as running:
         with suppress(ExecError):  # an image may do without it
-            await vm.exec(["true"], timeout_s=limit_s)
+            await running.agent.exec(Command(["true"]), timeout_s=limit_s)
 
 
 def _files_mib(image: Image) -> int:

@@ -1,96 +1,141 @@
-"""What a configuration stands for on this host: found, checked and decided before anything is started."""
+"""What a configuration stands for on this host, decided: the one place where its fields are given a meaning."""
 
 from __future__ import annotations
 
-import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.config import ImageConfig
-from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
-from vmfork.host import facts
-from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import build_image, open_image
-from vmfork.machine.accelerator import decide_hardware
-from vmfork.machine.board import check_board, check_clock
-from vmfork.machine.launch import BootPlan
-from vmfork.machine.least import ensure_least
-from vmfork.progress import ignore_progress
-from vmfork.units import MIB, format_mib
+from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu import board_for, board_of, default_cpu_model
+from vmfork.machine.board import board_args, check_clock
+from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits
 
 if TYPE_CHECKING:
-    from vmfork.config import Places, VMConfig
+    from collections.abc import Mapping
+
+    from vmfork.config import VMConfig
+    from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
-    from vmfork.progress import ProgressListener
 
-DEFAULT_IMAGE = "default"
+# A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
+# What is switched off is looked for at every boot and found in none of these machines.
+# The unpacked initramfs is the root: a ramfs may take what it needs, a tmpfs would stop at half the RAM.
+KERNEL_ARGS = (
+    "console=ttyS0 loglevel=4 panic=-1 rootfstype=ramfs i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
+)
 
 
-async def plan_boot(config: VMConfig, *, places: Places, progress: ProgressListener = ignore_progress) -> BootPlan:
-    """A plan that can be carried out here.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: to an agent's first answer after a boot, for a fork to be adopted, for each hook."""
 
-    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). Raises `ConfigError` when
-    the memory is too little, `HostError` when the emulator is missing or too old, or when KVM was demanded and does not
-    run the guest.
+    boot_s: float
+    fork_s: float
+    hook_s: float
+
+    @classmethod
+    def of(cls, config: VMConfig) -> Limits:
+        """The limits that `config` gives."""
+        return cls(config.boot_timeout_s, config.fork_timeout_s, config.hook_timeout_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How machines of one kind are booted on this host. Nothing in it is left to decide.
+
+    `reseed`: the guest's agent renews the kernel's random numbers. `traits` are what a template of such machines is
+    compared by.
     """
-    _check_host(config)
-    await find_qemu(config.qemu)  # before an image is built in vain
-    image = await ensure_image(config.image, places=places, progress=progress)
-    plan = await try_out(image, config, places=places, progress=progress)
-    least_mib = plan.image.min_memory_mib or 0
-    if config.memory_mib < least_mib:
-        raise ConfigError(
-            "vm.memory_mib",
-            config.memory_mib,
-            f"{format_mib(config.memory_mib)} is too little for image {image.name!r}",
-            hint=f"give at least {format_mib(least_mib)}",
-        )
-    return plan
+
+    image: Image
+    binary: QemuBinary
+    hardware: Hardware
+    command_line: str
+    reseed: bool
+    traits: Mapping[str, str]
+    limits: Limits
 
 
-async def try_out(image: Image, config: VMConfig, *, places: Places, progress: ProgressListener) -> BootPlan:
-    """A plan for `config`, in which all is known that only booting the image tells: an accelerator that runs it, and
-    the least memory, which `config` may be below of.
+async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel: str) -> Plan:
+    """The plan for machines of `config` under the accelerator `accel`, whatever `config` says of that.
 
-    Both are found out the first time on a host, and remembered. Raises `HostError` and `LaunchError`.
+    Raises `HostError` when its guest would have no clock to go by.
     """
-    check_board(config, image)
-    binary = await find_qemu(config.qemu)
-    hardware = await decide_hardware(config, image=image, binary=binary, places=places, progress=progress)
+    board = board_for(config.machine)
+    hardware = Hardware(
+        machine=board.type_for(binary),
+        accel=accel,
+        cpu_model=config.cpu_model or default_cpu_model(accel),
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+        max_cpus=config.max_cpus,
+        max_memory_mib=config.max_memory_mib,
+        vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
+    )
     check_clock(hardware)
-    image = await ensure_least(image, hardware=hardware, binary=binary, places=places, progress=progress)
-    return BootPlan(config, image, binary, hardware)
+    aslr = "" if _has_aslr(config, accel) else " norandmaps"
+    arguments = f"{KERNEL_ARGS}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
+    return Plan(
+        image=image,
+        binary=binary,
+        hardware=hardware,
+        command_line=arguments.rstrip(),
+        reseed=agent_reseeds(config.reseed),
+        traits={
+            **emulator_traits(hardware, binary),
+            **image_traits(image),
+            **_guest_traits(config, hardware.machine, accel),
+        },
+        limits=Limits.of(config),
+    )
 
 
-def _check_host(config: VMConfig) -> None:
-    # More CPUs than the host has share them; memory that it does not have cannot be shared.
-    total_mib = facts.total_memory_bytes() // MIB
-    if config.memory_mib > total_mib:
-        raise ConfigError(
-            "vm.memory_mib",
-            config.memory_mib,
-            f"{format_mib(config.memory_mib)} were asked for, the host has {format_mib(total_mib)} in all",
-            hint=f"give at most {format_mib(total_mib)}, less what the host itself needs",
-        )
+def wanted_traits(config: VMConfig, *, machine: str, accel: str) -> dict[str, str]:
+    """What `config` asks of a `machine` that runs under `accel`. What it leaves to the host is not in it."""
+    chosen: dict[str, str] = {} if config.accel == "auto" else {"accel": config.accel}
+    if config.machine != "auto":
+        chosen["machine"] = machine if board_of(machine).kind == config.machine else config.machine
+    return {
+        **chosen,
+        "cpu_model": config.cpu_model or default_cpu_model(accel),
+        **_guest_traits(config, machine, accel),
+    }
 
 
-async def ensure_image(
-    name: str, *, made_of: ImageConfig | None = None, places: Places, progress: ProgressListener = ignore_progress
-) -> Image:
-    """The image `name`. Only `default` is built where it is missing or damaged; another is an error.
+def _guest_traits(config: VMConfig, machine: str, accel: str) -> dict[str, str]:
+    return {
+        "kernel_args": config.kernel_args,
+        "reseed": _reseed_in_force(config, machine),
+        "aslr": "on" if _has_aslr(config, accel) else "off",
+    }
 
-    `default` is made of `made_of`, else of what it was made of before, and follows this vmfork: where that ships
-    another agent, it is built anew.
+
+def _reseed_in_force(config: VMConfig, machine: str) -> str:
+    """Who renews a fork's random numbers: what was asked for, as far as the machine has it."""
+    return config.reseed if board_of(machine).has_vmgenid or config.reseed != "both" else "agent"
+
+
+def _has_aslr(config: VMConfig, accel: str) -> bool:
+    """Whether programs of the guest start at random addresses.
+
+    QEMU 7.2 finds translated code by its virtual address, so that a program at another address is translated from the
+    start: `true` took 38 ms in place of 13 (measured side by side), and left 1.3 MB of code behind each time.
     """
-    if name != DEFAULT_IMAGE:
-        return await asyncio.to_thread(open_image, name, images_dir=places.images)
-    if made_of is None:
-        made_of = await asyncio.to_thread(_read_configuration, name, places)
-    return await build_image(name, made_of, images_dir=places.images, progress=progress)
+    return config.aslr == "on" or (config.aslr == "auto" and accel != "tcg")
 
 
-def _read_configuration(name: str, places: Places) -> ImageConfig:
-    try:
-        image = open_image(name, images_dir=places.images)
-    except (ImageNotFound, ImageCorrupt):
-        return ImageConfig()
-    return ImageConfig(suite=image.suite, packages=image.requested)
+def _room_to_grow(hardware: Hardware) -> str:
+    # Nothing is said where nothing can grow: the guest boots as it always did.
+    arguments = ""
+    if hardware.max_cpus > hardware.cpus:
+        # Code for several CPUs from the start, or the kernel rewrites it when the second comes: 0.2 s under TCG.
+        arguments += f" maxcpus={hardware.cpus} noreplace-smp"
+        if hardware.accel == "tcg":
+            # Else each CPU that comes online is measured, 1 to 3 s, in vain. So many TSC ticks are a jiffy (250 Hz) at
+            # 6 GHz: a delay in the guest's drivers may be longer than asked, never shorter. KVM tells its guest.
+            arguments += " lpj=24000000"
+    if hardware.max_memory_mib > hardware.memory_mib:
+        # Memory that might come above 4 GiB makes the kernel set 64 MiB aside for devices that cannot reach it; here is
+        # none. The least it takes is 1 MiB.
+        arguments += " swiotlb=512"
+    return arguments

@@ -49,7 +49,7 @@ class ExecResult:
         return f"ExecResult(argv={self.argv!r}, exit_code={self.exit_code}, duration_s={self.duration_s:.3f}{shown})"
 
     def check(self) -> ExecResult:
-        """This result, when the command succeeded; else `ExecError` with what it wrote."""
+        """This result. Raises `ExecError`, with what the command wrote, when it did not succeed."""
         if self.exit_code == 0:
             return self
         raise ExecError(

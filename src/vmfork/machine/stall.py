@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from vmfork.hypervisor.base import Machine
-    from vmfork.wire import Hello
+    from vmfork.wire.message import Hello
 
 # So long a guest may stand still. On a host whose KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
 STALL_LIMIT_S = 5.0

@@ -11,11 +11,10 @@ class Timings:
 
     `spawn_s`: until the process was started. `answer_s`: from there to the agent's first answer (emulator start-up,
     loading state or booting, and the adopt request itself). Where `detailed_timings` or a tracer asked for it,
-    `answer_s` is told apart: `load_s` until the guest answered at all, and `adopt_s`; else both are 0. `clock_s`:
-    setting and checking the wall clock.
-    `thaw_s`: what the template left to do in the fork: watchers, files, hooks. `fit_s`: growing it to
-    the size asked for, since then too. `total_s`: the whole, `fit_s` included. `first_exec_s`: what the first `exec`
-    took since then, and no part of the whole; 0 before it.
+    `answer_s` has two parts: `load_s` until the guest answered at all, and `adopt_s`; else both are 0. `clock_s`:
+    setting and checking the wall clock. `thaw_s`: watchers, files and hooks in the fork. `fit_s`: growing the fork to
+    the size that was asked for. `total_s`: all of these together. `first_exec_s`: how long the first `exec` took, which
+    is no part of the whole; 0 before it.
     """
 
     spawn_s: float

@@ -1,8 +1,8 @@
-"""Where the time of a machine goes, told to OpenTelemetry when the process has loaded its SDK. No other pays for it.
+"""Where the time of a machine goes, for OpenTelemetry. A process that has not loaded its SDK pays nothing for it.
 
 ```
 vmfork.fork | vmfork.boot | vmfork.take      one machine, until it is handed out; an error ends it
-    spawn  load  adopt  clock  thaw          its phases, one after the other (see `Timings`)
+    spawn  load  adopt  clock  thaw  fit     its phases, one after the other (see `Timings`)
 vmfork.exec                                  one program
 ```
 The spans belong to the span that is current where the machine is asked for.
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from vmfork.machine.timings import Timings
 
-_PHASES = ("spawn_s", "load_s", "adopt_s", "clock_s", "thaw_s")
+_PHASES = ("spawn_s", "load_s", "adopt_s", "clock_s", "thaw_s", "fit_s")
 _wanted: ContextVar[bool] = ContextVar("vmfork_detailed_timings", default=False)
 
 
 @contextmanager
 def detailed_timings() -> Iterator[None]:
-    """Machines made inside the block tell `load_s` and `adopt_s` apart; it costs each a round trip to its guest, 1 ms.
+    """Machines made inside the block tell `load_s` and `adopt_s` apart. Each pays a round trip to its guest, 1 ms.
 
     Where OpenTelemetry traces, all machines do.
     """
@@ -44,7 +44,7 @@ def is_detailed() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether this process loaded OpenTelemetry's SDK: vmfork never loads it, and without it spans go nowhere."""
+    """Whether this process loaded OpenTelemetry's SDK. vmfork never does; without it spans go nowhere."""
     return "opentelemetry.sdk.trace" in sys.modules
 
 
@@ -92,9 +92,8 @@ def failure_told(name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _tracer() -> tuple[Any, Any]:
-    from opentelemetry import trace  # noqa: PLC0415 - optional, and loaded already
-
-    return trace.get_tracer("vmfork"), trace
+    api: Any = sys.modules["opentelemetry.trace"]  # the SDK has loaded it
+    return api.get_tracer("vmfork"), api
 
 
 def _ns(seconds: float) -> int:

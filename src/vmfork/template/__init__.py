@@ -1,5 +1,1 @@
-"""Templates: what joins a machine and the store. Build, open, fork, remove."""
-
-from vmfork.template.template import Template
-
-__all__ = ["Template"]
+"""Templates: what joins machines and the store. Build, publish, fork, audit."""

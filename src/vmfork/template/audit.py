@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.errors import ConfigError, DeadlineExceeded
@@ -15,12 +15,12 @@ from vmfork.template.probes import PROBES, Probe
 from vmfork.units import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from vmfork.hypervisor.qemu import Board
-    from vmfork.machine.vm import VM
+    from vmfork.machine.result import ExecResult
     from vmfork.progress import ProgressListener
-    from vmfork.template.template import Template
+    from vmfork.store import Manifest
 
 Verdict = Literal["ok", "unsafe", "absent", "failed"]
 
@@ -67,8 +67,21 @@ class AuditReport:
         return all(row.verdict in ("ok", "absent") for row in self.rows)
 
 
+class Fork(Protocol):
+    """What an audit needs of a machine."""
+
+    async def shell(self, script: str, *, timeout_s: float | None) -> ExecResult: ...
+
+    async def read_file(self, path: str) -> bytes: ...
+
+    async def measure_clock_skew(self) -> float: ...
+
+    async def aclose(self) -> None: ...
+
+
 async def audit_template(
-    template: Template,
+    manifest: Manifest,
+    fork_many: Callable[[int], Awaitable[Sequence[Fork]]],
     count: int,
     probes: Sequence[Probe] = (),
     *,
@@ -79,8 +92,8 @@ async def audit_template(
         raise ConfigError("count", count, "an audit compares forks", hint=f"give {_LEAST_FORKS} or more")
     wanted = _combine(probes)
     async with AsyncExitStack() as owned:
-        progress(Progress(task="audit", step=f"forking {count} machines of {template.name!r}", fraction=0.0))
-        vms = await template.fork_many(count)
+        progress(Progress(task="audit", step=f"forking {count} machines of {manifest.name!r}", fraction=0.0))
+        vms = await fork_many(count)
         for vm in vms:
             owned.push_async_callback(vm.aclose)
         rows = []
@@ -90,10 +103,10 @@ async def audit_template(
         rows += [await _measure_clock(vms), await _measure_entropy(vms)]
     progress(Progress(task="audit", step="done", fraction=1.0))
     return AuditReport(
-        template=template.name,
-        generation=template.generation,
+        template=manifest.name,
+        generation=manifest.generation,
         forks=count,
-        rows=(*_read_manifest(template), *rows),
+        rows=(*_read_manifest(manifest), *rows),
     )
 
 
@@ -105,7 +118,7 @@ def _combine(added: Sequence[Probe]) -> tuple[Probe, ...]:
     return (*PROBES, *added)
 
 
-async def _compare(probe: Probe, vms: Sequence[VM]) -> AuditRow:
+async def _compare(probe: Probe, vms: Sequence[Fork]) -> AuditRow:
     try:
         results = await asyncio.gather(*(vm.shell(probe.command, timeout_s=_PROBE_LIMIT_S) for vm in vms))
     except DeadlineExceeded as error:
@@ -135,7 +148,7 @@ def judge(probe: Probe, values: Sequence[str]) -> AuditRow:
     return AuditRow(name=probe.name, expect=probe.expect, verdict=verdict, detail=detail, values=tuple(values))
 
 
-async def _measure_clock(vms: Sequence[VM]) -> AuditRow:
+async def _measure_clock(vms: Sequence[Fork]) -> AuditRow:
     """Read again now, one fork after the other: what the rest of the audit did to the clock counts too."""
     bounds = [await _best_skew(vm) for vm in vms]
     worst = max(bounds)
@@ -148,12 +161,12 @@ async def _measure_clock(vms: Sequence[VM]) -> AuditRow:
     )
 
 
-async def _best_skew(vm: VM) -> float:
+async def _best_skew(vm: Fork) -> float:
     """A slow answer makes the bound loose, not the clock wrong: the best of a few counts."""
     return min([await vm.measure_clock_skew() for _ in range(5)])
 
 
-async def _measure_entropy(vms: Sequence[VM]) -> AuditRow:
+async def _measure_entropy(vms: Sequence[Fork]) -> AuditRow:
     counts = [(await vm.read_file("/proc/sys/kernel/random/entropy_avail")).decode().strip() for vm in vms]
     least = min(int(count) for count in counts)
     return AuditRow(
@@ -165,9 +178,8 @@ async def _measure_entropy(vms: Sequence[VM]) -> AuditRow:
     )
 
 
-def _read_manifest(template: Template) -> list[AuditRow]:
+def _read_manifest(manifest: Manifest) -> list[AuditRow]:
     """What the template itself says of its forks, whatever they show."""
-    manifest = template.manifest
     reseed = manifest.traits["reseed"]
     rows = [
         _judge_reseed(reseed, board_of(manifest.traits["machine"])),

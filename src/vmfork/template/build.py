@@ -3,99 +3,93 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import signal
 import time
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vmfork.adopt.secrets import Secrets
-from vmfork.errors import ConfigError, DeadlineExceeded, HostError, LaunchError, MachineEnded
-from vmfork.host import facts
+from vmfork.config import VMConfig
+from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
+from vmfork.freeze.freeze import freeze
 from vmfork.machine.launch import boot_base
-from vmfork.machine.plan import plan_boot
-from vmfork.progress import Progress, ignore_progress
-from vmfork.store import Manifest, TemplateStore
-from vmfork.store.ram_file import digest_ram
-from vmfork.template.traits import all_traits
+from vmfork.machine.prepare import prepare
+from vmfork.machine.programs import run_program
+from vmfork.progress import Progress
+from vmfork.store import TemplateStore
+from vmfork.template.publish import publish
+from vmfork.template.recipe import Recipe
+from vmfork.template.source import Source
 from vmfork.units import MIB, format_duration
+from vmfork.wire.command import Command, shell_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
 
     from vmfork.adopt.thaw import Thaw
-    from vmfork.config import Places, VMConfig
-    from vmfork.machine.launch import BootPlan
-    from vmfork.machine.vm import VM
-    from vmfork.progress import ProgressListener
+    from vmfork.config import Instance
+    from vmfork.machine.plan import Plan
+    from vmfork.machine.running import Running
     from vmfork.store import Staging
-    from vmfork.wire import Hello
+    from vmfork.wire.message import Hello
+
+__all__ = ["Recipe", "build_template", "ensure_template"]
 
 # Between two tries of the ready command; nothing tells when an arbitrary condition becomes true.
 _READY_PAUSE_S = 0.1
-READY_LIMIT_S = 120.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What is done to a booted machine before it is frozen.
-
-    `warm_up` are shell commands, run in order, each at most `step_timeout_s` seconds; a failing one fails the build.
-    `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds. Both run with `env`.
-    A machine that holds one of `secrets` is not frozen.
-    """
-
-    warm_up: tuple[str, ...] = ()
-    ready: str = ""
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    secrets: Secrets = field(default_factory=Secrets)
-    step_timeout_s: float = 600.0
-    ready_timeout_s: float = READY_LIMIT_S
-
-    def __post_init__(self) -> None:
-        for command in (*self.warm_up, self.ready):
-            if not isinstance(command, str) or "\0" in command:
-                raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
 
 
 async def build_template(
     name: str,
     config: VMConfig,
-    recipe: Recipe,
+    recipe: Recipe | None = None,
     *,
-    places: Places,
+    instance: Instance,
     replace: bool = False,
     wait_s: float = 0.0,
-    progress: ProgressListener = ignore_progress,
-) -> Manifest:
-    """The template `name` is in force, or, on any error or cancel, what was there before still is.
+) -> Source:
+    """The template `name` is in force and given, or, on any error or cancel, what was there before still is in force.
 
     `TemplateExists` unless `replace`; `StoreBusy`; `HostError` for lack of memory, before anything is booted;
     `LaunchError`, `ExecError` (a warm-up command failed), `HookError`, `SecretsPresent`, `DeadlineExceeded`.
     """
-    store = TemplateStore(places.templates)
+    store = TemplateStore(instance.places.templates)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
-        plan = await plan_boot(config, places=places, progress=progress)
-        build = _Build(plan, recipe, places, progress)
+        plan = await prepare(config, instance)
+        recipe = recipe or Recipe()
+        build = _Build(plan, recipe, instance)
         async with _out_of_space_named(staging):
             greeting, todo = await build.make(staging)
-        manifest = await build.describe(staging, greeting, todo)
-        await staging.commit(manifest)
-    progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
-    return manifest
+        build.tell(f"recording (booted in {format_duration(build.timings['boot_s'])})")
+        await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
+    instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
+    return await Source.open(name, config=config, instance=instance)
+
+
+async def ensure_template(name: str, config: VMConfig | None, *, instance: Instance, wait_s: float) -> Source:
+    """The template `name`, built first where `Source.find` gives none. Its size is kept as it is.
+
+    Another process that is building it is waited for, `wait_s` seconds at most, and its result used.
+    """
+    if (found := await Source.find(name, config, instance=instance)) is not None:
+        return found
+    wanted = config or VMConfig()
+    try:
+        return await build_template(name, wanted, instance=instance, wait_s=wait_s)
+    except TemplateExists:
+        pass  # it was built while we waited, or it is there but does not fit
+    if (found := await Source.find(name, config, instance=instance)) is not None:
+        return found
+    return await build_template(name, wanted, instance=instance, replace=True, wait_s=wait_s)
 
 
 class _Build:
     """One run of a recipe, step by step, each told to the listener and timed."""
 
-    def __init__(self, plan: BootPlan, recipe: Recipe, places: Places, progress: ProgressListener) -> None:
+    def __init__(self, plan: Plan, recipe: Recipe, instance: Instance) -> None:
         self._plan = plan
         self._recipe = recipe
-        self._places = places
-        self._progress = progress
-        self._timings: dict[str, float] = {}
+        self._instance = instance
+        self.timings: dict[str, float] = {}
         self._steps_done = 0
 
     async def make(self, staging: Staging) -> tuple[Hello, Thaw]:
@@ -104,90 +98,55 @@ class _Build:
         What its agent said of itself, and what forks will have to do.
         """
         plan = self._plan
-        self._tell(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
+        self.tell(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
-            base = await boot_base(plan, places=self._places, memory_fd=staging.memory_fd)
-            vm = await base.adopt(timeout_s=plan.config.boot_timeout_s)
+            base = await boot_base(plan, instance=self._instance, memory_fd=staging.memory_fd)
+            adopted = await base.adopt(timeout_s=plan.limits.boot_s)
         assert base.greeting is not None  # a booted machine has said hello
-        async with vm:
+        async with adopted.running as running:
             with self._timed("warm_up_s"):
-                await self._warm_up(vm)
-            self._tell("freezing")
+                await self._warm_up(running)
+            self.tell("freezing")
             with self._timed("freeze_s"):
-                todo = await vm.save_state(
+                todo = await freeze(
+                    running,
                     staging.state_path,
                     template=staging.name,
                     secrets=self._recipe.secrets,
-                    hook_timeout_s=plan.config.hook_timeout_s,
+                    hook_timeout_s=plan.limits.hook_s,
                 )
         return base.greeting, todo
 
-    async def describe(self, staging: Staging, greeting: Hello, todo: Thaw) -> Manifest:
-        """The manifest of what lies in the staging folder."""
-        self._tell(f"recording (booted in {format_duration(self._timings['boot_s'])})")
-        staging.state_path.chmod(0o600)
-        memory = await asyncio.to_thread(digest_ram, staging.memory_path)
-        state = staging.state_path.read_bytes()
-        plan, hardware = self._plan, self._plan.hardware
-        return Manifest(
-            name=staging.name,
-            generation=staging.generation,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            image=plan.image.name,
-            cpus=hardware.cpus,
-            memory_mib=hardware.memory_mib,
-            max_cpus=hardware.max_cpus,
-            max_memory_mib=hardware.max_memory_mib,
-            traits=all_traits(hardware, plan.binary, plan.image, plan.config),
-            hooks=todo.hooks,
-            watchers=todo.watchers,
-            secret_paths=self._recipe.secrets.paths,
-            secret_env=self._recipe.secrets.env,
-            secrets_found=todo.secrets_found,
-            agent_protocol=greeting.protocol,
-            agent_version=greeting.agent_version,
-            vmgenid=hardware.vmgenid,
-            memory_bytes=staging.memory_bytes,
-            memory_allocated_bytes=memory.allocated_bytes,
-            memory_sha256=memory.sha256,
-            state_bytes=len(state),
-            state_sha256=hashlib.sha256(state).hexdigest(),
-            host_boot_id=facts.boot_id(),
-            host_kernel=facts.kernel_release(),
-            qemu_path=str(plan.binary.path),
-            qemu_stamp=plan.binary.stamp,
-            warm_up=self._recipe.warm_up,
-            ready=self._recipe.ready,
-            timings={key: round(value, 4) for key, value in self._timings.items()},
-        )
-
-    async def _warm_up(self, vm: VM) -> None:
+    async def _warm_up(self, running: Running) -> None:
         recipe = self._recipe
-        for command in recipe.warm_up:
-            self._tell(f"running {command!r}")
-            await vm.shell(command, env=recipe.env, timeout_s=recipe.step_timeout_s, check=True)
+        for line in recipe.warm_up:
+            self.tell(f"running {line!r}")
+            command = Command(shell_argv(line), env=recipe.env)
+            (await run_program(running, command, timeout_s=recipe.step_timeout_s)).check()
         if recipe.ready:
-            self._tell(f"waiting for {recipe.ready!r}")
-            await _wait_ready(vm, recipe)
+            self.tell(f"waiting for {recipe.ready!r}")
+            await _wait_ready(running, recipe)
 
-    def _tell(self, step: str) -> None:
+    def tell(self, step: str) -> None:
+        """The listener knows what is done now."""
         steps = 3 + len(self._recipe.warm_up) + bool(self._recipe.ready)
-        self._progress(Progress(task="template", step=step, fraction=self._steps_done / steps))
+        self._instance.progress(Progress(task="template", step=step, fraction=self._steps_done / steps))
         self._steps_done += 1
 
     @contextmanager
     def _timed(self, key: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._timings[key] = time.perf_counter() - start
+        self.timings[key] = time.perf_counter() - start
 
 
-async def _wait_ready(vm: VM, recipe: Recipe) -> None:
+async def _wait_ready(running: Running, recipe: Recipe) -> None:
+    command = Command(shell_argv(recipe.ready), env=recipe.env)
     end = time.monotonic() + recipe.ready_timeout_s
     last = b""
     while (left := end - time.monotonic()) > 0:
         try:
-            result = await vm.shell(recipe.ready, env=recipe.env, timeout_s=left)
+            result = await run_program(running, command, timeout_s=left)
         except DeadlineExceeded as error:
             last = error.stderr
             break

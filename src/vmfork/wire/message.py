@@ -11,7 +11,9 @@ from vmfork.errors import ProtocolError
 from vmfork.wire.frame import PROTOCOL, SUPPORTED_PROTOCOLS, Opcode, decode_fields, encode_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+
+    from vmfork.wire.command import Command
 
 FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
@@ -140,21 +142,13 @@ def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
     return encode_request(stream, Opcode.HELLO, nonce, _number(protocol))
 
 
-def exec_request(
-    stream: int,
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str],
-    cwd: str,
-    user: str,
-    stdin: bool,
-    clean_env: bool,
-) -> bytes:
+def exec_request(stream: int, command: Command) -> bytes:
     """EXEC."""
-    options = _options({"stdin": stdin, "clean-env": clean_env})
-    variables = [encode_text(f"{name}={value}") for name, value in env.items()]
-    fields = (options, encode_text(cwd), encode_text(user), _number(len(argv)), *map(encode_text, argv), *variables)
-    return encode_request(stream, Opcode.EXEC, *fields)
+    options = _options({"stdin": command.stdin, "clean-env": command.clean_env})
+    place = encode_text(command.cwd), encode_text(command.user)
+    arguments = map(encode_text, command.argv)
+    variables = (encode_text(f"{name}={value}") for name, value in command.env.items())
+    return encode_request(stream, Opcode.EXEC, options, *place, _number(len(command.argv)), *arguments, *variables)
 
 
 def kill_request(stream: int, target: int, signal: int) -> bytes:

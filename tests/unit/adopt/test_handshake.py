@@ -9,10 +9,10 @@ import pytest
 from vmfork.adopt.handshake import SKEW_LIMIT_S, adopt, check_outcomes, skew_bound_s
 from vmfork.adopt.identity import Identity
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
-from vmfork.wire import ClockReading, ItemOutcome
+from vmfork.wire.message import ClockReading, ItemOutcome
 
-IDENTITY = Identity.fresh("0123456789ab", template="py", env={"TOKEN": "sesame"})
-WANTED = IDENTITY.items()
+IDENTITY = Identity.fresh("0123456789ab", template="py")
+WANTED = IDENTITY.items({"TOKEN": "sesame"})
 ITEMS = [item for item, _ in WANTED]
 S = 10**9
 
@@ -88,7 +88,7 @@ class Guest:
 @pytest.mark.parametrize(("off_ms", "round_trip_ms"), [(0, 0), (19, 0), (-19, 0), (0, 19), (10, 19), (19, 19)])
 async def test_a_clock_within_the_bound_round_trip_included(off_ms, round_trip_ms) -> None:
     guest = Guest(off_ns=off_ms * 10**6, round_trip_ns=round_trip_ms * 10**6)
-    adoption = await adopt(guest, IDENTITY, timeout_s=5)
+    adoption = await adopt(guest, IDENTITY, env={"TOKEN": "sesame"}, timeout_s=5)
     assert adoption.clock_tries == 1
     assert adoption.skew_bound_s <= SKEW_LIMIT_S
 
@@ -98,7 +98,7 @@ async def test_a_clock_that_cannot_be_proven_is_no_clock(off_ms, round_trip_ms) 
     guest = Guest(off_ns=off_ms * 10**6, round_trip_ns=round_trip_ms * 10**6)
     begin = time.monotonic()
     with pytest.raises(AdoptError) as caught:
-        await adopt(guest, IDENTITY, timeout_s=0.05)
+        await adopt(guest, IDENTITY, env={"TOKEN": "sesame"}, timeout_s=0.05)
     assert caught.value.item == "clock"
     assert "20 ms" in caught.value.reason
     assert caught.value.hint
@@ -107,7 +107,7 @@ async def test_a_clock_that_cannot_be_proven_is_no_clock(off_ms, round_trip_ms) 
 
 async def test_a_clock_that_cannot_be_set_is_named() -> None:
     with pytest.raises(AdoptError) as caught:
-        await adopt(Guest(fails=GuestError("EPERM")), IDENTITY, timeout_s=5)
+        await adopt(Guest(fails=GuestError("EPERM")), IDENTITY, env={"TOKEN": "sesame"}, timeout_s=5)
     assert (caught.value.item, caught.value.reason) == ("clock", "EPERM")
 
 

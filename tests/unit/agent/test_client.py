@@ -11,6 +11,7 @@ import pytest
 
 from vmfork.agent.client import AgentClient
 from vmfork.errors import Closed, DeadlineExceeded, ExecError, GuestError, GuestFileError, ProtocolError
+from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     PROTOCOL,
     TAKE_OVER_PREAMBLE,
@@ -216,7 +217,7 @@ async def test_telling_the_watchers_gives_what_became_of_each_and_is_given_up_in
 
 async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets_credit(line) -> None:
     client, peer = line
-    running = asyncio.ensure_future(client.exec(["x"]))
+    running = asyncio.ensure_future(client.exec(Command(["x"])))
     stream = await started(peer)
     running.cancel()
     killer, fields = await peer.request(Opcode.KILL)
@@ -235,7 +236,7 @@ async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets
 )
 async def test_a_program_that_does_not_start_is_the_error_of_a_shell(line, code, error, exit_code) -> None:
     client, peer = line
-    pending = asyncio.ensure_future(client.start_exec(["x"], user="u"))
+    pending = asyncio.ensure_future(client.start_exec(Command(["x"], user="u")))
     stream, _ = await peer.request(Opcode.EXEC)
     await peer.refuse(stream, code)
     with pytest.raises(error) as caught:
@@ -256,7 +257,7 @@ async def test_a_file_error_keeps_operation_path_and_reason(line) -> None:
 async def test_a_command_larger_than_a_frame_is_an_error_of_that_command_alone(line) -> None:
     client, peer = line
     with pytest.raises(ExecError) as caught:
-        await client.exec(["x", "y" * 300_000])
+        await client.exec(Command(["x", "y" * 300_000]))
     assert caught.value.exit_code == 126
     pending = asyncio.ensure_future(client.ping())
     stream, _ = await peer.request(Opcode.PING)
@@ -266,7 +267,7 @@ async def test_a_command_larger_than_a_frame_is_an_error_of_that_command_alone(l
 
 async def test_output_is_credited_only_when_it_is_taken(line) -> None:
     client, peer = line
-    starting = asyncio.ensure_future(client.start_exec(["x"]))
+    starting = asyncio.ensure_future(client.start_exec(Command(["x"])))
     stream = await started(peer)
     process = await starting
     assert process.pid == 77
@@ -284,7 +285,7 @@ async def test_output_is_credited_only_when_it_is_taken(line) -> None:
 
 async def test_a_wait_that_is_cancelled_can_be_repeated(line) -> None:
     client, peer = line
-    starting = asyncio.ensure_future(client.start_exec(["x"]))
+    starting = asyncio.ensure_future(client.start_exec(Command(["x"])))
     stream = await started(peer)
     process = await starting
     with pytest.raises(DeadlineExceeded):
@@ -298,7 +299,7 @@ async def test_a_wait_that_is_cancelled_can_be_repeated(line) -> None:
 
 async def test_input_stops_at_the_credit(line) -> None:
     client, peer = line
-    starting = asyncio.ensure_future(client.start_exec(["x"], stdin=True))
+    starting = asyncio.ensure_future(client.start_exec(Command(["x"], stdin=True)))
     stream = await started(peer)
     process = await starting
     writing = asyncio.ensure_future(process.write_stdin(b"i" * 65_537))
@@ -315,7 +316,7 @@ async def test_input_stops_at_the_credit(line) -> None:
 
 async def test_a_process_whose_agent_is_lost_tells_why(line) -> None:
     client, peer = line
-    starting = asyncio.ensure_future(client.start_exec(["x"], stdin=True))
+    starting = asyncio.ensure_future(client.start_exec(Command(["x"], stdin=True)))
     stream = await started(peer)
     process = await starting
     await peer.send(encode_data(stream, Channel.STDOUT, b"last words"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from vmfork.errors import HostError
 from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
+from vmfork.machine.base import Adopted
+from vmfork.machine.request import ForkRequest
 from vmfork.machine.timings import Timings
 
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
@@ -29,18 +32,17 @@ class StandInIdentity:
     vm_id: str
 
 
+TIMINGS = Timings(spawn_s=0.0, answer_s=0.002, clock_s=0.001, thaw_s=0.0, total_s=0.003)
+
+
 class StandInVM:
-    """What adopting gives."""
+    """What the outer factory makes of an adopted machine."""
 
-    def __init__(self, base: StandInBaseVM, hardware: Hardware) -> None:
-        self.base, self.hardware = base, hardware
-        self.timings = Timings(spawn_s=0.0, answer_s=0.002, clock_s=0.001, thaw_s=0.0, total_s=0.003)
-
-    def on_first_exec(self, listener) -> None:
-        self.listener = listener
+    def __init__(self, base: StandInBaseVM, _adoption: None, timings: Timings, *, on_first_exec=None) -> None:
+        self.base, self.hardware, self.timings, self.listener = base, base.hardware, timings, on_first_exec
 
     async def aclose(self) -> None:
-        await self.base.aclose()
+        self.base.state = "ended"
 
 
 class StandInBaseVM:
@@ -58,7 +60,7 @@ class StandInBaseVM:
         self.adopt_error: Exception | None = None
         self.check_hangs = False
         self.checked = 0
-        self.asked: dict[str, object] = {}
+        self.request: ForkRequest | None = None
 
     async def park(self, *, timeout_s: float) -> None:
         await asyncio.sleep(0)
@@ -83,17 +85,24 @@ class StandInBaseVM:
         if self.check_error is not None:
             raise self.check_error
 
-    async def adopt(self, **asked: object) -> StandInVM:
+    async def adopt(self, request: ForkRequest, **_: object) -> Adopted:
         await asyncio.sleep(0)
         if self.adopt_error is not None:
             await self.aclose()
             raise self.adopt_error
-        self.state, self.asked = "adopted", asked
-        return StandInVM(self, self.hardware)
+        self.state, self.request = "adopted", request
+        return Adopted(self, None, TIMINGS)
 
     async def aclose(self) -> None:
         await asyncio.sleep(0)
-        self.state = "ended"
+        if self.state != "adopted":
+            self.state = "ended"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.factory.stand_in import TRAITS, StandInFactory, sized
 from vmfork.config import VMConfig
 from vmfork.factory.choice import Choice, Match, Miss, Oversize, Want, choose, judge_size
-from vmfork.machine.fit import Lack
+from vmfork.machine.growth import Lack
 
 IMAGE = SimpleNamespace(kernel_sha256=TRAITS["image.kernel"], initramfs_sha256=TRAITS["image.initramfs"])
 

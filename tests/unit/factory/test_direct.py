@@ -7,14 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.factory.stand_in import HARDWARE
-from vmfork.config import Places, VMConfig
+from vmfork.config import Instance, Places, VMConfig
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.factory import direct
 from vmfork.factory.direct import DirectFactory
 from vmfork.image import Image
-from vmfork.machine.launch import BootPlan
-from vmfork.progress import ignore_progress
+from vmfork.machine.plan import Plan, make_plan
 
 
 class World:
@@ -41,13 +39,14 @@ class World:
         )
         self.binary = SimpleNamespace(version="7.2.1", release=(7, 2, 1), stamp="1")
         self.planned = 0
-        self.booted: list[BootPlan] = []
+        self.booted: list[Plan] = []
 
-    async def plan(self, config, **_) -> BootPlan:
+    async def prepare(self, config, _instance) -> Plan:
         self.planned += 1
         if isinstance(self.image, Exception):
             raise self.image
-        return BootPlan(config, replace(self.image, min_memory_mib=128), self.binary, HARDWARE)
+        image = replace(self.image, min_memory_mib=128)
+        return await make_plan(config, image=image, binary=self.binary, accel="tcg")
 
     def open_image(self, _name, **_) -> Image:
         if isinstance(self.image, Exception):
@@ -65,7 +64,7 @@ class World:
 def world(monkeypatch, tmp_path) -> World:
     world = World(tmp_path)
     for name, stand_in in (
-        ("plan_boot", world.plan),
+        ("prepare", world.prepare),
         ("open_image", world.open_image),
         ("find_qemu", world.find_qemu),
         ("boot_base", world.boot),
@@ -75,7 +74,7 @@ def world(monkeypatch, tmp_path) -> World:
 
 
 async def opened(world: World) -> DirectFactory:
-    return await DirectFactory.open(VMConfig(image="mine"), places=world.places, progress=ignore_progress)
+    return await DirectFactory.open(VMConfig(image="mine"), instance=Instance(world.places))
 
 
 async def test_a_plan_is_made_once_while_nothing_changes(world) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.factory.stand_in import TRAITS, StandInFactory, sized
+from tests.unit.factory.stand_in import TRAITS, StandInFactory, StandInVM, sized
 from vmfork.config import FactoryConfig, VMConfig
 from vmfork.errors import (
     AdoptError,
@@ -44,8 +44,6 @@ class World:
         self.server: StandInFactory | None = Remote("remote stand-in")
         self.direct: dict[VMConfig, StandInFactory] = {}
         self.images = {"default": "aa", "other": "other"}
-        self.fitted: list[tuple[int, int]] = []
-        self.fit_errors: list[Exception] = []
         self.build_gate = asyncio.Event()
         self.build_gate.set()
         self.build_errors: list[Exception] = []
@@ -88,11 +86,6 @@ class World:
             raise ImageNotFound(name)
         return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb")
 
-    async def fit(self, vm, *, cpus, memory_mib):
-        if self.fit_errors:
-            raise self.fit_errors.pop(0)
-        self.fitted.append((cpus, memory_mib))
-
 
 def traits_of(config) -> dict[str, str]:
     return TRAITS if config.image == "default" else {**TRAITS, "image.kernel": config.image}
@@ -105,7 +98,7 @@ def world(monkeypatch) -> World:
     for name in ("fetch", "create", "ensure"):
         monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
     monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
-    monkeypatch.setattr(factory_module, "fit", world.fit)
+    monkeypatch.setattr(factory_module, "VM", StandInVM)
     monkeypatch.setattr(factory_module, "open_image", world.open_image)
     return world
 
@@ -224,10 +217,11 @@ async def test_the_best_template_is_taken_and_why_is_counted(world) -> None:
             VMConfig(memory_mib=640),
             VMConfig(cpus=2, memory_mib=512),
         ):
-            await factory.get_vm(wanted)
+            vm = await factory.get_vm(wanted)
+            grown = (1, 640) if wanted.memory_mib == 640 else (None, None)
+            assert (vm.base.request.cpus, vm.base.request.memory_mib) == grown
         assert factory.stats().given == {"template 'small'": 1, "template 'medium'": 2, "template 'wide'": 1}
         assert factory.stats().choices == {"exact": 3, "grown": 1}
-        assert world.fitted == [(1, 640)]
         await factory.get_vm(VMConfig(memory_mib=4096))
         assert factory.stats().fallbacks == {"memory_mib": 1}
 
@@ -290,10 +284,10 @@ async def test_a_fork_that_fails_is_tried_once_more_and_then_booted(world, error
 async def test_a_machine_that_cannot_be_grown_is_closed_and_another_tried(world) -> None:
     template = world.add("one", sized(1, 256, max_memory_mib=1024))
     async with Factory(FactoryConfig(templates=("one",))) as factory:
-        world.fit_errors = [FitError("1 GiB", "the guest kept it")]
+        template.adopt_errors = [FitError("1 GiB", "the guest kept it")]
         await factory.get_vm(VMConfig(memory_mib=512))
         assert (len(template.made), len(template.alive()), factory.stats().retries) == (2, 1, 1)
-        world.fit_errors = [FitError("1 GiB", "the guest kept it")] * 2
+        template.adopt_errors = [FitError("1 GiB", "the guest kept it")] * 2
         await factory.get_vm(VMConfig(memory_mib=512))
         assert (len(template.alive()), factory.stats().fallbacks) == (1, {"fit": 1})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmfork.errors import GuestError
+from vmfork.wire.command import Command
 from vmfork.wire.message import ItemOutcome
 
 GENERATION = b"0123456789abcdef" * 2
@@ -40,7 +41,7 @@ async def test_items_land_in_their_files_and_are_read_back_from_there(agent, roo
 async def test_variables_reach_later_programs(agent) -> None:
     outcomes = await agent.adopt([("env", b"A=1"), ("env", b"B=x=y"), ("env", b"A=2")])
     assert outcomes == (ItemOutcome("env", "ok", b"A"), ItemOutcome("env", "ok", b"B"), ItemOutcome("env", "ok", b"A"))
-    _, stdout, _ = await agent.exec(["sh", "-c", 'echo "$A $B"'], timeout_s=20)
+    _, stdout, _ = await agent.exec(Command(["sh", "-c", 'echo "$A $B"']), timeout_s=20)
     assert stdout == b"2 x=y\n"
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from vmfork.agent.client import AgentClient
 from vmfork.errors import GuestError, ProtocolError
-from vmfork.wire import PROTOCOL
+from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     PAYLOAD_LIMIT,
+    PROTOCOL,
     TAKE_OVER_PREAMBLE,
     Channel,
     Frame,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 NONCE = bytes(range(16))
 CAPABILITIES = {"exec", "files", "adopt", "clock", "quiesce", "shutdown", "notify"}
-EXEC_CAT = exec_request(7, ["cat"], env={}, cwd="", user="", stdin=True, clean_env=False)
-EXEC_SLEEP = exec_request(7, ["sleep", "60"], env={}, cwd="", user="", stdin=False, clean_env=False)
+EXEC_CAT = exec_request(7, Command(["cat"], stdin=True))
+EXEC_SLEEP = exec_request(7, Command(["sleep", "60"]))
 
 
 def ask(sock: socket.socket, data: bytes, count: int) -> list[Frame]:
@@ -112,7 +113,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start
         assert (hello.protocol, hello.capabilities) == (1, CAPABILITIES - {"notify"})
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
-        status, stdout, _ = await client.exec(["echo", "served"], timeout_s=20)
+        status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")
 
 
@@ -156,7 +157,7 @@ def test_a_line_is_taken_over_in_the_middle_of_a_frame(start_agent, half: bytes)
 
 def test_taking_over_kills_what_ran_and_forgets_what_was_queued(start_agent) -> None:
     running = start_agent()
-    flood = exec_request(7, ["cat", "/dev/zero"], env={}, cwd="", user="", stdin=False, clean_env=False)
+    flood = exec_request(7, Command(["cat", "/dev/zero"]))
     running.sock.sendall(flood + EXEC_SLEEP.replace(b"\0\0\0\x07", b"\0\0\0\x08", 1))
     greet(running.sock, TAKE_OVER_PREAMBLE)
     # Nothing is open any more, the numbers are free, and no late bytes come.
@@ -264,7 +265,7 @@ def test_frames_byte_by_byte_are_understood(start_agent) -> None:
 
 def test_credit_is_kept_to_the_byte(start_agent) -> None:
     sock = start_agent().sock
-    request = exec_request(7, ["cat", "/dev/zero"], env={}, cwd="", user="", stdin=False, clean_env=False)
+    request = exec_request(7, Command(["cat", "/dev/zero"]))
 
     def data_until_pong(data: bytes) -> int:
         sock.sendall(data)
@@ -305,7 +306,7 @@ def test_a_transfer_can_be_given_up(start_agent, tmp_path: Path, opcode: Opcode)
 
 
 async def test_quiesce_refuses_while_a_program_runs(agent) -> None:
-    async with await agent.start_exec(["sleep", "60"]):
+    async with await agent.start_exec(Command(["sleep", "60"])):
         with pytest.raises(GuestError, match="busy"):
             await agent.quiesce()
     assert [(item.item, item.outcome) for item in await agent.quiesce()] == [

@@ -18,6 +18,7 @@ from tests.unit.system_calls import called, check_declared, declared, needs_stra
 from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, VMForkError
 from vmfork.image.recipe import find_agent
+from vmfork.wire.command import Command
 
 LIMIT_S = 30
 INIT = 'execve("/init"'
@@ -53,12 +54,12 @@ async def work(sock: socket.socket, folder: Path) -> None:
 
 
 async def run_programs(client: AgentClient) -> None:
-    await client.exec(["cat"], input=b"x" * 300_000, timeout_s=LIMIT_S)
-    await client.exec(["true"], user="nobody", cwd="/", timeout_s=LIMIT_S)
+    await client.exec(Command(["cat"]), input=b"x" * 300_000, timeout_s=LIMIT_S)
+    await client.exec(Command(["true"], user="nobody", cwd="/"), timeout_s=LIMIT_S)
     with pytest.raises(VMForkError):
-        await client.exec(["no-such-program"], timeout_s=LIMIT_S)
+        await client.exec(Command(["no-such-program"]), timeout_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded):
-        await client.exec(["sleep", "60"], timeout_s=0.1)
+        await client.exec(Command(["sleep", "60"]), timeout_s=0.1)
 
 
 async def use_files(client: AgentClient, folder: Path) -> None:

@@ -14,15 +14,16 @@ import pytest
 
 from tests.tiny_kernel import GREETING, tiny_kernel
 from vmfork.adopt.thaw import Thaw
-from vmfork.config import Places, VMConfig
+from vmfork.config import Instance, Places, VMConfig
 from vmfork.errors import LaunchError
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import Image
 from vmfork.machine import stall
-from vmfork.machine.accelerator import hardware_for
-from vmfork.machine.folder import read_record
-from vmfork.machine.launch import BootPlan, Frozen, boot_base, restore_base
+from vmfork.machine.folder import find_record
+from vmfork.machine.launch import Frozen, boot_base, restore_base
+from vmfork.machine.plan import Plan, make_plan
+from vmfork.machine.stall import unless_stuck
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def command_of(process: Path) -> str:
 
 
 @pytest.fixture
-async def plan(tmp_path) -> BootPlan:
+async def plan(tmp_path) -> Plan:
     """The tiny guest: its machine runs, and no agent ever answers."""
     if shutil.which("qemu-system-x86_64") is None:
         pytest.skip("needs qemu-system-x86_64")
@@ -69,12 +70,12 @@ async def plan(tmp_path) -> BootPlan:
     )
     config = VMConfig(memory_mib=64, boot_timeout_s=20.0)
     binary = await find_qemu()
-    return BootPlan(config, image, binary, hardware_for(config, "tcg", binary))
+    return await make_plan(config, image=image, binary=binary, accel="tcg")
 
 
-async def failed_boot(plan: BootPlan, places: Places, *, watched: bool = False) -> LaunchError:
+async def failed_boot(plan: Plan, places: Places, *, watch=None) -> LaunchError:
     with pytest.raises(LaunchError) as failed:
-        await boot_base(plan, places=places, watched=watched)
+        await boot_base(plan, instance=Instance(places), watch=watch)
     return failed.value
 
 
@@ -105,19 +106,19 @@ async def test_a_guest_that_resets(plan, places) -> None:
 async def test_a_watched_guest_that_hangs(plan, places, monkeypatch) -> None:
     monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
     plan.image.kernel.write_bytes(tiny_kernel(hangs=True))
-    error = await failed_boot(plan, places, watched=True)
+    error = await failed_boot(plan, places, watch=unless_stuck)
     assert error.reason == "the guest stood still for 1 s"
     assert GREETING.decode() in error.console_tail
 
 
 async def test_a_watched_guest_that_prints_is_waited_for(plan, places, monkeypatch) -> None:
     monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
-    error = await failed_boot(replace(plan, config=replace(plan.config, boot_timeout_s=4.0)), places, watched=True)
+    error = await failed_boot(replace(plan, limits=replace(plan.limits, boot_s=4.0)), places, watch=unless_stuck)
     assert "did not answer within 4 s" in error.reason
 
 
 async def test_a_guest_that_says_nothing_in_time(plan, places) -> None:
-    error = await failed_boot(replace(plan, config=replace(plan.config, boot_timeout_s=2.0)), places)
+    error = await failed_boot(replace(plan, limits=replace(plan.limits, boot_s=2.0)), places)
     assert error.exit_code is None
     assert "did not answer within 2 s" in error.reason
     assert "boot_timeout_s" in error.hint
@@ -130,13 +131,13 @@ async def started(places: Places) -> int:
     async with asyncio.timeout(20):
         while True:
             for folder in places.vms.iterdir() if places.vms.is_dir() else ():
-                if (record := read_record(folder)) is not None:
+                if (record := find_record(folder)) is not None:
                     return record.pid
             await asyncio.sleep(0.01)
 
 
 async def test_qemu_killed_while_the_guest_boots(plan, places) -> None:
-    booting = asyncio.ensure_future(boot_base(plan, places=places))
+    booting = asyncio.ensure_future(boot_base(plan, instance=Instance(places)))
     os.kill(await started(places), signal.SIGKILL)
     with pytest.raises(LaunchError) as failed:
         await asyncio.wait_for(booting, 10)
@@ -145,7 +146,7 @@ async def test_qemu_killed_while_the_guest_boots(plan, places) -> None:
 
 
 async def test_a_cancelled_boot_leaves_no_process(plan, places) -> None:
-    booting = asyncio.ensure_future(boot_base(plan, places=places))
+    booting = asyncio.ensure_future(boot_base(plan, instance=Instance(places)))
     pid = await started(places)
     booting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -167,7 +168,7 @@ async def test_device_state_that_is_none(plan, places, tmp_path, state) -> None:
             state_fd=state_file.fileno(),
             thaw=Thaw(),
         )
-        base = await restore_base(frozen, binary=plan.binary, places=places)
+        base = await restore_base(frozen, binary=plan.binary, instance=Instance(places))
         with pytest.raises(LaunchError) as failed:
             await base.adopt(timeout_s=20.0)
     assert failed.value.exit_code == 1

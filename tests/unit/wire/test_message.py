@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.errors import ProtocolError
-from vmfork.wire import PROTOCOL, message
-from vmfork.wire.frame import FrameParser, Kind, decode_fields, encode_fields
+from vmfork.wire import message
+from vmfork.wire.command import Command
+from vmfork.wire.frame import PROTOCOL, FrameParser, Kind, decode_fields, encode_fields
 from vmfork.wire.message import ClockReading, DirEntry, ErrorCode, ExecStatus, FileStat, Hello, ItemOutcome
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +42,9 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
     [
         (message.hello_request(5, b"n" * 16), 1, (b"n" * 16, b"%d" % PROTOCOL)),
         (
-            message.exec_request(5, ["a", "b c"], env={"K": "V=1"}, cwd="/w", user="u", stdin=True, clean_env=True),
+            message.exec_request(
+                5, Command(["a", "b c"], env={"K": "V=1"}, cwd="/w", user="u", stdin=True, clean_env=True)
+            ),
             3,
             (b"stdin,clean-env", b"/w", b"u", b"2", b"a", b"b c", b"K=V=1"),
         ),

@@ -72,7 +72,7 @@ def _hardware(hardware: Hardware, board: Board) -> list[str]:
         *("-machine", ",".join((hardware.machine, *board.options))),
         *("-accel", hardware.accel),
         *("-cpu", hardware.cpu_model),
-        # The kernel is told how many of them to bring online (machine/launch.py).
+        # The kernel is told how many of them to bring online (machine/plan.py).
         *("-smp", str(hardware.max_cpus)),
         *("-m", _memory(hardware)),
     ]

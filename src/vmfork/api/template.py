@@ -6,37 +6,22 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
-from vmfork.adopt.identity import check_env
 from vmfork.adopt.secrets import Secrets
-from vmfork.adopt.thaw import Thaw
-from vmfork.config import VMConfig, check_name, find_places
-from vmfork.errors import (
-    ConfigError,
-    ImageNotFound,
-    TemplateCorrupt,
-    TemplateExists,
-    TemplateNotFound,
-    TemplateStale,
-)
-from vmfork.host import kvm
-from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import find_qemu_like
-from vmfork.image import open_image
-from vmfork.machine.accelerator import warn_if_forbidden
-from vmfork.machine.launch import Frozen, restore_base
+from vmfork.config import Instance, VMConfig, check_name, find_places
+from vmfork.errors import ConfigError
+from vmfork.machine.request import ForkRequest
 from vmfork.machine.trace import failure_told
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
-from vmfork.template.traits import emulator_traits, image_traits, wanted_traits
-from vmfork.wire import SUPPORTED_PROTOCOLS
+from vmfork.template.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
+    from vmfork.api.vm import VM
     from vmfork.config import Places
-    from vmfork.hypervisor.qemu import QemuBinary
-    from vmfork.machine.base import BaseVM
-    from vmfork.machine.vm import VM
+    from vmfork.hypervisor.base import Hardware
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
@@ -53,11 +38,8 @@ class Template:
     When it is replaced or removed, `fork` raises `TemplateNotFound`; open the name again for its successor.
     """
 
-    def __init__(self, manifest: Manifest, binary: QemuBinary, places: Places, config: VMConfig) -> None:
-        self.manifest = manifest
-        self._binary = binary
-        self._places = places
-        self._config = config
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -74,19 +56,14 @@ class Template:
         return self.manifest.generation
 
     @property
+    def manifest(self) -> Manifest:
+        """What was booted and frozen, with digests and times."""
+        return self._source.manifest
+
+    @property
     def hardware(self) -> Hardware:
         """What its machines are made of."""
-        m = self.manifest
-        return Hardware(
-            machine=m.traits["machine"],
-            accel=m.traits["accel"],
-            cpu_model=m.traits["cpu_model"],
-            cpus=m.cpus,
-            memory_mib=m.memory_mib,
-            vmgenid=m.vmgenid,
-            max_cpus=m.max_cpus,
-            max_memory_mib=m.max_memory_mib,
-        )
+        return self._source.hardware
 
     @classmethod
     async def build(
@@ -117,26 +94,24 @@ class Template:
         `env` is for `warm_up` and `ready` alone, and not kept. `SecretsPresent`, unless `allow_secrets`, when at the
         time of freezing one of `secret_paths` exists, or a process was started with a variable of `secret_env`.
         """
-        from vmfork.template.build import Recipe, build_template  # noqa: PLC0415 - forking should not pay for it
-
         check_name(name)
         if isinstance(warm_up, str):
             raise ConfigError("warm_up", warm_up, "warm-up commands are a list of strings")
         for field, value in (("secret_paths", secret_paths), ("secret_env", secret_env)):
             if isinstance(value, str):
                 raise ConfigError(field, value, "must be a list of strings")
-        recipe = Recipe(
+        building = _load_building()
+        recipe = building.Recipe(
             warm_up=tuple(warm_up),
             ready=ready,
-            env=check_env(env or {}),
+            env=env or {},
             secrets=Secrets(paths=tuple(secret_paths), env=tuple(secret_env), allowed=allow_secrets),
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
         )
-        config = config or VMConfig()
-        places = places or find_places()
-        await build_template(name, config, recipe, places=places, replace=replace, wait_s=wait_s, progress=progress)
-        return await cls.open(name, config=config, places=places)
+        instance = Instance(places or find_places(), progress)
+        build = building.build_template
+        return cls(await build(name, config or VMConfig(), recipe, instance=instance, replace=replace, wait_s=wait_s))
 
     @classmethod
     async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:
@@ -146,13 +121,8 @@ class Template:
         template.
         `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
         """
-        places = places or find_places()
-        config = config or VMConfig()
-        with TemplateStore(places.templates).open(name) as opened:
-            manifest = opened.manifest
-        template = cls(manifest, await _find_emulator(manifest, config), places, config)
-        template._check_fit()
-        return template
+        instance = Instance(places or find_places())
+        return cls(await Source.open(name, config=config or VMConfig(), instance=instance))
 
     @classmethod
     async def ensure(
@@ -169,26 +139,10 @@ class Template:
         Its size is kept as it is. Another process that is building it is waited for, `wait_s` seconds at most, and its
         result used.
         """
-        places = places or find_places()
-
-        async def find() -> Self:
-            template = await cls.open(name, config=config, places=places)
-            if config is not None:
-                _check_config(template.manifest, config)
-            return template
-
-        try:
-            return await find()
-        except (TemplateNotFound, TemplateStale, TemplateCorrupt):
-            pass
-        try:
-            return await cls.build(name, config, wait_s=wait_s, progress=progress, places=places)
-        except TemplateExists:
-            pass  # it was built while we waited, or it is there but does not fit
-        try:
-            return await find()
-        except (TemplateStale, TemplateCorrupt):
-            return await cls.build(name, config, replace=True, wait_s=wait_s, progress=progress, places=places)
+        instance = Instance(places or find_places(), progress)
+        if (found := await Source.find(name, config, instance=instance)) is not None:
+            return cls(found)
+        return cls(await _load_building().ensure_template(name, config, instance=instance, wait_s=wait_s))
 
     @classmethod
     async def list(cls, *, places: Places | None = None) -> Sequence[str]:
@@ -215,27 +169,19 @@ class Template:
         With `cpus` or `memory_mib` the fork was grown to that size (`vm.hardware` tells what memory was rounded up to):
         `ConfigError` when the template has no room for it, or is larger; `FitError`, `HostError`.
         """
-        limit = self._config.fork_timeout_s if timeout_s is None else timeout_s
-        if cpus is None and memory_mib is None:
-            return await self._fork_as_it_is(env=env, files=files, timeout_s=limit)
-        from vmfork.machine.fit import fit, plan_growth  # noqa: PLC0415 - few forks are grown
+        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
+        return await self._fork(request, timeout_s=timeout_s)
 
-        plan_growth(self.hardware, cpus=cpus, memory_mib=memory_mib, whose=f"template {self.name!r}")
-        vm = await self._fork_as_it_is(env=env, files=files, timeout_s=limit)
-        async with AsyncExitStack() as on_failure:
-            on_failure.push_async_callback(vm.aclose)
-            await fit(vm, cpus=cpus, memory_mib=memory_mib)
-            on_failure.pop_all()
-        return vm
-
-    async def _fork_as_it_is(
-        self, *, env: Mapping[str, str] | None, files: Mapping[str, bytes | str] | None, timeout_s: float
-    ) -> VM:
-        warn_if_forbidden(self.hardware.accel, self._config)
+    async def _fork(self, request: ForkRequest, *, timeout_s: float | None) -> VM:
+        source, limits = self._source, self._source.limits
+        source.check_request(request)
         with failure_told("vmfork.fork", {"vmfork.template": self.name}):
-            base = await self.fork_base()
-            limit = self._config.hook_timeout_s
-            return await base.adopt(env=env, files=files, timeout_s=timeout_s, hook_timeout_s=limit)
+            base = await source.fork_base()
+            # Loaded the first time, while QEMU starts (docs/decisions/0008).
+            from vmfork.api.vm import VM  # noqa: PLC0415
+
+            limit_s = limits.fork_s if timeout_s is None else timeout_s
+            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=limits.hook_s))
 
     async def fork_many(
         self,
@@ -243,18 +189,24 @@ class Template:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> Sequence[VM]:
-        """`count` forks, made several at a time. When one fails, all are closed and its error is raised."""
-        if not isinstance(count, int) or count < 1:
+        """`count` forks, each as `fork` gives it, made several at a time.
+
+        When one fails, all are closed and its error is raised.
+        """
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError("count", count, f"{count!r} is not a number of forks", hint="give 1 or more")
+        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
         slots = asyncio.Semaphore(_CONCURRENCY)
         async with AsyncExitStack() as on_failure:
             vms: list[VM] = []
 
             async def fork_one() -> None:
                 async with slots:
-                    vm = await self.fork(env=env, files=files, timeout_s=timeout_s)
+                    vm = await self._fork(request, timeout_s=timeout_s)
                     on_failure.push_async_callback(vm.aclose)
                     vms.append(vm)
 
@@ -267,26 +219,6 @@ class Template:
             on_failure.pop_all()
         return vms
 
-    async def fork_base(self) -> BaseVM:
-        """A machine restored from this template that is nobody's yet: adopt it before use."""
-        # The distribution may have replaced the emulator since this was opened.
-        self._binary = await _find_emulator(self.manifest, self._config)
-        self.manifest.check_traits(emulator_traits(self.hardware, self._binary))
-        with TemplateStore(self._places.templates).open(self.name, generation=self.generation) as opened:
-            frozen = Frozen(
-                template=self.name,
-                image=self.manifest.image,
-                hardware=self.hardware,
-                memory_fd=opened.memory_fd,
-                state_fd=opened.state_fd,
-                thaw=Thaw(
-                    hooks=self.manifest.hooks,
-                    watchers=self.manifest.watchers,
-                ),
-                reseed=self.manifest.traits["reseed"] in ("both", "agent"),
-            )
-            return await restore_base(frozen, binary=self._binary, places=self._places)
-
     async def audit(
         self, count: int = 4, *, probes: Sequence[Probe] = (), progress: ProgressListener = ignore_progress
     ) -> AuditReport:
@@ -297,37 +229,19 @@ class Template:
         """
         from vmfork.template.audit import audit_template  # noqa: PLC0415 - forking should not pay for it
 
-        return await audit_template(self, count, probes, progress=progress)
+        return await audit_template(self.manifest, self.fork_many, count, probes, progress=progress)
 
     async def verify(self) -> None:
         """Every byte of the template is what was frozen. `TemplateCorrupt` names the file that is not."""
-        await asyncio.to_thread(TemplateStore(self._places.templates).verify, self.name)
+        await asyncio.to_thread(self._source.verify)
 
     async def remove(self) -> None:
         """No template of this name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
-        await TemplateStore(self._places.templates).remove(self.name)
-
-    def _check_fit(self) -> None:
-        m = self.manifest
-        if m.agent_protocol not in SUPPORTED_PROTOCOLS:
-            raise TemplateStale(m.name, "agent.protocol", m.agent_protocol, max(SUPPORTED_PROTOCOLS))
-        m.check_traits(emulator_traits(self.hardware, self._binary))
-        if self.hardware.accel == "kvm" and kvm.find_refusal() is not None:
-            raise TemplateStale(m.name, "accel", "kvm", "tcg")
-        try:
-            image = open_image(m.image, images_dir=self._places.images)
-        except ImageNotFound:
-            return  # a template needs no image any more; there is none to differ from
-        m.check_traits(image_traits(image))
+        await self._source.remove()
 
 
-async def _find_emulator(manifest: Manifest, config: VMConfig) -> QemuBinary:
-    version = manifest.traits.get("qemu.version", "")
-    return await find_qemu_like(manifest.qemu_path, version, manifest.qemu_stamp, configured=config.qemu)
+def _load_building() -> ModuleType:
+    # Few templates are built, and every fork would pay for what that needs: 14 ms (docs/decisions/0008).
+    from vmfork.template import build  # noqa: PLC0415
 
-
-def _check_config(manifest: Manifest, config: VMConfig) -> None:
-    """Raises `TemplateStale` when a build from `config` would give other machines than this template."""
-    if config.image != manifest.image:
-        raise TemplateStale(manifest.name, "image", manifest.image, config.image)
-    manifest.check_traits(wanted_traits(config, machine=manifest.traits["machine"], accel=manifest.traits["accel"]))
+    return build

@@ -1,0 +1,1 @@
+"""The public nouns: each checks what it is given and calls one mechanism."""

@@ -1,0 +1,58 @@
+"""The files of a guest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.wire.message import DirEntry, FileStat
+
+_LIMIT_S = 60.0
+
+
+class GuestFiles(ABC):
+    """What a machine does with the files of its guest. Paths are absolute; links are not followed."""
+
+    @abstractmethod
+    def _live_agent(self) -> AgentClient:
+        """The line to the guest's agent. Raises `Closed`."""
+
+    async def read_file(self, path: str, *, timeout_s: float = _LIMIT_S) -> bytes:
+        """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
+        return await self._live_agent().read_file(path, timeout_s=timeout_s)
+
+    async def write_file(
+        self,
+        path: str,
+        data: bytes | str,
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+        timeout_s: float = _LIMIT_S,
+    ) -> None:
+        """The guest's file at the absolute `path` holds `data` (text as UTF-8); nobody saw half of it.
+
+        With `parents`, missing folders were made. `GuestFileError` leaves the old content, if there was any.
+        """
+        content = data.encode() if isinstance(data, str) else data
+        await self._live_agent().write_file(path, content, mode=mode, parents=parents, timeout_s=timeout_s)
+
+    async def stat(self, path: str) -> FileStat:
+        """What the guest's file system says of `path`; links are not followed."""
+        return await self._live_agent().stat(path)
+
+    async def list_dir(self, path: str) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`."""
+        return await self._live_agent().list_dir(path)
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
+        await self._live_agent().remove(path, recursive=recursive)
+
+    async def make_dir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        """The guest has a folder at `path`."""
+        await self._live_agent().make_dir(path, mode=mode, parents=parents)

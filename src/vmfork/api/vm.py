@@ -1,0 +1,295 @@
+"""A running virtual machine: programs, files, pause and end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from vmfork.adopt.handshake import skew_bound_s
+from vmfork.api.files import GuestFiles
+from vmfork.config import Instance, VMConfig, find_places
+from vmfork.errors import ConfigError
+from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.machine.ending import watch_end
+from vmfork.machine.folder import list_records
+from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
+from vmfork.machine.launch import boot_base
+from vmfork.machine.programs import run_program
+from vmfork.machine.request import ForkRequest
+from vmfork.progress import ignore_progress
+from vmfork.units import MIB
+from vmfork.wire.command import Command, shell_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from vmfork.adopt.handshake import Adoption
+    from vmfork.agent.client import AgentClient
+    from vmfork.agent.process import GuestProcess
+    from vmfork.config import Places
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.folder import VMRecord
+    from vmfork.machine.handle import VMHandle
+    from vmfork.machine.result import ExecResult
+    from vmfork.machine.running import Running
+    from vmfork.machine.timings import Timings
+    from vmfork.progress import ProgressListener
+
+_RESUME_LIMIT_S = 60.0
+
+
+class VM(GuestFiles):
+    """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
+
+    Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is
+    unique.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        adoption: Adoption,
+        timings: Timings,
+        *,
+        on_first_exec: Callable[[float], None] | None = None,
+    ) -> None:
+        self.adoption = adoption
+        self.timings = timings
+        self._running = running
+        self._on_first_exec = on_first_exec
+
+    @classmethod
+    async def boot(
+        cls,
+        config: VMConfig | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes | str] | None = None,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> VM:
+        """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
+
+        `env` is the environment of every program in it; `files` are written into it, mode 0600. It is no fork: no
+        hooks run. The image `default` is built where it is missing. `ImageNotFound`, `ConfigError`, `HostError`,
+        `LaunchError`, `AdoptError`; nothing is left after any of them.
+        """
+        # Forks should not pay for what only booting needs, the builder of images among it.
+        from vmfork.machine.prepare import prepare  # noqa: PLC0415
+
+        request = ForkRequest(env=env or {}, files=files or {})
+        instance = Instance(places or find_places(), progress)
+        plan = await prepare(config or VMConfig(), instance)
+        base = await boot_base(plan, instance=instance)
+        return cls(*await base.adopt(request, timeout_s=plan.limits.boot_s))
+
+    @staticmethod
+    async def list(*, places: Places | None = None) -> Sequence[VMRecord]:
+        """Records of the VMs that run now under these places, whoever owns them, oldest first."""
+        return await asyncio.to_thread(list_records, (places or find_places()).vms)
+
+    def __repr__(self) -> str:
+        source = f"fork of {self.template!r}" if self.template else "booted"
+        return f"<VM {self.id} {source}, {self._running.state}>"
+
+    @property
+    def id(self) -> str:
+        """12 hex digits; no other VM has or had them."""
+        return self._running.facts.identity.vm_id
+
+    @property
+    def template(self) -> str:
+        """The template this VM is a fork of; empty for a booted one."""
+        return self._running.facts.identity.template
+
+    @property
+    def generation(self) -> str:
+        """The generation id the guest was given, 32 hex digits."""
+        return self._running.facts.identity.generation.hex
+
+    @property
+    def hostname(self) -> str:
+        """The guest's host name, its own among all forks."""
+        return self._running.facts.identity.hostname
+
+    @property
+    def machine_id(self) -> str:
+        """What the guest has in /etc/machine-id, its own among all forks."""
+        return self._running.facts.identity.machine_id
+
+    @property
+    def pid(self) -> int:
+        """The process id of the hypervisor on the host."""
+        return self._running.machine.identity.pid
+
+    @property
+    def accel(self) -> str:
+        """`kvm` or `tcg`, as decided."""
+        return self.hardware.accel
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The hypervisor's command line."""
+        return self._running.machine.argv
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the guest sees: machine type, accelerator, CPUs, memory."""
+        return self._running.facts.hardware
+
+    @property
+    def image(self) -> str:
+        """The image it was booted from, or its template was."""
+        return self._running.facts.image
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        input: bytes | str | None = None,  # noqa: A002 - the name subprocess gave it
+        clean_env: bool = False,
+        timeout_s: float | None = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """The program has ended; what it wrote and its exit status. `argv` goes to the program as it is, no shell.
+
+        A non-zero status is a result, not an error, unless `check`. `ExecError` (127, 126) when the program cannot be
+        started. After `timeout_s` seconds its process group is killed and `DeadlineExceeded` carries what it wrote so
+        far. Without `timeout_s` there is no limit. What its own children write after its end is not waited for.
+        """
+        command = Command(argv, env=env or {}, cwd=cwd, user=user, clean_env=clean_env)
+        data = input.encode() if isinstance(input, str) else input
+        begun = time.perf_counter()
+        result = await run_program(self._running, command, input=data, timeout_s=timeout_s)
+        if not self.timings.first_exec_s:
+            self._note_first(time.perf_counter() - begun)
+        return result.check() if check else result
+
+    def _note_first(self, took_s: float) -> None:
+        self.timings = replace(self.timings, first_exec_s=took_s)
+        if self._on_first_exec is not None:
+            self._on_first_exec(took_s)
+
+    async def shell(
+        self,
+        script: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        input: bytes | str | None = None,  # noqa: A002
+        clean_env: bool = False,
+        timeout_s: float | None = None,
+        check: bool = False,
+    ) -> ExecResult:
+        """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
+        return await self.exec(
+            shell_argv(script),
+            env=env,
+            cwd=cwd,
+            user=user,
+            input=input,
+            clean_env=clean_env,
+            timeout_s=timeout_s,
+            check=check,
+        )
+
+    async def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        stdin: bool = False,
+        clean_env: bool = False,
+        timeout_s: float = 30.0,
+    ) -> GuestProcess:
+        """The program runs; its owner streams what it writes, feeds it, signals it and waits for it.
+
+        `timeout_s` bounds the start, not the run. `ExecError` (127, 126) when it cannot be started.
+        """
+        command = Command(argv, env=env or {}, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env)
+        return await self._live_agent().start_exec(command, timeout_s=timeout_s)
+
+    async def ping(self, *, timeout_s: float = 5.0) -> float:
+        """The agent answered; the round trip in seconds."""
+        start = time.perf_counter()
+        await self._live_agent().ping(timeout_s=timeout_s)
+        return time.perf_counter() - start
+
+    async def measure_clock_skew(self, *, timeout_s: float = 5.0) -> float:
+        """The most the guest's wall clock can differ from the host's, seconds. Includes the round trip."""
+        return skew_bound_s(await self._live_agent().clock(None, timeout_s=timeout_s))
+
+    async def pause(self) -> None:
+        """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
+        await self._running.pause()
+
+    async def resume(self, *, timeout_s: float = _RESUME_LIMIT_S) -> None:
+        """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still).
+
+        `GuestError` when the guest's clock could not be proven to be the host's within `timeout_s` seconds: it runs
+        on all the same, with a clock that may be off.
+        """
+        await self._running.resume(timeout_s=timeout_s)
+
+    async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
+        """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it.
+
+        0 is no limit. This object is closed then. `GuestError` while a program started by it still runs, and
+        `ConfigError`: nothing has changed. After another error, and on cancel, the VM is gone.
+        """
+        check_ttl(ttl_s)
+        return await give_up(self._running, timings=self.timings, adoption=self.adoption, ttl_s=ttl_s)
+
+    @classmethod
+    async def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
+        """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile.
+
+        `VMNotFound` when none waits, `StoreBusy` when somebody owns it, `ConfigError` for a machine that is no VM of
+        its own yet. On cancel it is gone.
+        """
+        handle = vm
+        if isinstance(handle, str):
+            handle = await asyncio.to_thread(find_handle, (places or find_places()).vms, handle)
+        if handle.adoption is None:
+            raise ConfigError("handle", handle.id, f"machine {handle.id} has no identity yet", hint="it is a factory's")
+        running = await take_over(handle)
+        watch_end(running.machine, running.agent)
+        return cls(running, handle.adoption, handle.timings)
+
+    def memory(self) -> MemoryUse:
+        """What this VM costs the host now, in bytes."""
+        self._running.check_open()
+        return read_memory(
+            self.pid,
+            ram_inode=self._running.facts.ram_inode,
+            ram_bytes=self.hardware.base_memory_mib * MIB,
+            added_bytes=[size * MIB for size in self.hardware.added_mib],
+        )
+
+    def console_tail(self) -> str:
+        """The end of what the guest wrote to its serial console."""
+        return self._running.machine.console_tail()
+
+    async def aclose(self) -> None:
+        """The machine is gone: process, sockets, folder. Closing again does nothing."""
+        await self._running.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _live_agent(self) -> AgentClient:
+        return self._running.agent

@@ -1,0 +1,1 @@
+"""From a running machine to what its forks are made from."""

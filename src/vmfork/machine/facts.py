@@ -1,0 +1,75 @@
+"""What is known of one machine, wherever it goes: with its owner, in the handle for the next, in the record for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from vmfork.adopt.identity import Identity
+from vmfork.hypervisor.base import Hardware
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """The facts about one machine. One more of them is one more field here, with a default for older records.
+
+    `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
+    where there is none. `created_at` in UTC (ISO 8601).
+    """
+
+    identity: Identity
+    hardware: Hardware
+    image: str
+    ram_inode: int = 0
+    created_at: str = field(default_factory=_now)
+
+
+class Described:
+    """What has `facts` about a machine says the ones that people ask for by name."""
+
+    __slots__ = ()
+    facts: MachineFacts
+
+    @property
+    def id(self) -> str:
+        """12 hex digits; no other VM has or had them."""
+        return self.facts.identity.vm_id
+
+    @property
+    def template(self) -> str:
+        """The template this VM is a fork of; empty for a booted one."""
+        return self.facts.identity.template
+
+    @property
+    def generation(self) -> str:
+        """The generation id the guest was given, 32 hex digits."""
+        return self.facts.identity.generation.hex
+
+    @property
+    def hostname(self) -> str:
+        """The guest's host name, its own among all forks."""
+        return self.facts.identity.hostname
+
+    @property
+    def machine_id(self) -> str:
+        """What the guest has in /etc/machine-id, its own among all forks."""
+        return self.facts.identity.machine_id
+
+    @property
+    def image(self) -> str:
+        """The image it was booted from, or its template was."""
+        return self.facts.image
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the guest sees: machine type, accelerator, CPUs, memory."""
+        return self.facts.hardware
+
+    @property
+    def accel(self) -> str:
+        """`kvm` or `tcg`, as decided."""
+        return self.facts.hardware.accel

@@ -1,0 +1,105 @@
+"""What a machine can be grown to: arithmetic before anything is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vmfork.config.values import MEMORY_BLOCK_MIB
+from vmfork.errors import ConfigError
+from vmfork.hypervisor.qemu import board_of
+from vmfork.units import format_mib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfork.hypervisor.base import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What a machine is to have: that many CPUs online, and `added_mib` MiB more than now."""
+
+    cpus: int
+    added_mib: int
+
+
+class Lack(StrEnum):
+    """What a machine has no room for, under the name of the configuration's field."""
+
+    CPUS = "cpus"
+    MEMORY = "memory_mib"
+
+
+def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:
+    """What a machine of `hardware` cannot be grown to, or `None`. What it has more than asked is no lack."""
+    if cpus > hardware.max_cpus:
+        return Lack.CPUS
+    missing_mib = _whole_blocks(memory_mib - hardware.memory_mib, MEMORY_BLOCK_MIB)
+    if missing_mib > 0 and hardware.memory_mib + missing_mib > hardware.max_memory_mib:
+        return Lack.MEMORY
+    return None
+
+
+def plan_growth(
+    hardware: Hardware,
+    *,
+    cpus: int | None = None,
+    memory_mib: int | None = None,
+    whose: str = "the machine",
+    block_mib: int = MEMORY_BLOCK_MIB,
+) -> Growth:
+    """What turns a machine of `hardware` into one of that size. `None` leaves a size as it is.
+
+    Memory is rounded up to whole blocks of `block_mib` MiB above what there is. `ConfigError`, with the arithmetic, for
+    less than there is and for more than there is room for. `whose` names the machine in it.
+    """
+    wanted_cpus = hardware.cpus if cpus is None else cpus
+    if not hardware.cpus <= wanted_cpus <= hardware.max_cpus:
+        raise _refused(
+            "vm.cpus", wanted_cpus, hardware.cpus, hardware.max_cpus, whose=whose, spell=str, option="--max-cpus"
+        )
+    wanted_mib = hardware.memory_mib if memory_mib is None else memory_mib
+    added_mib = _whole_blocks(wanted_mib - hardware.memory_mib, block_mib)
+    if not hardware.memory_mib <= wanted_mib or hardware.memory_mib + added_mib > hardware.max_memory_mib:
+        rounded = f"rounded up to blocks of {block_mib} MiB above it: {format_mib(hardware.memory_mib + added_mib)}"
+        raise _refused(
+            "vm.memory_mib",
+            wanted_mib,
+            hardware.memory_mib,
+            hardware.max_memory_mib,
+            whose=whose,
+            spell=format_mib,
+            option="--max-memory" if board_of(hardware.machine).takes_memory else "--machine q35 --max-memory",
+            more=f" ({rounded})" if added_mib > wanted_mib - hardware.memory_mib else "",
+        )
+    return Growth(wanted_cpus, added_mib)
+
+
+def _whole_blocks(size_mib: int, block_mib: int) -> int:
+    return -(-size_mib // block_mib) * block_mib
+
+
+def _refused(
+    field: str,
+    wanted: int,
+    have: int,
+    most: int,
+    *,
+    whose: str,
+    spell: Callable[[int], str],
+    option: str,
+    more: str = "",
+) -> ConfigError:
+    if wanted < have:
+        hint = f"leave it out, or take a smaller machine: a running one is not made smaller than it is ({spell(have)})"
+        return ConfigError(field, wanted, f"{whose} has {spell(have)}, not {spell(wanted)}", hint=hint)
+    room = f"and room for {spell(most - have)} more, {spell(most)} in all" if most > have else "and cannot grow"
+    return ConfigError(
+        field,
+        wanted,
+        f"{whose} has {spell(have)} {room}; {spell(wanted)} were asked for{more}",
+        hint=f"ask for at most {spell(most)}, or build a template with room: "
+        f"vmfork template build NAME {option} {wanted}",
+    )

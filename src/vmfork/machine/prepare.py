@@ -1,0 +1,96 @@
+"""From a configuration to a plan that can be carried out here: found, checked, decided before anything is started."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from vmfork.config import ImageConfig
+from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
+from vmfork.host import facts
+from vmfork.hypervisor.qemu import find_qemu
+from vmfork.image import open_image
+from vmfork.image.build import build_image
+from vmfork.machine.accelerator import decide_accel
+from vmfork.machine.board import check_board
+from vmfork.machine.least import ensure_least
+from vmfork.machine.plan import make_plan
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Instance, VMConfig
+    from vmfork.image import Image
+    from vmfork.machine.plan import Plan
+
+DEFAULT_IMAGE = "default"
+
+
+async def prepare(config: VMConfig, instance: Instance) -> Plan:
+    """A plan that can be carried out here.
+
+    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). Raises `ConfigError` when
+    the memory is too little, `HostError` when the emulator is missing or too old, or when KVM was demanded and does not
+    run the guest.
+    """
+    _check_host(config)
+    await find_qemu(config.qemu)  # before an image is built in vain
+    image = await ensure_image(config.image, instance=instance)
+    plan = await try_out(image, config, instance)
+    least_mib = plan.image.min_memory_mib or 0
+    if config.memory_mib < least_mib:
+        raise ConfigError(
+            "vm.memory_mib",
+            config.memory_mib,
+            f"{format_mib(config.memory_mib)} is too little for image {image.name!r}",
+            hint=f"give at least {format_mib(least_mib)}",
+        )
+    return plan
+
+
+async def try_out(image: Image, config: VMConfig, instance: Instance) -> Plan:
+    """A plan for `config`, in which all is known that only booting the image tells.
+
+    That is an accelerator that runs it, and the least memory, which `config` may be below of. Both are found out the
+    first time on a host, and remembered. Raises `HostError` and `LaunchError`.
+    """
+    check_board(config, image)
+    binary = await find_qemu(config.qemu)
+    accel = await decide_accel(config, image=image, binary=binary, instance=instance)
+    plan = await make_plan(config, image=image, binary=binary, accel=accel)
+    return await ensure_least(plan, instance=instance)
+
+
+def _check_host(config: VMConfig) -> None:
+    # More CPUs than the host has share them; memory that it does not have cannot be shared.
+    total_mib = facts.total_memory_bytes() // MIB
+    if config.memory_mib > total_mib:
+        raise ConfigError(
+            "vm.memory_mib",
+            config.memory_mib,
+            f"{format_mib(config.memory_mib)} were asked for, the host has {format_mib(total_mib)} in all",
+            hint=f"give at most {format_mib(total_mib)}, less what the host itself needs",
+        )
+
+
+async def ensure_image(name: str, *, made_of: ImageConfig | None = None, instance: Instance) -> Image:
+    """The image `name`. Only `default` is built where it is missing or damaged; another is an error.
+
+    `default` is made of `made_of`, else of what it was made of before, and follows this vmfork: where that ships
+    another agent, it is built anew.
+    """
+    images = instance.places.images
+    if name != DEFAULT_IMAGE:
+        return await asyncio.to_thread(open_image, name, images_dir=images)
+    if made_of is None:
+        made_of = await asyncio.to_thread(_read_configuration, name, images)
+    return await build_image(name, made_of, images_dir=images, progress=instance.progress)
+
+
+def _read_configuration(name: str, images: Path) -> ImageConfig:
+    try:
+        image = open_image(name, images_dir=images)
+    except (ImageNotFound, ImageCorrupt):
+        return ImageConfig()
+    return ImageConfig(suite=image.suite, packages=image.requested)

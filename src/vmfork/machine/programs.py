@@ -1,0 +1,37 @@
+"""Programs in a running machine: what is run to its end, and what runs beside."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vmfork.machine.result import ExecResult
+from vmfork.machine.trace import tell_program
+
+if TYPE_CHECKING:
+    from vmfork.machine.running import Running
+    from vmfork.wire.command import Command
+
+
+async def run_program(
+    running: Running,
+    command: Command,
+    *,
+    input: bytes | None = None,  # noqa: A002 - the name subprocess gave it
+    timeout_s: float | None = None,
+) -> ExecResult:
+    """The program has ended; what it wrote and its exit status, whatever that is.
+
+    Raises `ExecError` (127, 126) when it cannot be started. After `timeout_s` seconds its process group is killed, and
+    `DeadlineExceeded` carries what it wrote so far; `None` is no limit.
+    """
+    begun = time.perf_counter()
+    status, stdout, stderr = await running.agent.exec(command, input=input, timeout_s=timeout_s)
+    tell_program(command.argv[0], time.perf_counter() - begun, status.exit_code)
+    return ExecResult(
+        argv=tuple(command.argv),
+        exit_code=status.exit_code,
+        duration_s=status.duration_s,
+        stdout_bytes=stdout,
+        stderr_bytes=stderr,
+    )

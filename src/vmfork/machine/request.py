@@ -1,0 +1,53 @@
+"""What is asked for in one fork, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from vmfork.errors import ConfigError
+from vmfork.wire.command import check_env
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRequest:
+    """What one machine is to have that its template has not; nothing of it enters a template.
+
+    `env` is the environment of every program in it. `files` (absolute path: content, text as UTF-8) are written into it
+    before its hooks run. It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. Raises
+    `ConfigError` when a variable or a path cannot be one.
+    """
+
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes | str] = field(default_factory=dict, repr=False)
+    cpus: int | None = None
+    memory_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "env", check_env(self.env))
+        object.__setattr__(self, "files", _check_files(self.files))
+
+    @property
+    def content(self) -> Mapping[str, bytes]:
+        """The files, as bytes."""
+        return cast("Mapping[str, bytes]", self.files)
+
+    @property
+    def grows(self) -> bool:
+        """Whether it asks for a size."""
+        return self.cpus is not None or self.memory_mib is not None
+
+
+def _check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
+    """`files` with their content as bytes. Raises `ConfigError` when a path cannot be a file's."""
+    ready: dict[str, bytes] = {}
+    for path, content in files.items():
+        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/") or "\0" in path:
+            raise ConfigError("files", path, f"{path!r} is not the absolute path of a file")
+        if not isinstance(content, (bytes, bytearray, memoryview, str)):
+            raise ConfigError("files", path, f"the content of {path} must be bytes or text")
+        ready[path] = content.encode() if isinstance(content, str) else bytes(content)
+    return ready

@@ -1,0 +1,153 @@
+"""The one owner of a running machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Self
+
+from vmfork.adopt.handshake import set_clock
+from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.machine.folder import VMRecord
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.machine.facts import MachineFacts
+    from vmfork.machine.folder import VMFolder
+
+State = Literal["running", "paused", "parked", "detached", "closed"]
+
+
+class Running:
+    """Owner of a machine: its folder with the lock, the hypervisor's process, the line to its guest's agent.
+
+    ```
+            --- pause, park ---->
+    running                       paused, parked
+            <-- resume, unpark --
+
+    any of these three --- give up -----------------------------> detached   (and a `Running` of the next owner)
+                       `-- close, or the end of our process ----> closed
+    ```
+    | state    | the guest    | who may do what                                                               |
+    | -------- | ------------ | ----------------------------------------------------------------------------- |
+    | running  | runs         | its owner: everything                                                         |
+    | paused   | stands still | its owner: resume, save its state, give up, close. Requests to the guest wait |
+    | parked   | stands still | a pool: check, unpark, give up, close. It is nobody's yet, and its clock is old |
+    | detached | as it was    | whoever has the handle: take it over. This object: nothing                    |
+    | closed   | gone         | nobody                                                                        |
+
+    What is known of the machine is in `facts`, a value: it is passed on as a whole.
+    """
+
+    def __init__(
+        self, facts: MachineFacts, *, folder: VMFolder, machine: Machine, agent: AgentClient, state: State = "running"
+    ) -> None:
+        self.facts = facts
+        self.folder = folder
+        self.machine = machine
+        self.state = state
+        self._agent = agent
+
+    @property
+    def id(self) -> str:
+        """The machine's id, 12 hex digits."""
+        return self.facts.identity.vm_id
+
+    @property
+    def agent(self) -> AgentClient:
+        """The line to its guest's agent. Raises `Closed` when the machine is not ours any more."""
+        self.check_open()
+        return self._agent
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the guest stands still."""
+        return self.state in ("paused", "parked")
+
+    def check_open(self) -> None:
+        """Raises `Closed` when the machine is not ours any more."""
+        if self.state in ("detached", "closed"):
+            raise Closed(f"VM {self.id}")
+
+    def _check(self, *states: State) -> None:
+        self.check_open()
+        assert self.state in states, f"machine {self.id} is {self.state}"  # the table above
+
+    async def pause(self) -> None:
+        """The guest stands still; its memory stays. On cancel it does, or is about to: `resume` lets it run on."""
+        await self._stop("paused")
+
+    async def park(self) -> None:
+        """As `pause`, for a machine that is nobody's: who takes it gives it an identity and a clock."""
+        await self._stop("parked")
+
+    async def _stop(self, state: State) -> None:
+        self._check("running", state)
+        before, self.state = self.state, state
+        try:
+            await self.machine.pause()
+        except Exception:
+            self.state = before
+            raise
+
+    async def resume(self, *, timeout_s: float) -> None:
+        """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still).
+
+        Raises `GuestError` when its clock could not be proven within `timeout_s` seconds; it runs all the same.
+        """
+        self._check("running", "paused")
+        await self.machine.resume()
+        self.state = "running"
+        await set_clock(self._agent, timeout_s=timeout_s)
+
+    async def unpark(self, *, timeout_s: float) -> None:
+        """The guest runs on, with the clock it had. Raises `DeadlineExceeded`."""
+        self._check("parked")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.machine.resume()
+        except TimeoutError:
+            raise DeadlineExceeded("letting the machine run on", timeout_s) from None
+        self.state = "running"
+
+    async def check(self, *, timeout_s: float) -> None:
+        """The hypervisor answers. Raises `DeadlineExceeded` when it hangs."""
+        self.check_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.machine.check()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the machine {self.id}", timeout_s) from None
+
+    def change_hardware(self, hardware: Hardware) -> None:
+        """The machine was changed while it ran: it is `hardware` now, and its record says so."""
+        self.facts = replace(self.facts, hardware=hardware)
+        self.tell(owner_pid=os.getpid())
+
+    def tell(self, *, owner_pid: int) -> None:
+        """The record says what is known of the machine, and who owns it; 0 is nobody."""
+        self.folder.tell(VMRecord(facts=self.facts, process=self.machine.identity, owner_pid=owner_pid))
+
+    async def aclose(self) -> None:
+        """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more."""
+        if self.state in ("detached", "closed"):
+            return
+        self.state = "closed"
+        async with AsyncExitStack() as stack:
+            stack.callback(self.folder.close)
+            stack.push_async_callback(self.machine.aclose)
+            stack.push_async_callback(self._agent.aclose)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,66 @@
+"""What was frozen gets its manifest and takes its name: from then on there is a template."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmfork.host import facts
+from vmfork.store import Manifest
+from vmfork.store.ram_file import digest_ram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.adopt.thaw import Thaw
+    from vmfork.machine.plan import Plan
+    from vmfork.store import Staging
+    from vmfork.template.recipe import Recipe
+    from vmfork.wire.message import Hello
+
+
+async def publish(
+    staging: Staging, plan: Plan, recipe: Recipe, *, greeting: Hello, todo: Thaw, timings: Mapping[str, float]
+) -> None:
+    """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
+
+    It says what was booted, not what a caller asked for. `timings` are seconds by phase.
+    """
+    staging.state_path.chmod(0o600)
+    memory = await asyncio.to_thread(digest_ram, staging.memory_path)
+    state = staging.state_path.read_bytes()
+    hardware = plan.hardware
+    manifest = Manifest(
+        name=staging.name,
+        generation=staging.generation,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        image=plan.image.name,
+        cpus=hardware.cpus,
+        memory_mib=hardware.memory_mib,
+        max_cpus=hardware.max_cpus,
+        max_memory_mib=hardware.max_memory_mib,
+        traits=plan.traits,
+        hooks=todo.hooks,
+        watchers=todo.watchers,
+        secret_paths=recipe.secrets.paths,
+        secret_env=recipe.secrets.env,
+        secrets_found=todo.secrets_found,
+        agent_protocol=greeting.protocol,
+        agent_version=greeting.agent_version,
+        vmgenid=hardware.vmgenid,
+        memory_bytes=staging.memory_bytes,
+        memory_allocated_bytes=memory.allocated_bytes,
+        memory_sha256=memory.sha256,
+        state_bytes=len(state),
+        state_sha256=hashlib.sha256(state).hexdigest(),
+        host_boot_id=facts.boot_id(),
+        host_kernel=facts.kernel_release(),
+        qemu_path=str(plan.binary.path),
+        qemu_stamp=plan.binary.stamp,
+        warm_up=recipe.warm_up,
+        ready=recipe.ready,
+        timings={key: round(value, 4) for key, value in timings.items()},
+    )
+    await staging.commit(manifest)

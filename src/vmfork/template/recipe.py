@@ -1,0 +1,38 @@
+"""What is done to a booted machine before it is frozen, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmfork.adopt.secrets import Secrets
+from vmfork.errors import ConfigError
+from vmfork.wire.command import check_env
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+READY_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is done to a booted machine before it is frozen.
+
+    `warm_up` are shell commands, run in order, each at most `step_timeout_s` seconds; a failing one fails the build.
+    `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds. Both run with `env`.
+    A machine that holds one of `secrets` is not frozen.
+    """
+
+    warm_up: tuple[str, ...] = ()
+    ready: str = ""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Secrets = field(default_factory=Secrets)
+    step_timeout_s: float = 600.0
+    ready_timeout_s: float = READY_LIMIT_S
+
+    def __post_init__(self) -> None:
+        for command in (*self.warm_up, self.ready):
+            if not isinstance(command, str) or "\0" in command:
+                raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
+        object.__setattr__(self, "env", check_env(self.env))

@@ -1,0 +1,158 @@
+"""A template as machines are made from it: found whole, fit for this host, opened anew for every fork."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from vmfork.adopt.thaw import Thaw
+from vmfork.config import VMConfig
+from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
+from vmfork.host import kvm
+from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu import find_qemu_like
+from vmfork.image import open_image
+from vmfork.machine.growth import plan_growth
+from vmfork.machine.launch import Frozen, restore_base
+from vmfork.machine.plan import Limits, wanted_traits
+from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits
+from vmfork.store import TemplateStore
+from vmfork.wire.frame import SUPPORTED_PROTOCOLS
+
+if TYPE_CHECKING:
+    from vmfork.config import Instance
+    from vmfork.hypervisor.qemu import QemuBinary
+    from vmfork.machine.base import BaseVM
+    from vmfork.machine.request import ForkRequest
+    from vmfork.store import Manifest
+
+
+class Source:
+    """One generation of a template. A value: it holds nothing open.
+
+    When the template is replaced or removed, `fork_base` raises `TemplateNotFound`; open the name again for its
+    successor.
+    """
+
+    def __init__(self, manifest: Manifest, *, instance: Instance, limits: Limits, qemu: str = "") -> None:
+        self.manifest = manifest
+        self.limits = limits
+        self._instance = instance
+        self._store = TemplateStore(instance.places.templates)
+        self._qemu = qemu
+
+    @classmethod
+    async def open(cls, name: str, *, config: VMConfig, instance: Instance) -> Self:
+        """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
+
+        `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
+        template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        """
+        source = await cls._open(name, instance, Limits.of(config), config.qemu)
+        if source.hardware.accel == "tcg" and config.accel == "auto":
+            kvm.warn_if_forbidden()
+        return source
+
+    @classmethod
+    async def _open(cls, name: str, instance: Instance, limits: Limits, qemu: str) -> Self:
+        with TemplateStore(instance.places.templates).open(name) as opened:
+            manifest = opened.manifest
+        source = cls(manifest, instance=instance, limits=limits, qemu=qemu)
+        source._check_host(await source._find_emulator())
+        return source
+
+    async def renew(self) -> Self:
+        """What is in force under the same name now: this, or its successor. Errors are those of `open`."""
+        m = self.manifest
+        if self._store.find_generation(m.name) == m.generation:
+            return self
+        return await self._open(m.name, self._instance, self.limits, self._qemu)
+
+    @classmethod
+    async def find(cls, name: str, config: VMConfig | None, *, instance: Instance) -> Self | None:
+        """The template `name`, or `None` where it is missing, or does not fit this host or `config`.
+
+        Without `config` any that fits this host will do. Sizes are not compared.
+        """
+        try:
+            source = await cls.open(name, config=config or VMConfig(), instance=instance)
+            if config is not None:
+                source.check_config(config)
+        except (TemplateNotFound, TemplateStale, TemplateCorrupt):
+            return None
+        return source
+
+    @property
+    def hardware(self) -> Hardware:
+        """What its machines are made of."""
+        m = self.manifest
+        return Hardware(
+            machine=m.traits["machine"],
+            accel=m.traits["accel"],
+            cpu_model=m.traits["cpu_model"],
+            cpus=m.cpus,
+            memory_mib=m.memory_mib,
+            vmgenid=m.vmgenid,
+            max_cpus=m.max_cpus,
+            max_memory_mib=m.max_memory_mib,
+        )
+
+    def check_request(self, request: ForkRequest) -> None:
+        """Raises `ConfigError` when its machines cannot be grown to what `request` asks."""
+        if request.grows:
+            plan_growth(
+                self.hardware,
+                cpus=request.cpus,
+                memory_mib=request.memory_mib,
+                whose=f"template {self.manifest.name!r}",
+            )
+
+    async def fork_base(self) -> BaseVM:
+        """A machine restored from this generation that is nobody's yet: adopt it before use."""
+        m = self.manifest
+        # The distribution may have replaced the emulator since this was opened.
+        binary = await self._find_emulator()
+        m.check_traits(emulator_traits(self.hardware, binary))
+        with self._store.open(m.name, generation=m.generation) as opened:
+            frozen = Frozen(
+                template=m.name,
+                image=m.image,
+                hardware=self.hardware,
+                memory_fd=opened.memory_fd,
+                state_fd=opened.state_fd,
+                thaw=Thaw(hooks=m.hooks, watchers=m.watchers),
+                reseed=agent_reseeds(m.traits["reseed"]),
+            )
+            return await restore_base(frozen, binary=binary, instance=self._instance)
+
+    def check_config(self, config: VMConfig) -> None:
+        """Raises `TemplateStale` when a build from `config` would give other machines; their size is not compared."""
+        m = self.manifest
+        if config.image != m.image:
+            raise TemplateStale(m.name, "image", m.image, config.image)
+        m.check_traits(wanted_traits(config, machine=m.traits["machine"], accel=m.traits["accel"]))
+
+    def verify(self) -> None:
+        """Every byte is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
+        self._store.verify(self.manifest.name)
+
+    async def remove(self) -> None:
+        """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
+        await self._store.remove(self.manifest.name)
+
+    async def _find_emulator(self) -> QemuBinary:
+        m = self.manifest
+        version = m.traits.get("qemu.version", "")
+        return await find_qemu_like(m.qemu_path, version, m.qemu_stamp, configured=self._qemu)
+
+    def _check_host(self, binary: QemuBinary) -> None:
+        m = self.manifest
+        if m.agent_protocol not in SUPPORTED_PROTOCOLS:
+            raise TemplateStale(m.name, "agent.protocol", m.agent_protocol, max(SUPPORTED_PROTOCOLS))
+        m.check_traits(emulator_traits(self.hardware, binary))
+        if self.hardware.accel == "kvm" and kvm.find_refusal() is not None:
+            raise TemplateStale(m.name, "accel", "kvm", "tcg")
+        try:
+            image = open_image(m.image, images_dir=self._instance.places.images)
+        except ImageNotFound:
+            return  # a template does without its image: everything of it is in the template's RAM
+        m.check_traits(image_traits(image))

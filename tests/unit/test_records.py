@@ -1,0 +1,84 @@
+"""Frozen values survive the way through JSON, a newer writer is understood, and a damaged record is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import pytest
+
+from vmfork.records import read_record, write_record
+
+
+@dataclass(frozen=True)
+class Inner:
+    uuid: UUID
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    count: int
+    seconds: float
+    maybe: Inner | None = None
+    name: str = field(default_factory=lambda: "made")
+    yes: bool = False
+
+
+VALUE = Outer(Inner(uuid4(), ("a", "b")), 3, 0.5, Inner(uuid4()), "n", True)
+
+
+@pytest.mark.parametrize("value", [VALUE, Outer(Inner(uuid4()), 0, 1.0)])
+def test_a_value_comes_back_as_it_was(value) -> None:
+    assert read_record(Outer, write_record(value)) == value
+
+
+def changed(**values: object) -> bytes:
+    return json.dumps({**json.loads(write_record(VALUE)), **values}).encode()
+
+
+def test_what_a_newer_writer_added_is_left_out() -> None:
+    inner = {**json.loads(write_record(VALUE.inner)), "later": [1]}
+    assert read_record(Outer, changed(later={"a": 1}, inner=inner)) == VALUE
+
+
+def test_what_an_older_writer_did_not_know_takes_its_default() -> None:
+    data = {key: value for key, value in json.loads(changed()).items() if key in ("inner", "count", "seconds")}
+    assert read_record(Outer, json.dumps(data).encode()) == Outer(VALUE.inner, 3, 0.5)
+
+
+def test_a_whole_number_is_a_number_of_seconds() -> None:
+    assert read_record(Outer, changed(seconds=2)).seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"count": "3"}, "count"),
+        ({"count": True}, "count"),
+        ({"count": None}, "count"),
+        ({"yes": 1}, "yes"),
+        ({"inner": []}, "inner"),
+        ({"inner": {}}, r"inner\.uuid is missing"),
+        ({"inner": {"uuid": "x"}}, "badly formed"),
+        ({"inner": {"uuid": str(uuid4()), "words": "ab"}}, r"inner\.words"),
+        ({"inner": {"uuid": str(uuid4()), "words": [1]}}, r"inner\.words"),
+        ({"maybe": 7}, "maybe"),
+    ],
+)
+def test_a_damaged_field_is_named(values, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        read_record(Outer, changed(**values))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"null", b"\xff", b"{}"])
+def test_what_is_no_record_is_refused(data) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - JSON's own words, or ours
+        read_record(Outer, data)
+
+
+def test_what_has_no_form_in_json_is_a_mistake_of_the_program() -> None:
+    with pytest.raises(TypeError):
+        write_record(Outer(object(), 1, 1.0))  # type: ignore[arg-type]
