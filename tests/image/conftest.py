@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.image.builds import LEAST, find_processes
-from vmfork.image import build_image
+from vmfork.image.build import build_image
 
 
 @pytest.fixture(scope="session")

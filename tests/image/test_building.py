@@ -14,7 +14,8 @@ import vmfork
 from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError
-from vmfork.image import build_image, list_images, open_image, verify_image
+from vmfork.image import list_images, open_image, verify_image
+from vmfork.image.build import build_image
 
 pytestmark = pytest.mark.image
 
@@ -48,7 +49,8 @@ AS_NOBODY = """
 import asyncio, os, sys
 from pathlib import Path
 from vmfork.config import ImageConfig
-from vmfork.image import build_image, find_agent
+from vmfork.image.build import build_image
+from vmfork.image.recipe import find_agent
 
 find_agent()
 os.setgroups([]), os.setgid(65534), os.setuid(65534)

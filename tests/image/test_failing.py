@@ -11,8 +11,7 @@ import pytest
 from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError, ImageError
-from vmfork.image import build_image
-from vmfork.image.build import NEEDED_MIB
+from vmfork.image.build import NEEDED_MIB, build_image
 
 pytestmark = pytest.mark.image
 

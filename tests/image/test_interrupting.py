@@ -9,7 +9,8 @@ import signal
 import pytest
 
 from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
-from vmfork.image import build_image, list_images, sweep_images, verify_image
+from vmfork.image import list_images, sweep_images, verify_image
+from vmfork.image.build import build_image
 
 pytestmark = pytest.mark.image
 

@@ -9,7 +9,7 @@ import pytest
 
 from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
-from vmfork.image import build_image
+from vmfork.image.build import build_image
 from vmfork.machine.plan import try_out
 from vmfork.progress import ignore_progress
 

@@ -8,7 +8,8 @@ import pytest
 
 from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
-from vmfork.image import build_image, remove_image
+from vmfork.image import remove_image
+from vmfork.image.build import build_image
 
 pytestmark = pytest.mark.vm
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from hosts import cache
 from vmfork.config import ImageConfig, Instance, Places, VMConfig
-from vmfork.image import build_image, find_agent, open_image, recipe
+from vmfork.image import open_image, recipe
+from vmfork.image.build import build_image
+from vmfork.image.recipe import find_agent
 from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:

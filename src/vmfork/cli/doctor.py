@@ -18,7 +18,8 @@ from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import find_agent, open_image
+from vmfork.image import open_image
+from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.store.store import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_mib

@@ -13,7 +13,8 @@ from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, check_name, find_places
 from vmfork.errors import HostError
-from vmfork.image import build_image, list_images, remove_image
+from vmfork.image import list_images, remove_image
+from vmfork.image.build import build_image
 from vmfork.machine.prepare import try_out
 from vmfork.units import format_bytes, format_mib
 

@@ -1,0 +1,23 @@
+"""The names of what is kept here, for whoever types one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmfork.config import find_places
+from vmfork.image import list_images
+from vmfork.store import TemplateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def _list_templates() -> Sequence[str]:
+    return TemplateStore(find_places().templates).list_names()
+
+
+def _list_images() -> Sequence[str]:
+    return [image.name for image in list_images(images_dir=find_places().images)]
+
+
+LISTS: Mapping[str, Callable[[], Sequence[str]]] = {"templates": _list_templates, "images": _list_images}
