@@ -183,6 +183,23 @@ def test_only_the_lazy_tables_import_by_name() -> None:
     assert callers == LAZY
 
 
+def late_imports(path: Path) -> list[tuple[int, bool]]:
+    """Lines of imports inside functions, and whether each says why: beside it, or on the line above it."""
+    lines = path.read_text().splitlines()
+    functions = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    found = {n.lineno for f in functions for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))}
+    return [(n, "PLC0415 - " in lines[n - 1] or lines[n - 2].lstrip().startswith("#")) for n in sorted(found)]
+
+
+def test_late_imports_are_few_and_say_why() -> None:
+    """They are for start-up time that was measured, and for optional extras; not for imports in a circle."""
+    late = [(path, *found) for path in MODULES if "_pb2" not in path.name for found in late_imports(path)]
+    assert [f"{path.relative_to(PACKAGE)}:{line}" for path, line, says_why in late if not says_why] == []
+    assert len(late) <= 15
+
+
 def test_modules_are_named_for_what_they_hold() -> None:
     names = {part for path in MODULES for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert names & VAGUE == set()
