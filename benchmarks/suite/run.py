@@ -12,7 +12,7 @@ from benchmarks.suite.figures import NotRun
 from benchmarks.suite.result import MeasureResult, RunResult, collect, judge
 from vmfork.bench.machine import describe_machine
 from vmfork.errors import VMForkError
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
             "vmfork": vmfork.__version__,
             "python": platform.python_version(),
             "qemu": manifest.traits["qemu.version"],
-            "guest_kernel": open_image(manifest.image, images_dir=context.places.images).kernel_release,
+            "guest_kernel": ImageStore(context.places.images).open(manifest.image).kernel_release,
         },
         accel=manifest.traits["accel"],
         measures=found,

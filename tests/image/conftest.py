@@ -14,13 +14,14 @@ import pytest
 
 from tests.image.builds import LEAST, find_processes
 from vmfork.image.build import build_image
+from vmfork.image.store import ImageStore
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     """A store and the image `one` in it, for those who change neither."""
     images_dir = tmp_path_factory.mktemp("built") / "images"
-    return images_dir, asyncio.run(build_image("one", LEAST, images_dir=images_dir))
+    return images_dir, asyncio.run(build_image("one", LEAST, store=ImageStore(images_dir)))
 
 
 @pytest.fixture

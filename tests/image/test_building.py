@@ -14,8 +14,8 @@ import vmfork
 from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError
-from vmfork.image import list_images, open_image, verify_image
 from vmfork.image.build import build_image
+from vmfork.image.store import ImageStore
 
 pytestmark = pytest.mark.image
 
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 def test_an_image_holds_what_was_asked_for_and_is_whole(built):
     images_dir, image = built
-    assert verify_image("one", images_dir=images_dir) == image
+    assert ImageStore(images_dir).verify("one") == image
     assert {"base-files", "coreutils", "dash", f"linux-image-{image.kernel_release}"} <= set(image.packages)
     assert "python3" not in image.packages
     assert list_store(images_dir) == sorted([image.digest, "names/one"])
@@ -35,13 +35,13 @@ async def test_the_second_build_starts_nothing(built, tmp_path, monkeypatch):
     # A build would fail: no program is found any more.
     monkeypatch.setenv("PATH", str(tmp_path))
     steps = []
-    assert await build_image("one", LEAST, images_dir=images_dir, progress=steps.append) == image
+    assert await build_image("one", LEAST, store=ImageStore(images_dir), progress=steps.append) == image
     # The same packages, asked for by name.
     spelt = ImageConfig(packages=("dash", "coreutils"))
-    assert await build_image("one", spelt, images_dir=images_dir, progress=steps.append) == image
+    assert await build_image("one", spelt, store=ImageStore(images_dir), progress=steps.append) == image
     assert steps == []
     with pytest.raises(HostError, match="mmdebstrap was not found"):
-        await build_image("one", ImageConfig(packages=("sed",)), images_dir=images_dir)
+        await build_image("one", ImageConfig(packages=("sed",)), store=ImageStore(images_dir))
 
 
 # Imports all it needs while it may: Python and the checkout may lie where only root can read.
@@ -54,7 +54,7 @@ from vmfork.image.recipe import find_agent
 
 find_agent()
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
-asyncio.run(build_image("mine", ImageConfig(packages=("sed",)), images_dir=Path(sys.argv[1])))
+asyncio.run(build_image("mine", ImageConfig(packages=("sed",)), store=ImageStore(Path(sys.argv[1]))))
 """
 
 
@@ -75,7 +75,7 @@ def test_an_ordinary_user_builds_and_other_packages_make_another_image(built, ho
         check=False,
     )
     assert child.returncode == 0, child.stderr
-    image = verify_image("mine", images_dir=images_dir)
+    image = ImageStore(images_dir).verify("mine")
     assert "sed" in image.packages
     assert image.digest != built[1].digest
     assert list_store(images_dir) == sorted([image.digest, "names/mine"])
@@ -89,6 +89,6 @@ def test_two_builds_of_one_name_make_one_image(home, images_dir, start_build):
     assert ends[0][0] == ends[1][0]
     assert sorted("waiting for another build" in log for _, log in ends) == [False, True]
     assert sorted("downloading packages" in log for _, log in ends) == [False, True]
-    image = verify_image("one", images_dir=images_dir)
-    assert list_images(images_dir=images_dir) == [image] == [open_image("one", images_dir=images_dir)]
+    image = ImageStore(images_dir).verify("one")
+    assert ImageStore(images_dir).list_images() == [image] == [ImageStore(images_dir).open("one")]
     assert list_store(images_dir) == sorted([image.digest, "names/one"])

@@ -12,6 +12,7 @@ from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError, ImageError
 from vmfork.image.build import NEEDED_MIB, build_image
+from vmfork.image.store import ImageStore
 
 pytestmark = pytest.mark.image
 
@@ -21,7 +22,7 @@ LITTLE = 1 << 20
 
 async def test_a_missing_package_is_named(images_dir):
     with pytest.raises(ImageError) as caught:
-        await build_image("one", ImageConfig(packages=("sed", "no-such-package-1")), images_dir=images_dir)
+        await build_image("one", ImageConfig(packages=("sed", "no-such-package-1")), store=ImageStore(images_dir))
     assert str(caught.value) == "Debian trixie has no package named no-such-package-1"
     assert "image.packages" in caught.value.hint
     assert "Unable to locate package no-such-package-1" in caught.value.details()
@@ -62,7 +63,7 @@ async def test_a_disk_too_small_is_refused_at_once(small_disk):
     remount(small_disk, 60 << 20)
     steps = []
     with pytest.raises(HostError) as caught:
-        await build_image("one", LEAST, images_dir=small_disk / "images", progress=steps.append)
+        await build_image("one", LEAST, store=ImageStore(small_disk / "images"), progress=steps.append)
     # Its lock takes a page.
     assert str(caught.value) == (
         f"no space to build an image: {small_disk}/images has 59 MiB free, a build needs {NEEDED_MIB} MiB"
@@ -75,7 +76,7 @@ async def test_a_disk_too_small_is_refused_at_once(small_disk):
 @as_root
 async def test_a_disk_without_room_for_the_store_is_named(small_disk):
     with pytest.raises(HostError, match=f"no space is left on the disk at {small_disk}") as caught:
-        await build_image("one", LEAST, images_dir=small_disk / "images")
+        await build_image("one", LEAST, store=ImageStore(small_disk / "images"))
     assert "VMFORK_HOME" in caught.value.hint
 
 
@@ -91,7 +92,7 @@ async def test_a_disk_that_fills_up_is_named(small_disk, full_at):
             fill(small_disk)
 
     with pytest.raises(HostError, match=f"no space is left on the disk at {small_disk}") as caught:
-        await build_image("one", LEAST, images_dir=small_disk / "images", progress=listen)
+        await build_image("one", LEAST, store=ImageStore(small_disk / "images"), progress=listen)
     assert steps[-1] == full_at
     assert "VMFORK_HOME" in caught.value.hint
     assert list_store(small_disk / "images") == []

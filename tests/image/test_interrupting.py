@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
-from vmfork.image import list_images, sweep_images, verify_image
 from vmfork.image.build import build_image
+from vmfork.image.store import ImageStore
 
 pytestmark = pytest.mark.image
 
@@ -25,7 +25,7 @@ async def test_cancel_ends_every_process_and_leaves_nothing(images_dir, step):
         if event.step == step:
             at_step.set()
 
-    task = asyncio.create_task(build_image("one", LEAST, images_dir=images_dir, progress=listen))
+    task = asyncio.create_task(build_image("one", LEAST, store=ImageStore(images_dir), progress=listen))
     async with asyncio.timeout(DEADLINE_S):
         await at_step.wait()
     assert len(find_processes(images_dir)) > 1
@@ -63,9 +63,9 @@ async def test_what_a_killed_build_left_is_swept_by_the_next(home, images_dir, s
     left = list_store(images_dir)
     assert len(left) == 2
     assert all(name.startswith(".staging-") for name in left)
-    assert list_images(images_dir=images_dir) == []
-    image = await build_image("one", LEAST, images_dir=images_dir)
-    assert verify_image("one", images_dir=images_dir) == image
+    assert ImageStore(images_dir).list_images() == []
+    image = await build_image("one", LEAST, store=ImageStore(images_dir))
+    assert ImageStore(images_dir).verify("one") == image
     assert list_store(images_dir) == sorted([image.digest, "names/one"])
 
 
@@ -75,6 +75,6 @@ def test_a_sweep_while_a_killed_build_is_still_ending_does_no_harm(home, images_
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     while find_processes(images_dir):
-        sweep_images(images_dir=images_dir)
-    sweep_images(images_dir=images_dir)
+        ImageStore(images_dir).sweep()
+    ImageStore(images_dir).sweep()
     assert list_store(images_dir) == []

@@ -9,6 +9,7 @@ import pytest
 
 from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.plan import try_out
 from vmfork.progress import ignore_progress
@@ -18,7 +19,7 @@ ROOMY = VMConfig(max_cpus=2, max_memory_mib=512)
 
 
 async def choose_accelerator(places) -> str:
-    image = await build_image("default", ImageConfig(), images_dir=places.images)
+    image = await build_image("default", ImageConfig(), store=ImageStore(places.images))
     return (await try_out(image, VMConfig(), places=places, progress=ignore_progress)).hardware.accel
 
 

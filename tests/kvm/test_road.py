@@ -11,7 +11,7 @@ from tests.vm.cli_runner import vmfork
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
@@ -40,7 +40,7 @@ async def test_a_template_built_without_a_word_about_it_uses_kvm(template) -> No
 
 async def test_a_machine_that_demands_kvm_boots_in_the_least_memory(working_kvm, instance) -> None:
     """The least memory was measured on another host, under TCG."""
-    least = open_image("default", images_dir=instance.images).min_memory_mib
+    least = ImageStore(instance.images).open("default").min_memory_mib
     async with await VM.boot(VMConfig(accel="kvm", memory_mib=least)) as vm:
         assert vm.accel == "kvm"
         assert (await vm.exec(["true"], timeout_s=30)).ok

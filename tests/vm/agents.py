@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.image import cpio, open_image, recipe, store
+from vmfork.image import ImageStore, cpio, recipe
 from vmfork.image.record import RECORD_NAME, encode_record
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ def _compile(out: Path, *defines: str, where: str, harness: Path | None = None) 
 
 def add_image(name: str, agent: Path, *, places: Places) -> None:
     """The default image under another name, with that agent in it."""
-    base = open_image("default", images_dir=places.images)
+    base = ImageStore(places.images).open("default")
     archive = io.BytesIO()
     writer = cpio.Writer(archive)
     writer.add(recipe.AGENT_PATH, stat.S_IFREG | 0o755, agent.read_bytes())
     writer.finish()
-    with store.staging(places.images) as folder:
+    with ImageStore(places.images).staging() as folder:
         built = folder / "image"
         built.mkdir()
         shutil.copyfile(base.kernel, built / "kernel")
@@ -72,13 +72,13 @@ def add_image(name: str, agent: Path, *, places: Places) -> None:
             kernel=places.images / digest / "kernel", initramfs=places.images / digest / "initramfs",
         )  # fmt: skip
         (built / RECORD_NAME).write_bytes(encode_record(image))
-        store.commit(built, digest, images_dir=places.images)
-    store.link_name(name, digest, images_dir=places.images)
+        ImageStore(places.images).commit(built, digest)
+    ImageStore(places.images).link(name, digest)
 
 
 def copy_default_image(places: Places, images: Path) -> None:
     """The image `default`, and nothing that another test makes or removes meanwhile, is below `images`."""
-    image = open_image("default", images_dir=places.images)
+    image = ImageStore(places.images).open("default")
     shutil.copytree(image.kernel.parent, images / image.digest)
     for folder in ("names", "locks"):
         (images / folder).mkdir()

@@ -11,9 +11,8 @@ import pytest
 from vmfork.aio import Factory, Template
 from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.errors import TemplateExists, TemplateNotFound
-from vmfork.image import open_image, remove_image
+from vmfork.image import ImageStore
 from vmfork.image.record import RECORD_NAME, encode_record
-from vmfork.image.store import link_name
 from vmfork.machine.prepare import prepare
 
 pytestmark = pytest.mark.vm
@@ -50,10 +49,10 @@ async def test_template_forks_and_falls_back_with_the_reason(template_name) -> N
 def make_image(name: str, digest: str) -> None:
     """`name` leads to a copy of `default` that passes for another image; what it led to before is gone."""
     places = find_places()
-    image, folder = open_image("default", images_dir=places.images), places.images / digest
+    image, folder = ImageStore(places.images).open("default"), places.images / digest
     shutil.copytree(image.kernel.parent, folder)
     (folder / RECORD_NAME).write_bytes(encode_record(replace(image, digest=digest)))
-    link_name(name, digest, images_dir=places.images)
+    ImageStore(places.images).link(name, digest)
 
 
 async def test_an_image_that_was_rebuilt_under_a_factory_is_booted(instance) -> None:
@@ -74,4 +73,4 @@ async def test_an_image_that_was_rebuilt_under_a_factory_is_booted(instance) -> 
                     assert (await vm.exec(["true"])).ok
             assert (cached.stats().given, cached.stats().fallbacks) == ({"cache of direct": 2}, {})
     finally:
-        remove_image("moving", images_dir=find_places().images)
+        ImageStore(find_places().images).remove("moving")

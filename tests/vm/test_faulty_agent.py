@@ -12,7 +12,7 @@ from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, LaunchError, ProtocolError, TemplateStale, VMForkError
-from vmfork.image import remove_image
+from vmfork.image import ImageStore
 from vmfork.machine import launch
 from vmfork.template import source as source_module
 
@@ -28,7 +28,7 @@ def faulty_template(template_name, instance, tmp_path_factory):
     template = asyncio.run(Template.build("faulty", config))
     yield template
     asyncio.run(template.remove())
-    remove_image("faulty", images_dir=instance.images)
+    ImageStore(instance.images).remove("faulty")
 
 
 async def fork_error(template: Template, monkeypatch, fault: str) -> VMForkError:
@@ -98,7 +98,7 @@ def old_image(template_name, instance, tmp_path):
 
     yield make
     for name in made:
-        remove_image(name, images_dir=instance.images)
+        ImageStore(instance.images).remove(name)
 
 
 async def test_an_agent_of_the_previous_protocol_is_served(old_image) -> None:

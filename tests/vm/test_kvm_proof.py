@@ -13,7 +13,7 @@ from vmfork.config import Instance, VMConfig
 from vmfork.errors import HostError
 from vmfork.host import kvm
 from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.machine import accelerator
 from vmfork.machine.accelerator import decide_accel, prove_kvm
 
@@ -28,7 +28,7 @@ async def here(template_name, instance, tmp_path):
     """What a proof needs, with a HOME of its own in which nothing was proven yet."""
     if kvm.find_refusal() is not None:
         pytest.skip("there is no /dev/kvm here that may be opened")
-    image = open_image("default", images_dir=instance.images)
+    image = ImageStore(instance.images).open("default")
     return {"image": image, "binary": await find_qemu(), "instance": Instance(replace(instance, home=tmp_path))}
 
 

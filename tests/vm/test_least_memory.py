@@ -9,7 +9,7 @@ import pytest
 from vmfork.aio import VM
 from vmfork.config import Instance, VMConfig
 from vmfork.errors import ConfigError, LaunchError, MachineEnded
-from vmfork.image import list_images, open_image
+from vmfork.image import ImageStore
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture
 def image(template_name, instance):
-    return open_image("default", images_dir=instance.images)
+    return ImageStore(instance.images).open("default")
 
 
 @pytest.mark.qemu
 async def test_every_image_that_ran_is_measured_and_boots_in_exactly_that(image, instance) -> None:
-    images = list_images(images_dir=instance.images)
+    images = ImageStore(instance.images).list_images()
     measured = {i.name: i.min_memory_mib for i in images if i.min_memory_mib is not None}
     assert "default" in measured
     for name, least in measured.items():

@@ -8,7 +8,7 @@ import pytest
 
 from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
-from vmfork.image import remove_image
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 
 pytestmark = pytest.mark.vm
@@ -27,14 +27,14 @@ SERVER = [
 @pytest.fixture(scope="module")
 def ssh_template(instance):
     async def build() -> Template:
-        image = await build_image("ssh", ImageConfig(packages=PACKAGES), images_dir=instance.images)
+        image = await build_image("ssh", ImageConfig(packages=PACKAGES), store=ImageStore(instance.images))
         config = VMConfig(image="ssh", memory_mib=max(256, image.min_memory_mib))
         return await Template.build("ssh", config, warm_up=SERVER, ready="test -s /run/sshd.pid")
 
     template = asyncio.run(build())
     yield template
     asyncio.run(template.remove())
-    remove_image("ssh", images_dir=instance.images)
+    ImageStore(instance.images).remove("ssh")
 
 
 async def test_each_fork_has_host_keys_of_its_own(ssh_template) -> None:

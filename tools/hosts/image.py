@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hosts import cache
 from vmfork.config import ImageConfig, Instance, Places, VMConfig
-from vmfork.image import open_image, recipe
+from vmfork.image import ImageStore, recipe
 from vmfork.image.build import build_image
 from vmfork.image.recipe import find_agent
 from vmfork.machine.prepare import try_out
@@ -31,7 +31,7 @@ def open_plan() -> Iterator[Plan]:
     """
 
     def make(folder: Path) -> None:
-        asyncio.run(build_image(_NAME, ImageConfig(), images_dir=folder / "images"))
+        asyncio.run(build_image(_NAME, ImageConfig(), store=ImageStore(folder / "images")))
 
     digest = recipe.compute_digest(ImageConfig(), find_agent().read_bytes())
     with (
@@ -39,5 +39,5 @@ def open_plan() -> Iterator[Plan]:
         tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
     ):
         places = Places(home=home, runtime=Path(runtime))
-        image = open_image(_NAME, images_dir=places.images)
+        image = ImageStore(places.images).open(_NAME)
         yield asyncio.run(try_out(image, VMConfig(), Instance(places)))

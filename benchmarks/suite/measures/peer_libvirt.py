@@ -19,7 +19,7 @@ from benchmarks.suite.peers.libvirt import Daemon
 from vmfork.bench import raw
 from vmfork.bench.fork import time_fork
 from vmfork.hypervisor.qemu import AGENT_PORT
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.machine.plan import KERNEL_ARGS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _restore(daemon: Daemon, agent: Path, state: Path) -> float:
 async def run(context: Context) -> Samples:
     template = await context.template()
     manifest = template.manifest
-    image = open_image(manifest.image, images_dir=context.places.images)
+    image = ImageStore(context.places.images).open(manifest.image)
     # The daemon's user may not enter our runtime folder, and a socket's path is at most 107 bytes long.
     with tempfile.TemporaryDirectory(prefix="vmfork-bench-", dir="/dev/shm") as name:
         folder = Path(name)

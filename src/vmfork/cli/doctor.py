@@ -18,7 +18,7 @@ from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.store.store import STATE_HEADROOM
@@ -98,7 +98,7 @@ def _failed(name: str, error: VMForkError) -> Check:
 
 def _check_image(config: VMConfig, places: Places) -> tuple[Image | None, Check]:
     try:
-        image = open_image(config.image, images_dir=places.images)
+        image = ImageStore(places.images).open(config.image)
     except ImageError as error:
         return None, Check("image", "note", error.message, error.hint)
     found = f"{image.name}, {format_bytes(image.size_bytes)}, kernel {image.kernel_release}"

@@ -13,7 +13,7 @@ from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, check_name, find_places
 from vmfork.errors import HostError
-from vmfork.image import list_images, remove_image
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.prepare import try_out
 from vmfork.units import format_bytes, format_mib
@@ -53,7 +53,7 @@ async def _build(
 ) -> Image:
     """The image, tried out where machines can run: so its least memory is known before somebody needs it."""
     places = find_places()
-    image = await build_image(name, config, images_dir=places.images, progress=progress, rebuild=rebuild)
+    image = await build_image(name, config, store=ImageStore(places.images), progress=progress, rebuild=rebuild)
     try:
         return (await try_out(image, replace(machine, image=name), Instance(places, progress))).image
     except HostError as error:
@@ -69,7 +69,7 @@ def _least(image: Image) -> str:
 @json_option
 def list_all(as_json: bool) -> None:
     """List the images."""
-    images = list_images(images_dir=find_places().images)
+    images = ImageStore(find_places().images).list_images()
     if as_json:
         show_json([asdict(image) | {"size_bytes": image.size_bytes} for image in images])
         return
@@ -82,7 +82,7 @@ def list_all(as_json: bool) -> None:
 @json_option
 def remove(name: str, as_json: bool) -> None:
     """Remove the image NAME."""
-    remove_image(check_name(name, field="image"), images_dir=find_places().images)
+    ImageStore(find_places().images).remove(check_name(name, field="image"))
     if as_json:
         show_json({"removed": True, "image": name})
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.config import find_places
-from vmfork.image import list_images
+from vmfork.image import ImageStore
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def _list_templates() -> Sequence[str]:
 
 
 def _list_images() -> Sequence[str]:
-    return [image.name for image in list_images(images_dir=find_places().images)]
+    return [image.name for image in ImageStore(find_places().images).list_images()]
 
 
 LISTS: Mapping[str, Callable[[], Sequence[str]]] = {"templates": _list_templates, "images": _list_images}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.factory.kind import Kind
 from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
 
@@ -51,7 +51,7 @@ class DirectFactory:
         planned = self._plan.image
         try:
             # A rebuilt image is another folder, and the former is gone; or, of the same recipe, another content.
-            found = open_image(planned.name, images_dir=self._instance.places.images)
+            found = ImageStore(self._instance.places.images).open(planned.name)
         except (ImageNotFound, ImageCorrupt):
             return False
         same = replace(found, min_memory_mib=planned.min_memory_mib) == planned

@@ -25,7 +25,7 @@ from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.machine.request import ForkRequest
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
@@ -219,7 +219,7 @@ class Factory:
     def _find_image(self, name: str) -> Image | None:
         """The image as it is on this host now. A client of a server may do without; then names are compared."""
         try:
-            return open_image(name, images_dir=self._instance.places.images)
+            return ImageStore(self._instance.places.images).open(name)
         except (ImageNotFound, ImageCorrupt):
             return None
 

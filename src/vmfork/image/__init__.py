@@ -2,15 +2,6 @@
 
 from vmfork.image.least import write_least
 from vmfork.image.record import Image
-from vmfork.image.store import list_images, lock_path, open_image, remove_image, sweep_images, verify_image
+from vmfork.image.store import ImageStore
 
-__all__ = [
-    "Image",
-    "list_images",
-    "lock_path",
-    "open_image",
-    "remove_image",
-    "sweep_images",
-    "verify_image",
-    "write_least",
-]
+__all__ = ["Image", "ImageStore", "write_least"]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
-from vmfork.image import debootstrap, lz4, recipe, rootfs, store
+from vmfork.image import debootstrap, lz4, recipe, rootfs
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record
+from vmfork.image.store import ImageStore, hash_file
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def build_image(
     name: str,
     config: ImageConfig,
     *,
-    images_dir: Path,
+    store: ImageStore,
     progress: ProgressListener = ignore_progress,
     rebuild: bool = False,
 ) -> Image:
@@ -53,22 +54,22 @@ async def build_image(
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
     digest = recipe.compute_digest(config, agent)
-    if not rebuild and (image := _find_named(name, digest, images_dir)):
+    if not rebuild and (image := _find_named(name, digest, store)):
         return image
-    with _explained(images_dir):
-        store.make_store(images_dir)
-        lock, waited = await _lock_digest(digest, images_dir, progress)
+    with _explained(store):
+        store.make()
+        lock, waited = await _lock_digest(digest, store, progress)
         with lock:
-            image = _find_usable(digest, name, images_dir) if waited or not rebuild else None
+            image = _find_usable(digest, name, store) if waited or not rebuild else None
             if image is None:
-                image = await _build(name, digest, config, agent, images_dir=images_dir, progress=progress)
-            store.link_name(name, digest, images_dir=images_dir)
+                image = await _build(name, digest, config, agent, store=store, progress=progress)
+            store.link(name, digest)
     progress(Progress(task="image", step="done", fraction=1.0))
     return image
 
 
 @contextmanager
-def _explained(images_dir: Path) -> Iterator[None]:
+def _explained(store: ImageStore) -> Iterator[None]:
     """What the system refused in the block is a `HostError` that says what and where."""
     try:
         yield
@@ -76,33 +77,33 @@ def _explained(images_dir: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise debootstrap.explain_full_disk(images_dir) from error
+            raise debootstrap.explain_full_disk(store.folder) from error
         raise HostError(
-            f"cannot build an image in {images_dir}: {error.strerror or error}",
+            f"cannot build an image in {store.folder}: {error.strerror or error}",
             hint="set VMFORK_HOME to a folder you can write to",
         ) from error
 
 
-def _find_named(name: str, digest: str, images_dir: Path) -> Image | None:
+def _find_named(name: str, digest: str, store: ImageStore) -> Image | None:
     """The image, when the name leads to it already and nothing is to be done."""
     try:
-        image = store.open_image(name, images_dir=images_dir)
+        image = store.open(name)
     except (ImageNotFound, ImageCorrupt):
         return None
     return image if image.digest == digest else None
 
 
-def _find_usable(digest: str, name: str, images_dir: Path) -> Image | None:
+def _find_usable(digest: str, name: str, store: ImageStore) -> Image | None:
     """A damaged image counts as none: building mends it."""
     try:
-        return store.find_built(digest, name=name, images_dir=images_dir)
+        return store.find(digest, name=name)
     except ImageCorrupt:
         return None
 
 
-async def _lock_digest(digest: str, images_dir: Path, progress: ProgressListener) -> tuple[FileLock, bool]:
+async def _lock_digest(digest: str, store: ImageStore, progress: ProgressListener) -> tuple[FileLock, bool]:
     """The right to build that image, and whether another had it until now."""
-    path, holder = store.lock_path(digest, images_dir), f"process {os.getpid()}"
+    path, holder = store.lock_path(digest), f"process {os.getpid()}"
     if lock := FileLock.try_acquire(path, holder=holder):
         return lock, False
     progress(Progress(task="image", step="waiting for another build"))
@@ -112,17 +113,17 @@ async def _lock_digest(digest: str, images_dir: Path, progress: ProgressListener
 
 
 async def _build(
-    name: str, digest: str, config: ImageConfig, agent: bytes, *, images_dir: Path, progress: ProgressListener
+    name: str, digest: str, config: ImageConfig, agent: bytes, *, store: ImageStore, progress: ProgressListener
 ) -> Image:
     debootstrap.find_mmdebstrap()
     lz4.check_library()
-    await asyncio.to_thread(store.sweep_images, images_dir=images_dir)
-    _check_space(images_dir)
+    await asyncio.to_thread(store.sweep)
+    _check_space(store)
 
     def report(step: str, fraction: float) -> None:
         progress(Progress(task="image", step=step, fraction=fraction * _DEBOOTSTRAP_SHARE))
 
-    with store.staging(images_dir) as folder:
+    with store.staging() as folder:
         tar, tmp, built = folder / "root.tar", folder / "tmp", folder / "image"
         tmp.mkdir()
         built.mkdir()
@@ -131,15 +132,15 @@ async def _build(
         image = await _in_thread(
             lambda stop: _pack(tar, built, config, name=name, digest=digest, agent=agent, stop=stop)
         )
-        await _in_thread(lambda _: store.commit(built, digest, images_dir=images_dir))
-    return store.find_built(digest, name=name, images_dir=images_dir) or image
+        await _in_thread(lambda _: store.commit(built, digest))
+    return store.find(digest, name=name) or image
 
 
-def _check_space(images_dir: Path) -> None:
-    free = shutil.disk_usage(images_dir).free // _MIB
+def _check_space(store: ImageStore) -> None:
+    free = shutil.disk_usage(store.folder).free // _MIB
     if free < NEEDED_MIB:
         raise HostError(
-            f"no space to build an image: {images_dir} has {free} MiB free, a build needs {NEEDED_MIB} MiB",
+            f"no space to build an image: {store.folder} has {free} MiB free, a build needs {NEEDED_MIB} MiB",
             hint="free some, or set VMFORK_HOME to a larger disk",
         )
 
@@ -193,8 +194,8 @@ def _write_image(
         kernel=kernel_path,
         initramfs=initramfs_path,
         kernel_release=kernel.release,
-        kernel_sha256=store.hash_file(kernel_path),
-        initramfs_sha256=store.hash_file(initramfs_path, lambda: check(1.0)),
+        kernel_sha256=hash_file(kernel_path),
+        initramfs_sha256=hash_file(initramfs_path, lambda: check(1.0)),
         arch=recipe.ARCH,
         suite=config.suite,
         requested=config.packages,

@@ -50,45 +50,173 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def make_store(images_dir: Path) -> None:
-    """The folders exist."""
-    make_private(images_dir)
-    (images_dir / "names").mkdir(exist_ok=True)
-    (images_dir / "locks").mkdir(exist_ok=True)
+class ImageStore:
+    """The images below one folder. A value: it holds nothing open."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-def open_image(name: str, *, images_dir: Path) -> Image:
-    """The image called `name`. Cheap: sizes are compared with the record, contents are not read.
+    def make(self) -> None:
+        """The folders exist."""
+        make_private(self.folder)
+        (self.folder / "names").mkdir(exist_ok=True)
+        (self.folder / "locks").mkdir(exist_ok=True)
 
-    `ImageNotFound`; `ImageCorrupt` when the record or a size is not right; `ConfigError` for a name that is none.
-    """
-    link = _link_of(images_dir, check_name(name, field="image"))
-    try:
-        folder = images_dir / Path(os.readlink(link)).name
-    except OSError:
-        raise ImageNotFound(name) from None
-    image = find_built(folder.name, name=name, images_dir=images_dir)
-    if image is None:
-        raise ImageNotFound(name)
-    return image
+    def open(self, name: str) -> Image:
+        """The image called `name`. Cheap: sizes are compared with the record, contents are not read.
 
+        `ImageNotFound`; `ImageCorrupt` when the record or a size is not right; `ConfigError` for an invalid name.
+        """
+        link = self._link_of(check_name(name, field="image"))
+        try:
+            folder = self.folder / Path(os.readlink(link)).name
+        except OSError:
+            raise ImageNotFound(name) from None
+        image = self.find(folder.name, name=name)
+        if image is None:
+            raise ImageNotFound(name)
+        return image
 
-def find_built(digest: str, *, name: str, images_dir: Path) -> Image | None:
-    """The image of that digest, `None` when there is none; `ImageCorrupt` when it is damaged."""
-    folder = images_dir / digest
-    try:
-        image = decode_record((folder / RECORD_NAME).read_bytes(), name=name, folder=folder)
-    except FileNotFoundError:
-        if folder.is_dir():
-            raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
-        return None
-    except (OSError, RecordError) as error:
-        raise ImageCorrupt(name, str(error)) from error
-    if image.digest != digest:
-        raise ImageCorrupt(name, "the record is another image's")
-    _check_size(image, image.kernel, image.kernel_bytes)
-    _check_size(image, image.initramfs, image.initramfs_bytes)
-    return replace(image, min_memory_mib=read_least(folder))
+    def find(self, digest: str, *, name: str) -> Image | None:
+        """The image of that digest, `None` when there is none; `ImageCorrupt` when it is damaged."""
+        folder = self.folder / digest
+        try:
+            image = decode_record((folder / RECORD_NAME).read_bytes(), name=name, folder=folder)
+        except FileNotFoundError:
+            if folder.is_dir():
+                raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
+            return None
+        except (OSError, RecordError) as error:
+            raise ImageCorrupt(name, str(error)) from error
+        if image.digest != digest:
+            raise ImageCorrupt(name, "the record is another image's")
+        _check_size(image, image.kernel, image.kernel_bytes)
+        _check_size(image, image.initramfs, image.initramfs_bytes)
+        return replace(image, min_memory_mib=read_least(folder))
+
+    def verify(self, name: str) -> Image:
+        """The image, every byte of which is what was built; otherwise as `open`."""
+        image = self.open(name)
+        for path, want in ((image.kernel, image.kernel_sha256), (image.initramfs, image.initramfs_sha256)):
+            if hash_file(path) != want:
+                raise ImageCorrupt(name, f"{path.name} is not what was built")
+        return image
+
+    def list_images(self) -> list[Image]:
+        """Every image that can be opened, by name."""
+        images = []
+        for name in self._list_names():
+            try:
+                images.append(self.open(name))
+            except (ImageNotFound, ImageCorrupt):
+                continue
+        return images
+
+    def remove(self, name: str) -> None:
+        """The name is gone, and the files with it when no other name leads to them.
+
+        `ImageNotFound`; `StoreBusy` while the image is being built. VMs that run from it are not affected.
+        """
+        link = self._link_of(check_name(name, field="image"))
+        try:
+            digest = Path(os.readlink(link)).name
+        except OSError:
+            raise ImageNotFound(name) from None
+        lock = FileLock.try_acquire(self.lock_path(digest))
+        if lock is None:
+            raise StoreBusy(f"image {name!r}")
+        with lock:
+            link.unlink(missing_ok=True)
+            if digest not in self._list_named():
+                discard(self.folder / digest)
+
+    def sweep(self) -> list[Path]:
+        """What crashed builds left is gone; the folders that were removed. A build that runs is not touched."""
+        swept = []
+        # A crash may also leave one of the two, the lock or the folder, and an image that no name leads to.
+        names = {path.name.removesuffix(_LOCK) for path in self.folder.glob(f"{_STAGING}*")}
+        for folder in (self.folder / name for name in sorted(names)):
+            lock = FileLock.try_acquire(_staging_lock(folder))
+            if lock is None:
+                continue
+            with lock:
+                if folder.is_dir():
+                    _remove_tree(folder)
+                    swept.append(folder)
+                _staging_lock(folder).unlink(missing_ok=True)
+        for folder in self.folder.iterdir():
+            if _DIGEST.fullmatch(folder.name):
+                self._discard_unnamed(folder.name)
+        return swept
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder of our own for a build, gone with the block whatever ends it."""
+        folder = self.folder / f"{_STAGING}{secrets.token_hex(8)}"
+        # The lock is held before the folder can be seen: a sweep never meets a live build's folder unlocked.
+        lock = FileLock.try_acquire(_staging_lock(folder))
+        if lock is None:
+            raise StoreBusy(str(folder))
+        with lock:
+            try:
+                folder.mkdir(mode=0o700)
+                yield folder
+            finally:
+                _remove_tree(folder)
+                _staging_lock(folder).unlink(missing_ok=True)
+
+    def commit(self, built: Path, digest: str) -> None:
+        """The folder `built` is the image of that digest. What was there before was replaced in one step."""
+        for path in (*built.iterdir(), built):
+            _sync(path)
+        target = self.folder / digest
+        if target.exists():
+            _exchange(built, target)
+        else:
+            built.rename(target)
+        _sync(self.folder)
+
+    def link(self, name: str, digest: str) -> None:
+        """`name` leads to the image. What it led to before is gone, unless another name leads there or it is built."""
+        link = self._link_of(name)
+        before = Path(os.readlink(link)).name if link.is_symlink() else digest
+        if before != digest or not link.is_symlink():
+            link_atomically(link, f"../{digest}")
+        if before != digest:
+            self._discard_unnamed(before)
+
+    def lock_path(self, digest: str) -> Path:
+        """What locks that image while it is built, removed or measured."""
+        return self.folder / "locks" / digest
+
+    def _discard_unnamed(self, digest: str) -> None:
+        lock = FileLock.try_acquire(self.lock_path(digest)) if _DIGEST.fullmatch(digest) else None
+        if lock is None:
+            return
+        with lock:
+            if digest not in self._list_named():
+                discard(self.folder / digest)
+
+    def _link_of(self, name: str) -> Path:
+        return self.folder / "names" / name
+
+    def _list_names(self) -> list[str]:
+        try:
+            found = os.scandir(self.folder / "names")
+        except FileNotFoundError:
+            return []
+        with found:
+            # A link on its way to its place starts with a dot.
+            return sorted(entry.name for entry in found if entry.is_symlink() and not entry.name.startswith("."))
+
+    def _list_named(self) -> set[str]:
+        """The digests that names lead to."""
+        digests = set()
+        for name in self._list_names():
+            # Another command may remove the name just now.
+            with suppress(FileNotFoundError):
+                digests.add(Path(os.readlink(self._link_of(name))).name)
+        return digests
 
 
 def _check_size(image: Image, path: Path, want: int) -> None:
@@ -98,15 +226,6 @@ def _check_size(image: Image, path: Path, want: int) -> None:
         raise ImageCorrupt(image.name, f"{path.name}: {error.strerror}") from error
     if have != want:
         raise ImageCorrupt(image.name, f"{path.name} has {have} bytes, the record says {want}")
-
-
-def verify_image(name: str, *, images_dir: Path) -> Image:
-    """The image, every byte of which is what was built; otherwise as `open_image`."""
-    image = open_image(name, images_dir=images_dir)
-    for path, want in ((image.kernel, image.kernel_sha256), (image.initramfs, image.initramfs_sha256)):
-        if hash_file(path) != want:
-            raise ImageCorrupt(name, f"{path.name} is not what was built")
-    return image
 
 
 def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
@@ -119,98 +238,6 @@ def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
     return digest.hexdigest()
 
 
-def list_images(*, images_dir: Path) -> list[Image]:
-    """Every image that can be opened, by name."""
-    images = []
-    for name in _list_names(images_dir):
-        try:
-            images.append(open_image(name, images_dir=images_dir))
-        except (ImageNotFound, ImageCorrupt):
-            continue
-    return images
-
-
-def remove_image(name: str, *, images_dir: Path) -> None:
-    """The name is gone, and the files with it when no other name leads to them.
-
-    `ImageNotFound`; `StoreBusy` while the image is being built. VMs that run from it are not affected.
-    """
-    link = _link_of(images_dir, check_name(name, field="image"))
-    try:
-        digest = Path(os.readlink(link)).name
-    except OSError:
-        raise ImageNotFound(name) from None
-    lock = FileLock.try_acquire(lock_path(digest, images_dir))
-    if lock is None:
-        raise StoreBusy(f"image {name!r}")
-    with lock:
-        link.unlink(missing_ok=True)
-        if digest not in _list_named(images_dir):
-            discard(images_dir / digest)
-
-
-def sweep_images(*, images_dir: Path) -> list[Path]:
-    """What crashed builds left is gone; the folders that were removed. A build that runs is not touched."""
-    swept = []
-    # A crash may also leave one of the two, the lock or the folder, and an image that no name leads to.
-    for folder in sorted({images_dir / path.name.removesuffix(_LOCK) for path in images_dir.glob(f"{_STAGING}*")}):
-        lock = FileLock.try_acquire(_staging_lock(folder))
-        if lock is None:
-            continue
-        with lock:
-            if folder.is_dir():
-                _remove_tree(folder)
-                swept.append(folder)
-            _staging_lock(folder).unlink(missing_ok=True)
-    for folder in images_dir.iterdir():
-        if _DIGEST.fullmatch(folder.name):
-            _discard_unnamed(folder.name, images_dir)
-    return swept
-
-
-@contextmanager
-def staging(images_dir: Path) -> Iterator[Path]:
-    """A folder of our own for a build, gone with the block whatever ends it."""
-    folder = images_dir / f"{_STAGING}{secrets.token_hex(8)}"
-    # The lock is held before the folder can be seen: a sweep never meets a live build's folder unlocked.
-    lock = FileLock.try_acquire(_staging_lock(folder))
-    if lock is None:
-        raise StoreBusy(str(folder))
-    with lock:
-        try:
-            folder.mkdir(mode=0o700)
-            yield folder
-        finally:
-            _remove_tree(folder)
-            _staging_lock(folder).unlink(missing_ok=True)
-
-
-def commit(built: Path, digest: str, *, images_dir: Path) -> None:
-    """The folder `built` is the image of that digest. What was there before was replaced in one step."""
-    for path in (*built.iterdir(), built):
-        _sync(path)
-    target = images_dir / digest
-    if target.exists():
-        _exchange(built, target)
-    else:
-        built.rename(target)
-    _sync(images_dir)
-
-
-def link_name(name: str, digest: str, *, images_dir: Path) -> None:
-    """`name` leads to the image; what it led to before is gone when nothing else leads there and nobody builds it."""
-    link = _link_of(images_dir, name)
-    before = Path(os.readlink(link)).name if link.is_symlink() else digest
-    if before != digest or not link.is_symlink():
-        link_atomically(link, f"../{digest}")
-    if before != digest:
-        _discard_unnamed(before, images_dir)
-
-
-def lock_path(digest: str, images_dir: Path) -> Path:
-    return images_dir / "locks" / digest
-
-
 def discard(folder: Path) -> None:
     """The folder is gone; its name was free at once, so that nobody opened a part of it."""
     doomed = folder.with_name(f"{_STAGING}{secrets.token_hex(8)}")
@@ -219,39 +246,6 @@ def discard(folder: Path) -> None:
     except FileNotFoundError:
         return
     _remove_tree(doomed)
-
-
-def _discard_unnamed(digest: str, images_dir: Path) -> None:
-    lock = FileLock.try_acquire(lock_path(digest, images_dir)) if _DIGEST.fullmatch(digest) else None
-    if lock is None:
-        return
-    with lock:
-        if digest not in _list_named(images_dir):
-            discard(images_dir / digest)
-
-
-def _link_of(images_dir: Path, name: str) -> Path:
-    return images_dir / "names" / name
-
-
-def _list_names(images_dir: Path) -> list[str]:
-    try:
-        found = os.scandir(images_dir / "names")
-    except FileNotFoundError:
-        return []
-    with found:
-        # A link on its way to its place starts with a dot.
-        return sorted(entry.name for entry in found if entry.is_symlink() and not entry.name.startswith("."))
-
-
-def _list_named(images_dir: Path) -> set[str]:
-    """The digests that names lead to."""
-    digests = set()
-    for name in _list_names(images_dir):
-        # Another command may remove the name just now.
-        with suppress(FileNotFoundError):
-            digests.add(Path(os.readlink(_link_of(images_dir, name))).name)
-    return digests
 
 
 def _staging_lock(folder: Path) -> Path:

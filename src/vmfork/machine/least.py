@@ -13,7 +13,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import ExecError, GuestError, LaunchError
 from vmfork.host.lock import FileLock
 from vmfork.hypervisor.qemu import board_of
-from vmfork.image import lock_path, open_image, write_least
+from vmfork.image import ImageStore, write_least
 from vmfork.machine.launch import boot_base
 from vmfork.machine.plan import make_plan
 from vmfork.machine.stall import unless_stuck
@@ -60,9 +60,9 @@ async def ensure_least(plan: Plan, *, instance: Instance) -> Plan:
     if image.min_memory_mib is not None:
         return plan
     holder = f"process {os.getpid()}"
-    lock = await FileLock.acquire(lock_path(f"{image.digest}.memory", images), holder=holder, wait_s=_WAIT_S)
+    lock = await FileLock.acquire(ImageStore(images).lock_path(f"{image.digest}.memory"), holder=holder, wait_s=_WAIT_S)
     with lock or nullcontext():
-        known = await asyncio.to_thread(open_image, image.name, images_dir=images)
+        known = await asyncio.to_thread(ImageStore(images).open, image.name)
         if known.digest == image.digest and known.min_memory_mib is not None:
             return replace(plan, image=known)
         instance.progress(Progress(task="memory", step="measuring the least memory that the image boots in"))

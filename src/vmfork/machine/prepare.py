@@ -9,7 +9,7 @@ from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
 from vmfork.hypervisor.qemu import find_qemu
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.accelerator import decide_accel
 from vmfork.machine.board import check_board
@@ -82,15 +82,15 @@ async def ensure_image(name: str, *, made_of: ImageConfig | None = None, instanc
     """
     images = instance.places.images
     if name != DEFAULT_IMAGE:
-        return await asyncio.to_thread(open_image, name, images_dir=images)
+        return await asyncio.to_thread(ImageStore(images).open, name)
     if made_of is None:
         made_of = await asyncio.to_thread(_read_configuration, name, images)
-    return await build_image(name, made_of, images_dir=images, progress=instance.progress)
+    return await build_image(name, made_of, store=ImageStore(images), progress=instance.progress)
 
 
 def _read_configuration(name: str, images: Path) -> ImageConfig:
     try:
-        image = open_image(name, images_dir=images)
+        image = ImageStore(images).open(name)
     except (ImageNotFound, ImageCorrupt):
         return ImageConfig()
     return ImageConfig(suite=image.suite, packages=image.requested)

@@ -10,7 +10,7 @@ from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, Temp
 from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import find_qemu_like
-from vmfork.image import open_image
+from vmfork.image import ImageStore
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.plan import Limits, wanted_traits
@@ -152,7 +152,7 @@ class Source:
         if self.hardware.accel == "kvm" and kvm.find_refusal() is not None:
             raise TemplateStale(m.name, "accel", "kvm", "tcg")
         try:
-            image = open_image(m.image, images_dir=self._instance.places.images)
+            image = ImageStore(self._instance.places.images).open(m.image)
         except ImageNotFound:
             return  # a template does without its image: everything of it is in the template's RAM
         m.check_traits(image_traits(image))

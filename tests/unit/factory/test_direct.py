@@ -65,11 +65,11 @@ def world(monkeypatch, tmp_path) -> World:
     world = World(tmp_path)
     for name, stand_in in (
         ("prepare", world.prepare),
-        ("open_image", world.open_image),
         ("find_qemu", world.find_qemu),
         ("boot_base", world.boot),
     ):
         monkeypatch.setattr(direct, name, stand_in)
+    monkeypatch.setattr(direct.ImageStore, "open", lambda _store, name: world.open_image(name))
     return world
 
 

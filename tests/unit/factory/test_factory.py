@@ -99,7 +99,7 @@ def world(monkeypatch) -> World:
         monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
     monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
     monkeypatch.setattr(factory_module, "VM", StandInVM)
-    monkeypatch.setattr(factory_module, "open_image", world.open_image)
+    monkeypatch.setattr(factory_module.ImageStore, "open", lambda _store, name: world.open_image(name))
     return world
 
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.image.samples import DIGEST, make_image
-from vmfork.image import store
 from vmfork.image.record import RECORD_NAME, Image, encode_record
+from vmfork.image.store import ImageStore
 
 
 @pytest.fixture
 def images_dir(tmp_path):
     folder = tmp_path / "images"
-    store.make_store(folder)
+    ImageStore(folder).make()
     return folder
 
 
@@ -19,15 +19,15 @@ def add_image(images_dir):
     """Commits an image made of nothing much, under a name."""
 
     def add(name: str = "one", digest: str = DIGEST, kernel: bytes = b"kernel") -> Image:
-        with store.staging(images_dir) as folder:
+        with ImageStore(images_dir).staging() as folder:
             built = folder / "image"
             built.mkdir()
             (built / "kernel").write_bytes(kernel)
             (built / "initramfs").write_bytes(b"initramfs")
             image = make_image(images_dir / digest, digest=digest, name=name, kernel=kernel)
             (built / RECORD_NAME).write_bytes(encode_record(image))
-            store.commit(built, digest, images_dir=images_dir)
-        store.link_name(name, digest, images_dir=images_dir)
+            ImageStore(images_dir).commit(built, digest)
+        ImageStore(images_dir).link(name, digest)
         return image
 
     return add

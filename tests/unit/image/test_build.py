@@ -11,7 +11,8 @@ import pytest
 
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, HostError
-from vmfork.image import build, debootstrap, open_image, recipe, store
+from vmfork.image import build, debootstrap, recipe
+from vmfork.image.store import ImageStore
 
 CONFIG = ImageConfig(packages=("bash",))
 MODULE = "usr/lib/modules/6.12/kernel/drivers/net/virtio_net.ko.xz"
@@ -61,9 +62,9 @@ async def run(monkeypatch, tmp_path):
 
 async def test_a_build_makes_an_image_that_opens(run, tmp_path):
     steps = []
-    image = await build.build_image("one", CONFIG, images_dir=tmp_path / "images", progress=steps.append)
-    assert open_image("one", images_dir=tmp_path / "images") == image
-    assert store.verify_image("one", images_dir=tmp_path / "images") == image
+    image = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"), progress=steps.append)
+    assert ImageStore(tmp_path / "images").open("one") == image
+    assert ImageStore(tmp_path / "images").verify("one") == image
     assert dict(image.packages) == {"dash": "1:2-3"}
     assert image.kernel.read_bytes() == b"kernel"
     assert image.kernel_release == "6.12"
@@ -74,25 +75,25 @@ async def test_a_build_makes_an_image_that_opens(run, tmp_path):
 
 
 async def test_the_second_time_nothing_runs(run, tmp_path):
-    first = await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
-    second = await build.build_image("two", CONFIG, images_dir=tmp_path / "images")
+    first = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
+    second = await build.build_image("two", CONFIG, store=ImageStore(tmp_path / "images"))
     assert run.count == 1
     assert second.digest == first.digest
-    assert [image.name for image in store.list_images(images_dir=tmp_path / "images")] == ["one", "two"]
+    assert [image.name for image in ImageStore(tmp_path / "images").list_images()] == ["one", "two"]
 
 
 async def test_a_rebuild_runs_again(run, tmp_path):
-    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
-    await build.build_image("one", CONFIG, images_dir=tmp_path / "images", rebuild=True)
+    await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
+    await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"), rebuild=True)
     assert run.count == 2
 
 
 async def test_a_damaged_image_is_mended_by_building(run, tmp_path):
-    image = await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    image = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
     image.initramfs.write_bytes(b"")
-    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
     assert run.count == 2
-    open_image("one", images_dir=tmp_path / "images")
+    ImageStore(tmp_path / "images").open("one")
 
 
 async def test_two_builders_of_one_image_take_turns(run, tmp_path):
@@ -104,9 +105,9 @@ async def test_two_builders_of_one_image_take_turns(run, tmp_path):
         if event.step == "waiting for another build":
             run.may_end.set()
 
-    first = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    first = asyncio.create_task(build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images")))
     await run.started.wait()
-    second = await build.build_image("two", CONFIG, images_dir=tmp_path / "images", progress=listen)
+    second = await build.build_image("two", CONFIG, store=ImageStore(tmp_path / "images"), progress=listen)
     assert (await first).digest == second.digest
     assert run.count == 1
     assert "waiting for another build" in steps
@@ -114,14 +115,14 @@ async def test_two_builders_of_one_image_take_turns(run, tmp_path):
 
 async def test_cancel_leaves_nothing(run, tmp_path):
     run.may_end.clear()
-    task = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    task = asyncio.create_task(build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images")))
     await run.started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["locks", "names"]
     run.may_end.set()
-    await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+    await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
 
 
 async def test_cancel_while_packing_ends_the_thread(run, tmp_path, monkeypatch):
@@ -135,7 +136,7 @@ async def test_cancel_while_packing_ends_the_thread(run, tmp_path, monkeypatch):
         raise build._StoppedError
 
     monkeypatch.setattr(build, "_pack", pack)
-    task = asyncio.create_task(build.build_image("one", CONFIG, images_dir=tmp_path / "images"))
+    task = asyncio.create_task(build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images")))
     await packing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -147,11 +148,11 @@ async def test_cancel_while_packing_ends_the_thread(run, tmp_path, monkeypatch):
 async def test_too_little_space_is_refused_with_the_figures(run, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "NEEDED_MIB", 10**9)
     with pytest.raises(HostError, match=r"has \d+ MiB free, a build needs 1000000000 MiB"):
-        await build.build_image("one", CONFIG, images_dir=tmp_path / "images")
+        await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
     assert run.count == 0
 
 
 async def test_a_name_is_checked_before_anything_is_done(run, tmp_path):
     with pytest.raises(ConfigError):
-        await build.build_image("../x", CONFIG, images_dir=tmp_path / "images")
+        await build.build_image("../x", CONFIG, store=ImageStore(tmp_path / "images"))
     assert not (tmp_path / "images").exists()

@@ -10,14 +10,15 @@ import pytest
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.lock import FileLock
 from vmfork.image import store
+from vmfork.image.store import ImageStore
 
 A, B = "a" * 64, "b" * 64
 
 
 def test_what_was_committed_opens(images_dir, add_image):
     image = add_image()
-    assert store.open_image("one", images_dir=images_dir) == image
-    assert store.verify_image("one", images_dir=images_dir) == image
+    assert ImageStore(images_dir).open("one") == image
+    assert ImageStore(images_dir).verify("one") == image
     assert image.size_bytes == len(b"kernel") + len(b"initramfs")
 
 
@@ -31,24 +32,26 @@ def test_the_layout_is_the_one_drawn(images_dir, add_image):
 
 def test_an_unknown_name_is_not_found(images_dir, tmp_path):
     for folder in (images_dir, tmp_path / "never made"):
-        for call in (store.open_image, store.verify_image, store.remove_image):
+        images = ImageStore(folder)
+        for call in (images.open, images.verify, images.remove):
             with pytest.raises(ImageNotFound):
-                call("none", images_dir=folder)
-        assert store.list_images(images_dir=folder) == []
+                call("none")
+        assert ImageStore(folder).list_images() == []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 200])
 def test_what_is_no_name_is_refused(images_dir, name):
-    for call in (store.open_image, store.verify_image, store.remove_image):
+    images = ImageStore(images_dir)
+    for call in (images.open, images.verify, images.remove):
         with pytest.raises(ConfigError):
-            call(name, images_dir=images_dir)
+            call(name)
 
 
 def test_a_name_whose_image_went_is_not_found(images_dir, add_image):
     image = add_image()
     store.discard(image.kernel.parent)
     with pytest.raises(ImageNotFound):
-        store.open_image("one", images_dir=images_dir)
+        ImageStore(images_dir).open("one")
 
 
 @pytest.mark.parametrize(
@@ -65,57 +68,57 @@ def test_damage_is_told_by_file(images_dir, add_image, path, content, want):
     target = add_image().kernel.parent / path
     target.unlink() if content is None else target.write_bytes(content)
     with pytest.raises(ImageCorrupt, match=want):
-        store.open_image("one", images_dir=images_dir)
-    assert store.list_images(images_dir=images_dir) == []
+        ImageStore(images_dir).open("one")
+    assert ImageStore(images_dir).list_images() == []
 
 
 def test_only_verify_reads_the_content(images_dir, add_image):
     add_image().kernel.write_bytes(b"KERNEL")
-    store.open_image("one", images_dir=images_dir)
+    ImageStore(images_dir).open("one")
     with pytest.raises(ImageCorrupt, match="kernel is not what was built"):
-        store.verify_image("one", images_dir=images_dir)
+        ImageStore(images_dir).verify("one")
 
 
 def test_a_folder_under_anothers_digest_is_refused(images_dir, add_image):
     add_image().kernel.parent.rename(images_dir / B)
-    store.link_name("two", B, images_dir=images_dir)
+    ImageStore(images_dir).link("two", B)
     with pytest.raises(ImageCorrupt, match="another image"):
-        store.open_image("two", images_dir=images_dir)
+        ImageStore(images_dir).open("two")
 
 
 def test_an_image_goes_with_its_last_name(images_dir, add_image):
     add_image("one")
-    store.link_name("two", A, images_dir=images_dir)
-    store.remove_image("one", images_dir=images_dir)
-    assert [image.name for image in store.list_images(images_dir=images_dir)] == ["two"]
-    store.remove_image("two", images_dir=images_dir)
+    ImageStore(images_dir).link("two", A)
+    ImageStore(images_dir).remove("one")
+    assert [image.name for image in ImageStore(images_dir).list_images()] == ["two"]
+    ImageStore(images_dir).remove("two")
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
 
 
 def test_a_name_that_moves_on_takes_the_old_image_away(images_dir, add_image):
     add_image("one", A)
     add_image("one", B)
-    assert store.open_image("one", images_dir=images_dir).digest == B
+    assert ImageStore(images_dir).open("one").digest == B
     assert not (images_dir / A).exists()
 
 
 def test_a_damaged_image_can_be_removed(images_dir, add_image):
     (add_image().kernel.parent / "image.json").write_bytes(b"{")
-    store.remove_image("one", images_dir=images_dir)
+    ImageStore(images_dir).remove("one")
     assert not (images_dir / A).exists()
 
 
 def test_an_image_that_is_being_built_is_busy(images_dir, add_image):
     add_image()
-    with FileLock.try_acquire(store.lock_path(A, images_dir)), pytest.raises(StoreBusy):
-        store.remove_image("one", images_dir=images_dir)
-    store.open_image("one", images_dir=images_dir)
+    with FileLock.try_acquire(ImageStore(images_dir).lock_path(A)), pytest.raises(StoreBusy):
+        ImageStore(images_dir).remove("one")
+    ImageStore(images_dir).open("one")
 
 
 def test_a_rebuild_replaces_and_leaves_nothing_else(images_dir, add_image):
     add_image(kernel=b"old")
     image = add_image(kernel=b"newer")
-    assert store.verify_image("one", images_dir=images_dir) == image
+    assert ImageStore(images_dir).verify("one") == image
     assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
 
 
@@ -123,7 +126,7 @@ def test_a_rebuild_where_folders_cannot_change_places(images_dir, add_image, mon
     add_image(kernel=b"old")
     monkeypatch.setattr(store, "_RENAME_EXCHANGE", 1 << 30)  # an unknown flag: EINVAL, as such a file system says
     image = add_image(kernel=b"newer")
-    assert store.verify_image("one", images_dir=images_dir) == image
+    assert ImageStore(images_dir).verify("one") == image
     assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
 
 
@@ -131,7 +134,7 @@ def test_a_staging_folder_goes_with_its_block_even_when_it_fails(images_dir):
     class BuildError(Exception):
         pass
 
-    with pytest.raises(BuildError), store.staging(images_dir) as folder:
+    with pytest.raises(BuildError), ImageStore(images_dir).staging() as folder:
         (folder / "read-only").mkdir(mode=0o500)
         raise BuildError
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
@@ -141,17 +144,17 @@ def test_a_sweep_takes_what_crashed_and_leaves_what_lives(images_dir):
     dead = images_dir / ".staging-dead"
     (dead / "tmp").mkdir(parents=True)
     (images_dir / ".staging-dead.lock").touch()
-    with store.staging(images_dir) as alive:
-        assert store.sweep_images(images_dir=images_dir) == [dead]
+    with ImageStore(images_dir).staging() as alive:
+        assert ImageStore(images_dir).sweep() == [dead]
         assert alive.is_dir()
         assert not dead.exists()
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
-    assert store.sweep_images(images_dir=images_dir) == []
+    assert ImageStore(images_dir).sweep() == []
 
 
 def test_a_sweep_takes_a_lock_whose_folder_was_never_made(images_dir):
     (images_dir / ".staging-dead.lock").touch()
-    assert store.sweep_images(images_dir=images_dir) == []
+    assert ImageStore(images_dir).sweep() == []
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
 
 
@@ -159,8 +162,8 @@ def test_a_sweep_takes_an_image_that_a_crash_left_without_a_name(images_dir, add
     add_image("one", A)
     add_image("two", B)
     (images_dir / "names" / "two").unlink()
-    with FileLock.try_acquire(store.lock_path(B, images_dir)):
-        store.sweep_images(images_dir=images_dir)
+    with FileLock.try_acquire(ImageStore(images_dir).lock_path(B)):
+        ImageStore(images_dir).sweep()
         assert (images_dir / B).is_dir()  # whoever builds it gives it its name yet
-    store.sweep_images(images_dir=images_dir)
+    ImageStore(images_dir).sweep()
     assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
