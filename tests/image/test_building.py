@@ -49,6 +49,7 @@ AS_NOBODY = """
 import asyncio, os, sys
 from pathlib import Path
 from vmfork.config import ImageConfig
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.image.recipe import find_agent
 
