@@ -30,7 +30,8 @@ TEMPLATE = f"demo-{os.getpid()}"
 # What each machine runs: it reads its input file, and writes a result that the host can check.
 SCRIPT = """
 import hashlib, json, sys
-numbers = json.load(open("/work/input.json"))
+with open("/work/input.json") as file:
+    numbers = json.load(file)
 primes = [n for n in numbers if n > 1 and all(n % d for d in range(2, int(n ** 0.5) + 1))]
 text = ",".join(map(str, sorted(primes)))
 json.dump({"primes": len(primes), "digest": hashlib.sha256(text.encode()).hexdigest()}, sys.stdout)

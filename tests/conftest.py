@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vmfork.config import find_places
+from tests.rules.traces import look
+from vmfork.config import Places, find_places
 from vmfork.machine.folder import sweep_vms
+
+pytest_plugins = [f"tests.rules.{name}" for name in ("capabilities", "evidence", "leaks", "limits")]
 
 HOME_KEY = pytest.StashKey[str]()
 
@@ -27,27 +32,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def instance():
+def instance() -> Iterator[Places]:
     """HOME and RUNTIME are folders of this process of the run. VMFORK_TEST_HOME keeps the image between runs."""
     runtime = Path(tempfile.mkdtemp(prefix="vmfork-test-", dir="/dev/shm"))
     kept = os.environ.get("VMFORK_TEST_HOME")
     home = Path(kept or tempfile.mkdtemp(prefix="vmfork-test-home-"))
     os.environ["VMFORK_HOME"], os.environ["VMFORK_RUNTIME_DIR"] = str(home), str(runtime)
-    yield find_places()
     places = find_places()
-    vms = sorted(places.vms.iterdir()) if places.vms.is_dir() else []
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line]
-    processes = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and belongs_to(pid, runtime)]
+    yield places
+    left = replace(look(places.vms, folders=[runtime], marked=runtime), descriptors=frozenset())
     sweep_vms(places.vms)
     shutil.rmtree(runtime, ignore_errors=True)
     if not kept:
         shutil.rmtree(home, ignore_errors=True)
-    assert (vms, mounts, processes) == ([], [], [])
-
-
-def belongs_to(pid: Path, runtime: Path) -> bool:
-    """A child of this run: its environment names the folder, which QEMU's command line, all descriptors, does not."""
-    try:
-        return os.fsencode(f"VMFORK_RUNTIME_DIR={runtime}\0") in (pid / "environ").read_bytes()
-    except OSError:
-        return False
+    assert not left, f"the run left behind:\n{left}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
+from tests.rules.capabilities import need
 
 
 def record_spans() -> Callable[[], Sequence[Any]]:
     """Gives the spans that ended since then."""
-    sdk = pytest.importorskip("opentelemetry.sdk.trace")
-    api = pytest.importorskip("opentelemetry.trace")
-    export = pytest.importorskip("opentelemetry.sdk.trace.export")
-    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    need("opentelemetry")
+    names = ("sdk.trace", "trace", "sdk.trace.export", "sdk.trace.export.in_memory_span_exporter")
+    sdk, api, export, memory = (importlib.import_module(f"opentelemetry.{name}") for name in names)
     if not isinstance(api.get_tracer_provider(), sdk.TracerProvider):  # it can be set once in a process
         api.set_tracer_provider(sdk.TracerProvider())
     exporter = memory.InMemorySpanExporter()

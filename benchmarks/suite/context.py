@@ -90,21 +90,20 @@ class Context:
         max_cpus: int = 0,
         max_memory_mib: int = 0,
     ) -> Template:
-        """A template of that size, built when it is first asked for. The time it takes is nobody's budget.
-
-        `NotRun` where the host's memory does not allow it.
-        """
+        """A template of that size, built when it is first asked for. `NotRun` where the host does not allow it."""
         config = VMConfig(cpus=cpus, memory_mib=memory_mib, max_cpus=max_cpus, max_memory_mib=max_memory_mib)
+        try:
+            return await self.build(config)
+        except HostError as error:
+            raise NotRun(f"no template of {format_mib(memory_mib)} here: {error}") from error
+
+    async def build(self, config: VMConfig) -> Template:
+        """A template of that configuration, built when it is first asked for. The time it takes is nobody's budget."""
         if config not in self._templates:
             begun = time.monotonic()
-            size = format_mib(memory_mib)
-            name = f"bench-{cpus}c-{memory_mib}m-{max_cpus}c-{max_memory_mib}m"
-            self.tell(f"building a template of {size}")
-            try:
-                template = await Template.build(name, config, places=self.places, progress=self._progress)
-            except HostError as error:
-                raise NotRun(f"no template of {size} here: {error}") from error
-            self._templates[config] = template
+            name = f"bench-{config.cpus}c-{config.memory_mib}m-{config.max_cpus}c-{config.max_memory_mib}m"
+            self.tell(f"building a template of {format_mib(config.memory_mib)}")
+            self._templates[config] = await Template.build(name, config, places=self.places, progress=self._progress)
             self._end += time.monotonic() - begun
         return self._templates[config]
 

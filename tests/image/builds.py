@@ -15,7 +15,7 @@ from vmfork.config import ImageConfig
 LEAST = ImageConfig(packages=())
 DEADLINE_S = 120.0
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, network namespaces and other users need root")
+as_root = pytest.mark.needs("root")
 
 
 def wait_step(child: subprocess.Popen[str], step: str) -> None:

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-
-needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="strace is not installed: make test installs it"
-)
 
 
 def declared(program: str) -> dict[str, set[str]]:

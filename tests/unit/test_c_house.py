@@ -54,12 +54,11 @@ def test_an_include_up_or_sideways_is_seen() -> None:
     assert wrong_includes(layers, "main", {"one", "leaf"}) == []
 
 
+@pytest.mark.needs("clang-format")
 @every_source
 def test_a_source_is_formatted(path) -> None:
     """By the clang-format that the set-up installs: another version formats some lines another way."""
     program = Path(sys.executable).with_name("clang-format")
-    if not program.exists():
-        pytest.skip("clang-format is not installed: make test installs it")
     done = subprocess.run(
         [program, "--dry-run", "--Werror", path], capture_output=True, text=True, check=False, timeout=60
     )

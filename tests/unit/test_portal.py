@@ -31,7 +31,9 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     # Python 3.12 and newer warn of a fork beside other threads, which is what is tried here.
     command = [sys.executable, "-X", "dev", "-W", "ignore:.*multi-threaded:DeprecationWarning", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # On a busy host the loop tells, for -X dev, of a step that took long.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("Executing ")]
+    assert (done.returncode, complaints) == (0, [])
     return done
 
 

@@ -94,7 +94,8 @@ class Running:
     def __exit__(self, *_failure: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.communicate()
+        with self.process:  # waits for it and closes its pipes
+            pass
 
 
 def left_of(runtime: Path) -> list[str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.rules.capabilities import need
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,20 +27,16 @@ def copy_for_others(folder: Path) -> None:
 
 def find_python_for(uid: int, env: dict[str, str]) -> str:
     """A Python that this user may run and that can import vmfork; a named skip where there is none."""
-    ours = os.path.realpath(sys.executable)
-    for python in filter(None, (ours, shutil.which("python3", path="/usr/bin:/usr/local/bin"))):
-        try:
-            subprocess.run(
-                [python, "-c", "import vmfork.cli.main, vmfork.template"],
-                user=uid,
-                group=uid,
-                extra_groups=[],
-                env=env,
-                cwd="/",
-                capture_output=True,
-                check=True,
-            )
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return python
-    pytest.skip("no Python of 3.11 or newer can be run by an ordinary user here")
+    pythons = filter(None, (os.path.realpath(sys.executable), shutil.which("python3", path="/usr/bin:/usr/local/bin")))
+    found = next((python for python in pythons if _runs_vmfork(python, uid, env)), "")
+    need("python-for-others", found=bool(found))
+    return found
+
+
+def _runs_vmfork(python: str, uid: int, env: dict[str, str]) -> bool:
+    command = [python, "-c", "import vmfork.cli.main, vmfork.template"]
+    try:
+        subprocess.run(command, user=uid, group=uid, extra_groups=[], env=env, cwd="/", capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True

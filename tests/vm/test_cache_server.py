@@ -307,9 +307,8 @@ def test_destroy_drains_and_waits_for_the_end(settings, template_name) -> None:
     assert json.loads(again.out)["stopped_server"] is None
 
 
+@pytest.mark.needs("root")
 def test_another_user_is_turned_away_even_where_the_socket_lets_him(settings, endpoint) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can be another user")
     with serving(settings):
         assert endpoint.stat().st_mode & 0o777 == 0o600
         endpoint.parent.chmod(0o711)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.vm.agents import copy_default_image
 from tests.vm.cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
 from tests.vm.other_user import copy_for_others, find_python_for
@@ -507,8 +508,7 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
 @pytest.fixture
 def user(instance, template_name):
     """A user who is not root, on a tmpfs of 300 MiB of their own that holds one template and no more."""
-    if os.getuid() != 0:
-        pytest.skip("only root can become another user and mount a tmpfs")
+    need("root")
     uid = 65534
     base = Path(f"/dev/shm/vmfork-cli-user-{os.getpid()}")
     runtime = base / "run"
@@ -542,8 +542,7 @@ def user(instance, template_name):
 
 def test_an_ordinary_user_is_told_once_what_forbids_kvm(user) -> None:
     device = Path("/dev/kvm")
-    if not device.exists() or device.stat().st_mode & 0o006:
-        pytest.skip("needs a /dev/kvm that is not everybody's")
+    need("kvm-for-some", found=device.exists() and not device.stat().st_mode & 0o006)
     start, _ = user
     for argv in (["doctor"], ["run", "--", "true"], ["run", "--", "true"]):
         with start(*argv) as running:
@@ -603,10 +602,9 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     assert not list((runtime / "templates").iterdir())
 
 
+@pytest.mark.needs("root")
 def test_root_with_a_full_runtime_folder(tmp_path, template_name) -> None:
     """Templates have a tmpfs each as root: what can be full is where records, logs and sockets lie."""
-    if os.getuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
     runtime = tmp_path / "run"
     runtime.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", runtime], check=True)

@@ -257,8 +257,9 @@ async def test_a_taker_killed_while_it_takes_leaves_no_machine(template, step) -
 async def test_a_cancelled_attach_leaves_no_machine(template, monkeypatch) -> None:
     handle = await (await template.fork()).detach(ttl_s=LIMIT_S)
 
-    async def never(*_args) -> None:
-        await asyncio.sleep(1000)
+    async def never(line) -> None:
+        with line:
+            await asyncio.sleep(1000)
 
     monkeypatch.setattr("vmfork.machine.handover.AgentClient.open", never)
     attaching = asyncio.create_task(VM.attach(handle))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,9 +90,8 @@ def test_while_templates_are_built(instance, template_name, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("step", "number"), [("image: ", INT), ("image: unpacking packages", TERM)])
+@pytest.mark.needs("mmdebstrap")
 def test_while_the_image_is_built(tmp_path, instance, step, number) -> None:
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("mmdebstrap is not installed")
     env = {"VMFORK_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     with Running("run", "true", env=env) as running:
         interrupt_at(running, step, number)

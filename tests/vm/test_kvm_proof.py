@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.rules.capabilities import need
 from vmfork.aio import VM
 from vmfork.config import Instance, VMConfig
 from vmfork.errors import HostError
@@ -26,8 +27,7 @@ REFUSED_WITHIN_S = 6.0
 @pytest.fixture
 async def here(template_name, instance, tmp_path):
     """What a proof needs, with a HOME of its own in which nothing was proven yet."""
-    if kvm.find_refusal() is not None:
-        pytest.skip("there is no /dev/kvm here that may be opened")
+    need("kvm")
     image = ImageStore(instance.images).open("default")
     return {"image": image, "binary": await find_qemu(), "instance": Instance(replace(instance, home=tmp_path))}
 
@@ -68,7 +68,7 @@ async def test_a_kvm_on_which_the_guest_stands_still_is_given_up(here) -> None:
     begin = time.monotonic()
     verdict = await prove_kvm(config, **here)
     if verdict.usable:
-        pytest.skip("KVM runs the guest here")
+        need("refusing-kvm", found=False)
     assert time.monotonic() - begin < REFUSED_WITHIN_S + 4.0  # beside other tests on the same cores
     assert "stood still" in verdict.reason or "stopped the guest" in verdict.reason
     assert "SeaBIOS" in verdict.console_tail

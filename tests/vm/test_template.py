@@ -205,9 +205,8 @@ asyncio.run(main())
 
 
 @pytest.mark.qemu
+@pytest.mark.needs("root")
 def test_an_ordinary_user_builds_and_forks(template_name, instance) -> None:
-    if os.getuid() != 0:
-        pytest.skip("is an ordinary user already")
     uid = 65533
     shared = Path(f"/dev/shm/vmfork-user-{os.getpid()}")
     shared.mkdir()

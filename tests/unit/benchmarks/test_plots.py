@@ -11,15 +11,15 @@ from tests.unit.benchmarks.samples import MEASURE, run_of
 from vmfork.errors import HostError
 
 
+@pytest.mark.needs("matplotlib")
 def test_each_kind_is_drawn_and_what_has_no_samples_is_not(tmp_path):
-    pytest.importorskip("matplotlib")
     drawn = draw(run_of(), [MEASURE], tmp_path / "new" / "folder")
     assert {path.name for path in drawn} == {f"{name}.svg" for name in ("bars", "stack", "spread", "line")}
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_same_run_gives_the_same_picture(tmp_path):
-    pytest.importorskip("matplotlib")
     first, second = (draw(run_of(), [MEASURE], tmp_path / name)[0].read_bytes() for name in ("a", "b"))
     assert first == second
 

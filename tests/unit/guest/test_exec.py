@@ -16,7 +16,7 @@ from vmfork.errors import DeadlineExceeded, ExecError, GuestError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import Channel
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+as_root = pytest.mark.needs("root")
 
 
 async def out(agent, *argv: str, **options) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmfork.image
+from tests.rules.capabilities import need
 from vmfork.image.recipe import read_guest_module
 
 if TYPE_CHECKING:
@@ -181,8 +182,7 @@ async def test_the_generators_of_the_standard_library_draw_something_else(agent,
 
 
 async def test_the_legacy_generator_of_numpy_draws_something_else(agent, program) -> None:
-    if program.value("__import__('importlib.util').util.find_spec('numpy') is None"):
-        pytest.skip("NumPy is not installed")
+    need("numpy", found=program.value("__import__('importlib.util').util.find_spec('numpy') is not None"))
     program.run("import numpy; numpy.random.seed(7)")
     before = program.value("(float(numpy.random.rand()), numpy.random.seed(7))[0]")
     assert program.value("(float(numpy.random.rand()), numpy.random.seed(7))[0]") == before
@@ -223,8 +223,7 @@ def draw_in_thread():
 
 
 async def test_openssls_generators_of_all_threads_are_seeded_anew(agent, program) -> None:
-    if not program.value("__import__('ssl').OPENSSL_VERSION_INFO >= (3,)"):
-        pytest.skip("an OpenSSL that does not tell how often it was seeded")
+    need("openssl-3", found=program.value("__import__('ssl').OPENSSL_VERSION_INFO >= (3,)"))
     program.run(OPENSSL)
     before = program.value("draw() + draw_in_thread()")
     assert program.value("draw() + draw_in_thread()") == before

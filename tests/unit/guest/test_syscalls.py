@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.system_calls import called, check_declared, declared, needs_strace, pid_of
+from tests.unit.system_calls import called, check_declared, declared, pid_of
 from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, VMForkError
 from vmfork.image.recipe import find_agent
@@ -23,10 +23,7 @@ from vmfork.wire.command import Command
 LIMIT_S = 30
 INIT = 'execve("/init"'
 
-pytestmark = [
-    needs_strace,
-    pytest.mark.skipif(os.geteuid() != 0, reason="an agent that may do everything needs root"),
-]
+pytestmark = pytest.mark.needs("strace", "root")
 
 
 DECLARED = declared("guest")

@@ -6,18 +6,6 @@ import os
 
 import pytest
 
-from tests.unit.host.probe import open_descriptors
-
-
-@pytest.fixture
-def nothing_left():
-    """No descriptor is left, and no child that was not reaped."""
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
 
 @pytest.fixture
 def log():

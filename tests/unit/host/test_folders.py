@@ -16,7 +16,7 @@ from vmfork.errors import HostError
 from vmfork.host import folders
 from vmfork.host.folders import link_atomically, make_private, tail_of, write_whole
 
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give folders to other users")
+as_root = pytest.mark.needs("root")
 
 
 def mode(path) -> int:

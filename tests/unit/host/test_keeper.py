@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.children import exit_code_of, fork_child, wait_gone
-from tests.unit.system_calls import called, check_declared, declared, needs_strace
+from tests.unit.system_calls import called, check_declared, declared
 from vmfork.errors import HostError, StoreBusy, VMNotFound
 from vmfork.host import keeper
 from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
 from vmfork.host.process import ProcessIdentity
 from vmfork.host.sockets import connect_unix
-
-pytestmark = pytest.mark.usefixtures("nothing_left")
 
 TOKEN, OTHER = b"t" * 16, b"o" * 16
 LIMIT_S = 10
@@ -329,7 +327,7 @@ def children() -> list[int]:
         return [int(word) for word in file.read().split()]
 
 
-@needs_strace
+@pytest.mark.needs("strace")
 async def test_it_makes_the_system_calls_its_readme_declares(kept, path, belongings, tmp_path, monkeypatch) -> None:
     trace, traced = tmp_path / "trace", tmp_path / "traced"
     real = keeper.find_keeper()

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.children import exit_code_of, fork_child
-from tests.unit.host.probe import open_descriptors
+from tests.rules.traces import open_descriptors
 from vmfork.host.lock import FileLock, is_locked, read_holder
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.children import exit_code_of, fork_child
-from tests.unit.host.probe import open_descriptors
+from tests.rules.traces import open_descriptors
 from vmfork.host.memory import read_memory
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 
@@ -89,7 +89,7 @@ def test_all_mappings_of_the_file_count_and_those_of_others_do_not(ram):
     assert use.guest_private == 5 * PAGE
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount two file systems whose files have one number")
+@pytest.mark.needs("root")
 def test_a_file_of_another_file_system_with_the_same_number_does_not_count(tmp_path):
     """As root every template has a tmpfs of its own, whose first files have the same few numbers."""
     fds = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import itertools
 import os
 import signal
 import subprocess
@@ -18,21 +17,23 @@ from tests.children import exit_code_of, fork_child
 from vmfork.host.keeper import KeptProcess, find_keeper
 from vmfork.host.process import ProcessIdentity
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
-
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts a kept process, whose keeper listens somewhere."""
-    count = itertools.count()
+async def start(tmp_path):
+    """Starts a kept process, whose keeper listens somewhere. In the end all of them are closed."""
+    started: list[KeptProcess] = []
 
     def start(argv: list[str], *, log_fd: int, **options) -> KeptProcess:
-        return KeptProcess.start(argv, log_fd=log_fd, listen_at=tmp_path / f"{next(count)}.sock", **options)
+        process = KeptProcess.start(argv, log_fd=log_fd, listen_at=tmp_path / f"{len(started)}.sock", **options)
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        await process.aclose()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.unit.host.probe import open_descriptors
+from tests.rules.traces import open_descriptors
 from vmfork.errors import HostError
 from vmfork.host.sockets import PATH_LIMIT, connect_unix, listen_unix
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.children import exit_code_of, fork_child
-from tests.unit.host.probe import mount_points
+from tests.rules.traces import mount_points
 from vmfork.errors import HostError
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+as_root = pytest.mark.needs("root")
 SIZE = 1024 * 1024
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.tiny_kernel import tiny_kernel
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, Hardware, Launch
@@ -20,8 +20,7 @@ from vmfork.hypervisor.qemu.machine import QemuMachine
 
 @pytest.fixture
 async def binary() -> QemuBinary:
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("needs qemu-system-x86_64")
+    need("qemu")
     return await find_qemu()
 
 

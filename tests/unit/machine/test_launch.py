@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.tiny_kernel import GREETING, tiny_kernel
 from vmfork.adopt.thaw import Thaw
 from vmfork.config import Instance, Places, VMConfig
@@ -45,8 +45,7 @@ def command_of(process: Path) -> str:
 @pytest.fixture
 async def plan(tmp_path) -> Plan:
     """The tiny guest: its machine runs, and no agent ever answers."""
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("needs qemu-system-x86_64")
+    need("qemu")
     kernel, initramfs = tmp_path / "kernel", tmp_path / "initramfs"
     kernel.write_bytes(tiny_kernel())
     initramfs.write_bytes(b"empty")

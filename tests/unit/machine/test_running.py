@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,11 @@ class Agent:
 
 
 @pytest.fixture
-def running(tmp_path) -> Running:
+def running(tmp_path) -> Iterator[Running]:
     folder = VMFolder.create(tmp_path, "0123456789ab")
     facts = MachineFacts(identity=Identity.fresh("0123456789ab", template="py"), hardware=HARDWARE, image="default")
-    return Running(facts, folder=folder, machine=Machine(), agent=Agent())
+    yield Running(facts, folder=folder, machine=Machine(), agent=Agent())
+    folder.close()
 
 
 async def test_a_machine_stands_still_and_runs_on(running) -> None:

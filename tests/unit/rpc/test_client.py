@@ -46,7 +46,7 @@ async def test_a_closed_client_says_so(tmp_path) -> None:
         await client.status()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="giving a socket to another user needs root")
+@pytest.mark.needs("root")
 def test_another_users_server_is_refused(tmp_path, monkeypatch) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

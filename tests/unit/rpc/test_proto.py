@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
+from tests.rules.capabilities import need
 from vmfork.rpc import cache_pb2 as pb
 
 SRC = Path(__file__).parents[3] / "src"
@@ -45,8 +46,7 @@ def test_the_committed_code_is_what_the_generator_writes(generated, name) -> Non
         return re.findall(r"Protobuf Python Version: (\S+)|GRPC_GENERATED_VERSION = '(\S+)'", "\n".join(texts))
 
     fresh, committed = generated / "vmfork" / "rpc", SRC / "vmfork" / "rpc"
-    if made_by(fresh) != made_by(committed):
-        pytest.skip(f"another generator is installed: {made_by(fresh)}, not {made_by(committed)}")
+    need("same-generator", found=made_by(fresh) == made_by(committed))
     assert (committed / name).read_text() == (fresh / name).read_text(), "run tools/generate"
 
 

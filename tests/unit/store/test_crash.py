@@ -160,7 +160,7 @@ def test_the_next_build_sweeps_too(store, build, tmp_path):
     check_swept(store, tmp_path, generation)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a tmpfs of its own")
+@pytest.mark.needs("root")
 def test_what_belongs_to_a_live_builder_is_not_swept(store, build):
     ready, go_on = os.pipe(), os.pipe()
 

@@ -50,7 +50,7 @@ BAD_NAMES = [
     "ä",
     "current/",
 ]
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a tmpfs of its own")
+as_root = pytest.mark.needs("root")
 
 
 def generation_in(opened) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu.qmp import ExecuteError, QMPClient
@@ -36,14 +36,18 @@ class Monitor:
 
     @classmethod
     async def open(cls, connected: socket.socket) -> Self:
-        """A monitor whose greeting was read and whose capabilities are negotiated. Takes over the socket."""
+        """A monitor whose greeting was read and whose capabilities are negotiated. The socket is its own, or closed."""
         client = QMPClient("vmfork")
-        try:
-            await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
-        except TimeoutError as error:
-            raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S) from error
-        except QMPError as error:
-            raise HostError(f"QEMU's monitor did not answer: {error}") from error
+        with ExitStack() as on_failure:
+            # A connect that is cancelled before its first step never had the socket; any other has closed it already.
+            on_failure.callback(connected.close)
+            try:
+                await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
+            except TimeoutError as error:
+                raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S) from error
+            except QMPError as error:
+                raise HostError(f"QEMU's monitor did not answer: {error}") from error
+            on_failure.pop_all()
         return cls(client)
 
     async def execute(self, command: str, **arguments: Any) -> Any:

@@ -47,6 +47,7 @@ class Front:
         self._endpoint = endpoint
         self._inner = inner
         self._connections: set[_Side] = set()
+        self._joining: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -63,8 +64,13 @@ class Front:
         self.refused += 1
         return False
 
-    async def connect_inner(self, side: _Side) -> None:
-        """What comes in at `side` goes to gRPC, and the answers back."""
+    def join(self, side: _Side) -> None:
+        """What comes in at `side` goes to gRPC, and the answers back, once a connection for it is made."""
+        task = asyncio.get_running_loop().create_task(self._connect_inner(side))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _connect_inner(self, side: _Side) -> None:
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: _Side(self, other=side), self._inner.path)
         except OSError:
@@ -80,8 +86,12 @@ class Front:
         """Clients cannot connect, and all connections are broken off."""
         if self._server is not None:
             self._server.close()
+        for task in self._joining:
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
         for side in [*self._connections]:
             side.end()
+        await asyncio.sleep(0)  # a transport that was aborted closes its socket in the loop's next turn
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -145,10 +155,6 @@ class _Side(asyncio.Protocol):
 class _Outer(_Side):
     """A client's end: looked at first, then joined to a connection of its own to gRPC."""
 
-    def __init__(self, front: Front) -> None:
-        super().__init__(front)
-        self._joining: asyncio.Task[None] | None = None
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport is not None
@@ -156,4 +162,4 @@ class _Outer(_Side):
             self.end()
             return
         self.transport.pause_reading()
-        self._joining = asyncio.get_running_loop().create_task(self.front.connect_inner(self))
+        self.front.join(self)

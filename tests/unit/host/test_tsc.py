@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from vmfork.errors import HostError
 from vmfork.host import tsc
 from vmfork.host.keeper import find_keeper
@@ -31,8 +32,7 @@ def test_a_processor_that_tells_nothing_has_none() -> None:
 
 
 def test_the_rate_is_the_same_each_time_and_the_kernels() -> None:
-    if not tsc.has_steady_tsc():
-        pytest.skip("needs a steady TSC")
+    need("steady-tsc", found=tsc.has_steady_tsc())
     rates = [int(subprocess.run([find_keeper(), "tsc-rate"], capture_output=True, check=True).stdout) for _ in range(3)]
     assert max(rates) - min(rates) <= max(rates) * 20e-6
     # Two of the delay loop's rounds are a tick of the TSC (Linux, init/calibrate.c); that was found out in a hurry.

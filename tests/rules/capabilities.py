@@ -1,0 +1,130 @@
+"""What a test needs of its host: one table, one mark, and a switch that turns a skip into a failure.
+
+```
+@pytest.mark.needs("root", "lz4")       the test is skipped, by name, where the host has not both
+need("memory-cgroup", found=False)      the same, for what only shows when it is tried
+pytest --guaranteed root,qemu           where one of these is missing, the test fails
+```
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmfork.host.kvm import find_refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _always() -> bool:
+    """For what only shows when it is tried."""
+    return True
+
+
+def _has_program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+def _has_module(name: str) -> Callable[[], bool]:
+    def has_module() -> bool:
+        try:
+            return find_spec(name) is not None
+        except ModuleNotFoundError:  # of the package that it would be in
+            return False
+
+    return has_module
+
+
+def _has_clang_format() -> bool:
+    """The one of this environment: another version formats some lines another way."""
+    return Path(sys.executable).with_name("clang-format").exists()
+
+
+@functools.cache
+def _may_mount() -> bool:
+    """Root of a container may be without the right; another user may not on a root in which others have mounted."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "vmfork-test", "/mnt"]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """`missing` is the reason that a skipped test shows."""
+
+    missing: str
+    has: Callable[[], bool]
+
+
+CAPABILITIES = {
+    "root": Capability("only root may mount, and become or give to another user", lambda: os.geteuid() == 0),
+    "qemu": Capability("qemu-system-x86_64 is not installed", _has_program("qemu-system-x86_64")),
+    "kvm": Capability("there is no /dev/kvm here that may be opened", lambda: find_refusal() is None),
+    "working-kvm": Capability("KVM does not run the guest here: make test-kvm runs this where it does", _always),
+    "kvm-for-some": Capability("/dev/kvm is not there, or everybody's", _always),
+    "refusing-kvm": Capability("KVM runs the guest here", _always),
+    "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
+    "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
+    "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
+    "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
+    "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),
+    "numpy": Capability("NumPy is not installed", _has_module("numpy")),
+    "matplotlib": Capability("matplotlib is not installed", _has_module("matplotlib")),
+    "opentelemetry": Capability("OpenTelemetry's SDK is not installed", _has_module("opentelemetry.sdk.trace")),
+    "steady-tsc": Capability("the processor's TSC is not steady", _always),
+    "openssl-3": Capability("OpenSSL before 3 does not tell how often it was seeded", _always),
+    "memory-cgroup": Capability("no control group with a memory limit can be made here", _always),
+    "python-for-others": Capability("no Python of 3.11 or newer can be run by an ordinary user here", _always),
+    "same-generator": Capability("another version of the gRPC generator is installed", _always),
+}
+
+_guaranteed: set[str] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--guaranteed",
+        metavar="NAME,...",
+        default=os.environ.get("VMFORK_TEST_GUARANTEED", ""),
+        help="fail in place of a skip where one of these is missing (or VMFORK_TEST_GUARANTEED)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*names): skipped where the host lacks one of tests.rules.capabilities")
+    named = {name.strip() for name in config.getoption("guaranteed").split(",")} - {""}
+    _guaranteed.clear()
+    _guaranteed.update(named)
+    if unknown := named - CAPABILITIES.keys():
+        raise pytest.UsageError(f"no capability is called {', '.join(sorted(unknown))}: {', '.join(CAPABILITIES)}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("vm") is not None:
+        need("qemu")
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            need(name)
+
+
+def need(name: str, *, found: bool = True) -> None:
+    """Skips the test that runs, or fails it where that is guaranteed, unless the host has what is called `name`.
+
+    `found` is what the caller saw itself.
+    """
+    capability = CAPABILITIES[name]
+    if found and capability.has():
+        return
+    if name in _guaranteed:
+        pytest.fail(f"{capability.missing}, and {name!r} is guaranteed", pytrace=False)
+    pytest.skip(capability.missing)
