@@ -17,10 +17,11 @@ from vmfork.config import Instance, find_places
 from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
-from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import ImageStore
 from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
+from vmfork.machine.emulator import find_emulator, find_slim
+from vmfork.machine.plan import make_hardware
 from vmfork.store.store import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_mib
 
@@ -79,17 +80,43 @@ async def examine(
     checks = []
     binary: QemuBinary | None = None
     try:
-        binary = await find_qemu(config.qemu)
-        checks.append(Check("qemu", "ok", f"{binary.path}, version {binary.version}"))
+        binary = await find_emulator(config, places=places)
+        checks.append(_describe_emulator(binary))
     except VMForkError as error:
         checks.append(_failed("qemu", error))
     image, image_check = _check_image(config, places)
     checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
-    checks.append(await _check_kvm(config, image, binary, places, progress, recheck=recheck))
+    kvm_check = await _check_kvm(config, image, binary, places, progress, recheck=recheck)
+    checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
     checks += [_check_memory(config), _check_space(config, places)]
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
+
+
+def _describe_emulator(binary: QemuBinary) -> Check:
+    found = f"{binary.path}, version {binary.version}"
+    if binary.has_sandbox:
+        return Check("qemu", "ok", found)
+    todo = "leave vm.qemu empty: a guest that breaks out of this one may start programs here"
+    return Check("qemu", "note", f"{found}, without a sandbox (seccomp)", todo)
+
+
+async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places, *, used: bool) -> list[Check]:
+    """Whether the slim emulator starts machines, and why not; nothing where there is none, or one was configured."""
+    if full is None or config.qemu:
+        return []
+    try:
+        slim = await find_slim(hardware_for(config, "kvm", full), full, places=places)
+    except VMForkError as error:
+        return [Check("slim qemu", "note", f"{error.message}; the full one is used")]
+    if slim is None:
+        return []
+    if slim.lacks:
+        return [Check("slim qemu", "note", f"{slim.lack}; the full one is used")]
+    if not used:
+        return [Check("slim qemu", "note", f"{slim.binary.path} is for KVM alone; the full one is used")]
+    return [Check("slim qemu", "ok", f"{slim.binary.path} starts machines under KVM")]
 
 
 def _failed(name: str, error: VMForkError) -> Check:

@@ -3,6 +3,7 @@
 ```
 HOME/images/          images                      RUNTIME/templates/    template RAM and state
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
+HOME/emulators/       what QEMU was built with
 ```
 """
 
@@ -28,6 +29,11 @@ class Places:
     def images(self) -> Path:
         """What machines boot, under HOME: it lasts."""
         return self.home / "images"
+
+    @property
+    def emulators(self) -> Path:
+        """What each emulator said that it was built with, under HOME: it lasts."""
+        return self.home / "emulators"
 
     @property
     def templates(self) -> Path:

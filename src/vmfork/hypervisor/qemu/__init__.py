@@ -3,6 +3,7 @@
 The rest of the package asks for it here, and knows none of the modules inside.
 """
 
+from vmfork.hypervisor.qemu.abilities import Abilities, ask_abilities
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
 from vmfork.hypervisor.qemu.board import Board, board_for, board_of
 from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
@@ -10,9 +11,11 @@ from vmfork.hypervisor.qemu.machine import QemuMachine
 
 __all__ = [
     "AGENT_PORT",
+    "Abilities",
     "Board",
     "QemuBinary",
     "QemuMachine",
+    "ask_abilities",
     "board_for",
     "board_of",
     "default_cpu_model",

@@ -24,13 +24,15 @@ class QemuBinary:
     """One QEMU executable as it was when it was probed.
 
     `version` is what it prints of itself, with the distribution's mark (`7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`);
-    `stamp` changes when the file is replaced (device, inode, size, modification time).
+    `stamp` changes when the file is replaced (device, inode, size, modification time). `has_sandbox`: it gives up by
+    seccomp what it does not need.
     """
 
     path: Path
     version: str
     release: tuple[int, int, int]
     stamp: str
+    has_sandbox: bool = True
 
     @property
     def incoming_is_file(self) -> bool:
@@ -41,6 +43,13 @@ class QemuBinary:
     def opens_ram_readonly(self) -> bool:
         """From 8.2 a private mapping may be made of a file opened read-only (`readonly=on,rom=off`)."""
         return self.release >= (8, 2, 0)
+
+    def is_unchanged(self) -> bool:
+        """The file is the one that was probed."""
+        try:
+            return stamp_of(self.path) == self.stamp
+        except OSError:
+            return False
 
 
 _probed: dict[tuple[Path, str], QemuBinary] = {}

@@ -1,0 +1,138 @@
+"""What an emulator was built with: asked of itself, once for each file, never guessed from its version."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from vmfork.errors import HostError
+from vmfork.host.folders import make_private, write_whole
+from vmfork.hypervisor.qemu.board import board_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.hypervisor.qemu.binary import QemuBinary
+
+_LIMIT_S = 20.0
+
+# A machine of nothing: no guest runs. The first accelerator that can be had is taken, and it is used for nothing:
+# `qtest` is built into some emulators, and KVM may be forbidden.
+_ARGUMENTS = (
+    "-machine", "none,accel=tcg:qtest:kvm", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio",
+)  # fmt: skip
+_QUESTIONS: tuple[dict[str, Any], ...] = (
+    {"execute": "query-machines"},
+    {"execute": "qom-list-types", "arguments": {"implements": "device", "abstract": False}},
+    {"execute": "qom-list-types", "arguments": {"implements": "accel", "abstract": False}},
+    # Refused where QEMU was built without seccomp.
+    {"execute": "query-command-line-options", "arguments": {"option": "sandbox"}},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """`machines`, `devices` and `accels` by QEMU's names; `has_sandbox`: it can give up what it does not need."""
+
+    machines: tuple[str, ...]
+    devices: tuple[str, ...]
+    accels: tuple[str, ...]
+    has_sandbox: bool
+
+    def find_missing(self, hardware: Hardware) -> list[str]:
+        """What the machine needs and this emulator has not, in QEMU's words; empty when it has all."""
+        board = board_of(hardware.machine)
+        devices = [board.port.partition(",")[0], "virtserialport"]
+        if hardware.vmgenid:
+            devices.append("vmgenid")
+        if hardware.max_memory_mib > hardware.memory_mib:
+            devices.append("pc-dimm")
+        return [
+            *_without([f"accelerator {hardware.accel}"], (f"accelerator {accel}" for accel in self.accels)),
+            *_without([f"machine {hardware.machine}"], (f"machine {machine}" for machine in self.machines)),
+            *_without([f"device {device}" for device in devices], (f"device {device}" for device in self.devices)),
+        ]
+
+
+def _without(wanted: list[str], there: Iterable[str]) -> list[str]:
+    known = set(there)
+    return [each for each in wanted if each not in known]
+
+
+_asked: dict[tuple[Path, str], Abilities] = {}
+
+
+async def ask_abilities(binary: QemuBinary, *, kept: Path) -> Abilities:
+    """What `binary` was built with. The answer is kept in the folder `kept` for as long as the file is the same.
+
+    Asking takes about 0.1 s, once. Raises `HostError` when it does not answer as QEMU does.
+    """
+    key = (binary.path, binary.stamp)
+    if key not in _asked:
+        path = kept / f"qemu-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
+        known = _read(path)
+        if known is None:
+            known = _understand(binary, await _ask(binary.path))
+            with suppress(OSError, HostError):  # asked again next time
+                make_private(kept)
+                write_whole(path, json.dumps(asdict(known)).encode())
+        _asked[key] = known
+    return _asked[key]
+
+
+def _read(path: Path) -> Abilities | None:
+    try:
+        told = json.loads(path.read_bytes())
+        return Abilities(**{f.name: _frozen(told[f.name]) for f in fields(Abilities)})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+async def _ask(path: Path) -> bytes:
+    lines = ({"execute": "qmp_capabilities"}, *_QUESTIONS, {"execute": "quit"})
+    try:
+        child = await asyncio.create_subprocess_exec(
+            path,
+            *_ARGUMENTS,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError as error:
+        raise HostError(f"cannot run {path}: {error.strerror}") from error
+    try:
+        asked = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        output, _ = await asyncio.wait_for(child.communicate(asked), _LIMIT_S)
+    except BaseException as error:
+        child.kill()
+        await child.wait()
+        if isinstance(error, TimeoutError):
+            raise HostError(f"{path} did not tell within {_LIMIT_S:g} s what it was built with") from error
+        raise
+    return output
+
+
+def _understand(binary: QemuBinary, output: bytes) -> Abilities:
+    try:
+        told = [json.loads(line) for line in output.splitlines()]
+        answers = [line for line in told if "return" in line or "error" in line][1 : len(_QUESTIONS) + 1]
+        machines, devices, accels, sandbox = answers
+        return Abilities(
+            machines=tuple(sorted(machine["name"] for machine in machines["return"])),
+            devices=tuple(sorted(device["name"] for device in devices["return"])),
+            accels=tuple(sorted(accel["name"].removesuffix("-accel") for accel in accels["return"])),
+            has_sandbox="return" in sandbox,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = output.decode(errors="replace")
+        raise HostError(f"{binary.path} does not tell what it was built with", log=said) from error
