@@ -10,9 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "confine.h"
 #include "message.h"
 #include "rate.h"
 #include "watch.h"
@@ -27,7 +29,8 @@ static int fail(const char *what)
 
 static int usage(void)
 {
-    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD -- PROGRAM [ARGUMENT]...\n       keeper tsc-rate\n", stderr);
+    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD --|--confined PROGRAM [ARGUMENT]...\n       keeper tsc-rate\n",
+          stderr);
     return NOT_STARTED;
 }
 
@@ -77,18 +80,29 @@ static void keep_from_program(struct kept kept)
             fcntl(own[index], F_SETFD, FD_CLOEXEC);
 }
 
+/* "--" and "--confined" stand before the program. */
+static bool read_mode(const char *text, bool *confined)
+{
+    *confined = strcmp(text, "--confined") == 0;
+    return *confined || strcmp(text, "--") == 0;
+}
+
 int main(int argc, char **argv)
 {
     struct kept kept;
+    bool confined;
+    int start[2] = {-1, -1};
     if (argc == 2 && strcmp(argv[1], "tsc-rate") == 0)
         return print_rate();
-    if (argc < 6 || strcmp(argv[4], "--") != 0 || !read_descriptor(argv[1], &kept.owner) ||
+    if (argc < 6 || !read_mode(argv[4], &confined) || !read_descriptor(argv[1], &kept.owner) ||
         !read_descriptor(argv[2], &kept.listener) || !read_descriptor(argv[3], &kept.lock))
         return usage();
     pid_t program = getpid();
     kept.process = (int)syscall(SYS_pidfd_open, program, 0);
     if (kept.process < 0)
         return fail("pidfd_open");
+    if (confined && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, start) != 0)
+        return fail("socketpair");
     /* A sister of the program and not its child: who started the program reaps both. */
     long keeper = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
     if (keeper < 0)
@@ -98,10 +112,16 @@ int main(int argc, char **argv)
         send_answer(kept.owner, HELLO, (uint32_t)getpid(), NULL, 0);
         setsid();
         rename_self(argv, argc, program);
+        if (confined) {
+            close(start[1]);
+            allow_start(start[0], kept.process);
+        }
         close_others(kept);
         watch(kept);
     }
     keep_from_program(kept);
+    if (confined && !confine_self(start[1]))
+        return fail("cannot confine the program");
     execvp(argv[5], &argv[5]);
     fprintf(stderr, "vmfork-keeper: cannot run %s: %s\n", argv[5], strerror(errno));
     return NOT_FOUND;

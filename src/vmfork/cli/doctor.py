@@ -81,7 +81,7 @@ async def examine(
     binary: QemuBinary | None = None
     try:
         binary = await find_emulator(config, places=places)
-        checks.append(_describe_emulator(binary))
+        checks.append(Check("qemu", "ok", f"{binary.path}, version {binary.version}"))
     except VMForkError as error:
         checks.append(_failed("qemu", error))
     image, image_check = _check_image(config, places)
@@ -92,14 +92,6 @@ async def examine(
     checks += [_check_memory(config), _check_space(config, places)]
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
-
-
-def _describe_emulator(binary: QemuBinary) -> Check:
-    found = f"{binary.path}, version {binary.version}"
-    if binary.has_sandbox:
-        return Check("qemu", "ok", found)
-    todo = "leave vm.qemu empty: a guest that breaks out of this one may start programs here"
-    return Check("qemu", "note", f"{found}, without a sandbox (seccomp)", todo)
 
 
 async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places, *, used: bool) -> list[Check]:

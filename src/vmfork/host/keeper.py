@@ -130,11 +130,13 @@ class KeptProcess(WatchedProcess):
         listen_at: Path,
         lock_fd: int | None = None,
         pass_fds: Sequence[int] = (),
+        confined: bool = False,
     ) -> Self:
         """A running child and its keeper, who can be asked for it at the path `listen_at`.
 
         `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
-        `lock_fd` open until the process has ended. A program that is not there ends with exit status 127.
+        `lock_fd` open until the process has ended. A program that is not there ends with exit status 127. `confined`: it
+        cannot start others, nor do anything else that an emulator has no need for (keeper/confine.c).
         """
         _reap_passed_on()
         with ExitStack() as always, ExitStack() as on_failure:
@@ -144,7 +146,8 @@ class KeptProcess(WatchedProcess):
             listener = always.enter_context(listen_unix(listen_at, kind=socket.SOCK_SEQPACKET))
             own = [theirs.fileno(), listener.fileno(), *([] if lock_fd is None else [lock_fd])]
             numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
-            child = spawn([str(find_keeper()), *numbers, "--", *argv], log_fd=log_fd, pass_fds=(*own, *pass_fds))
+            mode = "--confined" if confined else "--"
+            child = spawn([str(find_keeper()), *numbers, mode, *argv], log_fd=log_fd, pass_fds=(*own, *pass_fds))
             pair = _Pair(child, ours)
             on_failure.callback(pair.end)
             process = cls(identify(child), tuple(argv), ours, pair)

@@ -18,10 +18,9 @@ from vmfork.machine.accelerator import hardware_for
 if TYPE_CHECKING:
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import Hardware
-    from vmfork.hypervisor.qemu import QemuBinary
+    from vmfork.hypervisor.qemu import Abilities, QemuBinary
 
 SLIM = "qemu-system-x86_64-microvm"
-_SANDBOX = "sandbox (seccomp)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,11 @@ class Candidate:
 async def find_emulator(config: VMConfig, *, places: Places) -> QemuBinary:
     """The emulator that `config` names, else the host's full one. It has what `config` needs.
 
-    Raises `ConfigError` or `HostError` when it lacks something. One without a sandbox is used only where it was named.
+    Raises `ConfigError` or `HostError` when it lacks something.
     """
     binary = await find_qemu(config.qemu)
     accels = ("kvm", "tcg") if config.accel == "auto" else (config.accel,)
-    looked = [await _look(binary, hardware_for(config, accel, binary), config, places) for accel in accels]
+    looked = [await _look(binary, hardware_for(config, accel, binary), places) for accel in accels]
     return _accept(min(looked, key=lambda candidate: len(candidate.lacks)), config)
 
 
@@ -54,7 +53,7 @@ async def choose_emulator(hardware: Hardware, config: VMConfig, binary: QemuBina
         slim = await find_slim(hardware, binary, places=places)
         if slim is not None and not slim.lacks:
             return slim.binary
-    return _accept(await _look(binary, hardware, config, places), config)
+    return _accept(await _look(binary, hardware, places), config)
 
 
 async def find_slim(hardware: Hardware, full: QemuBinary, *, places: Places) -> Candidate | None:
@@ -65,32 +64,26 @@ async def find_slim(hardware: Hardware, full: QemuBinary, *, places: Places) -> 
     found = shutil.which(SLIM)
     if found is None:
         return None
-    binary = await find_qemu(found)
-    lacks = await _find_lacks(binary, hardware, places)
-    if binary.version != full.version:
-        lacks = (f"version {full.version}", *lacks)
-    return Candidate(binary, lacks)
+    slim = await _look(await find_qemu(found), hardware, places)
+    if slim.binary.version != full.version:
+        return replace(slim, lacks=(f"version {full.version}", *slim.lacks))
+    return slim
 
 
 async def find_emulator_like(path: str, version: str, stamp: str, config: VMConfig, *, places: Places) -> QemuBinary:
     """The emulator that opens what the one at `path` froze: the one configured, else that very one, else the full."""
     located = config.qemu or (shutil.which(SLIM) if Path(path).name == SLIM else "") or ""
     binary = await find_qemu_like(path, version, stamp, configured=located)
+    return _as_built(binary, await ask_abilities(binary, kept=places.emulators))
+
+
+async def _look(binary: QemuBinary, hardware: Hardware, places: Places) -> Candidate:
     abilities = await ask_abilities(binary, kept=places.emulators)
+    return Candidate(_as_built(binary, abilities), tuple(abilities.find_missing(hardware)))
+
+
+def _as_built(binary: QemuBinary, abilities: Abilities) -> QemuBinary:
     return replace(binary, has_sandbox=abilities.has_sandbox)
-
-
-async def _look(binary: QemuBinary, hardware: Hardware, config: VMConfig, places: Places) -> Candidate:
-    lacks = await _find_lacks(binary, hardware, places)
-    if config.qemu and _SANDBOX in lacks:
-        binary = replace(binary, has_sandbox=False)
-        lacks = tuple(lack for lack in lacks if lack != _SANDBOX)
-    return Candidate(binary, lacks)
-
-
-async def _find_lacks(binary: QemuBinary, hardware: Hardware, places: Places) -> tuple[str, ...]:
-    abilities = await ask_abilities(binary, kept=places.emulators)
-    return (*abilities.find_missing(hardware), *(() if abilities.has_sandbox else (_SANDBOX,)))
 
 
 def _accept(candidate: Candidate, config: VMConfig) -> QemuBinary:

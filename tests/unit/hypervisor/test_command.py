@@ -133,6 +133,11 @@ def test_without_vmgenid_the_device_alone_is_missing(start) -> None:
     assert without == [*build_command(OLD, launch, FDS)[:at], *build_command(OLD, launch, FDS)[at + 2 :]]
 
 
+def test_one_that_was_built_without_a_sandbox_is_not_asked_for_it() -> None:
+    assert "-sandbox" in build_command(OLD, LAUNCH, FDS)
+    assert "-sandbox" not in build_command(replace(OLD, has_sandbox=False), LAUNCH, FDS)
+
+
 def test_a_restored_machine_loads_no_kernel_and_is_not_held() -> None:
     argv = build_command(OLD, replace(LAUNCH, ram=ForkedRAM(20), start=RESTORE), FDS)
     assert {"-kernel", "-initrd", "-append", "-S"} & set(argv) == set()

@@ -90,7 +90,6 @@ async def test_a_slim_one_with_pci_would_start_a_q35_too(host) -> None:
     [
         ({"devices": ()}, "no device virtio-serial-device, no device virtserialport"),
         ({"machines": ("none",)}, "no machine microvm"),
-        ({"has_sandbox": False}, "no sandbox (seccomp)"),
         ({"version": "10.0.2"}, f"no version {VERSION}"),
     ],
 )
@@ -103,11 +102,20 @@ async def test_a_slim_one_that_lacks_something_is_left_and_told_why(host, change
     assert candidate.lack == f"{SLIM_PATH} has {lack}"
 
 
-async def test_the_configured_one_wins_even_without_a_sandbox(slim) -> None:
+async def test_the_configured_one_wins(slim) -> None:
+    for path in (SLIM_PATH, FULL_PATH):
+        assert str((await slim.decide(VMConfig(machine="microvm", qemu=path), "kvm")).path) == path
+
+
+async def test_one_without_a_sandbox_is_known_as_that_however_it_is_found(slim) -> None:
     slim.install(SLIM_PATH, devices=MMIO, accels=("kvm",), has_sandbox=False)
-    taken = await slim.decide(VMConfig(machine="microvm", qemu=SLIM_PATH), "kvm")
-    assert (str(taken.path), taken.has_sandbox) == (SLIM_PATH, False)
-    assert str((await slim.decide(VMConfig(machine="microvm", qemu=FULL_PATH), "kvm")).path) == FULL_PATH
+    config = VMConfig(machine="microvm")
+    for binary in (
+        await slim.decide(config, "kvm"),
+        await find_emulator_like(SLIM_PATH, VERSION, "stamp", config, places=slim.places),
+    ):
+        assert (str(binary.path), binary.has_sandbox) == (SLIM_PATH, False)
+    assert (await slim.decide(config, "tcg")).has_sandbox
 
 
 @pytest.mark.parametrize(
@@ -128,11 +136,10 @@ async def test_a_configured_one_for_kvm_alone_is_refused_where_kvm_does_not_run(
         await slim.decide(VMConfig(machine="microvm", qemu=SLIM_PATH), "tcg")
 
 
-async def test_a_host_whose_only_emulator_has_no_sandbox_is_told_so(host) -> None:
-    host.install(FULL_PATH, devices=PCI, accels=("kvm", "tcg"), has_sandbox=False)
-    with pytest.raises(HostError, match="no sandbox"):
+async def test_a_host_whose_emulator_lacks_something_is_told_so(host) -> None:
+    host.install(FULL_PATH, devices=MMIO, accels=("tcg",))
+    with pytest.raises(HostError, match=f"{FULL_PATH} has no device virtio-serial-pci, no device vmgenid"):
         await find_emulator(VMConfig(), places=host.places)
-    assert not (await find_emulator(VMConfig(qemu=FULL_PATH), places=host.places)).has_sandbox
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-object", _ram(binary, launch)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-rtc", "base=utc,clock=host"),
+        # Without one of its own, its keeper confines it.
         *(("-sandbox", SANDBOX) if binary.has_sandbox else ()),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={fds.console}", "-serial", "chardev:console"),

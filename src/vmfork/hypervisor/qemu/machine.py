@@ -79,6 +79,7 @@ class QemuMachine:
                 listen_at=launch.folder / KEEPER_SOCKET,
                 lock_fd=launch.lock_fd,
                 pass_fds=(fds.qmp, fds.agent, fds.console, *_inherited(launch)),
+                confined=not binary.has_sandbox,
             )
             on_failure.callback(process.kill)
             # While we still listen ourselves: a QEMU that ended at once leaves a closed connection, not none to be had.

@@ -1,0 +1,204 @@
+#include "confine.h"
+
+#include <errno.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#ifdef __x86_64__
+enum { OWN_ARCH = AUDIT_ARCH_X86_64, FOREIGN_CALLS = 0x40000000 };
+#else
+enum { OWN_ARCH = AUDIT_ARCH_AARCH64, FOREIGN_CALLS = 0x40000000 };
+#endif
+
+/* The same as QEMU denies itself with obsolete, elevateprivileges, spawn and resourcecontrol=deny (QEMU 7.2,
+ * softmmu/qemu-seccomp.c), and what else reaches other processes or the kernel. */
+static const uint32_t DENIED[] = {
+#ifdef __x86_64__
+    SYS_fork,
+    SYS_vfork,
+    SYS_uselib,
+    SYS_ustat,
+    SYS_sysfs,
+    SYS__sysctl,
+    SYS_afs_syscall,
+    SYS_create_module,
+    SYS_get_kernel_syms,
+    SYS_query_module,
+    SYS_getpmsg,
+    SYS_putpmsg,
+    SYS_security,
+    SYS_tuxcall,
+    SYS_vserver,
+    SYS_iopl,
+    SYS_ioperm,
+#endif
+    SYS_execveat,
+    SYS_setuid,
+    SYS_setgid,
+    SYS_setpgid,
+    SYS_setsid,
+    SYS_setreuid,
+    SYS_setregid,
+    SYS_setresuid,
+    SYS_setresgid,
+    SYS_setfsuid,
+    SYS_setfsgid,
+    SYS_setgroups,
+    SYS_setpriority,
+    SYS_sched_setparam,
+    SYS_sched_setscheduler,
+    SYS_sched_setaffinity,
+    SYS_readahead,
+    SYS_quotactl,
+    SYS_reboot,
+    SYS_swapon,
+    SYS_swapoff,
+    SYS_syslog,
+    SYS_mount,
+    SYS_umount2,
+    SYS_pivot_root,
+    SYS_unshare,
+    SYS_setns,
+    SYS_kexec_load,
+    SYS_init_module,
+    SYS_finit_module,
+    SYS_delete_module,
+    SYS_bpf,
+    SYS_ptrace,
+    SYS_process_vm_readv,
+    SYS_process_vm_writev,
+    SYS_add_key,
+    SYS_request_key,
+    SYS_keyctl,
+};
+
+enum { DENIED_COUNT = sizeof DENIED / sizeof *DENIED, STEPS_LIMIT = DENIED_COUNT * 2 + 32 };
+
+struct program {
+    struct sock_filter steps[STEPS_LIMIT];
+    unsigned short count;
+};
+
+static void add(struct program *program, struct sock_filter step)
+{
+    program->steps[program->count++] = step;
+}
+
+static void load(struct program *program, size_t offset)
+{
+    add(program, (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)offset));
+}
+
+static void give(struct program *program, uint32_t verdict)
+{
+    add(program, (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, verdict));
+}
+
+/* The verdict for one system call; the others go on. */
+static void judge(struct program *program, uint32_t call, uint32_t verdict)
+{
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
+    give(program, verdict);
+}
+
+static void write_filter(struct program *program)
+{
+    load(program, offsetof(struct seccomp_data, arch));
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCH, 1, 0));
+    give(program, SECCOMP_RET_KILL_PROCESS);
+    load(program, offsetof(struct seccomp_data, nr));
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, FOREIGN_CALLS, 0, 1));
+    give(program, SECCOMP_RET_ERRNO | ENOSYS);
+    judge(program, SYS_execve, SECCOMP_RET_USER_NOTIF);
+    for (int index = 0; index < DENIED_COUNT; index++)
+        judge(program, DENIED[index], SECCOMP_RET_ERRNO | EPERM);
+    /* Its flags lie in memory, where a filter cannot look; who is told that there is none uses clone. */
+    judge(program, SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);
+    /* Threads are allowed. */
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3));
+    load(program, offsetof(struct seccomp_data, args));
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 1, 0));
+    give(program, SECCOMP_RET_ERRNO | EPERM);
+    give(program, SECCOMP_RET_ALLOW);
+}
+
+union control {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+};
+
+static bool send_descriptor(int socket, int fd)
+{
+    union control control = {{0}};
+    struct iovec piece = {"", 1};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *part = CMSG_FIRSTHDR(&message);
+    part->cmsg_level = SOL_SOCKET;
+    part->cmsg_type = SCM_RIGHTS;
+    part->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(part), &fd, sizeof fd);
+    return sendmsg(socket, &message, MSG_NOSIGNAL) == 1;
+}
+
+/* -1 when the other end is closed. */
+static int receive_descriptor(int socket)
+{
+    union control control;
+    char byte;
+    int fd = -1;
+    struct iovec piece = {&byte, 1};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *part = size == 1 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (part != NULL && part->cmsg_type == SCM_RIGHTS)
+        memcpy(&fd, CMSG_DATA(part), sizeof fd);
+    return fd;
+}
+
+bool confine_self(int keeper)
+{
+    struct program program = {.count = 0};
+    write_filter(&program);
+    struct sock_fprog filter = {.len = program.count, .filter = program.steps};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return false;
+    /* The kernel gives a descriptor on which it asks; it is closed on exec. */
+    long asked = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
+    if (asked < 0)
+        return false;
+    bool sent = send_descriptor(keeper, (int)asked);
+    close((int)asked);
+    return sent;
+}
+
+void allow_start(int program, int process)
+{
+    int asked = receive_descriptor(program);
+    if (asked < 0)
+        return;
+    struct pollfd waits[] = {{.fd = asked, .events = POLLIN}, {.fd = process, .events = POLLIN}};
+    struct seccomp_notif question;
+    memset(&question, 0, sizeof question);
+    while (poll(waits, 2, -1) < 0 && errno == EINTR)
+        ;
+    if ((waits[0].revents & POLLIN) && ioctl(asked, SECCOMP_IOCTL_NOTIF_RECV, &question) == 0) {
+        struct seccomp_notif_resp answer = {.id = question.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+        ioctl(asked, SECCOMP_IOCTL_NOTIF_SEND, &answer);
+    }
+    /* Nobody is asked any more, and every further start is refused (ENOSYS). */
+    close(asked);
+}
