@@ -135,7 +135,7 @@ class KeptProcess(WatchedProcess):
         """A running child and its keeper, who can be asked for it at the path `listen_at`.
 
         `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
-        `lock_fd` open until the process has ended. A program that is not there ends with exit status 127. `confined`: it
+        `lock_fd` open until the process has ended. A program that is not there ends with status 127. `confined`: it
         cannot start others, nor do anything else that an emulator has no need for (keeper/confine.c).
         """
         _reap_passed_on()
