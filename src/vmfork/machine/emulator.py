@@ -74,6 +74,8 @@ async def find_emulator_like(path: str, version: str, stamp: str, config: VMConf
     """The emulator that opens what the one at `path` froze: the one configured, else that very one, else the full."""
     located = config.qemu or (shutil.which(SLIM) if Path(path).name == SLIM else "") or ""
     binary = await find_qemu_like(path, version, stamp, configured=located)
+    if binary.version != version:
+        return binary  # refused by whoever compares; it need not be asked for more
     return _as_built(binary, await ask_abilities(binary, kept=places.emulators))
 
 

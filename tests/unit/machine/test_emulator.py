@@ -162,3 +162,10 @@ async def test_a_template_is_opened_by_what_froze_it_unless_another_is_configure
 async def test_what_a_slim_one_froze_is_opened_by_the_full_one_where_it_is_gone(host) -> None:
     opened = await find_emulator_like(SLIM_PATH, VERSION, "stamp", VMConfig(), places=host.places)
     assert str(opened.path) == FULL_PATH
+
+
+async def test_one_of_another_version_is_not_asked_for_more(host) -> None:
+    host.install("/opt/new", devices=PCI, accels=("tcg",), version="10.0.2")
+    del host.abilities["/opt/new"]
+    opened = await find_emulator_like(FULL_PATH, VERSION, "stamp", VMConfig(qemu="/opt/new"), places=host.places)
+    assert opened.version == "10.0.2"
