@@ -6,6 +6,7 @@ starts in less than half the time. What it was built with differs from release t
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu import Abilities, QemuBinary
+
+_log = logging.getLogger("vmfork")
 
 SLIM = "qemu-system-x86_64-microvm"
 
@@ -50,7 +53,11 @@ async def find_emulator(config: VMConfig, *, places: Places) -> QemuBinary:
 async def choose_emulator(hardware: Hardware, config: VMConfig, binary: QemuBinary, *, places: Places) -> QemuBinary:
     """The emulator that starts `hardware`: `binary`, as `find_emulator` gave it, or the slim one where that will do."""
     if not config.qemu and hardware.accel == "kvm":
-        slim = await find_slim(hardware, binary, places=places)
+        try:
+            slim = await find_slim(hardware, binary, places=places)
+        except HostError as error:
+            slim = None
+            _log.info("the slim emulator is left alone: %s", error)
         if slim is not None and not slim.lacks:
             return slim.binary
     return _accept(await _look(binary, hardware, places), config)

@@ -169,3 +169,13 @@ async def test_one_of_another_version_is_not_asked_for_more(host) -> None:
     del host.abilities["/opt/new"]
     opened = await find_emulator_like(FULL_PATH, VERSION, "stamp", VMConfig(qemu="/opt/new"), places=host.places)
     assert opened.version == "10.0.2"
+
+
+async def test_a_slim_one_that_does_not_run_stands_in_nobodys_way(slim, monkeypatch) -> None:
+    async def find_qemu(configured: str = "") -> QemuBinary:
+        if configured == SLIM_PATH:
+            raise HostError("it hangs")
+        return slim.binaries[FULL_PATH]
+
+    monkeypatch.setattr(emulator, "find_qemu", find_qemu)
+    assert str((await slim.decide(VMConfig(machine="microvm"), "kvm")).path) == FULL_PATH
