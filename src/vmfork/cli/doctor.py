@@ -99,7 +99,7 @@ async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places,
     if full is None or config.qemu:
         return []
     try:
-        slim = await find_slim(hardware_for(config, "kvm", full), full, places=places)
+        slim = await find_slim(make_hardware(config, binary=full, accel="kvm"), full, places=places)
     except VMForkError as error:
         return [Check("slim qemu", "note", f"{error.message}; the full one is used")]
     if slim is None:

@@ -51,11 +51,15 @@ class DirectFactory:
         planned = self._plan.image
         try:
             # A rebuilt image is another folder, and the former is gone; or, of the same recipe, another content.
-            found = ImageStore(self._instance.places.images).open(planned.name)
+            image = ImageStore(self._instance.places.images).open(planned.name)
         except (ImageNotFound, ImageCorrupt):
             return False
-        same = replace(found, min_memory_mib=planned.min_memory_mib) == planned
-        return same and await find_qemu(self._config.qemu) == self._plan.binary
+        same = replace(image, min_memory_mib=planned.min_memory_mib) == planned
+        if not same:
+            return False
+        # What was chosen may be another file of the version that is found.
+        chosen, found = self._plan.binary, await find_qemu(self._config.qemu)
+        return found == chosen or (found.version == chosen.version and chosen.is_unchanged())
 
 
 def _kind_of(plan: Plan) -> Kind:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, HostError
 from vmfork.hypervisor.qemu import ask_abilities, find_qemu, find_qemu_like
-from vmfork.machine.accelerator import hardware_for
+from vmfork.machine.plan import make_hardware
 
 if TYPE_CHECKING:
     from vmfork.config import Places, VMConfig
@@ -46,13 +46,17 @@ async def find_emulator(config: VMConfig, *, places: Places) -> QemuBinary:
     """
     binary = await find_qemu(config.qemu)
     accels = ("kvm", "tcg") if config.accel == "auto" else (config.accel,)
-    looked = [await _look(binary, hardware_for(config, accel, binary), places) for accel in accels]
+    looked = [await _look(binary, make_hardware(config, binary=binary, accel=accel), places) for accel in accels]
     return _accept(min(looked, key=lambda candidate: len(candidate.lacks)), config)
 
 
-async def choose_emulator(hardware: Hardware, config: VMConfig, binary: QemuBinary, *, places: Places) -> QemuBinary:
-    """The emulator that starts `hardware`: `binary`, as `find_emulator` gave it, or the slim one where that will do."""
-    if not config.qemu and hardware.accel == "kvm":
+async def choose_emulator(config: VMConfig, binary: QemuBinary, *, accel: str, places: Places) -> QemuBinary:
+    """The emulator that starts machines of `config`: `binary`, as `find_emulator` gave it, or the slim one if it can.
+
+    Raises `ConfigError` or `HostError` when neither can under the accelerator `accel`.
+    """
+    hardware = make_hardware(config, binary=binary, accel=accel)
+    if not config.qemu and accel == "kvm":
         try:
             slim = await find_slim(hardware, binary, places=places)
         except HostError as error:
@@ -77,9 +81,11 @@ async def find_slim(hardware: Hardware, full: QemuBinary, *, places: Places) -> 
     return slim
 
 
-async def find_emulator_like(path: str, version: str, stamp: str, config: VMConfig, *, places: Places) -> QemuBinary:
+async def find_emulator_like(
+    path: str, version: str, stamp: str, *, configured: str = "", places: Places
+) -> QemuBinary:
     """The emulator that opens what the one at `path` froze: the one configured, else that very one, else the full."""
-    located = config.qemu or (shutil.which(SLIM) if Path(path).name == SLIM else "") or ""
+    located = configured or (shutil.which(SLIM) if Path(path).name == SLIM else "") or ""
     binary = await find_qemu_like(path, version, stamp, configured=located)
     if binary.version != version:
         return binary  # refused by whoever compares; it need not be asked for more

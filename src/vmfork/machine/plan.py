@@ -61,17 +61,7 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
 
     Raises `HostError` when its guest would have no clock to go by.
     """
-    board = board_for(config.machine)
-    hardware = Hardware(
-        machine=board.type_for(binary),
-        accel=accel,
-        cpu_model=config.cpu_model or default_cpu_model(accel),
-        cpus=config.cpus,
-        memory_mib=config.memory_mib,
-        max_cpus=config.max_cpus,
-        max_memory_mib=config.max_memory_mib,
-        vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
-    )
+    hardware = make_hardware(config, binary=binary, accel=accel)
     check_clock(hardware)
     aslr = "" if _has_aslr(config, accel) else " norandmaps"
     arguments = f"{KERNEL_ARGS}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
@@ -87,6 +77,21 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
             **_guest_traits(config, hardware.machine, accel),
         },
         limits=Limits.of(config),
+    )
+
+
+def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardware:
+    """What the guest of `config` sees under the accelerator `accel`."""
+    board = board_for(config.machine)
+    return Hardware(
+        machine=board.type_for(binary),
+        accel=accel,
+        cpu_model=config.cpu_model or default_cpu_model(accel),
+        cpus=config.cpus,
+        memory_mib=config.memory_mib,
+        max_cpus=config.max_cpus,
+        max_memory_mib=config.max_memory_mib,
+        vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
     )
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
-from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.accelerator import decide_accel
 from vmfork.machine.board import check_board
+from vmfork.machine.emulator import choose_emulator, find_emulator
 from vmfork.machine.least import ensure_least
 from vmfork.machine.plan import make_plan
 from vmfork.units import MIB, format_mib
@@ -35,7 +35,7 @@ async def prepare(config: VMConfig, instance: Instance) -> Plan:
     run the guest.
     """
     _check_host(config)
-    await find_qemu(config.qemu)  # before an image is built in vain
+    await find_emulator(config, places=instance.places)  # before an image is built in vain
     image = await ensure_image(config.image, instance=instance)
     plan = await try_out(image, config, instance)
     least_mib = plan.image.min_memory_mib or 0
@@ -56,8 +56,9 @@ async def try_out(image: Image, config: VMConfig, instance: Instance) -> Plan:
     first time on a host, and remembered. Raises `HostError` and `LaunchError`.
     """
     check_board(config, image)
-    binary = await find_qemu(config.qemu)
+    binary = await find_emulator(config, places=instance.places)
     accel = await decide_accel(config, image=image, binary=binary, instance=instance)
+    binary = await choose_emulator(config, binary, accel=accel, places=instance.places)
     plan = await make_plan(config, image=image, binary=binary, accel=accel)
     return await ensure_least(plan, instance=instance)
 

@@ -9,8 +9,8 @@ from vmfork.config import VMConfig
 from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import find_qemu_like
 from vmfork.image import ImageStore
+from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.plan import Limits, wanted_traits
@@ -142,7 +142,9 @@ class Source:
     async def _find_emulator(self) -> QemuBinary:
         m = self.manifest
         version = m.traits.get("qemu.version", "")
-        return await find_qemu_like(m.qemu_path, version, m.qemu_stamp, configured=self._qemu)
+        return await find_emulator_like(
+            m.qemu_path, version, m.qemu_stamp, configured=self._qemu, places=self._instance.places
+        )
 
     def _check_host(self, binary: QemuBinary) -> None:
         m = self.manifest

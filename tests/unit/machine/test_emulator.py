@@ -10,8 +10,8 @@ from vmfork.config import Places, VMConfig
 from vmfork.errors import ConfigError, HostError
 from vmfork.hypervisor.qemu import Abilities, QemuBinary
 from vmfork.machine import emulator
-from vmfork.machine.accelerator import hardware_for
 from vmfork.machine.emulator import SLIM, choose_emulator, find_emulator, find_emulator_like, find_slim
+from vmfork.machine.plan import make_hardware
 
 VERSION = "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
 FULL_PATH, SLIM_PATH = "/usr/bin/qemu-system-x86_64", f"/usr/bin/{SLIM}"
@@ -47,8 +47,7 @@ class Host:
     async def decide(self, config: VMConfig, accel: str) -> QemuBinary:
         """As a plan does, with the accelerator decided."""
         binary = await find_emulator(config, places=self.places)
-        hardware = hardware_for(config, accel, binary)
-        return await choose_emulator(hardware, config, binary, places=self.places)
+        return await choose_emulator(config, binary, accel=accel, places=self.places)
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ async def test_a_slim_one_that_lacks_something_is_left_and_told_why(host, change
     config = VMConfig(machine="microvm")
     assert str((await host.decide(config, "kvm")).path) == FULL_PATH
     full = host.binaries[FULL_PATH]
-    candidate = await find_slim(hardware_for(config, "kvm", full), full, places=host.places)
+    candidate = await find_slim(make_hardware(config, binary=full, accel="kvm"), full, places=host.places)
     assert candidate.lack == f"{SLIM_PATH} has {lack}"
 
 
@@ -112,7 +111,7 @@ async def test_one_without_a_sandbox_is_known_as_that_however_it_is_found(slim) 
     config = VMConfig(machine="microvm")
     for binary in (
         await slim.decide(config, "kvm"),
-        await find_emulator_like(SLIM_PATH, VERSION, "stamp", config, places=slim.places),
+        await find_emulator_like(SLIM_PATH, VERSION, "stamp", places=slim.places),
     ):
         assert (str(binary.path), binary.has_sandbox) == (SLIM_PATH, False)
     assert (await slim.decide(config, "tcg")).has_sandbox
@@ -154,20 +153,19 @@ async def test_a_host_whose_emulator_lacks_something_is_told_so(host) -> None:
 async def test_a_template_is_opened_by_what_froze_it_unless_another_is_configured(
     slim, frozen_by, configured, looked_for
 ) -> None:
-    config = VMConfig(qemu=configured)
-    await find_emulator_like(frozen_by, VERSION, "stamp", config, places=slim.places)
+    await find_emulator_like(frozen_by, VERSION, "stamp", configured=configured, places=slim.places)
     assert slim.seen_like == [looked_for]
 
 
 async def test_what_a_slim_one_froze_is_opened_by_the_full_one_where_it_is_gone(host) -> None:
-    opened = await find_emulator_like(SLIM_PATH, VERSION, "stamp", VMConfig(), places=host.places)
+    opened = await find_emulator_like(SLIM_PATH, VERSION, "stamp", places=host.places)
     assert str(opened.path) == FULL_PATH
 
 
 async def test_one_of_another_version_is_not_asked_for_more(host) -> None:
     host.install("/opt/new", devices=PCI, accels=("tcg",), version="10.0.2")
     del host.abilities["/opt/new"]
-    opened = await find_emulator_like(FULL_PATH, VERSION, "stamp", VMConfig(qemu="/opt/new"), places=host.places)
+    opened = await find_emulator_like(FULL_PATH, VERSION, "stamp", configured="/opt/new", places=host.places)
     assert opened.version == "10.0.2"
 
 
