@@ -8,11 +8,10 @@ import pytest
 
 from tests.rules.capabilities import need
 from vmfork.aio import Template
-from vmfork.config import ImageConfig, VMConfig
+from vmfork.config import ImageConfig, Instance, VMConfig
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
-from vmfork.machine.plan import try_out
-from vmfork.progress import ignore_progress
+from vmfork.machine.prepare import try_out
 
 # One CPU and 256 MiB more may be asked for.
 ROOMY = VMConfig(max_cpus=2, max_memory_mib=512)
@@ -20,7 +19,7 @@ ROOMY = VMConfig(max_cpus=2, max_memory_mib=512)
 
 async def choose_accelerator(places) -> str:
     image = await build_image("default", ImageConfig(), store=ImageStore(places.images))
-    return (await try_out(image, VMConfig(), places=places, progress=ignore_progress)).hardware.accel
+    return (await try_out(image, VMConfig(), Instance(places))).hardware.accel
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ DRIFT_LIMIT = 0.002
 
 # The kernel reseeds itself after half the time it has been up (Linux 6.12, drivers/char/random.c: at least a second, at
 # most a minute), and mixes in what differs from fork to fork. RNDRESEEDCRNG starts that time anew.
-RESEED_NOW = "python3 -c 'import fcntl; fcntl.ioctl(open(\"/dev/urandom\", \"wb\"), 0x5207)'"
+RESEED_NOW = 'python3 -c \'import fcntl; fcntl.ioctl(open("/dev/urandom", "wb"), 0x5207)\''
 
 
 @pytest.fixture(scope="module")
