@@ -17,6 +17,7 @@ from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint, parse_metrics_address
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.factory.setup import check_templates
+from vmfork.host.wait import wait_readable
 from vmfork.rpc.endpoint import check_socket, find_server
 from vmfork.rpc.packages import check_packages, open_client
 from vmfork.rpc.status import Phase
@@ -94,18 +95,14 @@ async def stop_server(config: FactoryConfig, places: Places) -> int | None:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return pid
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: None if ended.done() else ended.set_result(None))
     try:
         async with open_client(endpoint) as client:
             await client.quit()
         async with asyncio.timeout(_DRAIN_LIMIT_S):
-            await ended
+            await wait_readable(fd)
     except TimeoutError:
         hint = f"it is process {pid}; a second SIGTERM ends it at once"
         raise DeadlineExceeded("draining the VM cache server", _DRAIN_LIMIT_S, hint=hint) from None
     finally:
-        loop.remove_reader(fd)
         os.close(fd)
     return pid

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from vmfork.host.wait import wait_readable, wait_writable
 
 _READ_SIZE = 65_536
 # A pipe that polls writable takes this much without blocking (PIPE_BUF, pipe(7)).
@@ -25,9 +22,8 @@ def is_readable_input(fd: int) -> bool:
 
 async def read_some(fd: int) -> bytes:
     """The next bytes of `fd`; empty at its end."""
-    loop = asyncio.get_running_loop()
-    await _wait(fd, loop.add_reader, loop.remove_reader)
     try:
+        await wait_readable(fd)
         return os.read(fd, _READ_SIZE)
     except OSError:  # closed, or the terminal has gone: the same as its end
         return b""
@@ -35,26 +31,13 @@ async def read_some(fd: int) -> bytes:
 
 async def write_all(fd: int, data: bytes) -> None:
     """All of `data` went to `fd`. `BrokenPipeError` when nobody reads it any more."""
-    loop = asyncio.get_running_loop()
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     rest = memoryview(data)
     while rest:
         if not poll.poll(0):
-            await _wait(fd, loop.add_writer, loop.remove_writer)
+            await wait_writable(fd)
         try:
             rest = rest[os.write(fd, rest[:_WRITE_SIZE]) :]
         except BlockingIOError:  # whoever gave it to us made it non-blocking
-            await _wait(fd, loop.add_writer, loop.remove_writer)
-
-
-async def _wait(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
-    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    try:
-        add(fd, lambda: None if ready.done() else ready.set_result(None))
-    except OSError:
-        return  # epoll refuses regular files and /dev/null (EPERM): they never wait
-    try:
-        await ready
-    finally:
-        remove(fd)
+            await wait_writable(fd)

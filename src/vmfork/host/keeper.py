@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 from vmfork.errors import DeadlineExceeded, HostError, StoreBusy, VMNotFound
 from vmfork.host.process import WatchedProcess, identify, spawn
 from vmfork.host.sockets import connect_unix, listen_unix
+from vmfork.host.wait import wait_readable
 
 if TYPE_CHECKING:
     import subprocess
@@ -271,21 +272,12 @@ def _know_nothing() -> None:
 
 async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int, ...]]:
     """The next answer with its number and what was passed with it; no answer where the keeper has ended."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not readable.done():
-            readable.set_result(None)
-
     keeper.setblocking(False)
-    loop.add_reader(keeper, wake)
     try:
-        await asyncio.wait_for(readable, _ANSWER_LIMIT_S)
+        async with asyncio.timeout(_ANSWER_LIMIT_S):
+            await wait_readable(keeper.fileno())
     except TimeoutError as error:
         raise DeadlineExceeded("an answer of the machine's keeper", _ANSWER_LIMIT_S) from error
-    finally:
-        loop.remove_reader(keeper)
     try:
         data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, 3, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:

@@ -8,6 +8,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from vmfork.host.wait import wait_readable
+
 
 async def kill_session(leader: int) -> None:
     """Every process of the session was killed and has ended; the parent of each has yet to reap it.
@@ -42,15 +44,11 @@ async def _kill_member(pid: int, leader: int) -> None:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: None if ended.done() else ended.set_result(None))
     try:
         # The pidfd pins the process: what is a member now is what gets the signal, whoever has the pid later.
         if _is_member(pid, leader):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-            await ended
+            await wait_readable(fd)
     finally:
-        loop.remove_reader(fd)
         os.close(fd)
