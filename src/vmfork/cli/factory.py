@@ -105,7 +105,7 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
 
 def _show_server(status: ServerStatus) -> None:
     pool = status.pool
-    click.echo(f"{'on' if status.on else 'off'}: VM cache server, process {status.pid}, {status.state.value}")
+    click.echo(f"{'on' if status.on else 'off'}: VM cache server, process {status.pid}, {status.state}")
     click.echo(f"endpoint: {status.endpoint}")
     if status.metrics_address:
         click.echo(f"metrics: {status.metrics_address}")

@@ -35,7 +35,7 @@ _DRAIN_LIMIT_S = 30.0
 def serve_cache(settings: Settings, *, as_json: bool) -> None:
     """Machines were served until a signal or `vmfork factory destroy`; the server drained.
 
-    With `as_json` one line on standard output tells when it serves, and where.
+    With `as_json` one line on standard output tells when it serves for the first time, and where.
     """
     config, places = settings.factory, find_places()
     if config.remote:
@@ -58,12 +58,20 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
         vms=places.vms,
     )
 
+    has_served = False
+
     def show(phase: Phase) -> None:
-        if phase is Phase.SERVING and as_json:
+        nonlocal has_served
+        if phase is Phase.SERVING and as_json and not has_served:
+            has_served = True
             ready = {"state": phase.value, "pid": os.getpid(), "endpoint": str(endpoint)}
             click.echo(json.dumps({**ready, "metrics": server.state.metrics_address}))
-        where = {Phase.SERVING: f" at {endpoint}", Phase.STARTING: f", keeping {config.cache} machines ready"}
-        click.echo(f"factory: {phase.value}{where.get(phase, '')}", err=True)
+        more = {
+            Phase.STARTING: f", keeping {config.cache} machines ready",
+            Phase.SERVING: f" at {endpoint}",
+            Phase.DEGRADED: f": {server.state.last_error}",
+        }
+        click.echo(f"factory: {phase.value}{more.get(phase, '')}", err=True)
 
     with shown_progress() as progress:
 

@@ -114,7 +114,8 @@ class Bases:
         if isinstance(error, DeadlineExceeded) and not (isinstance(base, CacheFactory) and base.is_failing):
             return
         _log.warning("%s gave no machine: %s", base.kind.name, error)
-        if (watched := self._find(base)) is None:
+        # One that is stuck says so at once, and serves again as soon as it can: a rest would be longer than that.
+        if (watched := self._find(base)) is None or (isinstance(base, CacheFactory) and base.is_stuck):
             return
         watched.health.note_failure(error)
         if watched.is_built and isinstance(error, TemplateError):

@@ -10,10 +10,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.errors import Closed, DeadlineExceeded, HostError, TemplateError, TemplateStale, VMForkError
 from vmfork.factory.capacity import check_size
 from vmfork.factory.held import CacheStatus, Held
+from vmfork.factory.kind import Rebuildable
 from vmfork.factory.line import Line, result_of
+from vmfork.factory.starter import CONCURRENCY, Starter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +25,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Machines started at once: each keeps a core busy while it starts, and callers need one too.
-CONCURRENCY = 2
-# Between two failures of the base, doubled each time up to the last.
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
 CHECK_INTERVAL_S = 5.0
 # Making a machine slows the one that was just taken. When no caller waits, the next start waits this long.
 REFILL_DELAY_S = 0.1
@@ -34,15 +32,14 @@ REFILL_DELAY_S = 0.1
 CHECK_LIMIT_S = 1.0
 # The least time a machine is given to answer, even when its caller has less: a hurried caller must not condemn it.
 LEAST_CHECK_LIMIT_S = 0.25
-PARK_LIMIT_S = 60.0
 DEFAULT_TTL_S = 3600.0
 
 
 class CacheFactory:
     """Owner of `size` parked machines of `base`, and of `base` itself.
 
-    A start that fails is tried again after a pause that doubles. A machine that died, hangs, is older than `ttl_s`
-    seconds or of another generation than `base` gives now is replaced. Use `open`; `aclose()` ends all of it.
+    A machine that died, hangs, is older than `ttl_s` seconds, or is of another generation than `base` gives now, is
+    replaced. Use `open`; `aclose()` ends all of it.
 
     A machine that is made for a waiting caller is handed over without being exercised and parked: its first program
     costs the caller 50 ms more (TCG), and exercising it first would cost him as much.
@@ -53,18 +50,20 @@ class CacheFactory:
         self._size = size
         self._ttl_s = ttl_s
         self._check_interval_s = check_interval_s
-        self._slots = asyncio.Semaphore(concurrency)
         self._line = Line()
-        self._starting: set[asyncio.Task[None]] = set()
+        self._starter = Starter(
+            base, self._line, concurrency=concurrency, on_ready=self._offer, on_failure=self._announce
+        )
         self._ending: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
         self._refilling: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
-        self._pause_s = 0.0
+        self._stuck = asyncio.Event()
+        self._unstuck = asyncio.Event()
+        self._unstuck.set()
         self._closed = False
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._last_error = ""
 
     @classmethod
     async def open(
@@ -91,12 +90,42 @@ class CacheFactory:
     @property
     def is_failing(self) -> bool:
         """Whether the last start failed."""
-        return self._pause_s > 0
+        return self._starter.is_failing
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it holds no machine and its last start failed: a caller would wait in vain."""
+        return self.is_failing and not self._line.ready
+
+    async def wait_stuck(self) -> None:
+        """It `is_stuck`."""
+        await self._stuck.wait()
+
+    async def wait_unstuck(self) -> None:
+        """It is not stuck."""
+        await self._unstuck.wait()
 
     async def refresh(self) -> None:
-        """Machines of another generation than the base gives now are gone. After an error of the base, all are."""
+        """Machines of another generation than the base gives now are gone.
+
+        After an error of the base all are, and it is raised, unless the base may be rebuilt. What was forked before its
+        template went stale runs on the emulator of its time: it stays, and is given. Raises `HostError`, with the
+        reason, when the cache is stuck.
+        """
+        await self._look()
+        if self.is_stuck:
+            raise HostError(f"{self.kind.name} holds no machine, and its last start failed: {self._starter.last_error}")
+
+    async def _look(self) -> None:
         try:
             await self._base.refresh()
+        except TemplateStale:
+            if not (self._line.ready or isinstance(self._base, Rebuildable)):
+                raise
+        except TemplateError:
+            self._drop(lambda _: "replaced")
+            if not isinstance(self._base, Rebuildable):
+                raise
         except VMForkError:
             self._drop(lambda _: "replaced")
             raise
@@ -120,7 +149,7 @@ class CacheFactory:
         wait. Cancelled, the machine stays in the cache.
         """
         self._check_open()
-        await self.refresh()
+        await self._look()
         end, waited = math.inf if timeout_s is None else time.monotonic() + timeout_s, False
         while True:
             waited |= not self._line.ready
@@ -134,13 +163,13 @@ class CacheFactory:
         """What it holds and did."""
         return CacheStatus(
             size=self._size,
-            refilling=len(self._starting),
+            refilling=self._starter.count,
             waiting=self._line.waiting,
             given=self._counts["hits"] + self._counts["misses"],
             hits=self._counts["hits"],
             misses=self._counts["misses"],
-            failed=self._counts["failed"],
-            last_error=self._last_error,
+            failed=self._starter.failed,
+            last_error=self._starter.last_error,
             dropped=dict(self._dropped),
             closed=self._closed,
             vms=tuple(held.describe() for held in self._line.ready),
@@ -156,9 +185,10 @@ class CacheFactory:
             self._refilling.cancel()
         self._line.dismiss(Closed(self.kind.name))
         self._filled.set()
-        tasks = {*self._starting, *([self._tending] if self._tending else [])}
-        for task in tasks:
-            task.cancel()
+        tasks = {*self._starter.close()}
+        if self._tending is not None:
+            self._tending.cancel()
+            tasks.add(self._tending)
         for held in self._line.clear():
             self._end(held)
         while pending := {task for task in (*tasks, *self._ending) if not task.done()}:
@@ -175,6 +205,7 @@ class CacheFactory:
         self._check_open()
         # Without a wait there is no point at which a cancellation could lose what was taken.
         if (held := self._line.take()) is not None:
+            self._announce()
             self._fill_soon()
             return held
         place = self._line.join()
@@ -198,6 +229,7 @@ class CacheFactory:
             self._fill_soon()
         elif len(self._line.ready) >= self._size:
             self._filled.set()
+        self._announce()
 
     def _put_back(self, held: Held) -> None:
         self._line.leaving.discard(held)
@@ -220,7 +252,7 @@ class CacheFactory:
         self._fill()
 
     def _late(self, what: str, timeout_s: float | None) -> DeadlineExceeded:
-        hint = f"the last start failed: {self._last_error}" if self._last_error else ""
+        hint = f"the last start failed: {self._starter.last_error}" if self._starter.last_error else ""
         return DeadlineExceeded(what, timeout_s or 0.0, hint=hint)
 
     def _check_open(self) -> None:
@@ -247,53 +279,16 @@ class CacheFactory:
 
     def _fill(self) -> None:
         """As many starts are under way as machines are missing."""
-        while not self._closed and len(self._line.ready) + len(self._starting) < self._size:
-            task = asyncio.create_task(self._start_one())
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+        while not self._closed and len(self._line.ready) + self._starter.count < self._size:
+            self._starter.start()
 
-    async def _start_one(self) -> None:
-        async with self._slots:
-            while not self._closed:
-                await asyncio.sleep(self._pause_s)
-                try:
-                    held = await self._make()
-                except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on and says so
-                    self._note_failure(error)
-                    continue
-                self._pause_s = 0.0
-                task = asyncio.current_task()
-                assert task is not None
-                # Before the offer: a caller may take the machine at once and begin the next start; this one is over.
-                self._starting.discard(task)
-                if self._closed:
-                    await held.base_vm.aclose()
-                else:
-                    self._offer(held)
-                return
-
-    async def _make(self) -> Held:
-        await self._base.refresh()
-        # Replaced while it is made, it may be of either generation: it passes for the old one, and is replaced as well.
-        generation = self._base.kind.generation
-        held = Held(await self._base.get_base_vm(), generation)
-        try:
-            if self._line.is_awaited:
-                await held.base_vm.wait_up(timeout_s=PARK_LIMIT_S)
-            # Without a wait in between it is either offered to somebody, or parked.
-            if not self._line.is_awaited:
-                await held.base_vm.park(timeout_s=PARK_LIMIT_S)
-                held.parked = True
-        except BaseException:
-            await held.base_vm.aclose()
-            raise
-        return held
-
-    def _note_failure(self, error: Exception) -> None:
-        self._counts["failed"] += 1
-        self._last_error = str(error)
-        self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
-        _log.warning("%s: a start failed, next one in %.1f s: %s", self.kind.name, self._pause_s, error)
+    def _announce(self) -> None:
+        """Whoever waits for the cache to be stuck, or not to be, goes on."""
+        for event, is_so in ((self._stuck, self.is_stuck), (self._unstuck, not self.is_stuck)):
+            if is_so:
+                event.set()
+            else:
+                event.clear()
 
     async def _tend(self) -> None:
         """Replaces machines that are too old or do not answer, from time to time. Never ends."""
@@ -301,7 +296,7 @@ class CacheFactory:
             await asyncio.sleep(self._check_interval_s)
             self._drop(lambda held: "expired" if held.age_s > self._ttl_s else None)
             try:
-                await self.refresh()
+                await self._look()
             except VMForkError:
                 pass  # a template that is gone is told by the next start
             except Exception:  # noqa: BLE001 - the machines it holds are looked at all the same
@@ -315,12 +310,14 @@ class CacheFactory:
         trouble = await _find_trouble(held, CHECK_LIMIT_S) if held in self._line.ready else None
         if trouble is not None and held in self._line.ready:
             self._line.ready.remove(held)
+            self._announce()
             self._discard(held, "unhealthy", trouble)
 
     def _drop(self, reason_of: Callable[[Held], str | None]) -> None:
         for held in list(self._line.ready):
             if (reason := reason_of(held)) is not None:
                 self._line.ready.remove(held)
+                self._announce()
                 self._discard(held, reason)
 
     def _discard(self, held: Held, reason: str, detail: str = "") -> None:

@@ -98,10 +98,12 @@ class StatusReply(_message.Message):
         STATE_STARTING: _ClassVar[StatusReply.State]
         STATE_SERVING: _ClassVar[StatusReply.State]
         STATE_DRAINING: _ClassVar[StatusReply.State]
+        STATE_DEGRADED: _ClassVar[StatusReply.State]
     STATE_UNSPECIFIED: StatusReply.State
     STATE_STARTING: StatusReply.State
     STATE_SERVING: StatusReply.State
     STATE_DRAINING: StatusReply.State
+    STATE_DEGRADED: StatusReply.State
     PID_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]

@@ -24,12 +24,15 @@ class Phase(StrEnum):
     ```
     starting    the endpoint is its own and answers; takes wait for the pool       health: NOT_SERVING
     serving     a machine is ready, or was: takes are served                       health: SERVING
+    degraded    no machine is held, the last start failed: takes are refused       health: NOT_SERVING
     draining    takes, waiting ones too, get Closed; held machines are ended       health: NOT_SERVING
     ```
+    A degraded server serves again as soon as a start succeeds.
     """
 
     STARTING = "starting"
     SERVING = "serving"
+    DEGRADED = "degraded"
     DRAINING = "draining"
 
 
@@ -69,16 +72,16 @@ class PoolStatus:
 class ServerStatus:
     """A cache server at one moment.
 
-    `on`: it serves. `traits`, `cpus` and `memory_mib` are those of its
-    machines; `fingerprint` is the digest of the traits alone, as in a template's manifest, and `kind` that of traits
-    and hardware together. `vms` are held, `live` were given and still run. Memory in bytes, over both. `metrics` are
-    the numbers that Prometheus reads, without their prefix.
+    `on`: it serves. `state` is a `Phase`, or what a newer server calls its own. `traits`, `cpus` and `memory_mib` are
+    those of its machines; `fingerprint` is the digest of the traits alone, as in a template's manifest, and `kind` that
+    of traits and hardware together. `vms` are held, `live` were given and still run. Memory in bytes, over both.
+    `metrics` are the numbers that Prometheus reads, without their prefix.
     """
 
     on: bool
     pid: int
     version: str
-    state: Phase
+    state: str
     started_at: str
     endpoint: str
     metrics_address: str = ""
@@ -107,7 +110,6 @@ class ServerStatus:
             told = json.loads(data)
             values = {
                 **_known(cls, told),
-                "state": Phase(told["state"]),
                 "pool": PoolStatus(**_known(PoolStatus, told.get("pool", {}))),
                 "vms": _machines(told.get("vms", ())),
                 "live": _machines(told.get("live", ())),

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.unit.factory.stand_in import StandInFactory
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound, TemplateStale
 from vmfork.factory import cache as cache_module
+from vmfork.factory import starter
 from vmfork.factory.cache import CacheFactory
 from vmfork.factory.capacity import check_size
 from vmfork.host import facts
@@ -21,7 +22,7 @@ LIMIT_S = 5.0
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    monkeypatch.setattr(cache_module, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(starter, "FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(cache_module, "REFILL_DELAY_S", 0.02)
     monkeypatch.setattr(cache_module, "CHECK_LIMIT_S", 0.1)
     monkeypatch.setattr(cache_module, "LEAST_CHECK_LIMIT_S", 0.05)
@@ -104,6 +105,57 @@ async def test_the_deadline_tells_the_last_failure() -> None:
             await pool.get_base_vm(timeout_s=0.05)
         assert "no room" in caught.value.hint
         assert (pool.is_failing, pool.status().waiting) == (True, 0)
+
+
+async def test_a_pool_that_is_stuck_says_so_at_once_and_goes_on_by_itself() -> None:
+    base = StandInFactory()
+    base.errors = [HostError("no room")] * 3
+    async with opened(base, 1, full=False) as pool, asyncio.timeout(LIMIT_S):
+        await pool.wait_stuck()
+        with pytest.raises(HostError, match="holds no machine, and its last start failed: no room"):
+            await pool.refresh()
+        await pool.wait_unstuck()
+        await pool.refresh()
+        await pool.wait_full()
+        # What it holds is given, whatever the starts do.
+        base.errors = [HostError("no room")] * 1000
+        await pool.get_base_vm()
+        await pool.wait_stuck()
+
+
+class Ensured(StandInFactory):
+    """A base that may be rebuilt: a build is another generation."""
+
+    async def rebuild(self) -> None:
+        self.built = getattr(self, "built", 0) + 1
+        self.refresh_error = None
+        self.next_generation = f"built {self.built}"
+
+
+@pytest.mark.parametrize(
+    "error", [TemplateStale("one", "qemu.version", "7.2.1", "7.2.2"), TemplateNotFound("one")], ids=["stale", "gone"]
+)
+async def test_a_template_that_is_gone_or_stale_is_built_again_where_that_is_allowed(error) -> None:
+    base = Ensured()
+    async with opened(base, 2) as pool:
+        base.refresh_error = error
+        given = [await pool.get_base_vm(timeout_s=LIMIT_S) for _ in range(3)]
+        # A machine of the old template runs on the emulator of its time; where the template was removed, none is given.
+        assert given[0].generation == ("one" if isinstance(error, TemplateStale) else "built 1")
+        assert given[2].generation == "built 1"
+        await pool.wait_full(timeout_s=LIMIT_S)
+        assert pool.status().failed == 0
+
+
+async def test_a_stale_template_that_may_not_be_built_gives_what_is_held_and_then_its_reason() -> None:
+    base = StandInFactory()
+    async with opened(base, 2) as pool:
+        base.refresh_error = TemplateStale("one", "qemu.version", "7.2.1", "7.2.2")
+        for _ in range(2):
+            await pool.get_base_vm(timeout_s=LIMIT_S)
+        with pytest.raises(TemplateStale):
+            await pool.get_base_vm(timeout_s=LIMIT_S)
+        base.refresh_error = None
 
 
 async def test_no_time_at_all_takes_what_is_ready_and_waits_for_nothing() -> None:
@@ -332,7 +384,7 @@ async def test_many_takers_cancelled_at_random_lose_and_double_nothing() -> None
         await pool.wait_full(timeout_s=LIMIT_S)
         assert len(given) == len(set(map(id, given))) == pool.status().given
         assert not pool._line.leaving
-        await until(lambda: not pool._starting)
+        await until(lambda: not pool._starter.count)
         assert len(base.alive()) == len(given) + pool.status().ready
 
 

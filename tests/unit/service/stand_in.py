@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from vmfork.errors import Closed, DeadlineExceeded, VMForkError
+from vmfork.errors import Closed, DeadlineExceeded, HostError, VMForkError
 from vmfork.factory.held import CachedVM, CacheStatus
 from vmfork.factory.kind import Kind
 from vmfork.host.process import ProcessIdentity
@@ -73,6 +73,7 @@ class StandInPool:
         self.detaching = asyncio.Event()
         self.detaching.set()
         self.filled = asyncio.Event()
+        self.stuck, self.unstuck = asyncio.Event(), asyncio.Event()
         self.changed = asyncio.Condition()
         self.given, self.waiting, self.closed = 0, 0, False
         self.made = 0
@@ -112,7 +113,14 @@ class StandInPool:
         )
 
     async def refresh(self) -> None:
-        pass
+        if self.stuck.is_set():
+            raise HostError("cache of nothing holds no machine, and its last start failed: no room")
+
+    async def wait_stuck(self) -> None:
+        await self.stuck.wait()
+
+    async def wait_unstuck(self) -> None:
+        await self.unstuck.wait()
 
     async def wait_full(self, *, timeout_s: float) -> None:
         try:

@@ -32,6 +32,7 @@ CONFIG_VERSION = 1
 _PHASES = {
     Phase.STARTING: pb.StatusReply.STATE_STARTING,
     Phase.SERVING: pb.StatusReply.STATE_SERVING,
+    Phase.DEGRADED: pb.StatusReply.STATE_DEGRADED,
     Phase.DRAINING: pb.StatusReply.STATE_DRAINING,
 }
 

@@ -30,6 +30,8 @@ async def serve(
         match phase:
             case Phase.SERVING:
                 notify("READY=1", f"STATUS=serving at {server.endpoint}")
+            case Phase.DEGRADED:
+                notify(f"STATUS=degraded: {server.state.last_error}")
             case Phase.DRAINING:
                 notify("STOPPING=1", "STATUS=draining")
             case _:

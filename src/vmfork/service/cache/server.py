@@ -101,9 +101,19 @@ class CacheServer:
         if pool is not None:
             stack.push_async_callback(pool.aclose)
             await self._unless_quit(_wait_ready(pool))
-        if not self._quitting.is_set():
+        if pool is not None and not self._quitting.is_set():
+            await self._unless_quit(self._attend(pool, on_change))
+
+    async def _attend(self, pool: CacheFactory, on_change: Callable[[Phase], None]) -> None:
+        await asyncio.gather(self._follow(pool, on_change), self._sweep())
+
+    async def _follow(self, pool: CacheFactory, on_change: Callable[[Phase], None]) -> None:
+        """The server is degraded while its pool is stuck, and serves otherwise. Never ends."""
+        while True:
             await self._enter(Phase.SERVING, on_change)
-            await self._unless_quit(self._sweep())
+            await pool.wait_stuck()
+            await self._enter(Phase.DEGRADED, on_change)
+            await pool.wait_unstuck()
 
     async def _sweep(self) -> None:
         """Removes what machines left behind whose takers were killed, from time to time. Never ends."""

@@ -46,6 +46,11 @@ class ServerState:
         if phase is Phase.DRAINING:
             self._opened.set()  # calls that wait for a pool are refused
 
+    @property
+    def last_error(self) -> str:
+        """Why the last start of a machine that failed did; empty where all succeeded."""
+        return self.pool.status().last_error if self.pool else ""
+
     def open(self, pool: CacheFactory | None) -> None:
         """`pool` serves the calls from now on; `None` where the start was broken off."""
         self.pool = pool
@@ -71,7 +76,7 @@ class ServerState:
             on=self.phase is Phase.SERVING,
             pid=os.getpid(),
             version=self.version,
-            state=self.phase,
+            state=self.phase.value,
             started_at=self._started_at.isoformat(timespec="milliseconds"),
             endpoint=str(self._endpoint),
             metrics_address=self.metrics_address,

@@ -78,6 +78,32 @@ async def test_takes_wait_for_the_start_and_health_tells_it(running_server, clie
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_a_stuck_pool_is_told_at_once_until_it_goes_on(running_server, client, endpoint) -> None:
+    """Each client waited its whole time limit at each request, and the server said that it was on."""
+    async with running_server() as running, grpc.aio.insecure_channel(f"unix:{endpoint}") as channel:
+        pool, stub = running.pool, health_pb2_grpc.HealthStub(channel)
+        pool.ready.clear()
+        pool.unstuck.clear()
+        pool.stuck.set()
+        await running.wait_for("degraded")
+        status = await client.status()
+        assert (status.on, status.state, status.pool.last_error) == (False, Phase.DEGRADED, "no room")
+        reply = await stub.Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        begun = time.monotonic()
+        with pytest.raises(HostError, match="its last start failed: no room"):
+            await client.get_base_vm(timeout_s=30)
+        assert time.monotonic() - begun < 5
+        pool.stuck.clear()
+        pool.unstuck.set()
+        async with asyncio.timeout(5):
+            while running.states[-1] != "serving":
+                await asyncio.sleep(0)
+        assert (await client.status()).on
+        reply = await stub.Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
 async def test_health_watchers_see_the_drain(running_server, client, endpoint) -> None:
     async with grpc.aio.insecure_channel(f"unix:{endpoint}") as channel:
         seen = []

@@ -1,0 +1,130 @@
+"""Starts machines of a base for a pool, a few at once, and goes on after failures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from vmfork.errors import TemplateError
+from vmfork.factory.held import Held
+from vmfork.factory.kind import Rebuildable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmfork.factory.kind import Base
+    from vmfork.factory.line import Line
+
+_log = logging.getLogger(__name__)
+
+# Machines started at once: each keeps a core busy while it starts, and callers need one too.
+CONCURRENCY = 2
+# Between two failures of the base, doubled each time up to the last.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+PARK_LIMIT_S = 60.0
+
+
+class Starter:
+    """Owner of the starts under way. A machine that is up goes to `on_ready`, and is not the starter's any more.
+
+    A start that fails is tried again after a pause that doubles. A base that may be rebuilt is, where what its machines
+    are made from is gone or does not fit. `on_failure` is called after each failure.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        line: Line,
+        *,
+        concurrency: int,
+        on_ready: Callable[[Held], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self.failed = 0
+        self.last_error = ""
+        self._base = base
+        self._line = line
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._slots = asyncio.Semaphore(concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pause_s = 0.0
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        """Starts under way, pauses included."""
+        return len(self._tasks)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last start failed."""
+        return self._pause_s > 0
+
+    def start(self) -> None:
+        """One more start is under way."""
+        task = asyncio.create_task(self._run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> Iterable[asyncio.Task[None]]:
+        """The starts are being broken off. They are over when these tasks are done."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        return (*self._tasks,)
+
+    async def _run(self) -> None:
+        async with self._slots:
+            while not self._closed:
+                await asyncio.sleep(self._pause_s)
+                try:
+                    held = await self._make()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on and says so
+                    self._note_failure(error)
+                    continue
+                self._pause_s = 0.0
+                task = asyncio.current_task()
+                assert task is not None
+                # Before the offer: a caller may take the machine at once and begin the next start; this one is over.
+                self._tasks.discard(task)
+                if self._closed:
+                    await held.base_vm.aclose()
+                else:
+                    self._on_ready(held)
+                return
+
+    async def _make(self) -> Held:
+        await self._renew()
+        # Replaced while it is made, it may be of either generation: it passes for the old one, and is replaced as well.
+        generation = self._base.kind.generation
+        held = Held(await self._base.get_base_vm(), generation)
+        try:
+            if self._line.is_awaited:
+                await held.base_vm.wait_up(timeout_s=PARK_LIMIT_S)
+            # Without a wait in between it is either offered to a caller, or parked.
+            if not self._line.is_awaited:
+                await held.base_vm.park(timeout_s=PARK_LIMIT_S)
+                held.parked = True
+        except BaseException:
+            await held.base_vm.aclose()
+            raise
+        return held
+
+    async def _renew(self) -> None:
+        """The base gives machines of today. What they are made from was made again, where it must be and may be."""
+        try:
+            await self._base.refresh()
+        except TemplateError as error:
+            if not isinstance(self._base, Rebuildable):
+                raise
+            _log.warning("%s is built again: %s", self._base.kind.name, error)
+            await self._base.rebuild()
+
+    def _note_failure(self, error: Exception) -> None:
+        self.failed += 1
+        self.last_error = str(error)
+        self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
+        _log.warning("%s: a start failed, next one in %.1f s: %s", self._base.kind.name, self._pause_s, self.last_error)
+        self._on_failure()
