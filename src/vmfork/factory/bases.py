@@ -15,7 +15,7 @@ from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
 from vmfork.factory.kind import Listener
 from vmfork.factory.remote import RemoteFactory
-from vmfork.factory.template import TemplateFactory
+from vmfork.factory.template import BuiltTemplateFactory, TemplateFactory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,10 +169,15 @@ class Bases:
     def _may_build(self) -> bool:
         return self._config.template and self._config.build == "background" and not self._fetch_only
 
+    @property
+    def _kept(self) -> type[TemplateFactory]:
+        """What keeps the template that may be built: a pool has it built when it needs it, else requests do."""
+        return BuiltTemplateFactory if self._config.cache else TemplateFactory
+
     async def _use_or_build(self) -> None:
         config = self._config
         try:
-            base = await TemplateFactory.fetch(config.template_name, config.vm, instance=self._instance)
+            base = await self._kept.fetch(config.template_name, config.vm, instance=self._instance)
         except TemplateError:
             self._build.begin()
         else:
@@ -184,7 +189,7 @@ class Bases:
 
     async def _build_template(self) -> None:
         config = self._config
-        made = await TemplateFactory.ensure(config.template_name, config.vm, instance=self._instance)
+        made = await self._kept.ensure(config.template_name, config.vm, instance=self._instance)
         watched = next((watched for watched in self._watched if watched.is_built), None)
         if watched is None:
             await self._add(made, is_built=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.factory.cache import CacheFactory
 from vmfork.factory.direct import DirectFactory
-from vmfork.factory.template import TemplateFactory
+from vmfork.factory.template import BuiltTemplateFactory
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
-    """A pool that fills, over the template (which was built where it was missing) or over direct boots.
+    """A pool that fills, over the template or over direct boots.
 
-    A server that starts again finds its template there: that is no error, unlike in `vmfork factory init` without a
-    cache. `ConfigError` when the host has not the memory for so many.
+    The template is built where it is missing or does not fit, now or later. One that is there is no error, unlike in
+    `vmfork factory init` without a cache: a server that starts again finds its own. Raises `ConfigError` when the host
+    has no memory for so many machines.
     """
     base: Base
     if config.template:
-        base = await TemplateFactory.ensure(config.template_name, config.vm, instance=instance)
+        base = await BuiltTemplateFactory.ensure(config.template_name, config.vm, instance=instance)
     else:
         base = await DirectFactory.open(config.vm, instance=instance)
     return await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s)
