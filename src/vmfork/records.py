@@ -8,6 +8,7 @@ version among its fields, which is compared before the rest is read.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -38,17 +39,29 @@ def _plain(value: object) -> object:
 def _read_value(kind: Any, found: Any, name: str) -> Any:
     if is_dataclass(kind):
         return _read_fields(kind, found, name)
-    if get_origin(kind) in (Union, UnionType):
-        return None if found is None else _read_value(next(k for k in get_args(kind) if k is not NoneType), found, name)
-    if get_origin(kind) is tuple and isinstance(found, list):
-        return tuple(_read_value(get_args(kind)[0], each, name) for each in found)
+    if (origin := get_origin(kind)) is not None:
+        return _read_generic(origin, get_args(kind), found, name)
     if kind is UUID and isinstance(found, str):
         return UUID(found)
     if kind is float and type(found) is int:
         return float(found)
-    if type(found) is not kind:
-        raise ValueError(f"{name} is {found!r}")
+    if kind is not Any and type(found) is not kind:
+        raise _wrong(name, found)
     return found
+
+
+def _read_generic(origin: Any, inside: tuple[Any, ...], found: Any, name: str) -> Any:
+    if origin in (Union, UnionType):
+        return None if found is None else _read_value(next(k for k in inside if k is not NoneType), found, name)
+    if origin is tuple and isinstance(found, list):
+        return tuple(_read_value(inside[0], each, name) for each in found)
+    if origin is Mapping and isinstance(found, dict):
+        return {key: _read_value(inside[1], each, f"{name}.{key}") for key, each in found.items()}
+    raise _wrong(name, found)
+
+
+def _wrong(name: str, found: Any) -> ValueError:
+    return ValueError(f"{name} is {found!r}")
 
 
 def _read_fields(kind: Any, found: Any, name: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,6 +17,8 @@ from vmfork.records import read_record, write_record
 class Inner:
     uuid: UUID
     words: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    whatever: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Outer:
     yes: bool = False
 
 
-VALUE = Outer(Inner(uuid4(), ("a", "b")), 3, 0.5, Inner(uuid4()), "n", True)
+VALUE = Outer(Inner(uuid4(), ("a", "b"), {"c": 1}, {"d": [None, 2.5]}), 3, 0.5, Inner(uuid4()), "n", True)
 
 
 @pytest.mark.parametrize("value", [VALUE, Outer(Inner(uuid4()), 0, 1.0)])
@@ -65,6 +69,8 @@ def test_a_whole_number_is_a_number_of_seconds() -> None:
         ({"inner": {"uuid": "x"}}, "badly formed"),
         ({"inner": {"uuid": str(uuid4()), "words": "ab"}}, r"inner\.words"),
         ({"inner": {"uuid": str(uuid4()), "words": [1]}}, r"inner\.words"),
+        ({"inner": {"uuid": str(uuid4()), "counts": {"a": "b"}}}, r"inner\.counts\.a is 'b'"),
+        ({"inner": {"uuid": str(uuid4()), "counts": [1]}}, r"inner\.counts"),
         ({"maybe": 7}, "maybe"),
     ],
 )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from vmfork.config import find_places
 from vmfork.config.endpoint import find_endpoint
@@ -15,6 +14,7 @@ from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.base import BaseVM
 from vmfork.machine.handle import VMHandle
+from vmfork.records import read_record
 from vmfork.rpc.errors import OtherKind
 from vmfork.rpc.packages import open_client
 
@@ -107,21 +107,18 @@ class RemoteFactory:
                 f"{reply.config_version} (vmfork {reply.server_version}); this vmfork knows {_CONFIG_VERSION}",
                 hint="run the same vmfork on both sides",
             )
-        self.kind = Kind(
-            name=f"remote {reply.name}",
-            image=json.loads(reply.config)["image"],
-            traits=dict(reply.traits),
-            hardware=_read_hardware(json.loads(reply.hardware)),
-            generation=reply.fingerprint,
-            # The server has counted their memory already.
-            shares_memory=True,
-        )
-
-
-def _read_hardware(told: Mapping[str, Any]) -> Hardware:
-    known = {field.name for field in fields(Hardware)}
-    values: dict[str, Any] = {}
-    for key, value in told.items():
-        if key in known:
-            values[key] = tuple(value) if isinstance(value, list) else value
-    return Hardware(**values)
+        try:
+            self.kind = Kind(
+                name=f"remote {reply.name}",
+                image=json.loads(reply.config)["image"],
+                traits=dict(reply.traits),
+                hardware=read_record(Hardware, reply.hardware),
+                generation=reply.fingerprint,
+                # The server has counted their memory already.
+                shares_memory=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise HostError(
+                f"the VM cache server at {self._client.endpoint} does not say what it holds: {error}",
+                hint="run the same vmfork on both sides",
+            ) from error

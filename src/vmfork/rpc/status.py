@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vmfork.errors import HostError
+from vmfork.records import read_record, write_record
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from _typeshed import DataclassInstance
-
-# Fields are only ever added: a reader ignores those that it does not know, and takes the defaults of those it misses.
+# Raised when a field changes its meaning. Fields that are added need no other version: see `records`.
 VERSION = 1
 
 
@@ -99,7 +95,7 @@ class ServerStatus:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return write_record(self)
 
     @classmethod
     def from_json(cls, data: bytes, *, version: int) -> Self:
@@ -107,24 +103,9 @@ class ServerStatus:
         if version != VERSION:
             raise _unreadable(f"it has version {version}, and this vmfork knows {VERSION}")
         try:
-            told = json.loads(data)
-            values = {
-                **_known(cls, told),
-                "pool": PoolStatus(**_known(PoolStatus, told.get("pool", {}))),
-                "vms": _machines(told.get("vms", ())),
-                "live": _machines(told.get("live", ())),
-            }
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return read_record(cls, data)
+        except ValueError as error:
             raise _unreadable(str(error)) from error
-
-
-def _machines(told: Iterable[Mapping[str, Any]]) -> tuple[MachineStatus, ...]:
-    return tuple(MachineStatus(**_known(MachineStatus, vm)) for vm in told)
-
-
-def _known(kind: type[DataclassInstance], told: Mapping[str, Any]) -> dict[str, Any]:
-    return {each.name: told[each.name] for each in fields(kind) if each.name in told}
 
 
 def _unreadable(reason: str) -> HostError:

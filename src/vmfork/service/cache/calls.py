@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from vmfork.errors import TemplateStale
+from vmfork.records import write_record
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.client import GRACE_S
 from vmfork.rpc.faults import to_status
@@ -49,14 +48,14 @@ class Calls:
             kind = (await self._state.get_pool(_limit_of(context))).kind
             return pb.ConfigReply(
                 config_version=CONFIG_VERSION,
-                config=json.dumps(asdict(self._state.config)).encode(),
+                config=write_record(self._state.config),
                 traits=dict(kind.traits),
                 cpus=kind.hardware.cpus,
                 memory_mib=kind.hardware.memory_mib,
                 max_cpus=kind.hardware.max_cpus,
                 max_memory_mib=kind.hardware.max_memory_mib,
                 server_version=self._state.version,
-                hardware=json.dumps(asdict(kind.hardware)).encode(),
+                hardware=write_record(kind.hardware),
                 name=kind.name,
                 fingerprint=kind.digest,
             )
