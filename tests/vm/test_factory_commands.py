@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 
-from tests.vm.cli_runner import left_of, vmfork
+from tests.vm.cli_runner import Running, left_of, vmfork
 
 pytestmark = pytest.mark.vm
 
@@ -43,3 +46,43 @@ def test_init_of_a_client_says_where_the_template_is_built() -> None:
     assert done.status == 2
     assert "no template to build" in done.err
     assert "run this where it serves" in done.err
+
+
+def test_status_tells_what_becomes_of_requests_and_what_forks_save(settings) -> None:
+    def status(**more) -> dict[str, object]:
+        return json.loads(vmfork("factory", "status", "--json", env={**settings, **more}).check().out)
+
+    vmfork("factory", "init", env=settings).check()
+    alone = status()
+    assert (alone["requests"], alone["differs"], alone["forks"], alone["memory_saved_bytes"]) == ("exact", [], 0, 0)
+    for more, requests, differs in (
+        ({"VMFORK_VM_KERNEL_ARGS": "quiet"}, "booted", ["kernel_args"]),
+        ({"VMFORK_VM_RESEED": "none", "VMFORK_VM_ASLR": "on"}, "booted", ["reseed", "aslr"]),
+        ({"VMFORK_VM_MEMORY_MIB": "320"}, "booted", ["memory_mib"]),
+        ({"VMFORK_VM_MEMORY_MIB": "192"}, "refused", ["memory_mib"]),
+        ({"VMFORK_VM_MEMORY_MIB": "192", "VMFORK_FACTORY_OVERSIZE": "allow"}, "larger", ["memory_mib"]),
+    ):
+        found = status(**more)
+        assert (found["requests"], found["differs"]) == (requests, differs), more
+    shown = vmfork("factory", "status", env={**settings, "VMFORK_VM_KERNEL_ARGS": "quiet"}).check().out
+    assert "it differs from the configuration in kernel_args: such requests are booted" in shown
+    program = ("sh", "-c", "cat /bin/* > /dev/null; echo up; read l")
+    with (
+        Running("run", "-t", "own", *program, stdin=subprocess.PIPE) as one,
+        Running("run", "-t", "own", *program, stdin=subprocess.PIPE) as other,
+    ):
+        for fork in (one, other):
+            fork.wait_for("up", fd=1)
+        found = status()
+        assert found["forks"] == 2
+        assert found["memory_shared_bytes"] > found["memory_saved_bytes"] >= 0
+        assert "forks alive: 2" in vmfork("factory", "status", env=settings).check().out
+        for fork in (one, other):
+            fork.end(input=b"\n").check()
+    assert status()["forks"] == 0
+
+
+def test_status_of_a_client_says_that_no_server_is_there(tmp_path) -> None:
+    env = {"VMFORK_FACTORY_REMOTE": "true", "VMFORK_FACTORY_ENDPOINT": str(tmp_path / "none.sock")}
+    done = vmfork("factory", "status", env=env)
+    assert (done.status, done.out) == (3, f"off: no VM cache server is at {tmp_path}/none.sock\n")

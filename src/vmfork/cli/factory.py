@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from vmfork.api.template import Template
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, config_option, get_settings, json_option, prepare_image
 from vmfork.cli.serve import ask_status, serve_cache, stop_server
 from vmfork.cli.show import show_json, show_table, shown_progress
-from vmfork.config import find_places
-from vmfork.errors import ConfigError, TemplateNotFound, VMForkError
+from vmfork.config import Instance, find_places
+from vmfork.config.endpoint import find_endpoint
+from vmfork.errors import ConfigError, TemplateNotFound
 from vmfork.factory.setup import build_template, check_templates
+from vmfork.factory.status import TemplateStatus, find_statuses
 from vmfork.store import TemplateStore
 from vmfork.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
 
 _OFF = 3
+# What a request becomes, in the words of people.
+_BECOMES = {
+    "exact": "forked as they are",
+    "grown": "forked and grown",
+    "larger": "given the larger machine",
+    "refused": "refused (oversize)",
+    "booted": "booted",
+}
 
 
 @click.group("factory", cls=VerbGroup)
@@ -69,16 +77,18 @@ def status(config_file: Path | None, as_json: bool) -> int:
         else:
             _show_server(served)
         return 0 if served.on else _OFF
-    found = run_async(_find_template(config))
-    if as_json:
-        show_json(found)
-    elif found["on"]:
-        click.echo(f"on: template {found['template']}, {found['cpus']} CPU, {found['memory_mib']} MiB")
-        if found["differs"]:
-            click.echo(f"it differs from the configuration in {', '.join(found['differs'])}: such requests are booted")
+    if config.remote and config.cache == 0:
+        endpoint = find_endpoint(config.endpoint, find_places())
+        found = (_off("no-server", f"no VM cache server is at {endpoint}"),)
     else:
-        click.echo(f"off: {found['reason']}")
-    return 0 if found["on"] else _OFF
+        statuses = run_async(find_statuses(config, instance=Instance(find_places())))
+        found = statuses or (_off("not-configured", "factory.template is false: machines are booted"),)
+    if as_json:
+        show_json(asdict(found[0]) | {"templates": [asdict(status) for status in found[1:]]})
+    else:
+        for status in found:
+            _show_template(status)
+    return 0 if all(status.on for status in found) else _OFF
 
 
 @command.command("destroy")
@@ -101,6 +111,23 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
     if stopped is not None:
         click.echo(f"ended the VM cache server, process {stopped}")
     click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
+
+
+def _off(code: str, reason: str) -> TemplateStatus:
+    return TemplateStatus(on=False, template="", code=code, reason=reason)
+
+
+def _show_template(status: TemplateStatus) -> None:
+    if not status.on:
+        click.echo(f"off: {status.reason}")
+        return
+    click.echo(f"on: template {status.template}, {status.cpus} CPU, {status.memory_mib} MiB")
+    if status.differs:
+        differing = ", ".join(status.differs)
+        click.echo(f"it differs from the configuration in {differing}: such requests are {_BECOMES[status.requests]}")
+    if status.forks:
+        saved = format_bytes(status.memory_saved_bytes)
+        click.echo(f"forks alive: {status.forks}, which save {saved} by sharing its memory")
 
 
 def _show_server(status: ServerStatus) -> None:
@@ -129,26 +156,3 @@ async def _build(settings: Settings, progress: ProgressListener) -> None:
     await check_templates(config, places=places)
     await prepare_image(settings, progress)
     await build_template(config, places=places, progress=progress)
-
-
-async def _find_template(config: FactoryConfig) -> dict[str, Any]:
-    off: dict[str, Any] = {"on": False, "template": config.template_name}
-    if not config.template:
-        return off | {"code": "not-configured", "reason": "factory.template is false: machines are booted"}
-    try:
-        template = await Template.open(config.template_name, config=config.vm)
-    except VMForkError as error:
-        return off | {"code": error.code, "reason": error.message}
-    m = template.manifest
-    return {
-        "on": True,
-        "template": m.name,
-        "generation": m.generation,
-        "created_at": m.created_at,
-        "image": m.image,
-        "cpus": m.cpus,
-        "memory_mib": m.memory_mib,
-        "memory_allocated_bytes": m.memory_allocated_bytes,
-        "fingerprint": m.fingerprint,
-        "differs": [key for key in ("image", "cpus", "memory_mib") if getattr(m, key) != getattr(config.vm, key)],
-    }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from vmfork.errors import ImageCorrupt, ImageNotFound
+from vmfork.image import ImageStore
 from vmfork.machine.growth import Lack, find_lack
 from vmfork.machine.plan import wanted_traits
 from vmfork.machine.traits import image_traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vmfork.config import VMConfig
     from vmfork.factory.kind import Base, Kind
@@ -56,14 +59,25 @@ class Want:
     config: VMConfig
     image: Image | None
 
-    def find_difference(self, kind: Kind) -> str | None:
-        """The first trait in which machines of `kind` are not what is asked for, or `None`."""
+    @classmethod
+    def of(cls, config: VMConfig, *, images_dir: Path) -> Self:
+        """What `config` asks for, given the images that are here. A client of a server may have none."""
+        try:
+            return cls(config, ImageStore(images_dir).open(config.image))
+        except (ImageNotFound, ImageCorrupt):
+            return cls(config, None)
+
+    def find_differences(self, kind: Kind) -> tuple[str, ...]:
+        """The traits in which machines of `kind` are not what is asked for; sizes are no traits.
+
+        An image is compared by its content, and by its name where it is not here.
+        """
         wanted = wanted_traits(self.config, machine=kind.hardware.machine, accel=kind.hardware.accel)
         if self.image is not None:
             wanted |= image_traits(self.image)
         elif self.config.image != kind.image:
-            return "image"
-        return next((trait for trait, value in wanted.items() if kind.traits.get(trait) != value), None)
+            return ("image",)
+        return tuple(trait for trait, value in wanted.items() if kind.traits.get(trait) != value)
 
 
 def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Miss:
@@ -75,8 +89,8 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
     misses: list[Miss] = []
     for base in bases:
         kind = base.kind
-        if (trait := want.find_difference(kind)) is not None:
-            misses.append(Miss(trait))
+        if differing := want.find_differences(kind):
+            misses.append(Miss(differing[0]))
             continue
         found = judge_size(kind.hardware, want.config)
         if isinstance(found, Lack):

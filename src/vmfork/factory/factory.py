@@ -14,8 +14,6 @@ from vmfork.errors import (
     Closed,
     ConfigError,
     DeadlineExceeded,
-    ImageCorrupt,
-    ImageNotFound,
     TemplateError,
     TemplateStale,
     VMForkError,
@@ -25,7 +23,6 @@ from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
-from vmfork.image import ImageStore
 from vmfork.machine.request import ForkRequest
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.factory.choice import Choice
     from vmfork.hypervisor.base import Hardware
-    from vmfork.image import Image
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
 
@@ -187,7 +183,7 @@ class Factory:
         ready = await self._bases.find_ready()
         if isinstance(ready, Miss):
             return ready
-        want = Want(request.config, self._find_image(request.config.image))
+        want = Want.of(request.config, images_dir=self._instance.places.images)
         return choose(ready, want, oversize=self.config.oversize == "allow")
 
     async def _give(self, choice: Choice, request: _Request) -> VM:
@@ -215,13 +211,6 @@ class Factory:
         adopted = await base_vm.adopt(request.fork, timeout_s=request.config.boot_timeout_s)
         self._counts.given["direct"] += 1
         return VM(*adopted)
-
-    def _find_image(self, name: str) -> Image | None:
-        """The image as it is on this host now. A client of a server may do without; then names are compared."""
-        try:
-            return ImageStore(self._instance.places.images).open(name)
-        except (ImageNotFound, ImageCorrupt):
-            return None
 
     def _note_fallback(self, reason: str) -> None:
         self._counts.fallbacks[reason] += 1

@@ -1,0 +1,104 @@
+"""What the templates of a factory are good for now, and what they save."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.errors import VMForkError
+from vmfork.factory.choice import Choice, Oversize, Want, choose
+from vmfork.factory.template import TemplateFactory
+from vmfork.host.memory import read_memory
+from vmfork.machine.folder import list_records
+from vmfork.template.source import Source
+from vmfork.units import MIB
+
+if TYPE_CHECKING:
+    from vmfork.config import FactoryConfig, Instance
+    from vmfork.factory.kind import Kind
+    from vmfork.machine.folder import VMRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateStatus:
+    """One template: whether it can be forked here (`on`), else why not (`code` of the error, `reason`).
+
+    `requests` is what becomes of a request of the configuration: `exact`, `grown` or `larger` when it is forked,
+    `booted` or `refused` otherwise, and `differs` what in. `forks` are alive, whoever made them;
+    `memory_shared_bytes` is what their RAM reads from the template's pages, each fork counted, and
+    `memory_saved_bytes` how much more memory they would take without sharing them.
+    """
+
+    on: bool
+    template: str
+    code: str = ""
+    reason: str = ""
+    generation: str = ""
+    created_at: str = ""
+    image: str = ""
+    cpus: int = 0
+    memory_mib: int = 0
+    memory_allocated_bytes: int = 0
+    fingerprint: str = ""
+    requests: str = ""
+    differs: tuple[str, ...] = ()
+    forks: int = 0
+    memory_shared_bytes: int = 0
+    memory_saved_bytes: int = 0
+
+
+async def find_statuses(config: FactoryConfig, *, instance: Instance) -> tuple[TemplateStatus, ...]:
+    """A status of each template that the configuration names, its own first. Nothing is built or changed."""
+    names = (*([config.template_name] if config.template else []), *config.templates)
+    return tuple([await _find_status(name, config, instance) for name in names])
+
+
+async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> TemplateStatus:
+    try:
+        source = await Source.open(name, config=config.vm, instance=instance)
+    except VMForkError as error:
+        return TemplateStatus(on=False, template=name, code=error.code, reason=error.message)
+    m, base = source.manifest, TemplateFactory(source, config.vm, instance)
+    want = Want.of(config.vm, images_dir=instance.places.images)
+    found = choose([base], want, oversize=config.oversize == "allow")
+    forks, shared = await asyncio.to_thread(_read_forks, name, instance)
+    return TemplateStatus(
+        on=True,
+        template=name,
+        generation=m.generation,
+        created_at=m.created_at,
+        image=m.image,
+        cpus=m.cpus,
+        memory_mib=m.memory_mib,
+        memory_allocated_bytes=m.memory_allocated_bytes,
+        fingerprint=m.fingerprint,
+        requests=found.match if isinstance(found, Choice) else "refused" if isinstance(found, Oversize) else "booted",
+        differs=_find_differences(base.kind, want),
+        forks=forks,
+        memory_shared_bytes=shared,
+        # The pages themselves are there once, however many read them.
+        memory_saved_bytes=max(0, shared - m.memory_allocated_bytes),
+    )
+
+
+def _find_differences(kind: Kind, want: Want) -> tuple[str, ...]:
+    """All in which the template is not what the configuration asks for, sizes included."""
+    have, config = kind.hardware, want.config
+    sizes = [key for key in ("cpus", "memory_mib") if getattr(have, key) != getattr(config, key)]
+    image = ["image"] if kind.image != config.image else []
+    return (*image, *sizes, *(trait for trait in want.find_differences(kind) if trait != "image"))
+
+
+def _read_forks(template: str, instance: Instance) -> tuple[int, int]:
+    """How many forks of the template are alive, and the bytes of their RAM that are the template's pages."""
+    records = [record for record in list_records(instance.places.vms) if record.template == template]
+    return len(records), sum(_read_shared(record) for record in records)
+
+
+def _read_shared(record: VMRecord) -> int:
+    with suppress(OSError):  # it has ended
+        ram_bytes = record.facts.hardware.base_memory_mib * MIB
+        return read_memory(record.pid, ram_inode=record.facts.ram_inode, ram_bytes=ram_bytes).guest_shared
+    return 0
