@@ -22,6 +22,7 @@ from vmfork.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
@@ -77,12 +78,7 @@ def status(config_file: Path | None, as_json: bool) -> int:
         else:
             _show_server(served)
         return 0 if served.on else _OFF
-    if config.remote and config.cache == 0:
-        endpoint = find_endpoint(config.endpoint, find_places())
-        found = (_off("no-server", f"no VM cache server is at {endpoint}"),)
-    else:
-        statuses = run_async(find_statuses(config, instance=Instance(find_places())))
-        found = statuses or (_off("not-configured", "factory.template is false: machines are booted"),)
+    found = _find_statuses(config)
     if as_json:
         show_json(asdict(found[0]) | {"templates": [asdict(status) for status in found[1:]]})
     else:
@@ -111,6 +107,16 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
     if stopped is not None:
         click.echo(f"ended the VM cache server, process {stopped}")
     click.echo(f"removed template {name}" if destroyed else f"nothing to do: there is no template {name}")
+
+
+def _find_statuses(config: FactoryConfig) -> tuple[TemplateStatus, ...]:
+    """At least one: what keeps the factory off, where it has no template to look at."""
+    places = find_places()
+    if config.remote and config.cache == 0:
+        endpoint = find_endpoint(config.endpoint, places)
+        return (_off("no-server", f"no VM cache server is at {endpoint}"),)
+    found = run_async(find_statuses(config, instance=Instance(places)))
+    return found or (_off("not-configured", "factory.template is false: machines are booted"),)
 
 
 def _off(code: str, reason: str) -> TemplateStatus:
