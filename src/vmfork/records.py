@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 T = TypeVar("T")
@@ -53,6 +53,8 @@ def _read_value(kind: Any, found: Any, name: str) -> Any:
 def _read_generic(origin: Any, inside: tuple[Any, ...], found: Any, name: str) -> Any:
     if origin in (Union, UnionType):
         return None if found is None else _read_value(next(k for k in inside if k is not NoneType), found, name)
+    if origin is Literal and found in inside:
+        return found
     if origin is tuple and isinstance(found, list):
         return tuple(_read_value(inside[0], each, name) for each in found)
     if origin is Mapping and isinstance(found, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
@@ -29,6 +29,7 @@ class Outer:
     maybe: Inner | None = None
     name: str = field(default_factory=lambda: "made")
     yes: bool = False
+    either: Literal["one", "two"] = "one"
 
 
 VALUE = Outer(Inner(uuid4(), ("a", "b"), {"c": 1}, {"d": [None, 2.5]}), 3, 0.5, Inner(uuid4()), "n", True)
@@ -72,6 +73,7 @@ def test_a_whole_number_is_a_number_of_seconds() -> None:
         ({"inner": {"uuid": str(uuid4()), "counts": {"a": "b"}}}, r"inner\.counts\.a is 'b'"),
         ({"inner": {"uuid": str(uuid4()), "counts": [1]}}, r"inner\.counts"),
         ({"maybe": 7}, "maybe"),
+        ({"either": "three"}, "either is 'three'"),
     ],
 )
 def test_a_damaged_field_is_named(values, named) -> None:

@@ -16,7 +16,7 @@ from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import ConfigError, TemplateNotFound
 from vmfork.factory.setup import build_template, check_templates
 from vmfork.factory.status import TemplateStatus, find_statuses
-from vmfork.store import TemplateStore
+from vmfork.template.kept import remove_template
 from vmfork.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
     places = find_places()
     stopped = run_async(stop_server(config, places))
     try:
-        run_async(TemplateStore(places.templates).remove(name))
+        run_async(remove_template(name, places=places))
         destroyed = True
     except TemplateNotFound:
         destroyed = False

@@ -25,6 +25,7 @@ from vmfork.cli.show import command_hint, describe_failure, show_json, show_tabl
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
 from vmfork.store import TemplateStore
+from vmfork.template.kept import remove_template
 from vmfork.template.recipe import READY_LIMIT_S
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
@@ -186,7 +187,7 @@ def verify(name: str, as_json: bool) -> None:
 @json_option
 def remove(name: str, as_json: bool) -> None:
     """Remove the template NAME. Forks made from it run on."""
-    run_async(TemplateStore(find_places().templates).remove(name))
+    run_async(remove_template(name, places=find_places()))
     if as_json:
         show_json({"removed": True, "template": name})
         return

@@ -4,6 +4,7 @@
 HOME/images/          images                      RUNTIME/templates/    template RAM and state
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
 HOME/emulators/       what QEMU was built with
+HOME/recipes/         how templates were made
 ```
 """
 
@@ -34,6 +35,11 @@ class Places:
     def emulators(self) -> Path:
         """What each emulator said that it was built with, under HOME: it lasts."""
         return self.home / "emulators"
+
+    @property
+    def recipes(self) -> Path:
+        """How templates were made, under HOME: they can be made again after the host was restarted."""
+        return self.home / "recipes"
 
     @property
     def templates(self) -> Path:

@@ -15,10 +15,10 @@ from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
 from vmfork.factory.kind import Listener
 from vmfork.factory.remote import RemoteFactory
-from vmfork.factory.template import BuiltTemplateFactory, TemplateFactory
+from vmfork.factory.template import TemplateFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.held import CacheStatus
@@ -45,6 +45,7 @@ class Bases:
         self._instance = instance
         self._watched: list[_Watched] = []
         self._build = BackgroundBuild(self._build_template)
+        self._built: TemplateFactory | None = None
         self._closed = False
 
     @property
@@ -169,19 +170,14 @@ class Bases:
     def _may_build(self) -> bool:
         return self._config.template and self._config.build == "background" and not self._fetch_only
 
-    @property
-    def _kept(self) -> type[TemplateFactory]:
-        """What keeps the template that may be built: a pool has it built when it needs it, else requests do."""
-        return BuiltTemplateFactory if self._config.cache else TemplateFactory
-
     async def _use_or_build(self) -> None:
         config = self._config
         try:
-            base = await self._kept.fetch(config.template_name, config.vm, instance=self._instance)
+            base = await TemplateFactory.fetch(config.template_name, config.vm, instance=self._instance)
         except TemplateError:
             self._build.begin()
         else:
-            await self._add(base, is_built=True)
+            await self._add_built(base)
 
     def _build_if_allowed(self) -> None:
         if self._may_build and not self._closed:
@@ -189,19 +185,25 @@ class Bases:
 
     async def _build_template(self) -> None:
         config = self._config
-        made = await self._kept.ensure(config.template_name, config.vm, instance=self._instance)
-        watched = next((watched for watched in self._watched if watched.is_built), None)
-        if watched is None:
-            await self._add(made, is_built=True)
-        else:
-            watched.health = Health()  # its base finds the new generation itself
+        if self._built is not None:
+            await self._built.rebuild()
+            for watched in self._watched:
+                if watched.is_built:
+                    watched.health = Health()
+            return
+        made = await TemplateFactory.ensure(config.template_name, config.vm, instance=self._instance)
+        await self._add_built(made)
 
-    async def _add(self, base: Base, *, is_built: bool = False) -> None:
-        """`base`, or a cache over it, serves requests; it is closed when that fails."""
+    async def _add_built(self, base: TemplateFactory) -> None:
+        await self._add(base, rebuild=base.rebuild)
+        self._built = base
+
+    async def _add(self, base: Base, *, rebuild: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`base`, or a cache over it, serves requests; it is closed when that fails. `rebuild`: we may build it."""
         config = self._config
         if config.cache:
             try:
-                base = await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s)
+                base = await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s, rebuild=rebuild)
             except BaseException:
                 await base.aclose()
                 raise
@@ -209,7 +211,7 @@ class Bases:
             await base.aclose()
             self._check_open()
         # Before those that are only fetched, whenever it came: of two that fit alike, the first is taken.
-        self._watched.insert(0, _Watched(base, is_built=is_built))
+        self._watched.insert(0, _Watched(base, is_built=rebuild is not None))
 
     def _check_open(self) -> None:
         if self._closed:

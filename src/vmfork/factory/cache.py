@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import Closed, DeadlineExceeded, HostError, TemplateError, TemplateStale, VMForkError
 from vmfork.factory.capacity import check_size
 from vmfork.factory.held import CacheStatus, Held
-from vmfork.factory.kind import Rebuildable
 from vmfork.factory.line import Line, result_of
 from vmfork.factory.starter import CONCURRENCY, Starter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from vmfork.factory.kind import Base, Kind
     from vmfork.machine.base import BaseVM
@@ -45,14 +44,29 @@ class CacheFactory:
     costs the caller 50 ms more (TCG), and exercising it first would cost him as much.
     """
 
-    def __init__(self, base: Base, size: int, *, ttl_s: float, concurrency: int, check_interval_s: float) -> None:
+    def __init__(
+        self,
+        base: Base,
+        size: int,
+        *,
+        ttl_s: float,
+        concurrency: int,
+        check_interval_s: float,
+        rebuild: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         self._base = base
+        self._may_rebuild = rebuild is not None
         self._size = size
         self._ttl_s = ttl_s
         self._check_interval_s = check_interval_s
         self._line = Line()
         self._starter = Starter(
-            base, self._line, concurrency=concurrency, on_ready=self._offer, on_failure=self._announce
+            base,
+            self._line,
+            concurrency=concurrency,
+            rebuild=rebuild,
+            on_ready=self._offer,
+            on_failure=self._announce,
         )
         self._ending: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
@@ -74,10 +88,22 @@ class CacheFactory:
         ttl_s: float = DEFAULT_TTL_S,
         concurrency: int = CONCURRENCY,
         check_interval_s: float = CHECK_INTERVAL_S,
+        rebuild: Callable[[], Awaitable[None]] | None = None,
     ) -> Self:
-        """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow."""
+        """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow.
+
+        `rebuild` makes the template of `base` again, when a start finds it gone or stale; without it such a start
+        fails.
+        """
         check_size(size, base.kind)
-        cache = cls(base, size, ttl_s=ttl_s, concurrency=concurrency, check_interval_s=check_interval_s)
+        cache = cls(
+            base,
+            size,
+            ttl_s=ttl_s,
+            concurrency=concurrency,
+            check_interval_s=check_interval_s,
+            rebuild=rebuild,
+        )
         cache._fill()
         cache._tending = asyncio.create_task(cache._tend())
         return cache
@@ -120,11 +146,11 @@ class CacheFactory:
         try:
             await self._base.refresh()
         except TemplateStale:
-            if not (self._line.ready or isinstance(self._base, Rebuildable)):
+            if not (self._line.ready or self._may_rebuild):
                 raise
         except TemplateError:
             self._drop(lambda _: "replaced")
-            if not isinstance(self._base, Rebuildable):
+            if not self._may_rebuild:
                 raise
         except VMForkError:
             self._drop(lambda _: "replaced")

@@ -56,14 +56,6 @@ class Base(Protocol):
 
 
 @runtime_checkable
-class Rebuildable(Protocol):
-    """A base that may make again what its machines are made from."""
-
-    async def rebuild(self) -> None:
-        """What the machines are made from is there and fits this host; `kind` is that of today."""
-
-
-@runtime_checkable
 class Listener(Protocol):
     """A base that wants to know what became of its machines, and of requests that it could have served."""
 

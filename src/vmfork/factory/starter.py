@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateError
 from vmfork.factory.held import Held
-from vmfork.factory.kind import Rebuildable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from vmfork.factory.kind import Base
     from vmfork.factory.line import Line
@@ -28,8 +27,8 @@ PARK_LIMIT_S = 60.0
 class Starter:
     """Owner of the starts under way. A machine that is up goes to `on_ready`, and is not the starter's any more.
 
-    A start that fails is tried again after a pause that doubles. A base that may be rebuilt is, where what its machines
-    are made from is gone or does not fit. `on_failure` is called after each failure.
+    A start that fails is tried again after a pause that doubles; `on_failure` is called first. Where the template of
+    the base is gone or does not fit, `rebuild` makes it again.
     """
 
     def __init__(
@@ -38,6 +37,7 @@ class Starter:
         line: Line,
         *,
         concurrency: int,
+        rebuild: Callable[[], Awaitable[None]] | None,
         on_ready: Callable[[Held], None],
         on_failure: Callable[[], None],
     ) -> None:
@@ -45,6 +45,7 @@ class Starter:
         self.last_error = ""
         self._base = base
         self._line = line
+        self._rebuild = rebuild
         self._on_ready = on_ready
         self._on_failure = on_failure
         self._slots = asyncio.Semaphore(concurrency)
@@ -117,10 +118,10 @@ class Starter:
         try:
             await self._base.refresh()
         except TemplateError as error:
-            if not isinstance(self._base, Rebuildable):
+            if self._rebuild is None:
                 raise
             _log.warning("%s is built again: %s", self._base.kind.name, error)
-            await self._base.rebuild()
+            await self._rebuild()
 
     def _note_failure(self, error: Exception) -> None:
         self.failed += 1

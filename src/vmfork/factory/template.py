@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.factory.kind import Kind
 from vmfork.template.build import build_template, ensure_template
+from vmfork.template.kept import find_recipe
 from vmfork.template.source import Source
 
 if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
     from vmfork.machine.base import BaseVM
+    from vmfork.template.recipe import Recipe
 
 _BUILD_WAIT_S = 600.0
 
@@ -23,6 +25,8 @@ class TemplateFactory:
         self._config = config
         self._instance = instance
         self.kind = _kind_of(source)
+        # Read while the template is there: who removes it removes its recipe as well.
+        self._recipe = find_recipe(source.manifest.name, places=instance.places)
 
     @classmethod
     async def create(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
@@ -41,8 +45,16 @@ class TemplateFactory:
 
     async def refresh(self) -> None:
         """The template in force now is forked. Errors are those of `fetch`."""
-        self._source = await self._source.renew()
-        self.kind = _kind_of(self._source)
+        self._follow(await self._source.renew())
+
+    async def rebuild(self) -> None:
+        """The template is there and fits, made as it was made before, here or by another process.
+
+        Raises `TemplateNotFound` when that needs what was not kept, and what building raises.
+        """
+        name = self._source.manifest.name
+        recipe = self._recipe.to_recipe(name) if self._recipe else None
+        self._follow(await _ensure(name, self._config, self._instance, recipe))
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
@@ -52,18 +64,15 @@ class TemplateFactory:
     async def aclose(self) -> None:
         """Nothing is held; the template stays."""
 
-
-class BuiltTemplateFactory(TemplateFactory):
-    """A template that is built again where it is gone, or does not fit any more."""
-
-    async def rebuild(self) -> None:
-        """The template is there and fits, built here or by another process; `kind` is that of today."""
-        self._source = await _ensure(self._source.manifest.name, self._config, self._instance)
-        self.kind = _kind_of(self._source)
+    def _follow(self, source: Source) -> None:
+        if source is not self._source:
+            self._source = source
+            self.kind = _kind_of(source)
+            self._recipe = find_recipe(source.manifest.name, places=self._instance.places)
 
 
-async def _ensure(name: str, config: VMConfig, instance: Instance) -> Source:
-    return await ensure_template(name, config, instance=instance, wait_s=_BUILD_WAIT_S)
+async def _ensure(name: str, config: VMConfig, instance: Instance, recipe: Recipe | None = None) -> Source:
+    return await ensure_template(name, config, instance=instance, wait_s=_BUILD_WAIT_S, recipe=recipe)
 
 
 def _kind_of(source: Source) -> Kind:

@@ -16,6 +16,7 @@ from vmfork.machine.prepare import prepare
 from vmfork.machine.programs import run_program
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
+from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.source import Source
@@ -60,26 +61,34 @@ async def build_template(
         async with _out_of_space_named(staging):
             greeting, todo = await build.make(staging)
         build.tell(f"recording (booted in {format_duration(build.timings['boot_s'])})")
-        await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
+        # Kept before the template is in force: one that was there without its recipe would be rebuilt as a bare one.
+        with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
+            await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     return await Source.open(name, config=config, instance=instance)
 
 
-async def ensure_template(name: str, config: VMConfig | None, *, instance: Instance, wait_s: float) -> Source:
+async def ensure_template(
+    name: str, config: VMConfig | None, *, instance: Instance, wait_s: float, recipe: Recipe | None = None
+) -> Source:
     """The template `name`, built first where `Source.find` gives none. Its size is kept as it is.
 
-    Another process that is building it is waited for, `wait_s` seconds at most, and its result used.
+    It is built by `recipe`, by default the one that it was last made by, and that recipe's configuration where `config`
+    is `None`. Raises `TemplateNotFound` when that recipe needs what was not kept. Another process that is building it
+    is waited for, `wait_s` seconds at most, and its result used.
     """
     if (found := await Source.find(name, config, instance=instance)) is not None:
         return found
-    wanted = config or VMConfig()
+    kept = find_recipe(name, places=instance.places)
+    wanted = config or (kept.config if kept else VMConfig())
+    recipe = recipe or (kept.to_recipe(name) if kept else None)
     try:
-        return await build_template(name, wanted, instance=instance, wait_s=wait_s)
+        return await build_template(name, wanted, recipe, instance=instance, wait_s=wait_s)
     except TemplateExists:
         pass  # it was built while we waited, or it is there but does not fit
     if (found := await Source.find(name, config, instance=instance)) is not None:
         return found
-    return await build_template(name, wanted, instance=instance, replace=True, wait_s=wait_s)
+    return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s)
 
 
 class _Build:

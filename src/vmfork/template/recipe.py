@@ -12,6 +12,7 @@ from vmfork.wire.command import check_env
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+STEP_LIMIT_S = 600.0
 READY_LIMIT_S = 120.0
 
 
@@ -28,7 +29,7 @@ class Recipe:
     ready: str = ""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: Secrets = field(default_factory=Secrets)
-    step_timeout_s: float = 600.0
+    step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.plan import Limits, wanted_traits
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits
 from vmfork.store import TemplateStore
+from vmfork.template.kept import remove_template
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Source:
 
     async def remove(self) -> None:
         """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
-        await self._store.remove(self.manifest.name)
+        await remove_template(self.manifest.name, places=self._instance.places)
 
     async def _find_emulator(self) -> QemuBinary:
         m = self.manifest

@@ -127,6 +127,7 @@ class StandInFactory:
         self.gate = asyncio.Event()
         self.gate.set()
         self.closed = False
+        self.rebuilt = 0
         self.told: list[dict[str, object]] = []
         self._numbers = itertools.count(1)
 
@@ -143,6 +144,9 @@ class StandInFactory:
 
     def alive(self) -> list[StandInBaseVM]:
         return [vm for vm in self.made if vm.state != "ended"]
+
+    async def rebuild(self) -> None:
+        self.rebuilt += 1
 
     async def refresh(self) -> None:
         if self.refresh_error is not None:

@@ -124,7 +124,7 @@ async def test_a_pool_that_is_stuck_says_so_at_once_and_goes_on_by_itself() -> N
 
 
 class Ensured(StandInFactory):
-    """A base that may be rebuilt: a build is another generation."""
+    """A base whose template can be built again: a build is another generation."""
 
     async def rebuild(self) -> None:
         self.built = getattr(self, "built", 0) + 1
@@ -137,7 +137,7 @@ class Ensured(StandInFactory):
 )
 async def test_a_template_that_is_gone_or_stale_is_built_again_where_that_is_allowed(error) -> None:
     base = Ensured()
-    async with opened(base, 2) as pool:
+    async with opened(base, 2, rebuild=base.rebuild) as pool:
         base.refresh_error = error
         given = [await pool.get_base_vm(timeout_s=LIMIT_S) for _ in range(3)]
         # A machine of the old template runs on the emulator of its time; where the template was removed, none is given.

@@ -183,7 +183,7 @@ async def test_a_template_that_went_stale_between_two_looks_is_built_again(world
         template.errors = [TemplateStale("factory", "qemu.version", "7.2.1", "7.2.2")]
         await factory.get_vm()
         await asyncio.sleep(0.01)
-        assert (world.builds, factory.stats().fallbacks) == (1, {"template-stale": 1})
+        assert (template.rebuilt, factory.stats().fallbacks) == (1, {"template-stale": 1})
         await factory.get_vm()
         assert factory.stats().given["template 'factory'"] == 1
 
@@ -393,7 +393,7 @@ async def test_a_template_removed_later_is_built_again_in_the_background(world) 
         await factory.get_vm()
         assert factory.stats().fallbacks == {"template-not-found": 1}
         await asyncio.sleep(0.01)
-        assert world.builds == 1
+        assert template.rebuilt == 1
         template.refresh_error = None
         await factory.get_vm()
         assert factory.stats().given["template 'factory'"] == 1

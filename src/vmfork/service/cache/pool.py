@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from vmfork.factory.cache import CacheFactory
 from vmfork.factory.direct import DirectFactory
-from vmfork.factory.template import BuiltTemplateFactory
+from vmfork.factory.template import TemplateFactory
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
-    from vmfork.factory.kind import Base
 
 
 async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
@@ -20,9 +19,8 @@ async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
     `vmfork factory init` without a cache: a server that starts again finds its own. Raises `ConfigError` when the host
     has no memory for so many machines.
     """
-    base: Base
-    if config.template:
-        base = await BuiltTemplateFactory.ensure(config.template_name, config.vm, instance=instance)
-    else:
+    if not config.template:
         base = await DirectFactory.open(config.vm, instance=instance)
-    return await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s)
+        return await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s)
+    template = await TemplateFactory.ensure(config.template_name, config.vm, instance=instance)
+    return await CacheFactory.open(template, config.cache, ttl_s=config.cache_ttl_s, rebuild=template.rebuild)

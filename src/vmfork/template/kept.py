@@ -1,0 +1,116 @@
+"""How the templates of this host were made, below HOME: a reboot takes templates, and leaves what makes them again.
+
+```
+HOME/recipes/NAME.json    0600; written when NAME is published, gone when NAME is removed
+```
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.adopt.secrets import Secrets
+from vmfork.config import VMConfig, check_name
+from vmfork.errors import ConfigError, TemplateNotFound
+from vmfork.host.folders import make_private, write_whole
+from vmfork.records import read_record, write_record
+from vmfork.store import TemplateStore
+from vmfork.template.recipe import READY_LIMIT_S, STEP_LIMIT_S, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vmfork.config import Places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRecipe:
+    """A recipe as it can be kept, and the configuration that it was made with.
+
+    `env` are names only: the values were for the warm-up alone, and may be secrets.
+    """
+
+    config: VMConfig
+    warm_up: tuple[str, ...] = ()
+    ready: str = ""
+    env: tuple[str, ...] = ()
+    secret_paths: tuple[str, ...] = ()
+    secret_env: tuple[str, ...] = ()
+    secrets_allowed: bool = False
+    step_timeout_s: float = STEP_LIMIT_S
+    ready_timeout_s: float = READY_LIMIT_S
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: VMConfig) -> KeptRecipe:
+        return cls(
+            config=config,
+            warm_up=recipe.warm_up,
+            ready=recipe.ready,
+            env=tuple(recipe.env),
+            secret_paths=recipe.secrets.paths,
+            secret_env=recipe.secrets.env,
+            secrets_allowed=recipe.secrets.allowed,
+            step_timeout_s=recipe.step_timeout_s,
+            ready_timeout_s=recipe.ready_timeout_s,
+        )
+
+    def to_recipe(self, name: str) -> Recipe:
+        """The recipe of the template `name`. Raises `TemplateNotFound` when it needs more than was kept."""
+        if self.env:
+            error = TemplateNotFound(name)
+            variables = " and ".join(self.env)
+            error.hint = f"it was warmed up with {variables}, whose values are not kept: build it again with them"
+            raise error
+        return Recipe(
+            warm_up=self.warm_up,
+            ready=self.ready,
+            secrets=Secrets(paths=self.secret_paths, env=self.secret_env, allowed=self.secrets_allowed),
+            step_timeout_s=self.step_timeout_s,
+            ready_timeout_s=self.ready_timeout_s,
+        )
+
+
+@contextmanager
+def keeping_recipe(name: str, recipe: KeptRecipe, *, places: Places) -> Iterator[None]:
+    """The recipe is kept for the template that the block publishes. After an error the one before it is kept again."""
+    path = _path_of(name, places)
+    make_private(path.parent)
+    before = path.read_bytes() if path.exists() else None
+    write_whole(path, write_record(recipe))
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_whole(path, before)
+        raise
+
+
+def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
+    """The recipe of the template that was last published under `name`; `None` where there is none that can be read."""
+    try:
+        return read_record(KeptRecipe, _path_of(name, places).read_bytes())
+    except (OSError, ValueError, ConfigError):
+        return None
+
+
+async def remove_template(name: str, *, places: Places) -> None:
+    """No template of this name exists, nor a recipe of it; forks made from it run on.
+
+    Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
+    """
+    path = _path_of(name, places)
+    try:
+        await TemplateStore(places.templates).remove(name)
+    except TemplateNotFound:
+        path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _path_of(name: str, places: Places) -> Path:
+    return places.recipes / f"{check_name(name)}.json"
