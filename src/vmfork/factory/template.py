@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from vmfork.errors import TemplateCorrupt
 from vmfork.factory.kind import Kind
 from vmfork.template.build import build_template, ensure_template
 from vmfork.template.kept import find_recipe
@@ -12,6 +13,7 @@ from vmfork.template.source import Source
 if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
     from vmfork.machine.base import BaseVM
+    from vmfork.template.kept import KeptRecipe
     from vmfork.template.recipe import Recipe
 
 _BUILD_WAIT_S = 600.0
@@ -25,8 +27,7 @@ class TemplateFactory:
         self._config = config
         self._instance = instance
         self.kind = _kind_of(source)
-        # Read while the template is there: who removes it removes its recipe as well.
-        self._recipe = find_recipe(source.manifest.name, places=instance.places)
+        self._recipe = _read_recipe(source, instance)
 
     @classmethod
     async def create(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
@@ -68,11 +69,19 @@ class TemplateFactory:
         if source is not self._source:
             self._source = source
             self.kind = _kind_of(source)
-            self._recipe = find_recipe(source.manifest.name, places=self._instance.places)
+            self._recipe = _read_recipe(source, self._instance)
 
 
 async def _ensure(name: str, config: VMConfig, instance: Instance, recipe: Recipe | None = None) -> Source:
     return await ensure_template(name, config, instance=instance, wait_s=_BUILD_WAIT_S, recipe=recipe)
+
+
+def _read_recipe(source: Source, instance: Instance) -> KeptRecipe | None:
+    # Read while the template is there: removing it removes its recipe as well.
+    try:
+        return find_recipe(source.manifest.name, places=instance.places)
+    except TemplateCorrupt:
+        return None  # it can be forked all the same, and is told when it has to be built again
 
 
 def _kind_of(source: Source) -> Kind:

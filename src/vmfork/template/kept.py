@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import ConfigError, TemplateNotFound
+from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
 from vmfork.host.folders import make_private, write_whole
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
@@ -91,11 +91,17 @@ def keeping_recipe(name: str, recipe: KeptRecipe, *, places: Places) -> Iterator
 
 
 def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
-    """The recipe of the template that was last published under `name`; `None` where there is none that can be read."""
+    """The recipe of the template that was last published under `name`, or `None`.
+
+    Raises `TemplateCorrupt` when it cannot be read: without it the template would be built as a bare one.
+    """
+    path = _path_of(name, places)
     try:
-        return read_record(KeptRecipe, _path_of(name, places).read_bytes())
-    except (OSError, ValueError, ConfigError):
+        return read_record(KeptRecipe, path.read_bytes())
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, ConfigError) as error:
+        raise TemplateCorrupt(name, str(path), f"its recipe cannot be read: {error}") from error
 
 
 async def remove_template(name: str, *, places: Places) -> None:
