@@ -102,7 +102,7 @@ class Context:
         if config not in self._templates:
             begun = time.monotonic()
             name = f"bench-{config.cpus}c-{config.memory_mib}m-{config.max_cpus}c-{config.max_memory_mib}m"
-            self.tell(f"building a template of {format_mib(config.memory_mib)}")
+            self.report(f"building a template of {format_mib(config.memory_mib)}")
             self._templates[config] = await Template.build(name, config, places=self.places, progress=self._progress)
             self._end += time.monotonic() - begun
         return self._templates[config]
@@ -144,7 +144,7 @@ class Context:
             if number >= min(_LEAST_ROUNDS, wanted) and time.monotonic() + longest > self._end:
                 break
             begun = time.monotonic()
-            self.tell(f"round {max(number + 1, 1)} of {wanted}")
+            self.report(f"round {max(number + 1, 1)} of {wanted}")
             names = list(active)
             turn = number % len(names) if names else 0
             for name in names[turn:] + names[:turn]:
@@ -178,7 +178,7 @@ class Context:
         """Whether the measurement that runs has so many seconds left."""
         return time.monotonic() + need_s <= self._end
 
-    def tell(self, step: str) -> None:
+    def report(self, step: str) -> None:
         self._progress(Progress(task=f"bench {self._task}".rstrip(), step=step))
 
     def check_memory(self, need_mib: int) -> None:

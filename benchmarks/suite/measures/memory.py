@@ -42,7 +42,7 @@ async def _forks(context: Context, samples: Samples, counts: tuple[int, ...]) ->
     async with AsyncExitStack() as stack:
         vms: list[VM] = []
         for count in counts:
-            context.tell(f"{count} forks")
+            context.report(f"{count} forks")
             while len(vms) < count:
                 vms.append(await stack.enter_async_context(await template.fork()))
             await asyncio.sleep(_SETTLE_S)
@@ -57,7 +57,7 @@ async def _by_hand(context: Context, samples: Samples, counts: tuple[int, ...]) 
     async with AsyncExitStack() as stack:
         forks: list[raw.Fork] = []
         for count in counts:
-            context.tell(f"{count} forks by hand")
+            context.report(f"{count} forks by hand")
             while len(forks) < count:
                 fork = stack.enter_context(raw.Fork(source))
                 fork.agent.adopt(fork.generation)
@@ -71,7 +71,7 @@ async def _booted(context: Context, samples: Samples) -> None:
     async with AsyncExitStack() as stack:
         vms: list[VM] = []
         for count in _BOOTED[:1] if context.quick else _BOOTED:
-            context.tell(f"{count} booted")
+            context.report(f"{count} booted")
             while len(vms) < count:
                 vms.append(await stack.enter_async_context(await context.boot()))
             await asyncio.sleep(_SETTLE_S)

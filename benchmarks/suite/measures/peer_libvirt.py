@@ -73,7 +73,7 @@ async def run(context: Context) -> Samples:
                 socket=agent,
                 port=AGENT_PORT,
             )
-            context.tell("virsh save")
+            context.report("virsh save")
             _save(daemon, domain, agent, state)
 
             async def restore() -> float:

@@ -60,7 +60,7 @@ async def run(context: Context) -> Samples:
     # The kernel stays: without it the machine has one ROM less than the snapshot. The initramfs is only read.
     restored = list(booted)
     del restored[(start := restored.index("-initrd")) : start + 2]
-    context.tell("savevm")
+    context.report("savevm")
     _save(booted)
 
     async def loadvm() -> float:

@@ -59,12 +59,12 @@ def _apt(packages: Sequence[str]) -> Sequence[str]:
 
 
 async def _try(context: Context, step: str, *commands: Sequence[str]) -> None:
-    context.tell(step)
+    context.report(step)
     try:
         for command in commands:
             await _run(command)
     except (OSError, HostError) as error:
-        context.tell(f"{step} failed: {error}")
+        context.report(f"{step} failed: {error}")
 
 
 async def _run(command: Sequence[str]) -> None:

@@ -256,7 +256,7 @@ class StreamedRun(Exchange):
         # Several may wait for the same change, and one of them be cancelled.
         await asyncio.shield(self._changed)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
         self._changed = None
@@ -269,22 +269,22 @@ class StreamedRun(Exchange):
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Held until taken; the credit bounds how much that can be."""
         self.waiting.append((channel, data))
-        self._tell()
+        self._notify()
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """The process took input."""
         if channel is Channel.CONTENT:
             self.credit += count
-            self._tell()
+            self._notify()
 
     def on_reply(self, payload: bytes) -> None:
         """The process has ended."""
         super().on_reply(payload)
-        self._tell()
+        self._notify()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
         if not self.started.done():
             self.started.set_exception(error)
         super().fail(error)
-        self._tell()
+        self._notify()

@@ -10,7 +10,7 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError
 from vmfork.machine.request import ForkRequest
-from vmfork.machine.trace import failure_told
+from vmfork.machine.trace import failure_traced
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.source import Source
@@ -175,7 +175,7 @@ class Template:
     async def _fork(self, request: ForkRequest, *, timeout_s: float | None) -> VM:
         source, limits = self._source, self._source.limits
         source.check_request(request)
-        with failure_told("vmfork.fork", {"vmfork.template": self.name}):
+        with failure_traced("vmfork.fork", {"vmfork.template": self.name}):
             base = await source.fork_base()
             # Loaded the first time, while QEMU starts (docs/decisions/0008).
             from vmfork.api.vm import VM  # noqa: PLC0415

@@ -25,11 +25,11 @@ from vmfork.cli.options import config_option
 from vmfork.cli.show import (
     describe_failure,
     json_document,
+    print_failure,
     show_error,
     show_failure,
     show_json,
     show_unexpected,
-    tell_failure,
 )
 from vmfork.errors import ConfigError, VMForkError
 
@@ -99,7 +99,7 @@ def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *,
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status, lost = _FAILED, True
     if lost and was_closed:
-        tell_failure("standard output is closed, and there was something to print")
+        print_failure("standard output is closed, and there was something to print")
     return status
 
 

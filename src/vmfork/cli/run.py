@@ -25,11 +25,11 @@ from vmfork.cli.options import (
 from vmfork.cli.show import (
     command_hint,
     describe_failure,
+    print_failure,
     show_error,
     show_json,
     show_unexpected,
     shown_progress,
-    tell_failure,
 )
 from vmfork.cli.streams import is_readable_input, read_some, write_all
 from vmfork.config import VMConfig
@@ -188,7 +188,7 @@ async def _run(
         failure = DeadlineExceeded(f"the command {argv[0]!r}", limit_s, hint="allow it more with --timeout")
         code, duration_s = TIME_LIMIT, time.perf_counter() - begin
     if failure is not None:
-        tell_failure(str(failure), command_hint(failure), failure.details())
+        print_failure(str(failure), command_hint(failure), failure.details())
     if kept is not None:
         show_json(
             {

@@ -53,12 +53,12 @@ def show_failure(message: str, hint: str = "", details: str = "", *, code: str) 
 
     `code` names the kind of failure to programs.
     """
-    tell_failure(message, hint, details)
+    print_failure(message, hint, details)
     if json_document.is_owed:
         show_json({"error": describe_failure(code, message, hint)})
 
 
-def tell_failure(message: str, hint: str = "", details: str = "") -> None:
+def print_failure(message: str, hint: str = "", details: str = "") -> None:
     """The same on standard error alone."""
     click.echo(f"error: {message}", err=True)
     if details:

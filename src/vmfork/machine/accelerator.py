@@ -105,14 +105,14 @@ async def _try_boot(plan: Plan, instance: Instance) -> Verdict:
         # for ever at the same place.
         base = await boot_base(plan, instance=instance, watch=unless_stuck)
     except LaunchError as error:
-        return Verdict(usable=False, reason=_tell_why(error), console_tail=error.console_tail)
+        return Verdict(usable=False, reason=_explain_failure(error), console_tail=error.console_tail)
     except GuestError as error:
         return Verdict(usable=False, reason=error.message, console_tail=error.console_tail)
     await base.aclose()
     return Verdict(usable=True, reason="")
 
 
-def _tell_why(error: LaunchError) -> str:
+def _explain_failure(error: LaunchError) -> str:
     """The reason, with QEMU's first complaint: what follows is a dump of the CPU's registers, or an assertion."""
     complaints = (line.strip() for line in error.log_tail.splitlines() if "warning:" not in line)
     said = next(filter(None, complaints), "")

@@ -18,7 +18,7 @@ from vmfork.machine.handover import check_ttl, give_up, take_over
 from vmfork.machine.request import ForkRequest
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
-from vmfork.machine.trace import is_detailed, tell_machine
+from vmfork.machine.trace import is_detailed, trace_machine
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class BaseVM:
             agent = await AgentClient.open(machine.connect_agent())
             on_failure.push_async_callback(agent.aclose)
             running = Running(facts, folder=folder, machine=machine, agent=agent)
-            running.tell(owner_pid=os.getpid())
+            running.record(owner_pid=os.getpid())
             on_failure.pop_all()
         return cls(running, spawn_s=spawn_s, todo=todo)
 
@@ -171,7 +171,7 @@ class BaseVM:
             fit_s=ready - thawed,
             total_s=self.spawn_s + self.answer_s + (ready - start),
         )
-        tell_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
+        trace_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
         return Adopted(running, adoption, timings)
 
     @property

@@ -99,7 +99,7 @@ class VMFolder:
         """The lock's descriptor, for a process that is to hold it as well."""
         return self._lock.fileno()
 
-    def tell(self, record: VMRecord) -> None:
+    def record(self, record: VMRecord) -> None:
         """The record is there for every process that may enter the folder."""
         write_whole(self.path / _RECORD, write_record(record))
 

@@ -52,7 +52,7 @@ async def give_up(
         with await agent.release() as sock:
             # All that a new owner reads is there before it can be one; what we wrote later could hit what it writes.
             running.folder.write_handle(handle.to_json())
-            running.tell(owner_pid=0)
+            running.record(owner_pid=0)
             await running.machine.detach(sock, token=bytes.fromhex(handle.token), ttl_s=ttl_s)
     except BaseException:
         if agent.lost is not None:
@@ -85,7 +85,7 @@ async def take_over(handle: VMHandle) -> Running:
         state: State = "running" if not handle.paused else "paused" if handle.adoption is not None else "parked"
         running = Running(handle.facts, folder=folder, machine=machine, agent=agent, state=state)
         folder.remove_handle()
-        running.tell(owner_pid=os.getpid())
+        running.record(owner_pid=os.getpid())
         on_failure.pop_all()
     return running
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vmfork.machine.result import ExecResult
-from vmfork.machine.trace import tell_program
+from vmfork.machine.trace import trace_program
 
 if TYPE_CHECKING:
     from vmfork.machine.running import Running
@@ -27,7 +27,7 @@ async def run_program(
     """
     begun = time.perf_counter()
     status, stdout, stderr = await running.agent.exec(command, input=input, timeout_s=timeout_s)
-    tell_program(command.argv[0], time.perf_counter() - begun, status.exit_code)
+    trace_program(command.argv[0], time.perf_counter() - begun, status.exit_code)
     return ExecResult(
         argv=tuple(command.argv),
         exit_code=status.exit_code,

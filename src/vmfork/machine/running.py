@@ -128,11 +128,11 @@ class Running:
     def change_hardware(self, hardware: Hardware) -> None:
         """The machine was changed while it ran: it is `hardware` now, and its record says so."""
         self.facts = replace(self.facts, hardware=hardware)
-        self.tell(owner_pid=os.getpid())
+        self.record(owner_pid=os.getpid())
 
-    def tell(self, *, owner_pid: int) -> None:
+    def record(self, *, owner_pid: int) -> None:
         """The record says what is known of the machine, and who owns it; 0 is nobody."""
-        self.folder.tell(VMRecord(facts=self.facts, process=self.machine.identity, owner_pid=owner_pid))
+        self.folder.record(VMRecord(facts=self.facts, process=self.machine.identity, owner_pid=owner_pid))
 
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more."""

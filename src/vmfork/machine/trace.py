@@ -48,7 +48,7 @@ def is_traced() -> bool:
     return "opentelemetry.sdk.trace" in sys.modules
 
 
-def tell_machine(name: str, timings: Timings, attributes: Mapping[str, Any]) -> None:
+def trace_machine(name: str, timings: Timings, attributes: Mapping[str, Any]) -> None:
     """A span for a machine that was just handed out, with one for each phase that took time."""
     if not is_traced():
         return
@@ -66,7 +66,7 @@ def tell_machine(name: str, timings: Timings, attributes: Mapping[str, Any]) -> 
     span.end(end_ns)
 
 
-def tell_program(argv0: str, took_s: float, exit_code: int) -> None:
+def trace_program(argv0: str, took_s: float, exit_code: int) -> None:
     """A span for a program that has just ended."""
     if is_traced():
         end_ns = time.time_ns()
@@ -76,7 +76,7 @@ def tell_program(argv0: str, took_s: float, exit_code: int) -> None:
 
 
 @contextmanager
-def failure_told(name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
+def failure_traced(name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
     """An error raised inside the block is a span that ends with it."""
     begun_ns = time.time_ns()
     try:

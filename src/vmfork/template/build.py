@@ -60,7 +60,7 @@ async def build_template(
         build = _Build(plan, recipe, instance)
         async with _out_of_space_named(staging):
             greeting, todo = await build.make(staging)
-        build.tell(f"recording (booted in {format_duration(build.timings['boot_s'])})")
+        build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
         # Kept before the template is in force: one that was there without its recipe would be rebuilt as a bare one.
         with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
             await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
@@ -107,7 +107,7 @@ class _Build:
         What its agent said of itself, and what forks will have to do.
         """
         plan = self._plan
-        self.tell(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
+        self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
             base = await boot_base(plan, instance=self._instance, memory_fd=staging.memory_fd)
             adopted = await base.adopt(timeout_s=plan.limits.boot_s)
@@ -115,7 +115,7 @@ class _Build:
         async with adopted.running as running:
             with self._timed("warm_up_s"):
                 await self._warm_up(running)
-            self.tell("freezing")
+            self.report("freezing")
             with self._timed("freeze_s"):
                 todo = await freeze(
                     running,
@@ -129,14 +129,14 @@ class _Build:
     async def _warm_up(self, running: Running) -> None:
         recipe = self._recipe
         for line in recipe.warm_up:
-            self.tell(f"running {line!r}")
+            self.report(f"running {line!r}")
             command = Command(shell_argv(line), env=recipe.env)
             (await run_program(running, command, timeout_s=recipe.step_timeout_s)).check()
         if recipe.ready:
-            self.tell(f"waiting for {recipe.ready!r}")
+            self.report(f"waiting for {recipe.ready!r}")
             await _wait_ready(running, recipe)
 
-    def tell(self, step: str) -> None:
+    def report(self, step: str) -> None:
         """The listener knows what is done now."""
         steps = 3 + len(self._recipe.warm_up) + bool(self._recipe.ready)
         self._instance.progress(Progress(task="template", step=step, fraction=self._steps_done / steps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmfork.errors import LaunchError
-from vmfork.machine.accelerator import _tell_why
+from vmfork.machine.accelerator import _explain_failure
 
 DUMP = "KVM internal error. Suberror: 1\nemulation failure\nEAX=00000000 EBX=00000000\nCode=05 83 fa 0f"
 
@@ -23,4 +23,4 @@ DUMP = "KVM internal error. Suberror: 1\nemulation failure\nEAX=00000000 EBX=000
     ],
 )
 def test_the_first_complaint_is_told(log, told) -> None:
-    assert _tell_why(LaunchError("silence", log_tail=log)) == told
+    assert _explain_failure(LaunchError("silence", log_tail=log)) == told

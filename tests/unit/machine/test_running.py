@@ -176,7 +176,7 @@ async def test_closing_ends_all_of_it_once(running, state) -> None:
     if state != "running":
         await (running.pause() if state == "paused" else running.park())
     agent, path = running.agent, running.folder.path
-    running.tell(owner_pid=os.getpid())
+    running.record(owner_pid=os.getpid())
     await running.aclose()
     await running.aclose()
     assert running.machine.told.count("close") == 1
@@ -185,7 +185,7 @@ async def test_closing_ends_all_of_it_once(running, state) -> None:
 
 
 async def test_the_record_says_what_is_known_and_who_owns_it(running) -> None:
-    running.tell(owner_pid=0)
+    running.record(owner_pid=0)
     path = running.folder.path
     assert find_record(path) == VMRecord(facts=running.facts, process=ME, owner_pid=0)
     grown = Hardware(**{**{name: getattr(HARDWARE, name) for name in ("machine", "accel", "cpu_model")}, "cpus": 2,
@@ -198,7 +198,7 @@ async def test_the_record_says_what_is_known_and_who_owns_it(running) -> None:
 
 async def test_a_newer_vmforks_machine_is_listed(running) -> None:
     """A field that this vmfork does not know of once hid the machine from the list, and from the sweep's kill."""
-    running.tell(owner_pid=os.getpid())
+    running.record(owner_pid=os.getpid())
     file = running.folder.path / "vm.json"
     record = json.loads(file.read_bytes())
     record["labels"] = {"a": "b"}

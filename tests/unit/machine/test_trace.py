@@ -21,7 +21,7 @@ def spans():
 
 
 def test_a_machine_is_a_span_with_its_phases_end_to_end(spans):
-    trace.tell_machine("vmfork.fork", TIMINGS, {"vmfork.vm": "abc"})
+    trace.trace_machine("vmfork.fork", TIMINGS, {"vmfork.vm": "abc"})
     *phases, whole = spans()
     assert whole.name == "vmfork.fork"
     assert whole.attributes["vmfork.vm"] == "abc"
@@ -33,14 +33,14 @@ def test_a_machine_is_a_span_with_its_phases_end_to_end(spans):
 
 
 def test_a_program_is_a_span_of_its_own(spans):
-    trace.tell_program("true", 0.01, 3)
+    trace.trace_program("true", 0.01, 3)
     (span,) = spans()
     assert (span.name, span.attributes["vmfork.exit_code"]) == ("vmfork.exec", 3)
     assert span.end_time - span.start_time == 10_000_000
 
 
 def test_a_failure_ends_its_span_with_the_error(spans):
-    with pytest.raises(ValueError, match="no"), trace.failure_told("vmfork.fork", {}):
+    with pytest.raises(ValueError, match="no"), trace.failure_traced("vmfork.fork", {}):
         raise ValueError("no")
     (span,) = spans()
     assert not span.status.is_ok
@@ -60,8 +60,8 @@ def test_without_the_sdk_nothing_of_it_is_loaded_and_nothing_happens():
         "import sys\n"
         "from vmfork.machine import trace\n"
         "from vmfork.machine.timings import Timings\n"
-        "trace.tell_program('true', 0.1, 0)\n"
-        "trace.tell_machine('x', Timings(spawn_s=1, answer_s=1, clock_s=1, thaw_s=1, total_s=4), {})\n"
+        "trace.trace_program('true', 0.1, 0)\n"
+        "trace.trace_machine('x', Timings(spawn_s=1, answer_s=1, clock_s=1, thaw_s=1, total_s=4), {})\n"
         "assert not trace.is_detailed()\n"
         "assert [name for name in sys.modules if name.startswith('opentelemetry')] == []\n"
     )
