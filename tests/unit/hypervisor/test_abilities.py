@@ -23,7 +23,7 @@ FULL = Abilities(
     accels=("kvm", "tcg"),
     has_sandbox=True,
 )
-# As in Debian 12 and in Debian 13.
+# As in Debian 12 and 13.
 SLIM = replace(FULL, devices=("pc-dimm", "virtio-serial-device", "virtserialport", "vmgenid"), accels=("kvm", "qtest"))
 SLIMMER = replace(SLIM, machines=("microvm",), devices=("virtio-serial-device", "virtserialport"))
 
