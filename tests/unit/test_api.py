@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 
+import facade
 import pytest
 
 import vmfork
@@ -80,6 +81,10 @@ def returned(function) -> str:
     """The annotation as it reads where nobody awaits."""
     annotation = inspect.signature(function).return_annotation
     return re.sub(r"\bAsync(Iterator|Iterable|Generator)\b", r"\1", str(annotation))
+
+
+def test_the_blocking_api_is_what_the_generator_writes() -> None:
+    assert facade.OUTPUT.read_text() == facade.generate(), "run tools/generate"
 
 
 @by_pair

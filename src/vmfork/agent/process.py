@@ -41,6 +41,11 @@ class GuestProcess:
     `aclose()`, or leaving the `async with` block, kills it with all of its process group if it still runs.
     """
 
+    pid: int
+    """The process id in the guest."""
+    name: str
+    """What it is called in errors: its command line."""
+
     def __init__(self, line: ProcessLine, exchange: StreamedRun, *, name: str, pid: int, has_stdin: bool) -> None:
         self.pid = pid
         self.name = name

@@ -48,6 +48,11 @@ class VM(GuestFiles):
     unique.
     """
 
+    adoption: Adoption
+    """What the guest confirmed of its identity."""
+    timings: Timings
+    """Where the seconds went until it was handed out."""
+
     def __init__(
         self,
         running: Running,

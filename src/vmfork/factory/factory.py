@@ -78,6 +78,9 @@ class Factory:
     used. Making a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
+    config: FactoryConfig
+    """The configuration it was made with."""
+
     def __init__(
         self,
         config: FactoryConfig | None = None,
