@@ -116,8 +116,7 @@ async def test_damage_is_named_and_nothing_is_started(own, instance, tmp_path) -
     upgraded = tmp_path / "qemu"
     upgraded.write_text("#!/bin/sh\necho 'QEMU emulator version 9.9.9'\n")
     upgraded.chmod(0o755)
-    old = built._source
-    later = Template(Source(built.manifest, instance=Instance(), limits=old.limits, qemu=str(upgraded)))
+    later = Template(Source(built.manifest, VMConfig(qemu=str(upgraded)), Instance()))
     with pytest.raises(TemplateStale) as stale:
         await later.fork()
     assert (stale.value.field, stale.value.want) == ("qemu.version", "9.9.9")

@@ -15,8 +15,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, GuestFileError, HookError
+from vmfork.wire.code import ErrorCode
 from vmfork.wire.command import Command
-from vmfork.wire.message import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

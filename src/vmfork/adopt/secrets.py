@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, GuestFileError, SecretsPresent
-from vmfork.wire.message import ErrorCode
+from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
 from vmfork.adopt.secrets import check_secrets
+from vmfork.adopt.todo import Thaw
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestFileError, HookError, SetupError
-from vmfork.wire.message import ErrorCode
+from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,19 +24,6 @@ WATCHERS = "/run/vmfork/watchers"
 
 # So that the guest's own account of who kept silent arrives before our deadline.
 _ANSWER_MARGIN_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thaw:
-    """What is to be done in a fork before it is handed out.
-
-    It was found when the template was frozen: a fork's files are what they were then, so that no fork has to look. A
-    template without hooks and watchers costs its forks nothing. `secrets_found` are secrets that were allowed to stay.
-    """
-
-    hooks: tuple[str, ...] = ()
-    watchers: tuple[str, ...] = ()
-    secrets_found: tuple[str, ...] = ()
 
 
 async def prepare_freeze(

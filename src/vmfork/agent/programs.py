@@ -13,7 +13,7 @@ from vmfork.agent.exchange import CollectedRun, StreamedRun
 from vmfork.agent.process import GuestProcess
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError, ProtocolError
 from vmfork.wire import message
-from vmfork.wire.message import ErrorCode
+from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
-from vmfork.adopt.secrets import Secrets
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError
 from vmfork.machine.request import ForkRequest
@@ -105,7 +104,7 @@ class Template:
             warm_up=tuple(warm_up),
             ready=ready,
             env=env or {},
-            secrets=Secrets(paths=tuple(secret_paths), env=tuple(secret_env), allowed=allow_secrets),
+            secrets=building.Secrets(paths=tuple(secret_paths), env=tuple(secret_env), allowed=allow_secrets),
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
         )
@@ -173,15 +172,15 @@ class Template:
         return await self._fork(request, timeout_s=timeout_s)
 
     async def _fork(self, request: ForkRequest, *, timeout_s: float | None) -> VM:
-        source, limits = self._source, self._source.limits
+        source = self._source
         source.check_request(request)
         with failure_traced("vmfork.fork", {"vmfork.template": self.name}):
             base = await source.fork_base()
             # Loaded the first time, while QEMU starts (docs/decisions/0008).
             from vmfork.api.vm import VM  # noqa: PLC0415
 
-            limit_s = limits.fork_s if timeout_s is None else timeout_s
-            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=limits.hook_s))
+            limit_s = source.fork_timeout_s if timeout_s is None else timeout_s
+            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=source.hook_timeout_s))
 
     async def fork_many(
         self,

@@ -89,7 +89,7 @@ class VM(GuestFiles):
         instance = Instance(places or find_places(), progress)
         plan = await prepare(config or VMConfig(), instance)
         base = await boot_base(plan, instance=instance)
-        return cls(*await base.adopt(request, timeout_s=plan.limits.boot_s))
+        return cls(*await base.adopt(request, timeout_s=plan.boot_timeout_s))
 
     @staticmethod
     async def list(*, places: Places | None = None) -> Sequence[VMRecord]:

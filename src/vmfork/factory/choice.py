@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.image import ImageStore
 from vmfork.machine.growth import Lack, find_lack
-from vmfork.machine.plan import wanted_traits
-from vmfork.machine.traits import image_traits
+from vmfork.machine.traits import image_traits, wanted_traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

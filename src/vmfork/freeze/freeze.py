@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.adopt.thaw import Thaw, prepare_freeze
+from vmfork.adopt.thaw import prepare_freeze
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.adopt.secrets import Secrets
+    from vmfork.adopt.todo import Thaw
     from vmfork.machine.running import Running
 
 _QUIESCE_LIMIT_S = 60.0

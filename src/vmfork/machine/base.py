@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmfork.adopt.handshake import Adoption, adopt
 from vmfork.adopt.identity import Identity
-from vmfork.adopt.thaw import Thaw, thaw
+from vmfork.adopt.thaw import thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, ExecError
 from vmfork.machine.ending import explained, watch_end

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmfork.adopt.handshake import Adoption
-from vmfork.adopt.thaw import Thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.errors import ConfigError
 from vmfork.host.keeper import TOKEN_SIZE
 from vmfork.host.process import ProcessIdentity

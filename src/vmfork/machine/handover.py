@@ -7,7 +7,7 @@ import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from vmfork.adopt.thaw import Thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
 from vmfork.hypervisor.qemu import QemuMachine

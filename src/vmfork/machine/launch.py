@@ -18,7 +18,7 @@ from vmfork.units import format_mib
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmfork.adopt.thaw import Thaw
+    from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
     from vmfork.hypervisor.base import RAM
     from vmfork.hypervisor.qemu import QemuBinary
@@ -70,7 +70,7 @@ async def boot_base(
         instance=instance,
     )
     hint = _memory_hint(image, plan.hardware)
-    await base.greet(timeout_s=plan.limits.boot_s, watch=watch, memory_hint=hint)
+    await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
     return base
 
 

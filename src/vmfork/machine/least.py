@@ -115,7 +115,7 @@ async def find_least(try_boot: Callable[[int], Awaitable[VMForkError | None]], *
 
 async def _boot_and_use(plan: Plan, instance: Instance) -> None:
     """The machine booted, took an identity and ran a program, and is gone."""
-    limit_s = plan.limits.boot_s
+    limit_s = plan.boot_timeout_s
     base = await boot_base(plan, instance=instance, watch=unless_stuck)
     async with (await base.adopt(timeout_s=limit_s)).running as running:
         with suppress(ExecError):  # an image may do without it

@@ -1,4 +1,4 @@
-"""What a configuration stands for on this host, decided: the one place where its fields are given a meaning."""
+"""What a configuration stands for on this host, decided. Below this, no machine is made by asking a configuration."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import board_for, board_of, default_cpu_model
+from vmfork.hypervisor.qemu import board_for, default_cpu_model
 from vmfork.machine.board import board_args, check_clock
-from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits
+from vmfork.machine.traits import agent_reseeds, emulator_traits, guest_traits, has_aslr, image_traits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,20 +25,6 @@ KERNEL_ARGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds: to an agent's first answer after a boot, for a fork to be adopted, for each hook."""
-
-    boot_s: float
-    fork_s: float
-    hook_s: float
-
-    @classmethod
-    def of(cls, config: VMConfig) -> Limits:
-        """The limits that `config` gives."""
-        return cls(config.boot_timeout_s, config.fork_timeout_s, config.hook_timeout_s)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How machines of one kind are booted on this host. Nothing in it is left to decide.
@@ -53,7 +39,8 @@ class Plan:
     command_line: str
     reseed: bool
     traits: Mapping[str, str]
-    limits: Limits
+    boot_timeout_s: float
+    hook_timeout_s: float
 
 
 async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel: str) -> Plan:
@@ -63,7 +50,7 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
     """
     hardware = make_hardware(config, binary=binary, accel=accel)
     check_clock(hardware)
-    aslr = "" if _has_aslr(config, accel) else " norandmaps"
+    aslr = "" if has_aslr(config, accel) else " norandmaps"
     arguments = f"{KERNEL_ARGS}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
     return Plan(
         image=image,
@@ -74,9 +61,10 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
         traits={
             **emulator_traits(hardware, binary),
             **image_traits(image),
-            **_guest_traits(config, hardware.machine, accel),
+            **guest_traits(config, hardware.machine, accel),
         },
-        limits=Limits.of(config),
+        boot_timeout_s=config.boot_timeout_s,
+        hook_timeout_s=config.hook_timeout_s,
     )
 
 
@@ -93,40 +81,6 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
         max_memory_mib=config.max_memory_mib,
         vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
     )
-
-
-def wanted_traits(config: VMConfig, *, machine: str, accel: str) -> dict[str, str]:
-    """What `config` asks of a `machine` that runs under `accel`. What it leaves to the host is not in it."""
-    chosen: dict[str, str] = {} if config.accel == "auto" else {"accel": config.accel}
-    if config.machine != "auto":
-        chosen["machine"] = machine if board_of(machine).kind == config.machine else config.machine
-    return {
-        **chosen,
-        "cpu_model": config.cpu_model or default_cpu_model(accel),
-        **_guest_traits(config, machine, accel),
-    }
-
-
-def _guest_traits(config: VMConfig, machine: str, accel: str) -> dict[str, str]:
-    return {
-        "kernel_args": config.kernel_args,
-        "reseed": _reseed_in_force(config, machine),
-        "aslr": "on" if _has_aslr(config, accel) else "off",
-    }
-
-
-def _reseed_in_force(config: VMConfig, machine: str) -> str:
-    """Who renews a fork's random numbers: what was asked for, as far as the machine has it."""
-    return config.reseed if board_of(machine).has_vmgenid or config.reseed != "both" else "agent"
-
-
-def _has_aslr(config: VMConfig, accel: str) -> bool:
-    """Whether programs of the guest start at random addresses.
-
-    QEMU 7.2 finds translated code by its virtual address, so that a program at another address is translated from the
-    start: `true` took 38 ms in place of 13 (measured side by side), and left 1.3 MB of code behind each time.
-    """
-    return config.aslr == "on" or (config.aslr == "auto" and accel != "tcg")
 
 
 def _room_to_grow(hardware: Hardware) -> str:

@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.freeze.freeze import freeze
@@ -26,14 +27,14 @@ from vmfork.wire.command import Command, shell_argv
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from vmfork.adopt.thaw import Thaw
+    from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
     from vmfork.store import Staging
     from vmfork.wire.message import Hello
 
-__all__ = ["Recipe", "build_template", "ensure_template"]
+__all__ = ["Recipe", "Secrets", "build_template", "ensure_template"]
 
 # Between two tries of the ready command; nothing tells when an arbitrary condition becomes true.
 _READY_PAUSE_S = 0.1
@@ -110,7 +111,7 @@ class _Build:
         self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
             base = await boot_base(plan, instance=self._instance, memory_fd=staging.memory_fd)
-            adopted = await base.adopt(timeout_s=plan.limits.boot_s)
+            adopted = await base.adopt(timeout_s=plan.boot_timeout_s)
         assert base.greeting is not None  # a booted machine has said hello
         async with adopted.running as running:
             with self._timed("warm_up_s"):
@@ -122,7 +123,7 @@ class _Build:
                     staging.state_path,
                     template=staging.name,
                     secrets=self._recipe.secrets,
-                    hook_timeout_s=plan.limits.hook_s,
+                    hook_timeout_s=plan.hook_timeout_s,
                 )
         return base.greeting, todo
 

@@ -14,7 +14,7 @@ from vmfork.store.ram_file import digest_ram
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmfork.adopt.thaw import Thaw
+    from vmfork.adopt.todo import Thaw
     from vmfork.machine.plan import Plan
     from vmfork.store import Staging
     from vmfork.template.recipe import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from vmfork.adopt.thaw import Thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
@@ -13,8 +13,7 @@ from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
-from vmfork.machine.plan import Limits, wanted_traits
-from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits
+from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
@@ -34,12 +33,13 @@ class Source:
     successor.
     """
 
-    def __init__(self, manifest: Manifest, *, instance: Instance, limits: Limits, qemu: str = "") -> None:
+    def __init__(self, manifest: Manifest, config: VMConfig, instance: Instance) -> None:
         self.manifest = manifest
-        self.limits = limits
+        self.fork_timeout_s = config.fork_timeout_s
+        self.hook_timeout_s = config.hook_timeout_s
+        self._config = config
         self._instance = instance
         self._store = TemplateStore(instance.places.templates)
-        self._qemu = qemu
 
     @classmethod
     async def open(cls, name: str, *, config: VMConfig, instance: Instance) -> Self:
@@ -48,17 +48,12 @@ class Source:
         `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
         template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
         """
-        source = await cls._open(name, instance, Limits.of(config), config.qemu)
-        if source.hardware.accel == "tcg" and config.accel == "auto":
-            kvm.warn_if_forbidden()
-        return source
-
-    @classmethod
-    async def _open(cls, name: str, instance: Instance, limits: Limits, qemu: str) -> Self:
         with TemplateStore(instance.places.templates).open(name) as opened:
             manifest = opened.manifest
-        source = cls(manifest, instance=instance, limits=limits, qemu=qemu)
+        source = cls(manifest, config, instance)
         source._check_host(await source._find_emulator())
+        if source.hardware.accel == "tcg" and config.accel == "auto":
+            kvm.warn_if_forbidden()
         return source
 
     async def renew(self) -> Self:
@@ -71,7 +66,7 @@ class Source:
             # The emulator or the image may have been replaced since: what forks today may not be what was frozen.
             self._check_host(await self._find_emulator())
             return self
-        return await self._open(m.name, self._instance, self.limits, self._qemu)
+        return await self.open(m.name, config=self._config, instance=self._instance)
 
     @classmethod
     async def find(cls, name: str, config: VMConfig | None, *, instance: Instance) -> Self | None:
@@ -149,7 +144,7 @@ class Source:
         m = self.manifest
         version = m.traits.get("qemu.version", "")
         return await find_emulator_like(
-            m.qemu_path, version, m.qemu_stamp, configured=self._qemu, places=self._instance.places
+            m.qemu_path, version, m.qemu_stamp, configured=self._config.qemu, places=self._instance.places
         )
 
     def _check_host(self, binary: QemuBinary) -> None:

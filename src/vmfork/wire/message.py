@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from vmfork.errors import ProtocolError
@@ -20,27 +19,6 @@ EndKind = Literal["exit", "signal"]
 
 _NS_PER_S = 1_000_000_000
 _SPOKEN = " and ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
-
-
-class ErrorCode(StrEnum):
-    """What an ERROR calls a failure, as `docs/reference/wire.md` lists it. A newer agent may have others."""
-
-    PROTOCOL = "protocol"
-    UNSUPPORTED = "unsupported"
-    INVALID = "invalid"
-    NOT_FOUND = "not-found"
-    NOT_EXECUTABLE = "not-executable"
-    NO_DIRECTORY = "no-directory"
-    NO_USER = "no-user"
-    DENIED = "denied"
-    EXISTS = "exists"
-    IS_DIRECTORY = "is-directory"
-    NOT_DIRECTORY = "not-directory"
-    NOT_EMPTY = "not-empty"
-    NO_SPACE = "no-space"
-    BUSY = "busy"
-    CANCELLED = "cancelled"
-    IO = "io"
 
 
 @dataclass(frozen=True, slots=True)

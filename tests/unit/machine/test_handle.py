@@ -9,7 +9,7 @@ import pytest
 
 from vmfork.adopt.handshake import Adoption
 from vmfork.adopt.identity import Identity
-from vmfork.adopt.thaw import Thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.errors import ConfigError, VMNotFound
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware

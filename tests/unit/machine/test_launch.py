@@ -13,7 +13,7 @@ import pytest
 
 from tests.rules.capabilities import need
 from tests.tiny_kernel import GREETING, tiny_kernel
-from vmfork.adopt.thaw import Thaw
+from vmfork.adopt.todo import Thaw
 from vmfork.config import Instance, Places, VMConfig
 from vmfork.errors import LaunchError
 from vmfork.host.process import ProcessIdentity
@@ -112,12 +112,12 @@ async def test_a_watched_guest_that_hangs(plan, places, monkeypatch) -> None:
 
 async def test_a_watched_guest_that_prints_is_waited_for(plan, places, monkeypatch) -> None:
     monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
-    error = await failed_boot(replace(plan, limits=replace(plan.limits, boot_s=4.0)), places, watch=unless_stuck)
+    error = await failed_boot(replace(plan, boot_timeout_s=4.0), places, watch=unless_stuck)
     assert "did not answer within 4 s" in error.reason
 
 
 async def test_a_guest_that_says_nothing_in_time(plan, places) -> None:
-    error = await failed_boot(replace(plan, limits=replace(plan.limits, boot_s=2.0)), places)
+    error = await failed_boot(replace(plan, boot_timeout_s=2.0), places)
     assert error.exit_code is None
     assert "did not answer within 2 s" in error.reason
     assert "boot_timeout_s" in error.hint

@@ -13,8 +13,8 @@ from vmfork.host import facts
 from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import QemuBinary, board_for, find_qemu, find_qemu_like
 from vmfork.machine import plan
-from vmfork.machine.plan import make_plan, wanted_traits
-from vmfork.machine.traits import emulator_traits
+from vmfork.machine.plan import make_plan
+from vmfork.machine.traits import emulator_traits, wanted_traits
 from vmfork.store import Manifest
 
 OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"

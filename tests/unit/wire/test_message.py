@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from vmfork.errors import ProtocolError
 from vmfork.wire import message
+from vmfork.wire.code import ErrorCode
 from vmfork.wire.command import Command
 from vmfork.wire.frame import PROTOCOL, FrameParser, Kind, decode_fields, encode_fields
-from vmfork.wire.message import ClockReading, DirEntry, ErrorCode, ExecStatus, FileStat, Hello, ItemOutcome
+from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
 
 ROOT = Path(__file__).parents[3]
 
