@@ -21,13 +21,12 @@ from vmfork.errors import HostError, StoreBusy, TemplateNotFound
 from vmfork.host import facts
 from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock
+from vmfork.owner import Owner
 from vmfork.progress import Progress, ignore_progress
 from vmfork.template import source as template_source
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from benchmarks.suite.figures import Side
     from vmfork.bench.raw import Source
     from vmfork.machine.base import Adopted
@@ -41,7 +40,7 @@ _LEAST_ROUNDS = 3
 _SPARE_MIB = 1024
 
 
-class Context:
+class Context(Owner):
     """Owner of everything a run makes: templates, forks by hand, files. `aclose()` leaves none of it.
 
     `quick` asks for a look, not a measurement; `rounds` replaces what each measurement would take.
@@ -222,14 +221,6 @@ class Context:
             stack.callback(self._lock.close)
             stack.callback(shutil.rmtree, self.places.runtime, ignore_errors=True)
             await asyncio.shield(asyncio.ensure_future(self._remove_templates()))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _remove_templates(self) -> None:
         from vmfork.store import TemplateStore  # noqa: PLC0415 - a template that cannot be opened must go as well

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Self
 
 from benchmarks.suite.figures import NotRun
 from benchmarks.suite.peers.install import find_program
+from vmfork.owner import Owner
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 # As root the daemon is run as this user, who owns nothing else (base-passwd).
 _USER = "nobody"
@@ -53,7 +53,7 @@ _DOMAIN = """\
 """
 
 
-class Daemon:
+class Daemon(Owner):
     """Owner of a running libvirtd and of the folder it lives in. `aclose()` ends its domain and itself, by pid."""
 
     def __init__(self, folder: Path, prefix: list[str], virsh: str, log: int) -> None:
@@ -169,11 +169,3 @@ class Daemon:
             except TimeoutError:
                 process.kill()
                 process.wait()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

@@ -12,12 +12,12 @@ from vmfork.agent.exchange import Exchange, Leftover, explain_plainly
 from vmfork.agent.line import Line
 from vmfork.errors import Closed, GuestError, ProtocolError
 from vmfork.host.bound import Bound
+from vmfork.owner import Owner
 from vmfork.wire.frame import Channel, Kind, decode_credit, decode_data, decode_eof, encode_credit
 from vmfork.wire.message import kill_request, parse_error, parse_started
 
 if TYPE_CHECKING:
     import socket
-    from types import TracebackType
     from typing import Self
 
     from vmfork.agent.exchange import Explain
@@ -29,7 +29,7 @@ _SETTLE_LIMIT_S = 2.0
 _LAST_STREAM = 0xFFFF_FFFF
 
 
-class Connection:
+class Connection(Owner):
     """Owns the connection to the agent of one machine. Not for use from several event loops.
 
     Any number of requests may be open at a time, up to the agent's limit of 64. When the line ends, `lost` tells why,
@@ -52,14 +52,6 @@ class Connection:
     async def open(cls, sock: socket.socket) -> Self:
         """A client that owns `sock`, a connected stream socket. Nothing was sent yet."""
         return cls(sock)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """The socket is closed, and what was open raises `Closed`. The agent kills what this client had running."""

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.deadline import deadline
 from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.owner import Owner
 from vmfork.wire.frame import Channel, encode_data, encode_eof
 from vmfork.wire.message import ExecStatus, parse_exec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import TracebackType
-    from typing import Self
 
     from vmfork.agent.exchange import Exchange, StreamedRun
     from vmfork.host.bound import Bound
@@ -35,7 +34,7 @@ class ProcessLine(Protocol):
     def abandon(self, exchange: Exchange) -> None: ...
 
 
-class GuestProcess:
+class GuestProcess(Owner):
     """A program in the guest, from its start to its end. Its output waits in the guest until `output` takes it.
 
     `aclose()`, or leaving the `async with` block, kills it with all of its process group if it still runs.
@@ -52,14 +51,6 @@ class GuestProcess:
         self._line = line
         self._exchange = exchange
         self._stdin_closed = not has_stdin
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     @property
     def has_ended(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
@@ -18,13 +18,13 @@ from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
 from vmfork.machine.launch import boot_base
 from vmfork.machine.programs import run_program
 from vmfork.machine.request import ForkRequest
+from vmfork.owner import Owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.wire.command import Command, shell_argv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _RESUME_LIMIT_S = 60.0
 
 
-class VM(GuestFiles):
+class VM(GuestFiles, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
     Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is
@@ -287,14 +287,6 @@ class VM(GuestFiles):
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Closing again does nothing."""
         await self._running.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _live_agent(self) -> AgentClient:
         return self._running.agent

@@ -15,6 +15,7 @@ from vmfork.factory.capacity import check_size
 from vmfork.factory.held import CacheStatus, Held
 from vmfork.factory.line import Line, result_of
 from vmfork.factory.starter import CONCURRENCY, Starter
+from vmfork.owner import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +35,7 @@ LEAST_CHECK_LIMIT_S = 0.25
 DEFAULT_TTL_S = 3600.0
 
 
-class CacheFactory:
+class CacheFactory(Owner):
     """Owner of `size` parked machines of `base`, and of `base` itself.
 
     A machine that died, hangs, is older than `ttl_s` seconds, or is of another generation than `base` gives now, is
@@ -220,12 +221,6 @@ class CacheFactory:
         while pending := {task for task in (*tasks, *self._ending) if not task.done()}:
             await asyncio.wait(pending)
         await self._base.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     async def _take(self, end: float, timeout_s: float | None) -> Held:
         self._check_open()

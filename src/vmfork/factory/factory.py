@@ -24,12 +24,12 @@ from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.machine.request import ForkRequest
+from vmfork.owner import Owner
 from vmfork.progress import ignore_progress
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from vmfork.config import Places
     from vmfork.factory.choice import Choice
@@ -58,7 +58,7 @@ class _Request:
         return max(0.0, limit_s - (time.monotonic() - self.begun))
 
 
-class Factory:
+class Factory(Owner):
     """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
 
     ```
@@ -147,11 +147,6 @@ class Factory:
 
     async def __aenter__(self) -> Self:
         return await self.open()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _from_base(self, request: _Request) -> VM | Miss:
         """A VM of the base that serves the request, or why no base does.

@@ -20,11 +20,11 @@ from vmfork.machine.request import ForkRequest
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
 from vmfork.machine.trace import is_detailed, trace_machine
+from vmfork.owner import Owner
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from types import TracebackType
 
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.facts import MachineFacts
@@ -48,7 +48,7 @@ class Adopted(NamedTuple):
     timings: Timings
 
 
-class BaseVM:
+class BaseVM(Owner):
     """Owner of a machine whose guest has not been told who it is. `adopt` gives it an identity, and to the caller.
 
     `spawn_s` and `answer_s` are seconds spent so far (see `Timings`); `greeting` is what the agent of a booted machine
@@ -261,11 +261,3 @@ class BaseVM:
     async def aclose(self) -> None:
         """The machine is gone, unless it was adopted: then this does nothing."""
         await self._owned.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

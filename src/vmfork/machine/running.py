@@ -6,15 +6,14 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.machine.folder import VMRecord
+from vmfork.owner import Owner
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.facts import MachineFacts
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 State = Literal["running", "paused", "parked", "detached", "closed"]
 
 
-class Running:
+class Running(Owner):
     """Owner of a machine: its folder with the lock, the hypervisor's process, the line to its guest's agent.
 
     ```
@@ -143,11 +142,3 @@ class Running:
             stack.callback(self.folder.close)
             stack.push_async_callback(self.machine.aclose)
             stack.push_async_callback(self._agent.aclose)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 
 from vmfork.errors import Closed
+from vmfork.owner import Owner
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import CacheStub
 from vmfork.rpc.endpoint import check_socket
@@ -17,7 +18,6 @@ from vmfork.rpc.status import ServerStatus
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
     from pathlib import Path
-    from types import TracebackType
 
 Request = TypeVar("Request", contravariant=True)  # noqa: PLC0105 - the words of the protocol
 Reply = TypeVar("Reply", covariant=True)  # noqa: PLC0105
@@ -46,7 +46,7 @@ class _Method(Protocol[Request, Reply]):
     def __call__(self, request: Request, /, *, timeout: float) -> Awaitable[Reply]: ...
 
 
-class CacheClient:
+class CacheClient(Owner):
     """Owner of a connection to the server that listens at `endpoint`. It is made anew when it breaks."""
 
     def __init__(self, endpoint: Path) -> None:
@@ -87,14 +87,6 @@ class CacheClient:
         """The connection is gone; calls under way fail with `Closed`."""
         self._closed = True
         await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _call(self, method: _Method[Request, Reply], request: Request, operation: str, limit_s: float) -> Reply:
         if self._closed:

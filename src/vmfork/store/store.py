@@ -26,6 +26,7 @@ from vmfork.host import facts
 from vmfork.host.folders import link_atomically, make_private, write_whole
 from vmfork.host.lock import FileLock, read_holder
 from vmfork.host.tmpfs import mount_tmpfs, unmount
+from vmfork.owner import Owner
 from vmfork.store.manifest import FILE_NAME, Manifest
 from vmfork.store.ram_file import create_ram_file, digest_open_ram
 from vmfork.units import MIB, format_mib
@@ -233,7 +234,7 @@ class _SharedFolder:
             self._lock.close()
 
 
-class Staging:
+class Staging(Owner):
     """Owner of a generation that is being made. Closing it uncommitted leaves nothing."""
 
     def __init__(self, name: str, folder: Path, lock: FileLock, *, memory_bytes: int) -> None:
@@ -283,14 +284,6 @@ class Staging:
             os.close(self.memory_fd)
             _sweep_generations(self._folder)
             _remove_if_empty(self._folder)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def _check_memory(need: int) -> None:
