@@ -7,18 +7,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import ImageCorrupt, ImageNotFound
-from vmfork.image import ImageStore
 from vmfork.machine.growth import Lack, find_lack
 from vmfork.machine.traits import image_traits, wanted_traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vmfork.config import VMConfig
     from vmfork.factory.kind import Base, Kind
     from vmfork.hypervisor.base import Hardware
-    from vmfork.image import Image
+    from vmfork.image import Image, ImageStore
 
 
 class Match(StrEnum):
@@ -59,10 +57,10 @@ class Want:
     image: Image | None
 
     @classmethod
-    def of(cls, config: VMConfig, *, images_dir: Path) -> Self:
+    def of(cls, config: VMConfig, *, images: ImageStore) -> Self:
         """What `config` asks for, given the images that are here. A client of a server may have none."""
         try:
-            return cls(config, ImageStore(images_dir).open(config.image))
+            return cls(config, images.open(config.image))
         except (ImageNotFound, ImageCorrupt):
             return cls(config, None)
 

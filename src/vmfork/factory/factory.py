@@ -23,6 +23,7 @@ from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
+from vmfork.image import ImageStore
 from vmfork.machine.request import ForkRequest
 from vmfork.owner import Owner
 from vmfork.progress import ignore_progress
@@ -181,7 +182,7 @@ class Factory(Owner):
         ready = await self._bases.find_ready()
         if isinstance(ready, Miss):
             return ready
-        want = Want.of(request.config, images_dir=self._instance.places.images)
+        want = Want.of(request.config, images=ImageStore(self._instance.places.images))
         return choose(ready, want, oversize=self.config.oversize == "allow")
 
     async def _give(self, choice: Choice, request: _Request) -> VM:

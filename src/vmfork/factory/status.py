@@ -11,6 +11,7 @@ from vmfork.errors import VMForkError
 from vmfork.factory.choice import Choice, Oversize, Want, choose
 from vmfork.factory.template import TemplateFactory
 from vmfork.host.memory import read_memory
+from vmfork.image import ImageStore
 from vmfork.machine.folder import list_records
 from vmfork.template.source import Source
 from vmfork.units import MIB
@@ -61,7 +62,7 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
     except VMForkError as error:
         return TemplateStatus(on=False, template=name, code=error.code, reason=error.message)
     m, base = source.manifest, TemplateFactory(source, config.vm, instance)
-    want = Want.of(config.vm, images_dir=instance.places.images)
+    want = Want.of(config.vm, images=ImageStore(instance.places.images))
     found = choose([base], want, oversize=config.oversize == "allow")
     forks, shared = await asyncio.to_thread(_read_forks, name, instance)
     return TemplateStatus(

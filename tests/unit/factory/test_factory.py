@@ -24,9 +24,10 @@ from vmfork.errors import (
     TemplateStale,
     VMNotFound,
 )
-from vmfork.factory import choice, direct, health, remote, template
+from vmfork.factory import direct, health, remote, template
 from vmfork.factory import factory as factory_module
 from vmfork.factory.factory import Factory
+from vmfork.image import ImageStore
 
 LIMIT_S = 5.0
 
@@ -99,7 +100,7 @@ def world(monkeypatch) -> World:
         monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
     monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
     monkeypatch.setattr(factory_module, "VM", StandInVM)
-    monkeypatch.setattr(choice.ImageStore, "open", lambda _store, name: world.open_image(name))
+    monkeypatch.setattr(ImageStore, "open", lambda _store, name: world.open_image(name))
     return world
 
 
