@@ -18,6 +18,7 @@ is made of the samples of the sides `of` and `to`, so that a run can be judged a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,10 @@ from benchmarks.suite.figures import Row, Samples, Target
 from vmfork.bench.stats import STATISTICS, bootstrap
 from vmfork.errors import ConfigError
 from vmfork.host.folders import write_whole
+from vmfork.records import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from benchmarks.suite.measure import Measure
@@ -45,9 +47,9 @@ class MeasureResult:
     rounds: int = 0
     wanted_rounds: int = 0
     duration_s: float = 0.0
-    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ class RunResult:
     versions: Mapping[str, str]
     accel: str
     measures: Mapping[str, MeasureResult]
-    rows: Sequence[RowResult]
+    rows: tuple[RowResult, ...]
     format: int = FORMAT
 
     def row(self, key: str) -> RowResult | None:
@@ -111,7 +113,8 @@ class RunResult:
 def read_result(path: Path) -> RunResult:
     """The run in the file at `path`. `ConfigError` when it is none, or of another format."""
     try:
-        told = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        told = json.loads(data)
     except OSError as error:
         raise ConfigError("file", str(path), f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -125,10 +128,8 @@ def read_result(path: Path) -> RunResult:
             hint="make one: make bench, or python -m benchmarks.suite --json FILE",
         )
     try:
-        measures = {name: MeasureResult(**measure) for name, measure in told.pop("measures").items()}
-        rows = [RowResult(**row) for row in told.pop("rows")]
-        return RunResult(**told, measures=measures, rows=rows)
-    except (KeyError, TypeError, AttributeError) as error:
+        return read_record(RunResult, data)
+    except ValueError as error:
         raise ConfigError("file", str(path), f"{path} is not a whole result: {error}") from error
 
 
@@ -174,7 +175,7 @@ def collect(measure: Measure, samples: Samples, duration_s: float) -> MeasureRes
         rounds=samples.rounds,
         wanted_rounds=samples.wanted_rounds,
         duration_s=round(duration_s, 3),
-        samples=samples.sides,
+        samples={side: tuple(values) for side, values in samples.sides.items()},
         skipped=samples.skipped,
-        notes=samples.notes,
+        notes=tuple(samples.notes),
     )

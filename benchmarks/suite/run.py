@@ -56,7 +56,7 @@ async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
         },
         accel=manifest.traits["accel"],
         measures=found,
-        rows=[judge(measure, row, found[measure.name]) for measure in measures for row in measure.rows],
+        rows=tuple(judge(measure, row, found[measure.name]) for measure in measures for row in measure.rows),
     )
 
 

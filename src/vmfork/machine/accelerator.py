@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import GuestError, HostError, LaunchError
@@ -16,6 +15,7 @@ from vmfork.machine.least import ample_memory_mib
 from vmfork.machine.plan import make_plan
 from vmfork.machine.stall import unless_stuck
 from vmfork.progress import Progress
+from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +92,7 @@ async def prove_kvm(
     instance.progress(Progress(task="kvm", step="proving that KVM runs the guest"))
     verdict = await _try_boot(plan, instance)
     make_private(path.parent)
-    write_whole(path, json.dumps(asdict(verdict)).encode())
+    write_whole(path, write_record(verdict))
     step = "KVM runs the guest" if verdict.usable else f"KVM does not run the guest: {verdict.reason}"
     instance.progress(Progress(task="kvm", step=step))
     _log.info("%s", step)
@@ -135,6 +135,6 @@ def _digest_known(plan: Plan) -> str:
 
 def _read_verdict(path: Path) -> Verdict | None:
     try:
-        return Verdict(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return read_record(Verdict, path.read_bytes())
+    except (OSError, ValueError):
         return None

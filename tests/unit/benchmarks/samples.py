@@ -58,7 +58,7 @@ def run_of(
         versions={"vmfork": "0.1.0", "python": "3.11.2", "qemu": "7.2.22 (Debian)", "guest_kernel": "6.12"},
         accel="tcg",
         measures={measure.name: found},
-        rows=[judge(measure, row, found) for row in measure.rows],
+        rows=tuple(judge(measure, row, found) for row in measure.rows),
     )
 
 

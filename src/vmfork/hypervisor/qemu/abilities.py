@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import HostError
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.qemu.board import board_of
+from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,21 +82,16 @@ async def ask_abilities(binary: QemuBinary, *, kept: Path) -> Abilities:
             known = _understand(binary, await _ask(binary.path))
             with suppress(OSError, HostError):  # asked again next time
                 make_private(kept)
-                write_whole(path, json.dumps(asdict(known)).encode())
+                write_whole(path, write_record(known))
         _asked[key] = known
     return _asked[key]
 
 
 def _read(path: Path) -> Abilities | None:
     try:
-        told = json.loads(path.read_bytes())
-        return Abilities(**{f.name: _frozen(told[f.name]) for f in fields(Abilities)})
-    except (OSError, ValueError, TypeError, KeyError):
+        return read_record(Abilities, path.read_bytes())
+    except (OSError, ValueError):
         return None
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 async def _ask(path: Path) -> bytes:
