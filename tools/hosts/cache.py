@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What is kept this long is made anew, so that tests meet the distribution's packages of the week.
 MAX_AGE_S = 7 * 24 * 3600.0
+# What nobody asks for that long goes: its inputs have changed, and another is kept by now. Each takes up to 1 GB.
+MAX_IDLE_S = 2 * 24 * 3600.0
 
 
 def find_folder() -> Path:
@@ -46,6 +48,7 @@ def open_kept(name: str, inputs: object, make: Callable[[Path], None]) -> Iterat
     folder = find_folder() / f"{name}-{digest}"
     with Path(f"{folder}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(lock.fileno())  # when it was asked for last
         while not _is_fresh(folder):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_fresh(folder):
@@ -56,7 +59,10 @@ def open_kept(name: str, inputs: object, make: Callable[[Path], None]) -> Iterat
 
 
 def sweep() -> None:
-    """What nobody uses and nobody has asked for in a week is gone. Locks stay: removing one would make two of it."""
+    """What nobody uses is gone when it is too old, or was not asked for lately; so is what killed makers left.
+
+    Locks stay: removing one would make two of it.
+    """
     for path in find_folder().glob("*.lock"):
         folder = path.with_suffix("")
         with path.open("a") as lock:
@@ -65,7 +71,7 @@ def sweep() -> None:
             except BlockingIOError:
                 continue
             _remove(_staging(folder))
-            if folder.exists() and not _is_fresh(folder):
+            if _age_s(path) > MAX_IDLE_S or not _is_fresh(folder):
                 _remove(folder)
 
 
@@ -82,10 +88,11 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _is_fresh(folder: Path) -> bool:
-    try:
-        return time.time() - folder.stat().st_mtime < MAX_AGE_S
-    except FileNotFoundError:
-        return False
+    return folder.exists() and _age_s(folder) < MAX_AGE_S
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _staging(folder: Path) -> Path:

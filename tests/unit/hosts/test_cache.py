@@ -21,9 +21,9 @@ def make_whole(folder: Path) -> None:
     (folder / "content").write_text("whole")
 
 
-def age(folder: Path) -> None:
-    old = time.time() - cache.MAX_AGE_S - 1
-    os.utime(folder, (old, old))
+def age(path: Path, seconds: float = cache.MAX_AGE_S) -> None:
+    old = time.time() - seconds - 1
+    os.utime(path, (old, old))
 
 
 def kept_in(folder: Path) -> list[str]:
@@ -99,3 +99,15 @@ def test_what_is_in_use_is_not_swept_however_old(folder: Path) -> None:
         assert made.exists()
     cache.sweep()
     assert kept_in(folder) == []
+
+
+def test_what_is_not_asked_for_goes_before_it_is_too_old(folder: Path) -> None:
+    kept = []
+    for name in ("asked", "forgotten"):
+        with cache.open_kept(name, 1, make_whole) as made:
+            kept.append(made)
+        age(Path(f"{made}.lock"), cache.MAX_IDLE_S)
+    with cache.open_kept("asked", 1, make_whole):
+        pass
+    cache.sweep()
+    assert kept_in(folder) == [kept[0].name]
