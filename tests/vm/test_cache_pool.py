@@ -21,7 +21,7 @@ from vmfork.machine import base as base_module
 from vmfork.machine.fit import fit
 from vmfork.wire.command import Command
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 60.0
 # One CPU and 256 MiB more may be asked for.

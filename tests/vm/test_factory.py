@@ -15,7 +15,7 @@ from vmfork.image import ImageStore
 from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.machine.prepare import prepare
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 
 async def test_direct_gives_running_machines(template_name) -> None:

@@ -19,7 +19,7 @@ from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import sweep_vms
 from vmfork.machine.request import ForkRequest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 60
 

@@ -13,7 +13,7 @@ from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HookError, LaunchError, SecretsPresent, SetupError, TemplateNotFound
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 # For hooks that never end; those before them must have time to, on a busy host too.
 HOOK_LIMIT_S = 4.0

@@ -18,7 +18,7 @@ from vmfork.image import ImageStore
 from vmfork.machine import accelerator
 from vmfork.machine.accelerator import decide_accel, prove_kvm
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 # So long the way from a KVM that does not run the guest to TCG may take.
 REFUSED_WITHIN_S = 6.0

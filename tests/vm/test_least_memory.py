@@ -13,7 +13,7 @@ from vmfork.image import ImageStore
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 
 @pytest.fixture

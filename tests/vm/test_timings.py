@@ -11,7 +11,7 @@ from tests.vm.cli_runner import vmfork
 from vmfork.aio import detailed_timings
 from vmfork.machine import trace
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 
 async def test_a_fork_tells_its_phases_apart_where_that_is_wanted(template):

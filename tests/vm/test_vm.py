@@ -11,7 +11,7 @@ import pytest
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestFileError, MachineEnded
 
-pytestmark = [pytest.mark.vm, pytest.mark.qemu]
+pytestmark = [pytest.mark.vm, pytest.mark.qemu, pytest.mark.kvm]
 
 
 async def test_programs_files_and_identity(any_vm) -> None:
