@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 _FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests")
 # What tests may rely on where KVM works: a skip for want of it is a failure (tests/kvm/conftest.py).
-PROMISE = {"VMFORK_TEST_GUARANTEED": "working-kvm"}
+PROMISED = "working-kvm"
 _TEST_PACKAGES = ("pytest", "pytest-asyncio")
 _FOLDER = "/job"
 
@@ -103,6 +103,11 @@ def _leave_out_compiled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def _write_script(command: Sequence[str]) -> bytes:
     home = f"{_FOLDER}/home"
-    given = {"PYTHONPATH": f"{_FOLDER}/site", "VMFORK_TEST_HOME": home, "VMFORK_HOME": home, **PROMISE}
+    given = {
+        "PYTHONPATH": f"{_FOLDER}/site",
+        "VMFORK_TEST_HOME": home,
+        "VMFORK_HOME": home,
+        "VMFORK_TEST_GUARANTEED": PROMISED,
+    }
     exports = "".join(f"export {name}={value}\n" for name, value in given.items())
     return f"{exports}cd {_FOLDER}/project && exec {shlex.join(command)}\n".encode()
