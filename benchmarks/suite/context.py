@@ -181,7 +181,7 @@ class Context(Owner):
         self._progress(Progress(task=f"bench {self._task}".rstrip(), step=step))
 
     def check_memory(self, need_mib: int) -> None:
-        """Nothing, where the host has so much memory to spare; else `NotRun`."""
+        """Raises `NotRun` when the host has less memory to spare."""
         have = facts.available_memory_bytes() // 2**20
         if have < need_mib + _SPARE_MIB:
             raise NotRun(f"it takes {format_mib(need_mib)} of memory and {format_mib(have)} are available")
@@ -189,7 +189,7 @@ class Context(Owner):
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a process that is to use this context's places.
 
-        It may write bytecode, as whoever installs a package does: else each start compiles all it imports.
+        It may write bytecode, as an installation does: without that, each start compiles all it imports.
         """
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {

@@ -111,7 +111,7 @@ class RunResult:
 
 
 def read_result(path: Path) -> RunResult:
-    """The run in the file at `path`. `ConfigError` when it is none, or of another format."""
+    """The run in the file at `path`. Raises `ConfigError` for no run, and for one of another format."""
     try:
         data = path.read_bytes()
         told = json.loads(data)

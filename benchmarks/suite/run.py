@@ -1,4 +1,4 @@
-"""One run: every measurement in turn, each within its part of the time, and none that ends the others by failing."""
+"""One run: every measurement in turn, each within its part of the time. One that fails does not end the others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _QUICK_SHARE = 0.25
 
 
 async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
-    """What all of `measures` gave. One that cannot run here leaves rows that say why."""
+    """The result of all `measures`. A measurement that cannot run here leaves rows that say why."""
     started, begun = datetime.now(UTC), time.monotonic()
     # Where not even this one can be built there is nothing to measure: that ends the run.
     template = await context.build(VMConfig(memory_mib=MEMORY_MIB))

@@ -78,7 +78,7 @@ async def run(context: Context) -> Samples:
 
 
 def check_takes(told: list[dict[str, object]], takes: int) -> None:
-    """Nothing, when all machines were taken from the pool, each once. `RuntimeError` otherwise."""
+    """Raises `RuntimeError` unless all machines were taken from the pool, each once."""
     taken = [vm_id for one in told for vm_id in one["taken"]]  # type: ignore[attr-defined]
     fallbacks = [one["fallbacks"] for one in told if one["fallbacks"]]
     if fallbacks:

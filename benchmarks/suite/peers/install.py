@@ -1,4 +1,4 @@
-"""What the suite compares with and does not bring along: where it is, and how it is installed when asked for."""
+"""The peers that the suite does not bring along: where each is, and how it is installed when asked for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def quicksand_python(folder: Path) -> Path:
 
 
 async def install_peers(context: Context) -> None:
-    """All that can be compared with here is installed; what cannot be is told, and its rows will say so too."""
+    """Every peer that can be had is installed. One that cannot is reported, and its rows say so too."""
     missing = [package for program, package in DEBIAN.items() if find_program(program) is None]
     if missing:
         packages = [*missing, *([_LIBVIRT_DRIVER] if "libvirt-daemon" in missing else [])]

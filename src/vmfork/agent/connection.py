@@ -119,7 +119,7 @@ class Connection(Owner):
             self._begin(exchange, kill_request(exchange.stream, stream, signals.SIGKILL))
 
     def abandon(self, exchange: Exchange) -> None:
-        """Nobody follows the exchange any more, and the agent lets go of it. Nothing is awaited."""
+        """The exchange is abandoned, here and in the agent. Returns without waiting."""
         if self._open.get(exchange.stream) is not exchange:
             return
         self._open[exchange.stream] = Leftover(exchange)

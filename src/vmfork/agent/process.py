@@ -114,7 +114,7 @@ class GuestProcess(Owner):
             await self._line.kill(self._exchange.stream, signal, timeout_s=timeout_s)
 
     async def wait(self, *, timeout_s: float | None = None) -> ExecStatus:
-        """How the program ended. Takes no output: someone must, if there is more than 65,536 bytes of it.
+        """How the program ended. Takes no output: a program stops after 65,536 bytes until `output` takes them.
 
         A deadline that passes, or a cancellation, changes nothing: the program runs on and can be waited for again.
         """

@@ -123,7 +123,7 @@ class ProgramRequests(Connection):
 
 
 class _HasEndedError(GuestError):
-    """The process to be signalled is no more."""
+    """The process that was to be signalled has ended."""
 
 
 def _explain_kill(failure: Failure) -> GuestError:

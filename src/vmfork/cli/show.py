@@ -125,7 +125,7 @@ class _Lines:
 
 
 class _Bar:
-    """Drawn from the first event on: whoever waits for nothing does without the drawer."""
+    """Drawn from the first event on: a command that waits for nothing does not load the drawer."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None

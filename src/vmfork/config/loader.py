@@ -54,7 +54,7 @@ class Settings:
 
     @property
     def image_if_given(self) -> ImageConfig | None:
-        """The image's configuration where any of it was given, else `None`: then what is there will do."""
+        """The image's configuration; `None` when no field of it was given, so that any image will do."""
         given = any(self.origins[f"image.{key}"] != DEFAULT for key in SECTIONS["image"])
         return self.image if given else None
 
@@ -66,7 +66,7 @@ class Settings:
 def load_settings(
     path: Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
-    """The settings in force. `path` or `VMFORK_CONFIG` must exist; the other places are read where there is a file.
+    """The settings in force. A file named by `path` or `VMFORK_CONFIG` must exist; the usual places need not have one.
 
     `overrides` maps dotted fields to values given as arguments; `None` there means not given. `ConfigError` names the
     field, or the file, that is wrong.

@@ -1,4 +1,4 @@
-"""Where vmfork keeps things: `home` what lasts, `runtime` what does not.
+"""Where vmfork keeps things: in `home` what lasts, in `runtime` what ends with the host.
 
 ```
 HOME/images/          images                      RUNTIME/templates/    template RAM and state

@@ -37,9 +37,9 @@ DEFAULT_PACKAGES = (
 
 
 def check_name(name: str, *, field: str = "name") -> str:
-    """`name` itself, once it is known to be safe as a file name.
+    """`name` itself. Raises `ConfigError` when it is not safe as a file name.
 
-    1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit. `ConfigError` otherwise.
+    1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit.
     """
     if not name:
         raise ConfigError(field, name, "a name may not be empty", hint="give one, such as py-3.13")

@@ -1,4 +1,4 @@
-"""What the control groups we are in still let us use: a container's limit is often far below the host's memory."""
+"""How much memory our control groups still let us use: a container's limit is often far below the host's memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILES = {
 def memory_left_bytes(*, proc: Path = _SELF) -> int | None:
     """Bytes the process described by `proc` may still use in its group and every group above; `None` without a limit.
 
-    What cannot be read limits nothing: the kernel will have its say anyway.
+    A file that cannot be read counts as no limit: the kernel enforces it anyway.
     """
     left = (_left_in(folder, *_FILES[kind]) for kind, folder in _groups(proc))
     return min((amount for amount in left if amount is not None), default=None)

@@ -14,7 +14,7 @@ from vmfork.host import cgroup
 
 @cache
 def boot_id() -> str:
-    """The host's boot id: template RAM on a tmpfs does not outlive it."""
+    """The host's boot id. Template RAM on a tmpfs is gone with the next."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_private(path: Path) -> Path:
-    """`path` is a folder of mode 0700 that belongs to us; it and its missing parents were made where they were not.
+    """`path` is a folder of mode 0700 that belongs to us; whatever was missing of it and its parents was made.
 
     `HostError` when it belongs to another user or is a link, or when its parent is neither ours nor root's: the
     shared-memory tmpfs is writable for everyone, and a folder planted there must not be trusted with guest memory.
@@ -40,7 +40,7 @@ def make_private(path: Path) -> Path:
 
 
 def _check_parent(path: Path) -> None:
-    """Nothing, when only we or root decide what `path` is; a link counts for its own owner and its target's."""
+    """Raises `HostError` when others than we and root decide what `path` is, or what it links to."""
     if not {path.parent.lstat().st_uid, path.parent.stat().st_uid} <= {0, os.getuid()}:
         raise HostError(
             f"the folder {path.parent} belongs to another user, who could put another {path.name} into it",

@@ -1,4 +1,4 @@
-"""A process beside a *keeper*: a small program that ends it once nobody owns it, and passes it from owner to owner.
+"""A process beside its *keeper*: a small program that hands it from owner to owner, and ends it when it has none.
 
 keeper/README.md draws the states and the messages.
 """
@@ -36,7 +36,7 @@ _ANSWER = struct.Struct("<BI")
 
 
 class Request(IntEnum):
-    """What an owner, or who wants to be one, asks."""
+    """What the owner asks of the keeper, or whoever wants to become it."""
 
     DETACH = 1
     TAKE = 2
@@ -54,9 +54,9 @@ class Answer(IntEnum):
 
 
 class Parked(NamedTuple):
-    """What an owner leaves with the keeper, and the next one gets: open descriptors.
+    """Open descriptors that an owner leaves with the keeper, for the next owner.
 
-    While nobody owns the process the keeper reads `console` into `log`, of which it gives back nothing.
+    While the process has no owner, the keeper reads `console` into `log`, and keeps `log`.
     """
 
     line: int
@@ -133,7 +133,7 @@ class KeptProcess(WatchedProcess):
         pass_fds: Sequence[int] = (),
         confined: bool = False,
     ) -> Self:
-        """A running child and its keeper, who can be asked for it at the path `listen_at`.
+        """A running child and its keeper, which can be asked for the child at the path `listen_at`.
 
         `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
         `lock_fd` open until the process has ended. A program that is not there ends with status 127. `confined`: it
@@ -161,8 +161,8 @@ class KeptProcess(WatchedProcess):
     ) -> tuple[Self, tuple[int, ...]]:
         """The process, once `confirm` was called, and open descriptors: line, console and, where it had one, the lock.
 
-        `VMNotFound` where no keeper is there or its process waits under another token; `StoreBusy` where another
-        owns it. When we end, or close it, before `confirm`, the process is killed.
+        Raises `VMNotFound` when there is no keeper, or its process waits under another token, and `StoreBusy` when it
+        has an owner. When we end, or close it, before `confirm`, the process is killed.
         """
         with ExitStack() as on_failure:
             try:
@@ -196,9 +196,9 @@ class KeptProcess(WatchedProcess):
             raise HostError("the machine was ended while it was taken over") from error
 
     async def park(self, parked: Parked, *, token: bytes, ttl_s: float) -> None:
-        """Nobody owns the process: the keeper waits for somebody who knows `token`, for `ttl_s` seconds (0: for ever).
+        """The process has no owner. The keeper waits `ttl_s` seconds (0: for ever) for whoever knows `token`.
 
-        After a failure, or a cancellation, it may be parked or not: it must be killed.
+        After an error or a cancel it may be parked or not: kill it.
         """
         request = encode_request(Request.DETACH, token=token, ttl_s=ttl_s)
         try:

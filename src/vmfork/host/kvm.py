@@ -38,7 +38,7 @@ class Refusal:
 def find_refusal() -> Refusal | None:
     """`None` when the device can be opened by this user.
 
-    It is opened, because modes tell half of it: a container's device rules refuse even root.
+    It is opened because its mode tells only half: a container's device rules refuse even root.
     """
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))

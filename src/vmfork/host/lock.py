@@ -1,4 +1,4 @@
-"""Advisory locks on files: who holds one is alive, since the kernel releases it with the process."""
+"""Advisory locks on files. The holder of one is alive: the kernel releases the lock with the process."""
 
 from __future__ import annotations
 

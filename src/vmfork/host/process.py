@@ -26,7 +26,7 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """The identity of the process that has `pid` now; `None` when there is none (a zombie counts as none)."""
+        """The identity of the process that has `pid` now; `None` when no process has it, or a zombie."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:

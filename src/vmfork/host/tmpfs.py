@@ -39,7 +39,7 @@ def mount_tmpfs(path: Path, *, size_bytes: int) -> bool:
 
 
 def unmount(path: Path) -> None:
-    """Nothing is mounted at `path`. Who has its files open keeps them; the memory is freed after the last one."""
+    """Nothing is mounted at `path`. Open files stay usable; the memory is freed when the last is closed."""
     while _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) == 0:
         pass  # an interrupted build may have stacked a second one
     code = ctypes.get_errno()

@@ -75,7 +75,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, *, name: str) -> Manifest:
-        """The manifest in `data`. `TemplateStale` for another format, `TemplateCorrupt` for anything that is none."""
+        """The manifest in `data`. Raises `TemplateStale` for another format, `TemplateCorrupt` for no manifest."""
         try:
             body = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -95,7 +95,7 @@ class Manifest:
         return cls(**body)
 
     def check_traits(self, wanted: Mapping[str, str]) -> None:
-        """Nothing, when the template has every trait in `wanted`; else `TemplateStale` with the first that differs."""
+        """Raises `TemplateStale`, naming the first trait in `wanted` that differs."""
         differing = self.find_difference(wanted)
         if differing is not None:
             raise TemplateStale(self.name, differing, self.traits.get(differing), wanted[differing])

@@ -86,7 +86,7 @@ class TemplateStore:
         self.folder = folder
 
     def list_names(self) -> list[str]:
-        """Names of all templates that were published, sorted. What no one owns any more is swept first."""
+        """Names of all templates that were published, sorted. Whatever lost its owner is swept first."""
         self.sweep()
         return sorted(path.name for path in self._folders() if (path / "current").is_symlink())
 
@@ -186,7 +186,7 @@ class TemplateStore:
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())
 
     async def _claim(self, name: str, *, wait_s: float) -> FileLock:
-        """`building`, held, of a template's folder that is there: who held it before may have removed the folder."""
+        """The lock `building`, held, of a folder that exists: its former holder may have removed the folder."""
         while True:
             folder = make_private(make_private(self.folder) / name)
             with suppress(FileNotFoundError):
@@ -205,7 +205,7 @@ class TemplateStore:
 
 
 class _SharedFolder:
-    """The folder of the generation in force, which cannot go away inside the block."""
+    """The folder of the generation in force. Nobody can remove it inside the block."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
@@ -287,7 +287,7 @@ class Staging(Owner):
 
 
 def _check_memory(need: int) -> None:
-    """Nothing, when `need` bytes of memory can be had; else `HostError` with the arithmetic.
+    """Raises `HostError`, with the arithmetic, when `need` bytes of memory cannot be had.
 
     A guest may come to touch all its RAM, so all of it must be there, although the file is sparse at first.
     """
@@ -339,9 +339,9 @@ def _read_manifest(name: str, folder: Path) -> Manifest:
 
 
 def _check_boot(manifest: Manifest) -> None:
-    """Nothing, when the host runs since before the template was frozen.
+    """Raises `TemplateStale` when the host was booted after the template was frozen.
 
-    Nothing is written through to a disk, so of a template on one a power failure leaves any part.
+    No file of a template is synced. Where it lies on a disk, a power failure leaves any part of it.
     """
     if manifest.host_boot_id != facts.boot_id():
         raise TemplateStale(manifest.name, "host.boot_id", manifest.host_boot_id, facts.boot_id())
