@@ -205,7 +205,8 @@ def body(owner: str, node: Function, decorators: list[str], result: str) -> list
     if "Iterator" in result:
         return _ITERATED.format(call=call).splitlines()
     if isinstance(node, ast.AsyncFunctionDef):
-        call = f"portal.run({call})"
+        # Closing is the one thing that needs no answer where the interpreter ends.
+        call = f"portal.{'finish' if node.name == 'aclose' else 'run'}({call})"
     if result == "Self" and not decorators:
         return [call, "return self"]
     return [call if result == "None" else f"return {wrapped(call, owner, decorators, result)}"]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         TemplateStale,
         VMForkError,
         VMNotFound,
+        WrongContext,
     )
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
@@ -88,6 +89,7 @@ __all__ = [
     "VMForkError",
     "VMHandle",
     "VMNotFound",
+    "WrongContext",
     "aio",
     "detailed_timings",
     "find_places",

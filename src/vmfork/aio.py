@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TemplateStale,
         VMForkError,
         VMNotFound,
+        WrongContext,
     )
     from vmfork.factory import Factory
     from vmfork.machine.handle import VMHandle
@@ -51,7 +52,7 @@ _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
     "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
-    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
+    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound", "WrongContext",
 )  # fmt: skip
 
 _HOME = {
@@ -105,6 +106,7 @@ __all__ = [
     "VMForkError",
     "VMHandle",
     "VMNotFound",
+    "WrongContext",
     "detailed_timings",
     "find_places",
 ]

@@ -45,6 +45,9 @@ class GuestProcess:
     def __init__(self, twin: aio.GuestProcess) -> None:
         self._twin = twin
 
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
     @property
     def pid(self) -> int:
         """The process id in the guest."""
@@ -85,7 +88,7 @@ class GuestProcess:
 
     def close(self) -> None:
         """The program does not run any more, and its output is thrown away."""
-        portal.run(self._twin.aclose())
+        portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +282,7 @@ class VM:
 
     def close(self) -> None:
         """The machine is gone: process, sockets, folder. Closing again does nothing."""
-        portal.run(self._twin.aclose())
+        portal.finish(self._twin.aclose())
 
     def read_file(self, path: str, *, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
@@ -502,7 +505,7 @@ class Factory:
 
     def close(self) -> None:
         """The factory gives no more VMs, and callers that wait get `Closed`. VMs given out, and templates, stay."""
-        portal.run(self._twin.aclose())
+        portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:
         return self.open()

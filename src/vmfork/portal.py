@@ -10,6 +10,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmfork.errors import Closed, WrongContext
+from vmfork.host.bound import called_from, find_caller
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -55,6 +56,7 @@ class Portal:
         except BaseException:
             work.close()  # it was never awaited, on purpose
             raise
+        called_from.set(find_caller())
         done: Future[None] = Future()
         future = asyncio.run_coroutine_threadsafe(_marking_end(work, done), loop)
         try:

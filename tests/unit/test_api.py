@@ -23,7 +23,7 @@ ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
     "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
-    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
+    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

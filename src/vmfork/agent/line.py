@@ -60,7 +60,10 @@ class Line:
         self._unsent.clear()
 
     def drop(self) -> None:
-        """The socket is closed, where the event loop it was read by is gone."""
+        """The socket is closed, where the event loop it was read by does not run any more."""
+        if self._is_open and not self._loop.is_closed():
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
         self._is_open = False
         self._sock.close()
 

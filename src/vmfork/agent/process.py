@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.deadline import deadline
 from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
 from vmfork.wire.frame import Channel, encode_data, encode_eof
 from vmfork.wire.message import ExecStatus, parse_exec
@@ -26,6 +27,7 @@ class ProcessLine(Protocol):
     """What a process needs of the connection it runs over."""
 
     bound: Bound
+    lost: Exception | None
 
     def send(self, data: bytes) -> None: ...
 
@@ -51,6 +53,13 @@ class GuestProcess(Owner):
         self._line = line
         self._exchange = exchange
         self._stdin_closed = not has_stdin
+
+    def __repr__(self) -> str:
+        return f"<GuestProcess {self.pid} {self.name!r}, {'ended' if self.has_ended else 'running'}>"
+
+    def __del__(self) -> None:
+        if not self.has_ended and self._line.lost is None:
+            close_dropped(self, self._line.bound, end=lambda: None)  # then it ends with its machine
 
     @property
     def has_ended(self) -> bool:
@@ -104,6 +113,7 @@ class GuestProcess(Owner):
 
     async def close_stdin(self) -> None:
         """The program reads the end of its standard input. Closing twice is no error."""
+        self._line.bound.check()
         if not self._stdin_closed and not self.has_ended:
             self._line.send(encode_eof(self._exchange.stream, Channel.CONTENT))
         self._stdin_closed = True

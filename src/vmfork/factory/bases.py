@@ -134,6 +134,13 @@ class Bases:
         await self._build.aclose()
         await self._close()
 
+    def end(self) -> None:
+        """No machine is held any more, at once and without an event loop."""
+        self._closed = True
+        for base in self:
+            if isinstance(base, CacheFactory):
+                base.end()
+
     async def _close(self) -> None:
         watched, self._watched = self._watched, []
         await asyncio.gather(*(each.base.aclose() for each in watched))

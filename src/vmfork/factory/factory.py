@@ -23,6 +23,8 @@ from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
+from vmfork.host.bound import Bound
+from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
 from vmfork.machine.request import ForkRequest
 from vmfork.owner import Owner
@@ -95,16 +97,20 @@ class Factory(Owner):
         self._bases = Bases(self.config, fetch_only=fetch_only, instance=self._instance)
         self._counts = Counts()
         self._opening = asyncio.Lock()
-        self._is_open = False
+        self._bound: Bound | None = None  # by the loop in which it was opened
         self._closed = False
 
     async def open(self) -> Self:
         """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""
         self._check_open()
         async with self._opening:
-            if not self._is_open:
-                await self._bases.open()
-                self._is_open = True
+            if self._bound is None:
+                self._bound = Bound("the factory")
+                try:
+                    await self._bases.open()
+                except BaseException:
+                    self._bound = None
+                    raise
         return self
 
     async def get_vm(
@@ -143,8 +149,23 @@ class Factory(Owner):
 
     async def aclose(self) -> None:
         """The factory gives no more VMs, and callers that wait get `Closed`. VMs given out, and templates, stay."""
+        if self._bound is not None and self._bound.is_forked:
+            return  # it is the parent's
+        if self._bound is not None and not self._bound.is_here:
+            if not await self._bound.run_there(self.aclose):
+                self._end()
+            return
         self._closed = True
         await self._bases.aclose()
+
+    def _end(self) -> None:
+        """As `aclose`, at once and without an event loop."""
+        self._closed = True
+        self._bases.end()
+
+    def __del__(self) -> None:
+        if self._bound is not None and not self._closed:
+            close_dropped(self, self._bound, self._end)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -219,6 +240,8 @@ class Factory(Owner):
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("factory")
+        if self._bound is not None:
+            self._bound.check()
 
     def _refuse(self, wanted: VMConfig) -> ConfigError:
         sizes = ", ".join(_spell(base.kind.hardware) for base in self._bases)

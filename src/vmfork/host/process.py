@@ -110,6 +110,8 @@ class WatchedProcess:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._collect()
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
 
     def forget(self) -> None:

@@ -261,3 +261,7 @@ class BaseVM(Owner):
     async def aclose(self) -> None:
         """The machine is gone, unless it was adopted: then this does nothing."""
         await self._owned.aclose()
+
+    def end(self) -> None:
+        """The machine is gone, at once and without an event loop."""
+        self._running.end()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.host.bound import Bound
+from vmfork.host.dropped import close_dropped
 from vmfork.machine.folder import VMRecord
 from vmfork.owner import Owner
 
@@ -47,6 +49,7 @@ class Running(Owner):
     def __init__(
         self, facts: MachineFacts, *, folder: VMFolder, machine: Machine, agent: AgentClient, state: State = "running"
     ) -> None:
+        self.bound = Bound(f"VM {facts.identity.vm_id}")
         self.facts = facts
         self.folder = folder
         self.machine = machine
@@ -70,9 +73,10 @@ class Running(Owner):
         return self.state in ("paused", "parked")
 
     def check_open(self) -> None:
-        """Raises `Closed` when the machine is not ours any more."""
+        """Raises `Closed` when the machine is not ours any more, `WrongContext` in another process or event loop."""
         if self.state in ("detached", "closed"):
-            raise Closed(f"VM {self.id}")
+            raise Closed(f"VM {self.id}", "it was detached" if self.state == "detached" else "")
+        self.bound.check()
 
     def _check(self, *states: State) -> None:
         self.check_open()
@@ -134,11 +138,35 @@ class Running(Owner):
         self.folder.record(VMRecord(facts=self.facts, process=self.machine.identity, owner_pid=owner_pid))
 
     async def aclose(self) -> None:
-        """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more."""
-        if self.state in ("detached", "closed"):
+        """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more.
+
+        In a forked child it is the parent's. From another event loop it is closed on its own, or, where that does not
+        run any more, without one.
+        """
+        if self.state in ("detached", "closed") or self.bound.is_forked:
+            return
+        if not self.bound.is_here:
+            if not await self.bound.run_there(self.aclose):
+                self.end()
             return
         self.state = "closed"
         async with AsyncExitStack() as stack:
             stack.callback(self.folder.close)
             stack.push_async_callback(self.machine.aclose)
             stack.push_async_callback(self._agent.aclose)
+
+    def end(self) -> None:
+        """As `aclose`, at once and without an event loop."""
+        if self.state in ("detached", "closed"):
+            return
+        self.state = "closed"
+        self._agent.drop()
+        self.machine.end()
+        self.folder.close()
+
+    def __repr__(self) -> str:
+        return f"<VM {self.id}, {self.state}>"
+
+    def __del__(self) -> None:
+        if getattr(self, "state", "closed") not in ("detached", "closed"):
+            close_dropped(self, self.bound, self.end)

@@ -312,6 +312,7 @@ async def test_input_stops_at_the_credit(line) -> None:
     assert (await peer.frame()).kind is Kind.EOF
     with pytest.raises(Closed):
         await process.write_stdin(b"x")
+    await client.aclose()  # ends the process, which nobody closed
 
 
 async def test_a_process_whose_agent_is_lost_tells_why(line) -> None:

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,10 +69,12 @@ class Agent:
 
 
 @pytest.fixture
-def running(tmp_path) -> Iterator[Running]:
+async def running(tmp_path):
     folder = VMFolder.create(tmp_path, "0123456789ab")
     facts = MachineFacts(identity=Identity.fresh("0123456789ab", template="py"), hardware=HARDWARE, image="default")
-    yield Running(facts, folder=folder, machine=Machine(), agent=Agent())
+    running = Running(facts, folder=folder, machine=Machine(), agent=Agent())
+    yield running
+    running.state = "closed"  # or it would be closed when it is dropped
     folder.close()
 
 

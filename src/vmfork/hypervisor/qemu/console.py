@@ -43,7 +43,9 @@ class ConsoleTail:
             self._socket.close()
 
     def drop(self) -> None:
-        """The socket is released, where the event loop it was read by is gone."""
+        """The socket is released, where the event loop it was read by does not run any more."""
+        if self._socket.fileno() >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket)
         self._socket.close()
 
     def release(self) -> socket.socket:
