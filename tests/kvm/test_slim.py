@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError
@@ -21,8 +21,7 @@ FULL = "qemu-system-x86_64"
 @pytest.fixture(scope="module")
 def micro(working_kvm):
     """Templates of the machine microvm by the name of the emulator that froze them."""
-    if shutil.which(SLIM) is None:
-        pytest.skip(f"needs {SLIM}")
+    need("slim-qemu")
 
     async def build() -> dict[str, Template]:
         chosen = {SLIM: VMConfig(machine="microvm"), FULL: VMConfig(machine="microvm", qemu=FULL)}

@@ -69,6 +69,7 @@ class Capability:
 CAPABILITIES = {
     "root": Capability("only root may mount, and become or give to another user", lambda: os.geteuid() == 0),
     "qemu": Capability("qemu-system-x86_64 is not installed", _has_program("qemu-system-x86_64")),
+    "slim-qemu": Capability("qemu-system-x86_64-microvm is not installed", _has_program("qemu-system-x86_64-microvm")),
     "kvm": Capability("there is no /dev/kvm here that may be opened", lambda: find_refusal() is None),
     "working-kvm": Capability("KVM does not run the guest here: make test-kvm runs this where it does", _always),
     "kvm-for-some": Capability("/dev/kvm is not there, or everybody's", _always),

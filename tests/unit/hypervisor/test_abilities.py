@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -77,11 +76,9 @@ async def test_the_one_on_path_has_all_that_a_machine_needs(binary, tmp_path) ->
     assert found.has_sandbox
 
 
+@pytest.mark.needs("slim-qemu")
 async def test_a_slim_one_is_asked_without_kvm(tmp_path) -> None:
-    path = shutil.which("qemu-system-x86_64-microvm")
-    if path is None:
-        pytest.skip("needs qemu-system-x86_64-microvm")
-    found = await ask_abilities(await find_qemu(path), kept=tmp_path / "kept")
+    found = await ask_abilities(await find_qemu("qemu-system-x86_64-microvm"), kept=tmp_path / "kept")
     assert found.find_missing(MICROVM) == []
     assert "tcg" not in found.accels
 
