@@ -6,7 +6,7 @@ cpus = 2                   the fields of VMConfig
 memory_mib = "1G"          a size, or a number of MiB
 fork_timeout_s = "30s"     a duration, or a number of seconds
 [factory]                  VMFORK_FACTORY_TEMPLATE, VMFORK_FACTORY_TEMPLATE_NAME
-[image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas)
+[image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas), VMFORK_IMAGE_BARE
 ```
 """
 
@@ -174,7 +174,7 @@ def _from_text(field: str, text: str) -> Any:
     """A variable's text as the value that a file would hold."""
     if field in _LISTS:
         return text.replace(",", " ").split()
-    if field in ("factory.template", "factory.remote"):
+    if field in ("factory.template", "factory.remote", "image.bare"):
         truth = _TRUTH.get(text.strip().lower())
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false", hint="write true or false")

@@ -29,12 +29,6 @@ MAX_MEMORY_MIB = 512 * 1024
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
-DEFAULT_PACKAGES = (
-    "ca-certificates", "coreutils", "curl", "dash", "bash", "diffutils", "file", "findutils", "gawk", "grep", "gzip",
-    "hostname", "iproute2", "jq", "kmod", "less", "libssl3t64", "mount", "ncurses-base", "netbase", "patch", "procps",
-    "python3", "sed", "tar", "util-linux", "xz-utils",
-)  # fmt: skip
-
 
 def check_name(name: str, *, field: str = "name") -> str:
     """`name` itself. Raises `ConfigError` when it is not safe as a file name.
@@ -71,18 +65,21 @@ def _check_seconds(field: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
-    """What an image is made of. Equal configurations give one image, cached by the digest of its inputs.
+    """What an image is made of.
 
-    `suite` is a Debian release by name; `packages` are Debian packages by name, beside the kernel and the least that
-    a guest needs, which are always there.
+    `suite` is a Debian release by name; `packages` are Debian packages by name, added to those of the default image.
+    With `bare` they are added to the kernel and the least that a guest needs, which are always there.
     """
 
     suite: str = "trixie"
-    packages: tuple[str, ...] = DEFAULT_PACKAGES
+    packages: tuple[str, ...] = ()
+    bare: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.suite, str) or _SUITE.fullmatch(self.suite) is None:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
+        if not isinstance(self.bare, bool):
+            raise ConfigError("image.bare", self.bare, "must be true or false")
         object.__setattr__(self, "packages", tuple(self.packages))
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:

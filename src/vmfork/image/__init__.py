@@ -1,4 +1,4 @@
-"""What a guest boots: kernel and initramfs, built once with mmdebstrap, content-addressed. Knows nothing of VMs."""
+"""What a guest boots: kernel and initramfs, built once with mmdebstrap, named by content. Knows nothing of VMs."""
 
 from vmfork.image.least import write_least
 from vmfork.image.record import Image

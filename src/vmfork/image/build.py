@@ -7,7 +7,9 @@ import errno
 import os
 import shutil
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,8 +17,9 @@ from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
 from vmfork.image import debootstrap, lz4, recipe, rootfs
-from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record
-from vmfork.image.store import ImageStore, hash_file
+from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
+from vmfork.image.staging import open_staging
+from vmfork.image.store import hash_file
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import ImageConfig
+    from vmfork.image.store import ImageStore
 
 T = TypeVar("T")
 
@@ -45,31 +49,31 @@ async def build_image(
     progress: ProgressListener = ignore_progress,
     rebuild: bool = False,
 ) -> Image:
-    """`name` leads to the image of that configuration, built unless it was before.
+    """`name` leads to an image of that configuration: the one it led to, one of the same recipe, or a new one.
 
-    With `rebuild` it is built again, with the packages as Debian offers them today. Two builders of one image take
-    turns, and the second uses what the first made. `ImageError` for what is wrong with the packages or their source,
-    `HostError` for a missing program or no space; then, and on cancel, everything is as it was before.
+    With `rebuild` it is built again, with the packages as Debian offers them today; where they are the same, so is the
+    image. Two builders of one recipe take turns, and the second uses what the first made. Raises `ImageError` for what
+    is wrong with the packages or their source, `HostError` when a program, a permission or space is missing; then, and
+    on cancel, everything is as it was before.
     """
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
     digest = recipe.compute_digest(config, agent)
     if not rebuild and (image := _find_named(name, digest, store)):
         return image
-    with _explained(store):
+    with _explained(store.folder):
         store.make()
-        lock, waited = await _lock_digest(digest, store, progress)
+        lock, waited = await _lock(digest, store, progress)
         with lock:
-            image = _find_usable(digest, name, store) if waited or not rebuild else None
+            image = await _reuse(name, digest, store) if waited or not rebuild else None
             if image is None:
                 image = await _build(name, digest, config, agent, store=store, progress=progress)
-            store.link(name, digest)
     progress(Progress(task="image", step="done", fraction=1.0))
     return image
 
 
 @contextmanager
-def _explained(store: ImageStore) -> Iterator[None]:
+def _explained(folder: Path) -> Iterator[None]:
     """What the system refused in the block is a `HostError` that says what and where."""
     try:
         yield
@@ -77,33 +81,25 @@ def _explained(store: ImageStore) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise debootstrap.explain_full_disk(store.folder) from error
+            raise debootstrap.explain_full_disk(folder) from error
         raise HostError(
-            f"cannot build an image in {store.folder}: {error.strerror or error}",
+            f"cannot build an image in {folder}: {error.strerror or error}",
             hint="set VMFORK_HOME to a folder you can write to",
         ) from error
 
 
 def _find_named(name: str, digest: str, store: ImageStore) -> Image | None:
-    """The image, when the name leads to it already and nothing is to be done."""
+    """The image, when the name leads to one of that recipe already and nothing is to be done."""
     try:
         image = store.open(name)
     except (ImageNotFound, ImageCorrupt):
         return None
-    return image if image.digest == digest else None
+    return image if image.recipe == digest else None
 
 
-def _find_usable(digest: str, name: str, store: ImageStore) -> Image | None:
-    """A damaged image counts as none: building mends it."""
-    try:
-        return store.find(digest, name=name)
-    except ImageCorrupt:
-        return None
-
-
-async def _lock_digest(digest: str, store: ImageStore, progress: ProgressListener) -> tuple[FileLock, bool]:
-    """The right to build that image, and whether another had it until now."""
-    path, holder = store.lock_path(digest), f"process {os.getpid()}"
+async def _lock(subject: str, store: ImageStore, progress: ProgressListener) -> tuple[FileLock, bool]:
+    """The lock of a recipe or an image, and whether another had it until now."""
+    path, holder = store.lock_path(subject), f"process {os.getpid()}"
     if lock := FileLock.try_acquire(path, holder=holder):
         return lock, False
     progress(Progress(task="image", step="waiting for another build"))
@@ -112,35 +108,52 @@ async def _lock_digest(digest: str, store: ImageStore, progress: ProgressListene
             return lock, True
 
 
+async def _reuse(name: str, digest: str, store: ImageStore) -> Image | None:
+    """The image that another build, or another name, has of that recipe; `name` leads to it."""
+    image = store.find_made_of(digest, name=name)
+    if image is None:
+        return None
+    lock, _ = await _lock(image.digest, store, ignore_progress)
+    with lock:
+        # It may have been removed with its last name meanwhile.
+        found = store.find_made_of(digest, name=name)
+        if found is None or found.digest != image.digest:
+            return None
+        store.link(name, found.digest)
+        return found
+
+
 async def _build(
     name: str, digest: str, config: ImageConfig, agent: bytes, *, store: ImageStore, progress: ProgressListener
 ) -> Image:
     debootstrap.find_mmdebstrap()
     lz4.check_library()
     await asyncio.to_thread(store.sweep)
-    _check_space(store)
+    _check_space(store.folder)
 
     def report(step: str, fraction: float) -> None:
         progress(Progress(task="image", step=step, fraction=fraction * _DEBOOTSTRAP_SHARE))
 
-    with store.staging() as folder:
+    with open_staging(store.folder) as folder:
         tar, tmp, built = folder / "root.tar", folder / "tmp", folder / "image"
         tmp.mkdir()
         built.mkdir()
+        started_at = int(time.time())
         await debootstrap.run_mmdebstrap(config.suite, recipe.list_packages(config), tar, tmp=tmp, report=report)
         progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
-        image = await _in_thread(
-            lambda stop: _pack(tar, built, config, name=name, digest=digest, agent=agent, stop=stop)
-        )
-        await _in_thread(lambda _: store.commit(built, digest))
-    return store.find(digest, name=name) or image
+        source = _Source(tar, config, agent, started_at=started_at)
+        image = await _in_thread(lambda stop: _pack(source, built, name=name, digest=digest, stop=stop))
+        lock, _ = await _lock(image.digest, store, ignore_progress)
+        with lock:
+            await _in_thread(lambda _: store.add(built, image))
+            return store.open(name)
 
 
-def _check_space(store: ImageStore) -> None:
-    free = shutil.disk_usage(store.folder).free // _MIB
+def _check_space(images_dir: Path) -> None:
+    free = shutil.disk_usage(images_dir).free // _MIB
     if free < NEEDED_MIB:
         raise HostError(
-            f"no space to build an image: {store.folder} has {free} MiB free, a build needs {NEEDED_MIB} MiB",
+            f"no space to build an image: {images_dir} has {free} MiB free, a build needs {NEEDED_MIB} MiB",
             hint="free some, or set VMFORK_HOME to a larger disk",
         )
 
@@ -162,43 +175,54 @@ async def _in_thread(work: Callable[[threading.Event], T]) -> T:
         raise
 
 
-def _pack(
-    tar: Path, built: Path, config: ImageConfig, *, name: str, digest: str, agent: bytes, stop: threading.Event
-) -> Image:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What an image is packed of. `started_at` is when the run began that made the tar, in seconds since 1970."""
+
+    tar: Path
+    config: ImageConfig
+    agent: bytes
+    started_at: int
+
+
+def _pack(source: _Source, built: Path, *, name: str, digest: str, stop: threading.Event) -> Image:
     """`built` holds kernel, initramfs and record, made of the tar."""
 
     def check(_fraction: float = 0.0) -> None:
         if stop.is_set():
             raise _StoppedError
 
-    return _write_image(tar, built, config, name=name, digest=digest, agent=agent, check=check)
+    return _write_image(source, built, name=name, digest=digest, check=check)
 
 
-def _write_image(
-    tar: Path, built: Path, config: ImageConfig, *, name: str, digest: str, agent: bytes, check: Callable[[float], None]
-) -> Image:
+def _write_image(source: _Source, built: Path, *, name: str, digest: str, check: Callable[[float], None]) -> Image:
+    config, slim = source.config, recipe.is_slim(source.config)
     kernel_path, initramfs_path = built / KERNEL_NAME, built / INITRAMFS_NAME
-    with tar.open("rb") as source:
-        unpacked = rootfs.read_tar(source, check)
+    with source.tar.open("rb") as tar:
+        unpacked = rootfs.read_tar(tar, check, started_at=source.started_at)
         kernel = rootfs.read_kernel(unpacked.kernel)
-        rootfs.finish_tree(unpacked, agent, kernel.release)
+        rootfs.drop(unpacked, slim=slim)
+        rootfs.finish_tree(unpacked, source.agent, kernel.release)
         kernel_path.write_bytes(kernel.image)
         with initramfs_path.open("wb") as file, lz4.LegacyWriter(file) as packer:
             unpacked.tree.write(packer, check)
             packer.finish()
         unpacked_bytes = unpacked.tree.measure()
-        packages = rootfs.read_packages(unpacked.records)
+        packages = rootfs.read_packages(unpacked.told, slim=slim)
+    kernel_sha256, initramfs_sha256 = hash_file(kernel_path), hash_file(initramfs_path, lambda: check(1.0))
     image = Image(
         name=name,
-        digest=digest,
+        digest=name_content(kernel_sha256, initramfs_sha256),
         kernel=kernel_path,
         initramfs=initramfs_path,
         kernel_release=kernel.release,
-        kernel_sha256=hash_file(kernel_path),
-        initramfs_sha256=hash_file(initramfs_path, lambda: check(1.0)),
+        kernel_sha256=kernel_sha256,
+        initramfs_sha256=initramfs_sha256,
         arch=recipe.ARCH,
+        recipe=digest,
         suite=config.suite,
         requested=config.packages,
+        bare=config.bare,
         packages=packages,
         unpacked_bytes=unpacked_bytes,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,10 +15,12 @@ _TRAILER = "TRAILER!!!"
 _BLOCK = 512
 
 
-def encode_entry(name: str, mode: int, body: bytes = b"", *, ino: int, mtime: int = 0, nlink: int = 1) -> bytes:
-    """One entry, padded; owner is root. `mode` carries the type bits; a symbolic link's `body` is its target."""
+def encode_entry(
+    name: str, mode: int, body: bytes = b"", *, ino: int, mtime: int = 0, nlink: int = 1, uid: int = 0, gid: int = 0
+) -> bytes:
+    """One entry, padded. `mode` carries the type bits; a symbolic link's `body` is its target."""
     encoded = name.encode("utf-8", "surrogateescape") + b"\0"
-    fields = (ino, mode, 0, 0, nlink, mtime, len(body), 0, 0, 0, 0, len(encoded), 0)
+    fields = (ino, mode, uid, gid, nlink, mtime, len(body), 0, 0, 0, 0, len(encoded), 0)
     head = _MAGIC + b"".join(b"%08X" % field for field in fields) + encoded
     return _padded(head, 4) + _padded(body, 4)
 
@@ -47,12 +49,20 @@ class Writer:
         return self._inodes
 
     def add(
-        self, name: str, mode: int, body: bytes = b"", *, mtime: int = 0, ino: int | None = None, nlink: int = 1
+        self,
+        name: str,
+        mode: int,
+        body: bytes = b"",
+        *,
+        mtime: int = 0,
+        uid: int = 0,
+        gid: int = 0,
+        ino: int | None = None,
+        nlink: int = 1,
     ) -> None:
         """The entry is in the archive. Hard links share `ino` and `nlink`; the last of them carries the body."""
-        self._write(
-            encode_entry(name, mode, body, ino=self.next_ino() if ino is None else ino, mtime=mtime, nlink=nlink)
-        )
+        number = self.next_ino() if ino is None else ino
+        self._write(encode_entry(name, mode, body, ino=number, mtime=mtime, nlink=nlink, uid=uid, gid=gid))
 
     def finish(self) -> int:
         """The archive is complete; its size in bytes."""

@@ -1,12 +1,15 @@
-"""Runs mmdebstrap: packages from a Debian archive become one tar file, without privileges and without their scripts.
+"""Runs mmdebstrap: packages from a Debian archive become one tar file, installed as Debian installs them.
 
-`--mode=chrootless --variant=extract` only unpacks, so it works for every user and nothing of the packages runs. The
-kernel is fetched by a hook, because by dependency it would bring an initramfs builder, udev and systemd. The tar holds
-beside the file system what the hook gathered:
+Their own scripts run, in namespaces of their own (docs/decisions/0013). The kernel is fetched by a hook, because by
+dependency it would bring an initramfs builder, udev and systemd. The tar holds beside the file system what the hooks
+in install/ gathered:
 
 ```
-.vmfork/control/N/{control,postinst,...}     what each package says of itself
-.vmfork/kernel/{boot,usr/lib/modules}        the kernel package, unpacked
+.vmfork/installed                      a package a line, with its version
+.vmfork/needed                         a package a line: those asked for, and all that they name as dependencies
+.vmfork/owners                         mode, uid, gid and path of each file, NUL after each; where the tar cannot know
+.vmfork/kernel-package                 the kernel's package and version
+.vmfork/kernel/{boot,usr/lib/modules}  and what is in it
 ```
 """
 
@@ -15,64 +18,43 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shlex
 import shutil
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, ImageError, VMForkError
 from vmfork.host.session import kill_session
-from vmfork.image.recipe import DEBIAN_ARCH, KERNEL_PACKAGE, MULTIARCH, NOT_COMPILED
+from vmfork.image import dropped, recipe
+from vmfork.image.namespaces import choose_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-CONTROL = ".vmfork/control"
-KERNEL = ".vmfork/kernel"
+TOLD = ".vmfork"
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Without the first, dpkg waits for the disk at each file: an image of twenty packages took 120 s longer (docs/decisions/0013).
+_TOOLS = {"real": "libeatmydata1", "faked": "libeatmydata1 fakeroot libfakeroot"}
 
 _LOG_LINES = 60
 # How long killed processes may take to be gone: they may sit in a write to a slow disk.
 _KILL_LIMIT_S = 10.0
 
-# Runs when the packages are unpacked and their files still lie in apt's cache.
-_HOOK = f"""set -eu
-root=$1
-echo "I: vmfork: reading package records" >&2
-mkdir -p "$root/{CONTROL}" "$root/{KERNEL}"
-cd "$root/var/cache/apt/archives"
-ls | grep '[.]deb$' | xargs -P 4 -I @ dpkg-deb --control @ "$root/{CONTROL}/@"
-echo "I: vmfork: compiling Python" >&2
-lib="$root/usr/lib/{MULTIARCH}"
-for python in "$root"/usr/bin/python3.[0-9]*; do
-    test -x "$python" || continue
-    env -i PYTHONHOME="$root/usr" "$lib"/ld-linux-*.so.? --library-path "$lib" "$python" \\
-        -B -S -s -m compileall -q -s "$root" -p / --invalidation-mode unchecked-hash -x '{NOT_COMPILED}' \\
-        "$root/usr/lib/${{python##*/}}" >&2 || true
-done
-echo "I: vmfork: fetching the kernel" >&2
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-kernel=$(apt-cache depends {KERNEL_PACKAGE} | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p' | head -n 1)
-test -n "$kernel" || {{ echo "E: Unable to locate package {KERNEL_PACKAGE}" >&2; exit 1; }}
-cd "$root/{KERNEL}"
-apt-get --quiet --quiet download "$kernel" >&2
-echo "I: vmfork: unpacking the kernel" >&2
-dpkg-deb --control *.deb "$root/{CONTROL}/kernel"
-dpkg-deb --extract *.deb .
-rm *.deb
-"""
-
 # What a line of the log announces: step in words, fraction of mmdebstrap's work. Shares as measured.
 _STEPS = (
     ("running apt-get update", "reading the package lists", 0.0),
-    ("downloading packages with apt", "downloading packages", 0.3),
-    ("extracting archives", "unpacking packages", 0.45),
-    ("vmfork: reading package records", "reading package records", 0.65),
-    ("vmfork: compiling Python", "compiling Python", 0.66),
-    ("vmfork: fetching the kernel", "downloading the kernel", 0.7),
-    ("vmfork: unpacking the kernel", "unpacking the kernel", 0.8),
-    ("creating tarball", "collecting files", 0.9),
+    ("downloading packages with apt", "downloading packages", 0.1),
+    ("extracting archives", "unpacking packages", 0.15),
+    ("installing essential packages", "installing what is essential", 0.25),
+    ("installing remaining packages", "installing packages", 0.4),
+    ("vmfork: reading package records", "reading package records", 0.75),
+    ("vmfork: compiling Python", "compiling Python", 0.76),
+    ("vmfork: fetching the kernel", "downloading the kernel", 0.82),
+    ("vmfork: unpacking the kernel", "unpacking the kernel", 0.88),
+    ("creating tarball", "collecting files", 0.92),
 )
 
 _NO_SPACE = re.compile(r"No space left on device|don't have enough free space|Disk quota exceeded")
@@ -87,6 +69,7 @@ _NO_NETWORK = re.compile(
 )
 _NO_SUITE = re.compile(r"does not have a Release file|404 +Not Found.*Release")
 _CONFLICT = re.compile(r"unmet dependencies|held broken packages|Unable to correct problems")
+_BROKEN = re.compile(r"^dpkg: error processing (?:package|archive) (\S+)", re.MULTILINE)
 _NO_KEY = re.compile(r"NO_PUBKEY|is not signed|cannot find a signed-by|Missing key")
 _NO_FETCH = re.compile(r"E: Failed to fetch|Hash Sum mismatch|Unable to fetch some archives")
 
@@ -102,49 +85,71 @@ def find_mmdebstrap() -> str:
     return path
 
 
-def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, hook: Path) -> list[str]:
-    """The command that writes `tar`; `hook` is the file with the hook."""
+def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, ids: str) -> list[str]:
+    """The command that writes `tar`, to be run in namespaces with such `ids`."""
     return [
         program,
-        "--mode=chrootless",
-        # From 1.4.1 root is refused this mode outside a chroot, for what scripts of packages might do: none run here.
-        "--skip=check/chrootless",
-        "--variant=extract",
+        "--mode=root",
+        # A devpts for the group tty cannot be mounted by a root who is no other user; install/unpacked does without.
+        *(["--skip=chroot/mount/dev"] if ids == "faked" else []),
+        "--variant=essential",
         "--format=tar",
-        f"--architectures={DEBIAN_ARCH}",
+        f"--architectures={recipe.DEBIAN_ARCH}",
         f"--include={','.join(packages)}",
         # Run as root, apt would drop to a user who cannot enter our private folder, warn, and carry on as root.
         '--aptopt=APT::Sandbox::User "root"',
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "2"',
-        # By its path: mmdebstrap quotes the command of a hook that failed, and the log's end would be the whole script.
-        f'--extract-hook=sh {shlex.quote(str(hook))} "$1"',
+        # Else apt finds /usr/bin/dpkg before the one that is put before it.
+        f'--aptopt=DPkg::Path "{_PATH}"',
+        '--extract-hook=sh "$VMFORK_INSTALL/unpacked" "$1"',
+        '--customize-hook=sh "$VMFORK_INSTALL/installed" "$1"',
         suite,
         str(tar),
     ]
 
 
+def build_environ(packages: Sequence[str], *, ids: str) -> dict[str, str]:
+    """What mmdebstrap, apt and the hooks find in their environment. Scripts of packages get less: see install/dpkg."""
+    return {
+        "PATH": _PATH,
+        "LC_ALL": "C.UTF-8",
+        "VMFORK_INSTALL": str(recipe.INSTALL),
+        "VMFORK_PACKAGES": " ".join(packages),
+        "VMFORK_TOOLS": _TOOLS[ids],
+        "VMFORK_IDS": ids,
+        "VMFORK_EPOCH": str(recipe.EPOCH),
+        "VMFORK_EXCLUDED": " ".join(dropped.UNPACKED),
+        "VMFORK_NOT_COMPILED": recipe.NOT_COMPILED,
+        "VMFORK_KERNEL": recipe.KERNEL_PACKAGE,
+        # tar(1) may unpack as root, for whom no other user exists.
+        **({"TAR_OPTIONS": "--no-same-owner"} if ids == "faked" else {}),
+    }
+
+
 async def run_mmdebstrap(
     suite: str, packages: Sequence[str], tar: Path, *, tmp: Path, report: Callable[[str, float], None]
 ) -> None:
-    """`tar` holds the unpacked packages; `report(step, fraction)` was called on the way.
+    """`tar` holds the installed packages; `report(step, fraction)` was called on the way.
 
     `tmp` takes the intermediate files. On failure `ImageError` or `HostError` with the tail of the log; on any way out
     every process started here is gone, and what lies in `tmp` is the caller's to remove.
     """
-    hook = tmp / "hook"
-    hook.write_text(_HOOK)
-    argv = build_argv(find_mmdebstrap(), suite, packages, tar, hook=hook)
-    # Should we be killed outright, TERM makes mmdebstrap end its children; its files are swept with the folder.
+    program = find_mmdebstrap()
+    namespaces = await asyncio.to_thread(choose_namespaces)
+    # Should we be killed outright, all in the namespaces ends with the first process there. Without namespaces TERM
+    # makes mmdebstrap end its children. Files are swept with the folder.
     setpriv = shutil.which("setpriv")
+    pdeathsig = "KILL" if namespaces.argv else "TERM"
     process = await asyncio.create_subprocess_exec(
-        *([setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []),
-        *argv,
+        *([setpriv, "--pdeathsig", pdeathsig, "--"] if setpriv else []),
+        *namespaces.argv,
+        *build_argv(program, suite, packages, tar, ids=namespaces.ids),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "TMPDIR": str(tmp), "LC_ALL": "C.UTF-8"},
+        env={**os.environ, **build_environ(packages, ids=namespaces.ids), "TMPDIR": str(tmp)},
     )
     log: deque[str] = deque(maxlen=_LOG_LINES)
     try:

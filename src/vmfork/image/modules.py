@@ -1,7 +1,7 @@
-"""Kernel modules: which ones go along, in what order they load. Read from the modules themselves.
+"""Kernel modules: which ones go along, in what order they load, how modprobe(8) finds them.
 
-Debian's package has no `modules.dep`, which a maintainer script would make; each module names what it needs in its
-`.modinfo` section (kernel: scripts/mod/modpost.c).
+All is read from the modules themselves: each tells in its `.modinfo` section what it needs and what it is called by
+(kernel: scripts/mod/modpost.c).
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import re
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ImageError
+from vmfork.image.depmod import encode_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_ALIAS = re.compile(rb"\0alias=([^\0]*)(?=\0)")
+_BUILTIN_ALIAS = re.compile(rb"([^\0.]+)\.alias=([^\0]*)\0")
+_OUTSIDE_BRACKETS = re.compile(r"(\[[^]]*\])")
 _SUFFIX = re.compile(r"\.ko(?:\.xz)?$")
 
 
@@ -79,3 +83,39 @@ def order_modules(wanted: Iterable[str], needs: Mapping[str, list[str]]) -> list
         if (known := name.replace("-", "_")) in needs:
             take(known)
     return list(order)
+
+
+def index_dependencies(places: Mapping[str, str], needs: Mapping[str, list[str]]) -> dict[str, bytes]:
+    """`modules.dep`, as text and as the index that modprobe reads. `places` is in the order of the kernel's list."""
+    lines = {name: _name_needs(name, places, needs) for name in places}
+    index = encode_index({name: [(number, line)] for number, (name, line) in enumerate(lines.items())})
+    return {"modules.dep": "".join(line + "\n" for line in lines.values()).encode(), "modules.dep.bin": index}
+
+
+def _name_needs(name: str, places: Mapping[str, str], needs: Mapping[str, list[str]]) -> str:
+    first, *others = (places[need] for need in reversed(order_modules([name], needs)))
+    return " ".join((f"{first}:", *others))
+
+
+def index_aliases(bodies: Mapping[str, bytes]) -> bytes:
+    """`modules.alias.bin`: the names by which the kernel asks for a module. `bodies` is in the order of its list."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for number, (name, body) in enumerate(bodies.items()):
+        for alias in _ALIAS.findall(body):
+            found.setdefault(_normalize(alias.decode()), []).append((number, name))
+    return encode_index(found)
+
+
+def index_builtin(listing: bytes, modinfo: bytes) -> dict[str, bytes]:
+    """The indexes of what is part of the kernel, so that to ask for it is no error. Made of the kernel's own lists."""
+    names = {name_of(line): [(0, "")] for line in listing.decode().splitlines()}
+    aliases: dict[str, list[tuple[int, str]]] = {}
+    for module, alias in _BUILTIN_ALIAS.findall(modinfo):
+        aliases.setdefault(_normalize(alias.decode()), []).append((0, module.decode()))
+    return {"modules.builtin.bin": encode_index(names), "modules.builtin.alias.bin": encode_index(aliases)}
+
+
+def _normalize(alias: str) -> str:
+    return "".join(
+        part if part.startswith("[") else part.replace("-", "_") for part in _OUTSIDE_BRACKETS.split(alias)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = 3
+FORMAT = 4
 
 KERNEL_NAME = "kernel"
 INITRAMFS_NAME = "initramfs"
@@ -25,8 +26,8 @@ class RecordError(ValueError):
 class Image:
     """A kernel and an initramfs on disk, and what is in them.
 
-    `digest` names the inputs, of which `suite` and `requested` (packages asked for by name) are the configuration's.
-    `packages` maps names to versions. `boot_modules` are the kernel modules that its guest loads where the device is;
+    `digest` names the content, `recipe` what it was made of; of that `suite`, `requested` (packages asked for by name)
+    and `bare` are the configuration's. `packages` maps names to versions. `boot_modules` are the kernel modules that its guest loads where the device is;
     images of an older vmfork name none. `unpacked_bytes` is what the files take in the guest's
     memory, in whole pages; `size_bytes` what both files take on disk. `created_at` is ISO 8601, UTC.
     `min_memory_mib` is the least guest RAM that unpacks and runs it. It is measured on this host when a machine is
@@ -41,8 +42,10 @@ class Image:
     kernel_sha256: str
     initramfs_sha256: str
     arch: str
+    recipe: str
     suite: str
     requested: tuple[str, ...]
+    bare: bool
     packages: Mapping[str, str]
     unpacked_bytes: int
     created_at: str
@@ -63,14 +66,21 @@ _FIELDS: dict[str, type] = {
     "kernel_sha256": str,
     "initramfs_sha256": str,
     "arch": str,
+    "recipe": str,
     "suite": str,
     "requested": list,
+    "bare": bool,
     "packages": dict,
     "unpacked_bytes": int,
     "created_at": str,
     "kernel_bytes": int,
     "initramfs_bytes": int,
 }
+
+
+def name_content(kernel_sha256: str, initramfs_sha256: str) -> str:
+    """The digest of an image of these files."""
+    return hashlib.sha256(f"{kernel_sha256} {initramfs_sha256}".encode()).hexdigest()
 
 
 def encode_record(image: Image) -> bytes:
@@ -99,6 +109,6 @@ def decode_record(text: bytes, *, name: str, folder: Path) -> Image:
 
 def _get_field(fields: dict[str, Any], field: str, kind: type) -> Any:
     value = fields.get(field)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if type(value) is not kind:
         raise RecordError(f"{RECORD_NAME}: {field} is missing or not of type {kind.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""Makes a guest's file system of mmdebstrap's tar: what a guest needs, and what maintainer scripts would have made."""
+"""Makes a guest's file system of mmdebstrap's tar: what a guest needs, at the same date in every build."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmfork.errors import ImageError
-from vmfork.image import debootstrap, modules, recipe
-from vmfork.image.alternatives import link_alternatives
+from vmfork.image import debootstrap, dropped, keystore, modules, packages, recipe
 from vmfork.image.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-_CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
-_CA_FOLDER = "usr/share/ca-certificates/"
+_KERNEL = "kernel/"
 _KERNEL_FILE = re.compile(r"boot/vmlinuz-(.+)")
-# Days since 1970 of a password's last change, in shadow(5): any day will do, since no password is set.
-_SHADOW = "{}:*:20000:0:99999:7:::"
+# What the kernel's build says of all its modules.
+_LISTINGS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
+_BASH = "usr/bin/bash"
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """The tar, sorted: the guest's files, what the packages say of themselves, the kernel package's files."""
+    """The tar, sorted: the guest's files, what was told of them, the kernel package's files."""
 
     tree: Tree
-    records: Tree
+    told: Tree
     kernel: Tree
 
 
@@ -40,31 +39,44 @@ class Kernel:
     release: str
 
 
-def read_tar(file: BinaryIO, check: Callable[[float], None]) -> Unpacked:
-    """The contents of the uncompressed tar in `file`, without what the recipe drops; bodies stay in the file."""
-    tree, records, kernel = Tree(file), Tree(file), Tree(file)
+def read_tar(file: BinaryIO, check: Callable[[float], None], *, started_at: int) -> Unpacked:
+    """The contents of the uncompressed tar in `file`; bodies stay in the file.
+
+    What was made since `started_at`, in seconds since 1970, was made by the build and bears the recipe's date.
+    """
+    tree, told, kernel = (Tree(file, mtime=recipe.EPOCH) for _ in range(3))
     # Longest first: a path belongs to the first that it starts with.
-    places = ((debootstrap.CONTROL + "/", records), (debootstrap.KERNEL + "/", kernel), ("", tree))
+    places = ((f"{debootstrap.TOLD}/{_KERNEL}", kernel), (f"{debootstrap.TOLD}/", told), ("", tree))
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             check(0.0)
             path = posixpath.normpath(member.name)
-            prefix, place = next((prefix, place) for prefix, place in places if path.startswith(prefix))
-            if place is tree and (path.startswith(".") or recipe.is_dropped(path)):
+            if path in (".", debootstrap.TOLD):
                 continue
+            if member.mtime >= started_at:
+                member.mtime = recipe.EPOCH
+            prefix, place = next((prefix, place) for prefix, place in places if path.startswith(prefix))
             place.add_member(path.removeprefix(prefix), member)
-    return Unpacked(tree, records, kernel)
+    _set_owners(tree, told)
+    return Unpacked(tree, told, kernel)
 
 
-def read_packages(records: Tree) -> dict[str, str]:
-    """Package names -> versions, sorted by name."""
-    packages = {}
-    for path in records:
-        if path.endswith("/control"):
-            text = records.read(path).decode()
-            fields = dict(re.findall(r"^(Package|Version): *(\S+)", text, re.MULTILINE))
-            packages[fields["Package"]] = fields["Version"]
-    return dict(sorted(packages.items()))
+def _set_owners(tree: Tree, told: Tree) -> None:
+    if "owners" not in told:
+        return
+    for entry in told.read("owners").decode("utf-8", "surrogateescape").split("\0"):
+        mode, uid, gid, path = entry.split(" ", 3) if entry else ("", "", "", "")
+        if path in tree:
+            tree.own(path, mode=int(mode, 8), uid=int(uid), gid=int(gid))
+
+
+def read_packages(told: Tree, *, slim: bool) -> dict[str, str]:
+    """The packages of the image and its kernel: names -> versions, sorted by name."""
+    versions = packages.read_versions(told.read("installed"))
+    if slim:
+        needed = set(told.read("needed").decode().split())
+        versions = {name: version for name, version in versions.items() if name in needed}
+    return dict(sorted((versions | packages.read_versions(told.read("kernel-package"))).items()))
 
 
 def read_kernel(kernel: Tree) -> Kernel:
@@ -75,15 +87,31 @@ def read_kernel(kernel: Tree) -> Kernel:
     return Kernel(kernel.read(found[0][0]), found[0][1])
 
 
+def drop(unpacked: Unpacked, *, slim: bool) -> None:
+    """What the tables keep out is gone, and links to it; with `slim` what only unneeded packages brought, too."""
+    tree, told = unpacked.tree, unpacked.told
+    gone: set[str] = set()
+    if slim:
+        needed = told.read("needed").decode().split()
+        unneeded = packages.find_unneeded(tree, packages.read_versions(told.read("installed")), needed)
+        _remove(tree, (path for path in unneeded if not tree.list_below(path)), gone)
+    _remove(tree, [path for path in tree if dropped.is_dropped(path, slim=slim)], gone)
+    while dangling := [path for path in tree.list_links() if tree.follow(path) in gone]:
+        _remove(tree, dangling, gone)
+
+
+def _remove(tree: Tree, paths: Iterable[str], gone: set[str]) -> None:
+    for path in paths:
+        tree.remove(path)
+        gone.add(path)
+
+
 def finish_tree(unpacked: Unpacked, agent: bytes, release: str) -> None:
-    """The tree boots: folders, accounts, links, certificates, kernel modules, agent, Python module are in place."""
+    """The tree boots: folders, names, kernel modules, agent, Python module are in place."""
     tree = unpacked.tree
     _add_folders(tree)
-    _add_links(tree)
     _add_files(tree)
-    _add_shadow(tree)
-    _add_certificates(tree)
-    link_alternatives(tree, _read_scripts(unpacked.records))
+    _date_keystore(tree)
     _add_modules(tree, unpacked.kernel, release)
     _add_agent(tree, agent)
     _add_shipped(tree)
@@ -94,71 +122,44 @@ def _add_folders(tree: Tree) -> None:
         tree.add_folder(path, mode)
 
 
-def _add_links(tree: Tree) -> None:
-    for path, target in recipe.LINKS:
-        if path not in tree:
-            tree.add_link(path, target)
-
-
 def _add_files(tree: Tree) -> None:
-    for source, path in recipe.COPIES:
-        if path not in tree and source in tree:
-            tree.add_file(path, tree.read(source))
     for path, text in recipe.FILES:
         tree.add_file(path, text.encode())
-    if "usr/bin/bash" not in tree:
+    if _BASH not in tree:
         accounts = tree.read("etc/passwd").replace(b":/bin/bash", b":/bin/sh")
         tree.add_file("etc/passwd", accounts)
 
 
-def _add_shadow(tree: Tree) -> None:
-    for source, path, line in (
-        ("etc/passwd", "etc/shadow", _SHADOW),
-        ("etc/group", "etc/gshadow", "{}:*::"),
-    ):
-        if path not in tree:
-            names = [entry.split(":")[0] for entry in tree.read(source).decode().splitlines()]
-            tree.add_file(path, "".join(line.format(name) + "\n" for name in names).encode(), 0o640)
-
-
-def _add_certificates(tree: Tree) -> None:
-    if _CA_BUNDLE in tree:
-        return
-    certificates = {path: tree.read(path) for path in tree if path.startswith(_CA_FOLDER) and path.endswith(".crt")}
-    if certificates:
-        # Each takes a page of memory and only served to make the bundle.
-        for path in certificates:
-            tree.remove(path)
-        tree.add_file(_CA_BUNDLE, b"".join(text.rstrip(b"\n") + b"\n" for text in certificates.values()))
-
-
-def _read_scripts(records: Tree) -> list[str]:
-    return [records.read(path).decode(errors="replace") for path in records if path.endswith("/postinst")]
+def _date_keystore(tree: Tree) -> None:
+    if keystore.PATH in tree:
+        tree.add_file(keystore.PATH, keystore.set_times(tree.read(keystore.PATH), recipe.EPOCH))
 
 
 def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
     home = f"usr/lib/modules/{release}"
+    listings = {name: _find_listing(kernel, release, name) for name in _LISTINGS}
     index = modules.index_modules(path for path in kernel if f"lib/modules/{release}/" in path)
     bodies, needs = modules.select_modules(recipe.MODULES, index, kernel.read)
+    order = {modules.name_of(line): number for number, line in enumerate(listings["modules.order"].decode().split())}
+    bodies = dict(sorted(bodies.items(), key=lambda entry: order.get(entry[0], len(order))))
     places = {name: "kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
-    for name, body in bodies.items():
-        tree.add_file(f"{home}/{places[name]}", body)
-    # modprobe(8) reads this text where the binary index is missing, which depmod(8) in the guest can make.
-    lines = (
-        f"{places[name]}: {' '.join(places[need] for need in reversed(modules.order_modules([name], needs)[:-1]))}"
-        for name in bodies
-    )
-    tree.add_file(f"{home}/modules.dep", "".join(line.rstrip() + "\n" for line in lines).encode())
+    files = {places[name]: body for name, body in bodies.items()}
+    files |= listings | modules.index_dependencies(places, needs)
+    files |= {"modules.alias.bin": modules.index_aliases(bodies)}
+    files |= modules.index_builtin(listings["modules.builtin"], listings["modules.builtin.modinfo"])
+    for name, body in files.items():
+        tree.add_file(f"{home}/{name}", body)
     boot = (
         f"/{home}/{places[name]} {device}\n"
         for wanted, device in recipe.BOOT_MODULES
         for name in modules.order_modules([wanted], needs)
     )
     tree.add_file(recipe.MODULES_LIST, "".join(boot).encode())
-    for listing in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
-        source = next((path for path in kernel if path.endswith(f"/{release}/{listing}")), None)
-        if source:
-            tree.add_file(f"{home}/{listing}", kernel.read(source))
+
+
+def _find_listing(kernel: Tree, release: str, name: str) -> bytes:
+    found = next((path for path in kernel if path.endswith(f"/{release}/{name}")), None)
+    return kernel.read(found) if found else b""
 
 
 def _add_agent(tree: Tree, agent: bytes) -> None:

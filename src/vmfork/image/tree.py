@@ -30,13 +30,15 @@ class Slice:
 class Node:
     """One path. `mode` carries the type bits; `body` is the content, or the target of a symbolic link.
 
-    Nodes with the same `inode` (a path) are hard links to one file.
+    Nodes with the same `inode` (a path) are hard links to one file. `mtime` is in seconds since 1970.
     """
 
     mode: int
     body: bytes | Slice = b""
     mtime: int = 0
     inode: str = ""
+    uid: int = 0
+    gid: int = 0
 
     @property
     def size(self) -> int:
@@ -44,10 +46,14 @@ class Node:
 
 
 class Tree:
-    """Paths without a leading slash -> nodes. Slices refer to `source`, which must outlive the tree."""
+    """Paths without a leading slash -> nodes. Slices refer to `source`, which must outlive the tree.
 
-    def __init__(self, source: BinaryIO) -> None:
+    What is not of a tar belongs to root and bears the date `mtime`.
+    """
+
+    def __init__(self, source: BinaryIO, *, mtime: int = 0) -> None:
         self._source = source
+        self._mtime = mtime
         self._nodes: dict[str, Node] = {}
 
     def __contains__(self, path: str) -> bool:
@@ -62,32 +68,47 @@ class Tree:
 
     def add_member(self, path: str, member: tarfile.TarInfo) -> None:
         """The member of the tar is at `path`; devices and pipes are left out, the kernel makes its own."""
-        mode, mtime = stat.S_IMODE(member.mode), int(member.mtime)
+        node = Node(stat.S_IMODE(member.mode), mtime=int(member.mtime), uid=member.uid, gid=member.gid)
         if member.isdir():
-            self._nodes[path] = Node(stat.S_IFDIR | mode, mtime=mtime)
+            self._nodes[path] = replace(node, mode=stat.S_IFDIR | node.mode)
         elif member.issym():
-            self._nodes[path] = Node(stat.S_IFLNK | 0o777, _encode(member.linkname), mtime)
+            self._nodes[path] = replace(node, mode=stat.S_IFLNK | 0o777, body=_encode(member.linkname))
         elif member.islnk():
             self._add_hard_link(path, posixpath.normpath(member.linkname))
         elif member.isreg():
-            self._nodes[path] = Node(stat.S_IFREG | mode, Slice(member.offset_data, member.size), mtime)
+            self._nodes[path] = replace(
+                node, mode=stat.S_IFREG | node.mode, body=Slice(member.offset_data, member.size)
+            )
 
     def add_folder(self, path: str, mode: int = 0o755) -> None:
         """`path` is a folder of that mode; so are its parents, 0755 where they were missing."""
         self._add_parents(path)
-        self._nodes[path] = Node(stat.S_IFDIR | mode)
+        self._nodes[path] = Node(stat.S_IFDIR | mode, mtime=self._mtime)
 
     def add_file(self, path: str, body: bytes, mode: int = 0o644) -> None:
         self._add_parents(path)
-        self._nodes[path] = Node(stat.S_IFREG | mode, body)
+        self._nodes[path] = Node(stat.S_IFREG | mode, body, self._mtime)
 
     def add_link(self, path: str, target: str) -> None:
         """`path` is a symbolic link to `target`."""
         self._add_parents(path)
-        self._nodes[path] = Node(stat.S_IFLNK | 0o777, _encode(target))
+        self._nodes[path] = Node(stat.S_IFLNK | 0o777, _encode(target), self._mtime)
 
     def remove(self, path: str) -> None:
         del self._nodes[path]
+
+    def own(self, path: str, *, mode: int, uid: int, gid: int) -> None:
+        """What is at `path` belongs to these; `mode` is the permissions, its type stays."""
+        node = self._nodes[path]
+        self._nodes[path] = replace(node, mode=stat.S_IFMT(node.mode) | mode, uid=uid, gid=gid)
+
+    def list_links(self) -> list[str]:
+        """The paths of all symbolic links."""
+        return [path for path, node in self._nodes.items() if stat.S_ISLNK(node.mode)]
+
+    def list_below(self, folder: str) -> list[str]:
+        """The paths below `folder`, at any depth."""
+        return [path for path in self._nodes if path.startswith(f"{folder}/")]
 
     def read(self, path: str) -> bytes:
         """The content of the file at `path`, or the target of the symbolic link."""
@@ -120,6 +141,13 @@ class Tree:
                 at = step
         return None
 
+    def follow(self, path: str) -> str:
+        """Where the symbolic link at `path` points, after one step, whether something is there or not."""
+        target = self.read(path).decode("utf-8", "surrogateescape")
+        folder, name = posixpath.split(posixpath.normpath(posixpath.join("/", posixpath.dirname(path), target)))
+        inside = self.resolve(folder)
+        return posixpath.join(folder.lstrip("/") if inside is None else inside, name)
+
     def measure(self) -> int:
         """The bytes the tree takes in a guest's memory: whole pages of content, each inode's own cost apart."""
         sizes = {node.inode or path: node.size for path, node in self._nodes.items() if stat.S_ISREG(node.mode)}
@@ -136,13 +164,22 @@ class Tree:
             check(number / len(paths))
             node = self._nodes[path]
             if not node.inode:
-                writer.add(path, node.mode, self.read(path), mtime=node.mtime)
+                writer.add(path, node.mode, self.read(path), mtime=node.mtime, uid=node.uid, gid=node.gid)
                 continue
             if node.inode not in inodes:
                 inodes[node.inode] = writer.next_ino()
             left[node.inode] -= 1
             body = b"" if left[node.inode] else self.read(path)
-            writer.add(path, node.mode, body, mtime=node.mtime, ino=inodes[node.inode], nlink=len(groups[node.inode]))
+            writer.add(
+                path,
+                node.mode,
+                body,
+                mtime=node.mtime,
+                uid=node.uid,
+                gid=node.gid,
+                ino=inodes[node.inode],
+                nlink=len(groups[node.inode]),
+            )
         return writer.finish()
 
     def _group_hard_links(self) -> dict[str, list[str]]:
