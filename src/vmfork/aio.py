@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HostError,
         ImageCorrupt,
         ImageError,
+        ImageInUse,
         ImageNotFound,
         LaunchError,
         MachineEnded,
@@ -50,9 +51,10 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
-    "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
-    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound", "WrongContext",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
+    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError",
+    "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
+    "WrongContext",
 )  # fmt: skip
 
 _HOME = {
@@ -87,6 +89,7 @@ __all__ = [
     "ImageConfig",
     "ImageCorrupt",
     "ImageError",
+    "ImageInUse",
     "ImageNotFound",
     "LaunchError",
     "MachineEnded",

@@ -6,7 +6,8 @@ VMForkError                 code, hint
 ├── HostError               fix the host: QEMU missing, memory short, permission, no space
 ├── ImageError              an image could not be built or is unknown
 │   ├── ImageNotFound
-│   └── ImageCorrupt
+│   ├── ImageCorrupt
+│   └── ImageInUse          templates were made of it: remove them first
 ├── LaunchError             QEMU did not give a running machine: argv, exit code, log and console tail
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
@@ -165,6 +166,20 @@ class ImageCorrupt(ImageError):
         )
         self.name = name
         self.reason = reason
+
+
+class ImageInUse(ImageError):
+    """Templates were made of the image."""
+
+    code = "image-in-use"
+
+    def __init__(self, name: str, templates: Sequence[str]) -> None:
+        super().__init__(
+            f"templates were made of image {name!r}: {', '.join(templates)}",
+            hint="remove them first, or give --force: they fork on, and are no longer compared with their image",
+        )
+        self.name = name
+        self.templates = tuple(templates)
 
 
 class LaunchError(VMForkError):

@@ -60,7 +60,7 @@ def start_build() -> Iterator[object]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "VMFORK_HOME": str(home), "VMFORK_IMAGE_PACKAGES": "", **environ},
+            env={**os.environ, "VMFORK_HOME": str(home), "VMFORK_IMAGE_BARE": "1", **environ},
         )
         started.append(child)
         return child

@@ -37,11 +37,11 @@ async def test_the_second_build_starts_nothing(built, tmp_path, monkeypatch):
     steps = []
     assert await build_image("one", LEAST, store=ImageStore(images_dir), progress=steps.append) == image
     # The same packages, asked for by name.
-    spelt = ImageConfig(packages=("dash", "coreutils"))
+    spelt = ImageConfig(packages=("dash", "coreutils"), bare=True)
     assert await build_image("one", spelt, store=ImageStore(images_dir), progress=steps.append) == image
     assert steps == []
     with pytest.raises(HostError, match="mmdebstrap was not found"):
-        await build_image("one", ImageConfig(packages=("sed",)), store=ImageStore(images_dir))
+        await build_image("one", ImageConfig(packages=("sed",), bare=True), store=ImageStore(images_dir))
 
 
 # Imports all it needs while it may: Python and the checkout may lie where only root can read.
@@ -55,13 +55,13 @@ from vmfork.image.recipe import find_agent
 
 find_agent()
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
-asyncio.run(build_image("mine", ImageConfig(packages=("sed",)), store=ImageStore(Path(sys.argv[1]))))
+asyncio.run(build_image("mine", ImageConfig(packages=("sed",), bare=True), store=ImageStore(Path(sys.argv[1]))))
 """
 
 
 @pytest.mark.qemu
 @as_root
-def test_an_ordinary_user_builds_and_other_packages_make_another_image(built, home):
+async def test_an_ordinary_user_builds_the_same_and_other_packages_make_another_image(built, home):
     package = home.parent / "python" / "vmfork"
     shutil.copytree(Path(vmfork.__file__).parent, package)
     os.chown(home, NOBODY, NOBODY)
@@ -77,6 +77,9 @@ def test_an_ordinary_user_builds_and_other_packages_make_another_image(built, ho
     )
     assert child.returncode == 0, child.stderr
     image = ImageStore(images_dir).verify("mine")
+    # Bit for bit what root builds, on whatever host.
+    theirs = await build_image("roots", ImageConfig(packages=("sed",), bare=True), store=ImageStore(home / "roots"))
+    assert (image.digest, image.packages) == (theirs.digest, theirs.packages)
     assert "sed" in image.packages
     assert image.digest != built[1].digest
     assert list_store(images_dir) == sorted([image.digest, "names/mine"])
@@ -93,3 +96,13 @@ def test_two_builds_of_one_name_make_one_image(home, images_dir, start_build):
     image = ImageStore(images_dir).verify("one")
     assert ImageStore(images_dir).list_images() == [image] == [ImageStore(images_dir).open("one")]
     assert list_store(images_dir) == sorted([image.digest, "names/one"])
+
+
+@pytest.mark.qemu
+async def test_built_twice_it_is_the_same(built, home):
+    _, first = built
+    again = await build_image("another", LEAST, store=ImageStore(home / "images"))
+    assert again.digest == first.digest
+    assert again.initramfs.read_bytes() == first.initramfs.read_bytes()
+    rebuilt = await build_image("another", LEAST, store=ImageStore(home / "images"), rebuild=True)
+    assert (rebuilt.digest, rebuilt.created_at) == (again.digest, again.created_at)  # what is there stays

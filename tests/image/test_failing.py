@@ -22,7 +22,9 @@ LITTLE = 1 << 20
 
 async def test_a_missing_package_is_named(images_dir):
     with pytest.raises(ImageError) as caught:
-        await build_image("one", ImageConfig(packages=("sed", "no-such-package-1")), store=ImageStore(images_dir))
+        await build_image(
+            "one", ImageConfig(packages=("sed", "no-such-package-1"), bare=True), store=ImageStore(images_dir)
+        )
     assert str(caught.value) == "Debian trixie has no package named no-such-package-1"
     assert "image.packages" in caught.value.hint
     assert "Unable to locate package no-such-package-1" in caught.value.details()

@@ -21,9 +21,10 @@ VALUES = {
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageNotFound", "LaunchError", "MachineEnded",
-    "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError", "TemplateExists",
-    "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound", "WrongContext",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
+    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError",
+    "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
+    "WrongContext",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

@@ -18,6 +18,7 @@ SAMPLES = {
     errors.ImageError: errors.ImageError("not built", hint="look", log="the log"),
     errors.ImageNotFound: errors.ImageNotFound("a b"),
     errors.ImageCorrupt: errors.ImageCorrupt("a b", "the kernel is missing"),
+    errors.ImageInUse: errors.ImageInUse("a b", ["py", "web"]),
     errors.LaunchError: errors.LaunchError(
         "QEMU ended", argv=["qemu", "-m"], exit_code=1, log_tail="bad option", console_tail="panic", hint="look"
     ),
@@ -132,7 +133,8 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     told = {kind for kind in all_errors() if not kind.mendable}
     users = {errors.ConfigError, errors.ExecError, errors.HookError, errors.SecretsPresent, errors.SetupError}
     users |= {errors.WrongContext}
-    assert told == users | {errors.VMForkError, errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt}
+    images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
+    assert told == users | images | {errors.VMForkError}
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:

@@ -12,16 +12,20 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, check_name, find_places
-from vmfork.errors import HostError
+from vmfork.errors import HostError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.prepare import try_out
+from vmfork.store import TemplateStore
 from vmfork.units import format_bytes, format_mib
 
 if TYPE_CHECKING:
     from vmfork.config import ImageConfig, VMConfig
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
+
+# So much of a digest tells images of one host apart.
+_DIGEST_SHOWN = 12
 
 
 @click.group("image", cls=VerbGroup)
@@ -32,11 +36,12 @@ def command() -> None:
 @command.command("build")
 @click.argument("name", default="default", shell_complete=image_names)
 @click.option("-p", "--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
+@click.option("--bare", is_flag=True, help="Leave out the packages of the default image.")
 @click.option("--suite", metavar="S", help="Debian release, such as trixie.")
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
-def build(name: str, packages: tuple[str, ...], suite: str | None, rebuild: bool) -> None:
+def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, rebuild: bool) -> None:
     """Build the image NAME (default: default), unless it is there."""
-    settings = get_settings({"image.suite": suite})
+    settings = get_settings({"image.suite": suite, "image.bare": bare or None})
     config = settings.image
     if packages:
         config = replace(config, packages=tuple(dict.fromkeys((*config.packages, *packages))))
@@ -73,17 +78,27 @@ def list_all(as_json: bool) -> None:
     if as_json:
         show_json([asdict(image) | {"size_bytes": image.size_bytes} for image in images])
         return
-    rows = [(i.name, format_bytes(i.size_bytes), _least(i), i.kernel_release, i.created_at) for i in images]
-    show_table(("NAME", "SIZE", "LEAST RAM", "KERNEL", "CREATED"), rows)
+    rows = [
+        (i.name, i.digest[:_DIGEST_SHOWN], format_bytes(i.size_bytes), _least(i), i.kernel_release, i.created_at)
+        for i in images
+    ]
+    show_table(("NAME", "DIGEST", "SIZE", "LEAST RAM", "KERNEL", "CREATED"), rows)
 
 
 @command.command("rm")
 @click.argument("name", shell_complete=image_names)
+@click.option("--force", is_flag=True, help="Remove it although templates were made of it.")
 @json_option
-def remove(name: str, as_json: bool) -> None:
-    """Remove the image NAME."""
-    ImageStore(find_places().images).remove(check_name(name, field="image"))
+def remove(name: str, force: bool, as_json: bool) -> None:
+    """Remove the image NAME. Machines and templates made of it live on."""
+    places = find_places()
+    templates = TemplateStore(places.templates).list_made_of(check_name(name, field="image"))
+    if templates and not force:
+        raise ImageInUse(name, templates)
+    ImageStore(places.images).remove(name)
     if as_json:
-        show_json({"removed": True, "image": name})
+        show_json({"removed": True, "image": name, "templates": templates})
         return
     click.echo(f"removed image {name}")
+    if templates:
+        click.echo(f"note: templates made of it: {', '.join(templates)}", err=True)

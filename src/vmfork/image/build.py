@@ -18,8 +18,7 @@ from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
 from vmfork.image import debootstrap, lz4, recipe, rootfs
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
-from vmfork.image.staging import open_staging
-from vmfork.image.store import hash_file
+from vmfork.image.store import ImageStore, hash_file
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import ImageConfig
-    from vmfork.image.store import ImageStore
 
 T = TypeVar("T")
 
@@ -134,7 +132,7 @@ async def _build(
     def report(step: str, fraction: float) -> None:
         progress(Progress(task="image", step=step, fraction=fraction * _DEBOOTSTRAP_SHARE))
 
-    with open_staging(store.folder) as folder:
+    with store.staging() as folder:
         tar, tmp, built = folder / "root.tar", folder / "tmp", folder / "image"
         tmp.mkdir()
         built.mkdir()
@@ -145,7 +143,8 @@ async def _build(
         image = await _in_thread(lambda stop: _pack(source, built, name=name, digest=digest, stop=stop))
         lock, _ = await _lock(image.digest, store, ignore_progress)
         with lock:
-            await _in_thread(lambda _: store.add(built, image))
+            await _in_thread(lambda _: store.commit(built, image.digest))
+            store.link(name, image.digest)
             return store.open(name)
 
 

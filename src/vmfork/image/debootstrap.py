@@ -21,7 +21,6 @@ import re
 import shutil
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, ImageError, VMForkError
@@ -31,12 +30,13 @@ from vmfork.image.namespaces import choose_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 TOLD = ".vmfork"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Without the first, dpkg waits for the disk at each file: an image of twenty packages took 120 s longer (docs/decisions/0013).
+# Without the first, dpkg waits for the disk at each file (docs/decisions/0013).
 _TOOLS = {"real": "libeatmydata1", "faked": "libeatmydata1 fakeroot libfakeroot"}
 
 _LOG_LINES = 60
@@ -204,6 +204,12 @@ def explain_failure(log: str, exit_code: int, *, suite: str, folder: Path) -> VM
         return ImageError(
             f"Debian {suite} has no package named {names}",
             hint="look at the spelling (image.packages), or whether the package exists in that release",
+            log=log,
+        )
+    if broken := _BROKEN.search(log):
+        return ImageError(
+            f"the package {broken[1]} could not be installed",
+            hint="the log has what its script said; no service can be started there",
             log=log,
         )
     for pattern, message, hint in (

@@ -11,34 +11,35 @@ value:  u32 priority   text NUL
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _HEAD = struct.Struct(">III")
 _MAGIC = 0xB007F457
 _VERSION = 0x00020001
 _PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
 
-# What a key leads to: priority (the place of its module in the order of all) and text.
-Values = "Sequence[tuple[int, str]]"
-
 
 def encode_index(entries: Mapping[str, Sequence[tuple[int, str]]]) -> bytes:
     """The file that leads from each key to its values, which are a priority and a text each; lower comes first."""
     nodes = bytearray(_HEAD.size)
     keys = {key.encode(): sorted(values) for key, values in entries.items()}
-    root = _add_node(nodes, keys, root=True) if keys else _VALUES
-    _HEAD.pack_into(nodes, 0, _MAGIC, _VERSION, root)
+    _HEAD.pack_into(nodes, 0, _MAGIC, _VERSION, _add_node(nodes, keys, root=True))
     return bytes(nodes)
+
+
+def _find_prefix(keys: Iterable[bytes]) -> bytes:
+    first, last = min(keys), max(keys)
+    length = next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
 
 
 def _add_node(nodes: bytearray, keys: Mapping[bytes, list[tuple[int, str]]], *, root: bool = False) -> int:
     """The node of those keys, of which the way to it is cut off, is written; the offset of it."""
-    prefix = b"" if root else os.path.commonprefix(list(keys))
+    prefix = b"" if root else _find_prefix(keys)
     rest = {key[len(prefix) :]: values for key, values in keys.items()}
     heads = sorted({key[0] for key in rest if key})
     children = {

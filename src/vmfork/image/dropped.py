@@ -17,15 +17,15 @@ UNPACKED = {
     "usr/share/bug": "for reporting bugs",
 }
 
+# Where the guest mounts something.
+COVERED = ("dev/*", "run/*", "tmp/*")
+
 # Left by the build, or of no use in any guest.
 ALWAYS = UNPACKED | {
     "usr/share/linda": "for Debian's own checks",
     "usr/share/doc-base": "documentation",
     "usr/share/common-licenses": "documentation",
     "boot": "the kernel lies beside the initramfs",
-    "dev/*": "made by the kernel",
-    "run/*": "a tmpfs in the guest",
-    "tmp/*": "a tmpfs in the guest",
     "etc/*.dpkg-*": "left by dpkg",
     "etc/.pwd.lock": "left by the build",
     "etc/apt/apt.conf.d/00mmdebstrap": "left by the build",
@@ -112,7 +112,12 @@ SLIM_KEPT = tuple(
 )  # fmt: skip
 
 # All that decides what is left out, for the digest of the recipe.
-TABLES = ([*UNPACKED], [*ALWAYS], [*SECRET], [*SLIM], SLIM_KEPT)
+TABLES = ([*UNPACKED], COVERED, [*ALWAYS], [*SECRET], [*SLIM], SLIM_KEPT)
+
+
+def is_covered(path: str) -> bool:
+    """Whether the guest has something else at `path`: what leads there leads somewhere."""
+    return _COVERED.match(path) is not None
 
 
 def is_dropped(path: str, *, slim: bool) -> bool:
@@ -128,6 +133,7 @@ def _compile(*patterns: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{'|'.join(alternatives)})(?:/.*)?\Z", re.DOTALL)
 
 
+_COVERED = _compile(*COVERED)
 _EVERYWHERE = _compile(*ALWAYS, *SECRET)
 _SLIM = _compile(*SLIM)
 _SLIM_KEPT = _compile(*SLIM_KEPT)

@@ -116,6 +116,4 @@ def index_builtin(listing: bytes, modinfo: bytes) -> dict[str, bytes]:
 
 
 def _normalize(alias: str) -> str:
-    return "".join(
-        part if part.startswith("[") else part.replace("-", "_") for part in _OUTSIDE_BRACKETS.split(alias)
-    )
+    return "".join(part if part.startswith("[") else part.replace("-", "_") for part in _OUTSIDE_BRACKETS.split(alias))

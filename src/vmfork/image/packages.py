@@ -15,7 +15,8 @@ _LISTS = "var/lib/dpkg/info"
 
 def read_versions(text: bytes) -> dict[str, str]:
     """Package names -> versions, of lines with both, sorted by name."""
-    return dict(sorted(tuple(line.split()) for line in text.decode().splitlines()))
+    words = (line.split() for line in text.decode().splitlines())
+    return dict(sorted((name, version) for name, version in words))
 
 
 def find_unneeded(tree: Tree, installed: Iterable[str], needed: Iterable[str]) -> list[str]:

@@ -90,6 +90,9 @@ FILES = (
     ("etc/machine-id", ""),
 )
 
+# Symbolic links where no package brought the path: path, target.
+LINKS = (("etc/mtab", "../proc/self/mounts"),)
+
 
 def list_packages(config: ImageConfig) -> tuple[str, ...]:
     """The packages to ask for, sorted, each once; the kernel is fetched apart."""
@@ -138,7 +141,7 @@ def compute_digest(config: ImageConfig, agent: bytes) -> str:
         "packages": list_packages(config),
         "kernel": KERNEL_PACKAGE,
         "modules": [sorted(MODULES), BOOT_MODULES],
-        "files": [FOLDERS, FILES],
+        "files": [FOLDERS, FILES, LINKS],
         "dropped": dropped.TABLES,
         "compiled": NOT_COMPILED,
         "epoch": EPOCH,

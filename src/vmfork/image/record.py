@@ -26,12 +26,12 @@ class RecordError(ValueError):
 class Image:
     """A kernel and an initramfs on disk, and what is in them.
 
-    `digest` names the content, `recipe` what it was made of; of that `suite`, `requested` (packages asked for by name)
-    and `bare` are the configuration's. `packages` maps names to versions. `boot_modules` are the kernel modules that its guest loads where the device is;
-    images of an older vmfork name none. `unpacked_bytes` is what the files take in the guest's
-    memory, in whole pages; `size_bytes` what both files take on disk. `created_at` is ISO 8601, UTC.
-    `min_memory_mib` is the least guest RAM that unpacks and runs it. It is measured on this host when a machine is
-    first planned, and `None` until then; the record does not hold it (see `least.py`).
+    `digest` names the content, `recipe` what it was made of; of that, `suite`, `requested` (packages asked for by
+    name) and `bare` are the configuration's. `packages` maps names to versions. `boot_modules` are the kernel modules
+    that its guest loads where the device is. `unpacked_bytes` is what the files
+    take in the guest's memory, in whole pages; `size_bytes` what both files take on disk. `created_at` is ISO 8601,
+    UTC. `min_memory_mib` is the least guest RAM that unpacks and runs it. It is measured on this host when a machine
+    is first planned, and `None` until then; the record does not hold it (see `least.py`).
     """
 
     name: str

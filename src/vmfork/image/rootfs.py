@@ -90,6 +90,7 @@ def read_kernel(kernel: Tree) -> Kernel:
 def drop(unpacked: Unpacked, *, slim: bool) -> None:
     """What the tables keep out is gone, and links to it; with `slim` what only unneeded packages brought, too."""
     tree, told = unpacked.tree, unpacked.told
+    _remove(tree, [path for path in tree if dropped.is_covered(path)], set())
     gone: set[str] = set()
     if slim:
         needed = told.read("needed").decode().split()
@@ -125,6 +126,9 @@ def _add_folders(tree: Tree) -> None:
 def _add_files(tree: Tree) -> None:
     for path, text in recipe.FILES:
         tree.add_file(path, text.encode())
+    for path, target in recipe.LINKS:
+        if path not in tree:
+            tree.add_link(path, target)
     if _BASH not in tree:
         accounts = tree.read("etc/passwd").replace(b":/bin/bash", b":/bin/sh")
         tree.add_file("etc/passwd", accounts)

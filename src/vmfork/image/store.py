@@ -16,10 +16,11 @@ from vmfork.host.folders import link_atomically, make_private
 from vmfork.host.lock import FileLock
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, RecordError, decode_record
-from vmfork.image.staging import discard, sweep_staging
+from vmfork.image.staging import discard, open_staging, sweep_staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 20
@@ -125,29 +126,31 @@ class ImageStore:
             self._link_of(name).unlink(missing_ok=True)
             self._discard_unnamed(digest)
 
-    def add(self, built: Path, image: Image) -> None:
-        """The folder `built` is the image, and its name leads there. What the name led to before is gone if nobody
-        else has a use for it. The caller holds the lock of its digest.
+    def staging(self) -> AbstractContextManager[Path]:
+        """A folder of our own for a build, gone with the block whatever ends it."""
+        return open_staging(self.folder)
 
-        Where that content is in the store already, `built` is left alone, and so is what was measured of it. Damaged
-        files are replaced.
+    def commit(self, built: Path, digest: str) -> None:
+        """The folder `built` is the image of that digest. The caller holds its lock.
+
+        Where the image is in the store already, it stays, with what was measured of it; damaged, it is replaced.
         """
-        if not self._has(image):
-            for path in (*built.iterdir(), built):
-                _sync(path)
-            discard(self.folder / image.digest)
-            built.rename(self.folder / image.digest)
-            _sync(self.folder)
-        self.link(image.name, image.digest)
+        if self._is_whole(digest):
+            return
+        for path in (*built.iterdir(), built):
+            _sync(path)
+        discard(self.folder / digest)
+        built.rename(self.folder / digest)
+        _sync(self.folder)
 
-    def _has(self, image: Image) -> bool:
+    def _is_whole(self, digest: str) -> bool:
         try:
-            found = self.find(image.digest, name=image.name)
-            if found is not None:
-                _check_content(found)
+            image = self.find(digest, name=digest)
+            if image is not None:
+                _check_content(image)
         except ImageCorrupt:
             return False
-        return found is not None
+        return image is not None
 
     def link(self, name: str, digest: str) -> None:
         """`name` leads to the image. What it led to before is gone when nothing else leads there and nobody needs its

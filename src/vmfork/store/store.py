@@ -90,6 +90,15 @@ class TemplateStore:
         self.sweep()
         return sorted(path.name for path in self._folders() if (path / "current").is_symlink())
 
+    def list_made_of(self, image: str) -> list[str]:
+        """Names of the templates that were booted from the image of that name, as far as they can be read, sorted."""
+        found = []
+        for name in self.list_names():
+            with suppress(TemplateNotFound, TemplateCorrupt, TemplateStale, StoreBusy):
+                if self.read_manifest(name).image == image:
+                    found.append(name)
+        return found
+
     def find_generation(self, name: str) -> str | None:
         """The generation in force under `name`, or `None`. One system call: nothing is opened or checked."""
         try:

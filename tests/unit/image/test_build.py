@@ -11,7 +11,7 @@ import pytest
 
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError, HostError
-from vmfork.image import build, debootstrap, recipe
+from vmfork.image import build, debootstrap, recipe, write_least
 from vmfork.image.store import ImageStore
 
 CONFIG = ImageConfig(packages=("bash",))
@@ -19,9 +19,10 @@ MODULE = "usr/lib/modules/6.12/kernel/drivers/net/virtio_net.ko.xz"
 MEMBERS = {
     "./usr/bin/dash": b"x",
     "./usr/share/doc/dash/copyright": b"x",
-    "./usr/share/base-passwd/passwd.master": b"root:*:0:0:root:/root:/bin/bash\n",
-    "./usr/share/base-passwd/group.master": b"root:*:0:\n",
-    "./.vmfork/control/dash_1_amd64.deb/control": b"Package: dash\nVersion: 1:2-3\n",
+    "./etc/passwd": b"root:*:0:0:root:/root:/bin/bash\n",
+    "./.vmfork/installed": b"dash 1:2-3\nperl-base 5\n",
+    "./.vmfork/needed": b"dash\n",
+    "./.vmfork/kernel-package": b"linux-image-6.12 6.12-1\n",
     "./.vmfork/kernel/boot/vmlinuz-6.12": b"kernel",
     f"./.vmfork/kernel/{MODULE}": lzma.compress(b"\0depends=\0"),
 }
@@ -65,7 +66,7 @@ async def test_a_build_makes_an_image_that_opens(run, tmp_path):
     image = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"), progress=steps.append)
     assert ImageStore(tmp_path / "images").open("one") == image
     assert ImageStore(tmp_path / "images").verify("one") == image
-    assert dict(image.packages) == {"dash": "1:2-3"}
+    assert dict(image.packages) == {"dash": "1:2-3", "linux-image-6.12": "6.12-1"}
     assert image.kernel.read_bytes() == b"kernel"
     assert image.kernel_release == "6.12"
     fractions = [step.fraction for step in steps]
@@ -80,6 +81,23 @@ async def test_the_second_time_nothing_runs(run, tmp_path):
     assert run.count == 1
     assert second.digest == first.digest
     assert [image.name for image in ImageStore(tmp_path / "images").list_images()] == ["one", "two"]
+
+
+async def test_a_rebuild_that_gives_the_same_keeps_what_was_measured(run, tmp_path):
+    first = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
+    write_least(first.kernel.parent, 200, measured="by a test")
+    again = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"), rebuild=True)
+    assert run.count == 2
+    assert (again.digest, again.min_memory_mib) == (first.digest, 200)
+
+
+async def test_other_versions_make_another_image_of_the_same_recipe(run, tmp_path, monkeypatch):
+    first = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
+    monkeypatch.setitem(MEMBERS, "./usr/bin/dash", b"newer")
+    again = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"), rebuild=True)
+    assert again.recipe == first.recipe
+    assert again.digest != first.digest
+    assert not first.kernel.exists()
 
 
 async def test_a_rebuild_runs_again(run, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.lock import FileLock
-from vmfork.image import store
+from vmfork.image.least import write_least
+from vmfork.image.staging import discard
 from vmfork.image.store import ImageStore
 
 A, B = "a" * 64, "b" * 64
@@ -49,7 +50,7 @@ def test_what_is_no_name_is_refused(images_dir, name):
 
 def test_a_name_whose_image_went_is_not_found(images_dir, add_image):
     image = add_image()
-    store.discard(image.kernel.parent)
+    discard(image.kernel.parent)
     with pytest.raises(ImageNotFound):
         ImageStore(images_dir).open("one")
 
@@ -115,19 +116,30 @@ def test_an_image_that_is_being_built_is_busy(images_dir, add_image):
     ImageStore(images_dir).open("one")
 
 
-def test_a_rebuild_replaces_and_leaves_nothing_else(images_dir, add_image):
-    add_image(kernel=b"old")
-    image = add_image(kernel=b"newer")
+def test_what_is_there_already_stays_and_what_was_measured_of_it(images_dir, add_image):
+    image = add_image()
+    write_least(image.kernel.parent, 200, measured="by a test")
+    add_image()
+    assert ImageStore(images_dir).verify("one").min_memory_mib == 200
+    assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
+
+
+@pytest.mark.parametrize("damage", [b"KERNEL", b"", None], ids=["content", "size", "gone"])
+def test_a_damaged_image_is_replaced(images_dir, add_image, damage):
+    kernel = add_image().kernel
+    kernel.unlink() if damage is None else kernel.write_bytes(damage)
+    image = add_image()
     assert ImageStore(images_dir).verify("one") == image
     assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
 
 
-def test_a_rebuild_where_folders_cannot_change_places(images_dir, add_image, monkeypatch):
-    add_image(kernel=b"old")
-    monkeypatch.setattr(store, "_RENAME_EXCHANGE", 1 << 30)  # an unknown flag: EINVAL, as such a file system says
-    image = add_image(kernel=b"newer")
-    assert ImageStore(images_dir).verify("one") == image
-    assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
+def test_the_image_of_a_recipe_is_found_unless_it_is_damaged(images_dir, add_image):
+    image = add_image()
+    store = ImageStore(images_dir)
+    assert store.find_made_of(image.recipe, name="one") == image
+    assert store.find_made_of("d" * 64, name="one") is None
+    image.kernel.write_bytes(b"")
+    assert store.find_made_of(image.recipe, name="one") is None
 
 
 def test_a_staging_folder_goes_with_its_block_even_when_it_fails(images_dir):

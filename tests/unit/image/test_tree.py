@@ -37,7 +37,7 @@ def archive(tree: Tree) -> dict[str, tuple[dict[str, int], bytes]]:
     return {name: (fields, body) for name, fields, body in parse(file.getvalue())}
 
 
-def test_a_tar_becomes_an_archive_owned_by_root():
+def test_a_tar_becomes_an_archive_with_its_owners():
     tree = read_tree(
         make_tar(
             ("etc", b"", {"type": tarfile.DIRTYPE, "mode": 0o750, "uid": 1000}),
@@ -51,7 +51,8 @@ def test_a_tar_becomes_an_archive_owned_by_root():
     assert entries["bin"][1] == b"usr/bin"
     fields, body = entries["etc/motd"]
     assert (fields["mode"], fields["mtime"], body) == (stat.S_IFREG | 0o640, 7, b"hello")
-    assert all(fields["uid"] == fields["gid"] == 0 for fields, _ in entries.values())
+    assert (fields["uid"], fields["gid"]) == (1000, 42)
+    assert (entries["bin"][0]["uid"], entries["etc"][0]["uid"]) == (0, 1000)
 
 
 def test_hard_links_share_an_inode_and_the_last_has_the_body():
