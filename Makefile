@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-kvm check bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-kvm check bench bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch])
 	tools/setup $(VENV)
@@ -18,6 +18,10 @@ test: $(STAMP)
 # All that is to work under KVM; where this host has none that works, in a machine that has.
 test-kvm: $(STAMP)
 	$(BIN)/python tools/hosts/kvm
+
+# Twenty popular packages, each in an image of its own, does its first real act in a fork: about half an hour under TCG.
+test-packages: $(STAMP)
+	$(BIN)/pytest tests/packages -q
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -69,6 +69,7 @@ def test_a_hint_speaks_the_language_of_its_reader() -> None:
 ALWAYS_WITH_HINT = [
     errors.ImageNotFound,
     errors.ImageCorrupt,
+    errors.ImageInUse,
     errors.SecretsPresent,
     errors.TemplateNotFound,
     errors.TemplateExists,

@@ -10,16 +10,15 @@ from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
+from vmfork.machine.least import ample_memory_mib
 
 pytestmark = pytest.mark.vm
 
 PACKAGES = ("openssh-server", "openssh-client", "bash", "grep", "procps")
-# No maintainer script ran in the image, so its account and configuration are made here.
 SERVER = [
     "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
     "cp /etc/ssh/ssh_host_ed25519_key.pub /root/frozen.pub",
-    "echo 'sshd:x:974:65534::/run/sshd:/usr/sbin/nologin' >> /etc/passwd; mkdir -p /run/sshd",
-    "cp /usr/share/openssh/sshd_config /etc/ssh/; /usr/sbin/sshd",
+    "mkdir -p /run/sshd; /usr/sbin/sshd",
     "mkdir -p /var/lib/systemd; head -c 512 /dev/urandom > /var/lib/systemd/random-seed",
 ]
 
@@ -28,7 +27,7 @@ SERVER = [
 def ssh_template(instance):
     async def build() -> Template:
         image = await build_image("ssh", ImageConfig(packages=PACKAGES), store=ImageStore(instance.images))
-        config = VMConfig(image="ssh", memory_mib=max(256, image.min_memory_mib))
+        config = VMConfig(image="ssh", memory_mib=ample_memory_mib(image))
         return await Template.build("ssh", config, warm_up=SERVER, ready="test -s /run/sshd.pid")
 
     template = asyncio.run(build())

@@ -1,0 +1,34 @@
+"""Three small packages in one image do their first real act in a fork. `make test-packages` has twenty."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.packages.acts import ACTS, open_template, perform
+from vmfork.image import ImageStore
+
+pytestmark = [pytest.mark.vm, pytest.mark.image]
+
+SMALL = ("git", "sqlite3", "sudo")
+
+
+@pytest.fixture(scope="module")
+def acting(instance):
+    template = asyncio.run(open_template("acting", SMALL, instance))
+    yield template
+    asyncio.run(template.remove())
+    ImageStore(instance.images).remove("acting")
+
+
+@pytest.mark.parametrize("package", SMALL)
+async def test_a_small_package_does_what_it_is_for(acting, package) -> None:
+    await perform(acting, ACTS[package])
+
+
+async def test_the_image_is_a_debian_whose_packages_are_known(acting) -> None:
+    async with await acting.fork() as vm:
+        known = await vm.exec(["dpkg-query", "--show", "--showformat=${Status}", "git"], check=True, timeout_s=60)
+        assert known.stdout == "install ok installed"
+        assert (await vm.stat("/etc/shadow")).mode & 0o777 == 0o640
