@@ -29,7 +29,9 @@ class Act:
     packages: tuple[str, ...] = ()
 
 
-_INIT = "git init -q r; cd r; git config user.name n; git config user.email e@x; echo 1 > f; git add f; git commit -qm first"
+_INIT = (
+    "git init -q r; cd r; git config user.name n; git config user.email e@x; echo 1 > f; git add f; git commit -qm one"
+)
 _SSH = (
     "ssh-keygen -A; mkdir -p /run/sshd /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519; "
     "cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys; /usr/sbin/sshd; "
@@ -48,7 +50,7 @@ _FFMPEG = (
 )
 
 ACTS = {
-    "git": Act(f"{_INIT}; git log --format=%s", "first"),
+    "git": Act(f"{_INIT}; git log --format=%s", "one"),
     "openssh-server": Act(_SSH, "(sshd)", packages=("openssh-client",)),
     "default-jre-headless": Act("java -version 2>&1; keytool -list -cacerts -storepass changeit | head -4", "contains"),
     "php-cli": Act("php -r 'echo strlen(\"ab\") . json_encode([1]);'", "2[1]"),
