@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -95,10 +96,21 @@ def drop(unpacked: Unpacked, *, slim: bool) -> None:
     if slim:
         needed = told.read("needed").decode().split()
         unneeded = packages.find_unneeded(tree, packages.read_versions(told.read("installed")), needed)
-        _remove(tree, (path for path in unneeded if not tree.list_below(path)), gone)
+        _remove(tree, _without_full_folders(tree, unneeded), gone)
     _remove(tree, [path for path in tree if dropped.is_dropped(path, slim=slim)], gone)
     while dangling := [path for path in tree.list_links() if tree.follow(path) in gone]:
         _remove(tree, dangling, gone)
+
+
+def _without_full_folders(tree: Tree, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` (children before parents) below which nothing else is."""
+    inside = Counter(posixpath.dirname(path) for path in tree)
+    found = []
+    for path in paths:
+        if not inside[path]:
+            inside[posixpath.dirname(path)] -= 1
+            found.append(path)
+    return found
 
 
 def _remove(tree: Tree, paths: Iterable[str], gone: set[str]) -> None:

@@ -113,10 +113,6 @@ class Tree:
         """The paths of all symbolic links."""
         return [path for path, node in self._nodes.items() if stat.S_ISLNK(node.mode)]
 
-    def list_below(self, folder: str) -> list[str]:
-        """The paths below `folder`, at any depth."""
-        return [path for path in self._nodes if path.startswith(f"{folder}/")]
-
     def read(self, path: str) -> bytes:
         """The content of the file at `path`, or the target of the symbolic link."""
         body = self._nodes[path].body
