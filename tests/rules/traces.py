@@ -51,7 +51,7 @@ def look(vms: Path, *, folders: Collection[Path], marked: Path | None = None) ->
     """What there is now: machines in `vms`, mounts below `folders`, our descriptors and children.
 
     With `marked`, also processes that are no children of ours but have that runtime folder in their environment, as
-    all have that a command of this run started; it costs 5 ms.
+    all have that a command of this run started; it costs 7 ms.
     """
     return Traces(
         frozenset(open_descriptors()),
