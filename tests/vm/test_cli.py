@@ -319,11 +319,13 @@ def test_doctor_tells_that_machines_run_here(template_name) -> None:
     assert vmfork("doctor").check().out.endswith("VMs can run here.\n")
 
 
-def test_an_image_is_removed(instance, tmp_path) -> None:
+def test_an_image_is_removed(instance, template_name, tmp_path) -> None:
     copy_default_image(instance, tmp_path / "images")
     env = {"VMFORK_HOME": str(tmp_path)}
-    done = vmfork("image", "rm", "default", "--json", env=env).check()
-    assert json.loads(done.raw) == {"removed": True, "image": "default"}
+    is_error(vmfork("image", "rm", "default", env=env), 1, "templates were made of image 'default'")
+    done = json.loads(vmfork("image", "rm", "default", "--force", "--json", env=env).check().raw)
+    assert (done["removed"], done["image"]) == (True, "default")
+    assert template_name in done["templates"]
     assert json.loads(vmfork("image", "ls", "--json", env=env).check().raw) == []
     is_error(vmfork("image", "rm", "default", env=env), 1, "no image is named 'default'")
 

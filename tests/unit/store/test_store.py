@@ -100,6 +100,16 @@ async def test_names_are_listed_sorted_without_what_is_only_staged(store, build)
         assert store.list_names() == ["a", "b", "c.1"]
 
 
+async def test_templates_are_found_by_their_image_as_far_as_they_can_be_read(store, build):
+    await build(store, "two", image="mine")
+    await build(store, "one", image="mine")
+    await build(store, "three")
+    damaged = await build(store, "four", image="mine")
+    (store.folder / "four" / damaged / "manifest.json").write_bytes(b"{")
+    assert store.list_made_of("mine") == ["one", "two"]
+    assert store.list_made_of("none") == []
+
+
 def test_a_store_that_was_never_used_is_empty(store):
     assert (store.list_names(), store.sweep()) == ([], [])
     assert not store.folder.exists()

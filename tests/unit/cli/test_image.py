@@ -1,0 +1,67 @@
+"""`vmfork image`: an image that templates were made of, and what `--package` and `--bare` add up to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from vmfork.cli import image as verbs
+from vmfork.errors import ImageInUse
+from vmfork.image import ImageStore
+from vmfork.store import TemplateStore
+
+
+@pytest.fixture
+def removed(monkeypatch) -> list[str]:
+    names: list[str] = []
+    monkeypatch.setattr(ImageStore, "remove", lambda _store, name: names.append(name))
+    monkeypatch.setattr(TemplateStore, "list_made_of", lambda _store, name: ["py", "web"] if name == "mine" else [])
+    return names
+
+
+def test_an_image_that_templates_were_made_of_stays_and_they_are_named(removed):
+    done = CliRunner().invoke(verbs.command, ["rm", "mine"])
+    assert isinstance(done.exception, ImageInUse)
+    assert done.exception.templates == ("py", "web")
+    assert "py, web" in str(done.exception)
+    assert "--force" in done.exception.hint
+    assert removed == []
+
+
+def test_with_force_it_goes(removed):
+    done = CliRunner().invoke(verbs.command, ["rm", "mine", "--force", "--json"])
+    assert json.loads(done.stdout) == {"removed": True, "image": "mine", "templates": ["py", "web"]}
+    assert removed == ["mine"]
+
+
+def test_an_image_of_no_template_goes(removed):
+    assert CliRunner().invoke(verbs.command, ["rm", "other"]).exit_code == 0
+    assert removed == ["other"]
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[object]:
+    configs: list[object] = []
+
+    class Built(Exception):
+        pass
+
+    async def build(_name, config, *_args, **_options) -> None:
+        configs.append(config)
+        raise Built
+
+    monkeypatch.setattr(verbs, "_build", build)
+    return configs
+
+
+def test_packages_of_file_variable_and_arguments_mean_the_same(built, monkeypatch):
+    monkeypatch.setenv("VMFORK_IMAGE_PACKAGES", "git jq")
+    CliRunner().invoke(verbs.command, ["build", "mine", "--package", "sqlite3", "-p", "git"])
+    assert (built[0].packages, built[0].bare) == (("git", "jq", "sqlite3"), False)
+    CliRunner().invoke(verbs.command, ["build", "mine", "--bare"])
+    assert (built[1].packages, built[1].bare) == (("git", "jq"), True)
+    monkeypatch.setenv("VMFORK_IMAGE_BARE", "yes")
+    CliRunner().invoke(verbs.command, ["build", "mine"])
+    assert built[2].bare is True
