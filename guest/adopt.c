@@ -13,11 +13,13 @@
 
 #include "answer.h"
 #include "errors.h"
+#include "hostname.h"
 #include "mode.h"
 #include "operation.h"
 #include "path.h"
+#include "version.h"
 
-enum { ENTROPY_LENGTH = 64, ID_LENGTH = 32, UUID_LENGTH = 36, NAME_MAX_LENGTH = 255, HOSTNAME_MAX = 64 };
+enum { ENTROPY_LENGTH = 64, ID_LENGTH = 32, UUID_LENGTH = 36, NAME_MAX_LENGTH = 255 };
 
 static const char BOOT_ID[] = "/proc/sys/kernel/random/boot_id";
 static const char ENTROPY_COUNT[] = "/proc/sys/kernel/random/entropy_avail";
@@ -126,9 +128,10 @@ static void adopt_entropy(struct field value, struct outcome *o)
 
 static void adopt_hostname(struct field value, struct outcome *o)
 {
-    if (!is_line(value) || value.length > HOSTNAME_MAX)
+    char name[LONGEST_HOSTNAME + 1];
+    if (!is_line(value) || !field_text(value, name, sizeof name))
         fail_with(o, "invalid");
-    else if (sethostname((const char *)value.bytes, value.length) != 0)
+    else if (!hostname_set(name))
         fail_errno(o);
     else
         gethostname(o->evidence, sizeof o->evidence);
@@ -201,17 +204,36 @@ static void adopt_env(struct field value, struct outcome *o)
     free(content);
 }
 
-/* clang-format off: a table reads by the line. */
+/* clang-format off */
+#if PROTOCOL >= 3
+/* A fork's first client does not greet, and learns here what the agent it speaks to can do. */
+static void adopt_protocol(struct field value, struct outcome *o)
+{
+    uint64_t number;
+    if (field_number(value, &number))
+        strcpy(o->evidence, TEXT(PROTOCOL));
+    else
+        fail_with(o, "invalid");
+}
+#endif
+
 static const struct item {
     const char *key;
     void (*adopt)(struct field value, struct outcome *o);
     bool privileged;
     bool repeatable;
 } ITEMS[] = {
-    {"entropy", adopt_entropy, true, false},   {"generation", adopt_generation, false, false},
-    {"fork-id", adopt_fork_id, false, false},  {"template", adopt_template, false, false},
-    {"hostname", adopt_hostname, true, false}, {"machine-id", adopt_machine_id, false, false},
-    {"boot-id", adopt_boot_id, true, false},   {"env", adopt_env, false, true},
+    {"entropy", adopt_entropy, true, false},
+    {"generation", adopt_generation, false, false},
+    {"fork-id", adopt_fork_id, false, false},
+    {"template", adopt_template, false, false},
+    {"hostname", adopt_hostname, true, false},
+    {"machine-id", adopt_machine_id, false, false},
+    {"boot-id", adopt_boot_id, true, false},
+    {"env", adopt_env, false, true},
+#if PROTOCOL >= 3
+    {"protocol", adopt_protocol, false, false},
+#endif
 };
 /* clang-format on */
 

@@ -4,15 +4,22 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "fields.h"
 #include "launch.h"
 
 struct command {
     bool wants_stdin;
+    bool wants_clean_env;
+    /* A signal of SIGKILL is to end all that the program started. */
+    bool is_contained;
+    /* argv and env are too long for the request, and come behind it. */
+    bool lists_follow;
     bool has_account;
     struct account account;
     char cwd[PATH_MAX];
+    size_t argc;
     char **argv;
     char **env;
     /* argv, env and what they point to that is not the agent's own environment. */
@@ -21,8 +28,13 @@ struct command {
 
 enum command_read { COMMAND_READ, COMMAND_BAD_OPTION, COMMAND_BAD_FIELD, COMMAND_NO_USER };
 
-/* `command_free` is due whatever is returned. */
-enum command_read command_read(struct command *c, struct fields *f);
+/* The fields up to argc. */
+enum command_read command_read_head(struct command *c, struct fields *f);
+/* The fields behind it; `command_free` is due whatever is returned. */
+enum command_read command_read_lists(struct command *c, struct fields *f);
 void command_free(struct command *c);
+
+/* Why Linux finds the command too long, with the numbers. */
+void command_explain_length(const struct command *c, char *out, size_t size);
 
 #endif

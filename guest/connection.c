@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -15,8 +14,9 @@
 #include "stream.h"
 
 /* How it works. epoll is edge-triggered: it tells once that the line became readable or writable, and that stays noted
- * in `readable` and `writable` until a call says EAGAIN. Each round writes what is queued, reads once, and lets every
- * stream do what it can; rounds follow one another until none moves anything.
+ * in `readable` and `writable` until a call says EAGAIN. Each round reads once, lets every stream do a piece of its
+ * work, and writes what is queued. Between two rounds the events that came meanwhile are taken note of, without waiting
+ * for any as long as rounds move something: so long work, such as a removal, holds up neither requests nor programs.
  *
  * A client comes and goes in three ways, and the parser's place in the stream of bytes is what tells them apart:
  *
@@ -126,16 +126,14 @@ static bool write_answers(void)
     return true;
 }
 
-void connection_work(void)
+bool connection_work(void)
 {
     if (hung_up)
         notice_hang_up();
-    bool moved;
-    do {
-        moved = write_answers();
-        moved |= read_requests();
-        moved |= streams_pump();
-    } while (moved || (writable && buffer_length(outbox()) > 0));
+    bool moved = read_requests();
+    moved |= streams_pump();
+    moved |= write_answers();
     if (mode.is_ending && (buffer_length(outbox()) == 0 || !connected))
         mode.power_off();
+    return moved;
 }

@@ -2,6 +2,7 @@
 #ifndef VMFORK_CONNECTION_H
 #define VMFORK_CONNECTION_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum line { LINE_PORT, LINE_SOCKET };
@@ -10,8 +11,8 @@ enum line { LINE_PORT, LINE_SOCKET };
 void connection_open(int fd, enum line line);
 /* Takes the readiness that epoll told; see `connection_work`. */
 void connection_event(uint32_t events);
-/* Reads, answers, pumps and writes until nothing more can be done without waiting. Does not return once the agent is
- * ending and everything queued is on its way, or cannot be. */
-void connection_work(void);
+/* One round: reads once, lets every stream do what it can, and writes once. False when nothing more can be done without
+ * waiting. Does not return once the agent is ending and everything queued is on its way, or cannot be. */
+bool connection_work(void);
 
 #endif

@@ -3,15 +3,15 @@
 #include <errno.h>
 #include <stddef.h>
 
-/* clang-format off: a table reads by the column. */
+/* clang-format off */
 static const struct {
     int error;
     const char *code;
 } CODES[] = {
-    {ENOENT, "not-found"},    {ENXIO, "not-found"}, {EACCES, "denied"},        {EPERM, "denied"},
-    {EROFS, "denied"},        {EEXIST, "exists"},   {EISDIR, "is-directory"},  {ENOTDIR, "not-directory"},
-    {ENOTEMPTY, "not-empty"}, {ENOSPC, "no-space"}, {EDQUOT, "no-space"},      {EBUSY, "busy"},
-    {ETXTBSY, "busy"},        {EINVAL, "invalid"},  {ENAMETOOLONG, "invalid"}, {ELOOP, "invalid"},
+    {ENOENT, "not-found"},     {ENXIO, "not-found"},         {EACCES, "denied"},           {EPERM, "denied"},
+    {EROFS, "denied"},         {EEXIST, "exists"},           {EISDIR, "is-directory"},     {ENOTDIR, "not-directory"},
+    {ENOTEMPTY, "not-empty"},  {ENOSPC, "no-space"},         {EDQUOT, "no-space"},         {EBUSY, "busy"},
+    {ETXTBSY, "busy"},         {EINVAL, "invalid"},          {ENAMETOOLONG, "invalid"},    {ELOOP, "invalid"},
     {E2BIG, "invalid"},
 };
 /* clang-format on */

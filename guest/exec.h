@@ -1,11 +1,10 @@
-/* The processes of EXEC. */
+/* What EXEC has open. */
 #ifndef VMFORK_EXEC_H
 #define VMFORK_EXEC_H
 
 #include <stdbool.h>
 
-/* Takes note of every child that has ended; orphans given to this process as init go the same way. */
-void exec_reap(void);
+/* A program runs, or is about to. */
 bool exec_is_open(void);
 
 #endif

@@ -25,7 +25,7 @@ enum opcode {
     OP_ADOPT,
     OP_CLOCK,
     OP_QUIESCE,
-    OP_ONLINE,
+    OP_GROWN,
     OP_NET,
     OP_SHUTDOWN,
     OP_NOTIFY,

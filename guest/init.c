@@ -7,40 +7,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "fatal.h"
+#include "hostname.h"
+#include "mounts.h"
 #include "path.h"
 
 static const char MODULES[] = "/etc/vmfork/modules";
-
-static const struct {
-    const char *type;
-    const char *target;
-    unsigned long flags;
-    const char *options;
-} MOUNTS[] = {
-    {"proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
-    {"sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
-    {"devtmpfs", "/dev", MS_NOSUID, "mode=0755"},
-    {"devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
-    {"tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV, "mode=1777"},
-    {"tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755"},
-    {"tmpfs", "/tmp", MS_NOSUID | MS_NODEV, "mode=1777"},
-    {"cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
-};
-
-static const char *const LINKS[][2] = {
-    {"/proc/self/fd", "/dev/fd"},
-    {"/proc/self/fd/0", "/dev/stdin"},
-    {"/proc/self/fd/1", "/dev/stdout"},
-    {"/proc/self/fd/2", "/dev/stderr"},
-};
 
 static const char *const ENVIRONMENT[][2] = {
     {"PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -48,27 +27,6 @@ static const char *const ENVIRONMENT[][2] = {
     {"USER", "root"},
     {"LANG", "C.UTF-8"},
 };
-
-/* What cannot be told before the console is open. */
-static int mount_errors[sizeof MOUNTS / sizeof *MOUNTS];
-
-static void mount_all(void)
-{
-    for (size_t i = 0; i < sizeof MOUNTS / sizeof *MOUNTS; i++) {
-        mkdir(MOUNTS[i].target, 0755);
-        int done = mount(MOUNTS[i].type, MOUNTS[i].target, MOUNTS[i].type, MOUNTS[i].flags, MOUNTS[i].options);
-        mount_errors[i] = done == 0 || errno == EBUSY ? 0 : errno;
-    }
-    for (size_t i = 0; i < sizeof LINKS / sizeof *LINKS; i++)
-        (void)!symlink(LINKS[i][0], LINKS[i][1]);
-}
-
-static void tell_mount_errors(void)
-{
-    for (size_t i = 0; i < sizeof MOUNTS / sizeof *MOUNTS; i++)
-        if (mount_errors[i] != 0)
-            complain("cannot mount", MOUNTS[i].target, mount_errors[i]);
-}
 
 /* The kernel found no console in the initramfs and started us without descriptors. */
 static void open_console(void)
@@ -91,6 +49,14 @@ static void set_environment(void)
     clearenv();
     for (size_t i = 0; i < sizeof ENVIRONMENT / sizeof *ENVIRONMENT; i++)
         setenv(ENVIRONMENT[i][0], ENVIRONMENT[i][1], 1);
+}
+
+/* As systemd on Debian does. The kernel gives init 4096 open files at most, and only root could have more. */
+static void set_limits(void)
+{
+    struct rlimit files = {.rlim_cur = 1024, .rlim_max = 1024 * 1024};
+    if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+        complain("cannot set", "the limit of open files", errno);
 }
 
 static void load_module(const char *path)
@@ -142,20 +108,22 @@ static void raise_loopback(void)
 
 static void set_hostname(void)
 {
-    char name[65];
+    char name[LONGEST_HOSTNAME + 1];
     read_text("/etc/hostname", name, sizeof name);
     if (name[0] == 0)
         strcpy(name, "vmfork");
-    if (sethostname(name, strlen(name)) != 0)
+    if (!hostname_set(name))
         complain("cannot set the host name to", name, errno);
 }
 
 void init_machine(void)
 {
     umask(022);
-    mount_all();
+    mounts_make();
     open_console();
-    tell_mount_errors();
+    mounts_complain();
+    mounts_limit_root();
+    set_limits();
     set_environment();
     load_modules();
     raise_loopback();

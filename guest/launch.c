@@ -2,46 +2,29 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <limits.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "number.h"
-
-/* The one above it, (uid_t)-1, means "leave as it is" to the system calls. */
-static const uid_t LARGEST_UID = UINT_MAX - 1;
+#include "fatal.h"
 
 static const char PATH_OTHERWISE[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-static const struct passwd *entry_of(const char *user)
-{
-    const struct passwd *entry = getpwnam(user);
-    if (entry != NULL)
-        return entry;
-    uint64_t uid;
-    return number_read(user, strlen(user), 10, LARGEST_UID, &uid) ? getpwuid((uid_t)uid) : NULL;
-}
+static struct rlimit files_of_programs;
 
-bool account_find(const char *user, struct account *out)
+void launch_raise_limit(void)
 {
-    const struct passwd *entry = entry_of(user);
-    if (entry == NULL)
-        return false;
-    out->uid = entry->pw_uid;
-    out->gid = entry->pw_gid;
-    snprintf(out->name, sizeof out->name, "%s", entry->pw_name);
-    snprintf(out->home, sizeof out->home, "%s", entry->pw_dir);
-    out->group_count = MOST_GROUPS;
-    if (getgrouplist(out->name, out->gid, out->groups, &out->group_count) < 0)
-        out->group_count = MOST_GROUPS;
-    return true;
+    if (getrlimit(RLIMIT_NOFILE, &files_of_programs) != 0)
+        fatal_errno("cannot read the limit of open files");
+    struct rlimit own = {.rlim_cur = files_of_programs.rlim_max, .rlim_max = files_of_programs.rlim_max};
+    if (setrlimit(RLIMIT_NOFILE, &own) != 0)
+        complain("cannot raise", "the limit of open files", errno);
 }
 
 static const char *env_value(char *const *env, const char *name)
@@ -117,6 +100,9 @@ static _Noreturn void child(const struct launch *l, volatile struct launch_failu
 {
     setsid();
     reset_signals();
+    if (l->cgroup_door >= 0)
+        (void)!write(l->cgroup_door, "0", 1);
+    setrlimit(RLIMIT_NOFILE, &files_of_programs);
     for (int i = 0; i < 3; i++)
         dup2(l->stdio[i], i);
     failure->step = LAUNCH_ACCOUNT;

@@ -5,19 +5,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-enum { MOST_GROUPS = 64 };
-
-struct account {
-    uid_t uid;
-    gid_t gid;
-    gid_t groups[MOST_GROUPS];
-    int group_count;
-    char name[256];
-    char home[4096];
-};
-
-/* The account of that name or number, with all its groups. */
-bool account_find(const char *user, struct account *out);
+#include "account.h"
 
 struct launch {
     char **argv;
@@ -28,6 +16,8 @@ struct launch {
     /* NULL: the process stays what the agent is. */
     const struct account *account;
     int stdio[3];
+    /* Where it goes through to its control group; -1: it stays in the agent's. */
+    int cgroup_door;
 };
 
 enum launch_step { LAUNCH_FORK, LAUNCH_ACCOUNT, LAUNCH_CWD, LAUNCH_PROGRAM };
@@ -37,6 +27,8 @@ struct launch_failure {
     int error;
 };
 
+/* Programs keep the limit of open files that the agent was started with; itself takes what it can have. */
+void launch_raise_limit(void);
 /* The pid of the program, which runs in its own session; or -1, and why in `failure`. Nothing is left then. */
 pid_t launch_start(const struct launch *l, struct launch_failure *failure);
 

@@ -7,12 +7,14 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "cgroup.h"
 #include "connection.h"
-#include "exec.h"
 #include "fatal.h"
 #include "init.h"
+#include "launch.h"
 #include "mode.h"
 #include "notify.h"
 #include "number.h"
@@ -106,12 +108,17 @@ static void watch(int epoll, int fd, uint64_t token)
         fatal_errno("cannot watch the line");
 }
 
+/* Every child, orphans that are given to this process as init among them. */
 static void note_children(int signals)
 {
     struct signalfd_siginfo told[8];
     while (read(signals, told, sizeof told) > 0)
         ;
-    exec_reap();
+    int status;
+    pid_t pid;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        streams_child_ended(pid, status);
+    cgroups_sweep();
 }
 
 static void note_event(const struct epoll_event *event, int signals)
@@ -134,14 +141,14 @@ static _Noreturn void serve(int line, enum line kind)
     watch(epoll, signals, TOKEN_CHILDREN);
     streams_open(epoll);
     connection_open(line, kind);
-    for (;;) {
+    for (bool busy = true;;) {
         struct epoll_event events[MOST_EVENTS];
-        int count = epoll_wait(epoll, events, MOST_EVENTS, -1);
+        int count = epoll_wait(epoll, events, MOST_EVENTS, busy ? 0 : -1);
         if (count < 0 && errno != EINTR)
             fatal_errno("cannot wait for events");
         for (int i = 0; i < count; i++)
             note_event(&events[i], signals);
-        connection_work();
+        busy = connection_work();
     }
 }
 
@@ -159,6 +166,7 @@ int main(int argc, char **argv)
     if (mode.is_init)
         init_machine();
     fill_stdio();
+    launch_raise_limit();
     if (socket < 0) {
         watchers_make();
         serve(port_open("vmfork.agent.0"), LINE_PORT);

@@ -16,6 +16,7 @@
 #include "answer.h"
 #include "errors.h"
 #include "fatal.h"
+#include "memory.h"
 #include "operation.h"
 #include "path.h"
 #include "stream.h"
@@ -310,9 +311,7 @@ static void read_generation(struct notify *n)
 
 static struct notify *notify_new(void)
 {
-    struct notify *n = calloc(1, sizeof *n);
-    if (n == NULL)
-        fatal("out of memory");
+    struct notify *n = zeroed(sizeof *n);
     n->answers = epoll_create1(EPOLL_CLOEXEC);
     n->limit = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     read_generation(n);
@@ -339,13 +338,6 @@ static struct stream *start(uint32_t stream, struct notify *n, uint64_t limit_ms
     return NULL;
 }
 
-static bool any(const struct stream *s, int unused)
-{
-    (void)s;
-    (void)unused;
-    return true;
-}
-
 void do_notify(uint32_t stream, struct fields *f)
 {
     uint64_t limit_ms;
@@ -353,7 +345,7 @@ void do_notify(uint32_t stream, struct fields *f)
         send_invalid(stream, "a limit in ms, at most an hour, is needed");
         return;
     }
-    if (stream_search(&NOTIFY, any, 0) != NULL) {
+    if (streams_have(&NOTIFY)) {
         send_error(stream, "busy", "the watchers are being told already", 0);
         return;
     }

@@ -20,6 +20,7 @@ void do_mkdir(uint32_t stream, struct fields *f);
 void do_adopt(uint32_t stream, struct fields *f);
 void do_clock(uint32_t stream, struct fields *f);
 void do_quiesce(uint32_t stream, struct fields *f);
+void do_grown(uint32_t stream, struct fields *f);
 void do_shutdown(uint32_t stream, struct fields *f);
 void do_notify(uint32_t stream, struct fields *f);
 

@@ -118,6 +118,18 @@ bool overwrite_file(const char *path, const void *bytes, size_t length)
     return write_into(path, 0, bytes, length);
 }
 
+bool rewrite_file(const char *path, const void *bytes, size_t length)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return false;
+    bool done = write_all(fd, bytes, length) && ftruncate(fd, (off_t)length) == 0;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return done;
+}
+
 bool append_text(const char *path, const char *text)
 {
     return write_into(path, O_APPEND, text, strlen(text));

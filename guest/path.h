@@ -17,6 +17,9 @@ bool beside(const char *path, char *out, size_t size);
 bool replace_file(const char *path, const void *bytes, size_t length, unsigned mode);
 /* The bytes are written over the beginning of a file that exists. False with errno set. */
 bool overwrite_file(const char *path, const void *bytes, size_t length);
+/* The file's whole content is now these bytes, under the same name and inode; what reads it meanwhile may see a
+ * mixture. Made with mode 0644 where there was none. False with errno set. */
+bool rewrite_file(const char *path, const void *bytes, size_t length);
 /* The text is written to a file that exists, such as one of /proc. False with errno set. */
 bool append_text(const char *path, const char *text);
 /* What the file holds, without one newline at the end, as text; empty where it cannot be read. */

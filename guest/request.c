@@ -9,19 +9,33 @@
 #include "stream.h"
 #include "version.h"
 
-/* clang-format off: a table reads by the line. */
+/* clang-format off */
 static const struct {
     void (*answer)(uint32_t stream, struct fields *f);
     size_t fewest;
     size_t most;
 } REQUESTS[] = {
-    [OP_HELLO] = {do_hello, 2, 2},     [OP_PING] = {do_ping, 0, 0},          [OP_EXEC] = {do_exec, 5, SIZE_MAX},
-    [OP_KILL] = {do_kill, 2, 2},       [OP_READ] = {do_read, 3, 3},          [OP_WRITE] = {do_write, 3, 3},
-    [OP_STAT] = {do_stat, 1, 1},       [OP_LIST] = {do_list, 1, 1},          [OP_REMOVE] = {do_remove, 2, 2},
-    [OP_MKDIR] = {do_mkdir, 3, 3},     [OP_ADOPT] = {do_adopt, 2, SIZE_MAX}, [OP_CLOCK] = {do_clock, 1, 1},
-    [OP_QUIESCE] = {do_quiesce, 0, 0}, [OP_SHUTDOWN] = {do_shutdown, 0, 0},
+    [OP_HELLO] = {do_hello, 2, 2},
+    [OP_PING] = {do_ping, 0, 0},
+    [OP_EXEC] = {do_exec, 4, SIZE_MAX},
+    [OP_KILL] = {do_kill, 2, 2},
+    [OP_READ] = {do_read, 3, 3},
+    [OP_STAT] = {do_stat, 1, 1},
+    [OP_LIST] = {do_list, 1, 1},
+    [OP_REMOVE] = {do_remove, 2, 2},
+    [OP_MKDIR] = {do_mkdir, 3, 3},
+    [OP_ADOPT] = {do_adopt, 2, SIZE_MAX},
+    [OP_CLOCK] = {do_clock, 1, 1},
+    [OP_QUIESCE] = {do_quiesce, 0, 0},
+    [OP_SHUTDOWN] = {do_shutdown, 0, 0},
 #if PROTOCOL >= 2
     [OP_NOTIFY] = {do_notify, 1, 1},
+#endif
+#if PROTOCOL >= 3
+    [OP_WRITE] = {do_write, 3, 4},
+    [OP_GROWN] = {do_grown, 0, 0},
+#else
+    [OP_WRITE] = {do_write, 3, 3},
 #endif
 };
 /* clang-format on */
@@ -47,7 +61,7 @@ static const char *handle_request(const struct frame *frame)
 static const char *handle_data(struct stream *s, const struct frame *frame)
 {
     size_t length = frame->length - 1;
-    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->data == NULL || length > s->granted)
+    if (frame->payload[0] != s->kind->channel || s->kind->data == NULL || length > s->granted)
         return "data that was not allowed";
     s->granted -= (uint32_t)length;
     s->kind->data(s, frame->payload + 1, length);
@@ -56,7 +70,7 @@ static const char *handle_data(struct stream *s, const struct frame *frame)
 
 static const char *handle_eof(struct stream *s, const struct frame *frame)
 {
-    if (frame->payload[0] != CHANNEL_CONTENT || s->kind->eof == NULL)
+    if (frame->payload[0] != s->kind->channel || s->kind->eof == NULL)
         return "the end of a channel that has none";
     s->kind->eof(s);
     return NULL;

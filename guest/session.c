@@ -1,5 +1,7 @@
-/* HELLO, PING, QUIESCE and SHUTDOWN: the requests about the agent and the machine as a whole. */
+/* HELLO, PING, QUIESCE, GROWN and SHUTDOWN: the requests about the agent and the machine as a whole. */
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include "exec.h"
 #include "fatal.h"
 #include "mode.h"
+#include "mounts.h"
 #include "operation.h"
 #include "path.h"
 #include "stream.h"
@@ -40,11 +43,11 @@ void do_ping(uint32_t stream, struct fields *f)
     send_done(stream);
 }
 
-static void put_item(const char *item, const char *code)
+static void put_item(const char *item, const char *code, const char *evidence)
 {
     put_text(outbox(), item);
     put_text(outbox(), code);
-    put_text(outbox(), "");
+    put_text(outbox(), evidence);
 }
 
 static const char *sync_all(void)
@@ -70,9 +73,28 @@ void do_quiesce(uint32_t stream, struct fields *f)
         return;
     }
     size_t mark = frame_begin(outbox(), REPLY, stream);
-    put_item("exec", "ok");
-    put_item("sync", sync_all());
-    put_item("caches", drop_caches());
+    put_item("exec", "ok", "");
+    put_item("sync", sync_all(), "");
+    put_item("caches", drop_caches(), "");
+    end_reply(stream, mark);
+}
+
+static void put_size(const char *target, int error, uint64_t bytes)
+{
+    char size[24];
+    snprintf(size, sizeof size, "%" PRIu64, bytes);
+    put_item(target, error == 0 ? "ok" : error_code(error), size);
+}
+
+void do_grown(uint32_t stream, struct fields *f)
+{
+    (void)f;
+    if (!mode.is_init) {
+        send_error(stream, "unsupported", "the machine's file systems are not this agent's", 0);
+        return;
+    }
+    size_t mark = frame_begin(outbox(), REPLY, stream);
+    mounts_grow(put_size);
     end_reply(stream, mark);
 }
 

@@ -1,16 +1,22 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
 #include "answer.h"
 #include "fatal.h"
+#include "memory.h"
 
-enum { MOST_STREAMS = 64 };
+/* Each may be a program with three pipes, and a request that finds no slot is refused: so a host that queues what is
+ * more, as vmfork does, is never refused. */
+enum { MOST_STREAMS = 1024 };
 
-static struct stream streams[MOST_STREAMS];
+/* Open streams, and NULL where one was closed. Grows as needed: a template holds one slot, not a thousand. */
+static struct stream **streams;
+static size_t slots;
 static int epoll_fd = -1;
 
 void streams_open(int epoll)
@@ -18,63 +24,94 @@ void streams_open(int epoll)
     epoll_fd = epoll;
 }
 
-static struct stream *free_slot(void)
+static struct stream **add_slots(void)
 {
-    for (size_t i = 0; i < MOST_STREAMS; i++)
-        if (!streams[i].open)
+    size_t more = slots ? slots * 2 : 16;
+    if (more > MOST_STREAMS)
+        return NULL;
+    struct stream **grown = realloc(streams, more * sizeof *streams);
+    if (grown == NULL)
+        fatal("out of memory");
+    memset(grown + slots, 0, (more - slots) * sizeof *streams);
+    streams = grown;
+    struct stream **first = streams + slots;
+    slots = more;
+    return first;
+}
+
+static struct stream **free_slot(void)
+{
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] == NULL)
             return &streams[i];
-    return NULL;
+    return add_slots();
 }
 
 struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *state)
 {
-    struct stream *s = free_slot();
-    if (s == NULL) {
+    struct stream **slot = free_slot();
+    if (slot == NULL) {
         send_error(id, "busy", "too many requests are open", 0);
         return NULL;
     }
-    *s = (struct stream){.open = true, .id = id, .kind = kind, .state = state, .granted = FIRST_CREDIT};
+    struct stream *s = zeroed(sizeof *s);
+    *s = (struct stream){.id = id, .kind = kind, .state = state, .granted = FIRST_CREDIT};
     for (size_t i = 0; i < CHANNELS; i++)
         s->credit[i] = FIRST_CREDIT;
-    return s;
+    return *slot = s;
 }
 
 struct stream *stream_find(uint32_t id)
 {
-    for (size_t i = 0; i < MOST_STREAMS; i++)
-        if (streams[i].open && streams[i].id == id)
-            return &streams[i];
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->id == id)
+            return streams[i];
     return NULL;
 }
 
-struct stream *stream_search(const struct stream_kind *kind, bool (*is)(const struct stream *, int), int argument)
+bool streams_have(const struct stream_kind *kind)
 {
-    for (size_t i = 0; i < MOST_STREAMS; i++)
-        if (streams[i].open && streams[i].kind == kind && is(&streams[i], argument))
-            return &streams[i];
-    return NULL;
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->kind == kind)
+            return true;
+    return false;
+}
+
+void streams_child_ended(pid_t pid, int status)
+{
+    for (size_t i = 0; i < slots; i++) {
+        struct stream *s = streams[i];
+        if (s == NULL || s->child != pid)
+            continue;
+        s->child = 0;
+        s->kind->child_ended(s, status);
+        return;
+    }
 }
 
 void stream_close(struct stream *s)
 {
     s->kind->close(s);
-    memset(s, 0, sizeof *s);
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] == s)
+            streams[i] = NULL;
+    free(s);
 }
 
 void forget_client(void)
 {
-    for (size_t i = 0; i < MOST_STREAMS; i++)
-        if (streams[i].open)
-            stream_close(&streams[i]);
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL)
+            stream_close(streams[i]);
     buffer_take(outbox(), buffer_length(outbox()));
 }
 
 bool streams_pump(void)
 {
     bool moved = false;
-    for (size_t i = 0; i < MOST_STREAMS; i++)
-        if (streams[i].open && streams[i].kind->pump != NULL)
-            moved |= streams[i].kind->pump(&streams[i]);
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->kind->pump != NULL)
+            moved |= streams[i]->kind->pump(streams[i]);
     return moved;
 }
 
@@ -82,7 +119,7 @@ void stream_watch(struct stream *s, int fd, uint8_t channel)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET};
     event.data.u64 = (uint64_t)s->id << 8 | channel;
-    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0)
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0 && errno != EPERM)
         fatal_errno("cannot watch a descriptor");
 }
 
@@ -133,5 +170,5 @@ void stream_grant(struct stream *s, size_t length)
     if (length == 0)
         return;
     s->granted += (uint32_t)length;
-    send_credit(s->id, CHANNEL_CONTENT, (uint32_t)length);
+    send_credit(s->id, s->kind->channel, (uint32_t)length);
 }

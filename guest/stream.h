@@ -5,8 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
-enum { CHANNEL_CONTENT = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2, CHANNELS = 3 };
+enum { CHANNEL_CONTENT = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2, CHANNEL_ARGUMENTS = 3, CHANNELS = 4 };
 enum { FIRST_CREDIT = 65536, LARGEST_CHUNK = 65536 };
 
 struct stream;
@@ -17,27 +18,32 @@ struct stream;
  *
  * Credit bounds what is under way. `credit[channel]` is what the host still allows us to send there: a pump that finds
  * none returns, and the process that writes stands still in its pipe. `granted` is what we still allow the host on
- * channel 0; `stream_grant` gives back what was used up. */
+ * the channel it sends on; `stream_grant` gives back what was used up. */
 struct stream_kind {
-    /* Bytes for channel 0, already within the credit; NULL where the host may send none. */
+    /* The one channel on which the host may send. */
+    uint8_t channel;
+    /* Bytes for it, already within the credit; NULL where the host may send none. */
     void (*data)(struct stream *s, const uint8_t *bytes, size_t length);
     void (*eof)(struct stream *s);
-    /* Does what can be done without waiting; true when something was. May close the stream. */
+    /* Does a piece of what can be done without waiting; true when something was. May close the stream. */
     bool (*pump)(struct stream *s);
     /* Readiness of a descriptor that was registered with `stream_watch`. */
     void (*ready)(struct stream *s, uint8_t channel);
+    /* The child that `stream.child` names has ended, with this status of wait(2). */
+    void (*child_ended)(struct stream *s, int status);
     /* Lets go of everything: processes killed, descriptors closed, temporary files gone. */
     void (*close)(struct stream *s);
 };
 
 struct stream {
-    bool open;
     uint32_t id;
     const struct stream_kind *kind;
     void *state;
     /* What the host allows us to send, and what we allow it to. */
     uint64_t credit[CHANNELS];
     uint32_t granted;
+    /* 0 where there is none, or it has ended: its number may be another's by then. */
+    pid_t child;
 };
 
 void streams_open(int epoll);
@@ -45,14 +51,16 @@ void streams_open(int epoll);
 struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *state);
 /* NULL where no such stream is open. */
 struct stream *stream_find(uint32_t id);
-/* The first open stream of that kind for which `is` holds, or NULL. */
-struct stream *stream_search(const struct stream_kind *kind, bool (*is)(const struct stream *, int), int argument);
+bool streams_have(const struct stream_kind *kind);
 void stream_close(struct stream *s);
 /* Everything the present client had open or was owed is dropped. */
 void forget_client(void);
 bool streams_pump(void);
+/* Tells the stream whose child it was, if one is open. */
+void streams_child_ended(pid_t pid, int status);
 
-/* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. */
+/* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. A file, or a device
+ * that is always ready, has none. */
 void stream_watch(struct stream *s, int fd, uint8_t channel);
 /* `token` is what epoll gave back. Events of a stream that is gone are ignored. */
 void streams_event(uint64_t token);

@@ -5,10 +5,12 @@
 #define AGENT_VERSION "0.1.0"
 
 #ifndef PROTOCOL
-#define PROTOCOL 2
+#define PROTOCOL 3
 #endif
 
-#if PROTOCOL >= 2
+#if PROTOCOL >= 3
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown"
+#elif PROTOCOL == 2
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify"
 #else
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown"

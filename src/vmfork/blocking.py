@@ -289,22 +289,22 @@ class VM:
         return portal.run(self._twin.read_file(path, timeout_s=timeout_s))
 
     def write_file(
-        self, path: str, data: bytes | str, *, mode: int = 0o644, parents: bool = False, timeout_s: float = 60.0
+        self, path: str, data: bytes | str, *, mode: int | None = None, parents: bool = False, timeout_s: float = 60.0
     ) -> None:
-        """The guest's file at the absolute `path` holds `data` (text as UTF-8); nobody saw half of it."""
+        """The guest's file at the absolute `path` holds `data` (text as UTF-8), as after a shell's `>`."""
         portal.run(self._twin.write_file(path, data, mode=mode, parents=parents, timeout_s=timeout_s))
 
     def stat(self, path: str) -> FileStat:
         """What the guest's file system says of `path`; links are not followed."""
         return portal.run(self._twin.stat(path))
 
-    def list_dir(self, path: str) -> Sequence[DirEntry]:
-        """The entries of the guest's folder `path`."""
-        return portal.run(self._twin.list_dir(path))
+    def list_dir(self, path: str, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
+        return portal.run(self._twin.list_dir(path, timeout_s=timeout_s))
 
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
-        portal.run(self._twin.remove(path, recursive=recursive))
+        portal.run(self._twin.remove(path, recursive=recursive, timeout_s=timeout_s))
 
     def make_dir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""

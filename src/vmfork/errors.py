@@ -268,8 +268,8 @@ class GuestFileError(GuestError):
 
     code = "guest-file"
 
-    def __init__(self, operation: str, path: str, reason: str, message: str = "") -> None:
-        super().__init__(f"{operation} {path}: {message or reason}")
+    def __init__(self, operation: str, path: str, reason: str, message: str = "", *, hint: str = "") -> None:
+        super().__init__(f"{operation} {path}: {message or reason}", hint=hint)
         self.operation = operation
         self.path = path
         self.reason = reason
@@ -279,7 +279,8 @@ class MachineEnded(GuestError):
     """The machine's process ended while the machine was in use. `exit_code` is negative for a signal, as Python has it.
 
     0 is a guest that powered off or panicked. `None` is not known: the machine was taken over from another process.
-    `panic` is what its kernel said when it panicked, else empty.
+    `panic` is what its kernel said when it panicked, else empty. A guest that `halted`, so that nothing could run in it
+    any more, was ended by vmfork.
     """
 
     code = "machine-ended"
@@ -289,15 +290,17 @@ class MachineEnded(GuestError):
         exit_code: int | None,
         *,
         panic: str = "",
+        halted: bool = False,
         log_tail: str = "",
         console_tail: str = "",
         hint: str = "",
     ) -> None:
         how = "" if exit_code is None else f" (QEMU exit status {exit_code})"
-        why = f": the guest's kernel panicked: {panic}" if panic else how
+        why = f": the guest's kernel panicked: {panic}" if panic else ": its guest halted" if halted else how
         super().__init__(f"the machine ended{why}", hint=hint, console_tail=console_tail)
         self.exit_code = exit_code
         self.panic = panic
+        self.halted = halted
         self.log_tail = log_tail
 
     def details(self) -> str:

@@ -38,7 +38,10 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         self._line.parser.expect_nonce(nonce)
         preamble = TAKE_OVER_PREAMBLE if take_over else b""
         request = preamble + message.hello_request(exchange.stream, nonce)
-        return message.parse_hello(await self._ask(exchange, request, "the greeting of the machine's agent", timeout_s))
+        answer = await self._ask(exchange, request, "the greeting of the machine's agent", timeout_s)
+        greeting = message.parse_hello(answer)
+        self._protocol = greeting.protocol
+        return greeting
 
     async def ping(self, *, timeout_s: float | None = 5.0) -> None:
         """The agent has answered."""
@@ -49,8 +52,11 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
     ) -> tuple[ItemOutcome, ...]:
         """What became of each item, in the order of `items`. An item that failed is an outcome, not an error."""
         exchange = self._new_exchange()
-        request = message.adopt_request(exchange.stream, items)
-        return message.parse_outcomes(await self._ask(exchange, request, "adopting an identity", timeout_s))
+        request = message.adopt_request(exchange.stream, [*items, message.PROTOCOL_ITEM])
+        answer = await self._ask(exchange, request, "adopting an identity", timeout_s)
+        *outcomes, protocol = message.parse_outcomes(answer)
+        self._note_protocol(protocol)
+        return tuple(outcomes)
 
     async def clock(self, set_to: Callable[[], int] | None = None, *, timeout_s: float | None = 5.0) -> ClockReading:
         """The guest's clocks, after its wall clock was set to `set_to()`, if given: ns since 1970.
@@ -69,6 +75,14 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
     async def quiesce(self, *, timeout_s: float | None = 60.0) -> tuple[ItemOutcome, ...]:
         """Nothing is in flight, and the guest may be frozen. `GuestError` when a program started here still runs."""
         payload = await self._command(Opcode.QUIESCE, "preparing the guest for a freeze", timeout_s)
+        return message.parse_outcomes(payload)
+
+    async def grown(self, *, timeout_s: float | None = 30.0) -> tuple[ItemOutcome, ...]:
+        """The guest's file systems in memory have grown with its memory; each with its size in bytes.
+
+        Raises `GuestError` when they are not the agent's, or it is older than `FIRST_WITH_ROOM`.
+        """
+        payload = await self._command(Opcode.GROWN, "growing the guest's file systems", timeout_s)
         return message.parse_outcomes(payload)
 
     async def shutdown(self, *, timeout_s: float | None = 30.0) -> None:

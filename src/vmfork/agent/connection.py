@@ -8,22 +8,38 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.agent.deadline import deadline
-from vmfork.agent.exchange import Exchange, Leftover, explain_plainly
+from vmfork.agent.exchange import Exchange, Lane, Leftover, explain_plainly
 from vmfork.agent.line import Line
+from vmfork.agent.silence import Silence
 from vmfork.errors import Closed, GuestError, ProtocolError
 from vmfork.host.bound import Bound
 from vmfork.owner import Owner
-from vmfork.wire.frame import Channel, Kind, decode_credit, decode_data, decode_eof, encode_credit
-from vmfork.wire.message import kill_request, parse_error, parse_started
+from vmfork.wire.frame import (
+    FIRST_WITH_ROOM,
+    MOST_OPEN,
+    MOST_OPEN_BEFORE,
+    Channel,
+    Kind,
+    Opcode,
+    decode_credit,
+    decode_data,
+    decode_eof,
+    encode_credit,
+    encode_request,
+)
+from vmfork.wire.message import PROTOCOL_ITEM, adopt_request, kill_request, parse_error, parse_outcomes, parse_started
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from typing import Self
 
     from vmfork.agent.exchange import Explain
     from vmfork.wire.frame import Frame
+    from vmfork.wire.message import ItemOutcome
 
 _PLENTY = 0x7FFF_FFFF
+_FROM_GUEST = (Channel.CONTENT, Channel.STDOUT, Channel.STDERR)
 # A killed process is gone and told of within milliseconds.
 _SETTLE_LIMIT_S = 2.0
 _LAST_STREAM = 0xFFFF_FFFF
@@ -32,12 +48,13 @@ _LAST_STREAM = 0xFFFF_FFFF
 class Connection(Owner):
     """Owns the connection to the agent of one machine. Not for use from several event loops.
 
-    Any number of requests may be open at a time, up to the agent's limit of 64. When the line ends, `lost` tells why,
-    `closed` is done, and every request open or made later raises that reason. A request that is cancelled or runs
-    out of time is given up in the guest as well: its process is killed, its half-written file removed.
+    Any number of requests may be made at a time. What the agent cannot keep open waits here for its turn, programs and
+    everything else in lines of their own: files are read however many programs run. When the connection ends, `lost`
+    tells why, `closed` is done, and every request open or made later raises that reason. A request that is cancelled
+    or runs out of time is given up in the guest as well: its process is killed, its half-written file removed.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, protocol: int | None = None) -> None:
         self.bound = Bound("the machine")
         self.lost: Exception | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -46,12 +63,20 @@ class Connection(Owner):
         self._last_stream = 0
         self._reason_limit_s = 0.0
         self._losing: asyncio.TimerHandle | None = None
+        # Told by HELLO and by ADOPT, with which a fork begins: hardly anybody need ask.
+        self._protocol = protocol
+        self._places: dict[Lane, asyncio.Semaphore] = {}
+        self._taken: dict[int, asyncio.Semaphore] = {}
+        self._silence: Silence | None = None
         self._line = Line(sock, on_frame=self._take_frame, on_lost=self._lose)
 
     @classmethod
-    async def open(cls, sock: socket.socket) -> Self:
-        """A client that owns `sock`, a connected stream socket. Nothing was sent yet."""
-        return cls(sock)
+    async def open(cls, sock: socket.socket, *, protocol: int | None = None) -> Self:
+        """A client that owns `sock`, a connected stream socket. Nothing was sent yet.
+
+        `protocol` is the agent's, where it is known; else it is asked before the first request that depends on it.
+        """
+        return cls(sock, protocol=protocol)
 
     async def aclose(self) -> None:
         """The socket is closed, and what was open raises `Closed`. The agent kills what this client had running."""
@@ -61,6 +86,7 @@ class Connection(Owner):
     def drop(self) -> None:
         """The socket is closed, without a word to whoever waits: for when the event loop it belongs to is gone."""
         self.lost = self.lost or Closed("the connection to the machine's agent")
+        self._silence = None
         self._line.drop()
 
     async def release(self) -> socket.socket:
@@ -70,7 +96,7 @@ class Connection(Owner):
         """
         if self.lost is not None:
             raise self.lost.with_traceback(None)
-        if not any(exchange.lasts for exchange in self._open.values()):
+        if all(exchange.lane is None for exchange in self._open.values()):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_SETTLE_LIMIT_S):
                     await self._wait_none_open()
@@ -80,7 +106,13 @@ class Connection(Owner):
         self.lost = Closed("the connection to the machine's agent", "the machine was detached")
         if not self.closed.done():
             self.closed.set_result(None)
+        self._stop_listening()
         return self._line.release()
+
+    def _stop_listening(self) -> None:
+        if self._silence is not None:
+            self._silence.stop()
+        self._silence = None
 
     def fail(self, reason: Exception) -> None:
         """The connection is closed, and every request, open or later, raises `reason`.
@@ -90,6 +122,7 @@ class Connection(Owner):
         self.lost = reason
         if self._losing is not None:
             self._losing.cancel()
+        self._stop_listening()
         self._line.close()
         self._fail_open(reason)
         if not self.closed.done():
@@ -101,6 +134,23 @@ class Connection(Owner):
         The socket of a machine that died is closed a moment before its process is seen to have ended.
         """
         self._reason_limit_s = limit_s
+
+    def watch_silence(self, limit_s: float, give_up: Callable[[], None]) -> None:
+        """`give_up` is called when the guest is silent for twice `limit_s` seconds while a request waits for it.
+
+        After half of the time it is asked for a sign of life. To begin anew, call `wait_on`.
+        """
+        self._silence = Silence(limit_s, is_awaited=lambda: bool(self._open), ask=self._ask_for_life, give_up=give_up)
+
+    def wait_on(self) -> None:
+        """Silence counts from now on."""
+        if self._silence is not None:
+            self._silence.expect()
+
+    def _ask_for_life(self) -> None:
+        exchange = self._new_exchange()
+        self._begin(exchange, encode_request(exchange.stream, Opcode.PING))
+        self._open[exchange.stream] = Leftover(exchange)
 
     def _lose(self, reason: Exception) -> None:
         if self._reason_limit_s and not isinstance(reason, ProtocolError):
@@ -123,13 +173,16 @@ class Connection(Owner):
         if self._open.get(exchange.stream) is not exchange:
             return
         self._open[exchange.stream] = Leftover(exchange)
-        if exchange.lasts:
+        if exchange.lane is not None:
             self.kill_nowait(exchange.stream)
             # A killed process has at most its pipes full of output, and ends once that is sent, wanted or not.
-            self.send(b"".join(encode_credit(exchange.stream, channel, _PLENTY) for channel in Channel))
+            self.send(b"".join(encode_credit(exchange.stream, channel, _PLENTY) for channel in _FROM_GUEST))
 
     def _fail_open(self, reason: Exception) -> None:
         ended, self._open = self._open, {}
+        for places in self._taken.values():
+            places.release()
+        self._taken.clear()
         for exchange in ended.values():
             exchange.fail(reason)
 
@@ -145,9 +198,28 @@ class Connection(Owner):
     def _new_exchange(self, explain: Explain = explain_plainly) -> Exchange:
         return Exchange(self._new_stream(), explain=explain)
 
+    def is_open(self, exchange: Exchange) -> bool:
+        """The agent was asked, and has not closed the stream."""
+        return self._open.get(exchange.stream) is exchange
+
     def _begin(self, exchange: Exchange, request: bytes) -> None:
         self._open[exchange.stream] = exchange
         self._line.send(request)
+        exchange.on_begun()
+        if self._silence is not None:
+            self._silence.expect()
+
+    async def _begin_in_turn(self, exchange: Exchange, encode: Callable[[int], bytes]) -> None:
+        """The request was sent, made for the agent's protocol, once the agent has a place for it."""
+        protocol = await self._learn_protocol()
+        if exchange.lane is not None:
+            places = self._places.setdefault(exchange.lane, _make_places(exchange.lane, protocol))
+            await places.acquire()
+            if self.lost is not None:
+                places.release()
+                raise self.lost.with_traceback(None)
+            self._taken[exchange.stream] = places
+        self._begin(exchange, encode(protocol))
 
     async def _result(self, exchange: Exchange, operation: str, limit_s: float | None) -> bytes:
         try:
@@ -156,9 +228,30 @@ class Connection(Owner):
         finally:
             self.abandon(exchange)
 
-    async def _ask(self, exchange: Exchange, request: bytes, operation: str, limit_s: float | None) -> bytes:
-        self._begin(exchange, request)
-        return await self._result(exchange, operation, limit_s)
+    async def _ask(
+        self, exchange: Exchange, request: bytes | Callable[[int], bytes], operation: str, limit_s: float | None
+    ) -> bytes:
+        """The answer's payload. `request` may need the agent's protocol to be made."""
+        try:
+            async with deadline(operation, limit_s):
+                if exchange.lane is None and isinstance(request, bytes):
+                    self._begin(exchange, request)
+                else:
+                    await self._begin_in_turn(exchange, (lambda _: request) if isinstance(request, bytes) else request)
+                return await exchange.reply
+        finally:
+            self.abandon(exchange)
+
+    async def _learn_protocol(self) -> int:
+        if self._protocol is None:
+            exchange = self._new_exchange()
+            self._begin(exchange, adopt_request(exchange.stream, [PROTOCOL_ITEM]))
+            self._note_protocol(parse_outcomes(await exchange.reply)[-1])
+        assert self._protocol is not None
+        return self._protocol
+
+    def _note_protocol(self, outcome: ItemOutcome) -> None:
+        self._protocol = int(outcome.evidence) if outcome.outcome == "ok" else FIRST_WITH_ROOM - 1
 
     async def _wait_none_open(self) -> None:
         while self._open:
@@ -167,10 +260,14 @@ class Connection(Owner):
 
     def _forget(self, stream: int) -> None:
         del self._open[stream]
+        if (places := self._taken.pop(stream, None)) is not None:
+            places.release()
         if not self._open and self._none_open is not None and not self._none_open.done():
             self._none_open.set_result(None)
 
     def _take_frame(self, frame: Frame) -> None:
+        if self._silence is not None:
+            self._silence.hear()
         exchange = self._open.get(frame.stream)
         if frame.kind is Kind.ERROR:
             self._take_error(exchange, frame)
@@ -192,6 +289,12 @@ class Connection(Owner):
         if exchange is not None:
             self._forget(frame.stream)
             exchange.on_error(failure)
+
+
+def _make_places(lane: Lane, protocol: int) -> asyncio.Semaphore:
+    """One in sixteen is kept for files."""
+    most = MOST_OPEN if protocol >= FIRST_WITH_ROOM else MOST_OPEN_BEFORE
+    return asyncio.Semaphore(most // 16 if lane is Lane.FILES else most - most // 16)
 
 
 def _take_progress(exchange: Exchange, frame: Frame) -> None:

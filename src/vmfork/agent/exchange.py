@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmfork.errors import GuestError, ProtocolError
@@ -58,13 +59,19 @@ class Intake:
 
 
 class Outflow:
-    """Sends content on channel 0 as fast as the agent's credit allows, then its end."""
+    """Sends content on one channel as fast as the agent's credit allows, then its end."""
 
-    def __init__(self, send: Send, stream: int, content: bytes) -> None:
+    def __init__(self, send: Send, stream: int, content: bytes, *, channel: Channel = Channel.CONTENT) -> None:
         self._send = send
         self._stream = stream
+        self._channel = channel
         self._rest = memoryview(content)
         self._credit = FIRST_CREDIT
+
+    @property
+    def is_done(self) -> bool:
+        """Everything was sent."""
+        return not self._rest
 
     def grant(self, count: int) -> None:
         """The agent takes `count` bytes more."""
@@ -76,22 +83,25 @@ class Outflow:
         """What may be sent is sent."""
         while self._rest and self._credit:
             size = min(self._credit, _CHUNK_SIZE, len(self._rest))
-            self._send(encode_data(self._stream, Channel.CONTENT, bytes(self._rest[:size])))
+            self._send(encode_data(self._stream, self._channel, bytes(self._rest[:size])))
             self._rest = self._rest[size:]
             self._credit -= size
         if not self._rest:
-            self._send(encode_eof(self._stream, Channel.CONTENT))
+            self._send(encode_eof(self._stream, self._channel))
 
-    def stop(self) -> None:
-        """Nothing more is sent, not even an end."""
-        self._rest = memoryview(b"")
+
+class Lane(Enum):
+    """What a request that stays open takes a place of: programs never take the last place of a file."""
+
+    PROGRAMS = "programs"
+    FILES = "files"
 
 
 class Exchange:
     """A request without data. `reply` becomes the payload of the REPLY, or the error."""
 
-    # True where the agent keeps the stream open until something else happens, so that it must be told to let go.
-    lasts: ClassVar[bool] = False
+    # Set where the agent keeps the stream open until something else happens, so that it must be told to let go.
+    lane: ClassVar[Lane | None] = None
 
     def __init__(self, stream: int, *, explain: Explain = explain_plainly) -> None:
         self.stream = stream
@@ -102,6 +112,9 @@ class Exchange:
     def has_ended(self) -> bool:
         """The agent closed the stream, or the line is lost."""
         return self.reply.done()
+
+    def on_begun(self) -> None:
+        """The request is on its way."""
 
     def on_started(self, pid: int) -> None:
         """EVENT `started`."""
@@ -160,10 +173,16 @@ class Leftover(Exchange):
         self._original.fail(error)
 
 
+class LastingExchange(Exchange):
+    """A request without data that takes the agent a while."""
+
+    lane = Lane.FILES
+
+
 class Download(Exchange):
     """Collects channel 0."""
 
-    lasts = True
+    lane = Lane.FILES
 
     def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
         super().__init__(stream, explain=explain)
@@ -184,26 +203,67 @@ class Download(Exchange):
 class Upload(Exchange):
     """Sends channel 0."""
 
-    lasts = True
+    lane = Lane.FILES
 
     def __init__(self, stream: int, content: bytes, *, send: Send, explain: Explain) -> None:
         super().__init__(stream, explain=explain)
-        self.outflow = Outflow(send, stream, content)
+        self._outflow = Outflow(send, stream, content)
+
+    def on_begun(self) -> None:
+        """The content follows."""
+        self._outflow.pump()
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """More may be sent."""
         if channel is Channel.CONTENT:
-            self.outflow.grant(count)
+            self._outflow.grant(count)
 
 
-class CollectedRun(Exchange):
+class Run(Exchange):
+    """A program. `send_lists` is for arguments and variables that are too long for the request."""
+
+    lane = Lane.PROGRAMS
+
+    def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
+        super().__init__(stream, explain=explain)
+        self._send = send
+        self._lists: Outflow | None = None
+
+    def send_lists(self, lists: bytes) -> None:
+        """They will follow the request."""
+        self._lists = Outflow(self._send, self.stream, lists, channel=Channel.ARGUMENTS)
+
+    def on_begun(self) -> None:
+        """What the request could not hold follows it."""
+        if self._lists is not None:
+            self._lists.pump()
+        self._on_lists_moved()
+
+    def on_credit(self, channel: Channel, count: int) -> None:
+        """More of the arguments may be sent, or of the input."""
+        if channel is Channel.ARGUMENTS and self._lists is not None and not self._lists.is_done:
+            self._lists.grant(count)
+            self._on_lists_moved()
+        elif channel is Channel.CONTENT:
+            self.on_input_credit(count)
+
+    def _on_lists_moved(self) -> None:
+        if self._lists is None or self._lists.is_done:
+            self.on_told()
+
+    def on_told(self) -> None:
+        """The agent was sent all of the command, so that its input may follow."""
+
+    def on_input_credit(self, count: int) -> None:
+        """The process took input."""
+
+
+class CollectedRun(Run):
     """A process whose output is kept and whose input, if any, is given beforehand."""
 
-    lasts = True
-
     def __init__(self, stream: int, content: bytes | None, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, explain=explain)
-        self.outflow = None if content is None else Outflow(send, stream, content)
+        super().__init__(stream, send=send, explain=explain)
+        self._input = None if content is None else Outflow(send, stream, content)
         self._intake = Intake(send, stream)
         self._chunks: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
 
@@ -220,6 +280,11 @@ class CollectedRun(Exchange):
     def on_started(self, pid: int) -> None:
         """Nobody asks for the number."""
 
+    def on_told(self) -> None:
+        """The input follows."""
+        if self._input is not None:
+            self._input.pump()
+
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the process may write as much again."""
         if channel is Channel.CONTENT:
@@ -227,22 +292,20 @@ class CollectedRun(Exchange):
         self._chunks[channel].append(data)
         self._intake.take(channel, len(data))
 
-    def on_credit(self, channel: Channel, count: int) -> None:
+    def on_input_credit(self, count: int) -> None:
         """The process took input."""
-        if channel is Channel.CONTENT and self.outflow is not None:
-            self.outflow.grant(count)
+        if self._input is not None:
+            self._input.grant(count)
 
 
-class StreamedRun(Exchange):
+class StreamedRun(Run):
     """A process whose output waits until it is taken, and whose input comes while it runs.
 
     `started` becomes the pid. `changed` is what to await for the next thing to happen.
     """
 
-    lasts = True
-
     def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
-        super().__init__(stream, explain=explain)
+        super().__init__(stream, send=send, explain=explain)
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
@@ -271,11 +334,10 @@ class StreamedRun(Exchange):
         self.waiting.append((channel, data))
         self._notify()
 
-    def on_credit(self, channel: Channel, count: int) -> None:
+    def on_input_credit(self, count: int) -> None:
         """The process took input."""
-        if channel is Channel.CONTENT:
-            self.credit += count
-            self._notify()
+        self.credit += count
+        self._notify()
 
     def on_reply(self, payload: bytes) -> None:
         """The process has ended."""

@@ -6,21 +6,27 @@ import os
 from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
-from vmfork.agent.exchange import Download, Upload
+from vmfork.agent.exchange import Download, LastingExchange, Upload
 from vmfork.errors import GuestFileError, ProtocolError
 from vmfork.wire import message
-from vmfork.wire.frame import Channel, encode_credit
+from vmfork.wire.code import ErrorCode
+from vmfork.wire.frame import FIRST_WITH_ROOM, Channel, encode_credit
 
 if TYPE_CHECKING:
-    from vmfork.agent.exchange import Exchange, Explain
+    from vmfork.agent.exchange import Explain
     from vmfork.wire.message import DirEntry, Failure, FileStat
 
 # Credit beyond the first for what is kept anyway, so that a transfer is not a round trip every 64 KiB.
 _WIDE_WINDOW = 1024 * 1024
 
+_NO_SPACE = "remove something there, or take a machine with more memory (memory_mib): its files lie in it"
+_NEW_FILE_MODE = 0o644
+
 
 def _explain(operation: str, path: str) -> Explain:
     def explain(failure: Failure) -> GuestFileError:
+        if failure.code == ErrorCode.NO_SPACE:
+            return GuestFileError(operation, path, failure.code, failure.message, hint=_NO_SPACE)
         words = os.strerror(failure.errno) if failure.errno else failure.message
         return GuestFileError(operation, path, failure.code, words)
 
@@ -51,22 +57,33 @@ class FileRequests(Connection):
         path: str,
         data: bytes,
         *,
-        mode: int = 0o644,
+        mode: int | None = None,
         append: bool = False,
         parents: bool = False,
         exclusive: bool = False,
         timeout_s: float | None = 60.0,
     ) -> None:
-        """The file holds `data`, or ends with it for `append`.
+        """The file holds `data`, or ends with it for `append`. Without a mode it keeps its own; a new one has 0644.
 
-        `parents` makes missing folders; with `exclusive` a file that exists is an error. Without `append` the content
-        appears whole or not at all; with it, a failure or a cancel may leave a part.
+        `parents` makes missing folders; with `exclusive` a file that exists is an error. The content of a regular file
+        appears whole or not at all. What is appended, and what goes to a pipe, a device, a file of the kernel's, or one
+        with several names, goes there as it comes: a failure or a cancel may leave a part.
         """
         upload = Upload(self._new_stream(), data, send=self.send, explain=_explain("write", path))
-        request = message.write_request(upload.stream, path, mode, append=append, parents=parents, exclusive=exclusive)
-        self._begin(upload, request)
-        upload.outflow.pump()
-        await self._result(upload, f"writing {path}", timeout_s)
+
+        def encode(protocol: int) -> bytes:
+            is_old = protocol < FIRST_WITH_ROOM
+            return message.write_request(
+                upload.stream,
+                path,
+                _NEW_FILE_MODE if mode is None and is_old else mode,
+                append=append,
+                parents=parents,
+                exclusive=exclusive,
+                size=None if is_old else len(data),
+            )
+
+        await self._ask(upload, encode, f"writing {path}", timeout_s)
 
     async def stat(self, path: str, *, timeout_s: float | None = 30.0) -> FileStat:
         """What is known of the file; a link is not followed."""
@@ -83,7 +100,7 @@ class FileRequests(Connection):
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
         """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""
-        exchange: Exchange = self._new_exchange(_explain("remove", path))
+        exchange = LastingExchange(self._new_stream(), explain=_explain("remove", path))
         request = message.remove_request(exchange.stream, path, recursive=recursive)
         await self._ask(exchange, request, f"removing {path}", timeout_s)
 

@@ -11,20 +11,23 @@ from vmfork.agent.connection import Connection
 from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import CollectedRun, StreamedRun
 from vmfork.agent.process import GuestProcess
-from vmfork.errors import DeadlineExceeded, ExecError, GuestError, ProtocolError
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
+from vmfork.wire.frame import FIRST_WITH_ROOM
+from vmfork.wire.message import LISTS_IN_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmfork.agent.exchange import Exchange, Explain
+    from vmfork.agent.exchange import Explain, Run
     from vmfork.wire.command import Command
     from vmfork.wire.message import ExecStatus, Failure
 
 # What a killed process gets to be gone and its output to be here, after its limit has passed.
 _KILL_LIMIT_S = 2.0
 _NAME_LIMIT = 100
+_TOO_LONG = "write it to a file of the guest, or send it as input"
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
 
@@ -42,6 +45,8 @@ def _explain(command: Command) -> Explain:
                 return ExecError(command.argv, _NOT_FOUND, "no such program in the guest")
             case ErrorCode.NOT_EXECUTABLE:
                 return ExecError(command.argv, _NOT_EXECUTABLE, f"cannot be run: {failure.message}")
+            case ErrorCode.TOO_LONG:
+                return ExecError(command.argv[:1], _NOT_EXECUTABLE, failure.message, hint=_TOO_LONG)
             case ErrorCode.NO_DIRECTORY:
                 return GuestError(
                     f"the folder {command.cwd!r} cannot be entered in the guest", hint="make it first, or give another"
@@ -64,10 +69,10 @@ class ProgramRequests(Connection):
     async def start_exec(self, command: Command, *, timeout_s: float | None = 30.0) -> GuestProcess:
         """The program runs. `timeout_s` bounds its start, not its life."""
         run = StreamedRun(self._new_stream(), send=self.send, explain=_explain(command))
-        self._begin_run(run, command)
         name = _name_of(command.argv)
         try:
             async with deadline(f"starting {name}", timeout_s):
+                await self._begin_run(run, command)
                 pid = await run.started
         except BaseException:
             self.abandon(run)
@@ -83,22 +88,22 @@ class ProgramRequests(Connection):
     ) -> tuple[ExecStatus, bytes, bytes]:
         """How the program ended, and what it wrote to standard output and to standard error.
 
-        With `input` its standard input is that, and then at its end. At the limit its process group is killed, and
-        `DeadlineExceeded` has what was written so far. Cancelled, it is killed too.
+        With `input` its standard input is that, and then at its end. At the limit it is killed with all that it
+        started, and `DeadlineExceeded` has what was written so far. Cancelled, it is killed too. What it leaves running
+        when it ends by itself runs on.
         """
         if command.stdin != (input is not None):
             command = replace(command, stdin=input is not None)
         run = CollectedRun(self._new_stream(), input, send=self.send, explain=_explain(command))
-        self._begin_run(run, command)
-        if run.outflow is not None:
-            run.outflow.pump()
         try:
             async with deadline(_name_of(command.argv), timeout_s):
+                await self._begin_run(run, command, contained=timeout_s is not None)
                 # The deadline cancels what is awaited, and the end is still wanted then.
                 payload = await asyncio.shield(run.reply)
         except DeadlineExceeded as error:
-            self.kill_nowait(run.stream)
-            await asyncio.wait([run.reply], timeout=_KILL_LIMIT_S)
+            if self.is_open(run):
+                self.kill_nowait(run.stream)
+                await asyncio.wait([run.reply], timeout=_KILL_LIMIT_S)
             raise DeadlineExceeded(error.operation, error.limit_s, stdout=run.stdout, stderr=run.stderr) from None
         finally:
             self.abandon(run)
@@ -113,13 +118,19 @@ class ProgramRequests(Connection):
         except _HasEndedError:
             return
 
-    def _begin_run(self, run: Exchange, command: Command) -> None:
-        try:
-            request = message.exec_request(run.stream, command)
-        except ProtocolError as error:
-            reason = f"arguments and environment are too long: {error}"
-            raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason) from None
-        self._begin(run, request)
+    async def _begin_run(self, run: Run, command: Command, *, contained: bool = False) -> None:
+        def encode(protocol: int) -> bytes:
+            has_room = protocol >= FIRST_WITH_ROOM
+            request, lists = message.exec_request(run.stream, command, contained=contained and has_room)
+            if lists and not has_room:
+                reason = f"arguments and environment have {len(lists)} bytes, its agent takes {LISTS_IN_REQUEST}"
+                hint = "build the image and its templates again"
+                raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason, hint=hint)
+            if lists:
+                run.send_lists(lists)
+            return request
+
+        await self._begin_in_turn(run, encode)
 
 
 class _HasEndedError(GuestError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
-from vmfork.agent.exchange import Exchange
+from vmfork.agent.exchange import LastingExchange
 from vmfork.wire import message
 
 if TYPE_CHECKING:
@@ -22,13 +22,7 @@ class WatcherRequests(Connection):
         `invalid`, and one that could not reseed itself `failed`, with what it said. None of them is an error here.
         `GuestError` when the agent is too old (`FIRST_WITH_NOTIFY`), is at it already, or finds too many watchers.
         """
-        exchange = _Notification(self._new_stream())
+        exchange = LastingExchange(self._new_stream())
         request = message.notify_request(exchange.stream, limit_s)
         answer = await self._ask(exchange, request, "telling the programs in the guest of their fork", timeout_s)
         return list(message.parse_outcomes(answer))
-
-
-class _Notification(Exchange):
-    """Open in the agent until the last watcher has answered."""
-
-    lasts = True

@@ -15,7 +15,7 @@ _LIMIT_S = 60.0
 
 
 class GuestFiles(ABC):
-    """What a machine does with the files of its guest. Paths are absolute; links are not followed."""
+    """What a machine does with the files of its guest. Paths are absolute."""
 
     @abstractmethod
     def _live_agent(self) -> AgentClient:
@@ -30,13 +30,16 @@ class GuestFiles(ABC):
         path: str,
         data: bytes | str,
         *,
-        mode: int = 0o644,
+        mode: int | None = None,
         parents: bool = False,
         timeout_s: float = _LIMIT_S,
     ) -> None:
-        """The guest's file at the absolute `path` holds `data` (text as UTF-8); nobody saw half of it.
+        """The guest's file at the absolute `path` holds `data` (text as UTF-8), as after a shell's `>`.
 
-        With `parents`, missing folders were made. `GuestFileError` leaves the old content, if there was any.
+        A regular file is replaced whole: nobody sees half of it, and `GuestFileError` leaves the old content. It keeps
+        its owner, its attributes and, without `mode`, its mode; a new one has 0644. A link is followed. A pipe, a
+        device, a file of the kernel's, one that is mounted or has several names, is written as it is; a pipe waits for
+        its reader. With `parents`, missing folders were made. Where there is no room, the error says how much there is.
         """
         content = data.encode() if isinstance(data, str) else data
         await self._live_agent().write_file(path, content, mode=mode, parents=parents, timeout_s=timeout_s)
@@ -45,13 +48,17 @@ class GuestFiles(ABC):
         """What the guest's file system says of `path`; links are not followed."""
         return await self._live_agent().stat(path)
 
-    async def list_dir(self, path: str) -> Sequence[DirEntry]:
-        """The entries of the guest's folder `path`."""
-        return await self._live_agent().list_dir(path)
+    async def list_dir(self, path: str, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
+        return await self._live_agent().list_dir(path, timeout_s=timeout_s)
 
-    async def remove(self, path: str, *, recursive: bool = False) -> None:
-        """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
-        await self._live_agent().remove(path, recursive=recursive)
+    async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = None) -> None:
+        """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`.
+
+        What is mounted below it stays, which is a `GuestFileError` (`busy`). Without `timeout_s` there is no limit;
+        given up, a removal leaves what it had not come to.
+        """
+        await self._live_agent().remove(path, recursive=recursive, timeout_s=timeout_s)
 
     async def make_dir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""

@@ -165,8 +165,9 @@ class VM(GuestFiles, Owner):
         """The program has ended; what it wrote and its exit status. `argv` goes to the program as it is, no shell.
 
         A non-zero status is a result, not an error, unless `check`. `ExecError` (127, 126) when the program cannot be
-        started. After `timeout_s` seconds its process group is killed and `DeadlineExceeded` carries what it wrote so
-        far. Without `timeout_s` there is no limit. What its own children write after its end is not waited for.
+        started. After `timeout_s` seconds it is killed with everything that it started, and `DeadlineExceeded` carries
+        what it wrote so far. Without `timeout_s` there is no limit. What it leaves running when it ends by itself runs
+        on; what that writes is not waited for.
         """
         command = Command(argv, env=env or {}, cwd=cwd, user=user, clean_env=clean_env)
         data = input.encode() if isinstance(input, str) else input

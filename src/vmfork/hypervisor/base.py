@@ -96,6 +96,10 @@ class Launch:
     lock_fd: int | None = None
 
 
+# kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".
+HALTED = "System halted"
+
+
 class Watched(Protocol):
     """A machine as seen from outside: which process it is, whether and how it ended, what it wrote. Asks it nothing."""
 
@@ -113,6 +117,9 @@ class Watched(Protocol):
         """`None` while it runs, and for a machine that was taken over from another process."""
 
     def on_exit(self, callback: Callable[[int | None], None], /) -> None: ...
+
+    def on_halt(self, callback: Callable[[], None], /) -> None:
+        """`callback` is called when the guest says that it halts; it may only have printed the words."""
 
     async def wait(self) -> int | None: ...
 
@@ -134,6 +141,9 @@ class Controlled(Protocol):
 
     async def check(self) -> None:
         """The hypervisor answered."""
+
+    async def is_running(self) -> bool:
+        """The guest's CPUs are not stopped by the hypervisor."""
 
     async def wait_stopped(self) -> str:
         """The guest stands still, and the hypervisor's word for why."""
@@ -162,6 +172,9 @@ class Machine(Watched, Controlled, Growable, Protocol):
 
     async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
         """The machine has no owner until a process that knows `token` takes it over, within `ttl_s` s (0: ever)."""
+
+    def kill(self) -> None:
+        """The process was told to end at once; `on_exit` tells when it has."""
 
     async def aclose(self) -> None:
         """The process is gone and reaped; its sockets and descriptors are released."""

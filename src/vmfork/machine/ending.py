@@ -6,29 +6,71 @@ import asyncio
 import re
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError, MachineEnded
+from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError, MachineEnded, VMForkError
+from vmfork.hypervisor.base import HALTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from vmfork.agent.client import AgentClient
-    from vmfork.hypervisor.base import Watched
+    from vmfork.hypervisor.base import Machine, Watched
 
 # Between the agent's connection closing and the process being reaped.
 _EXIT_GRACE_S = 2.0
+# What an agent gets to show that a guest that spoke of halting has not halted.
+_HALT_GRACE_S = 5.0
+# After so long a guest is asked for a sign of life, and after as long again it is lost. It answers within milliseconds,
+# and within seconds on a host with many times more guests than cores.
+SILENCE_LIMIT_S = 60.0
 # mm/oom_kill.c: "System is deadlocked on memory", "Out of memory and no killable processes", and with
 # panic_on_oom "Out of memory: ... panic_on_oom is enabled". A guest whose init is killed for memory says it of init.
 _PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
+_at_work: set[asyncio.Future[None]] = set()
 _MEMORY = "give it more memory (memory_mib)"
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
-def watch_end(machine: Watched, agent: AgentClient) -> None:
-    """When the machine ends, who waits for its agent is told how."""
+def watch_end(machine: Machine, agent: AgentClient) -> None:
+    """Whoever waits for the agent is told when the machine ends, halts, or says nothing any more: every wait ends."""
     machine.on_exit(lambda _code: agent.fail(_machine_ended(machine)))
     agent.await_reason(_EXIT_GRACE_S)
+    machine.on_halt(lambda: _keep(_end_halted(machine, agent)))
+    agent.watch_silence(SILENCE_LIMIT_S, lambda: _keep(_end_silent(machine, agent)))
+
+
+def _keep(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    _at_work.add(task)
+    task.add_done_callback(_at_work.discard)
+
+
+async def _end_halted(machine: Machine, agent: AgentClient) -> None:
+    """A guest that halted is ended, as if it had powered off. One that only printed the words answers, and runs on."""
+    try:
+        await agent.ping(timeout_s=_HALT_GRACE_S)
+    except DeadlineExceeded:
+        machine.kill()
+    except (VMForkError, OSError):
+        return  # it ended by itself
+
+
+async def _end_silent(machine: Machine, agent: AgentClient) -> None:
+    """A guest that stands still because somebody paused it is waited for; any other has lost its agent for good."""
+    with suppress(VMForkError, TimeoutError, OSError):
+        async with asyncio.timeout(_HALT_GRACE_S):
+            if not await machine.is_running():
+                agent.wait_on()
+                return
+    if agent.lost is None:
+        agent.fail(
+            GuestError(
+                f"the guest has said nothing for {2 * SILENCE_LIMIT_S:g} s",
+                hint="its kernel may be stuck, or the host overloaded: close it, and take another machine",
+                console_tail=machine.console_tail(),
+            )
+        )
 
 
 @asynccontextmanager
@@ -70,13 +112,15 @@ async def _has_ended(machine: Watched) -> bool:
 
 def _machine_ended(machine: Watched) -> MachineEnded:
     panic = find_panic(machine.console_tail())
+    halted = HALTED in machine.console_tail()
     hint = _MEMORY if is_out_of_memory(panic) else "take another machine; its console tells what it did"
     return MachineEnded(
         machine.exit_code,
         panic=panic,
+        halted=halted,
         log_tail=machine.log_tail(),
         console_tail=machine.console_tail(),
-        hint=_KILLED if machine.exit_code == -signal.SIGKILL else hint,
+        hint=_KILLED if machine.exit_code == -signal.SIGKILL and not halted else hint,
     )
 
 

@@ -21,6 +21,7 @@ class ErrorCode(StrEnum):
     NOT_DIRECTORY = "not-directory"
     NOT_EMPTY = "not-empty"
     NO_SPACE = "no-space"
+    TOO_LONG = "too-long"
     BUSY = "busy"
     CANCELLED = "cancelled"
     IO = "io"

@@ -8,10 +8,16 @@ from typing import NamedTuple
 
 from vmfork.errors import ProtocolError
 
-PROTOCOL = 2
-# 1 has no NOTIFY; all else is the same.
-SUPPORTED_PROTOCOLS = frozenset({1, PROTOCOL})
+PROTOCOL = 3
+# 1 has no NOTIFY, 2 nothing of what `FIRST_WITH_ROOM` names; all else is the same.
+SUPPORTED_PROTOCOLS = frozenset({1, 2, PROTOCOL})
 FIRST_WITH_NOTIFY = 2
+# Contained programs, commands longer than a frame, WRITE without a mode and with a size, GROWN, and more open requests.
+FIRST_WITH_ROOM = 3
+
+# Requests that an agent has open at most; one of an older protocol has fewer.
+MOST_OPEN = 1024
+MOST_OPEN_BEFORE = 64
 
 PAYLOAD_LIMIT = 262_144
 FIRST_CREDIT = 65_536
@@ -53,18 +59,22 @@ class Opcode(IntEnum):
     ADOPT = 11
     CLOCK = 12
     QUIESCE = 13
-    ONLINE = 14
+    GROWN = 14
     NET = 15
     SHUTDOWN = 16
     NOTIFY = 17
 
 
 class Channel(IntEnum):
-    """Where the bytes of a DATA frame belong. Content is standard input, or what a file holds."""
+    """Where the bytes of a DATA frame belong.
+
+    Content is standard input, or what a file holds; arguments are a command that is too long for its request.
+    """
 
     CONTENT = 0
     STDOUT = 1
     STDERR = 2
+    ARGUMENTS = 3
 
 
 class Frame(NamedTuple):
@@ -106,9 +116,9 @@ def decode_fields(payload: bytes) -> tuple[bytes, ...]:
     return tuple(fields)
 
 
-def encode_request(stream: int, opcode: Opcode, *fields: bytes) -> bytes:
-    """A REQUEST frame."""
-    return encode_frame(Kind.REQUEST, stream, bytes((opcode,)) + encode_fields(*fields))
+def encode_request(stream: int, opcode: Opcode, *fields: bytes, behind: bytes = b"") -> bytes:
+    """A REQUEST frame. `behind` are fields that were encoded before."""
+    return encode_frame(Kind.REQUEST, stream, bytes((opcode,)) + encode_fields(*fields) + behind)
 
 
 def encode_data(stream: int, channel: Channel, data: bytes) -> bytes:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from vmfork.errors import ProtocolError
-from vmfork.wire.frame import PROTOCOL, SUPPORTED_PROTOCOLS, Opcode, decode_fields, encode_request
+from vmfork.wire.frame import (
+    PAYLOAD_LIMIT,
+    PROTOCOL,
+    SUPPORTED_PROTOCOLS,
+    Opcode,
+    decode_fields,
+    encode_fields,
+    encode_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +26,13 @@ FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
 
 _NS_PER_S = 1_000_000_000
-_SPOKEN = " and ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
+_SPOKEN = ", ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
+
+# Asks what the agent speaks, beside what is to be adopted. One before `FIRST_WITH_ROOM` knows no such item.
+PROTOCOL_ITEM = ("protocol", b"%d" % PROTOCOL)
+
+# An EXEC with so many bytes of arguments and variables still has room in its frame for a folder and a user.
+LISTS_IN_REQUEST = PAYLOAD_LIMIT - 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +134,19 @@ def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
     return encode_request(stream, Opcode.HELLO, nonce, _number(protocol))
 
 
-def exec_request(stream: int, command: Command) -> bytes:
-    """EXEC."""
-    options = _options({"stdin": command.stdin, "clean-env": command.clean_env})
-    place = encode_text(command.cwd), encode_text(command.user)
+def exec_request(stream: int, command: Command, *, contained: bool = False) -> tuple[bytes, bytes]:
+    """EXEC, and what is too long for it: empty, or the arguments and variables, to be sent on their own channel.
+
+    `contained`: SIGKILL is to end all that the program started. An agent before `FIRST_WITH_ROOM` knows neither.
+    """
     arguments = map(encode_text, command.argv)
     variables = (encode_text(f"{name}={value}") for name, value in command.env.items())
-    return encode_request(stream, Opcode.EXEC, options, *place, _number(len(command.argv)), *arguments, *variables)
+    lists = encode_fields(*arguments, *variables)
+    options = {"stdin": command.stdin, "clean-env": command.clean_env, "contained": contained}
+    place = encode_text(command.cwd), encode_text(command.user), _number(len(command.argv))
+    if len(lists) <= LISTS_IN_REQUEST:
+        return encode_request(stream, Opcode.EXEC, _options(options), *place, behind=lists), b""
+    return encode_request(stream, Opcode.EXEC, _options({**options, "arguments": True}), *place), lists
 
 
 def kill_request(stream: int, target: int, signal: int) -> bytes:
@@ -140,10 +160,23 @@ def read_request(stream: int, path: str, offset: int, length: int | None) -> byt
     return encode_request(stream, Opcode.READ, encode_text(path), _number(offset), limit)
 
 
-def write_request(stream: int, path: str, mode: int, *, append: bool, parents: bool, exclusive: bool) -> bytes:
-    """WRITE."""
+def write_request(
+    stream: int,
+    path: str,
+    mode: int | None,
+    *,
+    append: bool,
+    parents: bool,
+    exclusive: bool,
+    size: int | None = None,
+) -> bytes:
+    """WRITE. Without a mode the file keeps the one it has; `size` is what will be sent.
+
+    An agent before `FIRST_WITH_ROOM` needs the one and takes no other.
+    """
     options = _options({"append": append, "parents": parents, "exclusive": exclusive})
-    return encode_request(stream, Opcode.WRITE, encode_text(path), b"%o" % mode, options)
+    fields = (encode_text(path), b"" if mode is None else b"%o" % mode, options)
+    return encode_request(stream, Opcode.WRITE, *fields, *(() if size is None else (_number(size),)))
 
 
 def stat_request(stream: int, path: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit.agent.peer import Peer
 from vmfork.agent.client import AgentClient
 from vmfork.errors import Closed, DeadlineExceeded, ExecError, GuestError, GuestFileError, ProtocolError
 from vmfork.wire.command import Command
@@ -17,10 +18,10 @@ from vmfork.wire.frame import (
     TAKE_OVER_PREAMBLE,
     Channel,
     Frame,
-    FrameParser,
     Kind,
     Opcode,
     decode_fields,
+    encode_credit,
     encode_data,
     encode_fields,
     encode_frame,
@@ -28,46 +29,9 @@ from vmfork.wire.frame import (
 from vmfork.wire.message import ItemOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    pass
 
 HELLO = encode_fields(b"%d" % PROTOCOL, b"0.1.0", b"boot", b"exec")
-
-
-class Peer:
-    """The other end of the line: takes frames one by one, sends what it is told."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.sock.setblocking(False)
-        self._parser = FrameParser()
-        self._frames: list[Frame] = []
-
-    async def frame(self) -> Frame:
-        while not self._frames:
-            self._frames += self._parser.feed(await asyncio.get_running_loop().sock_recv(self.sock, 65536))
-        return self._frames.pop(0)
-
-    async def request(self, opcode: Opcode) -> tuple[int, tuple[bytes, ...]]:
-        frame = await self.frame()
-        assert (frame.kind, frame.payload[0]) == (Kind.REQUEST, opcode)
-        return frame.stream, decode_fields(frame.payload[1:])
-
-    async def send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, data)
-
-    async def reply(self, stream: int, *fields: bytes) -> None:
-        await self.send(encode_frame(Kind.REPLY, stream, encode_fields(*fields)))
-
-    async def refuse(self, stream: int, code: bytes, errno: int = 0) -> None:
-        await self.send(encode_frame(Kind.ERROR, stream, encode_fields(code, b"because", b"%d" % errno)))
-
-
-@pytest.fixture
-async def line() -> AsyncIterator[tuple[AgentClient, Peer]]:
-    ours, theirs = socket.socketpair()
-    async with await AgentClient.open(ours) as client:
-        yield client, Peer(theirs)
-    theirs.close()
 
 
 async def started(peer: Peer) -> int:
@@ -222,7 +186,7 @@ async def test_an_exec_that_is_cancelled_is_killed_and_what_it_still_writes_gets
     running.cancel()
     killer, fields = await peer.request(Opcode.KILL)
     assert fields == (b"%d" % stream, b"9")
-    assert [(await peer.frame()).kind for _ in Channel] == [Kind.CREDIT] * 3
+    assert [(await peer.frame()).kind for _ in range(3)] == [Kind.CREDIT] * 3
     await peer.send(encode_data(stream, Channel.STDOUT, b"x" * 40_000))
     await peer.reply(killer)
     await peer.reply(stream, b"signal", b"9", b"1")
@@ -254,15 +218,100 @@ async def test_a_file_error_keeps_operation_path_and_reason(line) -> None:
     assert (caught.value.operation, caught.value.path, caught.value.reason) == ("read", "/gone", "not-found")
 
 
-async def test_a_command_larger_than_a_frame_is_an_error_of_that_command_alone(line) -> None:
+async def test_a_command_larger_than_a_frame_follows_its_request_within_the_credit(line) -> None:
     client, peer = line
-    with pytest.raises(ExecError) as caught:
-        await client.exec(Command(["x", "y" * 300_000]))
-    assert caught.value.exit_code == 126
-    pending = asyncio.ensure_future(client.ping())
-    stream, _ = await peer.request(Opcode.PING)
-    await peer.reply(stream)
-    await pending
+    argv = ["x", *["y" * 100_000] * 3]
+    running = asyncio.ensure_future(client.exec(Command(argv, env={"A": "1"}), input=b"in"))
+    stream, fields = await peer.request(Opcode.EXEC)
+    assert fields == (b"stdin,arguments", b"", b"", b"4")
+    lists = b""
+    while (frame := await peer.frame()).kind is Kind.DATA:
+        assert frame.payload[0] == Channel.ARGUMENTS
+        lists += frame.payload[1:]
+        await peer.send(encode_credit(stream, Channel.ARGUMENTS, len(frame.payload) - 1))
+    assert frame == Frame(Kind.EOF, stream, bytes((Channel.ARGUMENTS,)))
+    assert decode_fields(lists) == (*map(str.encode, argv), b"A=1")
+    # The input comes behind it: the agent has no program to give it to before.
+    assert await peer.frame() == Frame(Kind.DATA, stream, b"\0in")
+    await peer.reply(stream, b"exit", b"0", b"5")
+    await running
+
+
+async def test_a_command_larger_than_a_frame_is_an_error_of_that_command_alone_for_an_old_agent() -> None:
+    ours, theirs = socket.socketpair()
+    peer = Peer(theirs)
+    async with await AgentClient.open(ours, protocol=2) as client:
+        with pytest.raises(ExecError, match="300014 bytes") as caught:
+            await client.exec(Command(["x", "y" * 300_000, "A"]))
+        assert caught.value.exit_code == 126
+        pending = asyncio.ensure_future(client.ping())
+        stream, _ = await peer.request(Opcode.PING)
+        await peer.reply(stream)
+        await pending
+    theirs.close()
+
+
+async def test_an_old_agent_is_asked_what_it_speaks_once_and_gets_what_it_knows() -> None:
+    ours, theirs = socket.socketpair()
+    peer = Peer(theirs)
+    async with await AgentClient.open(ours) as client:
+        for _ in range(2):
+            writing = asyncio.ensure_future(client.write_file("/x", b"abc"))
+            frame = await peer.frame()
+            if frame.payload[0] == Opcode.ADOPT:
+                assert decode_fields(frame.payload[1:]) == (b"protocol", b"%d" % PROTOCOL)
+                await peer.reply(frame.stream, b"protocol", b"unsupported", b"")
+                frame = await peer.frame()
+            assert decode_fields(frame.payload[1:]) == (b"/x", b"644", b"")
+            assert [(await peer.frame()).kind for _ in range(2)] == [Kind.DATA, Kind.EOF]
+            await peer.reply(frame.stream, b"3")
+            await writing
+        running = asyncio.ensure_future(client.exec(Command(["x"]), timeout_s=10))
+        stream, fields = await peer.request(Opcode.EXEC)
+        assert fields[0] == b""
+        await peer.reply(stream, b"exit", b"0", b"5")
+        await running
+    theirs.close()
+
+
+async def test_a_limit_of_time_asks_for_a_contained_program(line) -> None:
+    client, peer = line
+    running = asyncio.ensure_future(client.exec(Command(["x"]), timeout_s=10))
+    stream, fields = await peer.request(Opcode.EXEC)
+    assert fields[0] == b"contained"
+    await peer.reply(stream, b"exit", b"0", b"5")
+    await running
+
+
+async def test_programs_wait_for_their_turn_and_files_do_not_wait_for_programs(line, monkeypatch) -> None:
+    monkeypatch.setattr("vmfork.agent.connection.MOST_OPEN", 32)
+    client, peer = line
+    running = [asyncio.ensure_future(client.exec(Command(["x"]))) for _ in range(32)]
+    open_ones = [(await peer.request(Opcode.EXEC))[0] for _ in range(30)]
+    reading = asyncio.ensure_future(client.list_dir("/x"))
+    frame = await peer.frame()
+    assert frame.payload[0] == Opcode.LIST
+    await peer.frame()
+    await peer.reply(frame.stream, b"0")
+    await reading
+    for stream in open_ones[:2]:
+        await peer.reply(stream, b"exit", b"0", b"5")
+        open_ones.append((await peer.request(Opcode.EXEC))[0])
+    for stream in open_ones[2:]:
+        await peer.reply(stream, b"exit", b"0", b"5")
+    await asyncio.gather(*running)
+
+
+async def test_who_waits_for_a_turn_is_told_of_the_limit_and_of_the_end(line, monkeypatch) -> None:
+    monkeypatch.setattr("vmfork.agent.connection.MOST_OPEN", 16)
+    client, peer = line
+    running = [asyncio.ensure_future(client.exec(Command(["x"]))) for _ in range(17)]
+    for _ in range(15):
+        await peer.request(Opcode.EXEC)
+    with pytest.raises(DeadlineExceeded):
+        await client.exec(Command(["y"]), timeout_s=0.05)
+    await client.aclose()
+    assert {type(error) for error in await asyncio.gather(*running, return_exceptions=True)} == {Closed}
 
 
 async def test_output_is_credited_only_when_it_is_taken(line) -> None:

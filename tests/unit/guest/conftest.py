@@ -61,6 +61,9 @@ def compile_variant(build_dir: Path) -> Callable[..., Path]:
 class RunningAgent:
     """An agent process and our end of its socket."""
 
+    # What it writes to standard error, which in a machine is the console.
+    says = ""
+
     def __init__(self, binary: Path, *args: str, user: int | None = None) -> None:
         self.sock, theirs = socket.socketpair()
         with theirs:
@@ -81,13 +84,13 @@ class RunningAgent:
             )
 
     def finish(self) -> None:
-        """The agent ends with its socket, by itself, and no sanitizer complained."""
+        """The agent ends with its socket, by itself, and says nothing else: no sanitizer complained."""
         self.sock.close()
         try:
             _, complaint = self.process.communicate(timeout=10)
         finally:
             self.process.kill()
-        assert (self.process.returncode, complaint.decode()) == (0, "")
+        assert (self.process.returncode, complaint.decode()) == (0, self.says)
 
 
 @pytest.fixture
@@ -101,6 +104,22 @@ def start_agent(agent_binary: Path) -> Iterator[Callable[..., RunningAgent]]:
     yield start
     for agent in running:
         agent.finish()
+
+
+@pytest.fixture
+def start_mounting(
+    start_agent: Callable[..., RunningAgent], agent_binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., RunningAgent]:
+    """As root: an agent whose mounts and host name nobody else sees, after a shell's command has mounted something."""
+
+    def start(command: str, *args: str) -> RunningAgent:
+        script = tmp_path_factory.mktemp("mounting") / "agent"
+        run = f'{command} && exec "$@"'
+        script.write_text(f"#!/bin/sh\nexec unshare --mount --uts sh -c '{run}' agent {agent_binary} \"$@\"\n")
+        script.chmod(0o755)
+        return start_agent(*args, binary=script)
+
+    return start
 
 
 @pytest.fixture

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from vmfork.agent.client import AgentClient
 from vmfork.errors import GuestError
 from vmfork.wire.command import Command
-from vmfork.wire.message import ItemOutcome
+from vmfork.wire.frame import PROTOCOL
+from vmfork.wire.message import ItemOutcome, adopt_request, parse_outcomes
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a host name of its own needs root")
 
 GENERATION = b"0123456789abcdef" * 2
 
@@ -95,3 +99,58 @@ async def test_the_clock_is_read_and_not_set(agent) -> None:
     assert reading.sent_ns <= reading.wall_ns <= reading.received_ns
     with pytest.raises(GuestError, match="unsupported"):
         await agent.clock(lambda: 0)
+
+
+@pytest.fixture
+async def naming_agent(start_mounting, root_dir: Path):
+    """An agent that may change the host name, which is its own."""
+    running = start_mounting("true", "--privileged", "--root", str(root_dir))
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        yield client
+
+
+HOSTS = "# ours\n127.0.0.1\tlocalhost\n10.0.0.1 database\n127.0.1.1 vmfork-other\n"
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("hostname", "hosts", "said"),
+    [
+        (None, None, "127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tfork\n"),
+        ("old\n", HOSTS, f"{HOSTS}127.0.1.1\tfork\n"),
+        ("old\n", "127.0.1.1 old\n" + HOSTS, f"127.0.1.1\tfork\n{HOSTS}"),
+        ("old\n", HOSTS + "  127.0.1.1\told alias # of the template\n127.0.1.1 old", f"{HOSTS}127.0.1.1\tfork\n"),
+        ("old\n", "127.0.1.1 older\n127.0.1.10 old", "127.0.1.1 older\n127.0.1.10 old\n127.0.1.1\tfork\n"),
+        ("old\n", "192.168.0.1 old\n", "192.168.0.1 old\n127.0.1.1\tfork\n"),
+    ],
+    ids=["nothing there", "none of ours", "ours", "ours twice", "other names", "another address"],
+)
+async def test_the_name_leads_back_to_the_machine(naming_agent, root_dir: Path, hostname, hosts, said) -> None:
+    for name, text in (("hostname", hostname), ("hosts", hosts)):
+        if text is not None:
+            (root_dir / "etc" / name).write_text(text)
+    assert await outcome(naming_agent, "hostname", b"fork") == ItemOutcome("hostname", "ok", b"fork")
+    assert (root_dir / "etc" / "hosts").read_text() == said
+    assert (root_dir / "etc" / "hostname").read_text() == "fork\n"
+    # Again, as in a fork of the fork: the line is renamed, and none is added.
+    assert (await outcome(naming_agent, "hostname", b"fork-of-it")).outcome == "ok"
+    assert (root_dir / "etc" / "hosts").read_text() == said.replace("127.0.1.1\tfork\n", "127.0.1.1\tfork-of-it\n")
+
+
+@as_root
+async def test_a_name_that_cannot_be_written_is_the_machines_all_the_same(start_mounting, root_dir: Path) -> None:
+    (root_dir / "etc" / "hosts").mkdir()
+    running = start_mounting("true", "--privileged", "--root", str(root_dir))
+    running.says = "vmfork-agent: cannot write /etc/hosts: Is a directory\n"
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        assert (await outcome(client, "hostname", b"fork")).outcome == "ok"
+    assert (root_dir / "etc" / "hostname").read_text() == "fork\n"
+
+
+async def test_the_agent_tells_its_protocol(agent) -> None:
+    assert await agent.adopt([("fork-id", b"f")]) == (ItemOutcome("fork-id", "ok", b"f"),)
+    exchange = agent._new_exchange()
+    agent._begin(exchange, adopt_request(exchange.stream, [("protocol", b"1")]))
+    assert parse_outcomes(await exchange.reply) == (ItemOutcome("protocol", "ok", b"%d" % PROTOCOL),)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import resource
 import select
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, ExecError, GuestError
 from vmfork.wire.command import Command
-from vmfork.wire.frame import Channel
+from vmfork.wire.frame import PROTOCOL, Channel
+from vmfork.wire.message import exec_request as encode_exec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 as_root = pytest.mark.needs("root")
+
+
+def exec_request(stream: int, argv: list[str]) -> bytes:
+    return encode_exec(stream, Command(argv))[0]
 
 
 async def out(agent, *argv: str, **options) -> str:
@@ -273,10 +284,10 @@ async def test_a_process_that_is_left_is_killed(agent) -> None:
     gone(process.pid)
 
 
-async def test_64_programs_run_at_once_and_one_more_is_busy(agent) -> None:
-    processes = await asyncio.gather(*(agent.start_exec(Command(["cat"], stdin=True)) for _ in range(64)))
-    with pytest.raises(GuestError, match="busy"):
-        await agent.start_exec(Command(["cat"]))
+async def test_hundreds_of_programs_run_at_once_and_files_are_read_meanwhile(agent, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    processes = await asyncio.gather(*(agent.start_exec(Command(["cat"], stdin=True)) for _ in range(300)))
+    assert await agent.read_file(str(tmp_path / "f")) == b"content"
     for number, process in enumerate(processes):
         await process.write_stdin(b"%d" % number)
         await process.close_stdin()
@@ -284,6 +295,149 @@ async def test_64_programs_run_at_once_and_one_more_is_busy(agent) -> None:
         assert [data async for _, data in process.output()] == [b"%d" % number]
     assert {(await process.wait()).exit_code for process in processes} == {0}
     await agent.exec(Command(["true"]), timeout_s=20)
+
+
+async def test_a_program_has_the_limits_the_agent_was_started_with(agent) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = await out(agent, "sh", "-c", "ulimit -n; ulimit -Hn")
+    assert shown.replace("unlimited", "-1").split() == [str(soft), str(hard)]
+
+
+async def test_more_programs_than_may_be_open_are_refused_to_who_does_not_wait(start_agent) -> None:
+    """As a client would see it that does not count: ours does."""
+    running = start_agent()
+    async with await AgentClient.open(running.sock.dup(), protocol=PROTOCOL) as client:
+        running.sock.close()
+        pending = [exec_request(stream, ["x"] * 70_000) for stream in range(10_001, 11_025)]
+        for request in pending:
+            client.send(request)
+        await client.ping()
+        with pytest.raises(GuestError, match="too many"):
+            await client.list_dir("/proc/self")
+
+
+async def test_a_command_of_any_length_that_linux_takes_is_taken(agent) -> None:
+    argv = ["sh", "-c", 'echo $#; printf %s "$A" | wc -c', "sh", *["x" * 100_000] * 15]
+    assert await out(agent, *argv, env={"A": "y" * 120_000}) == "15\n120000\n"
+    many = [str(number) for number in range(60_000)]
+    assert await out(agent, "sh", "-c", "echo $#", "sh", *many) == "60000\n"
+    script = f": {'x' * 131_000}\necho done"
+    assert await out(agent, "sh", "-c", script) == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "said"),
+    [
+        (["sh", "-c", "x" * 131_072], {}, "argument 2 has 131072 bytes, Linux takes 131071 in one"),
+        (["true"], {"LONG": "x" * 131_072}, "the variable LONG has 131077 bytes, Linux takes 131071 in one"),
+        (["true", *["x" * 100_000] * 80], {}, "arguments and environment have .* bytes, Linux takes .* together"),
+        (["true", *["x" * 100_000] * 90], {}, "arguments and environment have more than 8 MiB"),
+    ],
+    ids=["an argument", "a variable", "all together", "more than any Linux takes"],
+)
+async def test_a_command_that_is_too_long_says_what_is(agent, argv, env, said) -> None:
+    with pytest.raises(ExecError, match=said) as caught:
+        await agent.exec(Command(argv, env=env), timeout_s=20)
+    assert caught.value.exit_code == 126
+    assert "file" in caught.value.hint
+    await agent.quiesce()
+
+
+async def test_many_variables_do_not_hold_the_agent_up(agent) -> None:
+    env = {f"V{number}": "" for number in range(50_000)}
+    began = time.monotonic()
+    shown = await out(agent, "sh", "-c", "env | grep -c ^V", env=env | {"PATH": "/usr/bin:/bin"})
+    assert shown == "50000\n"
+    assert time.monotonic() - began < 10
+
+
+async def test_standard_streams_open_for_who_runs_and_who_it_becomes(agent) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
+    status, stdout, stderr = await agent.exec(Command(["sh", "-c", script]), input=b"in\n", timeout_s=20)
+    assert (status.exit_code, stdout, stderr) == (0, b"out\nin\n", b"err\n")
+
+
+@as_root
+@pytest.mark.parametrize("become", [[], ["setpriv", "--reuid", "nobody", "--clear-groups"]], ids=["as user", "becomes"])
+async def test_standard_streams_open_for_ordinary_users(agent, become: list[str]) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
+    argv, user = [*become, "sh", "-c", script], "" if become else "nobody"
+    status, stdout, stderr = await agent.exec(Command(argv, user=user), input=b"in\n", timeout_s=20)
+    assert (status.exit_code, stdout, stderr) == (0, b"out\nin\n", b"err\n")
+
+
+@as_root
+async def test_a_number_need_not_be_a_known_user(agent) -> None:
+    shown = await out(agent, "sh", "-c", 'echo "$(id -u) $(id -g) $(id -G) $HOME $USER"', user="54321")
+    assert shown.split() == ["54321", "54321", "54321", "/", "54321"]
+    assert await out(agent, "id", "-u", user="0") == "0\n"
+    for wrong in ("-1", "+5", " 5", "4294967295", "18446744073709551616", "5x"):
+        with pytest.raises(GuestError, match="no user"):
+            await agent.exec(Command(["true"], user=wrong), timeout_s=20)
+
+
+@pytest.fixture
+async def containing_agent(start_mounting) -> AsyncIterator[AgentClient]:
+    """An agent that finds cgroup v2, whatever the host has mounted."""
+    running = start_mounting("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        await client.hello(take_over=False, timeout_s=10)
+        yield client
+        assert await groups_left(client) == ""
+
+
+@as_root
+async def test_a_limit_of_time_ends_all_that_was_started(containing_agent) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        await containing_agent.exec(
+            Command(["sh", "-c", "setsid sh -c 'echo $$; exec sleep 60' & wait"]), timeout_s=0.5
+        )
+    gone(int(caught.value.stdout))
+
+
+@as_root
+async def test_a_cancelled_program_with_a_limit_takes_all_it_started_with_it(containing_agent, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = f"setsid sh -c 'echo $$ > {pipe}; exec sleep 60' & wait"
+    running = asyncio.ensure_future(containing_agent.exec(Command(["sh", "-c", script]), timeout_s=60))
+    pid = int(await asyncio.to_thread(pipe.read_text))
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    gone(pid)
+
+
+@as_root
+@pytest.mark.parametrize("limit", [None, 20])
+async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(containing_agent, limit) -> None:
+    script = "setsid sh -c 'echo $$; exec sleep 60' & sleep 0.2"
+    _, stdout, _ = await containing_agent.exec(Command(["sh", "-c", script]), timeout_s=limit)
+    pid = int(stdout)
+    try:
+        assert Path(f"/proc/{pid}/stat").read_text().split()[2] in "RS"
+        # Not in a group of its own any more, which the next program would end with.
+        assert "vmfork" not in Path(f"/proc/{pid}/cgroup").read_text()
+        with pytest.raises(DeadlineExceeded):
+            await containing_agent.exec(Command(["sleep", "60"]), timeout_s=0.1)
+        assert Path(f"/proc/{pid}/stat").exists()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def groups_left(agent: AgentClient) -> str:
+    """Control groups that the agent did not remove, once it has seen the last process in them end.
+
+    Only an init is told of the end of others' children; here the next program makes it look again.
+    """
+    for _ in range(50):
+        _, left, _ = await agent.exec(
+            Command(["sh", "-c", "ls -d /sys/fs/cgroup/vmfork-* 2>/dev/null"]), timeout_s=None
+        )
+        if not left:
+            break
+    return left.decode()
 
 
 async def test_descriptors_do_not_pile_up(agent) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import GuestFileError
+from vmfork.agent.exchange import Exchange
+from vmfork.errors import DeadlineExceeded, GuestFileError
+from vmfork.wire.command import Command
 from vmfork.wire.message import DirEntry, write_request
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners and mounting need root")
 
 
 def reason(caught: pytest.ExceptionInfo[GuestFileError]) -> str:
@@ -64,6 +70,184 @@ async def test_writing_replaces_and_leaves_nothing_else(agent, tmp_path: Path) -
     assert os.listdir(tmp_path) == ["f"]
 
 
+async def test_a_file_that_is_replaced_keeps_what_it_is(agent, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o4751)
+    try:
+        os.setxattr(path, "user.note", b"kept")
+        attributes = {"user.note": b"kept"}
+    except OSError:  # not every file system of a host has them
+        attributes = {}
+    await agent.write_file(str(path), b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o7777) == (b"new", 0o4751)
+    assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == attributes
+    await agent.write_file(str(path), b"newer", mode=0o600)
+    assert path.stat().st_mode & 0o7777 == 0o600
+
+
+async def test_a_new_file_is_read_by_everybody(agent, tmp_path: Path) -> None:
+    await agent.write_file(str(tmp_path / "f"), b"")
+    await agent.write_file(str(tmp_path / "g"), b"", append=True)
+    assert {(tmp_path / name).stat().st_mode & 0o7777 for name in "fg"} == {0o644}
+    await agent.write_file(str(tmp_path / "h"), b"", append=True, mode=0o777)
+    assert (tmp_path / "h").stat().st_mode & 0o7777 == 0o777
+
+
+@as_root
+async def test_a_file_that_is_replaced_keeps_its_owner(agent, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    os.chown(path, 65534, 65533)
+    path.chmod(0o2755)
+    await agent.write_file(str(path), b"new")
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (65534, 65533, 0o2755)
+
+
+@as_root
+async def test_what_a_file_may_do_is_not_lent_to_new_content(agent, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    subprocess.run(["setcap", "cap_net_raw=ep", path], check=True)
+    await agent.write_file(str(path), b"new")
+    assert "security.capability" not in os.listxattr(path)
+
+
+async def test_a_file_with_two_names_keeps_both(agent, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"old and long")
+    os.link(tmp_path / "one", tmp_path / "other")
+    await agent.write_file(str(tmp_path / "one"), b"new")
+    assert (tmp_path / "other").read_bytes() == b"new"
+    assert (tmp_path / "one").stat().st_nlink == 2
+
+
+async def test_a_pipe_with_a_reader_is_written_through(agent, tmp_path: Path) -> None:
+    """More than it holds at once, so that the writer waits for its reader, and the agent for neither."""
+    pipe, content = tmp_path / "pipe", os.urandom(1_000_000)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writing = asyncio.ensure_future(agent.write_file(str(pipe), content))
+    await agent.ping()
+    assert await asyncio.to_thread(read_all, reader) == content
+    await writing
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("append", [False, True])
+async def test_a_pipe_without_a_reader_waits_for_one(agent, tmp_path: Path, append: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = asyncio.ensure_future(agent.write_file(str(pipe), b"x" * 200_000, append=append))
+    for _ in range(3):
+        await agent.ping()
+    assert not writing.done()
+    assert await asyncio.to_thread(pipe.read_bytes) == b"x" * 200_000
+    await writing
+    # Again, by way of a link, and with nothing to say.
+    (tmp_path / "link").symlink_to("pipe")
+    writing = asyncio.ensure_future(agent.write_file(str(tmp_path / "link"), b"", append=append))
+    assert await asyncio.to_thread(pipe.read_bytes) == b""
+    await writing
+
+
+async def test_waiting_for_a_reader_can_be_given_up_and_leaves_nobody(agent, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(DeadlineExceeded):
+        await agent.write_file(str(pipe), b"x", timeout_s=0.1)
+    await agent.ping()
+    _, children, _ = await agent.exec(Command(["sh", "-c", "ps --no-headers --ppid $PPID | wc -l"]), timeout_s=20)
+    assert children.strip() == b"1"
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+
+
+async def test_a_reader_that_goes_is_told(agent, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writing = asyncio.ensure_future(agent.write_file(str(pipe), b"x" * 1_000_000))
+    await agent.ping()
+    os.close(reader)
+    with pytest.raises(GuestFileError):
+        await writing
+
+
+def read_all(fd: int) -> bytes:
+    os.set_blocking(fd, True)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+async def test_a_device_stays_one(agent) -> None:
+    await agent.write_file("/dev/null", b"x" * 200_000)
+    await agent.write_file("/dev/null", b"", mode=0o600)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert os.stat("/dev/null").st_mode & 0o777 == 0o666
+    with pytest.raises(GuestFileError) as caught:
+        await agent.write_file("/dev/full", b"x")
+    assert reason(caught) == "no-space"
+
+
+@as_root
+async def test_a_file_of_the_kernel_is_written_as_it_is(agent) -> None:
+    path = "/proc/sys/kernel/core_pattern"
+    before = Path(path).read_bytes()
+    await agent.write_file(path, before)
+    assert Path(path).read_bytes() == before
+    with pytest.raises(GuestFileError) as caught:
+        await agent.write_file("/proc/sys/kernel/pid_max", b"no number")
+    assert reason(caught) == "invalid"
+
+
+@as_root
+async def test_a_file_that_is_mounted_is_written_as_it_is(start_mounting, tmp_path: Path) -> None:
+    """Though a file like any other could be made beside it, and even renamed to where it is not."""
+    (tmp_path / "real").write_bytes(b"old and long")
+    (tmp_path / "mounted").touch()
+    running = start_mounting(f"mount --bind {tmp_path}/real {tmp_path}/mounted")
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        await client.write_file(str(tmp_path / "mounted"), b"new")
+        with pytest.raises(GuestFileError) as caught:
+            await client.remove(str(tmp_path / "mounted"))
+        assert reason(caught) == "busy"
+    assert (tmp_path / "real").read_bytes() == b"new"
+    assert (tmp_path / "mounted").read_bytes() == b""
+
+
+async def test_room_is_asked_for_before_anything_is_written(agent, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    client_says = write_request(99, str(path), None, append=False, parents=False, exclusive=False, size=1 << 60)
+    failure = Exchange(99, explain=ValueError)
+    agent._begin(failure, client_says)
+    with pytest.raises(ValueError, match="bytes do not fit, there is room for") as caught:
+        await failure.reply
+    assert caught.value.args[0].code == "no-space"
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["f"])
+
+
+@as_root
+async def test_a_file_system_without_room_is_told_with_the_numbers(start_mounting, tmp_path: Path) -> None:
+    running = start_mounting(f"mount -t tmpfs -o size=1M tmpfs {tmp_path}")
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        with pytest.raises(GuestFileError, match="2000000 bytes do not fit, there is room for 1048576") as caught:
+            await client.write_file(str(tmp_path / "f"), b"x" * 2_000_000)
+        assert reason(caught) == "no-space"
+        assert "memory_mib" in caught.value.hint
+        await client.write_file(str(tmp_path / "f"), b"x" * 1_000_000)
+        # A replacement needs room beside the old; what goes into the same file does not.
+        with pytest.raises(GuestFileError):
+            await client.write_file(str(tmp_path / "f"), b"y" * 1_000_000)
+        await client.exec(Command(["ln", str(tmp_path / "f"), str(tmp_path / "g")]), timeout_s=20)
+        await client.write_file(str(tmp_path / "f"), b"y" * 1_000_000)
+        assert await client.read_file(str(tmp_path / "g"), length=1) == b"y"
+
+
 async def test_appending_appends(agent, tmp_path: Path) -> None:
     path = tmp_path / "f"
     await agent.write_file(str(path), b"a", append=True, mode=0o600)
@@ -99,6 +283,49 @@ async def test_a_link_is_written_through(agent, tmp_path: Path) -> None:
     await agent.write_file(str(tmp_path / "link"), b"new")
     assert (tmp_path / "real").read_bytes() == b"new"
     assert (tmp_path / "link").is_symlink()
+
+
+async def test_a_link_is_followed_to_where_nothing_is_yet(agent, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "second").symlink_to("d/../first")
+    (tmp_path / "first").symlink_to(tmp_path / "d" / "target")
+    for append in (False, True):
+        await agent.write_file(str(tmp_path / "second"), b"x", append=append)
+    assert (tmp_path / "second").is_symlink()
+    assert (tmp_path / "first").is_symlink()
+    assert (tmp_path / "d" / "target").read_bytes() == b"xx"
+    (tmp_path / "deep").symlink_to("a/b/c")
+    with pytest.raises(GuestFileError) as caught:
+        await agent.write_file(str(tmp_path / "deep"), b"x")
+    assert reason(caught) == "not-found"
+    await agent.write_file(str(tmp_path / "deep"), b"x", parents=True)
+    assert (tmp_path / "a" / "b" / "c").read_bytes() == b"x"
+
+
+async def test_a_link_that_leads_nowhere_is_refused(agent, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("target")
+    with pytest.raises(GuestFileError) as caught:
+        await agent.write_file(str(tmp_path / "loop"), b"x")
+    assert reason(caught) == "invalid"
+    with pytest.raises(GuestFileError) as caught:
+        await agent.write_file(str(tmp_path / "dangling"), b"x", exclusive=True)
+    assert reason(caught) == "exists"
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "loop"]
+
+
+async def test_a_link_of_proc_to_an_open_file_is_written_through(agent, tmp_path: Path) -> None:
+    """Its text names a file that is gone, or another one."""
+    path = tmp_path / "f"
+    with path.open("w+b") as file:
+        file.write(b"old and long")
+        file.flush()
+        path.unlink()
+        Path(f"{path} (deleted)").write_bytes(b"another")
+        await agent.write_file(f"/proc/{os.getpid()}/fd/{file.fileno()}", b"new")
+        file.seek(0)
+        assert file.read() == b"new"
+    assert Path(f"{path} (deleted)").read_bytes() == b"another"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +408,59 @@ async def test_an_entry_tells_what_it_is(agent, tmp_path: Path) -> None:
         with pytest.raises(GuestFileError) as caught:
             await agent.list_dir(wrong)
         assert reason(caught) == code
+
+
+async def test_a_tree_deeper_than_a_path_may_be_long_is_removed(agent, tmp_path: Path) -> None:
+    depth, here = 3000, os.open(tmp_path, os.O_RDONLY)
+    for level in range(depth):
+        os.mkdir("n" * 20 if level else "tree", dir_fd=here)
+        os.close(os.open(f"file{level}", os.O_CREAT, dir_fd=here))
+        below = os.open("n" * 20 if level else "tree", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    await agent.remove(str(tmp_path / "tree"), recursive=True)
+    assert os.listdir(tmp_path) == ["file0"]
+
+
+async def test_a_long_removal_holds_up_nobody_and_can_be_given_up(agent, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for folder in range(20):
+        (tree / str(folder)).mkdir(parents=True)
+        for number in range(1000):
+            os.link(tree / "0" / "0", tree / str(folder) / str(number)) if folder or number else (
+                tree / "0" / "0"
+            ).touch()
+    removing = asyncio.ensure_future(agent.remove(str(tree), recursive=True))
+    _, stdout, _ = await agent.exec(Command(["echo", "meanwhile"]), timeout_s=20)
+    assert stdout == b"meanwhile\n"
+    assert not removing.done()
+    removing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await removing
+    await agent.ping()
+    left = sum(len(files) for _, _, files in os.walk(tree))
+    assert 0 < left < 20_000
+    await agent.ping()
+    assert sum(len(files) for _, _, files in os.walk(tree)) == left
+    await agent.remove(str(tree), recursive=True)
+    assert os.listdir(tmp_path) == []
+
+
+@as_root
+async def test_what_is_mounted_below_a_folder_is_not_removed(start_mounting, tmp_path: Path) -> None:
+    """Not even another folder of the same file system."""
+    kept, tree = tmp_path / "kept", tmp_path / "tree"
+    (tree / "a" / "mounted").mkdir(parents=True)
+    kept.mkdir()
+    (kept / "f").touch()
+    running = start_mounting(f"mount --bind {kept} {tree}/a/mounted")
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        with pytest.raises(GuestFileError) as caught:
+            await client.remove(str(tree), recursive=True)
+        assert reason(caught) == "busy"
+    assert (kept / "f").exists()
 
 
 async def test_removing_takes_one_thing_or_all_below(agent, tmp_path: Path) -> None:

@@ -30,15 +30,21 @@ from vmfork.wire.frame import (
     encode_frame,
     encode_request,
 )
-from vmfork.wire.message import exec_request, hello_request
+from vmfork.wire.message import exec_request as encode_exec
+from vmfork.wire.message import hello_request
 
 if TYPE_CHECKING:
     import socket
 
+
+def exec_request(stream: int, argv: list[str], *, stdin: bool = False) -> bytes:
+    return encode_exec(stream, Command(argv, stdin=stdin))[0]
+
+
 NONCE = bytes(range(16))
-CAPABILITIES = {"exec", "files", "adopt", "clock", "quiesce", "shutdown", "notify"}
-EXEC_CAT = exec_request(7, Command(["cat"], stdin=True))
-EXEC_SLEEP = exec_request(7, Command(["sleep", "60"]))
+CAPABILITIES = {"exec", "files", "adopt", "clock", "quiesce", "shutdown", "notify", "grown"}
+EXEC_CAT = exec_request(7, ["cat"], stdin=True)
+EXEC_SLEEP = exec_request(7, ["sleep", "60"])
 
 
 def ask(sock: socket.socket, data: bytes, count: int) -> list[Frame]:
@@ -102,7 +108,7 @@ def test_arguments_that_make_no_sense_are_refused(agent_binary: Path) -> None:
 async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, compile_variant, protocol: int) -> None:
     running = start_agent(binary=compile_variant(f"protocol-{protocol}", f"-DPROTOCOL={protocol}"))
     async with await AgentClient.open(running.sock.dup()) as client:
-        with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1 and {PROTOCOL}"):
+        with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1, 2, {PROTOCOL}"):
             await client.hello(take_over=False)
 
 
@@ -110,7 +116,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start
     running = start_agent(binary=compile_variant("protocol-1", "-DPROTOCOL=1"))
     async with await AgentClient.open(running.sock.dup()) as client:
         hello = await client.hello(take_over=False)
-        assert (hello.protocol, hello.capabilities) == (1, CAPABILITIES - {"notify"})
+        assert (hello.protocol, hello.capabilities) == (1, CAPABILITIES - {"notify", "grown"})
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
@@ -157,7 +163,7 @@ def test_a_line_is_taken_over_in_the_middle_of_a_frame(start_agent, half: bytes)
 
 def test_taking_over_kills_what_ran_and_forgets_what_was_queued(start_agent) -> None:
     running = start_agent()
-    flood = exec_request(7, Command(["cat", "/dev/zero"]))
+    flood = exec_request(7, ["cat", "/dev/zero"])
     running.sock.sendall(flood + EXEC_SLEEP.replace(b"\0\0\0\x07", b"\0\0\0\x08", 1))
     greet(running.sock, TAKE_OVER_PREAMBLE)
     # Nothing is open any more, the numbers are free, and no late bytes come.
@@ -222,7 +228,8 @@ def test_a_violation_is_told_ends_everything_and_leaves_only_hello(start_agent, 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (encode_request(5, Opcode.ONLINE, b"2"), "unsupported"),
+        (encode_request(5, Opcode.GROWN), "unsupported"),
+        (encode_request(5, Opcode.GROWN, b"2"), "invalid"),
         (encode_request(5, Opcode.NET), "unsupported"),
         (encode_frame(Kind.REQUEST, 5, b"\xc8"), "unsupported"),
         (encode_request(5, Opcode.PING, b"x"), "invalid"),
@@ -230,13 +237,17 @@ def test_a_violation_is_told_ends_everything_and_leaves_only_hello(start_agent, 
         (encode_request(5, Opcode.STAT, b"/a\0b"), "invalid"),
         (encode_request(5, Opcode.STAT, b"/" * 5000), "invalid"),
         (encode_request(5, Opcode.REMOVE, b"//", b"recursive"), "invalid"),
+        (encode_request(5, Opcode.REMOVE, b"/nowhere/..", b"recursive"), "invalid"),
+        (encode_request(5, Opcode.REMOVE, b"/nowhere/./", b"recursive"), "invalid"),
         (encode_request(5, Opcode.REMOVE, b"/nowhere", b"gently"), "unsupported"),
         (encode_request(5, Opcode.READ, b"/etc/passwd", b"-1", b""), "invalid"),
         (encode_request(5, Opcode.READ, b"/etc/passwd", b"99999999999999999999", b""), "invalid"),
         (encode_request(5, Opcode.WRITE, b"/nowhere", b"888", b""), "invalid"),
         (encode_request(5, Opcode.WRITE, b"/nowhere", b"644", b"append,sideways"), "unsupported"),
+        (encode_request(5, Opcode.WRITE, b"/nowhere", b"", b"", b"many"), "invalid"),
         (encode_request(5, Opcode.EXEC, b"", b"", b"", b"2", b"true"), "invalid"),
         (encode_request(5, Opcode.EXEC, b"pty", b"", b"", b"1", b"true"), "unsupported"),
+        (encode_request(5, Opcode.EXEC, b"arguments", b"", b"", b"1", b"true"), "invalid"),
         (encode_request(5, Opcode.KILL, b"6", b"9"), "not-found"),
         (encode_request(5, Opcode.KILL, b"6", b"0"), "invalid"),
         (encode_request(5, Opcode.ADOPT, b"fork-id"), "invalid"),
@@ -265,7 +276,7 @@ def test_frames_byte_by_byte_are_understood(start_agent) -> None:
 
 def test_credit_is_kept_to_the_byte(start_agent) -> None:
     sock = start_agent().sock
-    request = exec_request(7, Command(["cat", "/dev/zero"]))
+    request = exec_request(7, ["cat", "/dev/zero"])
 
     def data_until_pong(data: bytes) -> int:
         sock.sendall(data)
@@ -287,8 +298,12 @@ def test_a_listing_with_little_credit_is_cut_to_it(start_agent, tmp_path: Path) 
     for number in range(700):
         (tmp_path / f"{number}{'x' * 200}").touch()
     sock = start_agent().sock
-    frames = ask(sock, encode_request(7, Opcode.LIST, str(tmp_path).encode()), 1)
-    assert sum(len(frame.payload) - 1 for frame in frames) == 65_536
+    got, parser = 0, FrameParser()
+    sock.sendall(encode_request(7, Opcode.LIST, str(tmp_path).encode()))
+    sock.settimeout(10)
+    while got < 65_536:
+        got += sum(len(frame.payload) - 1 for frame in parser.feed(sock.recv(65536)))
+    assert got == 65_536
     (more,) = ask(sock, encode_frame(Kind.CREDIT, 7, b"\0\0\0\0\x03"), 1)
     assert len(more.payload) == 1 + 3
 

@@ -57,6 +57,9 @@ async def run_programs(client: AgentClient) -> None:
         await client.exec(Command(["no-such-program"]), timeout_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded):
         await client.exec(Command(["sleep", "60"]), timeout_s=0.1)
+    # What runs on is moved to where the agent is.
+    _, stdout, _ = await client.exec(Command(["sh", "-c", "setsid sleep 60 & echo $!"]), timeout_s=LIMIT_S)
+    os.kill(int(stdout), signal.SIGKILL)
 
 
 async def use_files(client: AgentClient, folder: Path) -> None:
@@ -68,6 +71,18 @@ async def use_files(client: AgentClient, folder: Path) -> None:
     await client.write_file(str(folder / "link"), b"x" * 200_000)
     await client.stat(str(folder / "link"))
     assert len(await client.read_file(path, offset=100_000)) == 100_000
+    os.link(path, f"{path}-3")
+    await client.write_file(path, b"in place")
+    os.setxattr(f"{path}-2", "trusted.note", b"kept")
+    os.chown(f"{path}-2", 1, 1)
+    await client.write_file(f"{path}-2", b"with the owner and attributes it had")
+    # Where files lie in memory, what is left of it is asked for.
+    await client.write_file("/mnt/file", b"x" * 200_000)
+    os.mkfifo(folder / "pipe")
+    writing = asyncio.ensure_future(client.write_file(str(folder / "pipe"), b"nobody reads yet"))
+    await client.ping()
+    assert await asyncio.to_thread((folder / "pipe").read_bytes) == b"nobody reads yet"
+    await writing
     await client.list_dir(str(folder))
     await client.make_dir(str(folder / "deep" / "er"))
     await client.remove(str(folder / "deep"), recursive=True)
@@ -98,9 +113,11 @@ async def test_at_work_it_calls_what_is_declared(folder: Path) -> None:
     ours, theirs = socket.socketpair()
     trace = folder / "trace"
     # Host name and mounts of its own: it may do everything, and the host keeps what it has.
-    argv = ["unshare", "--uts", "--mount", "strace", "-f", "-b", "execve", "-o", trace, find_agent()]
+    mount = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs /mnt && exec "$@"'
+    argv = ["unshare", "--uts", "--mount", "sh", "-c", mount, "sh"]
+    argv += ["strace", "-f", "-b", "execve", "-o", str(trace), str(find_agent())]
     with theirs:
-        argv += ["--fd", str(theirs.fileno()), "--root", folder, "--privileged"]
+        argv += ["--fd", str(theirs.fileno()), "--root", str(folder), "--privileged"]
         process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
     try:
         await work(ours, folder)
@@ -108,7 +125,7 @@ async def test_at_work_it_calls_what_is_declared(folder: Path) -> None:
     finally:
         process.kill()
     assert (process.returncode, complaint) == (0, b"")
-    check_declared(called(trace), DECLARED["at work"])
+    check_declared(called(trace), DECLARED["at work"], DECLARED["now and then"])
 
 
 def test_as_init_it_calls_what_is_declared(folder: Path) -> None:

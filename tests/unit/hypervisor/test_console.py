@@ -87,3 +87,28 @@ async def test_a_file_that_cannot_be_written_loses_nothing_in_memory(tmp_path) -
         assert tail.text() == "text"
         tail.close()
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_text_that_is_awaited_is_noticed_in_whatever_pieces_it_comes(console, until) -> None:
+    tail, guest, _ = console
+    told = []
+    tail.on_text(b"System halted", lambda: told.append("!"))
+    for piece in (b"[ 1.0] reboot: Sys", b"tem hal", b"ted\r\n"):
+        assert told == []
+        guest.sendall(piece)
+        tail.text()
+        await asyncio.sleep(0)
+    await until(lambda: told == ["!"])
+    guest.sendall(b"and more\n")
+    tail.text()
+    await asyncio.sleep(0)
+    assert told == ["!"]
+
+
+async def test_a_text_that_came_before_is_noticed_too(tmp_path, until) -> None:
+    ours, guest = socket.socketpair()
+    tail, told = ConsoleTail(ours, tmp_path / "console.log", before=b"reboot: System halted\n"), []
+    tail.on_text(b"System halted", lambda: told.append("!"))
+    await until(lambda: told == ["!"])
+    tail.close()
+    guest.close()

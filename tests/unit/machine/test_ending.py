@@ -1,10 +1,13 @@
-"""What a guest's console tells of its end."""
+"""What a guest's console tells of its end, and that every end is told."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from vmfork.machine.ending import find_panic, is_out_of_memory
+from vmfork.errors import DeadlineExceeded, GuestError, MachineEnded
+from vmfork.machine.ending import find_panic, is_out_of_memory, watch_end
 
 DEADLOCKED = "[    1.659154] Kernel panic - not syncing: System is deadlocked on memory"
 OOM = "Kernel panic - not syncing: Out of memory and no killable processes..."
@@ -23,3 +26,85 @@ TRAP = "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0
 def test_a_panic_is_found_on_the_console(console, panic, memory) -> None:
     assert find_panic(console) == panic
     assert is_out_of_memory(panic) == memory
+
+
+class Ended:
+    """What watches a machine, with what it was told to do when something happens."""
+
+    identity = argv = None
+    exit_code = -9
+
+    def __init__(self, console: str, *, answers: bool, running: bool = True) -> None:
+        self.console, self.answers, self.running = console, answers, running
+        self.killed = self.waits_on = False
+        self.lost: Exception | None = None
+
+    def on_exit(self, callback) -> None:
+        self.exited = callback
+
+    def on_halt(self, callback) -> None:
+        self.halted = callback
+
+    def watch_silence(self, limit_s, callback) -> None:
+        self.silent = callback
+
+    def await_reason(self, limit_s) -> None: ...
+
+    def console_tail(self) -> str:
+        return self.console
+
+    def log_tail(self) -> str:
+        return ""
+
+    def kill(self) -> None:
+        self.killed = True
+        self.exited(-9)
+
+    def fail(self, reason: Exception) -> None:
+        self.lost = reason
+
+    def wait_on(self) -> None:
+        self.waits_on = True
+
+    async def is_running(self) -> bool:
+        return self.running
+
+    async def ping(self, *, timeout_s: float) -> None:
+        if not self.answers:
+            raise DeadlineExceeded("a sign of life", timeout_s)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_guest_that_halted_is_ended_and_told_so() -> None:
+    both = Ended("[    9.1] reboot: System halted", answers=False)
+    watch_end(both, both)
+    both.halted()
+    await settle()
+    assert both.killed
+    assert isinstance(both.lost, MachineEnded)
+    assert (str(both.lost), both.lost.halted) == ("the machine ended: its guest halted", True)
+    assert "memory" not in both.lost.hint
+
+
+async def test_a_guest_that_only_printed_the_words_runs_on() -> None:
+    both = Ended("reboot: System halted", answers=True)
+    watch_end(both, both)
+    both.halted()
+    await settle()
+    assert (both.killed, both.lost) == (False, None)
+
+
+async def test_a_silent_guest_is_lost_unless_somebody_paused_it() -> None:
+    stuck, paused = Ended("last words", answers=False), Ended("", answers=False, running=False)
+    for both in (stuck, paused):
+        watch_end(both, both)
+        both.silent()
+    await settle()
+    assert isinstance(stuck.lost, GuestError)
+    assert "said nothing for" in str(stuck.lost)
+    assert stuck.lost.console_tail == "last words"
+    assert (paused.lost, paused.waits_on) == (None, True)

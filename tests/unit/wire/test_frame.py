@@ -191,7 +191,7 @@ def test_channel_frames_decode() -> None:
     ("decode", "payload"),
     [
         (decode_data, b""),
-        (decode_data, b"\x03"),
+        (decode_data, b"\x04"),
         (decode_eof, b""),
         (decode_eof, b"\0\0"),
         (decode_credit, b"\0\0\0\0"),

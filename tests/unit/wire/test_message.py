@@ -45,7 +45,7 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
         (
             message.exec_request(
                 5, Command(["a", "b c"], env={"K": "V=1"}, cwd="/w", user="u", stdin=True, clean_env=True)
-            ),
+            )[0],
             3,
             (b"stdin,clean-env", b"/w", b"u", b"2", b"a", b"b c", b"K=V=1"),
         ),
@@ -56,6 +56,11 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
             message.write_request(5, "/f", 0o640, append=False, parents=True, exclusive=True),
             6,
             (b"/f", b"640", b"parents,exclusive"),
+        ),
+        (
+            message.write_request(5, "/f", None, append=False, parents=False, exclusive=False, size=7),
+            6,
+            (b"/f", b"", b"", b"7"),
         ),
         (message.stat_request(5, "/f"), 7, (b"/f",)),
         (message.list_request(5, "/d"), 8, (b"/d",)),
@@ -110,10 +115,21 @@ def test_the_protocol_before_this_one_is_served() -> None:
     assert message.parse_hello(encode_fields(b"1", *HELLO[1:])).protocol == 1
 
 
-@pytest.mark.parametrize("fields", [(b"3", b"9.0"), (b"0", b"0.0.1", b"", b"")])
+def test_a_command_that_fits_into_no_frame_comes_behind_its_request() -> None:
+    for length, behind in ((message.LISTS_IN_REQUEST - 9, False), (message.LISTS_IN_REQUEST - 8, True)):
+        argv = ["a", "b" * length]
+        request, lists = message.exec_request(5, Command(argv, cwd="/" + "c" * 4095, user="u"), contained=True)
+        _, fields = fields_of(request)
+        assert fields[0] == (b"contained,arguments" if behind else b"contained")
+        assert fields[3] == b"2"
+        assert fields[4:] + decode_fields(lists) == tuple(map(str.encode, argv))
+        assert bool(lists) is behind
+
+
+@pytest.mark.parametrize("fields", [(b"9", b"9.0"), (b"0", b"0.0.1", b"", b"")])
 def test_another_protocol_is_refused_by_both_numbers(fields: tuple[bytes, ...]) -> None:
     with pytest.raises(
-        ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks 1 and {PROTOCOL}"
+        ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks 1, 2, {PROTOCOL}"
     ) as caught:
         message.parse_hello(encode_fields(*fields))
     assert caught.value.hint

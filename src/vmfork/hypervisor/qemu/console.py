@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 KEPT_BYTES = 64 * 1024
@@ -17,7 +18,8 @@ KEPT_BYTES = 64 * 1024
 class ConsoleTail:
     """Owner of the host end of a console. Reads all the time, so that a chatty guest never blocks on it.
 
-    `before` is what the file at `path` holds of an earlier reader. `total` counts the bytes read by this one.
+    `before` is what the file at `path` holds of an earlier reader. `total` counts the bytes read by this one. Once
+    `on_text` was called, its callback hears of every time that the guest prints the text.
     """
 
     def __init__(self, end: socket.socket, path: Path, *, before: bytes = b"") -> None:
@@ -26,6 +28,7 @@ class ConsoleTail:
         self._kept = bytearray(before[-KEPT_BYTES:])
         self._in_file = len(before)
         self.total = 0
+        self._awaited: tuple[bytes, Callable[[], None]] | None = None
         self._loop = asyncio.get_running_loop()
         end.setblocking(False)
         self._loop.add_reader(end, self._read)
@@ -34,6 +37,12 @@ class ConsoleTail:
         """The last 64 KiB at most, also what has arrived but was not read yet."""
         self._read()
         return self._kept[-KEPT_BYTES:].decode(errors="replace")
+
+    def on_text(self, text: bytes, callback: Callable[[], None]) -> None:
+        """`callback` is called, from the event loop, when the guest prints `text`; soon, where it has done so."""
+        self._awaited = (text, callback)
+        if text in self._kept:
+            self._loop.call_soon(callback)
 
     def close(self) -> None:
         """What came until now is kept; the socket is released. Closing again does nothing."""
@@ -68,6 +77,8 @@ class ConsoleTail:
     def _keep(self, data: bytes) -> None:
         self._kept += data
         self.total += len(data)
+        if self._awaited is not None and self._awaited[0] in self._kept[-len(data) - len(self._awaited[0]) + 1 :]:
+            self._loop.call_soon(self._awaited[1])
         del self._kept[:-KEPT_BYTES]
         # The file starts anew with what is kept once it is twice as long as that: it stays bounded, and a reader
         # of it sees whole recent text.

@@ -12,7 +12,7 @@ from vmfork.errors import Closed
 from vmfork.host.folders import tail_of
 from vmfork.host.keeper import KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
-from vmfork.hypervisor.base import AnonymousRAM, Restore
+from vmfork.hypervisor.base import HALTED, AnonymousRAM, Restore
 from vmfork.hypervisor.qemu import hotplug
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
@@ -150,6 +150,14 @@ class QemuMachine:
     def on_exit(self, callback: Callable[[int | None], None], /) -> None:
         self._process.on_exit(callback)
 
+    def on_halt(self, callback: Callable[[], None], /) -> None:
+        """QEMU tells nothing of a CPU that halts for good: what its kernel says before is all there is."""
+        self._console.on_text(HALTED.encode(), callback)
+
+    def kill(self) -> None:
+        """The process was sent SIGKILL; `on_exit` tells its end."""
+        self._process.kill()
+
     def log_tail(self) -> str:
         return tail_of(self._folder / LOG)
 
@@ -168,6 +176,11 @@ class QemuMachine:
     async def resume(self) -> None:
         """The virtual CPUs run."""
         await (await self._get_monitor()).execute("cont")
+
+    async def is_running(self) -> bool:
+        """The virtual CPUs are not stopped."""
+        status = await (await self._get_monitor()).execute("query-status")
+        return bool(status["running"])
 
     async def check(self) -> None:
         """QEMU answered, so its main loop runs; the guest may stand still."""

@@ -1,0 +1,59 @@
+#include "account.h"
+
+#include <grp.h>
+#include <limits.h>
+#include <pwd.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "number.h"
+
+/* The one above it, (uid_t)-1, means "leave as it is" to the system calls. */
+static const uid_t LARGEST_UID = UINT_MAX - 1;
+
+static void take_entry(const struct passwd *entry, struct account *out)
+{
+    out->uid = entry->pw_uid;
+    out->gid = entry->pw_gid;
+    snprintf(out->name, sizeof out->name, "%s", entry->pw_name);
+    snprintf(out->home, sizeof out->home, "%s", entry->pw_dir);
+    out->group_count = MOST_GROUPS;
+    if (getgrouplist(out->name, out->gid, out->groups, &out->group_count) < 0)
+        out->group_count = MOST_GROUPS;
+}
+
+/* A group of its own number: that of root would lend it rights that nobody gave it. */
+static void take_number(uid_t uid, struct account *out)
+{
+    out->uid = uid;
+    out->gid = out->groups[0] = uid;
+    out->group_count = 1;
+    if (uid == 0)
+        strcpy(out->name, "root");
+    else
+        snprintf(out->name, sizeof out->name, "%u", uid);
+    strcpy(out->home, uid == 0 ? "/root" : "/");
+}
+
+static bool uid_of(const char *user, uid_t *out)
+{
+    uint64_t uid = 0;
+    bool known = strcmp(user, "root") == 0 || number_read(user, strlen(user), 10, LARGEST_UID, &uid);
+    *out = (uid_t)uid;
+    return known;
+}
+
+bool account_find(const char *user, struct account *out)
+{
+    uid_t uid;
+    const struct passwd *entry = getpwnam(user);
+    bool has_number = entry == NULL && uid_of(user, &uid);
+    if (has_number)
+        entry = getpwuid(uid);
+    if (entry != NULL)
+        take_entry(entry, out);
+    else if (has_number)
+        take_number(uid, out);
+    return entry != NULL || has_number;
+}

@@ -1,0 +1,19 @@
+/* A program that runs: its pipes, and its end. */
+#ifndef VMFORK_PROCESS_H
+#define VMFORK_PROCESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "command.h"
+#include "stream.h"
+
+/* The program runs on the stream, or an error was sent there. */
+void process_start(uint32_t stream, const struct command *c);
+bool process_is(const struct stream *s);
+/* To its process group; SIGKILL to all that a contained one started. Nothing is done once it has ended. False with
+ * errno set. */
+bool process_signal(struct stream *s, int number);
+bool processes_are_open(void);
+
+#endif
