@@ -11,10 +11,11 @@ from tests.vm.agents import add_image, compile_agent_of, compile_faulty_agent
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.errors import AdoptError, LaunchError, ProtocolError, TemplateStale, VMForkError
+from vmfork.errors import AdoptError, ExecError, LaunchError, ProtocolError, TemplateStale, VMForkError
 from vmfork.image import ImageStore
 from vmfork.machine import launch
 from vmfork.template import source as source_module
+from vmfork.wire.frame import PROTOCOL
 
 pytestmark = pytest.mark.vm
 
@@ -101,30 +102,36 @@ def old_image(template_name, instance, tmp_path):
         ImageStore(instance.images).remove(name)
 
 
-async def test_an_agent_of_the_previous_protocol_is_served(old_image) -> None:
-    template = await Template.build("old", VMConfig(image=old_image(1)))
+@pytest.mark.parametrize("protocol", [1, 2])
+async def test_an_agent_of_a_previous_protocol_is_served(old_image, protocol) -> None:
+    template = await Template.build("old", VMConfig(image=old_image(protocol)))
     try:
-        assert template.manifest.agent_protocol == 1
+        assert template.manifest.agent_protocol == protocol
         async with await template.fork() as vm:
-            assert (await vm.exec(["hostname"])).stdout.strip() == vm.hostname
+            assert (await vm.exec(["hostname"], timeout_s=30)).stdout.strip() == vm.hostname
             assert await vm.measure_clock_skew() <= 10 * SKEW_LIMIT_S
+            await vm.write_file("/tmp/d/f", "x", parents=True)
+            assert (await vm.stat("/tmp/d/f")).mode == 0o644
+            await vm.remove("/tmp/d", recursive=True)
+            with pytest.raises(ExecError, match="bytes"):
+                await vm.exec(["true", *["x" * 100_000] * 3])
     finally:
         await template.remove()
 
 
 async def test_an_agent_of_a_protocol_before_is_refused_by_name(old_image, monkeypatch) -> None:
     config = VMConfig(image=old_image(0))
-    with pytest.raises(ProtocolError, match=r"\b0\b.*\b2\b"):
+    with pytest.raises(ProtocolError, match=rf"\b0\b.*\b{PROTOCOL}\b"):
         await Template.build("old", config)
     # As the vmfork of that day built it.
-    monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
-    monkeypatch.setattr(source_module, "SUPPORTED_PROTOCOLS", frozenset({0, 1, 2}))
+    monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
+    monkeypatch.setattr(source_module, "SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
     template = await Template.build("old", config)
     monkeypatch.undo()
     try:
         with pytest.raises(TemplateStale) as caught:
             await Template.open("old")
-        assert (caught.value.field, caught.value.have, caught.value.want) == ("agent.protocol", 0, 2)
+        assert (caught.value.field, caught.value.have, caught.value.want) == ("agent.protocol", 0, PROTOCOL)
         assert "replace=True" in caught.value.hint
     finally:
         await template.remove()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -146,6 +147,8 @@ async def _add_memory(machine: Growable, agent: AgentClient, size_mib: int, step
     if keeps_offline:
         await _set(agent, policy_file, b"offline")
     check_grown(before, await _read_total_kib(agent), size_mib)
+    with suppress(GuestError):  # an older agent leaves its file systems as large as they were
+        await agent.grown(timeout_s=None)
 
 
 def check_grown(before_kib: int, after_kib: int, size_mib: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,15 @@ if TYPE_CHECKING:
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
 # What is switched off is looked for at every boot and found in none of these machines.
-# The unpacked initramfs is the root: a ramfs may take what it needs, a tmpfs would stop at half the RAM.
-KERNEL_ARGS = (
-    "console=ttyS0 loglevel=4 panic=-1 rootfstype=ramfs i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
-)
+KERNEL_ARGS = "console=ttyS0 loglevel=4 panic=-1 i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
+
+# The unpacked initramfs is the root. As a tmpfs it tells its size, and that it is full; a ramfs takes the memory that
+# programs run in, until the kernel panics. But a tmpfs stops at half the RAM, and what does not fit is missing without
+# a word, unless `initramfs_options` says otherwise: since Linux 6.18, and the stable kernels of October 2025. The agent
+# sets the limit once all is unpacked. Inodes have none, because every name of a file counts as one.
+_TMPFS_ROOT = "rootfstype=tmpfs initramfs_options=size=200%,nr_inodes=0"
+_RAMFS_ROOT = "rootfstype=ramfs"
+_FIRST_WITH_OPTIONS = {(6, 1): 158, (6, 6): 114, (6, 12): 55, (6, 17): 5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,8 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
     hardware = make_hardware(config, binary=binary, accel=accel)
     check_clock(hardware)
     aslr = "" if has_aslr(config, accel) else " norandmaps"
-    arguments = f"{KERNEL_ARGS}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
+    root = choose_root(image.kernel_release)
+    arguments = f"{KERNEL_ARGS} {root}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
     return Plan(
         image=image,
         binary=binary,
@@ -81,6 +89,16 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
         max_memory_mib=config.max_memory_mib,
         vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
     )
+
+
+def choose_root(kernel_release: str) -> str:
+    """The arguments that make the guest's root what its kernel can."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", kernel_release)
+    if found is None:
+        return _RAMFS_ROOT
+    major, minor, patch = map(int, found.groups())
+    knows = (major, minor) >= (6, 18) or patch >= _FIRST_WITH_OPTIONS.get((major, minor), sys.maxsize)
+    return _TMPFS_ROOT if knows else _RAMFS_ROOT
 
 
 def _room_to_grow(hardware: Hardware) -> str:

@@ -1,0 +1,192 @@
+"""A guest is the Linux that programs expect: streams, names, limits, a root that tells its size and can be left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from vmfork.aio import Template
+from vmfork.config import VMConfig
+from vmfork.errors import DeadlineExceeded, GuestError, GuestFileError, MachineEnded
+
+LIMIT_S = 60
+
+
+async def sh(vm, script: str, **options) -> str:
+    result = await vm.shell(script, timeout_s=LIMIT_S, **options)
+    assert (result.exit_code, result.stderr) == (0, ""), result
+    return result.stdout
+
+
+async def test_standard_streams_open_for_the_user_a_program_runs_as(any_vm) -> None:
+    script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
+    for user in ("nobody", "12345", ""):
+        result = await any_vm.shell(script, user=user, input="in\n", timeout_s=LIMIT_S)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "out\nin\n", "err\n")
+
+
+async def test_the_name_is_the_forks_own_everywhere_and_resolves(any_vm) -> None:
+    shown = await sh(any_vm, "hostname; cat /etc/hostname; grep -c . /etc/hosts; getent hosts localhost $(hostname)")
+    own, file, lines, localhost, address = shown.splitlines()
+    assert own == file == any_vm.hostname
+    assert "localhost" in localhost
+    assert address.split() == ["127.0.1.1", any_vm.hostname]
+    # That of the template went, and what else the file says stays.
+    assert int(lines) == 3
+    lookup = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('localhost'))"
+    assert (await sh(any_vm, f'python3 -c "{lookup}"')).split() == ["127.0.1.1", "127.0.0.1"]
+
+
+async def test_users_need_not_be_known_nor_the_file_of_users_be_there(fork) -> None:
+    assert (await sh(fork, "id -u; id -G; echo $HOME", user="12345")).split() == ["12345", "12345", "/"]
+    await fork.remove("/etc/passwd")
+    assert (await sh(fork, "id -u; id -g; echo $HOME", user="0")).split() == ["0", "0", "/root"]
+    assert (await sh(fork, "id -u; echo $HOME", user="root")).split() == ["0", "/root"]
+    with pytest.raises(GuestError, match="no user"):
+        await fork.exec(["true"], user="nobody", timeout_s=LIMIT_S)
+
+
+async def test_limits_are_those_of_a_debian(any_vm) -> None:
+    shown = await sh(any_vm, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -s; ulimit -p", user="nobody")
+    *fixed, processes = shown.split()
+    assert fixed == ["1024", "1048576", "0", "8192"]
+    assert int(processes) == int(await sh(any_vm, "cat /proc/sys/kernel/threads-max")) // 2
+    opened = (
+        "import os, resource; resource.setrlimit(7, (70_000, 70_000)); print(len([os.dup(0) for _ in range(5000)]))"
+    )
+    assert await sh(any_vm, f'python3 -c "{opened}"', user="nobody") == "5000\n"
+
+
+async def test_folders_of_running_programs_are_where_programs_look(any_vm) -> None:
+    script = "touch /run/x.pid; ls /var/run/x.pid; readlink -f /var/run /var/lock; stat -c %a /run/lock"
+    assert (await sh(any_vm, script)).split() == ["/var/run/x.pid", "/run", "/run/lock", "1777"]
+
+
+async def test_the_root_can_be_left_behind(any_vm) -> None:
+    pivot = "mkdir /tmp/r && mount -t tmpfs n /tmp/r && mkdir /tmp/r/old"
+    pivot += " && pivot_root /tmp/r /tmp/r/old && echo /old/bin/*sh"
+    assert "/old/bin/sh" in await sh(any_vm, f"unshare -m sh -c '{pivot}'")
+    # As containers of ordinary users do, in a user namespace.
+    assert "/old/bin/sh" in await sh(any_vm, f"unshare -Urm sh -c '{pivot.replace('/tmp/r', '/tmp/u')}'", user="nobody")
+    assert await sh(any_vm, "ls /tmp") == "r\nu\n"
+
+
+async def test_the_root_tells_its_free_space_and_says_when_it_is_full(any_vm) -> None:
+    told = int(await sh(any_vm, "python3 -c 'import shutil; print(shutil.disk_usage(\"/root\").free)'"))
+    available = int(await sh(any_vm, "awk '/MemAvailable/ {print $2 * 1024}' /proc/meminfo"))
+    assert 0.5 * available < told <= available
+    result = await any_vm.shell("dd if=/dev/zero of=/root/big bs=1M count=4000", timeout_s=LIMIT_S)
+    assert "No space left on device" in result.stderr
+    assert await sh(any_vm, "echo alive; rm /root/big") == "alive\n"
+
+
+async def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(any_vm) -> None:
+    """Wherever files lie in memory, in one piece or in many."""
+    for folder in ("/root", "/tmp", "/dev/shm"):
+        with pytest.raises(GuestFileError, match="300000000 bytes do not fit, there is room for") as caught:
+            await any_vm.write_file(f"{folder}/f", b"x" * 300_000_000)
+        assert caught.value.reason == "no-space"
+    written = 0
+    with pytest.raises(GuestFileError) as caught:
+        for number in range(40):
+            folder = ("/root", "/tmp", "/dev/shm")[number % 3]
+            await any_vm.write_file(f"{folder}/f{number}", b"x" * 10_000_000)
+            written += 1
+    assert caught.value.reason == "no-space"
+    assert written >= 3
+    assert await sh(any_vm, "python3 -c 'print(1)'") == "1\n"
+
+
+async def test_a_limit_of_time_ends_all_that_was_started(any_vm) -> None:
+    for script in (
+        "timeout 600 sleep 601; true",
+        "setsid sleep 602; true",
+        "(setsid setsid sh -c 'while :; do sleep 603 & sleep 603; done' &) ; sleep 604",
+        'python3 -c \'import subprocess as s; s.run(["sleep", "605"], start_new_session=True)\'',
+    ):
+        with pytest.raises(DeadlineExceeded):
+            await any_vm.shell(script, timeout_s=3)
+    await wait_gone(any_vm, "sleep 60")
+    # A program with a limit is in a group while it runs, and this is one.
+    assert (await sh(any_vm, "ls -d /sys/fs/cgroup/vmfork-*; cut -d/ -f2 /proc/self/cgroup")).count("vmfork-") == 2
+
+
+async def wait_gone(vm, command: str) -> None:
+    """What was killed is gone as soon as it is scheduled once more."""
+    end = time.monotonic() + 5
+    while shown := (await vm.shell(f"ps -e -o args | grep '^{command}'", timeout_s=LIMIT_S)).stdout:
+        assert time.monotonic() < end, shown
+
+
+async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(any_vm) -> None:
+    """As a warmed server does, and as it was."""
+    await sh(any_vm, "setsid sleep 700 > /dev/null 2>&1 &")
+    assert await sh(any_vm, "cat /proc/$(pgrep -x sleep)/cgroup; pkill -x sleep") == "0::/\n"
+
+
+async def test_a_hundred_programs_at_once_and_files_meanwhile(fork) -> None:
+    running = [asyncio.ensure_future(fork.exec(["sleep", "3"], timeout_s=LIMIT_S)) for _ in range(100)]
+    while not all(task.done() for task in running):
+        assert (await fork.read_file("/etc/hostname")).decode().strip() == fork.hostname
+        await asyncio.sleep(0.2)
+    assert {(await task).exit_code for task in running} == {0}
+
+
+async def test_a_long_removal_holds_up_nobody(fork) -> None:
+    make = "import os\nos.mkdir('/root/m')\nopen('/root/m/x', 'w').close()\n"
+    make += "for i in range(20000): os.link('/root/m/x', f'/root/m/{i}')"
+    await fork.exec(["python3", "-c", make], check=True, timeout_s=200)
+    assert len(await fork.list_dir("/root/m")) == 20_001
+    begun = time.monotonic()
+    removing = asyncio.ensure_future(fork.remove("/root/m", recursive=True))
+    pings = []
+    while not removing.done():
+        pings.append(await fork.ping(timeout_s=LIMIT_S))
+    await removing
+    assert max(pings) < max(0.3, 0.3 * (time.monotonic() - begun))
+    with pytest.raises(GuestFileError):
+        await fork.stat("/root/m")
+
+
+HALT = "import ctypes; ctypes.CDLL(None).reboot(0xCDEF0123 - 2**32)"
+
+
+async def test_a_guest_that_halts_is_told_as_one_that_ended(fork) -> None:
+    waiting = asyncio.ensure_future(fork.exec(["sleep", "1000"]))
+    with pytest.raises(MachineEnded, match="its guest halted") as ended:
+        await fork.exec(["python3", "-c", HALT])
+    assert ended.value.halted
+    assert "System halted" in ended.value.console_tail
+    with pytest.raises(MachineEnded):
+        await waiting
+
+
+async def test_a_guest_that_speaks_of_halting_runs_on(fork) -> None:
+    await sh(fork, "echo 'reboot: System halted' > /dev/kmsg; echo 'reboot: System halted' > /dev/console")
+    await asyncio.sleep(0.5)
+    assert await sh(fork, "echo alive") == "alive\n"
+
+
+@pytest.mark.parametrize("command", ["0x4321FEDC", "0x1234567"], ids=["power off", "restart"])
+async def test_other_ends_by_a_programs_hand_are_told_too(fork, command) -> None:
+    with pytest.raises(MachineEnded, match="exit status 0"):
+        await fork.exec(["python3", "-c", f"import ctypes; ctypes.CDLL(None).reboot({command})"])
+
+
+async def test_file_systems_grow_with_the_memory(instance) -> None:
+    config = VMConfig(memory_mib=256, max_memory_mib=1024)
+    # One that somebody made larger, with options of its own, stays so.
+    template = await Template.build("grows", config, warm_up=["mount -o remount,size=2G,noexec /dev/shm"])
+    sizes = "df -m --output=size / /tmp /run /dev/shm | tail -4"
+    try:
+        async with await template.fork() as small, await template.fork(memory_mib=1024) as grown:
+            before = [int(size) for size in (await sh(small, sizes)).split()]
+            root, tmp, run, shm = [int(size) for size in (await sh(grown, sizes)).split()]
+            total = int(await sh(grown, "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo"))
+            assert root > before[0] + 500
+            assert (abs(tmp - total / 2) <= 2, abs(run - total / 2) <= 2, shm) == (True, True, 2048)
+            assert "noexec" in await sh(grown, "grep ' /dev/shm ' /proc/mounts")
+    finally:
+        await template.remove()
