@@ -7,7 +7,8 @@ import pytest
 from tests.packages.acts import ACTS, open_template, perform
 from vmfork.image import ImageStore
 
-pytestmark = [pytest.mark.vm, pytest.mark.image]
+# An image is built, tried out, frozen and forked, under emulation.
+pytestmark = [pytest.mark.vm, pytest.mark.image, pytest.mark.limit_s(1800)]
 
 
 @pytest.mark.parametrize("package", sorted(ACTS))
