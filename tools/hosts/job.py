@@ -62,17 +62,8 @@ def open_job(command: Sequence[str], *, packages: Path, image: Image) -> Iterato
 
 def _add_wheel(tar: tarfile.TarFile) -> None:
     with tempfile.TemporaryDirectory(prefix="vmfork-wheel-") as folder:
-        argv = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-index",
-        ]
-        subprocess.run([*argv, "--no-build-isolation", "--wheel-dir", folder, PROJECT], check=True)
+        argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--wheel-dir", folder]
+        subprocess.run([*argv, "--no-deps", "--no-index", "--no-build-isolation", PROJECT], check=True)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.infolist():
@@ -103,11 +94,7 @@ def _leave_out_compiled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def _write_script(command: Sequence[str]) -> bytes:
     home = f"{_FOLDER}/home"
-    given = {
-        "PYTHONPATH": f"{_FOLDER}/site",
-        "VMFORK_TEST_HOME": home,
-        "VMFORK_HOME": home,
-        "VMFORK_TEST_GUARANTEED": PROMISED,
-    }
+    given = {"PYTHONPATH": f"{_FOLDER}/site", "VMFORK_TEST_HOME": home, "VMFORK_HOME": home}
+    given["VMFORK_TEST_GUARANTEED"] = PROMISED
     exports = "".join(f"export {name}={value}\n" for name, value in given.items())
     return f"{exports}cd {_FOLDER}/project && exec {shlex.join(command)}\n".encode()
