@@ -79,10 +79,10 @@ def test_a_job_that_hangs_is_ended_at_the_limit_with_what_it_said(disk, capfd) -
     begin = time.monotonic()
     with (
         job("echo begun; echo stuck > /dev/kmsg; sleep 1000") as file,
-        pytest.raises(HostFailed, match="after 30 s") as failed,
+        pytest.raises(HostFailed, match="after 60 s") as failed,
     ):
-        run_job(disk, file, limit_s=30)
-    assert time.monotonic() - begin < 40
+        run_job(disk, file, limit_s=60)  # on a busy machine a host has started after 40
+    assert time.monotonic() - begin < 70
     assert "stuck" in str(failed.value)
     assert "begun" in capfd.readouterr().out
 
