@@ -64,7 +64,7 @@ async def test_the_environment_of_one_fork_does_not_reach_the_next(template) -> 
 async def own(template_name):
     """A template of this test's own, and its folder."""
     built = await Template.build("own", VMConfig())
-    store = TemplateStore(built._places.templates)
+    store = TemplateStore(Instance().places.templates)
     yield built, store.folder / "own" / built.generation
     await store.remove("own")
 
