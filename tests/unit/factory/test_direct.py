@@ -22,6 +22,8 @@ class World:
         self.places = Places(home=tmp_path, runtime=tmp_path)
         self.image: Image | Exception = Image(
             name="mine",
+            recipe="0",
+            bare=False,
             digest="1",
             kernel=tmp_path / "1" / "kernel",
             initramfs=tmp_path / "1" / "initramfs",

@@ -14,7 +14,7 @@ from vmfork.wire.command import Command
 from vmfork.wire.frame import PROTOCOL
 from vmfork.wire.message import ItemOutcome, adopt_request, parse_outcomes
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a host name of its own needs root")
+as_root = pytest.mark.needs("root")
 
 GENERATION = b"0123456789abcdef" * 2
 

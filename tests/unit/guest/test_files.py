@@ -16,7 +16,7 @@ from vmfork.errors import DeadlineExceeded, GuestFileError
 from vmfork.wire.command import Command
 from vmfork.wire.message import DirEntry, write_request
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners and mounting need root")
+as_root = pytest.mark.needs("root")
 
 
 def reason(caught: pytest.ExceptionInfo[GuestFileError]) -> str:

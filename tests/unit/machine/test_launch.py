@@ -51,6 +51,8 @@ async def plan(tmp_path) -> Plan:
     initramfs.write_bytes(b"empty")
     image = Image(
         name="tiny",
+        recipe="0",
+        bare=False,
         digest="0",
         kernel=kernel,
         initramfs=initramfs,
