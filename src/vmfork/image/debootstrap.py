@@ -1,6 +1,6 @@
 """Runs mmdebstrap: packages from a Debian archive become one tar file, installed as Debian installs them.
 
-Their own scripts run, in namespaces of their own (docs/decisions/0017). The kernel is fetched by a hook, because by
+Their own scripts run, in namespaces of their own (docs/decisions/0021). The kernel is fetched by a hook, because by
 dependency it would bring an initramfs builder, udev and systemd. The tar holds beside the file system what the hooks
 in install/ gathered:
 
@@ -36,7 +36,7 @@ TOLD = ".vmfork"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Without the first, dpkg waits for the disk at each file (docs/decisions/0017).
+# Without the first, dpkg waits for the disk at each file (docs/decisions/0021).
 _TOOLS = {"real": "libeatmydata1", "faked": "libeatmydata1 fakeroot libfakeroot"}
 
 _LOG_LINES = 60
