@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
     from vmfork.wire.frame import Channel
+    from vmfork.wire.given import GuestPath
     from vmfork.wire.message import DirEntry, ExecStatus, FileStat
 
 T = TypeVar("T")
@@ -284,29 +285,35 @@ class VM:
         """The machine is gone: process, sockets, folder. Closing again does nothing."""
         portal.finish(self._twin.aclose())
 
-    def read_file(self, path: str, *, timeout_s: float = 60.0) -> bytes:
+    def read_file(self, path: GuestPath, *, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
         return portal.run(self._twin.read_file(path, timeout_s=timeout_s))
 
     def write_file(
-        self, path: str, data: bytes | str, *, mode: int | None = None, parents: bool = False, timeout_s: float = 60.0
+        self,
+        path: GuestPath,
+        data: bytes | str,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        timeout_s: float = 60.0,
     ) -> None:
         """The guest's file at the absolute `path` holds `data` (text as UTF-8), as after a shell's `>`."""
         portal.run(self._twin.write_file(path, data, mode=mode, parents=parents, timeout_s=timeout_s))
 
-    def stat(self, path: str) -> FileStat:
+    def stat(self, path: GuestPath) -> FileStat:
         """What the guest's file system says of `path`; links are not followed."""
         return portal.run(self._twin.stat(path))
 
-    def list_dir(self, path: str, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
+    def list_dir(self, path: GuestPath, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
         return portal.run(self._twin.list_dir(path, timeout_s=timeout_s))
 
-    def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = None) -> None:
+    def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
         portal.run(self._twin.remove(path, recursive=recursive, timeout_s=timeout_s))
 
-    def make_dir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+    def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
         portal.run(self._twin.make_dir(path, mode=mode, parents=parents))
 

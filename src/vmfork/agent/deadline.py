@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from vmfork.errors import DeadlineExceeded
+from vmfork.wire.given import check_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def deadline(operation: str, limit_s: float | None) -> AsyncIterator[None]:
     """The block is done within `limit_s` seconds (None: no limit), or `DeadlineExceeded` names `operation`."""
+    check_limit(limit_s)
     scope = asyncio.timeout(limit_s)
     try:
         async with scope:

@@ -11,6 +11,7 @@ from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
 from vmfork.wire.frame import Channel, encode_data, encode_eof
+from vmfork.wire.given import check_content
 from vmfork.wire.message import ExecStatus, parse_exec
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class GuestProcess(Owner):
             raise Closed(f"the standard input of {self.name}")
         self._line.bound.check()
         async with deadline(f"writing to {self.name}", timeout_s):
-            await self._send_stdin(memoryview(data))
+            await self._send_stdin(memoryview(check_content(data, field="data")))
 
     async def _send_stdin(self, rest: memoryview) -> None:
         run = self._exchange

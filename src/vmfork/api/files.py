@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from vmfork.wire.given import check_content, check_path
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.client import AgentClient
+    from vmfork.wire.given import GuestPath
     from vmfork.wire.message import DirEntry, FileStat
 
 _LIMIT_S = 60.0
@@ -21,13 +24,13 @@ class GuestFiles(ABC):
     def _live_agent(self) -> AgentClient:
         """The line to the guest's agent. Raises `Closed`."""
 
-    async def read_file(self, path: str, *, timeout_s: float = _LIMIT_S) -> bytes:
+    async def read_file(self, path: GuestPath, *, timeout_s: float = _LIMIT_S) -> bytes:
         """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
-        return await self._live_agent().read_file(path, timeout_s=timeout_s)
+        return await self._live_agent().read_file(check_path(path), timeout_s=timeout_s)
 
     async def write_file(
         self,
-        path: str,
+        path: GuestPath,
         data: bytes | str,
         *,
         mode: int | None = None,
@@ -41,25 +44,25 @@ class GuestFiles(ABC):
         device, a file of the kernel's, one that is mounted or has several names, is written as it is; a pipe waits for
         its reader. With `parents`, missing folders were made. Where there is no room, the error says how much there is.
         """
-        content = data.encode() if isinstance(data, str) else data
-        await self._live_agent().write_file(path, content, mode=mode, parents=parents, timeout_s=timeout_s)
+        content = check_content(data, field="data")
+        await self._live_agent().write_file(check_path(path), content, mode=mode, parents=parents, timeout_s=timeout_s)
 
-    async def stat(self, path: str) -> FileStat:
+    async def stat(self, path: GuestPath) -> FileStat:
         """What the guest's file system says of `path`; links are not followed."""
-        return await self._live_agent().stat(path)
+        return await self._live_agent().stat(check_path(path))
 
-    async def list_dir(self, path: str, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
+    async def list_dir(self, path: GuestPath, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
-        return await self._live_agent().list_dir(path, timeout_s=timeout_s)
+        return await self._live_agent().list_dir(check_path(path), timeout_s=timeout_s)
 
-    async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = None) -> None:
+    async def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`.
 
         What is mounted below it stays, which is a `GuestFileError` (`busy`). Without `timeout_s` there is no limit;
         given up, a removal leaves what it had not come to.
         """
-        await self._live_agent().remove(path, recursive=recursive, timeout_s=timeout_s)
+        await self._live_agent().remove(check_path(path), recursive=recursive, timeout_s=timeout_s)
 
-    async def make_dir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+    async def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
-        await self._live_agent().make_dir(path, mode=mode, parents=parents)
+        await self._live_agent().make_dir(check_path(path), mode=mode, parents=parents)

@@ -22,6 +22,7 @@ from vmfork.owner import Owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.wire.command import Command, shell_argv
+from vmfork.wire.given import check_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -170,7 +171,7 @@ class VM(GuestFiles, Owner):
         on; what that writes is not waited for.
         """
         command = Command(argv, env=env or {}, cwd=cwd, user=user, clean_env=clean_env)
-        data = input.encode() if isinstance(input, str) else input
+        data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
         result = await run_program(self._running, command, input=data, timeout_s=timeout_s)
         if not self.timings.first_exec_s:

@@ -120,7 +120,8 @@ def find_file(path: Path | None, environ: Mapping[str, str], *, uid: int | None 
     else:
         home = environ.get("HOME") or os.path.expanduser("~")
         folder = Path(environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "vmfork")
-    return next((file for file in (Path(FILE_NAME).absolute(), folder / FILE_NAME) if file.is_file()), None)
+    found = next((file for file in (Path(FILE_NAME), folder / FILE_NAME) if file.is_file()), None)
+    return found and found.absolute()  # only now: a working folder that was removed has no path, and no file
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from vmfork.errors import ConfigError
 from vmfork.wire.command import check_env
+from vmfork.wire.given import check_content, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,10 @@ class ForkRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", check_env(self.env))
         object.__setattr__(self, "files", _check_files(self.files))
+        for name in ("cpus", "memory_mib"):
+            size = getattr(self, name)
+            if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
+                raise ConfigError(name, size, f"{size!r} is not a whole number", hint=f"give {name} as a number")
 
     @property
     def content(self) -> Mapping[str, bytes]:
@@ -45,9 +50,8 @@ def _check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
     """`files` with their content as bytes. Raises `ConfigError` when a path cannot be a file's."""
     ready: dict[str, bytes] = {}
     for path, content in files.items():
-        if not isinstance(path, str) or not path.startswith("/") or path.endswith("/") or "\0" in path:
-            raise ConfigError("files", path, f"{path!r} is not the absolute path of a file")
-        if not isinstance(content, (bytes, bytearray, memoryview, str)):
-            raise ConfigError("files", path, f"the content of {path} must be bytes or text")
-        ready[path] = content.encode() if isinstance(content, str) else bytes(content)
+        text = check_path(path, field="files")
+        if text.endswith("/"):
+            raise ConfigError("files", path, f"{text!r} is the path of a folder")
+        ready[text] = check_content(content, field=f"files: {text}")
     return ready

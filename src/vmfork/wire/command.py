@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Command:
     def __post_init__(self) -> None:
         object.__setattr__(self, "argv", _check_argv(self.argv))
         object.__setattr__(self, "env", check_env(self.env))
+        object.__setattr__(self, "cwd", os.fspath(self.cwd) if isinstance(self.cwd, os.PathLike) else self.cwd)
         for name in ("cwd", "user"):
             if not _is_text(getattr(self, name)):
                 raise ConfigError(name, getattr(self, name), "must be text without NUL")

@@ -84,3 +84,12 @@ def test_what_names_a_service_called_vmfork_factory_is_not_ours(tmp_path, variab
     """Kubernetes sets such variables in every container, Docker's links in every linked one."""
     environ = {f"VMFORK_FACTORY_{variable}": "tcp://10.0.0.7:80"}
     assert load_settings(write(tmp_path, ""), environ) == load_settings(write(tmp_path, ""), {})
+
+
+def test_a_working_folder_that_was_removed_has_no_file(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}).vm.cpus == 1
+    monkeypatch.chdir(tmp_path)

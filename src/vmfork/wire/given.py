@@ -1,0 +1,45 @@
+"""What callers give, in the one form that goes over the line; anything else is a `ConfigError` that names it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmfork.errors import ConfigError
+
+if TYPE_CHECKING:
+    Buffer = bytes | bytearray | memoryview
+    GuestPath = str | os.PathLike[str]
+
+
+def check_path(path: GuestPath, *, field: str = "path") -> str:
+    """The guest's path as text. Raises `ConfigError` when it is none, or not absolute."""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise ConfigError(field, path, f"{path!r} is not a path", hint="give text or a Path") from None
+    if not isinstance(text, str) or "\0" in text:
+        raise ConfigError(field, path, f"{path!r} is not a path in a guest", hint="give text without NUL")
+    if not text.startswith("/"):
+        raise ConfigError(field, path, f"{text!r} is not absolute", hint=f"the guest has no current folder: /{text}?")
+    return text
+
+
+def check_content(content: Buffer | str, *, field: str) -> bytes:
+    """Text as UTF-8, and anything that has bytes as those, whatever the shape of its items."""
+    if isinstance(content, bytes):
+        return content
+    try:
+        return content.encode() if isinstance(content, str) else memoryview(content).tobytes()
+    except UnicodeEncodeError as error:
+        raise ConfigError(field, content, f"is no text: {error.reason}", hint="give bytes") from None
+    except TypeError:
+        kind = type(content).__name__
+        raise ConfigError(field, content, f"must be bytes or text, and is of type {kind}") from None
+
+
+def check_limit(limit_s: float | None, *, field: str = "timeout_s") -> None:
+    """Raises `ConfigError` when it is neither a number of seconds nor `None`."""
+    if limit_s is None or (isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and limit_s >= 0):
+        return
+    raise ConfigError(field, limit_s, f"{limit_s!r} is not a number of seconds", hint="give a number, or None")

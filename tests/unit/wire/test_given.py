@@ -1,0 +1,48 @@
+"""What callers give is taken in every sensible form, and refused by its name in every other."""
+
+from __future__ import annotations
+
+import array
+from pathlib import PurePosixPath
+
+import pytest
+
+from vmfork.errors import ConfigError
+from vmfork.wire.given import check_content, check_limit, check_path
+
+
+def test_paths_may_be_text_or_path_objects() -> None:
+    assert check_path("/tmp/x") == check_path(PurePosixPath("/tmp/x")) == "/tmp/x"
+
+
+@pytest.mark.parametrize("path", ["etc/passwd", "", "/a\0b", b"/tmp", 5, None])
+def test_what_is_no_guests_path_is_refused_by_name(path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_path(path)
+    assert refused.value.field == "path"
+
+
+def test_content_counts_in_bytes_whatever_the_shape() -> None:
+    wide = array.array("i", range(1000))
+    for given in (wide, memoryview(wide), memoryview(wide.tobytes()).cast("B", (40, 100)), bytearray(wide.tobytes())):
+        assert check_content(given, field="input") == wide.tobytes()
+    assert check_content("é", field="input") == b"\xc3\xa9"
+
+
+@pytest.mark.parametrize("content", [5, None, ["x"], "\udcff", 1.5])
+def test_what_has_no_bytes_is_refused_by_name(content) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_content(content, field="input")
+    assert refused.value.field == "input"
+
+
+@pytest.mark.parametrize("limit", ["5", True, float("nan"), -1, object()])
+def test_what_is_no_time_limit_is_refused_by_name(limit) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_limit(limit)
+    assert refused.value.field == "timeout_s"
+
+
+def test_a_time_limit_is_a_number_or_none() -> None:
+    for limit in (None, 0, 5, 1.5):
+        check_limit(limit)
