@@ -8,13 +8,16 @@ import sys
 import pytest
 
 BEGIN = """
-import asyncio, os, threading
+import asyncio, os, threading, warnings
 from vmfork.errors import WrongContext
 from vmfork.portal import Portal
 
 async def answer():
     await asyncio.sleep(0)
     return 42
+
+# Python 3.12 and newer warn of a fork beside other threads, which is what is tried here.
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
 
 def answered_in_a_child(portal):
     pid = os.fork()
@@ -28,8 +31,7 @@ portal = Portal()
 
 def run_program(program: str) -> subprocess.CompletedProcess[str]:
     """In an interpreter of its own: the loop's thread is never stopped, and other tests fork, which wants no thread."""
-    # Python 3.12 and newer warn of a fork beside other threads, which is what is tried here.
-    command = [sys.executable, "-X", "dev", "-W", "ignore:.*multi-threaded:DeprecationWarning", "-c", program]
+    command = [sys.executable, "-X", "dev", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     # On a busy host the loop tells, for -X dev, of a step that took long.
     complaints = [line for line in done.stderr.splitlines() if not line.startswith("Executing ")]
