@@ -143,7 +143,8 @@ def test_as_init_it_calls_what_is_declared(folder: Path) -> None:
         # With its init everything in the namespace ends, then who waits for it, and strace.
         os.kill(pid_of(trace, INIT), signal.SIGKILL)
         process.communicate(timeout=LIMIT_S)
-    check_declared(called(trace, after=INIT), DECLARED["as init"], DECLARED["at work"])
+    # Where the test's folder is on a tmpfs, as /tmp of Debian 13 is, that is given a size, as in a machine.
+    check_declared(called(trace, after=INIT), DECLARED["as init"], DECLARED["at work"] | DECLARED["in a machine only"])
 
 
 def wait_for(trace: Path, text: str) -> None:
