@@ -100,7 +100,6 @@ def test_two_builds_of_one_name_make_one_image(home, images_dir, start_build):
     assert list_store(images_dir) == sorted([image.digest, "names/one"])
 
 
-@pytest.mark.qemu
 async def test_built_twice_it_is_the_same(built, home):
     _, first = built
     again = await build_image("another", LEAST, store=ImageStore(home / "images"))
