@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -170,8 +171,11 @@ def test_a_forked_child_has_machines_of_its_own_and_leaves_the_parents_alone(tem
 def run_program(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore:.*multi-threaded:DeprecationWarning", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    # A process that ends with a machine leaves its folder to the next command.
-    sweep_vms(find_places().vms)
+    # A process that ends with a machine leaves its folder to the next command, once its keeper has ended.
+    end = time.monotonic() + 10
+    while left_behind() and time.monotonic() < end:
+        sweep_vms(find_places().vms)
+        time.sleep(0.02)
     return done
 
 

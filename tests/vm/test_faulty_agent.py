@@ -55,7 +55,7 @@ async def test_without_a_fault_it_forks(faulty_template) -> None:
         ("lie-clock", AdoptError, "clock: "),
         ("refuse-clock", AdoptError, "clock: "),
         ("hang", AdoptError, f"agent: it did not answer within {LIMIT_S:g} s"),
-        ("die", LaunchError, "QEMU ended before the guest was ready"),
+        ("die", LaunchError, "the guest panicked: Attempted to kill init!"),
     ],
 )
 async def test_a_fault_destroys_the_fork(faulty_template, monkeypatch, fault, kind, said) -> None:

@@ -11,7 +11,7 @@ from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table, shown_progress
-from vmfork.config import Instance, check_name, find_places
+from vmfork.config import Instance, find_places
 from vmfork.errors import HostError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
@@ -92,7 +92,8 @@ def list_all(as_json: bool) -> None:
 def remove(name: str, force: bool, as_json: bool) -> None:
     """Remove the image NAME. Machines and templates made of it live on."""
     places = find_places()
-    templates = TemplateStore(places.templates).list_made_of(check_name(name, field="image"))
+    ImageStore(places.images).check_there(name)
+    templates = TemplateStore(places.templates).list_made_of(name)
     if templates and not force:
         raise ImageInUse(name, templates)
     ImageStore(places.images).remove(name)

@@ -99,9 +99,13 @@ class WatchedProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     async def aclose(self) -> None:
-        """The process is gone and reaped, whatever it was doing."""
+        """The process is gone and reaped, whatever it was doing. Cancelled, it is waited for without the loop."""
         self.kill()
-        await self.wait()
+        try:
+            await self.wait()
+        except asyncio.CancelledError:
+            self.end()
+            raise
 
     def end(self) -> None:
         """The process is gone and reaped, without an event loop: for when the one it was watched by is gone."""

@@ -116,15 +116,20 @@ class ImageStore:
         Raises `ImageNotFound`; `StoreBusy` while another process names or removes the image. VMs that run from it are
         not affected.
         """
-        digest = self._read_link(check_name(name, field="image"))
-        if digest is None:
-            raise ImageNotFound(name)
+        digest = self.check_there(name)
         lock = FileLock.try_acquire(self.lock_path(digest))
         if lock is None:
             raise StoreBusy(f"image {name!r}")
         with lock:
             self._link_of(name).unlink(missing_ok=True)
             self._discard_unnamed(digest)
+
+    def check_there(self, name: str) -> str:
+        """The digest that the name leads to. Raises `ImageNotFound`."""
+        digest = self._read_link(check_name(name, field="image"))
+        if digest is None:
+            raise ImageNotFound(name)
+        return digest
 
     def staging(self) -> AbstractContextManager[Path]:
         """A folder of our own for a build, gone with the block whatever ends it."""

@@ -108,13 +108,29 @@ async def _ask(path: Path) -> bytes:
         raise HostError(f"cannot run {path}: {error.strerror}") from error
     try:
         asked = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        output, _ = await asyncio.wait_for(child.communicate(asked), _LIMIT_S)
+        output = await asyncio.wait_for(_converse(child, asked), _LIMIT_S)
     except BaseException as error:
         child.kill()
         await child.wait()
         if isinstance(error, TimeoutError):
             raise HostError(f"{path} did not tell within {_LIMIT_S:g} s what it was built with") from error
         raise
+    return output
+
+
+async def _converse(child: asyncio.subprocess.Process, asked: bytes) -> bytes:
+    """All that the child answers until it ends.
+
+    Its input stays open meanwhile: a QEMU on a busy host that sees the end of it drops what it has not answered yet.
+    """
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(BrokenPipeError, ConnectionResetError):  # it ended first: its output tells
+        child.stdin.write(asked)
+        await child.stdin.drain()
+    output = await child.stdout.read()
+    await child.wait()
+    child.stdin.close()
     return output
 
 
