@@ -14,8 +14,8 @@ import warnings
 
 import pytest
 
-from vmfork.aio import VM, Factory, Template
-from vmfork.config import FactoryConfig, find_places
+from vmfork.aio import VM, Template
+from vmfork.config import find_places
 from vmfork.errors import WrongContext
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.folder import sweep_vms
@@ -122,19 +122,24 @@ async def test_a_dropped_program_is_ended(fork) -> None:
 
 
 def test_a_dropped_factory_ends_what_it_keeps(template_name) -> None:
-    async def fill() -> int:
-        factory = Factory(FactoryConfig(cache=1))
-        async with await factory.get_vm():
-            pass
-        while not (vms := factory.stats().cache.vms):
-            await asyncio.sleep(0.05)
-        return vms[0].pid
+    done = run_program("""
+import asyncio, gc, os, select, sys
+from vmfork.aio import Factory
+from vmfork.config import FactoryConfig
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        pid = asyncio.run(fill())
-        gc.collect()
-    assert is_gone(pid)
+async def fill():
+    factory = Factory(FactoryConfig(cache=1))
+    async with await factory.get_vm():
+        pass
+    while not (vms := factory.stats().cache.vms):
+        await asyncio.sleep(0.05)
+    return os.pidfd_open(vms[0].pid)
+
+ended = asyncio.run(fill())
+gc.collect()
+assert select.select([ended], [], [], 10)[0]
+""")
+    assert done.returncode == 0, done.stderr
 
 
 PROGRAM = """

@@ -8,6 +8,7 @@ import pytest
 from hosts.emulator import write_emulator
 from hosts.releases import open_debian12, open_debian13
 
+from tests.rules.capabilities import need
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import Template
 from vmfork.config import VMConfig
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.vm
 @pytest.fixture(scope="module")
 def other_qemu(tmp_path_factory) -> str:
     """The QEMU of Debian 13; where that is this host's, the one of Debian 12."""
+    need("namespaces")
     here = asyncio.run(find_qemu())
     with open_debian12() if here.release >= (10,) else open_debian13() as root:
         program = write_emulator(root, tmp_path_factory.mktemp("other") / "qemu")
