@@ -16,6 +16,7 @@ from vmfork.store import TemplateStore
 @pytest.fixture
 def removed(monkeypatch) -> list[str]:
     names: list[str] = []
+    monkeypatch.setattr(ImageStore, "check_there", lambda _store, _name: "digest")
     monkeypatch.setattr(ImageStore, "remove", lambda _store, name: names.append(name))
     monkeypatch.setattr(TemplateStore, "list_made_of", lambda _store, name: ["py", "web"] if name == "mine" else [])
     return names
