@@ -190,6 +190,7 @@ class CacheFactory(Owner):
         """What it holds and did."""
         return CacheStatus(
             size=self._size,
+            ready=len(self._line.ready),
             refilling=self._starter.count,
             waiting=self._line.waiting,
             given=self._counts["hits"] + self._counts["misses"],

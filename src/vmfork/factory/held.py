@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from vmfork.rpc.status import MachineStatus, PoolStatus
 
+if TYPE_CHECKING:
     from vmfork.machine.base import BaseVM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CachedVM:
-    """One machine that is ready. `age_s`: seconds since it was."""
+class CacheStatus(PoolStatus):
+    """The figures of a pool, and the machines that are ready in it.
 
-    id: str
-    pid: int
-    cpus: int
-    memory_mib: int
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheStatus:
-    """What a cache holds now, and what it did since it was opened.
-
-    `given`: machines handed out; `hits` of them at once, `misses` after waiting. `failed`: starts that failed, with
-    `last_error` the last. `dropped`: machines that were not handed out, by reason (`expired`, `unhealthy`, `replaced`).
-    `waiting`: callers that wait now.
+    `dropped` has three reasons: `expired`, `unhealthy`, `replaced`.
     """
 
-    size: int = 0
-    refilling: int = 0
-    waiting: int = 0
-    given: int = 0
-    hits: int = 0
-    misses: int = 0
-    failed: int = 0
-    last_error: str = ""
-    dropped: Mapping[str, int] = field(default_factory=dict)
     closed: bool = False
-    vms: tuple[CachedVM, ...] = ()
+    vms: tuple[MachineStatus, ...] = ()
 
     @property
-    def ready(self) -> int:
-        return len(self.vms)
+    def figures(self) -> PoolStatus:
+        """The figures alone, as a server tells them beside its machines."""
+        return PoolStatus(**{each.name: getattr(self, each.name) for each in fields(PoolStatus)})
 
 
 @dataclass(slots=True, eq=False)
@@ -62,9 +41,9 @@ class Held:
     def age_s(self) -> float:
         return time.monotonic() - self.since
 
-    def describe(self) -> CachedVM:
+    def describe(self) -> MachineStatus:
         vm = self.base_vm
-        return CachedVM(
+        return MachineStatus(
             id=vm.identity.vm_id,
             pid=vm.pid,
             cpus=vm.hardware.cpus,

@@ -8,10 +8,11 @@ import os
 from dataclasses import dataclass, field
 
 from vmfork.errors import Closed, DeadlineExceeded, HostError, VMForkError
-from vmfork.factory.held import CachedVM, CacheStatus
+from vmfork.factory.held import CacheStatus
 from vmfork.factory.kind import Kind
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
+from vmfork.rpc.status import MachineStatus
 
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256, max_cpus=2)
 
@@ -101,6 +102,7 @@ class StandInPool:
     def status(self) -> CacheStatus:
         return CacheStatus(
             size=self.size,
+            ready=len(self.ready),
             refilling=self.size - len(self.ready),
             waiting=self.waiting,
             given=self.given,
@@ -109,7 +111,9 @@ class StandInPool:
             failed=3,
             last_error="no room",
             dropped={"dead": 1},
-            vms=tuple(CachedVM(id=vm_id, pid=os.getpid(), cpus=1, memory_mib=256, age_s=1.0) for vm_id in self.ready),
+            vms=tuple(
+                MachineStatus(id=vm_id, pid=os.getpid(), cpus=1, memory_mib=256, age_s=1.0) for vm_id in self.ready
+            ),
         )
 
     async def refresh(self) -> None:

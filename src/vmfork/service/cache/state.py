@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from vmfork.config import VMConfig
     from vmfork.factory.cache import CacheFactory
-    from vmfork.factory.held import CachedVM, CacheStatus
 
 
 class ServerState:
@@ -108,19 +106,10 @@ class ServerState:
         live = tuple(vm.status for vm in self.given.find_live())
         pool = self.pool.status() if self.pool else None
         self.metrics.snapshot = Snapshot(
-            pool=_figures_of(pool) if pool else PoolStatus(),
+            pool=pool.figures if pool else PoolStatus(),
             live=len(live),
             refused=self.count_refused(),
             shared=shared,
             private=private,
         )
-        return tuple(_machine_of(vm) for vm in (pool.vms if pool else ())), live
-
-
-def _figures_of(pool: CacheStatus) -> PoolStatus:
-    figures = {each.name: getattr(pool, each.name) for each in fields(PoolStatus)}
-    return PoolStatus(**{**figures, "dropped": dict(pool.dropped)})
-
-
-def _machine_of(vm: CachedVM) -> MachineStatus:
-    return MachineStatus(id=vm.id, pid=vm.pid, cpus=vm.cpus, memory_mib=vm.memory_mib, age_s=vm.age_s)
+        return (pool.vms if pool else ()), live
