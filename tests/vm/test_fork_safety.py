@@ -32,9 +32,10 @@ def by_defence(template_name):
     """Templates whose forks are reseeded by the agent alone, by vmgenid alone, or not at all; built side by side."""
 
     async def build() -> list[Template]:
-        # A young kernel reseeds itself every few seconds, and then even forks that nobody reseeds differ: that of these
-        # is older, and did so just before it was frozen.
-        wanted = {"agent": (), "vmgenid": (), "none": ("sleep 8", RESEED_NOW)}
+        # A young kernel reseeds itself each half of its uptime, and then even forks that nobody reseeds differ. That of
+        # these did so just before it was frozen, and is old enough not to do so again before the draws of slow forks:
+        # with 8 s, so 4 s from one to the next, two forks once differed on a busy host.
+        wanted = {"agent": (), "vmgenid": (), "none": ("sleep 24", RESEED_NOW)}
         return await asyncio.gather(
             *(Template.build(f"reseed-{who}", VMConfig(reseed=who), warm_up=warm) for who, warm in wanted.items())
         )
