@@ -26,7 +26,7 @@ from benchmarks.suite.figures import Row, Samples, Target
 from vmfork.bench.stats import STATISTICS, bootstrap
 from vmfork.errors import ConfigError
 from vmfork.host.folders import write_whole
-from vmfork.records import read_record
+from vmfork.records import VERSION, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ class RunResult:
     accel: str
     measures: Mapping[str, MeasureResult]
     rows: tuple[RowResult, ...]
-    format: int = FORMAT
+    format: int = field(default=FORMAT, metadata=VERSION)
 
     def row(self, key: str) -> RowResult | None:
         return next((row for row in self.rows if row.key == key), None)
@@ -113,24 +113,16 @@ class RunResult:
 def read_result(path: Path) -> RunResult:
     """The run in the file at `path`. Raises `ConfigError` for no run, and for one of another format."""
     try:
-        data = path.read_bytes()
-        told = json.loads(data)
+        return read_record(RunResult, path.read_bytes())
     except OSError as error:
         raise ConfigError("file", str(path), f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError("file", str(path), f"{path} is not JSON: {error}") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        have = told.get("format") if isinstance(told, dict) else None
         raise ConfigError(
             "file",
             str(path),
-            f"{path} is not a result in format {FORMAT} (found {have!r})",
+            f"{path} is no whole result of a run: {error}",
             hint="make one: make bench, or python -m benchmarks.suite --json FILE",
-        )
-    try:
-        return read_record(RunResult, data)
-    except ValueError as error:
-        raise ConfigError("file", str(path), f"{path} is not a whole result: {error}") from error
+        ) from error
 
 
 def figure_of(row: Row | RowResult) -> Callable[[Sequence[Sequence[float]]], float]:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from vmfork.records import read_record, write_record
+from vmfork.records import VERSION, OtherVersion, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,48 @@ def test_a_whole_number_is_a_number_of_seconds() -> None:
 def test_a_damaged_field_is_named(values, named) -> None:
     with pytest.raises(ValueError, match=named):
         read_record(Outer, changed(**values))
+
+
+@dataclass(frozen=True)
+class Versioned:
+    count: int
+    format: int = field(default=2, metadata=VERSION)
+
+
+@dataclass(frozen=True)
+class Holder:
+    inner: Versioned
+
+
+@pytest.mark.parametrize("have", [1, 3, "2", None])
+def test_another_version_is_told_before_anything_else_is_looked_at(have) -> None:
+    for kind, data, name in (
+        (Versioned, {"count": "nonsense", "format": have}, "format"),
+        (Holder, {"inner": {"format": have}}, "inner.format"),
+    ):
+        with pytest.raises(OtherVersion) as caught:
+            read_record(kind, json.dumps(data).encode())
+        assert (caught.value.field, caught.value.have, caught.value.want) == (name, have, 2)
+
+
+def test_a_record_without_its_version_is_of_another() -> None:
+    with pytest.raises(OtherVersion):
+        read_record(Versioned, b'{"count": 1}')
+
+
+def test_only_the_fields_of_a_base_are_written_where_that_is_asked_for() -> None:
+    @dataclass(frozen=True)
+    class Known(Versioned):
+        path: object = None
+
+    known = Known(7, path=object())
+    assert read_record(Versioned, write_record(known, Versioned)) == Versioned(7)
+
+
+@pytest.mark.parametrize("data", [b"[" * 1_000_000, b'{"a":' * 1_000_000])
+def test_what_is_nested_too_deeply_is_refused(data) -> None:
+    with pytest.raises(ValueError, match="too deeply"):
+        read_record(Outer, data)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"null", b"\xff", b"{}"])

@@ -15,7 +15,7 @@ from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.folders import link_atomically, make_private
 from vmfork.host.lock import FileLock
 from vmfork.image.least import read_least
-from vmfork.image.record import RECORD_NAME, Image, RecordError, decode_record
+from vmfork.image.record import RECORD_NAME, Image, decode_record
 from vmfork.image.staging import discard, open_staging, sweep_staging
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ImageStore:
             if folder.is_dir():
                 raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
             return None
-        except (OSError, RecordError) as error:
+        except (OSError, ValueError) as error:
             raise ImageCorrupt(name, str(error)) from error
         if image.digest != digest:
             raise ImageCorrupt(name, "the record is another image's")

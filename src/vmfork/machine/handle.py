@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from vmfork.host.keeper import TOKEN_SIZE
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.timings import Timings
-from vmfork.records import read_record, write_record
+from vmfork.records import VERSION, OtherVersion, read_record, write_record
 
 # Raised with every change of the fields, and of what is said to a keeper.
 HANDLE_VERSION = 2
@@ -39,7 +38,7 @@ class VMHandle(Described):
     timings: Timings
     adoption: Adoption | None = None
     todo: Thaw = field(default_factory=Thaw)
-    version: int = HANDLE_VERSION
+    version: int = field(default=HANDLE_VERSION, metadata=VERSION)
 
     def __post_init__(self) -> None:
         if not is_vm_id(self.id) or len(bytes.fromhex(self.token)) != TOKEN_SIZE:
@@ -63,20 +62,22 @@ class VMHandle(Described):
     def from_json(cls, data: bytes) -> VMHandle:
         """The handle that `to_json` made. Raises `ConfigError` for other text, and for another version's handle."""
         try:
-            version = json.loads(data)["version"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError("handle", data[:40], "it is not the handle of a VM") from error
-        if version != HANDLE_VERSION:
+            return read_record(cls, data)
+        except OtherVersion as error:
+            if error.have is None:
+                raise _no_handle(data, "it is not the handle of a VM") from error
             raise ConfigError(
                 "handle.version",
-                version,
-                f"the handle has version {version!r}, this vmfork takes {HANDLE_VERSION}",
+                error.have,
+                f"the handle has version {error.have!r}, this vmfork takes {error.want}",
                 hint="use the same vmfork on both sides",
-            )
-        try:
-            return read_record(cls, data)
+            ) from error
         except ValueError as error:
-            raise ConfigError("handle", data[:40], f"it is damaged: {error}") from error
+            raise _no_handle(data, f"it is damaged: {error}") from error
+
+
+def _no_handle(data: bytes, reason: str) -> ConfigError:
+    return ConfigError("handle", data[:40], reason)
 
 
 def new_token() -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
+from dataclasses import dataclass, field
+from typing import Any
 
 from vmfork.errors import TemplateCorrupt, TemplateStale
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from vmfork.records import VERSION, OtherVersion, build_record, list_fields, parse_record
 
 FORMAT = 3
 FILE_NAME = "manifest.json"
@@ -60,7 +59,7 @@ class Manifest:
     max_cpus: int = 0
     max_memory_mib: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = field(default=FORMAT, metadata=VERSION)
 
     @property
     def fingerprint(self) -> str:
@@ -69,30 +68,18 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest as a file, with a checksum of itself so that an edit is noticed."""
-        body: dict[str, Any] = asdict(self)
-        body["checksum"] = _checksum(body)
-        return (json.dumps(body, indent=2) + "\n").encode()
+        body = list_fields(self)
+        return (json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, *, name: str) -> Manifest:
         """The manifest in `data`. Raises `TemplateStale` for another format, `TemplateCorrupt` for no manifest."""
         try:
-            body = json.loads(data)
+            return build_record(cls, _check_sum(parse_record(cls, data)))
+        except OtherVersion as error:
+            raise TemplateStale(name, error.field, error.have, error.want) from error
         except (ValueError, RecursionError) as error:
-            raise TemplateCorrupt(name, FILE_NAME, f"not JSON ({error})") from error
-        if not isinstance(body, dict):
-            raise TemplateCorrupt(name, FILE_NAME, "not a JSON object")
-        if body.get("format") != FORMAT:
-            raise TemplateStale(name, "format", body.get("format"), FORMAT)
-        checksum = body.pop("checksum", None)
-        if checksum != _checksum(body):
-            raise TemplateCorrupt(name, FILE_NAME, "its checksum does not match its content: it was edited or damaged")
-        if set(body) != {f.name for f in fields(cls)}:
-            raise TemplateCorrupt(name, FILE_NAME, "fields are missing or unknown")
-        for f in fields(cls):
-            if isinstance(body[f.name], list):
-                body[f.name] = tuple(body[f.name])
-        return cls(**body)
+            raise TemplateCorrupt(name, FILE_NAME, str(error)) from error
 
     def check_traits(self, wanted: Mapping[str, str]) -> None:
         """Raises `TemplateStale`, naming the first trait in `wanted` that differs."""
@@ -107,6 +94,13 @@ class Manifest:
 
 def fingerprint_of(traits: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(traits), sort_keys=True).encode()).hexdigest()
+
+
+def _check_sum(body: dict[str, Any]) -> dict[str, Any]:
+    """`body` without its checksum, which is of all else that was written, unknown fields too."""
+    if body.pop("checksum", None) != _checksum(body):
+        raise ValueError("its checksum does not match its content: it was edited or damaged")
+    return body
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

@@ -23,11 +23,11 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("nonsense", "is not JSON"),
-        ("[]", "is not a result in format 1"),
-        ('{"format": 99}', "found 99"),
-        ('{"format": 1}', "is not a whole result"),
-        ('{"format": 1, "measures": {}, "rows": [{"key": "x"}]}', "is not a whole result"),
+        ("nonsense", "is no whole result of a run: not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"format": 99}', "format is 99, and this vmfork reads 1"),
+        ('{"format": 1}', "mode is missing"),
+        ('{"format": 1, "mode": "default", "started_at": 7}', "started_at is 7"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path, content, reason):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -15,6 +15,7 @@ from vmfork.store import Manifest
 from vmfork.store.manifest import FORMAT, fingerprint_of
 
 FIELDS = [f.name for f in fields(Manifest)]
+NEEDED = [f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING]
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -105,18 +106,31 @@ def test_an_edited_field_is_corrupt(make_manifest, field):
         read(json.dumps({**body, field: other_than(body[field])}).encode())
 
 
-@pytest.mark.parametrize("field", [name for name in FIELDS if name != "format"])
+@pytest.mark.parametrize("field", NEEDED)
 def test_a_missing_field_is_corrupt_even_with_a_right_checksum(make_manifest, field):
     body = json.loads(make_manifest().to_json())
     del body[field]
-    with pytest.raises(TemplateCorrupt, match="missing or unknown"):
+    with pytest.raises(TemplateCorrupt, match=f"{field} is missing"):
         read(sealed(body))
 
 
-def test_an_unknown_field_is_corrupt_even_with_a_right_checksum(make_manifest):
+@pytest.mark.parametrize("field", sorted({*FIELDS} - {*NEEDED, "format"}))
+def test_a_field_that_an_older_vmfork_did_not_write_takes_its_default(make_manifest, field):
+    body = json.loads(make_manifest(warm_up=(), timings={}).to_json())
+    del body[field]
+    assert read(sealed(body)) == make_manifest(warm_up=(), timings={})
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if name != "format"])
+def test_a_field_of_another_type_is_corrupt_even_with_a_right_checksum(make_manifest, field):
     body = json.loads(make_manifest().to_json())
-    with pytest.raises(TemplateCorrupt, match="missing or unknown"):
-        read(sealed({**body, "colour": "green"}))
+    with pytest.raises(TemplateCorrupt, match=field):
+        read(sealed({**body, field: None}))
+
+
+def test_what_a_newer_vmfork_adds_in_this_format_is_left_out(make_manifest):
+    body = json.loads(make_manifest().to_json())
+    assert read(sealed({**body, "colour": "green"})) == make_manifest()
 
 
 @pytest.mark.parametrize("checksum", [None, "", 0, [], "0" * 64])
