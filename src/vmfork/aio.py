@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         SetupError,
         StoreBusy,
         TemplateCorrupt,
+        TemplateElsewhere,
         TemplateError,
         TemplateExists,
         TemplateNotFound,
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
-    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError",
-    "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
-    "WrongContext",
+    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
+    "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
+    "VMNotFound", "WrongContext",
 )  # fmt: skip
 
 _HOME = {
@@ -101,6 +102,7 @@ __all__ = [
     "StoreBusy",
     "Template",
     "TemplateCorrupt",
+    "TemplateElsewhere",
     "TemplateError",
     "TemplateExists",
     "TemplateNotFound",

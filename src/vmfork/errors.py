@@ -22,7 +22,8 @@ VMForkError                 code, hint
 │   ├── TemplateNotFound    build it
 │   ├── TemplateExists      pick another name, or replace
 │   ├── TemplateStale       rebuild: field, have, want
-│   └── TemplateCorrupt     rebuild: path, reason
+│   ├── TemplateCorrupt     rebuild: path, reason
+│   └── TemplateElsewhere   it is mounted in another mount namespace: use it there, or build it outside
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── VMNotFound              no VM of that id waits to be taken over
 ├── StoreBusy               another process works on the same name: wait, or look who
@@ -452,6 +453,24 @@ class TemplateCorrupt(TemplateError):
         )
         self.path = path
         self.reason = reason
+
+
+class TemplateElsewhere(TemplateError):
+    """The template is whole, in a mount namespace that `holder` keeps alive; from here its files are not seen."""
+
+    code = "template-elsewhere"
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(
+            name,
+            f"template {name!r} is mounted in another mount namespace, that of {holder}, and cannot be used from here",
+            hint=Hint(
+                "use it there, or take it away from there and build it here: Template.build(..., replace=True)",
+                "use it there (nsenter --mount --target PID), or take it away from there and build it here: "
+                f"vmfork template build {shlex.quote(name)} --replace",
+            ),
+        )
+        self.holder = holder
 
 
 class FitError(VMForkError):

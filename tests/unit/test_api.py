@@ -22,9 +22,9 @@ VALUES = {
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
-    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateError",
-    "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError", "VMNotFound",
-    "WrongContext",
+    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
+    "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
+    "VMNotFound", "WrongContext",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

@@ -36,6 +36,7 @@ SAMPLES = {
     errors.TemplateExists: errors.TemplateExists("py"),
     errors.TemplateStale: errors.TemplateStale("a b", "qemu.version", "7.2.1", "7.2.2"),
     errors.TemplateCorrupt: errors.TemplateCorrupt("a b", "memory", "is too short"),
+    errors.TemplateElsewhere: errors.TemplateElsewhere("a b", "process 7 (python)"),
     errors.FitError: errors.FitError("4 CPUs", "CPU 2 is broken", left="CPU 1 (busy)", log="the log"),
     errors.VMNotFound: errors.VMNotFound("0123456789ab", "it ended"),
     errors.StoreBusy: errors.StoreBusy("template py", "pid 7"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import subprocess
 
 import pytest
 
-from tests.vm.cli_runner import Running, left_of, vmfork
+from tests.vm.cli_runner import COMMAND, Running, left_of, vmfork
+from vmfork.aio import Template
+from vmfork.errors import TemplateElsewhere
 
 pytestmark = pytest.mark.vm
 
@@ -39,6 +43,21 @@ def test_init_looks_at_every_template_before_it_builds_one(settings) -> None:
     assert done.status == 1
     assert "no template is named 'absent'" in done.err
     assert "booting" not in done.err
+
+
+@pytest.mark.needs("namespaces")
+def test_a_template_in_a_mount_namespace_of_its_own_is_named_and_left_alone(settings) -> None:
+    """Its folder is empty for everybody else; `ensure` built another in its place, and the live one was gone."""
+    script = '"$@" factory init && echo up && read line && "$@" template verify own'
+    inside = ("unshare", "--mount", "sh", "-c", script, "sh", *COMMAND)
+    with Running(command=inside, env=settings, stdin=subprocess.PIPE) as builder:
+        builder.wait_for("up", fd=1)
+        told = f"template 'own' is mounted in another mount namespace, that of process {builder.process.pid} (sh)"
+        status = vmfork("factory", "status", env=settings)
+        assert (status.status, told in status.out) == (3, True), status
+        with pytest.raises(TemplateElsewhere, match=re.escape(told)):
+            asyncio.run(Template.ensure("own"))
+        assert "template own is whole" in builder.end(input=b"\n").check().out
 
 
 def test_init_of_a_client_says_where_the_template_is_built() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from vmfork.errors import (
     HostError,
     StoreBusy,
     TemplateCorrupt,
+    TemplateElsewhere,
     TemplateError,
     TemplateExists,
     TemplateNotFound,
@@ -25,8 +27,10 @@ from vmfork.errors import (
 from vmfork.host import facts
 from vmfork.host.folders import link_atomically, make_private, write_whole
 from vmfork.host.lock import FileLock, read_holder
+from vmfork.host.namespace import find_holder, is_private, mount_namespace
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.owner import Owner
+from vmfork.records import read_record, write_record
 from vmfork.store.manifest import FILE_NAME, Manifest
 from vmfork.store.ram_file import create_ram_file, digest_open_ram
 from vmfork.units import MIB, format_mib
@@ -35,6 +39,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+_log = logging.getLogger("vmfork")
+
+# Lies in a generation's folder, under its tmpfs: who can read it does not see the tmpfs.
+_COVERED = "covered.json"
 # Device state is 60 to 80 KB; this much is kept free for it beside the RAM.
 STATE_HEADROOM = 8 * MIB
 # Whoever holds the lock does so to read a manifest and open two files, or to swap a link.
@@ -76,6 +84,7 @@ class TemplateStore:
         GENERATION/          a tmpfs of its own where we may mount one, else a plain folder
             memory           RAM, sparse
             state            device state without RAM
+            covered.json     under that tmpfs, so not seen where the tmpfs is: in which mount namespace it is
             manifest.json    written last
         current              link to the generation in force; swapped atomically
     ```
@@ -94,7 +103,7 @@ class TemplateStore:
         """Names of the templates that were booted from the image of that name, as far as they can be read, sorted."""
         found = []
         for name in self.list_names():
-            with suppress(TemplateNotFound, TemplateCorrupt, TemplateStale, StoreBusy):
+            with suppress(TemplateNotFound, TemplateCorrupt, TemplateElsewhere, TemplateStale, StoreBusy):
                 if self.read_manifest(name).image == image:
                     found.append(name)
         return found
@@ -107,14 +116,18 @@ class TemplateStore:
             return None
 
     def read_manifest(self, name: str) -> Manifest:
-        """The manifest of the template in force. `TemplateNotFound`, `TemplateCorrupt`, `TemplateStale` (format)."""
+        """The manifest of the template in force.
+
+        `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, `TemplateStale` (format).
+        """
         with self._shared(name) as folder:
             return _read_manifest(name, folder)
 
     def open(self, name: str, *, generation: str = "") -> OpenTemplate:
         """The template's files, found whole: sizes of both and the digest of the state match the manifest.
 
-        `TemplateNotFound`, `TemplateCorrupt`, `TemplateStale` (format, or frozen before the host was last booted).
+        `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, `TemplateStale` (format, or frozen before the host
+        was last booted).
         With `generation`, only that one will do: `TemplateNotFound` when another is in force now.
         """
         with self._shared(name) as folder, ExitStack() as on_failure:
@@ -257,7 +270,10 @@ class Staging(Owner):
         _check_memory(need)
         self._path.mkdir(mode=0o700)
         try:
+            covered = self._path / _COVERED
+            write_whole(covered, write_record(_Covered(mount_namespace(), facts.boot_id())))
             if not mount_tmpfs(self._path, size_bytes=need):
+                covered.unlink()
                 _check_space(self._path, need)
             self.memory_fd = create_ram_file(self._path / "memory", size_bytes=memory_bytes)
         except BaseException:
@@ -283,6 +299,10 @@ class Staging(Owner):
         write_whole(self._path / FILE_NAME, manifest.to_json())
         with await _lock_exclusively(self._folder):
             link_atomically(self._folder / "current", self.generation)
+        if is_private(self._path):
+            _log.warning(
+                "note: template %r is seen in this mount namespace alone, and goes with its last process", self.name
+            )
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -338,6 +358,7 @@ def _read_manifest(name: str, folder: Path) -> Manifest:
     try:
         data = (folder / FILE_NAME).read_bytes()
     except FileNotFoundError as error:
+        _check_uncovered(name, folder)
         raise TemplateCorrupt(name, FILE_NAME, "it is missing") from error
     except OSError as error:
         raise TemplateError(name, f"cannot read {folder / FILE_NAME}: {error.strerror}") from error
@@ -345,6 +366,29 @@ def _read_manifest(name: str, folder: Path) -> Manifest:
     if (manifest.name, manifest.generation) != (name, folder.name):
         raise TemplateCorrupt(name, FILE_NAME, f"it is of template {manifest.name!r}, generation {manifest.generation}")
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    """Where the tmpfs of a generation was mounted."""
+
+    mount_namespace: str
+    host_boot_id: str
+
+
+def _check_uncovered(name: str, folder: Path) -> None:
+    """Raises what became of the tmpfs that covered `folder`, where one did and is not seen from here."""
+    try:
+        covered = read_record(_Covered, (folder / _COVERED).read_bytes())
+    except (OSError, ValueError):
+        return
+    if covered.host_boot_id != facts.boot_id():
+        raise TemplateStale(name, "host.boot_id", covered.host_boot_id, facts.boot_id())
+    if covered.mount_namespace == mount_namespace():
+        raise TemplateCorrupt(name, folder.name, "its tmpfs was unmounted")
+    if holder := find_holder(covered.mount_namespace):
+        raise TemplateElsewhere(name, holder)
+    raise TemplateCorrupt(name, folder.name, "its tmpfs went with the mount namespace that it was mounted in")
 
 
 def _check_boot(manifest: Manifest) -> None:

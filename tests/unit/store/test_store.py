@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from vmfork.errors import (
     HostError,
     StoreBusy,
     TemplateCorrupt,
+    TemplateElsewhere,
     TemplateExists,
     TemplateNotFound,
     TemplateStale,
@@ -341,6 +343,55 @@ async def test_a_fork_in_another_process_keeps_a_removed_template(store, build, 
     assert exit_code_of(pid) == 0
     for fd in (*ready, *removed):
         os.close(fd)
+
+
+def leave_mount_namespace() -> None:
+    """This process has a mount namespace of its own, from which nothing propagates: unshare(2), mount(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    assert libc.unshare(new_namespace) == 0, os.strerror(ctypes.get_errno())
+    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0, os.strerror(ctypes.get_errno())
+
+
+@pytest.mark.needs("namespaces")
+async def test_a_template_mounted_in_another_namespace_is_named_until_that_is_gone(store, build, tmp_path, caplog):
+    """From outside its folder is empty; `ensure` took it for damage and built another in its place."""
+    built, done = os.pipe(), os.pipe()
+
+    def build_inside():
+        leave_mount_namespace()
+        generation = asyncio.run(build(store))
+        assert store.verify("one").generation == generation
+        assert "seen in this mount namespace alone" in caplog.text
+        os.write(built[1], b"x")
+        os.read(done[0], 1)
+
+    pid = fork_child(build_inside)
+    os.read(built[0], 1)
+    for look in (store.open, store.read_manifest, store.verify):
+        with pytest.raises(TemplateElsewhere, match=f"that of process {pid} "):
+            look("one")
+    assert store.list_names() == ["one"]
+    assert store.list_made_of("default") == []
+    os.write(done[1], b"x")
+    assert exit_code_of(pid) == 0
+    with pytest.raises(TemplateCorrupt, match="went with the mount namespace"):
+        store.open("one")
+    await build(store, replace=True)
+    store.verify("one")
+    assert len(mounts_below(tmp_path)) == 1
+    for fd in (*built, *done):
+        os.close(fd)
+
+
+@as_root
+async def test_a_tmpfs_that_was_unmounted_or_went_with_a_reboot_is_told_as_that(store, build, monkeypatch):
+    unmount(store.folder / "one" / await build(store))
+    with pytest.raises(TemplateCorrupt, match="its tmpfs was unmounted"):
+        store.open("one")
+    monkeypatch.setattr(facts, "boot_id", lambda: "after the reboot")
+    with pytest.raises(TemplateStale, match=r"host\.boot_id"):
+        store.open("one")
 
 
 async def test_what_is_being_replaced_cannot_be_removed(store, build):
