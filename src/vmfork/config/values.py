@@ -15,7 +15,7 @@ MachineChoice = Literal["auto", MachineKind]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
 ASLR = Literal["auto", "on", "off"]
 BuildPolicy = Literal["now", "background"]
-Oversize = Literal["refuse", "allow"]
+Oversize = Literal["refuse", "allow", "boot"]
 
 NAME_LIMIT = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -61,6 +61,10 @@ def _check_whole(field: str, value: object, *, low: int, high: int | None = None
 def _check_seconds(field: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise ConfigError(field, value, f"{value!r} is not a positive number of seconds")
+
+
+def _either(known: tuple[str, ...]) -> str:
+    return " or ".join((", ".join(known[:-1]), known[-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +201,9 @@ class FactoryConfig:
     """Which factory, and for what machines.
 
     `template` forks VMs from the template called `template_name`; without it every VM is booted.
-    `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says whether a
-    machine larger than asked may be given (`allow`) or not (`refuse`). With `build = "background"` a template that is
+    `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says what
+    becomes of a request where only larger machines are ready: it is refused (`refuse`), given one of them (`allow`), or
+    one of its size is booted (`boot`). With `build = "background"` a template that is
     missing is built while machines are booted; with `now` opening the factory builds it.
     `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
     `remote` asks such a server.
@@ -228,7 +233,7 @@ class FactoryConfig:
             check_name(name, field="factory.templates")
         for name, known in (("build", get_args(BuildPolicy)), ("oversize", get_args(Oversize))):
             if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {' or '.join(known)}")
+                raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
         _check_whole("factory.cache", self.cache, low=0)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
         if self.endpoint:

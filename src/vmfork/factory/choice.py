@@ -99,22 +99,35 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
     if fitting:
         return min(fitting, key=lambda entry: entry[0])[1]
     # A base that is of the right kind tells more than one that is not.
-    for telling in (Oversize(), Miss(Lack.MEMORY.value), Miss(Lack.CPUS.value)):
+    for telling in (Oversize(), *(Miss(lack.value) for lack in _TELLING)):
         if telling in misses:
             return telling
     return misses[0] if misses else Miss("no base")
 
 
+_TELLING = (Lack.MEMORY, Lack.CPUS, Lack.MEMORY_ROOM, Lack.CPU_ROOM)
 _RANKS = {Match.EXACT: 0, Match.GROWN: 1, Match.LARGER: 2}
 
 
 def judge_size(have: Hardware, want: VMConfig) -> Match | Lack:
-    """How a machine of `have` comes to the size that is wanted, or what it has no room for."""
+    """How a machine of `have` comes to the size that is wanted, or what it has no room for, now or later."""
+    if (
+        lack := find_lack(have, cpus=want.cpus, memory_mib=want.memory_mib) or _find_lack_of_room(have, want)
+    ) is not None:
+        return lack
     if (have.cpus, have.memory_mib) == (want.cpus, want.memory_mib):
         return Match.EXACT
-    if (lack := find_lack(have, cpus=want.cpus, memory_mib=want.memory_mib)) is not None:
-        return lack
     return Match.LARGER if have.cpus > want.cpus or have.memory_mib > want.memory_mib else Match.GROWN
+
+
+def _find_lack_of_room(have: Hardware, want: VMConfig) -> Lack | None:
+    """The room to grow that is wanted and that a machine of `have` has not. More room than wanted is no lack."""
+    match find_lack(have, cpus=want.max_cpus, memory_mib=want.max_memory_mib):
+        case Lack.CPUS:
+            return Lack.CPU_ROOM
+        case Lack.MEMORY:
+            return Lack.MEMORY_ROOM
+    return None
 
 
 def _cost(have: Hardware, want: VMConfig) -> tuple[int, int]:

@@ -124,9 +124,9 @@ class Factory(Owner):
         """A running VM of exactly this configuration (the factory's own by default), adopted and answering.
 
         `timeout_s` bounds the wait for a machine of a cache (by default the configuration's `fork_timeout_s`); then one
-        is booted. A base larger than the request is a `ConfigError`, unless `oversize` is `allow`. `SetupError` when a
-        hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`, `HostError`; nothing is left
-        after any of them.
+        is booted. Where only larger machines are ready, `oversize` decides: by default that is a `ConfigError`.
+        `SetupError` when a hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`,
+        `HostError`; nothing is left after any of them.
         """
         fork = ForkRequest(env=env or {}, files=files or {})
         request = _Request(config or self.config.vm, fork, timeout_s)
@@ -179,7 +179,7 @@ class Factory(Owner):
         failed: Miss | None = None
         for left in reversed(range(_TRIES)):
             choice = await self._choose(request)
-            if isinstance(choice, Oversize):
+            if isinstance(choice, Oversize) and self.config.oversize == "refuse":
                 raise self._refuse(request.config)
             if isinstance(choice, Miss):
                 return failed or choice
@@ -249,7 +249,8 @@ class Factory(Owner):
             "vm",
             wanted,
             f"{_spell(wanted)} were asked for, what is ready is larger: {sizes}",
-            hint='take it as it is with oversize = "allow" in [factory], or add a template of that size to `templates`',
+            hint='in [factory], take it as it is with oversize = "allow", boot one of that size with "boot", or add a '
+            "template of that size to `templates`",
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import VMForkError
-from vmfork.factory.choice import Choice, Oversize, Want, choose
+from vmfork.factory.choice import Choice, Miss, Oversize, Want, choose
 from vmfork.factory.template import TemplateFactory
 from vmfork.host.memory import read_memory
 from vmfork.image import ImageStore
@@ -75,7 +75,7 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
         memory_mib=m.memory_mib,
         memory_allocated_bytes=m.memory_allocated_bytes,
         fingerprint=m.fingerprint,
-        requests=found.match if isinstance(found, Choice) else "refused" if isinstance(found, Oversize) else "booted",
+        requests=_become(found, config),
         differs=_find_differences(base.kind, want),
         forks=forks,
         memory_shared_bytes=shared,
@@ -84,10 +84,17 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
     )
 
 
+def _become(found: Choice | Miss, config: FactoryConfig) -> str:
+    if isinstance(found, Choice):
+        return found.match
+    return "refused" if isinstance(found, Oversize) and config.oversize == "refuse" else "booted"
+
+
 def _find_differences(kind: Kind, want: Want) -> tuple[str, ...]:
     """All in which the template is not what the configuration asks for, sizes included."""
     have, config = kind.hardware, want.config
     sizes = [key for key in ("cpus", "memory_mib") if getattr(have, key) != getattr(config, key)]
+    sizes += [key for key in ("max_cpus", "max_memory_mib") if getattr(have, key) < getattr(config, key)]
     image = ["image"] if kind.image != config.image else []
     return (*image, *sizes, *(trait for trait in want.find_differences(kind) if trait != "image"))
 

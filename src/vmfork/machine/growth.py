@@ -30,6 +30,8 @@ class Lack(StrEnum):
 
     CPUS = "cpus"
     MEMORY = "memory_mib"
+    CPU_ROOM = "max_cpus"
+    MEMORY_ROOM = "max_memory_mib"
 
 
 def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:

@@ -41,6 +41,27 @@ def test_a_size_is_met_grown_to_exceeded_or_lacking(have, cpus, memory_mib, foun
 
 
 @pytest.mark.parametrize(
+    ("have", "wanted", "found"),
+    [
+        (sized(1, 256), {"max_cpus": 4}, Lack.CPU_ROOM),
+        (sized(1, 256, max_cpus=2), {"max_cpus": 4}, Lack.CPU_ROOM),
+        (sized(1, 256, max_cpus=8), {"max_cpus": 4}, Match.EXACT),
+        (sized(2, 256), {"max_cpus": 2}, Match.LARGER),
+        (sized(1, 256), {"max_cpus": 1}, Match.EXACT),
+        (sized(1, 256), {"max_memory_mib": 512}, Lack.MEMORY_ROOM),
+        (sized(1, 256, max_memory_mib=512), {"max_memory_mib": 512}, Match.EXACT),
+        # Grown in blocks to 384 first: of 684 in all it comes to 768.
+        (sized(1, 256, max_memory_mib=768), {"memory_mib": 300, "max_memory_mib": 684}, Match.GROWN),
+        (sized(1, 256, max_memory_mib=640), {"memory_mib": 300, "max_memory_mib": 684}, Lack.MEMORY_ROOM),
+        (sized(1, 256, max_cpus=4), {"cpus": 2, "max_cpus": 8}, Lack.CPU_ROOM),
+    ],
+)
+def test_the_room_to_grow_is_compared(have, wanted, found) -> None:
+    """A template without room counted as `exact` for a request that asked for room."""
+    assert judge_size(have, VMConfig(**wanted)) is found
+
+
+@pytest.mark.parametrize(
     ("config", "trait"),
     [
         ({"accel": "kvm"}, "accel"),
@@ -74,5 +95,6 @@ def test_the_nearest_miss_is_told() -> None:
     small, large, other = base(), base(4, 1024), base(traits={**TRAITS, "reseed": "none"})
     assert choose([other, small, large], want(cpus=2), oversize=False) == Oversize()
     assert choose([other, small], want(cpus=2, memory_mib=512), oversize=False) == Miss("cpus")
+    assert choose([other, small], want(max_cpus=2), oversize=False) == Miss("max_cpus")
     assert choose([other], want(), oversize=False) == Miss("reseed")
     assert choose([], want(), oversize=False) == Miss("no base")

@@ -236,6 +236,9 @@ async def test_smaller_than_all_is_refused_or_allowed_never_silent(world) -> Non
     async with Factory(FactoryConfig(templates=("large",), oversize="allow")) as factory:
         assert (await factory.get_vm()).hardware.memory_mib == 1024
         assert factory.stats().choices == {"larger": 1}
+    async with Factory(FactoryConfig(templates=("large",), oversize="boot")) as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 256
+        assert factory.stats().fallbacks == {"oversize": 1}
 
 
 async def test_what_was_replaced_by_something_larger_is_not_given_unasked(world) -> None:
@@ -482,7 +485,7 @@ def test_a_size_of_the_pool_that_is_no_number_is_refused() -> None:
             FactoryConfig(cache=value)
 
 
-@pytest.mark.parametrize(("field", "known"), [("oversize", "refuse or allow"), ("build", "now or background")])
+@pytest.mark.parametrize(("field", "known"), [("oversize", "refuse, allow or boot"), ("build", "now or background")])
 def test_an_unknown_policy_is_refused(field, known) -> None:
     with pytest.raises(ConfigError, match="'perhaps' is not known") as caught:
         FactoryConfig(**{field: "perhaps"})
