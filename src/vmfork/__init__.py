@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork import aio
@@ -100,11 +101,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "aio":
-        return importlib.import_module("vmfork.aio")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module("vmfork.blocking" if name in _BLOCKING else "vmfork.aio"), name)
-    globals()[name] = value
-    return value
+_HOMES = {
+    **dict.fromkeys(__all__, "vmfork.aio"),
+    **dict.fromkeys(_BLOCKING, "vmfork.blocking"),
+}
+
+__getattr__ = late_names(__name__, _HOMES)

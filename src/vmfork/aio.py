@@ -5,8 +5,9 @@ Nothing is imported until it is used: importing this module costs next to nothin
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
@@ -58,7 +59,7 @@ _ERRORS = (
     "VMNotFound", "WrongContext",
 )  # fmt: skip
 
-_HOME = {
+_HOMES = {
     "VM": "vmfork.api.vm",
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
@@ -117,9 +118,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = late_names(__name__, _HOMES)

@@ -38,7 +38,9 @@ A message is made from fields, and the fields stay readable. Cancellation is nev
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vmfork.hint import Hint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,21 +50,6 @@ if TYPE_CHECKING:
 _TAIL_SIZE = 8192
 # And so much with a traceback, which has other things to show.
 _NOTE_SIZE = 4096
-
-
-class Hint(str):
-    """What to do, in the words of a Python program. `command` says it in those of the command line."""
-
-    __slots__ = ("command",)
-    command: str
-
-    def __new__(cls, text: str, command: str = "") -> Self:
-        hint = super().__new__(cls, text)
-        hint.command = command or text
-        return hint
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Hint, (str(self), self.command)
 
 
 class VMForkError(Exception):

@@ -11,7 +11,6 @@ run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage to
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import sys
@@ -32,6 +31,7 @@ from vmfork.cli.show import (
     show_unexpected,
 )
 from vmfork.errors import ConfigError, VMForkError
+from vmfork.late import import_late
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, RUF100
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"vmfork.cli.{cmd_name}").command
+        command: click.Command = import_late(f"vmfork.cli.{cmd_name}", "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, RUF100
