@@ -340,6 +340,7 @@ def test_more_machines_than_memory_is_refused_with_the_arithmetic(settings) -> N
     outcome = vmfork("factory", "init", env={**settings, "VMFORK_FACTORY_CACHE": "100000"})
     assert outcome.status == 2
     assert "100000 machines of 64 MiB each need" in outcome.err
+    assert "booting" not in outcome.err
     assert "give at most" in outcome.err
 
 

@@ -491,7 +491,10 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
     on = told("status")
     assert (on["on"], on["template"], on["cpus"], on["memory_mib"], on["differs"]) == (True, "made", 1, 256, [])
     assert vmfork("factory", "status", *config).check().out.startswith("on: template made")
-    is_error(vmfork("factory", "init", *config), 1, "exists already", "factory destroy")
+    for strict in ((), ("--new",)):
+        is_error(vmfork("factory", "init", *config, *strict), 1, "exists already", "factory destroy")
+    assert "template made is ready" in vmfork("factory", "init", *config, "--ensure").check().out
+    assert told("status")["generation"] == on["generation"]
     # What was forked goes on without its template, of which no mount is left.
     with Running("run", "-t", "made", "sh", "-c", "echo up; read l; date >&2; echo $l", stdin=subprocess.PIPE) as fork:
         fork.wait_for("up", fd=1)

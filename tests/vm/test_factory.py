@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vmfork.aio import Factory, Template
 from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
-from vmfork.errors import TemplateExists, TemplateNotFound
+from vmfork.errors import TemplateNotFound
 from vmfork.image import ImageStore
 from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.machine.prepare import prepare
@@ -38,12 +42,27 @@ async def test_template_forks_and_falls_back_with_the_reason(template_name) -> N
                 assert (await vm.exec(["hostname"])).stdout.strip() == vm.hostname
             stats = factory.stats()
             assert (stats.requests, stats.from_base, stats.fallbacks) == (2, 1, {"memory_mib": 1})
-            with pytest.raises(TemplateExists):
-                await Factory(config).open()
+            generation = (await Template.open(config.template_name)).generation
+            async with Factory(config) as again, await again.get_vm() as vm:
+                assert vm.template == config.template_name
+                assert (await Template.open(config.template_name)).generation == generation
             async with Factory(config, fetch_only=True) as fetched, await fetched.get_vm() as vm:
                 assert vm.template == config.template_name
         finally:
             await (await Template.open(config.template_name)).remove()
+
+
+async def test_the_factory_of_the_readme_gives_a_fork_each_time_it_is_run(template_name) -> None:
+    shown = (Path(__file__).parents[2] / "README.md").read_text()
+    (program,) = (block for block in re.findall(r"```python\n(.*?)```", shown, re.DOTALL) if "Factory(" in block)
+    try:
+        for _ in range(2):
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                await asyncio.to_thread(exec, program, {})
+            assert said.getvalue() == "factory\n"
+    finally:
+        await (await Template.open("factory")).remove()
 
 
 def make_image(name: str, digest: str) -> None:

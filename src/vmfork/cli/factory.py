@@ -45,12 +45,21 @@ def command() -> None:
 
 @command.command("init")
 @config_option
+@click.option(
+    "--new/--ensure",
+    default=None,
+    help="Fail where the template is there already, or use it where it fits. Default: --new; --ensure with "
+    'build = "background" or a cache.',
+)
 @json_option
-def init(config_file: Path | None, as_json: bool) -> None:
+def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
     """Build the factory's template; with a cache, keep machines ready and serve them until ended."""
     settings = get_settings(config_file=config_file)
     config = settings.factory
     if config.cache > 0:
+        if new:
+            reason = "a server that starts again uses the template that is there"
+            raise ConfigError("new", new, reason, hint="leave --new away, or set cache = 0")
         serve_cache(settings, as_json=as_json)
         return
     if not config.template:
@@ -59,7 +68,7 @@ def init(config_file: Path | None, as_json: bool) -> None:
             hint = "with remote = true machines come from a server: run this where it serves, without remote"
         raise ConfigError("factory.template", config.template, "the factory has no template to build", hint=hint)
     with shown_progress() as progress:
-        run_async(_build(settings, progress))
+        run_async(_build(settings, progress, new=config.build == "now" if new is None else new))
     if as_json:
         show_json({"initialized": True, "template": config.template_name})
     else:
@@ -157,8 +166,8 @@ def _show_server(status: ServerStatus) -> None:
         show_table(("VM", "PID", "STATE", "CPUS", "MIB", "FOR"), rows)
 
 
-async def _build(settings: Settings, progress: ProgressListener) -> None:
+async def _build(settings: Settings, progress: ProgressListener, *, new: bool) -> None:
     config, places = settings.factory, find_places()
     await check_templates(config, places=places)
     await prepare_image(settings, progress)
-    await build_template(config, places=places, progress=progress)
+    await build_template(config, new=new, places=places, progress=progress)

@@ -16,6 +16,7 @@ from vmfork.cli.show import shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint, parse_metrics_address
 from vmfork.errors import ConfigError, DeadlineExceeded
+from vmfork.factory.capacity import check_pool
 from vmfork.factory.setup import check_templates
 from vmfork.host.wait import wait_readable
 from vmfork.rpc.endpoint import check_socket, find_server
@@ -76,6 +77,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
     with shown_progress() as progress:
 
         async def make_pool() -> CacheFactory:
+            await check_pool(config, instance=Instance(places, progress))
             await check_templates(config, places=places)
             await prepare_image(settings, progress)
             return await open_pool(config, Instance(places, progress))

@@ -203,8 +203,8 @@ class FactoryConfig:
     `template` forks VMs from the template called `template_name`; without it every VM is booted.
     `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says what
     becomes of a request where only larger machines are ready: it is refused (`refuse`), given one of them (`allow`), or
-    one of its size is booted (`boot`). With `build = "background"` a template that is
-    missing is built while machines are booted; with `now` opening the factory builds it.
+    one of its size is booted (`boot`). A template that is missing, or does not fit, is built: with `build = "now"` by
+    opening the factory, with `background` while machines are booted.
     `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
     `remote` asks such a server.
     `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves

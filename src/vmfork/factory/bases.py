@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, TemplateError, VMForkError
 from vmfork.factory.build import BackgroundBuild
 from vmfork.factory.cache import CacheFactory
+from vmfork.factory.capacity import check_pool
 from vmfork.factory.choice import Miss
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
@@ -157,6 +158,7 @@ class Bases:
         if config.remote and config.cache == 0:
             self._watched.append(_Watched(await RemoteFactory.open(config, places=self._instance.places)))
             return
+        await check_pool(config, instance=self._instance)
         if self._may_build:
             await self._use_or_build()
         elif config.template:
@@ -171,7 +173,7 @@ class Bases:
         name, vm = self._config.template_name, self._config.vm
         if self._fetch_only:
             return await TemplateFactory.fetch(name, vm, instance=self._instance)
-        return await TemplateFactory.create(name, vm, instance=self._instance)
+        return await TemplateFactory.ensure(name, vm, instance=self._instance)
 
     @property
     def _may_build(self) -> bool:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
 from vmfork.host import facts
+from vmfork.template.source import Source
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
+    from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.kind import Kind
 
 # What a parked fork costs beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured 30 MiB
@@ -23,13 +25,34 @@ def check_size(size: int, kind: Kind) -> None:
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError("factory.cache", size, f"{size!r} is not a number of machines", hint="give 1 or more")
-    each_mib = PARKED_FORK_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib)
+    _check_room(size, each_mib=PARKED_FORK_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib))
+
+
+async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
+    """Raises `ConfigError`, as `check_size` will, before anything is built for the pool of `config`.
+
+    A template that is still to be built is counted too. Nothing is checked where there is to be no pool.
+    """
+    if not config.cache:
+        return
+    ram_mib = config.vm.memory_mib
+    if not config.template:
+        _check_room(config.cache, each_mib=PARKED_FORK_MIB + ram_mib)
+    elif await Source.find(config.template_name, config.vm, instance=instance) is None:
+        _check_room(config.cache, each_mib=PARKED_FORK_MIB, template_mib=ram_mib)
+    else:
+        _check_room(config.cache, each_mib=PARKED_FORK_MIB)
+
+
+def _check_room(size: int, *, each_mib: int, template_mib: int = 0) -> None:
     available_mib = facts.available_memory_bytes() // MIB
-    if size * each_mib > available_mib:
+    if size * each_mib + template_mib > available_mib:
+        template = f" and their template {format_mib(template_mib)}" if template_mib else ""
+        most = max(0, available_mib - template_mib) // each_mib
         raise ConfigError(
             "factory.cache",
             size,
-            f"{size} machines of {format_mib(each_mib)} each need {format_mib(size * each_mib)}, "
+            f"{size} machines of {format_mib(each_mib)} each need {format_mib(size * each_mib)}{template}, "
             f"the host has {format_mib(available_mib)}",
-            hint=f"give at most {available_mib // each_mib}",
+            hint=f"give at most {most}" if most else "stop something else, or do without a pool",
         )

@@ -68,17 +68,17 @@ class Factory(Owner):
     template  remote  cache  fetch_only  base
     no        no      0      no          direct: boots
     no        no      0      yes         direct: boots
-    yes       no      0      no          template: built now; TemplateExists when there is one
+    yes       no      0      no          template: used, or built now where it is missing or does not fit
     yes       no      0      yes         template: fetched; TemplateNotFound when there is none
     no        any     > 0    no          cache over direct
     no        any     > 0    yes         ConfigError
-    yes       any     > 0    no          cache over template: built now; TemplateExists when there is one
+    yes       any     > 0    no          cache over template: used, or built now where it is missing or does not fit
     yes       any     > 0    yes         ConfigError
     any       yes     0      no          remote: asks the cache server
     any       yes     0      yes         remote: asks the cache server
     ```
-    With `build = "background"` a template that is missing is built while machines are booted, and one that is there is
-    used. Making a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
+    With `build = "background"` machines are booted while a template is built. Making a factory does nothing yet: it
+    opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
     config: FactoryConfig

@@ -18,17 +18,20 @@ async def check_templates(config: FactoryConfig, *, places: Places) -> None:
         await Template.open(name, config=config.vm, places=places)
 
 
-async def build_template(config: FactoryConfig, *, places: Places, progress: ProgressListener) -> Template:
-    """The factory's template, whole and fit for this host. It was built before this returns, whatever `build` says.
+async def build_template(config: FactoryConfig, *, new: bool, places: Places, progress: ProgressListener) -> Template:
+    """The factory's template, whole and fit for this host, whatever `build` says.
 
-    With `build = "now"`, raises `TemplateExists` when there is one. With `background`, which uses a template that it
-    finds, it is built only where it is missing or does not fit.
+    With `new` it was built: raises `TemplateExists` when there is one. Else it was built only where it is missing or
+    does not fit.
     """
     name, vm = config.template_name, config.vm
-    if config.build == "background":
+    if not new:
         return await Template.ensure(name, vm, places=places, progress=progress)
     try:
         return await Template.build(name, vm, places=places, progress=progress)
     except TemplateExists as error:
-        error.hint = "it is in use as it is (vmfork factory status); to build anew: vmfork factory destroy"
+        error.hint = (
+            "it is in use as it is (vmfork factory status, vmfork factory init --ensure); "
+            "to build anew: vmfork factory destroy"
+        )
         raise

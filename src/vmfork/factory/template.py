@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import TemplateCorrupt
 from vmfork.factory.kind import Kind
-from vmfork.template.build import build_template, ensure_template
+from vmfork.template.build import ensure_template
 from vmfork.template.kept import find_recipe
 from vmfork.template.source import Source
 
@@ -28,11 +28,6 @@ class TemplateFactory:
         self._instance = instance
         self.kind = _kind_of(source)
         self._recipe = _read_recipe(source, instance)
-
-    @classmethod
-    async def create(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
-        """A factory over a template that was built for it. `TemplateExists` when there is one already."""
-        return cls(await build_template(name, config, instance=instance), config, instance)
 
     @classmethod
     async def fetch(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,15 +20,16 @@ from vmfork.errors import (
     ImageNotFound,
     LaunchError,
     SetupError,
-    TemplateExists,
     TemplateNotFound,
     TemplateStale,
     VMNotFound,
 )
-from vmfork.factory import direct, health, remote, template
+from vmfork.factory import capacity, direct, health, remote, template
 from vmfork.factory import factory as factory_module
 from vmfork.factory.factory import Factory
+from vmfork.host import facts
 from vmfork.image import ImageStore
+from vmfork.units import MIB
 
 LIMIT_S = 5.0
 
@@ -61,12 +63,12 @@ class World:
             raise TemplateNotFound(name)
         return self.templates[name]
 
-    async def create(self, name, config, **_):
-        if name in self.templates:
-            raise TemplateExists(name)
-        return await self.ensure(name, config)
+    async def find(self, name, _config, **_):
+        return self.templates.get(name)
 
     async def ensure(self, name, config, **_):
+        if name in self.templates:
+            return self.templates[name]
         self.builds += 1
         await self.build_gate.wait()
         if self.build_errors:
@@ -96,8 +98,9 @@ def traits_of(config) -> dict[str, str]:
 def world(monkeypatch) -> World:
     world = World()
     monkeypatch.setattr(direct.DirectFactory, "open", world.open_direct)
-    for name in ("fetch", "create", "ensure"):
+    for name in ("fetch", "ensure"):
         monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
+    monkeypatch.setattr(capacity.Source, "find", world.find)
     monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
     monkeypatch.setattr(factory_module, "VM", StandInVM)
     monkeypatch.setattr(ImageStore, "open", lambda _store, name: world.open_image(name))
@@ -138,11 +141,10 @@ async def test_the_matrix(world, template, remote_, cache, fetch_only, base, the
         with pytest.raises(ConfigError, match="a cache cannot be fetched"):
             await factory.open()
         return
-    for condition, error in (("when there is one", TemplateExists), ("when there is none", TemplateNotFound)):
-        if condition in base and there == (error is TemplateExists):
-            with pytest.raises(error):
-                await factory.open()
-            return
+    if "when there is none" in base and not there:
+        with pytest.raises(TemplateNotFound):
+            await factory.open()
+        return
     async with factory:
         await factory.get_vm()
         kind = base.split(":")[0]
@@ -150,6 +152,36 @@ async def test_the_matrix(world, template, remote_, cache, fetch_only, base, the
         assert factory.stats().given == {f"cache of {inner}" if kind.startswith("cache") else inner: 1}
         assert factory.stats().fallbacks == {}
         assert (factory.stats().cache is not None) == (cache > 0)
+        assert world.builds == (inner == "template 'factory'" and not there)
+
+
+async def test_the_second_factory_of_a_configuration_uses_the_template_of_the_first(world) -> None:
+    for _ in range(2):
+        async with Factory(FactoryConfig(template=True, cache=4)) as factory:
+            await factory.get_vm()
+            assert factory.stats().given == {"cache of template 'factory'": 1}
+    assert world.builds == 1
+
+
+@pytest.mark.parametrize("build", ["now", "background"])
+@pytest.mark.parametrize(
+    ("there", "wants_template", "most"),
+    [(True, True, 16), (False, True, 12), (False, False, 3)],
+    ids=["template-there", "template-to-build", "booted"],
+)
+async def test_a_pool_that_is_too_large_is_refused_before_anything_is_made(
+    world, monkeypatch, build, there, wants_template, most
+) -> None:
+    monkeypatch.setattr(facts, "available_memory_bytes", lambda: 1024 * MIB)
+    if there:
+        world.add("factory", sized(1, 256))
+    config = FactoryConfig(template=wants_template, build=build, cache=most + 1)
+    with pytest.raises(ConfigError, match=f"{most + 1} machines of .* each need .*the host has 1 GiB") as refused:
+        await Factory(config).open()
+    assert refused.value.hint == f"give at most {most}"
+    assert (world.builds, world.planned) == (0, 0)
+    async with Factory(replace(config, cache=most)) as factory:
+        await factory.get_vm()
 
 
 async def test_a_remote_factory_without_a_server_says_so(world) -> None:
