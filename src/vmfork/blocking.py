@@ -84,7 +84,7 @@ class GuestProcess:
         portal.run(self._twin.kill(signal, timeout_s=timeout_s))
 
     def wait(self, *, timeout_s: float | None = None) -> ExecStatus:
-        """How the program ended. Takes no output: a program stops after 65,536 bytes until `output` takes them."""
+        """How the program ended. Takes no output: a program that wrote 65,536 bytes waits until `output` takes them."""
         return portal.run(self._twin.wait(timeout_s=timeout_s))
 
     def close(self) -> None:

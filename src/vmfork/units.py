@@ -15,7 +15,7 @@ _SECONDS_PER = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_size_mib(text: str | int, *, field: str = "size") -> int:
-    """Whole MiB in `text`: `256M`, `1G`, `1GiB`, or a bare number of MiB. `ConfigError` for anything else."""
+    """Whole MiB in `text`: `256M`, `1G`, `1GiB`, or a bare number of MiB. Raises `ConfigError` for anything else."""
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:
         raise ConfigError(field, text, f"{text!r} is not a size", hint="write 256M, 1G, or a number of MiB")
@@ -28,7 +28,7 @@ def parse_size_mib(text: str | int, *, field: str = "size") -> int:
 
 
 def parse_duration_s(text: str | float, *, field: str = "duration") -> float:
-    """Seconds in `text`: `30`, `1.5s`, `200ms`, `5m`, `1h`. `ConfigError` for anything else."""
+    """Seconds in `text`: `30`, `1.5s`, `200ms`, `5m`, `1h`. Raises `ConfigError` for anything else."""
     match = _DURATION.fullmatch(str(text).strip())
     if match is None:
         raise ConfigError(field, text, f"{text!r} is not a duration", hint="write 30, 1.5s, 200ms, 5m or 1h")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.wire.message import ClockReading, ItemOutcome
 
-# The guest's wall clock is within this of the host's once a machine is handed out.
+# When a machine is handed out, its wall clock is within this of the host's.
 SKEW_LIMIT_S = 0.020
 
 
@@ -23,7 +23,7 @@ SKEW_LIMIT_S = 0.020
 class Adoption:
     """What the guest confirmed.
 
-    `skew_bound_s`: its wall clock was at most that far from the host's, seconds; `clock_s`: how long proving it took.
+    Its wall clock was at most `skew_bound_s` seconds from the host's; proving it took `clock_s` seconds.
     """
 
     skew_bound_s: float
@@ -84,8 +84,9 @@ async def set_clock(
 ) -> Adoption:
     """The guest's wall clock is `clock` (ns since 1970), to within 20 ms, and a measurement proves it.
 
-    It is set and measured until one does: on a busy host a single round trip may take too long. Raises `GuestError`
-    when none did within `timeout_s` seconds, or until `end` of the monotonic clock; its clock is then as it is.
+    It is set and measured again until a measurement does: on a busy host a single round trip may take too long. Raises
+    `GuestError` when none did within `timeout_s` seconds, or until `end` of the monotonic clock. The clock may be off
+    then.
     """
     end = time.monotonic() + timeout_s if end is None else end
     tries, best, start = 0, float("inf"), time.perf_counter()

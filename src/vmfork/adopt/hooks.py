@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BEFORE_FREEZE = "/etc/vmfork/before-freeze.d"
 AFTER_FORK = "/etc/vmfork/after-fork.d"
 
-# What is kept of a hook's output, for its error: a hook that never stops writing costs the host no more than this.
+# This much of a hook's output is kept, for its error: a hook that never stops writing costs the host no more.
 OUTPUT_LIMIT = 8192
 _ANY_EXECUTE = 0o111
 

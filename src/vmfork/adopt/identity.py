@@ -17,8 +17,8 @@ _ENTROPY_BYTES = 64
 class Identity:
     """Everything that makes one VM itself, fresh for every VM. Nothing in it is secret.
 
-    `generation` is the generation id, given to the guest by the vmgenid device and by the agent alike. `reseed`: the
-    agent renews the kernel's random numbers from the host's; it is off in tests alone.
+    `generation` is the generation id, which the vmgenid device and the agent both give to the guest. With `reseed` the
+    agent renews the kernel's random numbers from the host's; only tests switch it off.
     """
 
     vm_id: str
@@ -45,7 +45,7 @@ class Identity:
     def items(self, env: Mapping[str, str]) -> list[tuple[str, bytes]]:
         """The request to adopt, with `env` for the guest's programs, in the order the agent works through it.
 
-        Its entropy is made here and kept nowhere. It comes first: what the agent does next may already draw random
+        Its entropy is made here and kept nowhere. It comes first, because the items after it may already draw random
         numbers.
         """
         return [

@@ -11,8 +11,8 @@ from vmfork.wire.code import ErrorCode
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
 
-# The environments of all processes are read whole: a guest has a few dozen of them. Asked from the host, so that no
-# program has to run in a guest that is about to be frozen.
+# The environments of all processes are read whole; a guest has a few dozen. The host does it, so that no program has to
+# run in a guest that is about to be frozen.
 _PROC = "/proc"
 
 
@@ -21,8 +21,8 @@ class Secrets:
     """Absolute paths, and names of environment variables, that no template may hold unless `allowed`.
 
     A path is present when anything is there. A variable is present when a process of the guest was started with it. A
-    secret that was removed may still lie in memory that the guest has freed: one that must never be in a template
-    belongs into a fork's `env` and `files`.
+    secret that was removed may still lie in memory that the guest has freed. One that must never be in a template
+    belongs in a fork's `env` or `files`.
     """
 
     paths: tuple[str, ...] = ()

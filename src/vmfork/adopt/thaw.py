@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 # Sockets of processes that renew their own random numbers; see `vmfork_guest` in the image.
 WATCHERS = "/run/vmfork/watchers"
 
-# So that the guest's own account of who kept silent arrives before our deadline.
+# The guest has this much less time than we, so that its own account of who kept silent arrives before our deadline.
 _ANSWER_MARGIN_S = 1.0
 
 
 async def prepare_freeze(
     agent: AgentClient, identity: Identity, *, template: str, secrets: Secrets, hook_timeout_s: float
 ) -> Thaw:
-    """The before-freeze hooks ran, no secret is left, and what the forks will have to do is returned.
+    """The before-freeze hooks ran, and no secret is left. Gives what the forks will have to do.
 
     `template` is the name under which the machine is frozen. Raises `HookError` and `SecretsPresent`; the machine runs
     on then.
     """
     before = await find_hooks(agent, BEFORE_FREEZE)
-    # First: a hook may remove what would be found as a secret, and put in place what the forks run.
+    # Hooks first: one may remove what would be found as a secret, and put in place what the forks run.
     await run_hooks(agent, before, describe_fork(replace(identity, template=template)), limit_s=hook_timeout_s)
     return Thaw(
         hooks=await find_hooks(agent, AFTER_FORK),

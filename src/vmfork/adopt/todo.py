@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Thaw:
     """What is to be done in a fork before it is handed out.
 
-    It was found when the template was frozen: a fork's files are what they were then, so that no fork has to look. A
+    It was found when the template was frozen. A fork's files are what they were then, so no fork has to look again. A
     template without hooks and watchers costs its forks nothing. `secrets_found` are secrets that were allowed to stay.
     """
 

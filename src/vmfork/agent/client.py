@@ -29,8 +29,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
     async def hello(self, *, take_over: bool, timeout_s: float | None = 30.0) -> Hello:
         """The agent answers, and nothing of an earlier client is left in it.
 
-        `take_over` is for a line whose state is not known, because another client spoke on it. `ProtocolError` naming
-        both numbers when the agent speaks a protocol this client does not.
+        `take_over` is for a line whose state is not known, because another client spoke on it. Raises `ProtocolError`,
+        naming both numbers, when the agent speaks a protocol that this client does not.
         """
         exchange = self._new_exchange()
         self._fail_open(GuestError("the agent was greeted anew, which ends what was open"))
@@ -73,7 +73,10 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         return message.ClockReading(wall_ns, monotonic_ns, sent_ns, received_ns)
 
     async def quiesce(self, *, timeout_s: float | None = 60.0) -> tuple[ItemOutcome, ...]:
-        """Nothing is in flight, and the guest may be frozen. `GuestError` when a program started here still runs."""
+        """Nothing is in flight, and the guest may be frozen.
+
+        Raises `GuestError` when a program started over this connection still runs.
+        """
         payload = await self._command(Opcode.QUIESCE, "preparing the guest for a freeze", timeout_s)
         return message.parse_outcomes(payload)
 

@@ -48,10 +48,11 @@ _LAST_STREAM = 0xFFFF_FFFF
 class Connection(Owner):
     """Owns the connection to the agent of one machine. Not for use from several event loops.
 
-    Any number of requests may be made at a time. What the agent cannot keep open waits here for its turn, programs and
-    everything else in lines of their own: files are read however many programs run. When the connection ends, `lost`
-    tells why, `closed` is done, and every request open or made later raises that reason. A request that is cancelled
-    or runs out of time is given up in the guest as well: its process is killed, its half-written file removed.
+    Any number of requests may be made at a time. Those that the agent cannot keep open wait here for their turn.
+    Programs and files have lines of their own, so that files are read however many programs run. When the connection
+    ends, `lost` tells why, `closed` is done, and every request that is open or made later raises that reason. A request
+    that is cancelled or runs out of time is given up in the guest as well: its process is killed, its half-written file
+    removed.
     """
 
     def __init__(self, sock: socket.socket, *, protocol: int | None = None) -> None:
@@ -63,7 +64,7 @@ class Connection(Owner):
         self._last_stream = 0
         self._reason_limit_s = 0.0
         self._losing: asyncio.TimerHandle | None = None
-        # Told by HELLO and by ADOPT, with which a fork begins: hardly anybody need ask.
+        # The answers to HELLO and ADOPT tell it, and a fork begins with ADOPT: hardly anybody need ask.
         self._protocol = protocol
         self._places: dict[Lane, asyncio.Semaphore] = {}
         self._taken: dict[int, asyncio.Semaphore] = {}
@@ -84,7 +85,7 @@ class Connection(Owner):
             self.fail(Closed("the connection to the machine's agent"))
 
     def drop(self) -> None:
-        """The socket is closed, without a word to whoever waits: for when the event loop it belongs to is gone."""
+        """The socket is closed, and nobody who waits is told: for when the event loop they wait on is gone."""
         self.lost = self.lost or Closed("the connection to the machine's agent")
         self._silence = None
         self._line.drop()
@@ -92,7 +93,8 @@ class Connection(Owner):
     async def release(self) -> socket.socket:
         """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
 
-        What was given up is waited for, two seconds at most. `GuestError` while something still runs: nothing changed.
+        Requests that were given up have two seconds to end. Raises `GuestError` when something still runs; nothing has
+        changed then.
         """
         if self.lost is not None:
             raise self.lost.with_traceback(None)
@@ -129,7 +131,7 @@ class Connection(Owner):
             self.closed.set_result(None)
 
     def await_reason(self, limit_s: float) -> None:
-        """A line that ends fails its requests up to `limit_s` seconds later, so that whoever knows why can say it.
+        """When the line ends, its requests fail up to `limit_s` seconds later: whoever knows why has time to say it.
 
         The socket of a machine that died is closed a moment before its process is seen to have ended.
         """
@@ -138,7 +140,7 @@ class Connection(Owner):
     def watch_silence(self, limit_s: float, give_up: Callable[[], None]) -> None:
         """`give_up` is called when the guest is silent for twice `limit_s` seconds while a request waits for it.
 
-        After half of the time it is asked for a sign of life. To begin anew, call `wait_on`.
+        After half of that time the guest is asked for a sign of life. To begin anew, call `wait_on`.
         """
         self._silence = Silence(limit_s, is_awaited=lambda: bool(self._open), ask=self._ask_for_life, give_up=give_up)
 
@@ -175,7 +177,7 @@ class Connection(Owner):
         self._open[exchange.stream] = Leftover(exchange)
         if exchange.lane is not None:
             self.kill_nowait(exchange.stream)
-            # A killed process has at most its pipes full of output, and ends once that is sent, wanted or not.
+            # A killed process may have its pipes full of output. The agent closes the stream once that is sent.
             self.send(b"".join(encode_credit(exchange.stream, channel, _PLENTY) for channel in _FROM_GUEST))
 
     def _fail_open(self, reason: Exception) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def deadline(operation: str, limit_s: float | None) -> AsyncIterator[None]:
-    """The block is done within `limit_s` seconds (None: no limit), or `DeadlineExceeded` names `operation`."""
+    """The block is done within `limit_s` seconds (`None`: no limit). Else raises `DeadlineExceeded` for `operation`."""
     check_limit(limit_s)
     scope = asyncio.timeout(limit_s)
     try:

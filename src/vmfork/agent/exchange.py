@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Send = Callable[[bytes], None]
     Explain = Callable[[Failure], Exception]
 
-# Credit goes back in quarters of the window: a program that writes line by line would else cost a frame a line.
+# Credit goes back in quarters of the window. Otherwise a program that writes line by line would cost a frame a line.
 _GRANT_SIZE = FIRST_CREDIT // 4
 _CHUNK_SIZE = 65_536
 
@@ -29,7 +29,7 @@ def explain_plainly(failure: Failure) -> GuestError:
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Tells asyncio that an error was seen: nobody need await an end that nobody asked for."""
+    """Tells asyncio that the error was seen: an abandoned request may fail unobserved."""
     if not future.cancelled():
         future.exception()
 
@@ -91,7 +91,7 @@ class Outflow:
 
 
 class Lane(Enum):
-    """What a request that stays open takes a place of: programs never take the last place of a file."""
+    """The kind of place that a request takes while it stays open. Programs never take the last place of a file."""
 
     PROGRAMS = "programs"
     FILES = "files"
@@ -100,7 +100,7 @@ class Lane(Enum):
 class Exchange:
     """A request without data. `reply` becomes the payload of the REPLY, or the error."""
 
-    # Set where the agent keeps the stream open until something else happens, so that it must be told to let go.
+    # Set where the agent keeps the stream open until something happens in the guest: it must be told to let go.
     lane: ClassVar[Lane | None] = None
 
     def __init__(self, stream: int, *, explain: Explain = explain_plainly) -> None:
@@ -143,10 +143,10 @@ class Exchange:
 
 
 class Leftover(Exchange):
-    """What is left of an exchange that nobody follows any more.
+    """Takes the place of an exchange that nobody follows any more.
 
-    It stays until the agent closes the stream, so that the number is not used again. The end still reaches the
-    exchange's `reply`.
+    It stays until the agent closes the stream, so that the stream's number is not used again meanwhile. The end still
+    reaches the exchange's `reply`.
     """
 
     def __init__(self, original: Exchange) -> None:
@@ -230,7 +230,7 @@ class Run(Exchange):
         self._lists: Outflow | None = None
 
     def send_lists(self, lists: bytes) -> None:
-        """They will follow the request."""
+        """The arguments and variables will follow the request."""
         self._lists = Outflow(self._send, self.stream, lists, channel=Channel.ARGUMENTS)
 
     def on_begun(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmfork.agent.exchange import Explain
     from vmfork.wire.message import DirEntry, Failure, FileStat
 
-# Credit beyond the first for what is kept anyway, so that a transfer is not a round trip every 64 KiB.
+# More credit from the start, for content that is kept anyway: else a transfer costs a round trip every 64 KiB.
 _WIDE_WINDOW = 1024 * 1024
 
 _NO_SPACE = "remove something there, or take a machine with more memory (memory_mib): its files lie in it"
@@ -38,7 +38,7 @@ def _widen(stream: int) -> bytes:
 
 
 class FileRequests(Connection):
-    """Files in the guest. Paths are absolute. What the guest refuses is a `GuestFileError`."""
+    """Files in the guest. Paths are absolute. Raises `GuestFileError` for whatever the guest refuses."""
 
     async def read_file(
         self, path: str, *, offset: int = 0, length: int | None = None, timeout_s: float | None = 60.0
@@ -66,8 +66,8 @@ class FileRequests(Connection):
         """The file holds `data`, or ends with it for `append`. Without a mode it keeps its own; a new one has 0644.
 
         `parents` makes missing folders; with `exclusive` a file that exists is an error. The content of a regular file
-        appears whole or not at all. What is appended, and what goes to a pipe, a device, a file of the kernel's, or one
-        with several names, goes there as it comes: a failure or a cancel may leave a part.
+        appears whole or not at all. A failure or a cancel may leave a part of what is appended, or written to a pipe, a
+        device, a file of the kernel's, or a file with several names.
         """
         upload = Upload(self._new_stream(), data, send=self.send, explain=_explain("write", path))
 

@@ -20,8 +20,8 @@ _READ_SIZE = 65_536
 class Line:
     """Owns a connected socket. `on_frame` is called for every frame, `on_lost` once, when the line ends by itself.
 
-    Works on the event loop it was made on, with its reader and writer callbacks: a request costs one `send`, an answer
-    one wake-up and one `recv`.
+    It works with the reader and writer callbacks of the event loop it was made on: a request costs one `send`, an
+    answer one wake-up and one `recv`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Line:
         self._unsent.clear()
 
     def drop(self) -> None:
-        """The socket is closed, where the event loop it was read by does not run any more."""
+        """The socket is closed. For when the event loop that read it does not run any more."""
         if self._is_open and not self._loop.is_closed():
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
@@ -91,7 +91,7 @@ class Line:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            # Told from the loop, not from inside `send`: whoever sends is in the middle of setting its request up.
+            # The loop tells it, not `send` itself: whoever sends is still setting its request up.
             self._loop.call_soon(self._lose_if_open, error)
             return len(data)
 

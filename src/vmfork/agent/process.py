@@ -70,8 +70,8 @@ class GuestProcess(Owner):
     async def output(self) -> AsyncIterator[tuple[Channel, bytes]]:
         """What the program writes, as it comes, until its end. The agent's loss is raised after what came before it.
 
-        A piece counts as taken when the next is asked for: a consumer that stops stops the program, once it has written
-        65,536 bytes more to a channel.
+        A piece counts as taken when the next one is asked for. When the consumer stops, so does the program, once it
+        has written 65,536 bytes more to a channel.
         """
         run = self._exchange
         self._line.bound.check()
@@ -89,9 +89,9 @@ class GuestProcess(Owner):
     async def write_stdin(self, data: bytes, *, timeout_s: float | None = None) -> None:
         """The guest has the bytes; the program may not have read them yet.
 
-        Waits while 65,536 bytes are unread. What the program can no longer read, because it ended or closed its
-        standard input, is thrown away in silence: `wait` tells the end. `Closed` after `close_stdin`, or when the
-        program was started without `stdin=True`.
+        Waits while 65,536 bytes are unread. When the program has ended, or closed its standard input, the bytes are
+        thrown away in silence; `wait` tells the end. Raises `Closed` after `close_stdin`, and when the program was
+        started without `stdin=True`.
         """
         if self._stdin_closed:
             raise Closed(f"the standard input of {self.name}")
@@ -125,7 +125,7 @@ class GuestProcess(Owner):
             await self._line.kill(self._exchange.stream, signal, timeout_s=timeout_s)
 
     async def wait(self, *, timeout_s: float | None = None) -> ExecStatus:
-        """How the program ended. Takes no output: a program stops after 65,536 bytes until `output` takes them.
+        """How the program ended. Takes no output: a program that wrote 65,536 bytes waits until `output` takes them.
 
         A deadline that passes, or a cancellation, changes nothing: the program runs on and can be waited for again.
         """
@@ -136,7 +136,7 @@ class GuestProcess(Owner):
     async def aclose(self) -> None:
         """The program does not run any more, and its output is thrown away."""
         if self.has_ended or not self._line.bound.is_here:
-            # In a forked child it is the parent's; in another event loop it ends with its machine.
+            # In a forked child the program is the parent's. Closed from another event loop, it ends with its machine.
             return
         self._exchange.waiting.clear()
         self._line.abandon(self._exchange)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmfork.wire.command import Command
     from vmfork.wire.message import ExecStatus, Failure
 
-# What a killed process gets to be gone and its output to be here, after its limit has passed.
+# After its limit a process is killed. It has this long to be gone, and its output to be here.
 _KILL_LIMIT_S = 2.0
 _NAME_LIMIT = 100
 _TOO_LONG = "write it to a file of the guest, or send it as input"
@@ -88,9 +88,9 @@ class ProgramRequests(Connection):
     ) -> tuple[ExecStatus, bytes, bytes]:
         """How the program ended, and what it wrote to standard output and to standard error.
 
-        With `input` its standard input is that, and then at its end. At the limit it is killed with all that it
-        started, and `DeadlineExceeded` has what was written so far. Cancelled, it is killed too. What it leaves running
-        when it ends by itself runs on.
+        Its standard input is `input`, then at its end. At the limit it is killed with everything that it started, and
+        `DeadlineExceeded` has what was written so far. On cancel it is killed too. Whatever it leaves running when it
+        ends by itself runs on.
         """
         if command.stdin != (input is not None):
             command = replace(command, stdin=input is not None)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class Silence:
     """Measures how long nothing was heard. `ask` is called after `limit_s` seconds, `give_up` after as long again.
 
-    It measures only between `expect`, called whenever something is asked for, and the moment `is_awaited` says that
-    nothing is: a machine that nobody asks costs no timer.
+    It measures from `expect`, which is called with every request, until `is_awaited` says that no answer is awaited. A
+    machine that nobody asks costs no timer.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Silence:
         self._asked = False
 
     def stop(self) -> None:
-        """Neither is called any more, until `expect`."""
+        """Neither callback is called any more, until `expect`."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None

@@ -16,11 +16,11 @@ class WatcherRequests(Connection):
     """Watchers: programs in the guest that asked to be told of a new generation."""
 
     async def notify(self, limit_s: float, *, timeout_s: float | None = 30.0) -> list[ItemOutcome]:
-        """Every watcher was told of the generation in force; what became of each, with the generation it answered.
+        """Every watcher was told of the generation in force. Gives what became of each, with the one it answered.
 
         A watcher that is silent for `limit_s` seconds has the outcome `timeout`, one that answered something else
         `invalid`, and one that could not reseed itself `failed`, with what it said. None of them is an error here.
-        `GuestError` when the agent is too old (`FIRST_WITH_NOTIFY`), is at it already, or finds too many watchers.
+        Raises `GuestError` when the agent is too old (`FIRST_WITH_NOTIFY`), is telling them already, or finds too many.
         """
         exchange = LastingExchange(self._new_stream())
         request = message.notify_request(exchange.stream, limit_s)

@@ -21,7 +21,7 @@ _LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 def find_endpoint(endpoint: str, places: Places) -> Path:
     """The Unix socket of the cache server: the one configured, else `cache.sock` in the runtime folder.
 
-    `ConfigError` when the path is not absolute, or too long for a Unix socket.
+    Raises `ConfigError` when the path is not absolute, or too long for a Unix socket.
     """
     if endpoint:
         return check_socket_path(endpoint, field="factory.endpoint")
@@ -56,7 +56,10 @@ class MetricsAddress:
 
 
 def parse_metrics_address(text: str, *, field: str = "factory.metrics") -> MetricsAddress:
-    """What `unix:/path`, `127.0.0.1:9100`, `[::1]:9100` or `localhost:9100` means; `ConfigError` for anything else."""
+    """What `unix:/path`, `127.0.0.1:9100`, `[::1]:9100` or `localhost:9100` means.
+
+    Raises `ConfigError` for anything else.
+    """
     if isinstance(text, str) and text.startswith((_SCHEME, "/")):
         return MetricsAddress(path=check_socket_path(text, field=field))
     hint = "write unix:/path, or a loopback address such as 127.0.0.1:9100"

@@ -68,8 +68,8 @@ def load_settings(
 ) -> Settings:
     """The settings in force. A file named by `path` or `VMFORK_CONFIG` must exist; the usual places need not have one.
 
-    `overrides` maps dotted fields to values given as arguments; `None` there means not given. `ConfigError` names the
-    field, or the file, that is wrong.
+    `overrides` maps dotted fields to values given as arguments; `None` there means not given. Raises `ConfigError`,
+    naming the field or the file that is wrong.
     """
     env = os.environ if environ is None else environ
     file = find_file(path, env)

@@ -55,8 +55,8 @@ class Places:
 def find_places(environ: Mapping[str, str] | None = None, *, uid: int | None = None) -> Places:
     """The folders in force: `VMFORK_HOME` and `VMFORK_RUNTIME_DIR`, else the system's as root, else the user's own.
 
-    An ordinary user's runtime folder lies in the shared-memory tmpfs, since template RAM must; who else may write there
-    cannot get at it, because it is made 0700 and refused when another owns it.
+    An ordinary user's runtime folder lies in the shared-memory tmpfs, since template RAM must. Others may write to that
+    tmpfs, but cannot get at the folder: it is made 0700, and refused when another user owns it.
     """
     env = os.environ if environ is None else environ
     uid = os.getuid() if uid is None else uid

@@ -94,17 +94,16 @@ class ImageConfig:
 class VMConfig:
     """What a virtual machine is.
 
-    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A machine can be grown while it runs to `max_cpus` and
-    `max_memory_mib`, which is `memory_mib` and a multiple of 128; 0 is no growth. `accel` is `auto` (KVM where it is
-    proven to run the guest, else TCG), `kvm` or `tcg`. `machine` is QEMU's machine type: `q35`, which `auto` takes, or
-    `microvm`, which starts sooner, but has no vmgenid (the agent alone renews a fork's random numbers) and takes no
-    memory while it runs. `cpu_model` is a QEMU CPU model; empty takes the default of the
-    accelerator. `kernel_args` are added to the kernel's command line. `qemu` is the emulator's path; empty finds it on
-    PATH. `boot_timeout_s` bounds a boot to the agent's first answer, `fork_timeout_s` a fork to its adoption, and
-    `hook_timeout_s` each before-freeze and after-fork hook. `reseed` says who renews a fork's random numbers; anything
-    but `both` is there to test one defence without the other, and `none` gives forks that share theirs. `aslr` is
-    whether programs of the guest start at random addresses; `auto` is off under TCG, where each start at a new address
-    is translated anew.
+    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A running machine can grow to `max_cpus` and `max_memory_mib`
+    (`memory_mib` and a multiple of 128 more); 0 is no growth. `accel` is `auto` (KVM where it is proven to run the
+    guest, else TCG), `kvm` or `tcg`. `machine` is QEMU's machine type: `q35`, which `auto` takes, or `microvm`. That
+    starts sooner, but takes no memory while it runs and has no vmgenid: the agent alone renews a fork's random numbers.
+    `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator. `kernel_args` are added to the kernel's
+    command line. `qemu` is the emulator's path; empty finds it on PATH. `boot_timeout_s` bounds a boot to the agent's
+    first answer, `fork_timeout_s` a fork to its adoption, and `hook_timeout_s` each before-freeze and after-fork hook.
+    `reseed` says who renews a fork's random numbers. Anything but `both` is there to test one defence without the
+    other; forks of `none` share their random numbers. `aslr` says whether programs of the guest start at random
+    addresses. `auto` is off under TCG, where each start at a new address is translated anew.
     """
 
     image: str = "default"

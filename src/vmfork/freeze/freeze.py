@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from vmfork.machine.running import Running
 
 _QUIESCE_LIMIT_S = 60.0
-# After a freeze that failed: a guest that does not answer is not waited for any longer.
+# After a freeze that failed, a guest that does not answer is waited for this long and no longer.
 _RESUME_LIMIT_S = 10.0
 
 
 async def freeze(running: Running, path: Path, *, template: str, secrets: Secrets, hook_timeout_s: float) -> Thaw:
-    """The guest is quiet and paused, and its device state is in `path`. What its forks will have to do is returned.
+    """The guest is quiet and paused, and its device state is in `path`. Gives what its forks will have to do.
 
-    Its RAM is where the machine was started with it, and belongs to the template from now on: were the machine to run
-    on, it would write into it. Raises `GuestError` when a program still runs under the agent, `HookError`, and
-    `SecretsPresent`. After any error, and on cancel, the machine runs on.
+    The file that the machine was started with holds its RAM, and belongs to the template from now on. If the machine
+    ran on, it would write into it, and a fork of the saved state would die. Raises `GuestError` when a program still
+    runs under the agent, `HookError`, and `SecretsPresent`. After any error, and on cancel, the machine runs on.
     """
     agent = running.agent
     todo = await prepare_freeze(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Set by the blocking API, whose callers are not on the stack of its loop; asyncio passes it on to what they ask for.
 called_from: ContextVar[str] = ContextVar("vmfork_called_from", default="")
 
-# Frames of these are between a caller and us.
+# Frames of these packages stand between a caller and us.
 _BETWEEN = ("vmfork", "asyncio", "concurrent", "contextlib", "threading")
 
 
@@ -57,7 +57,7 @@ class Bound:
 
     @property
     def is_here(self) -> bool:
-        """This process, and the event loop that runs in this thread."""
+        """We are in the process that made it, on the event loop that made it."""
         return not self.is_forked and _running_loop() is self._loop
 
     async def run_there(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:

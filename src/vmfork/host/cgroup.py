@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 _SELF = Path("/proc/self")
 
 # Limit, use, and the use that is given back when memory is short: version 2 (Documentation/admin-guide/cgroup-v2.rst),
-# then version 1 (cgroup-v1/memory.rst), whose figures without `total_` leave groups below out. A tmpfs is in neither.
+# then version 1 (cgroup-v1/memory.rst), whose figures without `total_` leave groups below out. Pages of a tmpfs are not
+# among what is given back.
 _FILES = {
     "cgroup2": ("memory.max", "memory.current", "inactive_file"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -33,7 +34,7 @@ def _groups(proc: Path) -> Iterator[tuple[str, Path]]:
     for kind, root, mounted in _mounts(proc):
         if kind not in paths:
             continue
-        # A container may see a part of the hierarchy only, while its path is told from the top, or not at all.
+        # A container may see only a part of the hierarchy, and its path may still be told from the top.
         inside = paths[kind].removeprefix(root.rstrip("/")).lstrip("/")
         folder = mounted / inside
         yield from ((kind, group) for group in (folder, *folder.parents) if group.is_relative_to(mounted))

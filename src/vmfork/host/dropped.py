@@ -22,11 +22,11 @@ class Closable(Protocol):
 
 
 def close_dropped(owner: Closable, bound: Bound, end: Callable[[], None]) -> None:
-    """The owner, in its finalizer, is closed or about to be, and a `ResourceWarning` says where it was made.
+    """The owner, in its finalizer, is closed or about to be. A `ResourceWarning` says where it was made.
 
-    On the event loop that it belongs to where that runs, whatever thread the collector works in; by `end`, which needs
-    no loop, where it does not. Nothing is done in a forked child, to which it does not belong, and at the end of the
-    interpreter, which ends it.
+    Where its event loop runs, the loop closes it, whatever thread the collector works in. Where the loop has stopped,
+    `end` does, which needs none. Nothing is done in a forked child, which does not own it, and at the end of the
+    interpreter, which ends it anyway.
     """
     name = repr(owner)
     if sys.is_finalizing() or bound.is_forked:
@@ -35,7 +35,7 @@ def close_dropped(owner: Closable, bound: Bound, end: Callable[[], None]) -> Non
         bound.loop.call_soon_threadsafe(_begin_closing, owner)
     else:
         end()
-    # Last: a warning may be an error.
+    # Last, because a filter may turn a warning into an error.
     warnings.warn(f"unclosed {name}, made at {bound.made_at}", ResourceWarning, source=owner, stacklevel=2)
 
 

@@ -14,7 +14,7 @@ from vmfork.host import cgroup
 
 @cache
 def boot_id() -> str:
-    """The host's boot id. Template RAM on a tmpfs is gone with the next."""
+    """The host's boot id. When it changes, template RAM on a tmpfs is gone."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -32,7 +32,7 @@ def user_name() -> str:
 
 @cache
 def cpu_name() -> str:
-    """This host's CPU as a guest with the model `host` gets to know it: name, numbers, and a digest of its flags."""
+    """This host's CPU as a guest with the CPU model `host` sees it: name, numbers, and a digest of its flags."""
     with Path("/proc/cpuinfo").open() as file:
         first = (line.partition(":") for line in itertools.takewhile(str.strip, file))
         fields = {key.strip(): value.strip() for key, _, value in first}

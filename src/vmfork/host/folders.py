@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def make_private(path: Path) -> Path:
     """`path` is a folder of mode 0700 that belongs to us; whatever was missing of it and its parents was made.
 
-    `HostError` when it belongs to another user or is a link, or when its parent is neither ours nor root's: the
+    Raises `HostError` when it belongs to another user or is a link, or when its parent is neither ours nor root's. The
     shared-memory tmpfs is writable for everyone, and a folder planted there must not be trusted with guest memory.
     """
     try:

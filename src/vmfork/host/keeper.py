@@ -31,6 +31,7 @@ TOKEN_SIZE = 16
 # Longer than the keeper takes for anything, however busy the host.
 _ANSWER_LIMIT_S = 10.0
 
+# `struct request_message` of keeper/message.h, and the answer: its kind and a number.
 _REQUEST = struct.Struct("<B16sQ")
 _ANSWER = struct.Struct("<BI")
 
@@ -71,7 +72,7 @@ def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: fl
 
 @cache
 def find_keeper() -> Path:
-    """The keeper's binary as the package ships it; `HostError` when it was not built."""
+    """The keeper's binary as the package ships it. Raises `HostError` when it was not built."""
     path = Path(__file__).with_name("data") / f"keeper-{os.uname().machine}"
     if not path.is_file():
         raise HostError(
@@ -82,9 +83,10 @@ def find_keeper() -> Path:
 
 
 class _Pair:
-    """A child and its keeper, a child of ours as well: both are reaped by us, whoever owns them."""
+    """A child and its keeper. Both are children of this process, which reaps them whoever owns them by then."""
 
-    # Keepers of processes that were passed on and whose loop may be gone: looked at whenever another is started.
+    # Keepers that were passed on with their process. The loop that would reap them may be gone, so they are looked at
+    # whenever another is started.
     passed_on: ClassVar[set[int]] = set()
 
     def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket) -> None:
@@ -93,7 +95,7 @@ class _Pair:
         self.keeper_pid: int | None = None
 
     def pass_on(self, keeper_pid: int) -> None:
-        """The keeper has said who it is, and its socket will be closed."""
+        """The keeper is reaped by its pid from now on: its socket is about to be closed."""
         self.keeper_pid = keeper_pid
         self.passed_on.add(keeper_pid)
 
@@ -136,8 +138,8 @@ class KeptProcess(WatchedProcess):
         """A running child and its keeper, which can be asked for the child at the path `listen_at`.
 
         `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
-        `lock_fd` open until the process has ended. A program that is not there ends with status 127. `confined`: it
-        cannot start others, nor do anything else that an emulator has no need for (keeper/confine.c).
+        `lock_fd` open until the process has ended. The child ends with status 127 when there is no such program. A
+        `confined` one cannot start others, nor do anything else that an emulator has no need for (keeper/confine.c).
         """
         _reap_passed_on()
         with ExitStack() as always, ExitStack() as on_failure:
@@ -189,7 +191,7 @@ class KeptProcess(WatchedProcess):
         return process, passed
 
     def confirm(self) -> None:
-        """We own the process. `HostError` where the keeper has ended it, because we took too long."""
+        """We own the process. Raises `HostError` when the keeper has ended it because we took too long."""
         try:
             self._keeper.send(encode_request(Request.TAKEN))
         except OSError as error:
@@ -227,7 +229,7 @@ class KeptProcess(WatchedProcess):
         if self._keeper.fileno() < 0:
             return
         try:
-            # Closed by a keeper that is no child of ours as its last act; one that hangs is nothing to wait for.
+            # A keeper that is no child of ours closes its end as its last act. One that hangs is not waited for.
             with suppress(DeadlineExceeded, OSError):
                 while (await _receive(self._keeper))[0] is not None:
                     pass
@@ -267,11 +269,11 @@ def _reap_passed_on() -> None:
 
 
 def _know_nothing() -> None:
-    """The exit status of a process that is no child of ours."""
+    """`None`: nobody can know the exit status of a process that is no child of theirs."""
 
 
 async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int, ...]]:
-    """The next answer with its number and what was passed with it; no answer where the keeper has ended."""
+    """The next answer, its number, and the descriptors passed with it. `None` as answer: the keeper has ended."""
     keeper.setblocking(False)
     try:
         async with asyncio.timeout(_ANSWER_LIMIT_S):

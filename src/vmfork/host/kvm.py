@@ -54,7 +54,10 @@ def find_refusal() -> Refusal | None:
 
 @cache
 def warn_if_forbidden() -> None:
-    """Said once per process: TCG is used only because this user may not open the device, and what mends that."""
+    """The log says, once per process, that TCG is used only because this user may not open the device.
+
+    It also says what mends that.
+    """
     refusal = find_refusal()
     if refusal is not None and refusal.forbidden:
         _log.warning("note: %s: TCG is used, many times slower. To change that: %s", refusal.reason, refusal.todo)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-# flock(2) offers no event to wait on without a thread that could not be cancelled; this is the price of waiting.
+# flock(2) can be waited for only in a thread, which could not be cancelled. So it is tried again this often.
 _RETRY_S = 0.02
 
 
@@ -40,8 +40,8 @@ class FileLock:
     def try_acquire(cls, path: Path, *, shared: bool = False, holder: str = "") -> Self | None:
         """The lock, or `None` when another holds it.
 
-        Makes the file (0600) where it is missing, but for a shared lock; `FileNotFoundError` when its folder, or the
-        file of a shared lock, is gone: what a reader came for went with it, and a new file would stand in the way.
+        An exclusive lock makes the file (0600) where it is missing. Raises `FileNotFoundError` when the folder is gone,
+        or, for a shared lock, the file: what a reader came for went with it, and a new file would stand in the way.
         """
         missing = 0 if shared else os.O_CREAT
         while True:

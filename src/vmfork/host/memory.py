@@ -35,10 +35,10 @@ class MemoryUse:
 
 
 def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()) -> MemoryUse:
-    """What process `pid` uses now. `OSError` if it is gone.
+    """What process `pid` uses now. Raises `OSError` when it is gone.
 
-    Guest RAM are the mappings of the file `ram_inode`, which reach to `ram_bytes` where that is given, or, where there
-    is no file, the anonymous one of `ram_bytes` bytes; and the anonymous ones of a size in `added_bytes`.
+    Guest RAM is what maps the file `ram_inode`, as far as `ram_bytes` where that is given. Without a file it is the
+    anonymous mapping of `ram_bytes` bytes. Anonymous mappings of a size in `added_bytes` belong to it too.
     """
     totals, anonymous = Counter[str](), Counter[str]()
     # By device: files of two file systems may have one number. What stat(2) calls the device is no help, since a btrfs

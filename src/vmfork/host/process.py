@@ -39,7 +39,7 @@ class ProcessIdentity:
         return ProcessIdentity.of(self.pid) == self
 
     def kill(self) -> bool:
-        """The process was sent SIGKILL, if it still is the one meant; tells whether it was."""
+        """SIGKILL was sent, if the pid still names the process that is meant. Tells whether it did."""
         try:
             fd = os.pidfd_open(self.pid)
         except (OSError, OverflowError):  # gone, or a number from a damaged record that never was a pid

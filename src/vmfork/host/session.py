@@ -18,7 +18,8 @@ async def kill_session(leader: int) -> None:
     """
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
-    # Signals are delivered a moment later, and until then a process may write on. A group of its own is found here too.
+    # Signals are delivered a moment later, and until then a process may write on. Members that made a process group of
+    # their own are found here too.
     while pids := find_members(leader):
         await asyncio.gather(*(_kill_member(pid, leader) for pid in pids))
 

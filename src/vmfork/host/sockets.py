@@ -64,7 +64,7 @@ def listen_unix(path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> 
 def connect_unix(path: Path, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A non-blocking socket connected to `path`: at once, since a listening socket takes the caller into its backlog.
 
-    `HostError` when nobody listens there. The caller closes it.
+    Raises `HostError` when nobody listens there. The caller closes it.
     """
     client = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:

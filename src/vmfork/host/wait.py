@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 async def wait_readable(fd: int) -> None:
     """Reading `fd` would not block: there is something, or its end. A pidfd: its process has ended.
 
-    One at a time waits for a descriptor to be readable. Regular files and /dev/null never wait.
+    A descriptor has one waiter at a time. Regular files and /dev/null never wait.
     """
     loop = asyncio.get_running_loop()
     await _wait(fd, loop, loop.add_reader, loop.remove_reader)

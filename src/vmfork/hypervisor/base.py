@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What the guest sees, and so what device state is only good for: a machine restored must have the same.
+    """What the guest sees. Device state fits only a machine with exactly the same.
 
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
     decided one, `kvm` or `tcg`. `cpus` are online; the others up to `max_cpus` are parked. `memory_mib` can grow up to
@@ -153,13 +153,13 @@ class Controlled(Protocol):
 
 
 class Growable(Protocol):
-    """A machine as it is given memory while it runs."""
+    """A running machine as it takes on memory and gives it back."""
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
-        """The guest has taken a new piece of memory. `HostError` when it, or the hypervisor, has not."""
+        """The guest has taken a new piece of memory. Raises `HostError` when it, or the hypervisor, refused."""
 
     async def remove_memory(self, name: str, /) -> None:
-        """No piece of memory has this name. `HostError` when the guest does not give it back."""
+        """No piece of memory has this name. Raises `HostError` when the guest does not give it back."""
 
 
 class Machine(Watched, Controlled, Growable, Protocol):
@@ -180,4 +180,4 @@ class Machine(Watched, Controlled, Growable, Protocol):
         """The process is gone and reaped; its sockets and descriptors are released."""
 
     def end(self) -> None:
-        """As `aclose`, at once and without an event loop, for when the one it belongs to is gone."""
+        """As `aclose`, at once and without an event loop: for when the loop it belongs to is gone."""

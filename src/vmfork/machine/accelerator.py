@@ -74,8 +74,8 @@ async def prove_kvm(
     """
     if (refusal := kvm.find_refusal()) is not None:
         return Verdict(usable=False, reason=refusal.reason)
-    # Whether the CPU can run the kernel does not depend on the size: one CPU, and so much memory that a guest that dies
-    # did not die of that. It is not touched before it is needed.
+    # Whether the CPU can run the kernel does not depend on the size. So it has one CPU, and so much memory that a guest
+    # that dies did not die for lack of it. Memory that is not touched costs nothing.
     small = replace(
         config,
         cpus=1,
@@ -101,8 +101,8 @@ async def prove_kvm(
 
 async def _try_boot(plan: Plan, instance: Instance) -> Verdict:
     try:
-        # A CPU that KVM cannot go on emulating is stopped, and QEMU waits for somebody to look at it; or it is emulated
-        # for ever at the same place.
+        # Where KVM cannot go on emulating a CPU, it stops, and QEMU waits for somebody to look at it; or it emulates
+        # the same place for ever.
         base = await boot_base(plan, instance=instance, watch=unless_stuck)
     except LaunchError as error:
         return Verdict(usable=False, reason=_explain_failure(error), console_tail=error.console_tail)

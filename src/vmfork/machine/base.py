@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.wire.message import Hello
 
-    # Waits for the greeting, and raises `LaunchError` where it sees that none will come.
+    # Waits for the greeting, and raises `LaunchError` when it sees that none will come.
     Watch = Callable[[Coroutine[Any, Any, Hello], Machine], Awaitable[Hello]]
 
-# Adopting and a program, before a machine is parked: after three of them a take costs QEMU 15 ms of CPU time in place
-# of 18 (TCG, side by side on a busy host), after six no less.
+# A rehearsal is adopting and a program, before a machine is parked. After three a take costs QEMU 15 ms of CPU time in
+# place of 18 (TCG, side by side on a busy host), after six no less.
 _REHEARSALS = 3
 
 
 class Adopted(NamedTuple):
-    """A machine that is one of its own: whoever has it owns it, and closes it or makes a `VM` of it."""
+    """A machine with an identity of its own. Whoever has it owns it, and closes it or makes a `VM` of it."""
 
     running: Running
     adoption: Adoption
@@ -49,7 +49,7 @@ class Adopted(NamedTuple):
 
 
 class BaseVM(Owner):
-    """Owner of a machine whose guest has not been told who it is. `adopt` gives it an identity, and to the caller.
+    """Owner of a machine whose guest has not been told who it is. `adopt` gives it an identity and a new owner.
 
     `spawn_s` and `answer_s` are seconds spent so far (see `Timings`); `greeting` is what the agent of a booted machine
     said of itself.
@@ -105,8 +105,8 @@ class BaseVM(Owner):
     async def greet(self, *, timeout_s: float, watch: Watch | None = None, memory_hint: str = "") -> None:
         """The agent of a machine that boots has answered, and `greeting` is what it said.
 
-        `watch` looks at the guest meanwhile. Raises `LaunchError` when it does not answer within `timeout_s`; with
-        `memory_hint` where it died for lack of memory. The machine is destroyed then, and on cancel.
+        `watch` looks at the guest meanwhile. Raises `LaunchError` when it does not answer within `timeout_s`. Its hint
+        is `memory_hint` when the guest died for lack of memory. The machine is destroyed then, and on cancel.
         """
         machine, begun = self._running.machine, time.perf_counter()
         async with AsyncExitStack() as on_failure:
@@ -128,8 +128,8 @@ class BaseVM(Owner):
         """A machine of its own, as `request` asks, confirmed by its guest item by item. It is the caller's now.
 
         `clock` gives the wall clock the guest takes on, ns since 1970. Raises `AdoptError` when the guest does not
-        confirm within `timeout_s`, or a hook fails or takes longer than `hook_timeout_s`; `LaunchError` when the
-        machine ended; the errors of `fit` when it could not be grown. It is destroyed then, and on cancel.
+        confirm within `timeout_s`, or a hook fails or takes longer than `hook_timeout_s`. Raises `LaunchError` when the
+        machine ended, and what `fit` raises when it could not be grown. It is destroyed then, and on cancel.
         """
         start = time.perf_counter()
         running, identity = self._running, self.identity
@@ -182,10 +182,10 @@ class BaseVM(Owner):
         return "vmfork.fork" if self.spawn_s else "vmfork.take"
 
     async def park(self, *, timeout_s: float) -> None:
-        """The machine was exercised and stands still: what only the first use costs was paid, mostly emulation.
+        """The machine stands still, after a rehearsal that paid what only a first use costs, mostly emulation.
 
         It took on identities that are thrown away, with entropy of their own, and ran programs. `adopt` lets it run on
-        and gives it the one it keeps. Errors are those of `adopt`; the machine is destroyed then, and on cancel.
+        and gives it the one it keeps. Raises what `adopt` raises; the machine is destroyed then, and on cancel.
         """
         running = self._running
         async with AsyncExitStack() as on_failure:
@@ -199,7 +199,7 @@ class BaseVM(Owner):
             on_failure.pop_all()
 
     async def _rehearse(self, timeout_s: float) -> float:
-        """The guest adopted what it will not keep, and ran a program; seconds that adopting took."""
+        """The guest adopted an identity that it will not keep, and ran a program. Gives the seconds of adopting."""
         agent, kept = self._running.agent, self.identity
         rehearsed = Identity.fresh(kept.vm_id, template=kept.template, reseed=kept.reseed)
         begun = time.perf_counter()
@@ -218,7 +218,7 @@ class BaseVM(Owner):
         await self._running.unpark(timeout_s=timeout_s)
 
     async def wait_up(self, *, timeout_s: float) -> None:
-        """The guest runs and its agent answers. Errors are those of `adopt`; the machine is destroyed then."""
+        """The guest runs and its agent answers. Raises what `adopt` raises; the machine is destroyed then."""
         running, begun = self._running, time.perf_counter()
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
@@ -247,9 +247,9 @@ class BaseVM(Owner):
 
     @classmethod
     async def attach(cls, handle: VMHandle) -> Self:
-        """The machine that was detached with this handle is ours. Raises `VMNotFound`, `StoreBusy`, `HostError`.
+        """The machine that was detached with this handle is ours. On cancel it is gone.
 
-        `ConfigError` when it has an identity of its own already. On cancel it is gone.
+        Raises `VMNotFound`, `StoreBusy`, `HostError`, and `ConfigError` when it has an identity of its own already.
         """
         if handle.adoption is not None:
             raise ConfigError(

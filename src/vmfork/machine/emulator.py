@@ -28,7 +28,7 @@ SLIM = "qemu-system-x86_64-microvm"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An emulator that was looked at. `lacks` is what a machine needs and it has not, empty when it will do."""
+    """An emulator that was looked at. `lacks` is what it misses for a machine, empty when it will do."""
 
     binary: QemuBinary
     lacks: tuple[str, ...]
@@ -88,7 +88,7 @@ async def find_emulator_like(
     located = configured or (shutil.which(SLIM) if Path(path).name == SLIM else "") or ""
     binary = await find_qemu_like(path, version, stamp, configured=located)
     if binary.version != version:
-        return binary  # refused by whoever compares; it need not be asked for more
+        return binary  # whoever compares versions refuses it, so it need not be asked for more
     return _as_built(binary, await ask_abilities(binary, kept=places.emulators))
 
 

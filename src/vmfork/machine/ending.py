@@ -1,4 +1,4 @@
-"""How the end of a machine is told: to who waits for its guest, and to who waits for it to start."""
+"""How the end of a machine is told to those who wait for its guest, and to those who wait for it to start."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Machine, Watched
 
-# Between the agent's connection closing and the process being reaped.
+# From the moment the agent's connection closes to the process being reaped.
 _EXIT_GRACE_S = 2.0
-# What an agent gets to show that a guest that spoke of halting has not halted.
+# A guest that printed the words of a halt has this long to show, by its agent, that it runs on.
 _HALT_GRACE_S = 5.0
-# After so long a guest is asked for a sign of life, and after as long again it is lost. It answers within milliseconds,
-# and within seconds on a host with many times more guests than cores.
+# A guest that was silent for this long is asked for a sign of life; silent for as long again, it is lost. It answers
+# within milliseconds, and within seconds on a host with many times more guests than cores.
 SILENCE_LIMIT_S = 60.0
-# mm/oom_kill.c: "System is deadlocked on memory", "Out of memory and no killable processes", and with
-# panic_on_oom "Out of memory: ... panic_on_oom is enabled". A guest whose init is killed for memory says it of init.
+# A lack of memory is told by the word: "System is deadlocked on memory", "Out of memory and no killable processes", and
+# with panic_on_oom "Out of memory: ... panic_on_oom is enabled" (mm/oom_kill.c).
 _PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
 _at_work: set[asyncio.Future[None]] = set()
 _MEMORY = "give it more memory (memory_mib)"
@@ -47,7 +47,7 @@ def _keep(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _end_halted(machine: Machine, agent: AgentClient) -> None:
-    """A guest that halted is ended, as if it had powered off. One that only printed the words answers, and runs on."""
+    """A guest that halted is ended, as if it had powered off. If it only printed the words, it answers, and runs on."""
     try:
         await agent.ping(timeout_s=_HALT_GRACE_S)
     except DeadlineExceeded:
@@ -57,7 +57,7 @@ async def _end_halted(machine: Machine, agent: AgentClient) -> None:
 
 
 async def _end_silent(machine: Machine, agent: AgentClient) -> None:
-    """A guest that stands still because somebody paused it is waited for; any other has lost its agent for good."""
+    """The agent counts as lost, unless somebody paused the guest: then it is waited for."""
     with suppress(VMForkError, TimeoutError, OSError):
         async with asyncio.timeout(_HALT_GRACE_S):
             if not await machine.is_running():
@@ -131,7 +131,7 @@ def find_panic(console: str) -> str:
 
 
 def is_out_of_memory(panic: str) -> bool:
-    """Whether a guest that panicked so had too little memory."""
+    """Whether a guest that said this when it panicked had too little memory."""
     return "memory" in panic
 
 

@@ -1,4 +1,4 @@
-"""What is known of one machine, wherever it goes: with its owner, in the handle for the next, in the record for all."""
+"""What is known of one machine. It goes with the machine: its owner has it, and the handle, and the record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MachineFacts:
 
 
 class Described:
-    """What has `facts` about a machine says the ones that people ask for by name."""
+    """The facts about a machine that people ask for by name. Its subclasses have `facts`."""
 
     __slots__ = ()
     facts: MachineFacts

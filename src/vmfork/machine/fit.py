@@ -29,7 +29,7 @@ _log = logging.getLogger("vmfork")
 
 # Measured under TCG: a CPU comes online in 0.1 s, memory in 0.1 s and 0.1 s more for each 2 GiB.
 FIT_LIMIT_S = 60.0
-# Each step back; a guest that took a step answers as fast to the opposite one.
+# Bounds each step back. A guest that took a step takes the opposite one as fast.
 _UNDO_LIMIT_S = 10.0
 
 _CPUS = "/sys/devices/system/cpu"
@@ -46,11 +46,11 @@ async def fit(
 ) -> None:
     """The guest has `cpus` CPUs online and `memory_mib` MiB: it was asked, and the machine's facts say so.
 
-    `None` leaves a size as it is. Memory is rounded up to whole blocks (128 MiB on x86). Nothing was done after
-    `ConfigError` (a size below or above what the machine can have), `HostError` (the host has not that much memory) and
-    `GuestError` (the machine stands still). Raises `FitError` when the guest has not the size within `timeout_s`
-    seconds: the machine then has its old size again, or, where `rolled_back` is false, must be closed. On cancel it is
-    made smaller again in the same way, as far as the guest gives back what it got.
+    `None` leaves a size as it is. Memory is rounded up to whole blocks (128 MiB on x86). Raises `ConfigError` when the
+    machine cannot have the size, `HostError` when the host has not that much memory, and `GuestError` when the machine
+    stands still; nothing was done then. Raises `FitError` when the guest has not the size within `timeout_s` seconds.
+    The machine has its old size again, or, where `rolled_back` is false, must be closed. On cancel it is made smaller
+    again, as far as the guest gives back what it got.
     """
     machine, agent = running.machine, running.agent
     if running.stands_still:
@@ -106,7 +106,7 @@ class _Steps:
         self._steps.append((what, undo))
 
     async def take_back(self) -> str:
-        """Everything was tried, last step first; what could not be taken back, in words."""
+        """Every step was taken back, the last one first. Gives those that could not be, in words."""
         left = []
         while self._steps:
             what, undo = self._steps.pop()
@@ -135,7 +135,7 @@ async def _online_cpus(agent: AgentClient, hardware: Hardware, count: int, steps
 
 
 async def _add_memory(machine: Growable, agent: AgentClient, size_mib: int, steps: _Steps) -> None:
-    """The guest has and uses so much more memory. What it does with new memory by itself is as it was."""
+    """The guest uses `size_mib` MiB more. Its policy for new memory is as it was before."""
     before = await _read_total_kib(agent)
     policy_file = f"{_MEMORY}/auto_online_blocks"
     if keeps_offline := (await _read(agent, policy_file)).strip() == b"offline":
@@ -159,7 +159,7 @@ def check_grown(before_kib: int, after_kib: int, size_mib: int) -> None:
 
 
 def parse_cpus(text: bytes) -> frozenset[int]:
-    """The CPUs in a list as the kernel writes it: `0-3,5`. `ProtocolError` for anything else."""
+    """The CPUs in a list as the kernel writes it: `0-3,5`. Raises `ProtocolError` for anything else."""
     try:
         spans = [[int(end) for end in span.split(b"-", 1)] for span in text.strip().split(b",") if span]
     except ValueError:

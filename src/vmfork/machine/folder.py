@@ -104,7 +104,7 @@ class VMFolder:
         write_whole(self.path / _RECORD, write_record(record))
 
     def write_handle(self, handle: bytes) -> None:
-        """Who may enter the folder can take the VM over with it."""
+        """The handle is there: whoever may enter the folder can take the VM over with it."""
         write_whole(self.path / _HANDLE, handle)
 
     def remove_handle(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """What a machine is to have: that many CPUs online, and `added_mib` MiB more than now."""
+    """What a machine is to have: `cpus` CPUs online, and `added_mib` MiB more than now."""
 
     cpus: int
     added_mib: int
@@ -35,7 +35,7 @@ class Lack(StrEnum):
 
 
 def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:
-    """What a machine of `hardware` cannot be grown to, or `None`. What it has more than asked is no lack."""
+    """What a machine of `hardware` cannot be grown to, or `None`. To have more than was asked is no lack."""
     if cpus > hardware.max_cpus:
         return Lack.CPUS
     missing_mib = _whole_blocks(memory_mib - hardware.memory_mib, MEMORY_BLOCK_MIB)
@@ -54,8 +54,8 @@ def plan_growth(
 ) -> Growth:
     """What turns a machine of `hardware` into one of that size. `None` leaves a size as it is.
 
-    Memory is rounded up to whole blocks of `block_mib` MiB above what there is. `ConfigError`, with the arithmetic, for
-    less than there is and for more than there is room for. `whose` names the machine in it.
+    Memory is rounded up to whole blocks of `block_mib` MiB above what there is. Raises `ConfigError`, with the
+    arithmetic, for less than there is and for more than there is room for. `whose` names the machine in it.
     """
     wanted_cpus = hardware.cpus if cpus is None else cpus
     if not hardware.cpus <= wanted_cpus <= hardware.max_cpus:

@@ -24,10 +24,10 @@ _VM_ID = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VMHandle(Described):
-    """One detached VM, good for one attach. `token` is what proves it: who has the handle can have the VM.
+    """One detached VM, good for one attach. Whoever has the handle, and so its `token`, can have the VM.
 
-    `process` is the hypervisor's. `adoption`: what made it a VM of its own; without one it is a base, and `todo` is
-    left to do in it. `paused`: it stands still.
+    `process` is the hypervisor's. `adoption` is what made it a VM of its own. Without one it is a base, and `todo` is
+    left to do in it. A `paused` one stands still.
     """
 
     facts: MachineFacts

@@ -50,7 +50,8 @@ async def give_up(
     agent = running.agent
     try:
         with await agent.release() as sock:
-            # All that a new owner reads is there before it can be one; what we wrote later could hit what it writes.
+            # Whatever a new owner reads is written before there can be one. Written later, it could overwrite the new
+            # owner's own.
             running.folder.write_handle(handle.to_json())
             running.record(owner_pid=0)
             await running.machine.detach(sock, token=bytes.fromhex(handle.token), ttl_s=ttl_s)
@@ -66,8 +67,8 @@ async def give_up(
 async def take_over(handle: VMHandle) -> Running:
     """The machine is ours, in the state in which it was given up.
 
-    Raises `VMNotFound` when it does not wait under this handle, and `StoreBusy` when another has it. Cancelled, or
-    failing later, it is ended: there was an owner who may have spoken to it.
+    Raises `VMNotFound` when it does not wait under this handle, and `StoreBusy` when another process owns it. On cancel
+    and after a later failure the machine is ended, because we may have spoken to it.
     """
     async with AsyncExitStack() as on_failure:
         machine, sock, lock_fd = await QemuMachine.attach(
@@ -91,7 +92,7 @@ async def take_over(handle: VMHandle) -> Running:
 
 
 def find_handle(vms: Path, vm_id: str) -> VMHandle:
-    """The handle that the last owner of the VM left. Raises `VMNotFound`, or `StoreBusy` when one owns it now."""
+    """The handle that the last owner of the VM left. Raises `VMNotFound`, or `StoreBusy` when somebody owns it now."""
     folder = vms / vm_id
     if not is_vm_id(vm_id) or not folder.is_dir():
         raise VMNotFound(vm_id)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from vmfork.machine.base import BaseVM, Watch
     from vmfork.machine.plan import Plan
 
-# What a watched boot adds. Without it the kernel prints nothing between the firmware and the agent, 1 s under TCG and
-# more than 10 s under a nested KVM. While it unpacks the initramfs it prints nothing, but touches page after page.
-# Of two levels on the command line the last holds.
+# A watched boot adds this. Without it the kernel prints nothing between the firmware and the agent, for 1 s under TCG
+# and more than 10 s under a nested KVM. While it unpacks the initramfs it prints nothing, but touches page after page.
+# Of two levels on the command line the last one counts.
 _VERBOSE = "loglevel=7"
 
 _swept: set[Path] = set()
@@ -38,7 +38,7 @@ _swept: set[Path] = set()
 class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
-    `reseed`: its agent renews the kernel's random numbers.
+    With `reseed` the fork's agent renews the kernel's random numbers.
     """
 
     template: str
@@ -75,7 +75,7 @@ async def boot_base(
 
 
 async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance) -> BaseVM:
-    """A machine that goes on where `frozen` stopped as soon as QEMU has loaded it, which is not waited for."""
+    """A machine that goes on where `frozen` stopped, as soon as QEMU has loaded it. That is not waited for."""
     return await _launch(
         Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
         binary,

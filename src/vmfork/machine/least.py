@@ -35,13 +35,14 @@ _log = logging.getLogger("vmfork")
 # kernel 6.12.118). What is measured with four holds for fewer.
 _CPUS = 4
 _STEP_MIB = 4
-# On top of what booted, for other emulators and accelerators; see docs/decisions/0009.
+# On top of what booted, for other emulators and accelerators (docs/decisions/0010).
 _MARGIN_MIB = 8
 # Where the search begins, above what the files take. The kernel's own part changes from release to release, and this
 # guess decides nothing but how many boots it takes: two when it is right.
 _FIRST_GUESS_MIB = 80
-# A guest that does not boot in so much more than the guess has another trouble than memory.
+# A guest that does not boot in this many times the first guess has another trouble than memory.
 _HOPELESS = 4
+# Another process may be measuring the same image, a boot after the other, on a host that emulates slowly.
 _WAIT_S = 1800.0
 
 
@@ -53,7 +54,8 @@ def ample_memory_mib(image: Image) -> int:
 async def ensure_least(plan: Plan, *, instance: Instance) -> Plan:
     """The plan, with its image's `min_memory_mib` known: measured by booting unless this host has done so before.
 
-    Several small boots, about 3 s each under TCG. Two processes take turns, and the second uses what the first found.
+    Measuring takes several small boots, about 3 s each under TCG. Of two processes the second waits, and uses what the
+    first found.
     Raises `LaunchError` or `GuestError` when the guest does not boot whatever it is given.
     """
     image, images = plan.image, instance.places.images

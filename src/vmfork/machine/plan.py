@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmfork.image import Image
 
 # A panic reboots at once, and QEMU, told not to reboot, ends: the host learns of it without waiting for a deadline.
-# What is switched off is looked for at every boot and found in none of these machines.
+# The devices that are switched off are in none of these machines, and a kernel would look for them at every boot.
 KERNEL_ARGS = "console=ttyS0 loglevel=4 panic=-1 i8042.noaux i8042.nokbd 8250.nr_uarts=1 no_timer_check"
 
 # The unpacked initramfs is the root. As a tmpfs it tells its size, and that it is full; a ramfs takes the memory that
@@ -105,14 +105,16 @@ def _room_to_grow(hardware: Hardware) -> str:
     # Nothing is said where nothing can grow: the guest boots as it always did.
     arguments = ""
     if hardware.max_cpus > hardware.cpus:
-        # Code for several CPUs from the start, or the kernel rewrites it when the second comes: 0.2 s under TCG.
+        # `noreplace-smp` keeps the code for several CPUs from the start. Else the kernel rewrites its code when the
+        # second CPU comes: 0.2 s under TCG.
         arguments += f" maxcpus={hardware.cpus} noreplace-smp"
         if hardware.accel == "tcg":
-            # Else each CPU that comes online is measured, 1 to 3 s, in vain. So many TSC ticks are a jiffy (250 Hz) at
-            # 6 GHz: a delay in the guest's drivers may be longer than asked, never shorter. KVM tells its guest.
+            # Else the kernel measures each CPU that comes online, for 1 to 3 s and in vain. This many TSC ticks are a
+            # jiffy (250 Hz) at 6 GHz, so that a driver's delay may be longer than asked, never shorter. KVM tells its
+            # guest.
             arguments += " lpj=24000000"
     if hardware.max_memory_mib > hardware.memory_mib:
-        # Memory that might come above 4 GiB makes the kernel set 64 MiB aside for devices that cannot reach it; here is
-        # none. The least it takes is 1 MiB.
+        # Where memory may come above 4 GiB, the kernel sets 64 MiB aside for devices that cannot reach it. There are
+        # none here, and 512 slots, 1 MiB, are the least that it takes.
         arguments += " swiotlb=512"
     return arguments

@@ -50,10 +50,10 @@ async def prepare(config: VMConfig, instance: Instance) -> Plan:
 
 
 async def try_out(image: Image, config: VMConfig, instance: Instance) -> Plan:
-    """A plan for `config`, in which all is known that only booting the image tells.
+    """A plan for `config`, with all that only booting the image tells.
 
-    That is an accelerator that runs it, and the least memory, which `config` may be below of. Both are found out the
-    first time on a host, and remembered. Raises `HostError` and `LaunchError`.
+    That is an accelerator that runs the image, and the least memory it needs; `config` may have less. Both are found
+    out the first time on a host, and remembered. Raises `HostError` and `LaunchError`.
     """
     check_board(config, image)
     binary = await find_emulator(config, places=instance.places)

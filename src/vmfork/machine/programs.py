@@ -1,4 +1,4 @@
-"""Programs in a running machine: what is run to its end, and what runs beside."""
+"""A program that is run to its end in a running machine."""
 
 from __future__ import annotations
 

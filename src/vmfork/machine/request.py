@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkRequest:
-    """What one machine is to have that its template has not; nothing of it enters a template.
+    """What one machine gets beyond its template. None of it enters a template.
 
     `env` is the environment of every program in it. `files` (absolute path: content, text as UTF-8) are written into it
     before its hooks run. It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. Raises
-    `ConfigError` when a variable or a path cannot be one.
+    `ConfigError` for an invalid variable, path or size.
     """
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)

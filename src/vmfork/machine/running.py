@@ -87,7 +87,7 @@ class Running(Owner):
         await self._stop("paused")
 
     async def park(self) -> None:
-        """As `pause`, for a machine that is nobody's: who takes it gives it an identity and a clock."""
+        """As `pause`, for a machine that is nobody's yet. Its taker gives it an identity and a clock."""
         await self._stop("parked")
 
     async def _stop(self, state: State) -> None:
@@ -140,8 +140,8 @@ class Running(Owner):
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more.
 
-        In a forked child it is the parent's. From another event loop it is closed on its own, or, where that does not
-        run any more, without one.
+        In a forked child it does nothing: the machine is the parent's. Called from another event loop, it has the
+        machine's own loop close it; where that does not run any more, it does without a loop.
         """
         if self.state in ("detached", "closed") or self.bound.is_forked:
             return

@@ -1,4 +1,4 @@
-"""A guest that does not get on with its boot: stopped by QEMU, or silent without touching memory."""
+"""A guest whose boot does not go on: QEMU stopped it, or it neither prints nor touches memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Machine
     from vmfork.wire.message import Hello
 
-# So long a guest may stand still. On a host whose KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
+# A guest may stand still this long. Where KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
 STALL_LIMIT_S = 5.0
 _LOOK_EVERY_S = 0.2
 # QEMU's own threads touch a page now and then while the guest stands still.
@@ -47,7 +47,7 @@ async def unless_stuck(hello: Coroutine[Any, Any, Hello], machine: Machine) -> H
 async def wait_stalled(machine: Machine, limit_s: float) -> None:
     """The guest made no progress for `limit_s` seconds. Waits as long as it makes some.
 
-    Looked for five times a second: no event tells that a page was touched.
+    Progress is looked for five times a second, because no event tells that a page was touched.
     """
     written, touched, since = -1, 0, time.monotonic()
     while time.monotonic() - since < limit_s:

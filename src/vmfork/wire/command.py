@@ -20,8 +20,8 @@ class Command:
 
     `argv` goes to the program as it is; no shell reads it. The program is looked up in the PATH it is given. `env` is
     added to the agent's environment, or stands alone with `clean_env`. `cwd` is by default the user's home, or `/`.
-    Without `stdin` the program reads `/dev/null`. Raises `ConfigError` when a part cannot be sent: a name or a value
-    that is no text, or holds a NUL.
+    Without `stdin` the program reads `/dev/null`. Raises `ConfigError` when a name or a value is not text, or holds a
+    NUL.
     """
 
     argv: Sequence[str]

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from vmfork.errors import ProtocolError
 
 PROTOCOL = 3
-# 1 has no NOTIFY, 2 nothing of what `FIRST_WITH_ROOM` names; all else is the same.
+# Protocol 1 lacks NOTIFY, and 1 and 2 lack what `FIRST_WITH_ROOM` names; all else is the same.
 SUPPORTED_PROTOCOLS = frozenset({1, 2, PROTOCOL})
 FIRST_WITH_NOTIFY = 2
-# Contained programs, commands longer than a frame, WRITE without a mode and with a size, GROWN, and more open requests.
+# It has contained programs, commands longer than a frame, WRITE without a mode and with a size, GROWN, and more open
+# requests.
 FIRST_WITH_ROOM = 3
 
 # Requests that an agent has open at most; one of an older protocol has fewer.
@@ -90,7 +91,7 @@ _CHANNELS = {channel.value: channel for channel in Channel}
 
 
 def encode_frame(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
-    """The bytes of one frame. `ProtocolError` when the payload is larger than a frame may be."""
+    """The bytes of one frame. Raises `ProtocolError` when the payload is larger than a frame may be."""
     if len(payload) > PAYLOAD_LIMIT:
         raise ProtocolError(f"a frame holds at most {PAYLOAD_LIMIT} bytes, not {len(payload)}")
     return _HEADER.pack(len(payload), kind, stream) + payload
@@ -102,7 +103,7 @@ def encode_fields(*fields: bytes) -> bytes:
 
 
 def decode_fields(payload: bytes) -> tuple[bytes, ...]:
-    """The fields of a payload. `ProtocolError` when it holds anything else."""
+    """The fields of a payload. Raises `ProtocolError` when it holds anything else."""
     fields = []
     at, end = 0, len(payload)
     while at < end:
@@ -168,8 +169,8 @@ def decode_credit(payload: bytes) -> tuple[Channel, int]:
 class FrameParser:
     """Bytes in any pieces become frames.
 
-    A parser that raised `ProtocolError` has lost the line and raises it again for whatever follows. After
-    `expect_nonce` everything is discarded up to and with the nonce; parsing goes on behind it, whatever was before.
+    A parser that raised `ProtocolError` has lost the line, and raises it again for whatever follows. After
+    `expect_nonce` everything up to the end of the nonce is thrown away, and parsing begins anew behind it.
     """
 
     def __init__(self) -> None:
@@ -235,7 +236,7 @@ class FrameParser:
 
 
 def _skip_idle(held: bytearray, at: int) -> int:
-    """The place of the first byte that is not idle. `ProtocolError` when no frame can start with it."""
+    """The place of the first byte that is not idle. Raises `ProtocolError` when no frame can start with it."""
     end = len(held)
     while at < end and held[at] == IDLE[0]:
         at += 1

@@ -1,4 +1,4 @@
-"""What callers give, in the one form that goes over the line; anything else is a `ConfigError` that names it."""
+"""What callers give, in the one form that goes over the line. Anything else raises a `ConfigError` that names it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_path(path: GuestPath, *, field: str = "path") -> str:
-    """The guest's path as text. Raises `ConfigError` when it is none, or not absolute."""
+    """The guest's path as text. Raises `ConfigError` when it is no path, or not absolute."""
     try:
         text = os.fspath(path)
     except TypeError:
@@ -26,7 +26,7 @@ def check_path(path: GuestPath, *, field: str = "path") -> str:
 
 
 def check_content(content: Buffer | str, *, field: str) -> bytes:
-    """Text as UTF-8, and anything that has bytes as those, whatever the shape of its items."""
+    """The bytes of `content`: text as UTF-8, a buffer's as they lie in memory, whatever the shape of its items."""
     if isinstance(content, bytes):
         return content
     try:

@@ -28,10 +28,10 @@ EndKind = Literal["exit", "signal"]
 _NS_PER_S = 1_000_000_000
 _SPOKEN = ", ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
 
-# Asks what the agent speaks, beside what is to be adopted. One before `FIRST_WITH_ROOM` knows no such item.
+# An item beside those to be adopted, which asks what the agent speaks. Before `FIRST_WITH_ROOM` it knows no such item.
 PROTOCOL_ITEM = ("protocol", b"%d" % PROTOCOL)
 
-# An EXEC with so many bytes of arguments and variables still has room in its frame for a folder and a user.
+# An EXEC with this many bytes of arguments and variables still has room in its frame for a folder and a user.
 LISTS_IN_REQUEST = PAYLOAD_LIMIT - 16 * 1024
 
 
@@ -135,9 +135,9 @@ def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
 
 
 def exec_request(stream: int, command: Command, *, contained: bool = False) -> tuple[bytes, bytes]:
-    """EXEC, and what is too long for it: empty, or the arguments and variables, to be sent on their own channel.
+    """EXEC, and the arguments and variables when they are too long for it: they go over a channel of their own.
 
-    `contained`: SIGKILL is to end all that the program started. An agent before `FIRST_WITH_ROOM` knows neither.
+    SIGKILL ends all that a `contained` program started. An agent before `FIRST_WITH_ROOM` knows neither.
     """
     arguments = map(encode_text, command.argv)
     variables = (encode_text(f"{name}={value}") for name, value in command.env.items())
@@ -170,9 +170,9 @@ def write_request(
     exclusive: bool,
     size: int | None = None,
 ) -> bytes:
-    """WRITE. Without a mode the file keeps the one it has; `size` is what will be sent.
+    """WRITE. Without a mode the file keeps the one it has; `size` is how many bytes will be sent.
 
-    An agent before `FIRST_WITH_ROOM` needs the one and takes no other.
+    An agent before `FIRST_WITH_ROOM` needs a mode, and takes no size.
     """
     options = _options({"append": append, "parents": parents, "exclusive": exclusive})
     fields = (encode_text(path), b"" if mode is None else b"%o" % mode, options)
@@ -242,7 +242,7 @@ def parse_error(payload: bytes) -> Failure:
 
 
 def parse_hello(payload: bytes) -> Hello:
-    """The answer to HELLO. `ProtocolError` naming both numbers when the agent speaks another protocol.
+    """The answer to HELLO. Raises `ProtocolError`, naming both numbers, when the agent speaks another protocol.
 
     Only the first field is taken from a protocol that is not known: the others may mean something else in it.
     """

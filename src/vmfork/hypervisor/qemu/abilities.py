@@ -47,7 +47,7 @@ class Abilities:
     has_sandbox: bool
 
     def find_missing(self, hardware: Hardware) -> list[str]:
-        """What the machine needs and this emulator has not, in QEMU's words; empty when it has all."""
+        """What the machine needs and this emulator lacks, in QEMU's words; empty when it lacks nothing."""
         board = board_of(hardware.machine)
         devices = [board.port.partition(",")[0], "virtserialport"]
         if hardware.vmgenid:

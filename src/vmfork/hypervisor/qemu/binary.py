@@ -41,7 +41,10 @@ class QemuBinary:
 
     @property
     def opens_ram_readonly(self) -> bool:
-        """From 8.2 a private mapping may be made of a file opened read-only (`readonly=on,rom=off`)."""
+        """From 8.2 a private mapping may be made of a file opened read-only (`readonly=on,rom=off`).
+
+        Before, QEMU opens the file for writing even where it maps it privately.
+        """
         return self.release >= (8, 2, 0)
 
     def is_unchanged(self) -> bool:
@@ -75,7 +78,8 @@ def locate_qemu(configured: str = "") -> Path:
 async def find_qemu(configured: str = "") -> QemuBinary:
     """The emulator in force, its version known.
 
-    `HostError` when it is missing, older than 7.2, or does not run. Running it takes about 30 ms, once per process.
+    Raises `HostError` when it is missing, older than 7.2, or does not run. Running it takes about 30 ms, once per
+    process.
     """
     path = locate_qemu(configured)
     key = (path, stamp_of(path))

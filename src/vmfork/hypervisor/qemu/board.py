@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """`options` are those of `-machine`, `port` is the device that carries the agent's line; `extra` is given as it is.
+    """`options` belong to `-machine`, `port` is the device that carries the agent's line, `extra` is passed on as is.
 
-    `has_vmgenid`: it tells the guest that it is a fork (ACPI, device `vmgenid`). `takes_memory`: it can be given more
-    while it runs. `keeps_time`: it has a clock beside the TSC, by which the guest finds the TSC's rate and watches it.
-    `module`: the guest's kernel finds its devices by this module, which an image has to bring. `kernel_args`: what the
-    kernel has to be told.
+    With `has_vmgenid` the guest learns from the machine that it is a fork (ACPI, device `vmgenid`). With `takes_memory`
+    it can be given more while it runs. With `keeps_time` it has a clock beside the TSC, by which the guest finds the
+    TSC's rate and watches it. By `module`, which an image has to bring, the guest's kernel finds its devices. The
+    kernel is told `kernel_args`.
     """
 
     kind: MachineKind
@@ -35,7 +35,11 @@ class Board:
         return f"pc-q35-{binary.release[0]}.{binary.release[1]}" if self.kind == "q35" else "microvm"
 
 
-# Whatever a fork does not need is left out of either: each device costs set-up time and state in every fork.
+# Whatever a fork does not need is left out of either: each device costs set-up time and state in every fork. A balloon,
+# reports of free pages, virtio-mem and vhost-user would also break the sharing of RAM, or its restore.
+#
+# `suppress-vmdesc`: a restore expects a description behind the state (migration/savevm.c, qemu_loadvm_state) unless
+# this tells it that there is none, and `xen-save-devices-state` writes none.
 Q35 = Board(
     kind="q35",
     options=(

@@ -34,12 +34,12 @@ class ConsoleTail:
         self._loop.add_reader(end, self._read)
 
     def text(self) -> str:
-        """The last 64 KiB at most, also what has arrived but was not read yet."""
+        """The last 64 KiB at most, with what has arrived but was not read yet."""
         self._read()
         return self._kept[-KEPT_BYTES:].decode(errors="replace")
 
     def on_text(self, text: bytes, callback: Callable[[], None]) -> None:
-        """`callback` is called, from the event loop, when the guest prints `text`; soon, where it has done so."""
+        """The event loop calls `callback` when the guest prints `text`, and soon if it has printed it already."""
         self._awaited = (text, callback)
         if text in self._kept:
             self._loop.call_soon(callback)
@@ -52,7 +52,7 @@ class ConsoleTail:
             self._socket.close()
 
     def drop(self) -> None:
-        """The socket is released, where the event loop it was read by does not run any more."""
+        """The socket is released. For when the event loop that read it does not run any more."""
         if self._socket.fileno() >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._socket)
         self._socket.close()

@@ -23,7 +23,7 @@ _MEANING = {0x81: "it is in use", 0x82: "it is busy", 0x83: "something that depe
 
 
 async def wait_taken(events: AsyncIterator[Mapping[str, Any]], name: str) -> None:
-    """The guest reported that it uses the device `name`. `HostError` when it reported that it cannot."""
+    """The guest reported that it uses the device `name`. Raises `HostError` when it reported that it cannot."""
     async for event in events:
         report = _report_of(event, name)
         if report is None:
@@ -34,7 +34,7 @@ async def wait_taken(events: AsyncIterator[Mapping[str, Any]], name: str) -> Non
 
 
 async def wait_given_back(events: AsyncIterator[Mapping[str, Any]], name: str) -> None:
-    """The device `name` is gone. `HostError` when the guest reported that it keeps it."""
+    """The device `name` is gone. Raises `HostError` when the guest reported that it keeps it."""
     async for event in events:
         if event["event"] == DELETED and event["data"].get("device") == name:
             return

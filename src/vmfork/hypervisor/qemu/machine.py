@@ -62,7 +62,7 @@ class QemuMachine:
     def start(cls, binary: QemuBinary, launch: Launch) -> Self:
         """QEMU was started. Both sockets take connections already: they were opened before it and passed to it.
 
-        Whether it comes up shows when the agent answers or the process ends. `HostError` when it cannot be run.
+        Whether it comes up shows when the agent answers or the process ends. Raises `HostError` when it cannot be run.
         """
         with ExitStack() as always, ExitStack() as on_failure:
             qmp = always.enter_context(listen_unix(launch.folder / QMP_SOCKET))
@@ -82,7 +82,8 @@ class QemuMachine:
                 confined=not binary.has_sandbox,
             )
             on_failure.callback(process.kill)
-            # While we still listen ourselves: a QEMU that ended at once leaves a closed connection, not none to be had.
+            # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later
+            # nobody would listen, and connecting would fail without a reason.
             client = on_failure.enter_context(connect_unix(launch.folder / AGENT_SOCKET))
             console = ConsoleTail(ours, launch.folder / CONSOLE)
             on_failure.pop_all()
@@ -94,7 +95,7 @@ class QemuMachine:
     ) -> tuple[Self, socket.socket, int | None]:
         """The machine that waits in `folder`, once `confirm` is called; the line to its agent; its lock, if it has one.
 
-        `VMNotFound`, `StoreBusy`. Closed before `confirm`, or left by our end, it is ended.
+        Raises `VMNotFound` and `StoreBusy`. The machine ends when it is closed, or our process ends, before `confirm`.
         """
         process, passed = await KeptProcess.take(folder / KEEPER_SOCKET, token=token, identity=identity, vm_id=name)
         line, console = (socket.socket(fileno=fd) for fd in passed[:2])
@@ -104,11 +105,11 @@ class QemuMachine:
         return machine, line, passed[2] if len(passed) > 2 else None
 
     def confirm(self) -> None:
-        """The machine is ours, and lives as long as we do. `HostError` when its keeper has ended it."""
+        """The machine is ours, and lives as long as we do. Raises `HostError` when its keeper has ended it."""
         self._process.confirm()
 
     async def detach(self, line: socket.socket, *, token: bytes, ttl_s: float) -> None:
-        """Nobody owns the machine: its keeper holds it for who knows `token`, `ttl_s` seconds (0: for ever).
+        """Nobody owns the machine. For `ttl_s` seconds (0: for ever) its keeper holds it for whoever knows `token`.
 
         `line` is the connection to its agent. After an error, or on cancel, it must be closed, which ends it.
         """
@@ -142,7 +143,8 @@ class QemuMachine:
     def connect_agent(self) -> socket.socket:
         """A connection to the guest's agent. What is sent waits until the guest reads it.
 
-        The first is had at any time, and is closed by the other side where QEMU has ended; later, that is `HostError`.
+        The first connection can always be had; the other side has closed it where QEMU has ended. A later one raises
+        `HostError` then.
         """
         client, self._agent = self._agent, None
         return client or connect_unix(self._folder / AGENT_SOCKET)
@@ -151,7 +153,7 @@ class QemuMachine:
         self._process.on_exit(callback)
 
     def on_halt(self, callback: Callable[[], None], /) -> None:
-        """QEMU tells nothing of a CPU that halts for good: what its kernel says before is all there is."""
+        """QEMU tells nothing of a CPU that halts for good. All there is to go by is what its kernel prints before."""
         self._console.on_text(HALTED.encode(), callback)
 
     def kill(self) -> None:
@@ -206,8 +208,8 @@ class QemuMachine:
     async def add_memory(self, name: str, size_mib: int, /) -> None:
         """The guest has taken `size_mib` MiB of new memory and said so (ACPI _OST); it knows it as `name`.
 
-        There is no limit to the wait. `HostError` when QEMU has no room for it, or the guest reports a failure. After
-        any failure `remove_memory` cleans up.
+        There is no limit to the wait. Raises `HostError` when QEMU has no room for it, or the guest reports a failure.
+        After any failure `remove_memory` cleans up.
         """
         monitor = await self._get_monitor()
         with monitor.listen(hotplug.GUEST_REPORT) as events:
@@ -217,9 +219,9 @@ class QemuMachine:
             await hotplug.wait_taken(events, name)
 
     async def remove_memory(self, name: str, /) -> None:
-        """The guest has given the memory back, where it was plugged at all, and QEMU has freed it.
+        """The guest has given the memory back, if it was plugged at all, and QEMU has freed it.
 
-        There is no limit to the wait. `HostError` when the guest uses it and so keeps it.
+        There is no limit to the wait. Raises `HostError` when the guest uses it and so keeps it.
         """
         monitor = await self._get_monitor()
         plugged = {device["data"]["id"] for device in await monitor.execute("query-memory-devices")}
@@ -236,9 +238,9 @@ class QemuMachine:
     async def aclose(self) -> None:
         """QEMU is gone and reaped; sockets are closed.
 
-        By SIGKILL: nothing in these machines outlives them, so there is nothing QEMU should finish. It is waited for
-        before its folder may be used again, because an ending QEMU unlinks the socket paths it listened on. A machine
-        that was detached is somebody else's, and stays.
+        QEMU ends by SIGKILL: nothing in these machines outlives them, so there is nothing for it to finish. Its end is
+        waited for, because an ending QEMU unlinks the socket paths it listened on: a path that was used again before
+        would disappear under its new owner. A machine that was detached is somebody else's, and stays.
         """
         if self._detached:
             return
@@ -253,7 +255,7 @@ class QemuMachine:
             self._remove_sockets()
 
     def end(self) -> None:
-        """As `aclose`, at once and without an event loop: for when the one it belongs to is gone."""
+        """As `aclose`, at once and without an event loop: for when the loop it belongs to is gone."""
         if self._detached:
             return
         self._monitor = None
@@ -276,7 +278,8 @@ class QemuMachine:
         # QEMU greets one client at a time: of two that open it together, the second would wait for ever.
         async with self._opening:
             if self._monitor is None:
-                # Most forks live and die without a word to their monitor; who needs it pays for importing and greeting.
+                # Most forks live and die without a word to their monitor. A call that needs it pays for the import and
+                # the greeting (docs/decisions/0001).
                 from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
 
                 self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))

@@ -39,7 +39,8 @@ class Monitor:
         """A monitor whose greeting was read and whose capabilities are negotiated. The socket is its own, or closed."""
         client = QMPClient("vmfork")
         with ExitStack() as on_failure:
-            # A connect that is cancelled before its first step never had the socket; any other has closed it already.
+            # A connect that is cancelled before its first step never had the socket. Any other has closed it already,
+            # and closing it again does nothing.
             on_failure.callback(connected.close)
             try:
                 await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
@@ -51,7 +52,7 @@ class Monitor:
         return cls(client)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """What QEMU returned for `command`. `HostError` with the transcript when it refused or is gone."""
+        """What QEMU returned for `command`. Raises `HostError` with the transcript when it refused or is gone."""
         self.transcript.append(f"-> {command} {json.dumps(arguments)}")
         try:
             result = await asyncio.wait_for(self._client.execute(command, arguments or None), _COMMAND_LIMIT_S)
@@ -66,7 +67,7 @@ class Monitor:
 
     @contextmanager
     def listen(self, *names: str) -> Iterator[AsyncIterator[Message]]:
-        """Inside the block, the events of these names, from its beginning on, as they come; without end."""
+        """The events of these names as they come, from the beginning of the block on. They have no end."""
         with self._client.listener(names) as listener:
             yield aiter(listener)
 
