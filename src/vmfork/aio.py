@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ImageError,
         ImageInUse,
         ImageNotFound,
+        InternalError,
         LaunchError,
         MachineEnded,
         ProtocolError,
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
-    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
+    "LaunchError", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
     "VMNotFound", "WrongContext",
 )  # fmt: skip
@@ -93,6 +94,7 @@ __all__ = [
     "ImageError",
     "ImageInUse",
     "ImageNotFound",
+    "InternalError",
     "LaunchError",
     "MachineEnded",
     "Places",

@@ -192,10 +192,10 @@ class VM:
 
     def exec(
         self,
-        argv: Sequence[str],
+        argv: Sequence[GuestPath],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         input: bytes | str | None = None,
         clean_env: bool = False,
@@ -214,7 +214,7 @@ class VM:
         script: str,
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         input: bytes | str | None = None,
         clean_env: bool = False,
@@ -230,10 +230,10 @@ class VM:
 
     def start(
         self,
-        argv: Sequence[str],
+        argv: Sequence[GuestPath],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         stdin: bool = False,
         clean_env: bool = False,
@@ -367,7 +367,7 @@ class Template:
         warm_up: Sequence[str] = (),
         ready: str = "",
         env: Mapping[str, str] | None = None,
-        secret_paths: Sequence[str] = (),
+        secret_paths: Sequence[GuestPath] = (),
         secret_env: Sequence[str] = (),
         allow_secrets: bool = False,
         replace: bool = False,

@@ -29,7 +29,8 @@ VMForkError                 code, hint
 ├── StoreBusy               another process works on the same name: wait, or look who
 ├── DeadlineExceeded        also a TimeoutError
 ├── WrongContext            used in a forked child, another event loop, or a callback of ours: make it where it is used
-└── Closed                  the object was closed
+├── Closed                  the object was closed
+└── InternalError           a bug in vmfork: report it
 ```
 
 A message is made from fields, and the fields stay readable. Cancellation is never wrapped.
@@ -573,3 +574,18 @@ def _restore(kind: type[VMForkError], args: tuple[object, ...]) -> VMForkError:
     error = kind.__new__(kind)
     error.args = args
     return error
+
+
+class InternalError(VMForkError):
+    """Something in vmfork failed that should not have: a bug. The error it failed with is the `__cause__`."""
+
+    code = "bug"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            hint=Hint(
+                "this is a bug in vmfork: please report it with the traceback",
+                "this is a bug in vmfork: please report it with the command you gave",
+            ),
+        )

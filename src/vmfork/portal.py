@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmfork.border import translating
 from vmfork.errors import Closed, WrongContext
 from vmfork.host.bound import called_from, find_caller
 
@@ -52,7 +53,8 @@ class Portal:
         """
         try:
             self._check()
-            loop = self._get_loop()
+            with translating():
+                loop = self._get_loop()
         except BaseException:
             work.close()  # it was never awaited, on purpose
             raise
@@ -90,8 +92,11 @@ class Portal:
                 thread = threading.Thread(target=loop.run_forever, name="vmfork", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # Python 3.12: no new threads while the interpreter ends
+                except RuntimeError as error:
                     loop.close()
+                    if "shutdown" not in str(error):  # the limit of threads
+                        raise
+                    # Python 3.12: no new threads while the interpreter ends
                     raise Closed(_OURS, "the interpreter is ending") from error
                 self._loop, self._thread = loop, thread
             return self._loop

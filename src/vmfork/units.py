@@ -7,8 +7,10 @@ import re
 from vmfork.errors import ConfigError
 
 MIB = 1024 * 1024
+# No time limit is longer: 31 years. What counts seconds in the guest, or in the system, would overflow beyond.
+MAX_DURATION_S = 1_000_000_000
 
-_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18})\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.IGNORECASE)
 _MIB_PER = {"M": 1, "G": 1024, "T": 1024 * 1024}
 _SECONDS_PER = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -32,7 +34,10 @@ def parse_duration_s(text: str | float, *, field: str = "duration") -> float:
     match = _DURATION.fullmatch(str(text).strip())
     if match is None:
         raise ConfigError(field, text, f"{text!r} is not a duration", hint="write 30, 1.5s, 200ms, 5m or 1h")
-    return float(match[1]) * _SECONDS_PER[(match[2] or "s").lower()]
+    seconds = float(match[1]) * _SECONDS_PER[(match[2] or "s").lower()]
+    if seconds > MAX_DURATION_S:
+        raise ConfigError(field, text, f"{text!r} is too long", hint=f"give {MAX_DURATION_S:,} seconds at most")
+    return seconds
 
 
 def format_mib(mib: float) -> str:

@@ -21,8 +21,8 @@ VALUES = {
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
-    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "LaunchError",
-    "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
+    "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
+    "LaunchError", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
     "VMNotFound", "WrongContext",
 }  # fmt: skip

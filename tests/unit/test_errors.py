@@ -43,6 +43,7 @@ SAMPLES = {
     errors.DeadlineExceeded: errors.DeadlineExceeded("exec", 1.5, hint="wait", stdout=b"o", stderr=b"e", detail="log"),
     errors.WrongContext: errors.WrongContext("VM 1", "belongs to another event loop", hint="make it here"),
     errors.Closed: errors.Closed("the machine", "QEMU ended"),
+    errors.InternalError: errors.InternalError("TypeError: nonsense"),
 }
 
 
@@ -77,6 +78,7 @@ ALWAYS_WITH_HINT = [
     errors.TemplateStale,
     errors.TemplateCorrupt,
     errors.FitError,
+    errors.InternalError,
     errors.VMNotFound,
     errors.StoreBusy,
 ]
@@ -134,7 +136,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     """The factory takes another machine, or boots one, for what is mendable: it must not hide the user's own faults."""
     told = {kind for kind in all_errors() if not kind.mendable}
     users = {errors.ConfigError, errors.ExecError, errors.HookError, errors.SecretsPresent, errors.SetupError}
-    users |= {errors.WrongContext}
+    users |= {errors.WrongContext, errors.InternalError}
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}
 

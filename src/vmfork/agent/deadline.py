@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from vmfork.errors import DeadlineExceeded
-from vmfork.wire.given import check_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def deadline(operation: str, limit_s: float | None) -> AsyncIterator[None]:
     """The block is done within `limit_s` seconds (`None`: no limit). Else raises `DeadlineExceeded` for `operation`."""
-    check_limit(limit_s)
     scope = asyncio.timeout(limit_s)
     try:
         async with scope:

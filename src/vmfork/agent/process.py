@@ -7,6 +7,7 @@ import signal as signals
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.deadline import deadline
+from vmfork.border import guarded
 from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
@@ -37,6 +38,7 @@ class ProcessLine(Protocol):
     def abandon(self, exchange: Exchange) -> None: ...
 
 
+@guarded
 class GuestProcess(Owner):
     """A program in the guest, from its start to its end. Its output waits in the guest until `output` takes it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from vmfork.border import guarded
 from vmfork.wire.given import check_content, check_path
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _LIMIT_S = 60.0
 
 
+@guarded
 class GuestFiles(ABC):
     """What a machine does with the files of its guest. Paths are absolute."""
 

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
+from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
-from vmfork.errors import ConfigError
 from vmfork.machine.request import ForkRequest
 from vmfork.machine.trace import failure_traced
 from vmfork.progress import ignore_progress
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
+    from vmfork.wire.given import GuestPath
 
 DEFAULT = "default"
 # Forks made at once by `fork_many`: more only wait for the same cores.
 _CONCURRENCY = 8
 
 
+@guarded
 class Template:
     """One generation of a template, found whole and fit for this host. A value: it holds nothing open.
 
@@ -73,7 +75,7 @@ class Template:
         warm_up: Sequence[str] = (),
         ready: str = "",
         env: Mapping[str, str] | None = None,
-        secret_paths: Sequence[str] = (),
+        secret_paths: Sequence[GuestPath] = (),
         secret_env: Sequence[str] = (),
         allow_secrets: bool = False,
         replace: bool = False,
@@ -94,17 +96,12 @@ class Template:
         time of freezing one of `secret_paths` exists, or a process was started with a variable of `secret_env`.
         """
         check_name(name)
-        if isinstance(warm_up, str):
-            raise ConfigError("warm_up", warm_up, "warm-up commands are a list of strings")
-        for field, value in (("secret_paths", secret_paths), ("secret_env", secret_env)):
-            if isinstance(value, str):
-                raise ConfigError(field, value, "must be a list of strings")
         building = _load_building()
         recipe = building.Recipe(
-            warm_up=tuple(warm_up),
+            warm_up=warm_up,
             ready=ready,
             env=env or {},
-            secrets=building.Secrets(paths=tuple(secret_paths), env=tuple(secret_env), allowed=allow_secrets),
+            secrets=building.Secrets(paths=secret_paths, env=secret_env, allowed=allow_secrets),
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
         )
@@ -196,8 +193,6 @@ class Template:
 
         When one fails, all are closed and its error is raised.
         """
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ConfigError("count", count, f"{count!r} is not a number of forks", hint="give 1 or more")
         request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
         slots = asyncio.Semaphore(_CONCURRENCY)
         async with AsyncExitStack() as on_failure:
@@ -226,8 +221,9 @@ class Template:
         What is alike and must not be, what differs and must not, is in the report. `probes` are added to the built-in
         ones. A finding is no error: see `AuditReport.safe`. Errors are those of `fork`.
         """
-        from vmfork.template.audit import audit_template  # noqa: PLC0415 - forking should not pay for it
+        from vmfork.template.audit import audit_template, check_probes  # noqa: PLC0415 - forking should not pay for it
 
+        check_probes(probes)
         return await audit_template(self.manifest, self.fork_many, count, probes, progress=progress)
 
     async def verify(self) -> None:

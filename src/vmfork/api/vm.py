@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
+from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import ConfigError
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.machine.ending import watch_end
 from vmfork.machine.folder import list_records
+from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
 from vmfork.machine.launch import boot_base
 from vmfork.machine.programs import run_program
@@ -33,15 +36,16 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.folder import VMRecord
-    from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.running import Running
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
+    from vmfork.wire.given import GuestPath
 
 _RESUME_LIMIT_S = 60.0
 
 
+@guarded
 class VM(GuestFiles, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
@@ -153,10 +157,10 @@ class VM(GuestFiles, Owner):
 
     async def exec(
         self,
-        argv: Sequence[str],
+        argv: Sequence[GuestPath],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002 - the name subprocess gave it
         clean_env: bool = False,
@@ -170,7 +174,9 @@ class VM(GuestFiles, Owner):
         what it wrote so far. Without `timeout_s` there is no limit. What it leaves running when it ends by itself runs
         on; what that writes is not waited for.
         """
-        command = Command(argv, env=env or {}, cwd=cwd, user=user, clean_env=clean_env)
+        command = Command(
+            [os.fspath(part) for part in argv], env=env or {}, cwd=os.fspath(cwd), user=user, clean_env=clean_env
+        )
         data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
         result = await run_program(self._running, command, input=data, timeout_s=timeout_s)
@@ -188,7 +194,7 @@ class VM(GuestFiles, Owner):
         script: str,
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002
         clean_env: bool = False,
@@ -209,10 +215,10 @@ class VM(GuestFiles, Owner):
 
     async def start(
         self,
-        argv: Sequence[str],
+        argv: Sequence[GuestPath],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "",
+        cwd: GuestPath = "",
         user: str = "",
         stdin: bool = False,
         clean_env: bool = False,
@@ -222,7 +228,14 @@ class VM(GuestFiles, Owner):
 
         `timeout_s` bounds the start, not the run. `ExecError` (127, 126) when it cannot be started.
         """
-        command = Command(argv, env=env or {}, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env)
+        command = Command(
+            [os.fspath(part) for part in argv],
+            env=env or {},
+            cwd=os.fspath(cwd),
+            user=user,
+            stdin=stdin,
+            clean_env=clean_env,
+        )
         return await self._live_agent().start_exec(command, timeout_s=timeout_s)
 
     async def ping(self, *, timeout_s: float = 5.0) -> float:
@@ -263,9 +276,9 @@ class VM(GuestFiles, Owner):
         `VMNotFound` when none waits, `StoreBusy` when somebody owns it, `ConfigError` for a machine that is no VM of
         its own yet. On cancel it is gone.
         """
-        handle = vm
-        if isinstance(handle, str):
-            handle = await asyncio.to_thread(find_handle, (places or find_places()).vms, handle)
+        if not isinstance(vm, (VMHandle, str)):
+            raise ConfigError("vm", vm, f"{vm!r} is no handle", hint="give what detach() returned, or the VM's id")
+        handle = vm if isinstance(vm, VMHandle) else await _find_handle(vm, places)
         if handle.adoption is None:
             raise ConfigError("handle", handle.id, f"machine {handle.id} has no identity yet", hint="it is a factory's")
         running = await take_over(handle)
@@ -292,3 +305,7 @@ class VM(GuestFiles, Owner):
 
     def _live_agent(self) -> AgentClient:
         return self._running.agent
+
+
+async def _find_handle(vm_id: str, places: Places | None) -> VMHandle:
+    return await asyncio.to_thread(find_handle, (places or find_places()).vms, vm_id)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vmfork
+from vmfork.border import translated
 from vmfork.cli.loop import Interrupted
 from vmfork.cli.options import config_option
 from vmfork.cli.show import (
@@ -28,7 +29,6 @@ from vmfork.cli.show import (
     show_error,
     show_failure,
     show_json,
-    show_unexpected,
 )
 from vmfork.errors import ConfigError, VMForkError
 from vmfork.late import import_late
@@ -159,7 +159,7 @@ def _run(command: click.Command, argv: Sequence[str] | None, name: str) -> int: 
         show_error(error)
         return _WRONG_INPUT if isinstance(error, ConfigError) else _FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a line, not a traceback
-        show_unexpected(error)
+        show_error(translated(error))
         return _FAILED
     return status if isinstance(status, int) else 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.api.template import DEFAULT, Template
+from vmfork.border import translated
 from vmfork.cli.loop import Interrupted, run_async
 from vmfork.cli.options import (
     cpus_option,
@@ -28,7 +29,6 @@ from vmfork.cli.show import (
     print_failure,
     show_error,
     show_json,
-    show_unexpected,
     shown_progress,
 )
 from vmfork.cli.streams import is_readable_input, read_some, write_all
@@ -77,7 +77,7 @@ class _RunCommand(click.Command):
         except BrokenPipeError:
             return PIPE_CLOSED
         except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status
-            show_unexpected(error)
+            show_error(translated(error))
         return OWN_FAILURE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import sys
@@ -31,21 +30,6 @@ def show_error(error: VMForkError) -> None:
 def command_hint(error: VMForkError) -> str:
     """What to do, in the words of the command line."""
     return str(getattr(error.hint, "command", error.hint))
-
-
-def show_unexpected(error: Exception) -> None:
-    """What is no error of vmfork's own: the system refused something, or this is a bug."""
-    if not isinstance(error, OSError) or not error.strerror:
-        show_failure(
-            f"{type(error).__name__}: {error}",
-            "this is a bug in vmfork: please report it with the command you gave",
-            code="bug",
-        )
-        return
-    where = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "make room where vmfork keeps its files (vmfork config), or where its output goes" if full else ""
-    show_failure(f"{where}{error.strerror}", hint, code="system")
 
 
 def show_failure(message: str, hint: str = "", details: str = "", *, code: str) -> None:

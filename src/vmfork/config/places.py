@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmfork.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -25,6 +27,13 @@ class Places:
 
     home: Path
     runtime: Path
+
+    def __post_init__(self) -> None:
+        for name in ("home", "runtime"):
+            given = getattr(self, name)
+            if not isinstance(given, (str, Path)) or not os.path.isabs(given):
+                raise ConfigError(f"places.{name}", given, f"{given!r} is not an absolute path", hint="give a Path")
+            object.__setattr__(self, name, Path(given))
 
     @property
     def images(self) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vmfork.config.endpoint import check_socket_path, parse_metrics_address
 from vmfork.errors import ConfigError
+from vmfork.units import MAX_DURATION_S
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 MachineKind = Literal["q35", "microvm"]
@@ -24,6 +27,10 @@ _SUITE = re.compile(r"[a-z][a-z0-9-]*")
 
 MAX_CPUS = 255
 MIN_MEMORY_MIB = 64
+# What 52 address bits reach, the most that an x86 processor has.
+_ADDRESSABLE_MIB = 1 << 32
+# More machines than this host has ports or process ids for.
+_MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
@@ -35,6 +42,8 @@ def check_name(name: str, *, field: str = "name") -> str:
 
     1 to 64 characters: letters, digits, `.`, `_`, `-`; the first a letter or digit.
     """
+    if not isinstance(name, str):
+        raise ConfigError(field, name, f"{name!r} is not a name", hint="give text, such as py-3.13")
     if not name:
         raise ConfigError(field, name, "a name may not be empty", hint="give one, such as py-3.13")
     if len(name) > NAME_LIMIT:
@@ -59,12 +68,27 @@ def _check_whole(field: str, value: object, *, low: int, high: int | None = None
 
 
 def _check_seconds(field: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= MAX_DURATION_S:
         raise ConfigError(field, value, f"{value!r} is not a positive number of seconds")
 
 
 def _either(known: tuple[str, ...]) -> str:
     return " or ".join((", ".join(known[:-1]), known[-1]))
+
+
+def _text_of(path: object) -> object:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
+def _check_line(field: str, value: object) -> None:
+    if not isinstance(value, str) or "\0" in value or "\n" in value:
+        raise ConfigError(field, value, "must be one line of text")
+
+
+def _check_list(field: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ConfigError(field, value, f"{value!r} is not a list", hint="give a list of names")
+    return tuple(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +108,7 @@ class ImageConfig:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
         if not isinstance(self.bare, bool):
             raise ConfigError("image.bare", self.bare, "must be true or false")
-        object.__setattr__(self, "packages", tuple(self.packages))
+        object.__setattr__(self, "packages", _check_list("image.packages", self.packages))
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
                 raise ConfigError("image.packages", package, f"{package!r} is not a Debian package name")
@@ -125,17 +149,16 @@ class VMConfig:
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
         _check_whole("vm.cpus", self.cpus, low=1, high=MAX_CPUS)
-        _check_whole("vm.memory_mib", self.memory_mib, low=MIN_MEMORY_MIB)
+        _check_whole("vm.memory_mib", self.memory_mib, low=MIN_MEMORY_MIB, high=_ADDRESSABLE_MIB)
         self._check_growth()
         if self.accel not in get_args(Accelerator):
             raise ConfigError(
                 "vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg"
             )
         self._check_machine()
+        object.__setattr__(self, "qemu", _text_of(self.qemu))
         for name in ("cpu_model", "kernel_args", "qemu"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or "\0" in value or "\n" in value:
-                raise ConfigError(f"vm.{name}", value, "must be one line of text")
+            _check_line(f"vm.{name}", getattr(self, name))
         _check_seconds("vm.boot_timeout_s", self.boot_timeout_s)
         _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
         _check_seconds("vm.hook_timeout_s", self.hook_timeout_s)
@@ -223,18 +246,23 @@ class FactoryConfig:
     metrics: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vm, VMConfig):
+            raise ConfigError("factory.vm", self.vm, f"{self.vm!r} is not a VMConfig", hint="give a VMConfig")
         for name in ("template", "remote"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"factory.{name}", getattr(self, name), "must be true or false")
         check_name(self.template_name, field="factory.template_name")
-        object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "templates", _check_list("factory.templates", self.templates))
         for name in self.templates:
             check_name(name, field="factory.templates")
         for name, known in (("build", get_args(BuildPolicy)), ("oversize", get_args(Oversize))):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
-        _check_whole("factory.cache", self.cache, low=0)
+        _check_whole("factory.cache", self.cache, low=0, high=_MOST_MACHINES)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
+        for name in ("endpoint", "metrics"):
+            object.__setattr__(self, name, _text_of(getattr(self, name)))
+            _check_line(f"factory.{name}", getattr(self, name))
         if self.endpoint:
             check_socket_path(self.endpoint, field="factory.endpoint")
         if self.metrics:

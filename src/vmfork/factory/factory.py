@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from vmfork.api.vm import VM
+from vmfork.border import guarded
 from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.errors import (
     Closed,
@@ -61,6 +62,7 @@ class _Request:
         return max(0.0, limit_s - (time.monotonic() - self.begun))
 
 
+@guarded
 class Factory(Owner):
     """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
 
@@ -83,6 +85,9 @@ class Factory(Owner):
 
     config: FactoryConfig
     """The configuration it was made with."""
+    # Here, because one whose constructor refused its arguments is collected too.
+    _bound: Bound | None = None  # by the loop in which it was opened
+    _closed = False
 
     def __init__(
         self,
@@ -97,8 +102,6 @@ class Factory(Owner):
         self._bases = Bases(self.config, fetch_only=fetch_only, instance=self._instance)
         self._counts = Counts()
         self._opening = asyncio.Lock()
-        self._bound: Bound | None = None  # by the loop in which it was opened
-        self._closed = False
 
     async def open(self) -> Self:
         """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""

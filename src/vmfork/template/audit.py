@@ -88,9 +88,9 @@ async def audit_template(
     progress: ProgressListener = ignore_progress,
 ) -> AuditReport:
     """`count` forks were made, probed side by side, and closed. The errors are those of a fork."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < _LEAST_FORKS:
+    if count < _LEAST_FORKS:
         raise ConfigError("count", count, "an audit compares forks", hint=f"give {_LEAST_FORKS} or more")
-    wanted = _combine(probes)
+    wanted = (*PROBES, *probes)
     async with AsyncExitStack() as owned:
         progress(Progress(task="audit", step=f"forking {count} machines of {manifest.name!r}", fraction=0.0))
         vms = await fork_many(count)
@@ -110,12 +110,15 @@ async def audit_template(
     )
 
 
-def _combine(added: Sequence[Probe]) -> tuple[Probe, ...]:
+def check_probes(added: Sequence[Probe]) -> None:
+    """Raises `ConfigError` when one of them is no probe, or has the name of another."""
+    for probe in added:
+        if not isinstance(probe, Probe):
+            raise ConfigError("probes", probe, f"{probe!r} is not a Probe", hint="give Probe(name=..., command=...)")
     names = [probe.name for probe in (*PROBES, *added)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ConfigError("probe", twice, f"there are two probes named {twice}", hint="give yours another name")
-    return (*PROBES, *added)
+        raise ConfigError("probes", twice, f"there are two probes named {twice}", hint="give yours another name")
 
 
 async def _compare(probe: Probe, vms: Sequence[Fork]) -> AuditRow:

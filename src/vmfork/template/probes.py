@@ -25,11 +25,13 @@ class Probe:
     hazard: str = ""
 
     def __post_init__(self) -> None:
-        check_name(self.name, field="probe")
+        check_name(self.name, field="probe.name")
         if not isinstance(self.command, str) or not self.command.strip() or "\0" in self.command:
-            raise ConfigError("probe", self.command, f"probe {self.name} needs a line of shell")
+            raise ConfigError("probe.command", self.command, f"probe {self.name} needs a line of shell")
         if self.expect not in get_args(Expectation):
-            raise ConfigError("probe", self.expect, f"{self.expect!r} is not known", hint="use differs or same")
+            raise ConfigError("probe.expect", self.expect, f"{self.expect!r} is not known", hint="use differs or same")
+        if not isinstance(self.hazard, str):
+            raise ConfigError("probe.hazard", self.hazard, "must be text")
 
 
 # In the order they run: the first is the first thing that is done in a fork.

@@ -34,7 +34,6 @@ class Command:
     def __post_init__(self) -> None:
         object.__setattr__(self, "argv", _check_argv(self.argv))
         object.__setattr__(self, "env", check_env(self.env))
-        object.__setattr__(self, "cwd", os.fspath(self.cwd) if isinstance(self.cwd, os.PathLike) else self.cwd)
         for name in ("cwd", "user"):
             if not _is_text(getattr(self, name)):
                 raise ConfigError(name, getattr(self, name), "must be text without NUL")
@@ -47,12 +46,16 @@ def shell_argv(script: str) -> tuple[str, ...]:
 
 def check_env(env: Mapping[str, str]) -> dict[str, str]:
     """A copy of `env`. Raises `ConfigError` when a name or a value cannot be an environment variable's."""
+    checked = {}
     for key, value in env.items():
         if not _is_text(key) or not key or "=" in key:
-            raise ConfigError("env", key, f"{key!r} is not the name of an environment variable")
-        if not _is_text(value):
+            reason = f"{key!r} is not the name of an environment variable"
+            raise ConfigError("env", key, reason, hint="a name is text without = and NUL, and not empty")
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not _is_text(text):
             raise ConfigError("env", value, f"the value of {key} must be text without NUL")
-    return dict(env)
+        checked[key] = text
+    return checked
 
 
 def _check_argv(argv: Sequence[str]) -> tuple[str, ...]:

@@ -36,10 +36,3 @@ def check_content(content: Buffer | str, *, field: str) -> bytes:
     except TypeError:
         kind = type(content).__name__
         raise ConfigError(field, content, f"must be bytes or text, and is of type {kind}") from None
-
-
-def check_limit(limit_s: float | None, *, field: str = "timeout_s") -> None:
-    """Raises `ConfigError` when it is neither a number of seconds nor `None`."""
-    if limit_s is None or (isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and limit_s >= 0):
-        return
-    raise ConfigError(field, limit_s, f"{limit_s!r} is not a number of seconds", hint="give a number, or None")

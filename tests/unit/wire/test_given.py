@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from vmfork.errors import ConfigError
-from vmfork.wire.given import check_content, check_limit, check_path
+from vmfork.wire.given import check_content, check_path
 
 
 def test_paths_may_be_text_or_path_objects() -> None:
@@ -34,15 +34,3 @@ def test_what_has_no_bytes_is_refused_by_name(content) -> None:
     with pytest.raises(ConfigError) as refused:
         check_content(content, field="input")
     assert refused.value.field == "input"
-
-
-@pytest.mark.parametrize("limit", ["5", True, float("nan"), -1, object()])
-def test_what_is_no_time_limit_is_refused_by_name(limit) -> None:
-    with pytest.raises(ConfigError) as refused:
-        check_limit(limit)
-    assert refused.value.field == "timeout_s"
-
-
-def test_a_time_limit_is_a_number_or_none() -> None:
-    for limit in (None, 0, 5, 1.5):
-        check_limit(limit)

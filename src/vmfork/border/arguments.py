@@ -1,0 +1,189 @@
+"""What a caller may give, by the annotation of the parameter it is given for."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vmfork.border.failures import CallbackError
+from vmfork.config import FactoryConfig, Places, VMConfig
+from vmfork.errors import ConfigError
+from vmfork.progress import ignore_progress
+from vmfork.units import MAX_DURATION_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfork.progress import Progress
+
+    Check = Callable[[str, Any], Any]
+
+# What a parameter of that name may be, wherever it is; any other whole number is 0 or more.
+_RANGES = {"count": (1, 65_535), "cpus": (1, 255), "memory_mib": (1, 1 << 32), "mode": (0, 0o7777), "signal": (1, 64)}
+_LARGEST = (1 << 63) - 1
+_LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
+_LINE = 60
+
+
+class Arguments:
+    """The parameters of `function`, read when it is first called: importing a module should not pay for it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    @cached_property
+    def checks(self) -> dict[str, Check]:
+        """The check of each parameter that a caller gives. Without one are those whose annotation `CHECKS` lacks."""
+        return {
+            name: CHECKS[parameter.annotation]
+            for name, parameter in self._signature.parameters.items()
+            if parameter.annotation in CHECKS
+        }
+
+    def checked(self, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments in the form that is worked with.
+
+        Raises `ConfigError`, naming the parameter, for a value that it cannot have, and as Python does `TypeError` for
+        a parameter that there is none of.
+        """
+        bound = self._signature.bind(*args, **given)
+        for name, value in bound.arguments.items():
+            if name in self.checks:
+                bound.arguments[name] = self.checks[name](name, value)
+        return bound.args, bound.kwargs
+
+
+def _refuse(name: str, value: object, what: str, hint: str = "") -> ConfigError:
+    return ConfigError(name, value, f"{_short(value)} is not {what}", hint=hint or f"give {what}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LINE else f"{text[: _LINE - 3]}..."
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _refuse(name, value, "text")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refuse(name, value, "True or False")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    low, high = _RANGES.get(name, (0, _LARGEST))
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise _refuse(name, value, f"a whole number from {low} to {high}")
+    return number
+
+
+def _seconds(name: str, value: Any) -> float:
+    # Not a number compares as false.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DURATION_S:
+        raise _refuse(name, value, f"a number of seconds from 0 to {MAX_DURATION_S:,}")
+    return value
+
+
+def _path(name: str, value: Any) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise _refuse(name, value, "a path", "give text or a Path")
+    return text
+
+
+def _content(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        try:
+            memoryview(value)
+        except TypeError:
+            raise _refuse(name, value, "text or bytes") from None
+    return value
+
+
+def _table(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise _refuse(name, value, "a dictionary")
+    return value
+
+
+def _list_of(check: Check) -> Check:
+    def check_all(name: str, value: Any) -> tuple[Any, ...]:
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise _refuse(name, value, "a list", _LIST_HINTS.get(name, ""))
+        return tuple(check(name, item) for item in value)
+
+    return check_all
+
+
+def _anything(_name: str, value: Any) -> Any:
+    return value
+
+
+def _of(kind: type) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise _refuse(name, value, f"a {kind.__name__}")
+        return value
+
+    return check
+
+
+def _listener(name: str, value: Any) -> Any:
+    """The listener; what it raises passes through vmfork as it is."""
+    if not callable(value):
+        raise _refuse(name, value, "something to call with each Progress")
+    if value is ignore_progress:
+        return ignore_progress
+
+    def told(event: Progress, /) -> None:
+        try:
+            value(event)
+        except Exception as error:
+            raise CallbackError(error) from error
+
+    return told
+
+
+def _or_none(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+# The annotations of public parameters as they are written. What is in a list or a table, and which text is good, is
+# checked where it is known.
+CHECKS: dict[str, Check] = {
+    "str": _text,
+    "bool": _flag,
+    "int": _whole,
+    "int | None": _or_none(_whole),
+    "float": _seconds,
+    "float | None": _or_none(_seconds),
+    "GuestPath": _path,
+    "bytes": _content,
+    "bytes | str": _content,
+    "bytes | str | None": _or_none(_content),
+    "Mapping[str, str] | None": _or_none(_table),
+    "Mapping[str, bytes | str] | None": _or_none(_table),
+    "Sequence[str]": _list_of(_text),
+    "Sequence[GuestPath]": _list_of(_path),
+    "Sequence[Probe]": _list_of(_anything),
+    "ProgressListener": _listener,
+    "Places | None": _or_none(_of(Places)),
+    "VMConfig | None": _or_none(_of(VMConfig)),
+    "FactoryConfig | None": _or_none(_of(FactoryConfig)),
+}

@@ -1,0 +1,79 @@
+"""What the host refused, and what nobody foresaw, as errors of vmfork's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError, InternalError, VMForkError
+from vmfork.hint import Hint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ROOM = "make room where vmfork keeps its files (vmfork config), or where its output goes"
+_RIGHTS = Hint(
+    "look at its owner and mode; find_places() tells the folders, VMFORK_HOME and VMFORK_RUNTIME_DIR choose others",
+    "look at its owner and mode; vmfork config shows the folders, VMFORK_HOME and VMFORK_RUNTIME_DIR choose others",
+)
+_OWN_FILES = "this process has as many files open as it may: raise the limit (ulimit -n), or close machines"
+_DEVICE = "a disk or a file system of the host failed: its kernel log says more (dmesg)"
+_PROCESSES = "no more processes or threads are allowed: raise the limit (ulimit -u), or close machines"
+
+_HINTS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: _OWN_FILES,
+    errno.ENFILE: "the host has as many files open as it may: raise fs.file-max (sysctl), or close machines",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "the file system is read-only: choose other folders by VMFORK_HOME and VMFORK_RUNTIME_DIR",
+    errno.ENOMEM: "the host is short of memory: close machines, or remove templates",
+    errno.EAGAIN: _PROCESSES,
+    errno.EIO: _DEVICE,
+    errno.ENAMETOOLONG: "give shorter names, or shorter folders by VMFORK_HOME and VMFORK_RUNTIME_DIR",
+}
+_OTHER = "something changed under vmfork's hands, or the host cannot do it: try again; vmfork doctor looks at the host"
+
+
+class CallbackError(Exception):
+    """On its way out through vmfork: a callback of the caller's raised `error`, which is what he gets."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """What leaves the block is an error of vmfork's own, or what a callback of the caller's raised.
+
+    No memory stays `MemoryError`. Cancellation, and whatever else is no `Exception`, is not touched.
+    """
+    try:
+        yield
+    except CallbackError as passing:
+        raise passing.error from passing.error.__cause__
+    except (VMForkError, MemoryError):
+        raise
+    except Exception as error:
+        raise translated(error) from error
+
+
+def translated(error: Exception) -> VMForkError:
+    """What the system refused as a `HostError` with a hint; anything else is a bug, an `InternalError`."""
+    if isinstance(error, VMForkError):
+        return error
+    if isinstance(error, OSError):
+        return _refused(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return HostError("no thread could be started", hint=_PROCESSES)
+    return InternalError(f"{type(error).__name__}: {error}")
+
+
+def _refused(error: OSError) -> HostError:
+    told = error.strerror or str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return HostError(f"{where}{told}", hint=_HINTS.get(error.errno or 0, _OTHER))
