@@ -22,10 +22,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "vmfork"
 OUTPUT = PACKAGE / "blocking.py"
 
-# Public class: the modules that define it and the public part of its bases, its own first.
+# Public class: the modules that define it and the public part of its bases, its own first. A base is the only public
+# class of its module, or named behind a colon.
 CLASSES = {
     "GuestProcess": ("agent/process.py",),
-    "VM": ("api/vm.py", "api/files.py"),
+    "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
 }
@@ -70,12 +71,12 @@ class Module:
                 module.constants[statement.targets[0].id] = statement.value
         return module
 
-    def find_class(self, name: str | None = None) -> ast.ClassDef:
+    def find_class(self, name: str = "") -> ast.ClassDef:
         """The class of that name; without one, the only public class."""
         return next(
             node
             for node in self.tree.body
-            if isinstance(node, ast.ClassDef) and (node.name == name or (name is None and node.name[0] != "_"))
+            if isinstance(node, ast.ClassDef) and (node.name == name or (not name and node.name[0] != "_"))
         )
 
 
@@ -88,8 +89,9 @@ class Facade:
         self.at_run_time = {"from vmfork import aio", "from vmfork.portal import portal"}
 
     def add_class(self, name: str, paths: tuple[str, ...]) -> None:
-        modules = [Module.read(PACKAGE / path) for path in paths]
-        classes = [modules[0].find_class(name), *(module.find_class() for module in modules[1:])]
+        parts = [path.partition(":")[::2] for path in (f"{paths[0]}:{name}", *paths[1:])]
+        modules = [Module.read(PACKAGE / path) for path, _ in parts]
+        classes = [module.find_class(base) for module, (_, base) in zip(modules, parts, strict=True)]
         what = first_line(classes[0]).replace("`async with`", "`with`")
         self.lines += ["", "", f"class {name}:", f'    """{what}', ""]
         self.lines += [f"    The blocking form of `vmfork.aio.{name}`.", '    """']

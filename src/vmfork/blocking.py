@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmfork.factory.stats import FactoryStats
     from vmfork.host.memory import MemoryUse
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
@@ -141,29 +142,9 @@ class VM:
         return portal.run(aio.VM.list(places=places))
 
     @property
-    def id(self) -> str:
-        """12 hex digits; no other VM has or had them."""
-        return self._twin.id
-
-    @property
-    def template(self) -> str:
-        """The template this VM is a fork of; empty for a booted one."""
-        return self._twin.template
-
-    @property
-    def generation(self) -> str:
-        """The generation id the guest was given, 32 hex digits."""
-        return self._twin.generation
-
-    @property
-    def hostname(self) -> str:
-        """The guest's host name, its own among all forks."""
-        return self._twin.hostname
-
-    @property
-    def machine_id(self) -> str:
-        """What the guest has in /etc/machine-id, its own among all forks."""
-        return self._twin.machine_id
+    def facts(self) -> MachineFacts:
+        """All that is known of it, as its record and its handle tell it."""
+        return self._twin.facts
 
     @property
     def pid(self) -> int:
@@ -171,24 +152,9 @@ class VM:
         return self._twin.pid
 
     @property
-    def accel(self) -> str:
-        """`kvm` or `tcg`, as decided."""
-        return self._twin.accel
-
-    @property
     def argv(self) -> tuple[str, ...]:
         """The hypervisor's command line."""
         return self._twin.argv
-
-    @property
-    def hardware(self) -> Hardware:
-        """What the guest sees: machine type, accelerator, CPUs, memory."""
-        return self._twin.hardware
-
-    @property
-    def image(self) -> str:
-        """The image it was booted from, or its template was."""
-        return self._twin.image
 
     def exec(
         self,
@@ -285,8 +251,48 @@ class VM:
         """The machine is gone: process, sockets, folder. Closing again does nothing."""
         portal.finish(self._twin.aclose())
 
+    @property
+    def id(self) -> str:
+        """12 hex digits; no other VM has or had them."""
+        return self._twin.id
+
+    @property
+    def template(self) -> str:
+        """The template this VM is a fork of; empty for a booted one."""
+        return self._twin.template
+
+    @property
+    def generation(self) -> str:
+        """The generation id the guest was given, 32 hex digits."""
+        return self._twin.generation
+
+    @property
+    def hostname(self) -> str:
+        """The guest's host name, its own among all forks."""
+        return self._twin.hostname
+
+    @property
+    def machine_id(self) -> str:
+        """What the guest has in /etc/machine-id, its own among all forks."""
+        return self._twin.machine_id
+
+    @property
+    def image(self) -> str:
+        """The image it was booted from, or its template was."""
+        return self._twin.image
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the guest sees: machine type, accelerator, CPUs, memory."""
+        return self._twin.hardware
+
+    @property
+    def accel(self) -> str:
+        """`kvm` or `tcg`, as decided."""
+        return self._twin.accel
+
     def read_file(self, path: GuestPath, *, timeout_s: float = 60.0) -> bytes:
-        """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
+        """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
         return portal.run(self._twin.read_file(path, timeout_s=timeout_s))
 
     def write_file(
@@ -345,7 +351,7 @@ class Template:
 
     @property
     def generation(self) -> str:
-        """Names this very freezing; another one of the same name has another."""
+        """Names this very freezing: a template that was built again has another."""
         return self._twin.generation
 
     @property
@@ -414,7 +420,7 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """The template `name`, built first where it is missing, or fits this host or `config` no more."""
+        """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more."""
         return cls(portal.run(aio.Template.ensure(name, config, wait_s=wait_s, progress=progress, places=places)))
 
     @classmethod
@@ -461,11 +467,11 @@ class Template:
         return portal.run(self._twin.audit(count, probes=probes, progress=progress))
 
     def verify(self) -> None:
-        """Every byte of the template is what was frozen. `TemplateCorrupt` names the file that is not."""
+        """Every byte of the template is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
         portal.run(self._twin.verify())
 
     def remove(self) -> None:
-        """No template of this name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
+        """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         portal.run(self._twin.remove())
 
 

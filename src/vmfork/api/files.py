@@ -27,7 +27,7 @@ class GuestFiles(ABC):
         """The line to the guest's agent. Raises `Closed`."""
 
     async def read_file(self, path: GuestPath, *, timeout_s: float = _LIMIT_S) -> bytes:
-        """The content of the guest's file at the absolute `path`. `GuestFileError` where it cannot be read."""
+        """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
         return await self._live_agent().read_file(check_path(path), timeout_s=timeout_s)
 
     async def write_file(
@@ -43,8 +43,8 @@ class GuestFiles(ABC):
 
         A regular file is replaced whole: nobody sees half of it, and `GuestFileError` leaves the old content. It keeps
         its owner, its attributes and, without `mode`, its mode; a new one has 0644. A link is followed. A pipe, a
-        device, a file of the kernel's, one that is mounted or has several names, is written as it is; a pipe waits for
-        its reader. With `parents`, missing folders were made. Where there is no room, the error says how much there is.
+        device, a file of the kernel's, one that is mounted or has several names, is written in place; a pipe waits for
+        its reader. With `parents`, missing folders were made. When there is no room, the error says how much there is.
         """
         content = check_content(data, field="data")
         await self._live_agent().write_file(check_path(path), content, mode=mode, parents=parents, timeout_s=timeout_s)
@@ -60,8 +60,8 @@ class GuestFiles(ABC):
     async def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`.
 
-        What is mounted below it stays, which is a `GuestFileError` (`busy`). Without `timeout_s` there is no limit;
-        given up, a removal leaves what it had not come to.
+        Raises `GuestFileError` (`busy`) when something is mounted below it, which stays. Without `timeout_s` there is
+        no limit; a removal that is given up leaves what it had not come to.
         """
         await self._live_agent().remove(check_path(path), recursive=recursive, timeout_s=timeout_s)
 

@@ -53,7 +53,7 @@ class Template:
 
     @property
     def generation(self) -> str:
-        """Names this very freezing; another one of the same name has another."""
+        """Names this very freezing: a template that was built again has another."""
         return self.manifest.generation
 
     @property
@@ -87,13 +87,15 @@ class Template:
     ) -> Self:
         """A machine was booted, each `warm_up` shell command and `ready` succeeded, and it is frozen as `name`.
 
-        The image `default` is built where it is missing; any other must exist (`ImageNotFound`). `TemplateExists`
-        unless `replace`, which keeps the old one in force until the new one is whole. `StoreBusy` when another process
-        builds the same name for longer than `wait_s`. `HostError`, `LaunchError`, `ExecError`, `HookError`,
-        `DeadlineExceeded`: nothing is left, and a former template still stands.
+        The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
+        former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
+        kept.
 
-        `env` is for `warm_up` and `ready` alone, and not kept. `SecretsPresent`, unless `allow_secrets`, when at the
-        time of freezing one of `secret_paths` exists, or a process was started with a variable of `secret_env`.
+        Raises `TemplateExists` without `replace`, and `StoreBusy` when another process builds the same name for longer
+        than `wait_s`. Raises `SecretsPresent`, unless `allow_secrets`, when at the time of freezing one of
+        `secret_paths` exists, or a process was started with a variable of `secret_env`. Raises `HostError`,
+        `LaunchError`, `ExecError`, `HookError` and `DeadlineExceeded`. After any of them nothing is left, and a former
+        template is still in force.
         """
         check_name(name)
         building = _load_building()
@@ -114,8 +116,7 @@ class Template:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
         `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
-        template.
-        `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
         """
         instance = Instance(places or find_places())
         return cls(await Source.open(name, config=config or VMConfig(), instance=instance))
@@ -130,10 +131,10 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """The template `name`, built first where it is missing, or fits this host or `config` no more.
+        """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more.
 
-        Its size is kept as it is. Another process that is building it is waited for, `wait_s` seconds at most, and its
-        result used.
+        Its size is kept as it is. When another process is building it, its result is used, after `wait_s` seconds at
+        most.
         """
         instance = Instance(places or find_places(), progress)
         if (found := await Source.find(name, config, instance=instance)) is not None:
@@ -157,13 +158,14 @@ class Template:
     ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
 
-        `env` is the environment of every program in it; `files` (absolute path: content) are written into it before its
-        hooks run, mode 0600, folders made as needed. Neither enters a template. `TemplateNotFound` when this generation
-        is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, `AdoptError` (the guest did not confirm an item
-        within `timeout_s`, or a hook failed); nothing is left after any of them.
+        `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
+        hooks run, mode 0600, folders made as needed. Neither enters a template. With `cpus` or `memory_mib` the fork
+        was grown to that size; `vm.hardware` tells what memory was rounded up to.
 
-        With `cpus` or `memory_mib` the fork was grown to that size (`vm.hardware` tells what memory was rounded up to):
-        `ConfigError` when the template has no room for it, or is larger; `FitError`, `HostError`.
+        Raises `TemplateNotFound` when this generation is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and
+        `AdoptError` when the guest did not confirm an item within `timeout_s`, or a hook failed. Raises `ConfigError`
+        when the template has no room for the size, or is larger, and `FitError` and `HostError` when the fork could not
+        be grown. After any of them nothing is left.
         """
         request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
         return await self._fork(request, timeout_s=timeout_s)
@@ -218,8 +220,8 @@ class Template:
     ) -> AuditReport:
         """`count` forks (2 or more) were compared with each other, and closed.
 
-        What is alike and must not be, what differs and must not, is in the report. `probes` are added to the built-in
-        ones. A finding is no error: see `AuditReport.safe`. Errors are those of `fork`.
+        The report says what is alike and must differ, and what differs and must be alike. `probes` are added to the
+        built-in ones. A finding is not an error: see `AuditReport.safe`. Raises what `fork` raises.
         """
         from vmfork.template.audit import audit_template, check_probes  # noqa: PLC0415 - forking should not pay for it
 
@@ -227,11 +229,11 @@ class Template:
         return await audit_template(self.manifest, self.fork_many, count, probes, progress=progress)
 
     async def verify(self) -> None:
-        """Every byte of the template is what was frozen. `TemplateCorrupt` names the file that is not."""
+        """Every byte of the template is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
         await asyncio.to_thread(self._source.verify)
 
     async def remove(self) -> None:
-        """No template of this name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
+        """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         await self._source.remove()
 
 

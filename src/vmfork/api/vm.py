@@ -15,6 +15,7 @@ from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import ConfigError
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.machine.ending import watch_end
+from vmfork.machine.facts import Described
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
     from vmfork.config import Places
-    from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.result import ExecResult
     from vmfork.machine.running import Running
@@ -46,7 +47,7 @@ _RESUME_LIMIT_S = 60.0
 
 
 @guarded
-class VM(GuestFiles, Owner):
+class VM(GuestFiles, Described, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
     Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is
@@ -83,8 +84,8 @@ class VM(GuestFiles, Owner):
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
-        `env` is the environment of every program in it; `files` are written into it, mode 0600. It is no fork: no
-        hooks run. The image `default` is built where it is missing. `ImageNotFound`, `ConfigError`, `HostError`,
+        `env` is the environment of every program in it; `files` are written into it, mode 0600. It is no fork, so no
+        hooks run. The image `default` is built where it is missing. Raises `ImageNotFound`, `ConfigError`, `HostError`,
         `LaunchError`, `AdoptError`; nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
@@ -106,29 +107,9 @@ class VM(GuestFiles, Owner):
         return f"<VM {self.id} {source}, {self._running.state}>"
 
     @property
-    def id(self) -> str:
-        """12 hex digits; no other VM has or had them."""
-        return self._running.facts.identity.vm_id
-
-    @property
-    def template(self) -> str:
-        """The template this VM is a fork of; empty for a booted one."""
-        return self._running.facts.identity.template
-
-    @property
-    def generation(self) -> str:
-        """The generation id the guest was given, 32 hex digits."""
-        return self._running.facts.identity.generation.hex
-
-    @property
-    def hostname(self) -> str:
-        """The guest's host name, its own among all forks."""
-        return self._running.facts.identity.hostname
-
-    @property
-    def machine_id(self) -> str:
-        """What the guest has in /etc/machine-id, its own among all forks."""
-        return self._running.facts.identity.machine_id
+    def facts(self) -> MachineFacts:
+        """All that is known of it, as its record and its handle tell it."""
+        return self._running.facts
 
     @property
     def pid(self) -> int:
@@ -136,24 +117,9 @@ class VM(GuestFiles, Owner):
         return self._running.machine.identity.pid
 
     @property
-    def accel(self) -> str:
-        """`kvm` or `tcg`, as decided."""
-        return self.hardware.accel
-
-    @property
     def argv(self) -> tuple[str, ...]:
         """The hypervisor's command line."""
         return self._running.machine.argv
-
-    @property
-    def hardware(self) -> Hardware:
-        """What the guest sees: machine type, accelerator, CPUs, memory."""
-        return self._running.facts.hardware
-
-    @property
-    def image(self) -> str:
-        """The image it was booted from, or its template was."""
-        return self._running.facts.image
 
     async def exec(
         self,
@@ -169,10 +135,10 @@ class VM(GuestFiles, Owner):
     ) -> ExecResult:
         """The program has ended; what it wrote and its exit status. `argv` goes to the program as it is, no shell.
 
-        A non-zero status is a result, not an error, unless `check`. `ExecError` (127, 126) when the program cannot be
-        started. After `timeout_s` seconds it is killed with everything that it started, and `DeadlineExceeded` carries
-        what it wrote so far. Without `timeout_s` there is no limit. What it leaves running when it ends by itself runs
-        on; what that writes is not waited for.
+        A non-zero status is a result, not an error, unless `check`. Raises `ExecError` (127, 126) when the program
+        cannot be started. After `timeout_s` seconds it is killed with everything that it started, and
+        `DeadlineExceeded` carries what it wrote so far. Without `timeout_s` there is no limit. Whatever it leaves
+        running when it ends by itself runs on; what that writes is not waited for.
         """
         command = Command(
             [os.fspath(part) for part in argv], env=env or {}, cwd=os.fspath(cwd), user=user, clean_env=clean_env
@@ -226,7 +192,7 @@ class VM(GuestFiles, Owner):
     ) -> GuestProcess:
         """The program runs; its owner streams what it writes, feeds it, signals it and waits for it.
 
-        `timeout_s` bounds the start, not the run. `ExecError` (127, 126) when it cannot be started.
+        `timeout_s` bounds the start, not the run. Raises `ExecError` (127, 126) when it cannot be started.
         """
         command = Command(
             [os.fspath(part) for part in argv],
@@ -255,16 +221,16 @@ class VM(GuestFiles, Owner):
     async def resume(self, *, timeout_s: float = _RESUME_LIMIT_S) -> None:
         """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still).
 
-        `GuestError` when the guest's clock could not be proven to be the host's within `timeout_s` seconds: it runs
-        on all the same, with a clock that may be off.
+        Raises `GuestError` when the guest's clock could not be proven to be the host's within `timeout_s` seconds. The
+        guest runs on all the same, with a clock that may be off.
         """
         await self._running.resume(timeout_s=timeout_s)
 
     async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
         """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it.
 
-        0 is no limit. This object is closed then. `GuestError` while a program started by it still runs, and
-        `ConfigError`: nothing has changed. After another error, and on cancel, the VM is gone.
+        0 is no limit. This object is closed then. Raises `ConfigError` for an invalid `ttl_s`, and `GuestError` when a
+        program started by it still runs; nothing has changed then. After another error, and on cancel, the VM is gone.
         """
         check_ttl(ttl_s)
         return await give_up(self._running, timings=self.timings, adoption=self.adoption, ttl_s=ttl_s)
@@ -273,8 +239,8 @@ class VM(GuestFiles, Owner):
     async def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
         """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile.
 
-        `VMNotFound` when none waits, `StoreBusy` when somebody owns it, `ConfigError` for a machine that is no VM of
-        its own yet. On cancel it is gone.
+        Raises `VMNotFound` when none waits, `StoreBusy` when somebody owns it, and `ConfigError` for a machine that has
+        no identity yet. On cancel it is gone.
         """
         if not isinstance(vm, (VMHandle, str)):
             raise ConfigError("vm", vm, f"{vm!r} is no handle", hint="give what detach() returned, or the VM's id")
@@ -290,7 +256,7 @@ class VM(GuestFiles, Owner):
         self._running.check_open()
         return read_memory(
             self.pid,
-            ram_inode=self._running.facts.ram_inode,
+            ram_inode=self.facts.ram_inode,
             ram_bytes=self.hardware.base_memory_mib * MIB,
             added_bytes=[size * MIB for size in self.hardware.added_mib],
         )

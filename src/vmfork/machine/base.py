@@ -14,6 +14,7 @@ from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, ExecError
 from vmfork.machine.ending import explained, watch_end
+from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
 from vmfork.machine.handover import check_ttl, give_up, take_over
 from vmfork.machine.request import ForkRequest
@@ -26,7 +27,7 @@ from vmfork.wire.command import Command
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from vmfork.hypervisor.base import Hardware, Machine
+    from vmfork.hypervisor.base import Machine
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.handle import VMHandle
@@ -48,7 +49,7 @@ class Adopted(NamedTuple):
     timings: Timings
 
 
-class BaseVM(Owner):
+class BaseVM(Described, Owner):
     """Owner of a machine whose guest has not been told who it is. `adopt` gives it an identity and a new owner.
 
     `spawn_s` and `answer_s` are seconds spent so far (see `Timings`); `greeting` is what the agent of a booted machine
@@ -88,14 +89,14 @@ class BaseVM(Owner):
         return cls(running, spawn_s=spawn_s, todo=todo)
 
     @property
-    def identity(self) -> Identity:
-        """Who it will be."""
-        return self._running.facts.identity
+    def facts(self) -> MachineFacts:
+        """What is known of it."""
+        return self._running.facts
 
     @property
-    def hardware(self) -> Hardware:
-        """What its guest sees."""
-        return self._running.facts.hardware
+    def identity(self) -> Identity:
+        """Who it will be."""
+        return self.facts.identity
 
     @property
     def pid(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import Hardware
@@ -32,7 +33,11 @@ class Described:
     """The facts about a machine that people ask for by name. Its subclasses have `facts`."""
 
     __slots__ = ()
-    facts: MachineFacts
+
+    if TYPE_CHECKING:  # at run time a property would be taken for the default of a dataclass's field
+
+        @property
+        def facts(self) -> MachineFacts: ...
 
     @property
     def id(self) -> str:

@@ -12,19 +12,19 @@ from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
+from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
-    from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMFolder
 
 State = Literal["running", "paused", "parked", "detached", "closed"]
 
 
-class Running(Owner):
+class Running(Described, Owner):
     """Owner of a machine: its folder with the lock, the hypervisor's process, the line to its guest's agent.
 
     ```
@@ -50,16 +50,11 @@ class Running(Owner):
         self, facts: MachineFacts, *, folder: VMFolder, machine: Machine, agent: AgentClient, state: State = "running"
     ) -> None:
         self.bound = Bound(f"VM {facts.identity.vm_id}")
-        self.facts = facts
+        self.facts: MachineFacts = facts
         self.folder = folder
         self.machine = machine
         self.state = state
         self._agent = agent
-
-    @property
-    def id(self) -> str:
-        """The machine's id, 12 hex digits."""
-        return self.facts.identity.vm_id
 
     @property
     def agent(self) -> AgentClient:

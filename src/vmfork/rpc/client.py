@@ -31,8 +31,8 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # A server that starts again is found again at once, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    # Not a pause, whatever its name says: so long a connection may take to be made, 50 ms being too little on a busy
-    # host ("connection attempt timed out before receiving SETTINGS frame", gRPC 1.7x).
+    # Not a pause, whatever its name says, but how long a connection may take to be made. 50 ms were too little on a
+    # busy host ("connection attempt timed out before receiving SETTINGS frame", gRPC 1.7x).
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # gRPC shares connections between channels of one process unless told not to: closing one would not end it.
@@ -74,7 +74,7 @@ class CacheClient(Owner):
         return ServerStatus.from_json(reply.document, version=reply.document_version)
 
     async def quit(self) -> int:
-        """The server began to drain; its pid. Its end is seen by its process."""
+        """The server began to drain. Gives its pid: it has ended when its process has."""
         reply = await self._call(self._stub.Quit, pb.QuitRequest(), "asking the server to end", ANSWER_LIMIT_S)
         return int(reply.pid)
 

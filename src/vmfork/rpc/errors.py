@@ -1,4 +1,4 @@
-"""What a client of a cache server meets beyond the errors of vmfork itself."""
+"""Errors that only clients of a cache server meet."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _NEEDED = {
 
 
 def open_client(endpoint: Path) -> CacheClient:
-    """A client of the cache server at `endpoint`, which was not asked anything yet. Errors are `check_packages`'."""
+    """A client of the cache server at `endpoint`, which was not asked anything yet. Raises as `check_packages` does."""
     check_packages()
     from vmfork.rpc.client import CacheClient  # noqa: PLC0415 - gRPC takes 60 ms to load
 
@@ -30,7 +30,7 @@ def open_client(endpoint: Path) -> CacheClient:
 
 
 def check_packages() -> None:
-    """Raises `HostError`, naming the package, when one is missing that the cache server and its client need."""
+    """Raises `HostError` when a package is missing that the cache server and its client need, naming it."""
     missing = [package for module, package in _NEEDED.items() if not _is_there(module)]
     if missing:
         raise HostError(

@@ -68,9 +68,9 @@ class PoolStatus:
 class ServerStatus:
     """A cache server at one moment.
 
-    `on`: it serves. `state` is a `Phase`, or what a newer server calls its own. `traits`, `cpus` and `memory_mib` are
-    those of its machines; `fingerprint` is the digest of the traits alone, as in a template's manifest, and `kind` that
-    of traits and hardware together. `vms` are held, `live` were given and still run. Memory in bytes, over both.
+    `on` says whether it serves. `state` is a `Phase`, or a newer server's own word. `traits`, `cpus` and `memory_mib`
+    are those of its machines. `fingerprint` is the digest of the traits alone, as in a template's manifest; `kind` is
+    that of traits and hardware together. `vms` are held, `live` were given and still run; the memory is that of both.
     `metrics` are the numbers that Prometheus reads, without their prefix.
     """
 

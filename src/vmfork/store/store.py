@@ -47,9 +47,10 @@ _COVERED = "covered.json"
 STATE_HEADROOM = 8 * MIB
 # Whoever holds the lock does so to read a manifest and open two files, or to swap a link.
 _LOCK_WAIT_S = 10.0
-# As long a fork waits for a link to be swapped; it does so without the event loop, which such a holder does not need.
+# A fork waits this long for a link to be swapped. It blocks the event loop meanwhile; the holder of the lock does not
+# need the loop, so this cannot deadlock.
 _SHARED_WAIT_S, _SHARED_PAUSE_S = 1.0, 0.001
-# Any command sweeps, and holds `building` meanwhile: a build that meets one must not fail for it.
+# Any command sweeps, and holds `building` meanwhile. A build that meets it waits this long rather than fail.
 _SWEEP_WAIT_S = 0.5
 
 
@@ -118,7 +119,7 @@ class TemplateStore:
     def read_manifest(self, name: str) -> Manifest:
         """The manifest of the template in force.
 
-        `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, `TemplateStale` (format).
+        Raises `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, `TemplateStale` (format).
         """
         with self._shared(name) as folder:
             return _read_manifest(name, folder)
@@ -126,9 +127,9 @@ class TemplateStore:
     def open(self, name: str, *, generation: str = "") -> OpenTemplate:
         """The template's files, found whole: sizes of both and the digest of the state match the manifest.
 
-        `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, `TemplateStale` (format, or frozen before the host
-        was last booted).
-        With `generation`, only that one will do: `TemplateNotFound` when another is in force now.
+        Raises `TemplateNotFound`, `TemplateCorrupt`, `TemplateElsewhere`, and `TemplateStale` for another format and
+        when the host was booted since. With `generation` it also raises `TemplateNotFound` when another is in force
+        now.
         """
         with self._shared(name) as folder, ExitStack() as on_failure:
             manifest = _read_manifest(name, folder)
@@ -146,8 +147,8 @@ class TemplateStore:
     async def stage(self, name: str, *, memory_bytes: int, replace: bool = False, wait_s: float = 0.0) -> Staging:
         """An empty generation of `name` that only we see, with room for `memory_bytes` of RAM.
 
-        `TemplateExists` unless `replace`; `StoreBusy` when another process builds or removes it (after `wait_s`);
-        `HostError` when memory is short. Nothing is left after any of them.
+        Raises `TemplateExists` without `replace`, `StoreBusy` when another process still builds or removes it after
+        `wait_s`, and `HostError` when memory is short. Nothing is left after any of them.
         """
         check_name(name)
         lock = await self._claim(name, wait_s=wait_s)
@@ -163,7 +164,7 @@ class TemplateStore:
         return staging
 
     async def remove(self, name: str) -> None:
-        """No template of that name exists; forks made from it run on. `TemplateNotFound`, `StoreBusy`."""
+        """No template of that name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         check_name(name)
         folder = self.folder / name
         if not (folder / "current").is_symlink():
@@ -180,7 +181,10 @@ class TemplateStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def verify(self, name: str) -> Manifest:
-        """The manifest, after every byte of the template was compared with it. `TemplateCorrupt` names the file."""
+        """The manifest, after every byte of the template was compared with it.
+
+        Raises `TemplateCorrupt`, naming the file that differs.
+        """
         with self.open(name) as opened:
             found = digest_open_ram(opened.memory_fd)
             if found.sha256 != opened.manifest.memory_sha256:
@@ -188,7 +192,7 @@ class TemplateStore:
             return opened.manifest
 
     def sweep(self) -> list[str]:
-        """Generations that no live process builds and no link names are gone; gives what was removed."""
+        """Generations that no live process builds and no link names are gone. Gives what was removed."""
         removed = []
         for folder in self._folders():
             try:

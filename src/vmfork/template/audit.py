@@ -1,4 +1,4 @@
-"""Proof by trial: forks of a template side by side, and what is alike in them that must not be, or the other way."""
+"""Proof by trial: forks of a template are compared. Some things must differ in them, others must be the same."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ _SWITCHED_OFF = {
 class AuditRow:
     """One finding. `expect` is `differs`, `same`, or the bound that was measured against.
 
-    `verdict`: `ok`; `unsafe`: forks are alike where they must differ, or differ where they must not, or a bound is
-    exceeded; `absent`: there is no such thing in these machines; `failed`: the probe itself did. `values` has one
-    for each fork.
+    `verdict` is `ok`; `unsafe` when forks are alike where they must differ, or differ where they must not, or a bound
+    is exceeded; `absent` when these machines have no such thing; `failed` when the probe itself failed. `values` has
+    one for each fork.
     """
 
     name: str
@@ -87,7 +87,7 @@ async def audit_template(
     *,
     progress: ProgressListener = ignore_progress,
 ) -> AuditReport:
-    """`count` forks were made, probed side by side, and closed. The errors are those of a fork."""
+    """`count` forks were made, probed side by side, and closed. Raises what a fork raises."""
     if count < _LEAST_FORKS:
         raise ConfigError("count", count, "an audit compares forks", hint=f"give {_LEAST_FORKS} or more")
     wanted = (*PROBES, *probes)
@@ -152,7 +152,7 @@ def judge(probe: Probe, values: Sequence[str]) -> AuditRow:
 
 
 async def _measure_clock(vms: Sequence[Fork]) -> AuditRow:
-    """Read again now, one fork after the other: what the rest of the audit did to the clock counts too."""
+    """The clocks are read last, one fork after the other: what the rest of the audit did to them counts too."""
     bounds = [await _best_skew(vm) for vm in vms]
     worst = max(bounds)
     return AuditRow(
@@ -165,7 +165,7 @@ async def _measure_clock(vms: Sequence[Fork]) -> AuditRow:
 
 
 async def _best_skew(vm: Fork) -> float:
-    """A slow answer makes the bound loose, not the clock wrong: the best of a few counts."""
+    """The best bound of five. A slow answer makes the bound loose; it does not make the clock wrong."""
     return min([await vm.measure_clock_skew() for _ in range(5)])
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Secrets", "build_template", "ensure_template"]
 
-# Between two tries of the ready command; nothing tells when an arbitrary condition becomes true.
+# The ready command is tried this often: nothing tells when an arbitrary condition becomes true.
 _READY_PAUSE_S = 0.1
 
 
@@ -49,10 +49,11 @@ async def build_template(
     replace: bool = False,
     wait_s: float = 0.0,
 ) -> Source:
-    """The template `name` is in force and given, or, on any error or cancel, what was there before still is in force.
+    """The template `name` is in force, and given. After any error or cancel, what was there before is still in force.
 
-    `TemplateExists` unless `replace`; `StoreBusy`; `HostError` for lack of memory, before anything is booted;
-    `LaunchError`, `ExecError` (a warm-up command failed), `HookError`, `SecretsPresent`, `DeadlineExceeded`.
+    Raises `TemplateExists` without `replace`, `StoreBusy`, and `HostError` when memory is short, before anything is
+    booted. Raises `LaunchError`, `ExecError` when a warm-up command failed, `HookError`, `SecretsPresent`, and
+    `DeadlineExceeded`.
     """
     store = TemplateStore(instance.places.templates)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
@@ -62,7 +63,7 @@ async def build_template(
         async with _out_of_space_named(staging):
             greeting, todo = await build.make(staging)
         build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
-        # Kept before the template is in force: one that was there without its recipe would be rebuilt as a bare one.
+        # The recipe is kept before the template is in force: a template without one would be rebuilt as a bare one.
         with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
             await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
@@ -72,11 +73,11 @@ async def build_template(
 async def ensure_template(
     name: str, config: VMConfig | None, *, instance: Instance, wait_s: float, recipe: Recipe | None = None
 ) -> Source:
-    """The template `name`, built first where `Source.find` gives none. Its size is kept as it is.
+    """The template `name`. It was built first if `Source.find` gave none. Its size is kept as it is.
 
-    It is built by `recipe`, by default the one that it was last made by, and that recipe's configuration where `config`
-    is `None`. Raises `TemplateNotFound` when that recipe needs what was not kept. Another process that is building it
-    is waited for, `wait_s` seconds at most, and its result used.
+    `recipe` is by default the one that the template was last made by, and `config` the one kept with that recipe.
+    Raises `TemplateNotFound` when that recipe needs what was not kept. When another process is building it, its result
+    is used, after `wait_s` seconds at most.
     """
     if (found := await Source.find(name, config, instance=instance)) is not None:
         return found
@@ -105,7 +106,7 @@ class _Build:
     async def make(self, staging: Staging) -> tuple[Hello, Thaw]:
         """RAM and device state are in the staging folder, and the machine they came from is gone.
 
-        What its agent said of itself, and what forks will have to do.
+        Gives what its agent said of itself, and what forks will have to do.
         """
         plan = self._plan
         self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")

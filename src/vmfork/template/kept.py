@@ -1,4 +1,4 @@
-"""How the templates of this host were made, below HOME: a reboot takes templates, and leaves what makes them again.
+"""How the templates of this host were made, below HOME. A reboot takes the templates; this makes them again.
 
 ```
 HOME/recipes/NAME.json    0600; written when NAME is published, gone when NAME is removed
@@ -75,7 +75,7 @@ class KeptRecipe:
 
 @contextmanager
 def keeping_recipe(name: str, recipe: KeptRecipe, *, places: Places) -> Iterator[None]:
-    """The recipe is kept for the template that the block publishes. After an error the one before it is kept again."""
+    """The recipe is kept for the template that the block publishes. After an error the former recipe is back."""
     path = _path_of(name, places)
     make_private(path.parent)
     before = path.read_bytes() if path.exists() else None

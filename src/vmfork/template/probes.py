@@ -13,10 +13,10 @@ Expectation = Literal["differs", "same"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A line of shell whose output in two forks `differs`, or is the `same`. No output: there is no such thing there.
+    """A line of shell whose output in two forks `differs`, or is the `same`. Without output there is no such thing.
 
-    It fails its fork when it does not end with status 0 within the audit's time limit. `hazard` says what goes wrong
-    when the expectation does.
+    The probe fails when the line does not end with status 0 within the audit's time limit. `hazard` says what can
+    happen in forks that do not meet the expectation.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What was frozen gets its manifest and takes its name: from then on there is a template."""
+"""A frozen machine gets its manifest and takes its name: from then on there is a template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def publish(
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
-    It says what was booted, not what a caller asked for. `timings` are seconds by phase.
+    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)

@@ -57,7 +57,7 @@ class Source:
         return source
 
     async def renew(self) -> Self:
-        """What is in force under the same name now: this, or its successor. Errors are those of `open`.
+        """The template in force under the same name now: this one, or its successor. Raises what `open` raises.
 
         Cheap enough for every request (0.13 ms): files of a generation that is known are not looked at again.
         """
@@ -70,7 +70,7 @@ class Source:
 
     @classmethod
     async def find(cls, name: str, config: VMConfig | None, *, instance: Instance) -> Self | None:
-        """The template `name`, or `None` where it is missing, or does not fit this host or `config`.
+        """The template `name`, or `None` when it is missing, or does not fit this host or `config`.
 
         Without `config` any that fits this host will do. Sizes are not compared.
         """
@@ -108,7 +108,7 @@ class Source:
             )
 
     async def fork_base(self) -> BaseVM:
-        """A machine restored from this generation that is nobody's yet: adopt it before use."""
+        """A machine restored from this generation. It has no identity yet: adopt it before use."""
         m = self.manifest
         # The distribution may have replaced the emulator since this was opened.
         binary = await self._find_emulator()
@@ -157,5 +157,5 @@ class Source:
         try:
             image = ImageStore(self._instance.places.images).open(m.image)
         except ImageNotFound:
-            return  # a template does without its image: everything of it is in the template's RAM
+            return  # a template works without its image: the template's RAM holds all of it
         m.check_traits(image_traits(image))
