@@ -16,7 +16,7 @@ def main() -> int:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # What is imported stays: collecting among it costs 5 ms of a start (docs/decisions/0008).
+    # Imports leave nothing to collect, and looking for it among them costs 5 ms of a start (docs/decisions/0008).
     gc.set_threshold(50_000)
     from vmfork.cli.main import main as run_command_line  # noqa: PLC0415 - see above
 
@@ -26,7 +26,8 @@ def main() -> int:
 def run() -> None:
     """The process ends with the status of its command line.
 
-    At once: taking apart what was imported would cost 15 ms of every command. What a command owns it closed itself.
+    It ends at once: taking apart what was imported would cost 15 ms of every command, and a command has closed what it
+    owns.
     """
     status = main()
     try:

@@ -25,9 +25,9 @@ _OURS = "the blocking API of vmfork"
 class Portal:
     """Owner of a daemon thread with an event loop, started at the first call.
 
-    The thread is never stopped, so that what a program registered with `atexit` or `weakref.finalize` still finds it.
-    When the interpreter is past that, its threads stand still and no answer would come: then a call ends at once, and
-    the machines end with the process. In a child made by os.fork(2), where the thread is missing, it begins anew.
+    The thread is never stopped, so that functions registered with `atexit` or `weakref.finalize` can still use it. Past
+    that point the interpreter's threads stand still, and no answer would come: a call ends at once then, and the
+    machines end with the process. In a child made by os.fork(2), where the thread is missing, it begins anew.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Portal:
             raise
 
     def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """What the coroutine closes is closed. Nothing is done where the end of the interpreter does it."""
+        """What the coroutine closes is closed. Does nothing when the interpreter is ending, which closes it anyway."""
         if sys.is_finalizing():
             work.close()
         else:

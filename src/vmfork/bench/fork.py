@@ -37,7 +37,7 @@ async def get_source(template: Template, *, places: Places) -> Source:
 
 
 def open_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments of a VM's QEMU with the numbers of its descriptors, and its generation, left open."""
+    """The arguments of a VM's QEMU, with placeholders for the numbers of its descriptors and its generation."""
     return [_open_numbers(part) for part in argv]
 
 

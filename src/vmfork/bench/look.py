@@ -56,8 +56,8 @@ async def take_look(
 ) -> Look:
     """`rounds` forks were made by vmfork and as many by hand, and all of them ended; fewer when time ran out.
 
-    One round before them is not counted: it brings programs and files into memory. Raises `HostError` when the fork by
-    hand fails; what `Template.fork` raises passes through.
+    The first round is not counted: it brings programs and files into memory. Raises `HostError` when the fork by hand
+    fails, and what `Template.fork` raises.
     """
     source = await get_source(template, places=places)
     samples: dict[str, list[float]] = {"fork": [], "first_exec": [], "raw": []}
@@ -74,7 +74,7 @@ async def take_look(
             break
         step = f"round {number} of {rounds}" if number else "warming up"
         progress(Progress(task=f"bench {template.name}", step=step))
-        # Who is second finds the other's pages in the caches: the sides change places.
+        # The second side finds the first one's pages in the caches, so the sides change places.
         for side in (with_vmfork, by_hand) if number % 2 else (by_hand, with_vmfork):
             for key, seconds in (await side()).items():
                 if number > 0:

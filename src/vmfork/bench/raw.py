@@ -142,7 +142,7 @@ class Fork:
             for fd in opened.values():
                 os.close(fd)
         self.agent = Line(self.connect(self._agent))
-        # QEMU holds them open: what is left is the connection, which ends with it.
+        # QEMU holds the listening socket open. Ours is the connection, which ends with QEMU.
         self._agent.close()
 
     def _listen(self, name: str) -> socket.socket:
@@ -176,7 +176,7 @@ class Fork:
 
 
 def start(source: Source, *, adopt: bool = True) -> Fork:
-    """A fork that ran its first program. Without `adopt` it is the twin of every other: what adopting costs."""
+    """A fork that ran its first program. Without `adopt` it is the twin of every other; the difference is adopting."""
     fork = Fork(source)
     try:
         if adopt:

@@ -41,7 +41,7 @@ class Arguments:
 
     @cached_property
     def checks(self) -> dict[str, Check]:
-        """The check of each parameter that a caller gives. Without one are those whose annotation `CHECKS` lacks."""
+        """The check of each parameter. A parameter whose annotation is not in `CHECKS` has none."""
         return {
             name: CHECKS[parameter.annotation]
             for name, parameter in self._signature.parameters.items()
@@ -49,10 +49,10 @@ class Arguments:
         }
 
     def checked(self, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments in the form that is worked with.
+        """The arguments, in the form that is worked with.
 
-        Raises `ConfigError`, naming the parameter, for a value that it cannot have, and as Python does `TypeError` for
-        a parameter that there is none of.
+        Raises `ConfigError`, naming the parameter, for a value that it cannot have. For an unknown parameter it raises
+        `TypeError`, as Python does.
         """
         bound = self._signature.bind(*args, **given)
         for name, value in bound.arguments.items():

@@ -19,8 +19,9 @@ T = TypeVar("T")
 def guarded(kind: type[T]) -> type[T]:
     """Each public method of `kind` checks what it is given, and raises errors of vmfork's own alone.
 
-    The blocking API passes its calls on to these, so there is one border for both. Properties hold what is known and
-    ask nobody. Where a constructor is public it is guarded too: it is one that takes no more than `CHECKS` knows.
+    The blocking API passes its calls on to these, so there is one border for both. Properties are left alone: they tell
+    what is known, and ask nobody. A constructor is guarded too; one that is not public takes nothing that `CHECKS`
+    knows.
     """
     for name, member in [*vars(kind).items()]:
         if not name.startswith("_") or name == "__init__":

@@ -1,4 +1,4 @@
-"""Names that a shell completes: what is there now, read without opening it. A shell must see no error of ours."""
+"""Names that a shell completes: those that exist now, read without opening anything. A shell must see no error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def template_names(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """The templates whose names begin so."""
+    """The templates whose names begin with what was typed."""
     return _matching("templates", incomplete)
 
 
 def image_names(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """The images whose names begin so."""
+    """The images whose names begin with what was typed."""
     return _matching("images", incomplete)
 
 

@@ -41,7 +41,7 @@ Level = Literal["ok", "note", "fail"]
 class Check:
     """One finding. `fail` keeps VMs from running; `note` is worth knowing. `todo` says what would mend it.
 
-    `detail` is for who looks closer, such as the end of a guest's console.
+    `detail` is for a closer look, such as the end of a guest's console.
     """
 
     name: str
@@ -76,7 +76,7 @@ def command(recheck: bool, verbose: bool, as_json: bool) -> int:
 async def examine(
     config: VMConfig, places: Places, progress: ProgressListener, *, recheck: bool = False
 ) -> list[Check]:
-    """All findings. Boots one VM where KVM and the image are here, and KVM was not proven yet or `recheck` says so."""
+    """All findings. Where KVM and the image are here, boots a VM, unless KVM was proven before and not `recheck`."""
     checks = []
     binary: QemuBinary | None = None
     try:
@@ -95,7 +95,7 @@ async def examine(
 
 
 async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places, *, used: bool) -> list[Check]:
-    """Whether the slim emulator starts machines, and why not; nothing where there is none, or one was configured."""
+    """Whether the slim emulator starts machines, and why not. Empty when the host has none, or one was configured."""
     if full is None or config.qemu:
         return []
     try:

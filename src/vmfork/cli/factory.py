@@ -119,7 +119,7 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
 
 
 def _find_statuses(config: FactoryConfig) -> tuple[TemplateStatus, ...]:
-    """At least one: what keeps the factory off, where it has no template to look at."""
+    """The status of each template. Without one to look at, the only status says what keeps the factory off."""
     places = find_places()
     if config.remote and config.cache == 0:
         endpoint = find_endpoint(config.endpoint, places)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
 
-# So much of a digest tells images of one host apart.
+# This much of a digest tells the images of a host apart.
 _DIGEST_SHOWN = 12
 
 
@@ -56,7 +56,7 @@ def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, r
 async def _build(
     name: str, config: ImageConfig, machine: VMConfig, *, progress: ProgressListener, rebuild: bool
 ) -> Image:
-    """The image, tried out where machines can run: so its least memory is known before somebody needs it."""
+    """The image. Where machines can run it was tried out, so that its least memory is known before it is needed."""
     places = find_places()
     image = await build_image(name, config, store=ImageStore(places.images), progress=progress, rebuild=rebuild)
     try:

@@ -1,4 +1,4 @@
-"""Runs a command's coroutine; a signal cancels it, so that what it owns is closed, and is told afterwards."""
+"""Runs a command's coroutine. A signal cancels it, so that it closes what it owns; then the signal is reported."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Interrupted(Exception):
 
 
 def run_async(work: Coroutine[Any, Any, T], *, on_first: Callable[[], None] | None = None) -> T:
-    """The result of `work`. `Interrupted` when SIGINT, SIGTERM or SIGHUP came first; more of them change nothing.
+    """The result of `work`. Raises `Interrupted` when SIGINT, SIGTERM or SIGHUP came first.
 
-    With `on_first` the first of them calls it, which is to bring `work` to its end in order, and the second cancels.
-    What was ignored stays ignored: nohup(1) and a shell's background jobs count on it.
+    The first signal cancels `work`; later ones change nothing. With `on_first`, the first signal calls that, which is
+    to end `work` in order, and the second cancels. A signal that was ignored stays ignored: nohup(1) and a shell's
+    background jobs count on it.
     """
     import asyncio  # noqa: PLC0415 - a help text needs none of it
 

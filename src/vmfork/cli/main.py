@@ -36,7 +36,7 @@ from vmfork.late import import_late
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Said here too, so that `vmfork --help` loads none of them: all together take three times as long to load as the help.
+# The summaries are here too, so that `vmfork --help` loads no command: all of them take three times as long to load.
 _COMMANDS = {
     "doctor": "Tell whether VMs can run here, how, and what to do if not.",
     "config": "Show the configuration in force and where each value came from.",
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *, name: str) -> int:
-    """`command` ran with `argv` (by default the process's own), called `name`: its exit status. Raises nothing."""
+    """The exit status of `command`, called `name`, with `argv` (by default the process's own). Raises nothing."""
     was_closed = _open_closed_streams()
     json_document.is_owed = False
     try:
@@ -106,8 +106,7 @@ def exit_status_of(command: click.Command, argv: Sequence[str] | None = None, *,
 def _open_closed_streams() -> bool:
     """Descriptors 0 to 2 are open: a socket that got the number of a closed one would be taken for it.
 
-    Tells whether standard output was closed. It is a pipe that nobody reads then: what is printed is lost, which is no
-    success.
+    Tells whether standard output was closed. It is a pipe without a reader then, so that printing fails as it should.
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for number in closed:

@@ -1,4 +1,4 @@
-"""The names of what is kept here, for whoever types one."""
+"""The names of the templates and images that are kept here, for completion."""
 
 from __future__ import annotations
 

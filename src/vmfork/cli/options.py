@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class VerbGroup(click.Group):
-    """Its help says all of what each verb does: click cuts a sentence that does not fit on one line."""
+    """Its help shows the whole summary of each verb. click cuts a sentence that does not fit on one line."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -35,7 +35,7 @@ def _owe_json(_context: click.Context, _option: click.Parameter, asked: bool) ->
     return asked
 
 
-# Eager, so that a failure over the other options is told in JSON too.
+# Eager, so that a mistake in the other options is told in JSON too.
 json_option = click.option(
     "--json", "as_json", is_flag=True, is_eager=True, callback=_owe_json, help="Print one JSON document."
 )
@@ -51,13 +51,13 @@ memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 
 
 
 def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Path | None = None) -> Settings:
-    """The settings in force for the command that runs; the file is its own, else the one `vmfork --config` named."""
+    """The settings in force for the command that runs. Its own file comes before that of `vmfork --config`."""
     path = config_file or click.get_current_context().find_root().params.get("config_file")
     return load_settings(path, None, overrides)
 
 
 async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
-    """The image `default`, where it is the one to boot and `[image]` says what it is made of, is made of that."""
+    """If the image `default` is the one to boot and `[image]` says what it is made of, it is made of that."""
     if (made_of := settings.image_if_given) is not None:
         from vmfork.machine.prepare import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
 

@@ -143,7 +143,7 @@ def _show_timings(timings: Timings, program_s: float) -> None:
 
 
 def default_template_name(config: VMConfig) -> str:
-    """`default`, with what differs from a default machine in the name: another image or size is another template."""
+    """`default`, with whatever differs from a default machine added: another image or size is another template."""
     plain = VMConfig()
     image = "" if config.image == plain.image else f"-{config.image}"
     same_size = (config.cpus, config.memory_mib) == (plain.cpus, plain.memory_mib)
@@ -154,7 +154,7 @@ def default_template_name(config: VMConfig) -> str:
 
 
 async def find_template(name: str | None, settings: Settings) -> Template:
-    """The template to fork, built where it may be."""
+    """The template to fork. Only `default` is built when it is missing; a template that was named must exist."""
     config = settings.vm
     wanted = name or default_template_name(config)
     if name is not None and name != DEFAULT:
@@ -207,7 +207,7 @@ async def _run(
 async def _stream(
     process: GuestProcess, kept: dict[Channel, bytearray] | None, *, has_input: bool
 ) -> tuple[int, float]:
-    """Exit status and seconds of the process, once it ended and its output was passed on, or kept."""
+    """The process has ended, and its output was passed on, or kept. Gives its exit status and its seconds."""
     feeding = asyncio.create_task(_feed(process)) if has_input else None
     try:
         async for channel, data in process.output():
@@ -225,7 +225,7 @@ async def _stream(
 
 
 async def _feed(process: GuestProcess) -> None:
-    """The process has all of our standard input, and its end."""
+    """The process has read all of our standard input, and its end."""
     while data := await read_some(0):
         await process.write_stdin(data)
     await process.close_stdin()

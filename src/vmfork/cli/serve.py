@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmfork.factory.cache import CacheFactory
     from vmfork.rpc.status import ServerStatus
 
-# A server that drains ends its machines and sends its last answers.
+# Bounds the wait for a server that drains: it ends its machines and sends its last answers.
 _DRAIN_LIMIT_S = 30.0
 
 
@@ -95,7 +95,10 @@ async def ask_status(config: FactoryConfig, places: Places) -> ServerStatus | No
 
 
 async def stop_server(config: FactoryConfig, places: Places) -> int | None:
-    """The server drained and its process has ended. Its pid, or `None` when no server ran. `DeadlineExceeded`."""
+    """The server drained, and its process has ended. Gives its pid, or `None` when no server ran.
+
+    Raises `DeadlineExceeded`.
+    """
     endpoint = find_endpoint(config.endpoint, places)
     pid = find_server(endpoint)
     if pid is None:

@@ -33,7 +33,7 @@ def command_hint(error: VMForkError) -> str:
 
 
 def show_failure(message: str, hint: str = "", details: str = "", *, code: str) -> None:
-    """What happened, the details, what to do: on standard error, and as the one JSON document where that was asked for.
+    """What happened, the details, what to do: on standard error, and as the JSON document when that was asked for.
 
     `code` names the kind of failure to programs.
     """
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 
 class _JSONDocument:
-    """A command that was given `--json` prints one document, whatever comes."""
+    """A command that was given `--json` prints one document in every outcome."""
 
     def __init__(self) -> None:
         self.is_owed = False
@@ -109,7 +109,7 @@ class _Lines:
 
 
 class _Bar:
-    """Drawn from the first event on: a command that waits for nothing does not load the drawer."""
+    """A bar from the first event on: a command that waits for nothing does not load what draws it."""
 
     def __init__(self) -> None:
         self._bar: Bar | None = None

@@ -13,7 +13,7 @@ _WRITE_SIZE = 4096
 
 
 def is_readable_input(fd: int) -> bool:
-    """It is open, and reading it would not stop us: a terminal may be read in the foreground only."""
+    """Whether `fd` is open, and reading it would not stop us: only the foreground may read a terminal."""
     try:
         return not os.isatty(fd) or os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
@@ -30,7 +30,7 @@ async def read_some(fd: int) -> bytes:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """All of `data` went to `fd`. `BrokenPipeError` when nobody reads it any more."""
+    """All of `data` went to `fd`. Raises `BrokenPipeError` when nobody reads it any more."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     rest = memoryview(data)

@@ -50,8 +50,8 @@ command.add_command(audit)
 @cpus_option
 @memory_option
 @click.option("--machine", metavar="M", help="QEMU's machine type: auto (q35), q35, microvm.")
-@click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to so many CPUs.")
-@click.option("--max-memory", metavar="SIZE", help="Forks can be grown to so much RAM.")
+@click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to N CPUs.")
+@click.option("--max-memory", metavar="SIZE", help="Forks can be grown to SIZE of RAM.")
 @click.option(
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
 )
@@ -203,9 +203,9 @@ async def _examine_all() -> list[dict[str, Any]]:
 
 
 async def _examine(name: str) -> dict[str, Any]:
-    """The manifest's fields, as far as they can be read, and `state`: `ok`, or the code of what `run` would fail with.
+    """The manifest's fields, as far as they can be read, and `state`: `ok`, or the code of the error that `run` meets.
 
-    It is opened as `run` opens it, so that both say the same; one damaged template does not hide the others.
+    The template is opened as `run` opens it, so that both say the same. A damaged one does not hide the others.
     """
     found: dict[str, Any] = {"name": name}
     try:

@@ -36,8 +36,9 @@ class Claim:
     def take(cls, endpoint: Path, *, other: str, hint: str) -> Self:
         """The endpoint is ours, and what a killed server left there is gone.
 
-        `StoreBusy`, with `hint`, names the process of `other`, such as "another VM cache server", that has it.
-        `HostError` when others may write to its folder, or what stands there is no socket. Nothing was changed then.
+        Raises `StoreBusy`, with `hint`, when `other`, such as "another VM cache server", has it, and names its process.
+        Raises `HostError` when others may write to its folder, or what stands there is no socket. Nothing was changed
+        then.
         """
         check_folder(endpoint)
         lock_path = endpoint.with_name(endpoint.name + ".lock")
@@ -55,7 +56,7 @@ class Claim:
     def close(self) -> None:
         """Nothing is left at the endpoint, and it is free."""
         self.endpoint.unlink(missing_ok=True)
-        # Removed while it is held: a server that waits for the lock finds that its file is gone, and makes another.
+        # The file is removed while it is locked: a server that waits for the lock finds it gone, and makes another.
         self._lock.path.unlink(missing_ok=True)
         self._lock.close()
 
@@ -74,7 +75,7 @@ def listen(endpoint: Path) -> socket.socket:
 
 
 def check_folder(endpoint: Path) -> None:
-    """The socket's folder exists (made 0700 where it did not), and only we or root can change what is in it."""
+    """The socket's folder exists, and only we or root can change what is in it. Where it was missing, it has 0700."""
     folder = endpoint.parent
     try:
         if not folder.exists():

@@ -29,7 +29,7 @@ class Exposition:
         self._claim: Claim | None = None
 
     async def open(self) -> None:
-        """The address answers; `address` tells the port where 0 was asked for. `HostError`, `StoreBusy`."""
+        """The address answers; `address` tells the port where 0 was asked for. Raises `HostError`, `StoreBusy`."""
         if self._where.path is not None:
             self._server = await self._open_unix()
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # From what a take costs (1 ms) to what a boot may cost under TCG.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5.0, 10.0, 30.0)
 
-# A label that clients name makes a series that stays: beyond this many they are counted together.
+# Each label that a client names makes a series that stays. Beyond this many, labels are counted together.
 _LABEL_LIMIT = 32
 _LABEL_SIZE = 64
 
@@ -36,7 +36,7 @@ class Registry:
         return Counter(self._prefix + name, told, labels, registry=self._registry)
 
     def seconds(self, name: str, told: str, *, label: str, values: Sequence[str]) -> Histogram:
-        """A histogram of durations. All `values` of its label are there from the start, at nought."""
+        """A histogram of durations. All `values` of its label are there from the start, at zero."""
         made = Histogram(self._prefix + name, told, [label], buckets=_BUCKETS, registry=self._registry)
         for value in values:
             made.labels(value)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def notify(*lines: str, environ: Mapping[str, str] | None = None) -> bool:
-    """The supervisor was sent `lines`, such as `READY=1` and `STATUS=...`; whether there is one that takes them.
+    """The supervisor was sent `lines`, such as `READY=1` and `STATUS=...`. Tells whether one took them.
 
     Nothing happens without NOTIFY_SOCKET, and a supervisor that is gone is no reason to fail.
     """

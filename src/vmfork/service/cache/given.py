@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long a machine waits for its taker, and the most a taker may ask for. An answer arrives within milliseconds.
+# A machine waits this long for its taker, who may ask for more, up to the limit. An answer arrives within milliseconds.
 _TTL_S, _TTL_LIMIT_S = 10.0, 600.0
-# A take that has its machine hands it over within this, or the server ends without it.
+# A server that ends waits this long for takes that have their machine to hand it over.
 _HAND_OVER_LIMIT_S = 10.0
 _CLIENT_SIZE = 64
 
@@ -92,7 +92,7 @@ class Given:
         return handle
 
     def take_back(self, base: BaseVM, handle: VMHandle) -> None:
-        """The machine, whose taker went before the answer, ends in the background, unless it was taken over already."""
+        """The taker went before the answer: its machine ends in the background, unless it was taken over already."""
         self._metrics.taken_back.inc()
         self._start(self._end(base, handle))
 
@@ -127,7 +127,7 @@ class Given:
         task.add_done_callback(self._working.discard)
 
     async def finish(self) -> None:
-        """Takes that have their answer, or their refusal, gave it; machines whose takers went have ended."""
+        """Every take was answered or refused, and machines whose takers went have ended, within ten seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_HAND_OVER_LIMIT_S):
                 while self._working:

@@ -51,7 +51,7 @@ class Metrics(Collector):
         self.registry.collect_from(self)
 
     def observe(self, phase: str, seconds: float) -> None:
-        """A phase took so long. Impossible times, which a client may send, are left out."""
+        """The phase took `seconds`. Impossible times, which a client may send, are left out."""
         if phase in PHASES and math.isfinite(seconds) and seconds >= 0:
             self._phases.labels(phase).observe(seconds)
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
     """A pool that fills, over the template or over direct boots.
 
-    The template is built where it is missing or does not fit, now or later. One that is there is no error, unlike in
-    `vmfork factory init` without a cache: a server that starts again finds its own. Raises `ConfigError` when the host
-    has no memory for so many machines.
+    The template is built when it is missing or does not fit, now or later. An existing one is used, unlike in `vmfork
+    factory init` without a cache: a server that starts again finds its own. Raises `ConfigError` when the host has no
+    memory for so many machines.
     """
     if not config.template:
         base = await DirectFactory.open(config.vm, instance=instance)

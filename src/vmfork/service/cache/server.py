@@ -35,7 +35,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Cache"].full_name
 _FILL_PATIENCE_S = 1.0
 # A taker ends its machines itself. One that was killed leaves a folder with a log for each.
 SWEEP_INTERVAL_S = 10.0
-# What was answered is sent within this. A client that only watches health would hold the server up: it is cut off then.
+# Answers are sent within this. Then clients are cut off: one that only watches health would hold the server up.
 _LAST_WORDS_S = 0.5
 
 
@@ -64,8 +64,8 @@ class CacheServer:
         """The server served until it was told to quit, and drained. Nothing is left at the endpoint, nor of the pool.
 
         `open_pool` makes the pool while the endpoint answers already; `on_change` is called with each phase.
-        `StoreBusy` when another server has the endpoint; else errors are those of `open_pool`. Cancelled, it ends
-        without waiting for anybody.
+        Raises `StoreBusy` when another server has the endpoint, and what `open_pool` raises. On cancel it ends without
+        waiting for anybody.
         """
         async with AsyncExitStack() as stack:
             claim = Claim.take(
@@ -159,7 +159,7 @@ class CacheServer:
 
 
 async def _wait_ready(pool: CacheFactory) -> None:
-    """The pool was filled for the first time, or holds a machine, or gave one, and is not full a while later."""
+    """The pool is full for the first time, or after a while it is not full, but holds a machine or gave one."""
     while True:
         try:
             await pool.wait_full(timeout_s=_FILL_PATIENCE_S)

@@ -46,7 +46,7 @@ class ServerState:
 
     @property
     def last_error(self) -> str:
-        """Why the last start of a machine that failed did; empty where all succeeded."""
+        """Why a machine could not be started, the last time that one could not; empty when all could."""
         return self.pool.status().last_error if self.pool else ""
 
     def open(self, pool: CacheFactory | None) -> None:
@@ -55,7 +55,7 @@ class ServerState:
         self._opened.set()
 
     async def get_pool(self, limit_s: float | None) -> CacheFactory:
-        """The pool, waited for while the server starts. `DeadlineExceeded`; `Closed` when the server ends."""
+        """The pool. Waits for it while the server starts. Raises `DeadlineExceeded`, and `Closed` when it ends."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._opened.wait()
