@@ -2,6 +2,16 @@
 
 from vmfork.config.instance import Instance
 from vmfork.config.places import Places, find_places
-from vmfork.config.values import Accelerator, FactoryConfig, ImageConfig, VMConfig, check_name
+from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, VMConfig, check_name
 
-__all__ = ["Accelerator", "FactoryConfig", "ImageConfig", "Instance", "Places", "VMConfig", "check_name", "find_places"]
+__all__ = [
+    "NAME",
+    "Accelerator",
+    "FactoryConfig",
+    "ImageConfig",
+    "Instance",
+    "Places",
+    "VMConfig",
+    "check_name",
+    "find_places",
+]

@@ -21,7 +21,7 @@ BuildPolicy = Literal["now", "background"]
 Oversize = Literal["refuse", "allow", "boot"]
 
 NAME_LIMIT = 64
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _SUITE = re.compile(r"[a-z][a-z0-9-]*")
 
@@ -49,7 +49,7 @@ def check_name(name: str, *, field: str = "name") -> str:
     if len(name) > NAME_LIMIT:
         reason = f"a name has at most {NAME_LIMIT} characters, this one {len(name)}"
         raise ConfigError(field, name, reason, hint="give a shorter one")
-    if _NAME.fullmatch(name) is None:
+    if NAME.fullmatch(name) is None:
         raise ConfigError(
             field,
             name,

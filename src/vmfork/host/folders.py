@@ -1,7 +1,8 @@
-"""Private folders and files that appear whole or not at all."""
+"""Private folders, what in them is ours, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -10,7 +11,11 @@ from typing import TYPE_CHECKING
 from vmfork.errors import HostError
 
 if TYPE_CHECKING:
+    import re
     from pathlib import Path
+
+# No record of ours comes near it.
+_RECORD_LIMIT = 16 << 20
 
 
 def make_private(path: Path) -> Path:
@@ -41,11 +46,77 @@ def make_private(path: Path) -> Path:
 
 def _check_parent(path: Path) -> None:
     """Raises `HostError` when others than we and root decide what `path` is, or what it links to."""
-    if not {path.parent.lstat().st_uid, path.parent.stat().st_uid} <= {0, os.getuid()}:
+    info = path.parent.stat()
+    if not {path.parent.lstat().st_uid, info.st_uid} <= {0, os.getuid()}:
         raise HostError(
             f"the folder {path.parent} belongs to another user, who could put another {path.name} into it",
             hint="remove it, or set VMFORK_RUNTIME_DIR and VMFORK_HOME to folders of your own",
         )
+    if _is_open_to_others(info):
+        raise HostError(
+            f"others may write to the folder {path.parent}, and could put another {path.name} into it",
+            hint=f"chmod go-w {path.parent}, or set VMFORK_RUNTIME_DIR and VMFORK_HOME to folders of your own",
+        )
+
+
+def _is_open_to_others(info: os.stat_result) -> bool:
+    """Whether others may replace what lies in the folder. With the sticky bit only the owner of a thing may."""
+    # A group of this user's own is no other: many distributions give each user one, and a umask of 002.
+    shared = stat.S_IWOTH | (0 if info.st_gid in (0, os.getgid()) else stat.S_IWGRP)
+    return bool(info.st_mode & shared) and not info.st_mode & stat.S_ISVTX
+
+
+def list_ours(parent: Path, name: re.Pattern[str], *, marker: str) -> list[Path]:
+    """The folders in `parent` that are ours, sorted: this user's, no links, named in full by `name`, with a `marker`.
+
+    `marker` is a regular file that each such folder has from its first moment to its last. Whatever else lies in
+    `parent` is a stranger's: a runtime folder may be one that other programs use too.
+    """
+    return [path for path in list_folder(parent) if name.fullmatch(path.name) and is_ours(path, marker=marker)]
+
+
+def is_ours(path: Path, *, marker: str) -> bool:
+    """Whether there is a folder of this user's at `path`, with a regular file called `marker` in it."""
+    try:
+        info, inside = path.lstat(), (path / marker).lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and stat.S_ISREG(inside.st_mode)
+
+
+def is_private_folder(path: Path) -> bool:
+    """Whether `path` is a folder that this user made for himself alone."""
+    try:
+        info = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and stat.S_IMODE(info.st_mode) == 0o700
+
+
+def list_folder(parent: Path) -> list[Path]:
+    """What lies in `parent`, sorted; nothing where there is no such folder."""
+    try:
+        return sorted(parent.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
+    """What the regular file at `path` holds. `OSError` when it cannot be read, has over `limit` bytes, or is no file.
+
+    A FIFO in a file's place would keep its reader for ever, and a link would lead him elsewhere.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if info.st_size > limit:
+            raise OSError(errno.EFBIG, f"it has {info.st_size} bytes, {limit} at most are read", str(path))
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
+
+from vmfork.errors import HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,15 +41,18 @@ class FileLock:
         self.path = path
 
     @classmethod
-    def try_acquire(cls, path: Path, *, shared: bool = False, holder: str = "") -> Self | None:
+    def try_acquire(
+        cls, path: Path, *, shared: bool = False, holder: str = "", must_exist: bool = False
+    ) -> Self | None:
         """The lock, or `None` when another holds it.
 
-        An exclusive lock makes the file (0600) where it is missing. Raises `FileNotFoundError` when the folder is gone,
-        or, for a shared lock, the file: what a reader came for went with it, and a new file would stand in the way.
+        An exclusive lock makes the file (0600) where it is missing, unless it `must_exist`. Raises `FileNotFoundError`
+        when the folder is gone, or, for a shared lock, the file: what a reader came for went with it, and a new file
+        would stand in the way. Raises `HostError` when something that is no file stands in its place.
         """
-        missing = 0 if shared else os.O_CREAT
+        missing = 0 if shared or must_exist else os.O_CREAT
         while True:
-            fd = os.open(path, os.O_RDWR | missing | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = _open(path, missing)
             try:
                 fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 if _is_at(fd, path):
@@ -94,6 +101,26 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open(path: Path, missing: int) -> int:
+    try:
+        # Without O_NONBLOCK a FIFO opened for reading and writing does not block either, but a device might.
+        fd = os.open(path, os.O_RDWR | missing | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _no_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(path)
+    return fd
+
+
+def _no_file(path: Path) -> HostError:
+    return HostError(
+        f"{path} is not a file, where a lock belongs", hint=f"see what put it there, and remove it: {path}"
+    )
 
 
 def is_locked(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from contextlib import contextmanager, suppress
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import StoreBusy
-from vmfork.host.lock import FileLock
+from vmfork.host.folders import list_folder
+from vmfork.host.lock import FileLock, is_locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PREFIX = ".staging-"
 _LOCK = ".lock"
+_OURS = re.compile(r"\.staging-[0-9a-f]{16}(\.lock)?")
 
 
 @contextmanager
@@ -39,8 +42,7 @@ def open_staging(parent: Path) -> Iterator[Path]:
 def sweep_staging(parent: Path) -> list[Path]:
     """What killed processes left in `parent` is gone; the folders that were removed. Those of live ones stay."""
     swept = []
-    # A crash may also leave one of the two, the lock or the folder.
-    for folder in sorted({parent / path.name.removesuffix(_LOCK) for path in parent.glob(f"{_PREFIX}*")}):
+    for folder in _find(parent):
         lock = FileLock.try_acquire(_lock_of(folder))
         if lock is None:
             continue
@@ -50,6 +52,17 @@ def sweep_staging(parent: Path) -> list[Path]:
                 swept.append(folder)
             _lock_of(folder).unlink(missing_ok=True)
     return swept
+
+
+def find_left(parent: Path) -> list[Path]:
+    """The folders in `parent` whose process was killed, as they are at this moment."""
+    return [folder for folder in _find(parent) if folder.is_dir() and not is_locked(_lock_of(folder))]
+
+
+def _find(parent: Path) -> list[Path]:
+    """Staging folders in `parent`, by their own names and by their locks': a crash may leave one without the other."""
+    names = {path.name.removesuffix(_LOCK) for path in list_folder(parent) if _OURS.fullmatch(path.name)}
+    return [parent / name for name in sorted(names)]
 
 
 def discard(folder: Path) -> None:

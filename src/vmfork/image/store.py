@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
-from vmfork.host.folders import link_atomically, make_private
+from vmfork.host.folders import link_atomically, list_folder, make_private
 from vmfork.host.lock import FileLock
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
@@ -210,7 +210,7 @@ class ImageStore:
             return sorted(entry.name for entry in found if entry.is_symlink() and not entry.name.startswith("."))
 
     def _list_digests(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if _DIGEST.fullmatch(path.name))
+        return [path.name for path in list_folder(self.folder) if _DIGEST.fullmatch(path.name)]
 
 
 def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:

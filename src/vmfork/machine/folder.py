@@ -6,13 +6,15 @@ VMS/ID/            0700
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
-VMS/.new-ID/       the same, not locked yet
+VMS/.new-ID/       the same, on its way to its name or from it
 ```
+Whatever else lies in VMS is a stranger's, and left alone.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -20,8 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vmfork.host.folders import make_private, write_whole
-from vmfork.host.lock import FileLock
+from vmfork.host.folders import is_ours, is_private_folder, list_folder, list_ours, make_private, read_file, write_whole
+from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.records import read_record, write_record
@@ -29,10 +31,13 @@ from vmfork.records import read_record, write_record
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LOCK = "lock"
 _NEW = ".new-"
+_ID = re.compile(r"[0-9a-f]{12}")
+_NEW_ID = re.compile(r"\.new-[0-9a-f]{12}")
 _RECORD = "vm.json"
 _HANDLE = "handle.json"
-# A folder that was not locked this long after it was made never will be.
+# A folder that has such a name for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
 
 
@@ -81,7 +86,7 @@ class VMFolder:
         new = make_private(vms) / (_NEW + vm_id)
         new.mkdir(mode=0o700)
         try:
-            lock = FileLock.try_acquire(new / "lock", holder=f"process {os.getpid()}")
+            lock = FileLock.try_acquire(new / _LOCK, holder=f"process {os.getpid()}")
             assert lock is not None  # nobody else knows the name
             new.rename(vms / vm_id)
         except BaseException:
@@ -92,7 +97,7 @@ class VMFolder:
     @classmethod
     def take(cls, path: Path, lock_fd: int) -> Self:
         """The folder of a VM that was taken over, with the lock that came with it."""
-        return cls(path, FileLock(lock_fd, path / "lock"))
+        return cls(path, FileLock(lock_fd, path / _LOCK))
 
     @property
     def lock_fd(self) -> int:
@@ -117,7 +122,7 @@ class VMFolder:
     def close(self) -> None:
         """The folder is gone and the lock is free, unless it was released. Its machine must have ended before."""
         if not self._lock.closed:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             self._lock.close()
 
 
@@ -129,7 +134,7 @@ def new_vm_id() -> str:
 def find_record(folder: Path) -> VMRecord | None:
     """The record in a VM's folder, a newer vmfork's too; `None` when it was not written yet or is damaged."""
     try:
-        return read_record(VMRecord, (folder / _RECORD).read_bytes())
+        return read_record(VMRecord, read_file(folder / _RECORD))
     except (OSError, ValueError):
         return None
 
@@ -137,44 +142,67 @@ def find_record(folder: Path) -> VMRecord | None:
 def read_handle(folder: Path) -> bytes | None:
     """What the last owner of a VM left for the next, or `None`."""
     try:
-        return (folder / _HANDLE).read_bytes()
+        return read_file(folder / _HANDLE)
     except OSError:
         return None
 
 
 def list_records(vms: Path) -> list[VMRecord]:
     """Records of the VMs that are alive, oldest first."""
-    records = [find_record(folder) for folder in _folders(vms)]
+    records = [find_record(folder) for folder in list_ours(vms, _ID, marker=_LOCK)]
     return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
 
 
+def find_waste(vms: Path) -> list[Path]:
+    """Folders of VMs whose owner died, and of those that never came to be, as they are at this moment."""
+    return [folder for folder in list_ours(vms, _ID, marker=_LOCK) if not is_locked(folder / _LOCK)] + _find_unborn(vms)
+
+
+def find_strangers(vms: Path) -> list[Path]:
+    """What lies beside the folders of VMs and is no such folder. Nothing of ours touches it."""
+    return [path for path in list_folder(vms) if not _NEW_ID.fullmatch(path.name) and not _is_vm(path)]
+
+
 def sweep_vms(vms: Path) -> list[str]:
-    """VMs whose owner died are gone, process and folder; gives their ids."""
+    """VMs whose owner died are gone, process and folder; gives their ids. What is not ours was not touched."""
+    for folder in _find_unborn(vms):
+        shutil.rmtree(folder, ignore_errors=True)
     swept = []
-    for folder in _folders(vms):
+    for folder in list_ours(vms, _ID, marker=_LOCK):
         lock = None
-        with suppress(FileNotFoundError):
-            lock = FileLock.try_acquire(folder / "lock")
+        with suppress(OSError):  # removed just now, by its owner or another sweep
+            lock = FileLock.try_acquire(folder / _LOCK, must_exist=True)
         if lock is None:
             continue
         with lock:
             record = find_record(folder)
             if record is not None:
                 record.process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             swept.append(folder.name)
     return swept
 
 
-def _folders(vms: Path) -> list[Path]:
-    if not vms.is_dir():
-        return []
-    found = []
-    for path in vms.iterdir():
-        if path.name.startswith(_NEW):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _NEW_LIMIT_S:
-                    shutil.rmtree(path, ignore_errors=True)
-        elif path.is_dir():
-            found.append(path)
-    return found
+def _is_vm(path: Path) -> bool:
+    return _ID.fullmatch(path.name) is not None and is_ours(path, marker=_LOCK)
+
+
+def _find_unborn(vms: Path) -> list[Path]:
+    """Folders whose maker was killed before they had their name, or their remover after."""
+    return [
+        path for path in list_folder(vms) if _NEW_ID.fullmatch(path.name) and is_private_folder(path) and _is_old(path)
+    ]
+
+
+def _is_old(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S
+    return False
+
+
+def _remove(folder: Path) -> None:
+    """The folder is gone. Killed meanwhile, this leaves one of which the name tells that it is to be removed."""
+    doomed = folder.with_name(_NEW + folder.name)
+    with suppress(OSError):
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

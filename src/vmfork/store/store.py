@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vmfork.config import check_name
+from vmfork.config import NAME, check_name
 from vmfork.errors import (
     Closed,
     HostError,
@@ -25,8 +28,16 @@ from vmfork.errors import (
     TemplateStale,
 )
 from vmfork.host import facts
-from vmfork.host.folders import link_atomically, make_private, write_whole
-from vmfork.host.lock import FileLock, read_holder
+from vmfork.host.folders import (
+    is_private_folder,
+    link_atomically,
+    list_folder,
+    list_ours,
+    make_private,
+    read_file,
+    write_whole,
+)
+from vmfork.host.lock import FileLock, is_locked, read_holder
 from vmfork.host.namespace import find_holder, is_private, mount_namespace
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.owner import Owner
@@ -41,6 +52,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vmfork")
 
+_BUILDING, _LOCK, _CURRENT = "building", "lock", "current"
+_GENERATION = re.compile(r"[0-9a-f]{16}")
+# A link or file on its way to its name (host/folders.py).
+_TEMPORARY = re.compile(r"\.[a-z.]+\.[0-9a-f]{8}")
 # Lies in a generation's folder, under its tmpfs: who can read it does not see the tmpfs.
 _COVERED = "covered.json"
 # Device state is 60 to 80 KB; this much is kept free for it beside the RAM.
@@ -90,6 +105,7 @@ class TemplateStore:
         current              link to the generation in force; swapped atomically
     ```
     A generation that `current` does not name belongs to whoever holds `building`; when nobody does, it is waste.
+    Whatever else lies there is a stranger's, and left alone.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,7 +114,7 @@ class TemplateStore:
     def list_names(self) -> list[str]:
         """Names of all templates that were published, sorted. Whatever lost its owner is swept first."""
         self.sweep()
-        return sorted(path.name for path in self._folders() if (path / "current").is_symlink())
+        return sorted(path.name for path in self._folders() if (path / _CURRENT).is_symlink())
 
     def list_made_of(self, image: str) -> list[str]:
         """Names of the templates that were booted from the image of that name, as far as they can be read, sorted."""
@@ -112,7 +128,7 @@ class TemplateStore:
     def find_generation(self, name: str) -> str | None:
         """The generation in force under `name`, or `None`. One system call: nothing is opened or checked."""
         try:
-            return os.readlink(self.folder / check_name(name) / "current")
+            return os.readlink(self.folder / check_name(name) / _CURRENT)
         except OSError:
             return None
 
@@ -157,7 +173,7 @@ class TemplateStore:
             on_failure.callback(lock.close)
             on_failure.callback(_remove_if_empty, folder)
             _sweep_generations(folder)
-            if not replace and (folder / "current").is_symlink():
+            if not replace and (folder / _CURRENT).is_symlink():
                 raise TemplateExists(name)
             staging = Staging(name, folder, lock, memory_bytes=memory_bytes)
             on_failure.pop_all()
@@ -167,7 +183,8 @@ class TemplateStore:
         """No template of that name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         check_name(name)
         folder = self.folder / name
-        if not (folder / "current").is_symlink():
+        _mend_locks(folder)
+        if not (folder / _CURRENT).is_symlink():
             self.sweep()
             raise TemplateNotFound(name)
         try:
@@ -176,9 +193,9 @@ class TemplateStore:
             raise TemplateNotFound(name) from error
         with building, await _lock_exclusively(folder):
             with suppress(FileNotFoundError):
-                (folder / "current").unlink()
+                (folder / _CURRENT).unlink()
             _sweep_generations(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_if_empty(folder)
 
     def verify(self, name: str) -> Manifest:
         """The manifest, after every byte of the template was compared with it.
@@ -191,14 +208,32 @@ class TemplateStore:
                 raise TemplateCorrupt(name, "memory", "its content is not what was frozen")
             return opened.manifest
 
+    def find_waste(self) -> list[Path]:
+        """Generations that no live process builds and no link names, at this moment: what a sweep would remove."""
+        return [
+            path for folder in self._folders() if not is_locked(folder / _BUILDING) for path in _find_unnamed(folder)
+        ]
+
+    def find_strangers(self) -> list[Path]:
+        """What lies beside the templates, or in the folder of one, and is not ours. Nothing of ours touches it."""
+        ours = self._folders()
+        inside = [path for folder in ours for path in list_folder(folder) if not _is_known(path)]
+        return sorted({*list_folder(self.folder)} - {*ours}) + inside
+
     def sweep(self) -> list[str]:
-        """Generations that no live process builds and no link names are gone. Gives what was removed."""
+        """Generations that no live process builds and no link names are gone. Gives what was removed.
+
+        So are empty folders: one was made, and its maker killed, before there was a lock in it. Strangers' things stay.
+        """
+        for path in list_folder(self.folder):
+            if NAME.fullmatch(path.name) and is_private_folder(path):
+                with suppress(OSError):  # there is something in it
+                    path.rmdir()
         removed = []
         for folder in self._folders():
-            try:
-                lock = FileLock.try_acquire(folder / "building", holder=f"process {os.getpid()}")
-            except FileNotFoundError:
-                continue
+            lock = None
+            with suppress(OSError):  # removed just now, by its owner or another sweep
+                lock = FileLock.try_acquire(folder / _BUILDING, holder=f"process {os.getpid()}", must_exist=True)
             if lock is None:
                 continue
             with lock:
@@ -207,9 +242,7 @@ class TemplateStore:
         return removed
 
     def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())
+        return list_ours(self.folder, NAME, marker=_BUILDING)
 
     async def _claim(self, name: str, *, wait_s: float) -> FileLock:
         """The lock `building`, held, of a folder that exists: its former holder may have removed the folder."""
@@ -219,7 +252,7 @@ class TemplateStore:
                 return await self._lock_building(folder, wait_s=wait_s)
 
     async def _lock_building(self, folder: Path, *, wait_s: float = 0.0) -> FileLock:
-        path = folder / "building"
+        path = folder / _BUILDING
         lock = await FileLock.acquire(path, holder=f"process {os.getpid()}", wait_s=max(wait_s, _SWEEP_WAIT_S))
         if lock is None:
             raise StoreBusy(f"template {folder.name!r}", read_holder(path))
@@ -239,16 +272,16 @@ class _SharedFolder:
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Path:
-        if not (self._folder / "current").is_symlink():
+        if not (self._folder / _CURRENT).is_symlink():
             raise TemplateNotFound(self._name)
         try:
             self._lock = _lock_shared(self._folder)
         except FileNotFoundError as error:
             raise TemplateNotFound(self._name) from error
         if self._lock is None:
-            raise StoreBusy(f"template {self._name!r}", read_holder(self._folder / "building"))
+            raise StoreBusy(f"template {self._name!r}", read_holder(self._folder / _BUILDING))
         try:
-            return self._folder / os.readlink(self._folder / "current")
+            return self._folder / os.readlink(self._folder / _CURRENT)
         except OSError as error:
             self._lock.close()
             raise TemplateNotFound(self._name) from error
@@ -302,7 +335,7 @@ class Staging(Owner):
             raise Closed(f"the staging of template {self.name!r}")
         write_whole(self._path / FILE_NAME, manifest.to_json())
         with await _lock_exclusively(self._folder):
-            link_atomically(self._folder / "current", self.generation)
+            link_atomically(self._folder / _CURRENT, self.generation)
         if is_private(self._path):
             _log.warning(
                 "note: template %r is seen in this mount namespace alone, and goes with its last process", self.name
@@ -346,13 +379,13 @@ def _check_space(folder: Path, need: int) -> None:
 def _lock_shared(folder: Path) -> FileLock | None:
     """The lock under which files are opened, or `None` when it was held exclusively all the while."""
     end = time.monotonic() + _SHARED_WAIT_S
-    while (lock := FileLock.try_acquire(folder / "lock", shared=True)) is None and time.monotonic() < end:
+    while (lock := FileLock.try_acquire(folder / _LOCK, shared=True)) is None and time.monotonic() < end:
         time.sleep(_SHARED_PAUSE_S)
     return lock
 
 
 async def _lock_exclusively(folder: Path) -> FileLock:
-    lock = await FileLock.acquire(folder / "lock", wait_s=_LOCK_WAIT_S)
+    lock = await FileLock.acquire(folder / _LOCK, wait_s=_LOCK_WAIT_S)
     if lock is None:
         raise StoreBusy(f"template {folder.name!r}", "forks that are just being made")
     return lock
@@ -360,12 +393,12 @@ async def _lock_exclusively(folder: Path) -> FileLock:
 
 def _read_manifest(name: str, folder: Path) -> Manifest:
     try:
-        data = (folder / FILE_NAME).read_bytes()
+        data = read_file(folder / FILE_NAME)
     except FileNotFoundError as error:
         _check_uncovered(name, folder)
-        raise TemplateCorrupt(name, FILE_NAME, "it is missing") from error
+        raise _name_failure(name, folder / FILE_NAME, error) from error
     except OSError as error:
-        raise TemplateError(name, f"cannot read {folder / FILE_NAME}: {error.strerror}") from error
+        raise _name_failure(name, folder / FILE_NAME, error) from error
     manifest = Manifest.from_json(data, name=name)
     if (manifest.name, manifest.generation) != (name, folder.name):
         raise TemplateCorrupt(name, FILE_NAME, f"it is of template {manifest.name!r}, generation {manifest.generation}")
@@ -383,7 +416,7 @@ class _Covered:
 def _check_uncovered(name: str, folder: Path) -> None:
     """Raises what became of the tmpfs that covered `folder`, where one did and is not seen from here."""
     try:
-        covered = read_record(_Covered, (folder / _COVERED).read_bytes())
+        covered = read_record(_Covered, read_file(folder / _COVERED))
     except (OSError, ValueError):
         return
     if covered.host_boot_id != facts.boot_id():
@@ -406,11 +439,22 @@ def _check_boot(manifest: Manifest) -> None:
 
 def _open_file(name: str, path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise TemplateCorrupt(name, path.name, "it is missing") from error
+        # O_NONBLOCK: a FIFO in its place would keep us for ever. It changes nothing for a file.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise TemplateError(name, f"cannot open {path}: {error.strerror}") from error
+        raise _name_failure(name, path, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise TemplateCorrupt(name, path.name, "it is not a regular file")
+    return fd
+
+
+def _name_failure(name: str, path: Path, error: OSError) -> TemplateError:
+    if isinstance(error, FileNotFoundError):
+        return TemplateCorrupt(name, path.name, "it is missing")
+    if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO):  # what read_file refuses
+        return TemplateCorrupt(name, path.name, "it is not a regular file of ours")
+    return TemplateError(name, f"cannot read {path}: {error.strerror}")
 
 
 def _check_files(manifest: Manifest, memory_fd: int, state_fd: int) -> None:
@@ -424,19 +468,35 @@ def _check_files(manifest: Manifest, memory_fd: int, state_fd: int) -> None:
 
 
 def _sweep_generations(folder: Path) -> list[str]:
-    """Only the generation in force is left. The caller holds `building`."""
+    """Only the generation in force is left of ours. The caller holds `building`."""
+    removed = []
+    for path in _find_unnamed(folder):
+        _remove_generation(path)
+        removed.append(str(path))
+    for path in list_folder(folder):
+        if _TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)  # its writer died before its rename
+    return removed
+
+
+def _find_unnamed(folder: Path) -> list[Path]:
+    """The generations in a template's folder but for the one in force."""
     try:
-        kept = os.readlink(folder / "current")
+        kept = os.readlink(folder / _CURRENT)
     except OSError:
         kept = ""
-    removed = []
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.name != kept:
-            _remove_generation(path)
-            removed.append(str(path))
-        elif path.name.startswith("."):
-            path.unlink(missing_ok=True)  # a link or file whose writer died before its rename
-    return removed
+    return [path for path in list_folder(folder) if path.name != kept and _is_generation(path)]
+
+
+def _is_generation(path: Path) -> bool:
+    return _GENERATION.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def _is_known(path: Path) -> bool:
+    """Whether what lies in a template's folder is part of it."""
+    return (
+        path.name in (_BUILDING, _LOCK, _CURRENT) or _TEMPORARY.fullmatch(path.name) is not None or _is_generation(path)
+    )
 
 
 def _remove_generation(path: Path) -> None:
@@ -446,6 +506,26 @@ def _remove_generation(path: Path) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """A template's folder without a template is gone. The caller holds `building`, which goes with it."""
-    if not (folder / "current").is_symlink() and not any(path.is_dir() for path in folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
+    """A template's folder without a template is gone, but for a stranger's things in it.
+
+    The caller holds `building`, which goes too: whoever waits for it sees that its file is gone, and makes it anew.
+    """
+    if (folder / _CURRENT).is_symlink() or any(_is_generation(path) for path in list_folder(folder)):
+        return
+    for name in (_LOCK, _BUILDING):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _mend_locks(folder: Path) -> None:
+    """What stands in the place of a template's lock and is no file is gone: nobody can hold it. So is a false link."""
+    for path in (folder / _BUILDING, folder / _LOCK):
+        try:
+            mode = path.lstat().st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path, ignore_errors=True)
+        elif not stat.S_ISREG(mode):
+            path.unlink(missing_ok=True)

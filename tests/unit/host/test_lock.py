@@ -12,6 +12,7 @@ import pytest
 
 from tests.children import exit_code_of, fork_child
 from tests.rules.traces import open_descriptors
+from vmfork.errors import HostError
 from vmfork.host.lock import FileLock, is_locked, read_holder
 
 
@@ -87,9 +88,24 @@ def test_a_missing_folder_is_an_error_and_a_link_is_not_followed(path, tmp_path)
     with pytest.raises(FileNotFoundError):
         FileLock.try_acquire(tmp_path / "nowhere" / "lock")
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(HostError, match="is not a file, where a lock belongs"):
         FileLock.try_acquire(path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_no_lock(path, make, shared):
+    make(path)
+    with pytest.raises(HostError, match="is not a file") as caught:
+        FileLock.try_acquire(path, shared=shared)
+    assert str(path) in caught.value.hint
+
+
+def test_a_lock_that_must_exist_is_not_made(path):
+    with pytest.raises(FileNotFoundError):
+        FileLock.try_acquire(path, must_exist=True)
+    assert not path.exists()
 
 
 def test_a_child_does_not_inherit_a_lock(path):

@@ -153,9 +153,9 @@ def test_a_staging_folder_goes_with_its_block_even_when_it_fails(images_dir):
 
 
 def test_a_sweep_takes_what_crashed_and_leaves_what_lives(images_dir):
-    dead = images_dir / ".staging-dead"
+    dead = images_dir / ".staging-00000000deadbeef"
     (dead / "tmp").mkdir(parents=True)
-    (images_dir / ".staging-dead.lock").touch()
+    (images_dir / ".staging-00000000deadbeef.lock").touch()
     with ImageStore(images_dir).staging() as alive:
         assert ImageStore(images_dir).sweep() == [dead]
         assert alive.is_dir()
@@ -165,9 +165,16 @@ def test_a_sweep_takes_what_crashed_and_leaves_what_lives(images_dir):
 
 
 def test_a_sweep_takes_a_lock_whose_folder_was_never_made(images_dir):
-    (images_dir / ".staging-dead.lock").touch()
+    (images_dir / ".staging-00000000deadbeef.lock").touch()
     assert ImageStore(images_dir).sweep() == []
     assert sorted(path.name for path in images_dir.iterdir()) == ["locks", "names"]
+
+
+def test_a_sweep_leaves_what_only_looks_like_a_build(images_dir):
+    theirs = images_dir / ".staging-mine"
+    theirs.mkdir()
+    ImageStore(images_dir).sweep()
+    assert theirs.is_dir()
 
 
 def test_a_sweep_takes_an_image_that_a_crash_left_without_a_name(images_dir, add_image):

@@ -447,6 +447,56 @@ async def test_a_link_to_nothing_is_damage_that_can_be_removed(store, build):
 # Names
 
 
+async def test_a_sweep_leaves_what_is_not_ours(store, build):
+    await build(store)
+    theirs = [
+        store.folder / "email" / "inbox",
+        store.folder / "two" / "0123456789abcdef",
+        store.folder / "one" / "mine",
+    ]
+    for path in theirs:
+        path.mkdir(parents=True)
+        (path / "data").write_text("precious")
+    (store.folder / "one" / ".vimrc").write_text("precious")
+    (store.folder / "notes.txt").write_text("precious")
+    waste = store.folder / "one" / "fedcba9876543210"
+    waste.mkdir()
+    assert store.find_waste() == [waste]
+    assert store.sweep() == [str(waste)]
+    await store.remove("one")
+    assert all((path / "data").read_text() == "precious" for path in theirs)
+    assert (store.folder / "one" / ".vimrc").exists()
+    strangers = {path.relative_to(store.folder).as_posix() for path in store.find_strangers()}
+    assert strangers == {"email", "two", "notes.txt", "one"}
+    assert store.list_names() == []
+    shutil.rmtree(store.folder)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("file", ["memory", "state", "manifest.json"])
+async def test_what_is_no_file_is_damage_that_can_be_removed(store, build, file, make):
+    path = store.folder / "one" / await build(store) / file
+    path.unlink()
+    make(path)
+    with pytest.raises(TemplateCorrupt, match=re.escape(file)):
+        store.verify("one")
+    await store.remove("one")
+    assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("file", ["building", "lock"])
+async def test_a_lock_that_is_no_file_is_named_and_can_be_removed(store, build, file, make):
+    await build(store)
+    path = store.folder / "one" / file
+    path.unlink()
+    make(path)
+    with pytest.raises(HostError, match=re.escape(str(path))):
+        await build(store, replace=True)
+    await store.remove("one")
+    assert list(store.folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", BAD_NAMES)
 async def test_a_bad_name_is_refused_everywhere(store, name):
     for call in (store.open, store.read_manifest, store.verify):
@@ -663,6 +713,7 @@ def test_an_ordinary_user_does_not_trust_a_folder_of_another(ordinary_user):
     assert ordinary_user.run(refuse) == 0
     assert list(runtime.iterdir()) == []
     os.chown(runtime, 65534, 65534)
+    runtime.chmod(0o700)
     (runtime / "templates").mkdir()
     (runtime / "templates").chmod(0o777)
     os.chown(runtime / "templates", 1234, 1234)
