@@ -192,10 +192,13 @@ class TemplateStore:
         except FileNotFoundError as error:  # another has just removed it
             raise TemplateNotFound(name) from error
         with building, await _lock_exclusively(folder):
-            with suppress(FileNotFoundError):
+            try:
                 (folder / _CURRENT).unlink()
-            _sweep_generations(folder)
-            _remove_if_empty(folder)
+            except FileNotFoundError as error:  # another has just removed it, and we made its locks anew
+                raise TemplateNotFound(name) from error
+            finally:
+                _sweep_generations(folder)
+                _remove_if_empty(folder)
 
     def verify(self, name: str) -> Manifest:
         """The manifest, after every byte of the template was compared with it.
