@@ -44,6 +44,7 @@ _COMMANDS = {
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
+    "gc": "Remove what killed processes left, and show it.",
     "bench": "Show what a fork costs here, beside the same fork made by hand.",
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141

@@ -59,9 +59,14 @@ def find_left(parent: Path) -> list[Path]:
     return [folder for folder in _find(parent) if folder.is_dir() and not is_locked(_lock_of(folder))]
 
 
+def is_staging(path: Path) -> bool:
+    """Whether `path` has the name of a staging folder, or of the lock of one."""
+    return _OURS.fullmatch(path.name) is not None
+
+
 def _find(parent: Path) -> list[Path]:
     """Staging folders in `parent`, by their own names and by their locks': a crash may leave one without the other."""
-    names = {path.name.removesuffix(_LOCK) for path in list_folder(parent) if _OURS.fullmatch(path.name)}
+    names = {path.name.removesuffix(_LOCK) for path in list_folder(parent) if is_staging(path)}
     return [parent / name for name in sorted(names)]
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.folders import link_atomically, list_folder, make_private
-from vmfork.host.lock import FileLock
+from vmfork.host.lock import FileLock, is_locked
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
-from vmfork.image.staging import discard, open_staging, sweep_staging
+from vmfork.image.staging import discard, find_left, is_staging, open_staging, sweep_staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +178,18 @@ class ImageStore:
         for digest in self._list_digests():
             self._discard_if_free(digest)
         return swept
+
+    def find_waste(self) -> list[Path]:
+        """The folders that a sweep would remove, at this moment."""
+        named = {self._read_link(name) for name in self._list_names()}
+        unnamed = [digest for digest in self._list_digests() if digest not in named]
+        free = [self.folder / digest for digest in unnamed if not is_locked(self.lock_path(digest))]
+        return [*find_left(self.folder), *free]
+
+    def find_strangers(self) -> list[Path]:
+        """What lies beside the images and is not ours. Nothing of ours touches it."""
+        ours = {"names", "locks", *self._list_digests()}
+        return [path for path in list_folder(self.folder) if path.name not in ours and not is_staging(path)]
 
     def _discard_if_free(self, digest: str) -> None:
         lock = FileLock.try_acquire(self.lock_path(digest)) if _DIGEST.fullmatch(digest) else None

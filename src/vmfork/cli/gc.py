@@ -1,0 +1,61 @@
+"""`vmfork gc`: what killed processes left is removed, and shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vmfork.cli.options import json_option
+from vmfork.cli.show import show_json
+from vmfork.config import find_places
+from vmfork.image import ImageStore
+from vmfork.machine.folder import find_strangers, find_waste, sweep_vms
+from vmfork.store import TemplateStore
+from vmfork.units import format_count
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Places
+
+
+@click.command("gc")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed. Nothing is.")
+@json_option
+def command(dry_run: bool, as_json: bool) -> None:
+    """Remove what killed processes left, and show it.
+
+    Machines without an owner, half-built templates and images: other commands remove them too, as they go. What lies
+    beside them and is not vmfork's is named, and never touched.
+    """
+    places = find_places()
+    waste, left = _find_waste(places), _find_strangers(places)
+    if not dry_run:
+        _sweep(places)
+        waste = [path for path in waste if not path.exists()]
+    if as_json:
+        show_json({"dry_run": dry_run, "removed": [*map(str, waste)], "left": [*map(str, left)]})
+        return
+    verb = "would remove" if dry_run else "removed"
+    for path in waste:
+        click.echo(f"{verb} {path}")
+    click.echo(f"{verb} {format_count(len(waste), 'folder')}")
+    for path in left:
+        click.echo(f"note: left alone, not vmfork's: {path}", err=True)
+
+
+def _find_waste(places: Places) -> list[Path]:
+    images, templates = ImageStore(places.images), TemplateStore(places.templates)
+    return [*find_waste(places.vms), *templates.find_waste(), *images.find_waste()]
+
+
+def _find_strangers(places: Places) -> list[Path]:
+    images, templates = ImageStore(places.images), TemplateStore(places.templates)
+    return [*find_strangers(places.vms), *templates.find_strangers(), *images.find_strangers()]
+
+
+def _sweep(places: Places) -> None:
+    sweep_vms(places.vms)
+    TemplateStore(places.templates).sweep()
+    ImageStore(places.images).sweep()
