@@ -50,9 +50,9 @@ async def build_image(
     """`name` leads to an image of that configuration: the one it led to, one of the same recipe, or a new one.
 
     With `rebuild` it is built again, with the packages as Debian offers them today; where they are the same, so is the
-    image. Two builders of one recipe take turns, and the second uses what the first made. Raises `ImageError` for what
-    is wrong with the packages or their source, `HostError` when a program, a permission or space is missing; then, and
-    on cancel, everything is as it was before.
+    image. Two builders of one recipe take turns, and the second uses what the first made. Raises `ImageError` when
+    something is wrong with the packages or their source, and `HostError` when a program, a permission or space is
+    missing. After either, and on cancel, everything is as it was before.
     """
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
@@ -72,7 +72,7 @@ async def build_image(
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """What the system refused in the block is a `HostError` that says what and where."""
+    """Raises `HostError`, saying what and where, for whatever the system refused in the block."""
     try:
         yield
     except (VMForkError, BrokenPipeError):  # a pipe is where a listener writes to, nothing of ours
@@ -176,7 +176,7 @@ async def _in_thread(work: Callable[[threading.Event], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What an image is packed of. `started_at` is when the run began that made the tar, in seconds since 1970."""
+    """What an image is packed from. `started_at` is when the run that made the tar began, in seconds since 1970."""
 
     tar: Path
     config: ImageConfig

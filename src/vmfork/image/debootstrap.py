@@ -36,11 +36,11 @@ TOLD = ".vmfork"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Without the first, dpkg waits for the disk at each file (docs/decisions/0021).
+# Without libeatmydata, dpkg waits for the disk at each file (docs/decisions/0021).
 _TOOLS = {"real": "libeatmydata1", "faked": "libeatmydata1 fakeroot libfakeroot"}
 
 _LOG_LINES = 60
-# How long killed processes may take to be gone: they may sit in a write to a slow disk.
+# Killed processes may take this long to be gone: they may sit in a write to a slow disk.
 _KILL_LIMIT_S = 10.0
 
 # What a line of the log announces: step in words, fraction of mmdebstrap's work. Shares as measured.
@@ -75,7 +75,7 @@ _NO_FETCH = re.compile(r"E: Failed to fetch|Hash Sum mismatch|Unable to fetch so
 
 
 def find_mmdebstrap() -> str:
-    """The path of mmdebstrap; `HostError` when it is not installed."""
+    """The path of mmdebstrap. Raises `HostError` when it is not installed."""
     path = shutil.which("mmdebstrap")
     if path is None:
         raise HostError(
@@ -132,8 +132,8 @@ async def run_mmdebstrap(
 ) -> None:
     """`tar` holds the installed packages; `report(step, fraction)` was called on the way.
 
-    `tmp` takes the intermediate files. On failure `ImageError` or `HostError` with the tail of the log; on any way out
-    every process started here is gone, and what lies in `tmp` is the caller's to remove.
+    `tmp` takes the intermediate files. Raises `ImageError` or `HostError`, with the tail of the log. On every path each
+    process that was started here is gone, and the caller removes what lies in `tmp`.
     """
     program = find_mmdebstrap()
     namespaces = await asyncio.to_thread(choose_namespaces)
@@ -156,7 +156,7 @@ async def run_mmdebstrap(
         await _follow(process, log, report)
         exit_code = await process.wait()
     finally:
-        # Also where mmdebstrap has ended: killed from outside, it leaves apt running.
+        # Also when mmdebstrap has ended: if somebody killed it, apt still runs.
         await _kill_session(process)
     if exit_code != 0:
         raise explain_failure("\n".join(log), exit_code, suite=suite, folder=tmp)

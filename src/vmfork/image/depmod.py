@@ -38,7 +38,7 @@ def _find_prefix(keys: Iterable[bytes]) -> bytes:
 
 
 def _add_node(nodes: bytearray, keys: Mapping[bytes, list[tuple[int, str]]], *, root: bool = False) -> int:
-    """The node of those keys, of which the way to it is cut off, is written; the offset of it."""
+    """The node of `keys` is written, without the part of them that leads to it. Gives its offset."""
     prefix = b"" if root else _find_prefix(keys)
     rest = {key[len(prefix) :]: values for key, values in keys.items()}
     heads = sorted({key[0] for key in rest if key})

@@ -116,7 +116,7 @@ TABLES = ([*UNPACKED], COVERED, [*ALWAYS], [*SECRET], [*SLIM], SLIM_KEPT)
 
 
 def is_covered(path: str) -> bool:
-    """Whether the guest has something else at `path`: what leads there leads somewhere."""
+    """Whether the guest mounts something over `path`. A link that leads there is not a dangling one."""
     return _COVERED.match(path) is not None
 
 

@@ -23,7 +23,7 @@ _SALT = "changeit".encode("utf-16-be") + b"Mighty Aphrodite"
 
 
 def set_times(store: bytes, time_s: int) -> bytes:
-    """The same keystore, all entries made at that time. What is no keystore of certificates alone is left as it is."""
+    """The same keystore, all entries made at that time. Anything but a keystore of certificates is left as it is."""
     body, digest = bytearray(store[:-_DIGEST_BYTES]), store[-_DIGEST_BYTES:]
     if hashlib.sha1(_SALT + body, usedforsecurity=False).digest() != digest:
         return store

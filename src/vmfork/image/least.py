@@ -1,7 +1,7 @@
 """What a host measured of an image: the least memory its guest needs. Kept in the image's folder, outside its digest.
 
-It is a fact of the host as much as of the image, so it is in no record, and is measured anew where it is missing,
-damaged, or of another format.
+It is a fact of the host as much as of the image, so the image's record does not hold it. It is measured again when it
+is missing, damaged, or of another format.
 """
 
 from __future__ import annotations

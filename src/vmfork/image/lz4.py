@@ -39,7 +39,7 @@ def _load() -> ctypes.CDLL:
 
 
 def check_library() -> None:
-    """liblz4 is there; `HostError` otherwise."""
+    """liblz4 is there. Raises `HostError` when it is not."""
     _load()
 
 

@@ -34,7 +34,7 @@ def index_modules(paths: Iterable[str]) -> dict[str, str]:
 
 
 def unpack_module(path: str, data: bytes) -> bytes:
-    """The module as the kernel takes it, and without the signature's cost of decompression in the guest."""
+    """The module uncompressed, as the kernel takes it: the guest has nothing to decompress."""
     return lzma.decompress(data) if path.endswith(".xz") else data
 
 
@@ -107,7 +107,7 @@ def index_aliases(bodies: Mapping[str, bytes]) -> bytes:
 
 
 def index_builtin(listing: bytes, modinfo: bytes) -> dict[str, bytes]:
-    """The indexes of what is part of the kernel, so that to ask for it is no error. Made of the kernel's own lists."""
+    """The indexes of the modules built into the kernel, from its own lists: asking for one of them is no error."""
     names = {name_of(line): [(0, "")] for line in listing.decode().splitlines()}
     aliases: dict[str, list[tuple[int, str]]] = {}
     for module, alias in _BUILTIN_ALIAS.findall(modinfo):

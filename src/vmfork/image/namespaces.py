@@ -17,16 +17,16 @@ from typing import Literal
 from vmfork.errors import HostError
 
 _HOST_NAME = "vmfork"
-# What a root who is root has: every user id up to that of nobody.
+# A real root has every user id up to that of nobody.
 _IDS = 65535
 _PROBE_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Namespaces:
-    """`argv` is put before a command, and the command runs in them; when it is killed, so is all that runs there.
+    """With `argv` before it a command runs in the namespaces. When it is killed, so is all that runs there.
 
-    `ids` tells whether files can belong to every user there, or fakeroot must keep whose they are.
+    With `real` ids files can belong to every user there; with `faked` ones fakeroot keeps whose they are.
     """
 
     argv: tuple[str, ...]
@@ -34,7 +34,7 @@ class Namespaces:
 
 
 def choose_namespaces() -> Namespaces:
-    """Those that this process can make. Raises `HostError` when it can make none, and is not root either."""
+    """The namespaces that this process can make. Raises `HostError` when it can make none, and is not root either."""
     real = os.geteuid() == 0 and _count_ids(Path("/proc/self/uid_map").read_text()) >= _IDS
     options = () if real else ("--user", "--map-root-user")
     argv = ("unshare", *options, "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")

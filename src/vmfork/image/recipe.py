@@ -51,7 +51,7 @@ MODULES = {
 BOOT_MODULES = (("virtio_mmio", "/sys/bus/acpi/devices/LNRO0005:00"),)
 
 # Python's library is compiled beforehand, which takes a second here and under emulation saves one at the first start
-# of every program in every fork. Not worth its memory is what few programs import.
+# of every program in every fork. What few programs import is not worth its memory.
 NOT_COMPILED = (
     "/(test|idlelib|turtledemo|pydoc_data|config-[^/]*|_pyrepl|ensurepip|venv|wsgiref|curses|tkinter|xmlrpc|dbm|lib-dynload"
     "|unittest/mock|encodings/(?!__init__|aliases|ascii|utf_8|utf_16|latin_1|idna|punycode|unicode_escape)[^/]*"
@@ -100,16 +100,16 @@ def list_packages(config: ImageConfig) -> tuple[str, ...]:
 
 
 def is_slim(config: ImageConfig) -> bool:
-    """Whether the image has only packages that were seen to do without what Debian takes for granted.
+    """Whether every package of the image is known to do without Debian's essential ones.
 
-    Those are the packages of the default image. Any other may use an essential package without naming it (adduser is
-    written in Perl), so an image with such a one keeps them all, and `dpkg` with its database.
+    The packages of the default image are. Any other may use an essential package without naming it (adduser is written
+    in Perl), so an image with another one keeps them all, and `dpkg` with its database.
     """
     return set(list_packages(config)) <= {*BASE_PACKAGES, *DEFAULT_PACKAGES}
 
 
 def find_agent() -> Path:
-    """The agent's binary as the package ships it; `HostError` when it was not built."""
+    """The agent's binary as the package ships it. Raises `HostError` when it was not built."""
     path = Path(str(resources.files("vmfork.image"))) / "data" / f"agent-{ARCH}"
     if not path.is_file():
         raise HostError(

@@ -23,9 +23,9 @@ RECORD_NAME = "image.json"
 class ImageRecord:
     """What `image.json` holds of an image.
 
-    `digest` names the content, `recipe` what it was made of; of that, `suite`, `requested` (packages asked for by
-    name) and `bare` are the configuration's. `packages` maps names to versions. `boot_modules` are the kernel modules
-    that its guest loads where the device is. `unpacked_bytes` is what the files take in the guest's memory, in whole
+    `digest` names the content, `recipe` what it was made of. `suite`, `requested` (packages asked for by name) and
+    `bare` are those of its configuration. `packages` maps names to versions. Its guest loads the kernel modules in
+    `boot_modules` when it finds their device. `unpacked_bytes` is what the files take in the guest's memory, in whole
     pages. `created_at` is ISO 8601, UTC.
     """
 
@@ -51,8 +51,8 @@ class ImageRecord:
 class Image(ImageRecord):
     """A kernel and an initramfs on disk, and what is in them.
 
-    `name` is of the link that led to it. `min_memory_mib` is the least guest RAM that unpacks and runs it. It is
-    measured on this host when a machine is first planned, and `None` until then; the record does not hold it (see
+    `name` is that of the link that led to it. `min_memory_mib` is the least guest RAM that unpacks and runs it. It is
+    `None` until it is measured on this host, when a machine is first planned. The record does not hold it (see
     `least.py`).
     """
 

@@ -43,7 +43,7 @@ class Kernel:
 def read_tar(file: BinaryIO, check: Callable[[float], None], *, started_at: int) -> Unpacked:
     """The contents of the uncompressed tar in `file`; bodies stay in the file.
 
-    What was made since `started_at`, in seconds since 1970, was made by the build and bears the recipe's date.
+    A file that is newer than `started_at` (seconds since 1970) was made by the build, and gets the recipe's date.
     """
     tree, told, kernel = (Tree(file, mtime=recipe.EPOCH) for _ in range(3))
     # Longest first: a path belongs to the first that it starts with.
@@ -81,7 +81,7 @@ def read_packages(told: Tree, *, slim: bool) -> dict[str, str]:
 
 
 def read_kernel(kernel: Tree) -> Kernel:
-    """The kernel of the package; `ImageError` when there is not exactly one."""
+    """The kernel of the package. Raises `ImageError` when there is not exactly one."""
     found = [match for path in kernel if (match := _KERNEL_FILE.fullmatch(path))]
     if len(found) != 1:
         raise ImageError(f"the kernel package holds {len(found)} kernels, one was expected")
@@ -89,7 +89,7 @@ def read_kernel(kernel: Tree) -> Kernel:
 
 
 def drop(unpacked: Unpacked, *, slim: bool) -> None:
-    """What the tables keep out is gone, and links to it; with `slim` what only unneeded packages brought, too."""
+    """What the tables keep out is gone, and links to it. With `slim`, so is what only unneeded packages brought."""
     tree, told = unpacked.tree, unpacked.told
     _remove(tree, [path for path in tree if dropped.is_covered(path)], set())
     gone: set[str] = set()

@@ -40,7 +40,7 @@ def open_staging(parent: Path) -> Iterator[Path]:
 
 
 def sweep_staging(parent: Path) -> list[Path]:
-    """What killed processes left in `parent` is gone; the folders that were removed. Those of live ones stay."""
+    """The folders that killed processes left in `parent` are gone, and given. Those of live processes stay."""
     swept = []
     for folder in _find(parent):
         lock = FileLock.try_acquire(_lock_of(folder))

@@ -69,7 +69,7 @@ class ImageStore:
         return image
 
     def find(self, digest: str, *, name: str) -> Image | None:
-        """The image of that content, `None` when there is none; `ImageCorrupt` when it is damaged."""
+        """The image of that content, or `None` when there is none. Raises `ImageCorrupt` when it is damaged."""
         folder = self.folder / digest
         try:
             image = decode_record((folder / RECORD_NAME).read_bytes(), name=name, folder=folder)
@@ -86,7 +86,7 @@ class ImageStore:
         return replace(image, min_memory_mib=read_least(folder))
 
     def find_made_of(self, recipe: str, *, name: str) -> Image | None:
-        """The image last built of that recipe, `None` when there is none. A damaged one counts as none."""
+        """The image that was last built of that recipe, or `None`. A damaged one does not count."""
         made = [image for digest in self._list_digests() if (image := self._find_whole(digest, name=name))]
         return max((image for image in made if image.recipe == recipe), key=lambda i: i.created_at, default=None)
 
@@ -158,8 +158,9 @@ class ImageStore:
         return image is not None
 
     def link(self, name: str, digest: str) -> None:
-        """`name` leads to the image. What it led to before is gone when nothing else leads there and nobody needs its
-        lock. The caller holds the lock of `digest`.
+        """`name` leads to the image. The caller holds the lock of `digest`.
+
+        The image that it led to before is gone, unless another name leads there or somebody holds its lock.
         """
         before = self._read_link(name)
         if before == digest:
@@ -173,7 +174,7 @@ class ImageStore:
         return self.folder / "locks" / subject
 
     def sweep(self) -> list[Path]:
-        """What crashed builds left is gone; the folders that were removed. A build that runs is not touched."""
+        """The folders that crashed builds left are gone, and given. A build that runs is not touched."""
         swept = sweep_staging(self.folder)
         for digest in self._list_digests():
             self._discard_if_free(digest)

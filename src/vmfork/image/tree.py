@@ -49,7 +49,7 @@ class Node:
 class Tree:
     """Paths without a leading slash -> nodes. Slices refer to `source`, which must outlive the tree.
 
-    What is not of a tar belongs to root and bears the date `mtime`.
+    Whatever does not come from a tar belongs to root and has the date `mtime`.
     """
 
     def __init__(self, source: BinaryIO, *, mtime: int = 0) -> None:
@@ -99,10 +99,10 @@ class Tree:
         del self._nodes[path]
 
     def own(self, path: str, *, mode: int, uid: int, gid: int) -> None:
-        """What is at `path` belongs to these, and has that mode where fakeroot may have changed it.
+        """The node at `path` has that owner, and that mode where fakeroot may have changed it.
 
-        fakeroot gives the owner more than was asked for, and changes no other permission. Once in 8,000 files it told a
-        mode of 0 that was none (1.37, a file of tzdata).
+        fakeroot gives the owner more than was asked for, and changes no other permission. Once in 8,000 files it
+        reported a mode of 0 that was wrong (1.37, a file of tzdata).
         """
         node = self._nodes[path]
         same = (node.mode ^ mode) & 0o7777 & ~_OWNER == 0
@@ -152,7 +152,7 @@ class Tree:
         return posixpath.join(folder.lstrip("/") if inside is None else inside, name)
 
     def measure(self) -> int:
-        """The bytes the tree takes in a guest's memory: whole pages of content, each inode's own cost apart."""
+        """The bytes the tree takes in a guest's memory: whole pages of content, without each inode's own cost."""
         sizes = {node.inode or path: node.size for path, node in self._nodes.items() if stat.S_ISREG(node.mode)}
         return sum(-(-size // _PAGE) * _PAGE for size in sizes.values())
 
