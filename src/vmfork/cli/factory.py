@@ -151,7 +151,8 @@ def _show_server(status: ServerStatus) -> None:
     click.echo(f"endpoint: {status.endpoint}")
     if status.metrics_address:
         click.echo(f"metrics: {status.metrics_address}")
-    click.echo(f"pool: {pool.ready} of {pool.size} ready, {status.cpus} CPU, {status.memory_mib} MiB each")
+    spread = f" (of {pool.least} to {pool.most})" if pool.least < pool.most else ""
+    click.echo(f"pool: {pool.ready} of {pool.size}{spread} ready, {status.cpus} CPU, {status.memory_mib} MiB each")
     click.echo(f"given: {pool.given} ({pool.hits} at once), {len(status.live)} of them run")
     own, shared = format_bytes(status.memory_private_bytes), format_bytes(status.memory_shared_bytes)
     click.echo(f"memory: {own} own, {shared} shared")

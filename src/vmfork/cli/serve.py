@@ -68,7 +68,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             ready = {"state": phase.value, "pid": os.getpid(), "endpoint": str(endpoint)}
             click.echo(json.dumps({**ready, "metrics": server.state.metrics_address}))
         more = {
-            Phase.STARTING: f", keeping {config.cache} machines ready",
+            Phase.STARTING: f", keeping {_spell_size(config)} machines ready",
             Phase.SERVING: f" at {endpoint}",
             Phase.DEGRADED: f": {server.state.last_error}",
         }
@@ -83,6 +83,10 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             return await open_pool(config, Instance(places, progress))
 
         run_async(serve(server, make_pool, metrics=metrics, on_change=show), on_first=server.quit)
+
+
+def _spell_size(config: FactoryConfig) -> str:
+    return str(config.cache) if config.cache_min is None else f"{config.cache_min} to {config.cache}"
 
 
 async def ask_status(config: FactoryConfig, places: Places) -> ServerStatus | None:

@@ -6,6 +6,7 @@ cpus = 2                   the fields of VMConfig
 memory_mib = "1G"          a size, or a number of MiB
 fork_timeout_s = "30s"     a duration, or a number of seconds
 [factory]                  VMFORK_FACTORY_TEMPLATE, VMFORK_FACTORY_TEMPLATE_NAME
+cache = {min = 1, max = 8} the fields cache_min and cache
 [image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas), VMFORK_IMAGE_BARE
 ```
 """
@@ -39,6 +40,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 # Fields that are lists; a variable separates their items by spaces or commas.
 _LISTS = ("image.packages", "factory.templates")
+# Fields that a file may give as a least and a most.
+_RANGES = ("factory.cache",)
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -133,7 +136,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError("config", str(file), f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:  # not TOML, not UTF-8
         raise ConfigError("config", str(file), f"{file} is not valid TOML: {error}") from error
-    given = {}
+    given: dict[str, Any] = {}
     for name, section in body.items():
         if name not in SECTIONS:
             raise _unknown(name, f"{file} has it", "sections", SECTIONS)
@@ -142,8 +145,16 @@ def _read_file(file: Path) -> dict[str, Any]:
         for key, value in section.items():
             if key not in SECTIONS[name]:
                 raise _unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
-            given[f"{name}.{key}"] = value
+            given |= _read_range(f"{name}.{key}", value) if isinstance(value, dict) else {f"{name}.{key}": value}
     return given
+
+
+def _read_range(field: str, value: dict[str, Any]) -> dict[str, Any]:
+    """`{min, max}` as the two fields that it stands for."""
+    if field not in _RANGES or value.keys() != {"min", "max"}:
+        known = "a number, or {min = ..., max = ...}" if field in _RANGES else "a value"
+        raise ConfigError(field, value, f"must be {known}")
+    return {field: value["max"], f"{field}_min": value["min"]}
 
 
 def _read_environ(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
@@ -180,7 +191,7 @@ def _from_text(field: str, text: str) -> Any:
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false", hint="write true or false")
         return truth
-    if field in ("vm.cpus", "vm.max_cpus", "factory.cache"):
+    if field in ("vm.cpus", "vm.max_cpus", "factory.cache", "factory.cache_min"):
         try:
             return int(text)
         except ValueError:

@@ -228,6 +228,8 @@ class FactoryConfig:
     one of its size is booted (`boot`). A template that is missing, or does not fit, is built: with `build = "now"` by
     opening the factory, with `background` while machines are booted.
     `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
+    With `cache_min` they are as many as are taken, between `cache_min` and `cache`; a file may say
+    `cache = {min = 1, max = 8}`.
     `remote` asks such a server.
     `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
     its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
@@ -240,6 +242,7 @@ class FactoryConfig:
     build: BuildPolicy = "now"
     oversize: Oversize = "refuse"
     cache: int = 0
+    cache_min: int | None = None
     cache_ttl_s: float = 3600.0
     remote: bool = False
     endpoint: str = ""
@@ -259,6 +262,8 @@ class FactoryConfig:
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
         _check_whole("factory.cache", self.cache, low=0, high=_MOST_MACHINES)
+        if self.cache_min is not None:
+            _check_whole("factory.cache_min", self.cache_min, low=0, high=self.cache)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
         for name in ("endpoint", "metrics"):
             object.__setattr__(self, name, _text_of(getattr(self, name)))

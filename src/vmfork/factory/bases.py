@@ -212,7 +212,9 @@ class Bases:
         config = self._config
         if config.cache:
             try:
-                base = await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s, rebuild=rebuild)
+                base = await CacheFactory.open(
+                    base, config.cache, least=config.cache_min, ttl_s=config.cache_ttl_s, rebuild=rebuild
+                )
             except BaseException:
                 await base.aclose()
                 raise

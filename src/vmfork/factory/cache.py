@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed, DeadlineExceeded, HostError, TemplateError, TemplateStale, VMForkError
 from vmfork.factory.capacity import check_size
+from vmfork.factory.demand import Demand
 from vmfork.factory.held import CacheStatus, Held
 from vmfork.factory.line import Line, result_of
 from vmfork.factory.starter import CONCURRENCY, Starter
@@ -36,7 +37,7 @@ DEFAULT_TTL_S = 3600.0
 
 
 class CacheFactory(Owner):
-    """Owner of `size` parked machines of `base`, and of `base` itself.
+    """Owner of `size` parked machines of `base`, and of `base` itself; with `least`, of as many of them as are needed.
 
     A machine that died, hangs, is older than `ttl_s` seconds, or is of another generation than `base` gives now, is
     replaced. Use `open`; `aclose()` ends all of it.
@@ -48,7 +49,7 @@ class CacheFactory(Owner):
     def __init__(
         self,
         base: Base,
-        size: int,
+        demand: Demand,
         *,
         ttl_s: float,
         concurrency: int,
@@ -57,7 +58,7 @@ class CacheFactory(Owner):
     ) -> None:
         self._base = base
         self._may_rebuild = rebuild is not None
-        self._size = size
+        self._demand = demand
         self._ttl_s = ttl_s
         self._check_interval_s = check_interval_s
         self._line = Line()
@@ -86,6 +87,7 @@ class CacheFactory(Owner):
         base: Base,
         size: int,
         *,
+        least: int | None = None,
         ttl_s: float = DEFAULT_TTL_S,
         concurrency: int = CONCURRENCY,
         check_interval_s: float = CHECK_INTERVAL_S,
@@ -94,12 +96,12 @@ class CacheFactory(Owner):
         """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow.
 
         `rebuild` makes the template of `base` again, when a start finds it gone or stale; without it such a start
-        fails.
+        fails. With `least` it holds between `least` and `size`, as many as are taken (see `Demand`).
         """
         check_size(size, base.kind)
         cache = cls(
             base,
-            size,
+            Demand(size if least is None else least, size),
             ttl_s=ttl_s,
             concurrency=concurrency,
             check_interval_s=check_interval_s,
@@ -159,10 +161,10 @@ class CacheFactory(Owner):
         self._drop(lambda held: None if self._is_current(held) else "replaced")
 
     async def wait_full(self, *, timeout_s: float | None = None) -> None:
-        """All `size` machines are ready. `DeadlineExceeded`, `Closed`."""
+        """As many machines are ready as it is to hold now. `DeadlineExceeded`, `Closed`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._closed and len(self._line.ready) < self._size:
+                while not self._closed and len(self._line.ready) < self._demand.size:
                     self._filled.clear()
                     await self._filled.wait()
         except TimeoutError:
@@ -177,6 +179,7 @@ class CacheFactory(Owner):
         """
         self._check_open()
         await self._look()
+        self._demand.note_take(make_s=self._starter.make_s)
         end, waited = math.inf if timeout_s is None else time.monotonic() + timeout_s, False
         while True:
             waited |= not self._line.ready
@@ -189,7 +192,9 @@ class CacheFactory(Owner):
     def status(self) -> CacheStatus:
         """What it holds and did."""
         return CacheStatus(
-            size=self._size,
+            size=self._demand.size,
+            least=self._demand.least,
+            most=self._demand.most,
             ready=len(self._line.ready),
             refilling=self._starter.count,
             waiting=self._line.waiting,
@@ -255,7 +260,7 @@ class CacheFactory(Owner):
     def _offer(self, held: Held, *, first: bool = False) -> None:
         if self._line.offer(held, first=first):
             self._fill_soon()
-        elif len(self._line.ready) >= self._size:
+        elif len(self._line.ready) >= self._demand.size:
             self._filled.set()
         self._announce()
 
@@ -307,7 +312,9 @@ class CacheFactory(Owner):
 
     def _fill(self) -> None:
         """As many starts are under way as machines are missing."""
-        while not self._closed and len(self._line.ready) + self._starter.count < self._size:
+        # One at least for callers that wait: they may have waited for so long that their asking was forgotten.
+        wanted = self._demand.size or min(1, self._line.waiting)
+        while not self._closed and len(self._line.ready) + self._starter.count < wanted:
             self._starter.start()
 
     def _announce(self) -> None:
@@ -323,6 +330,7 @@ class CacheFactory(Owner):
         while True:
             await asyncio.sleep(self._check_interval_s)
             self._drop(lambda held: "expired" if held.age_s > self._ttl_s else None)
+            self._drop_surplus()
             try:
                 await self._look()
             except VMForkError:
@@ -347,6 +355,12 @@ class CacheFactory(Owner):
                 self._line.ready.remove(held)
                 self._announce()
                 self._discard(held, reason)
+
+    def _drop_surplus(self) -> None:
+        """One machine is gone where more are ready than are needed, the one that has been for longest."""
+        if len(self._line.ready) > self._demand.size:
+            oldest = self._line.ready[0]
+            self._drop(lambda held: "surplus" if held is oldest else None)
 
     def _discard(self, held: Held, reason: str, detail: str = "") -> None:
         """The machine ends in the background: a caller that takes one does not wait for the end of another."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class CacheStatus(PoolStatus):
     """The figures of a pool, and the machines that are ready in it.
 
-    `dropped` has three reasons: `expired`, `unhealthy`, `replaced`.
+    `dropped` has four reasons: `expired`, `unhealthy`, `replaced`, `surplus`.
     """
 
     closed: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateError
@@ -27,6 +28,8 @@ PARK_LIMIT_S = 60.0
 class Starter:
     """Owner of the starts under way. A machine that is up goes to `on_ready`, and is not the starter's any more.
 
+    `make_s` is what the last one took, in seconds.
+
     A start that fails is tried again after a pause that doubles; `on_failure` is called first. Where the template of
     the base is gone or does not fit, `rebuild` makes it again.
     """
@@ -43,6 +46,7 @@ class Starter:
     ) -> None:
         self.failed = 0
         self.last_error = ""
+        self.make_s = 0.0
         self._base = base
         self._line = line
         self._rebuild = rebuild
@@ -80,12 +84,13 @@ class Starter:
         async with self._slots:
             while not self._closed:
                 await asyncio.sleep(self._pause_s)
+                begun = time.monotonic()
                 try:
                     held = await self._make()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the pool goes on and says so
                     self._note_failure(error)
                     continue
-                self._pause_s = 0.0
+                self._pause_s, self.make_s = 0.0, time.monotonic() - begun
                 task = asyncio.current_task()
                 assert task is not None
                 # Before the offer: a caller may take the machine at once and begin the next start; this one is over.

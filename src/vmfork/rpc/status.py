@@ -48,11 +48,14 @@ class MachineStatus:
 class PoolStatus:
     """Figures of the pool. All are zero until it is open.
 
+    `size` is how many it is to hold now, between `least` and `most` of them, as many as are taken.
     `given`: machines handed out; `hits` of them at once, `misses` after waiting. `waiting`: callers that wait now.
     `failed`: starts that failed, with `last_error` the last. `dropped`: machines that were not handed out, by reason.
     """
 
     size: int = 0
+    least: int = 0
+    most: int = 0
     ready: int = 0
     refilling: int = 0
     waiting: int = 0

@@ -42,6 +42,23 @@ def test_a_wrong_file_is_refused_by_field(tmp_path, text, field):
     assert caught.value.field == field
 
 
+def test_a_pool_may_be_given_as_a_least_and_a_most(tmp_path):
+    path = write(tmp_path, "[factory]\ncache = {min = 1, max = 8}\n")
+    got = load_settings(path, {})
+    assert (got.factory.cache_min, got.factory.cache) == (1, 8)
+    assert got.origins["factory.cache_min"] == got.origins["factory.cache"] == str(path)
+    assert load_settings(path, {"VMFORK_FACTORY_CACHE_MIN": "2"}).factory.cache_min == 2
+    assert load_settings(write(tmp_path, "[factory]\ncache = 3\n"), {}).factory.cache_min is None
+
+
+@pytest.mark.parametrize(
+    "value", ["{min = 1}", "{min = 9, max = 8}", "{min = -1, max = 8}", "{min = 1, max = 8, x = 1}"]
+)
+def test_a_least_and_a_most_that_are_none_are_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"factory\.cache"):
+        load_settings(write(tmp_path, f"[factory]\ncache = {value}\n"), {})
+
+
 @pytest.mark.parametrize("environ", [{"VMFORK_VM_CPU": "1"}, {"VMFORK_VM_CPUS": "x"}, {"VMFORK_FACTORY_TEMPLATE": "x"}])
 def test_a_wrong_variable_is_refused(tmp_path, environ):
     with pytest.raises(ConfigError):

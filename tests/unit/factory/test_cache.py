@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from vmfork.factory import cache as cache_module
 from vmfork.factory import starter
 from vmfork.factory.cache import CacheFactory
 from vmfork.factory.capacity import check_size
+from vmfork.factory.demand import Demand
 from vmfork.host import facts
 from vmfork.units import MIB
 
@@ -407,3 +410,29 @@ def test_more_than_the_host_has_memory_for_is_refused_with_the_arithmetic(monkey
     assert f"{most + 1} machines of {each} each need" in caught.value.message
     assert "the host has 1000 MiB" in caught.value.message
     assert caught.value.hint == f"give at most {most}"
+
+
+async def test_a_pool_follows_what_is_taken_between_its_least_and_its_most(monkeypatch) -> None:
+    base, clock = StandInFactory(), SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(cache_module, "Demand", partial(Demand, now=lambda: clock.now_s))
+    async with opened(base, 4, least=1, check_interval_s=0.01) as pool:
+        assert (pool.status().size, pool.status().ready) == (1, 1)
+        taken = [await pool.get_base_vm(timeout_s=LIMIT_S) for _ in range(3)]
+        assert (pool.status().size, pool.status().least, pool.status().most) == (4, 1, 4)
+        await pool.wait_full(timeout_s=LIMIT_S)
+        assert pool.status().ready == 4
+        clock.now_s += 1000
+        await until(lambda: pool.status().ready == 1)
+        assert (pool.status().size, pool.status().dropped) == (1, {"surplus": 3})
+        for vm in taken:
+            await vm.aclose()
+
+
+async def test_a_pool_of_none_makes_what_is_asked_for() -> None:
+    base = StandInFactory()
+    async with opened(base, 2, least=0) as pool:
+        assert (pool.status().size, len(base.made)) == (0, 0)
+        vm = await pool.get_base_vm(timeout_s=LIMIT_S)
+        await pool.wait_full(timeout_s=LIMIT_S)
+        assert pool.status().ready == 2
+        await vm.aclose()

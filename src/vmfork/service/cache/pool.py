@@ -19,8 +19,9 @@ async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
     factory init` without a cache: a server that starts again finds its own. Raises `ConfigError` when the host has no
     memory for so many machines.
     """
+    least, ttl_s = config.cache_min, config.cache_ttl_s
     if not config.template:
         base = await DirectFactory.open(config.vm, instance=instance)
-        return await CacheFactory.open(base, config.cache, ttl_s=config.cache_ttl_s)
+        return await CacheFactory.open(base, config.cache, least=least, ttl_s=ttl_s)
     template = await TemplateFactory.ensure(config.template_name, config.vm, instance=instance)
-    return await CacheFactory.open(template, config.cache, ttl_s=config.cache_ttl_s, rebuild=template.rebuild)
+    return await CacheFactory.open(template, config.cache, least=least, ttl_s=ttl_s, rebuild=template.rebuild)
