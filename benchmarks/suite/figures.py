@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A figure made of samples. `ratio`: `of` over `to`; `difference`: `of` less `to`; `value`: `of` alone.
+    """A figure made of samples. `ratio`: `of` over `to`; `difference`: `of` minus `to`; `value`: `of` alone.
 
     `scale` turns the samples' unit into `unit`; a ratio has neither. `bounds` says what keeps it from being better: it
     is printed where the target is missed.
@@ -66,6 +66,11 @@ class Row:
 
     def sides(self) -> tuple[str, ...]:
         return (self.of, self.to) if self.to else (self.of,)
+
+
+def milliseconds(key: str, text: str, *, of: str) -> Row:
+    """The figure that shows the median of `of`, which was measured in seconds."""
+    return Row(key=key, text=text, kind="value", of=of, unit="ms", scale=1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

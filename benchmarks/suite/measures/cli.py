@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Plot, Row, Samples, Target
+from benchmarks.suite.figures import Plot, Row, Samples, Side, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.bench.fork import time_fork
 
@@ -24,12 +25,9 @@ async def run(context: Context) -> Samples:
         subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL)  # noqa: ASYNC221
         return time.perf_counter() - begun
 
-    async def in_the_library() -> float:
-        return await time_fork(template)
-
     samples = Samples()
     await on_the_command_line()  # bytecode is there from now on
-    sides = {"cli": on_the_command_line, "library": in_the_library}
+    sides: dict[str, Side] = {"cli": on_the_command_line, "library": partial(time_fork, template)}
     await context.interleave(samples, sides, rounds=40, quick_rounds=3, warm_up=2)
     return samples
 
@@ -52,14 +50,7 @@ MEASURE = Measure(
             target=Target(at_most=100),
             bounds="Starting Python, importing the event loop and click, and ending the VM before the process may end.",
         ),
-        Row(
-            key="cli.time",
-            text="`vmfork run -- true`, the whole command",
-            kind="value",
-            of="cli",
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("cli.time", "`vmfork run -- true`, the whole command", of="cli"),
     ),
     plots=(
         Plot(

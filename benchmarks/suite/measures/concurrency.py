@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from benchmarks.suite.by_hand import time_many
-from benchmarks.suite.figures import NotRun, Plot, Row, Samples, Target, at
+from benchmarks.suite.figures import NotRun, Plot, Row, Samples, Target, at, milliseconds
 from benchmarks.suite.measure import Measure
 
 if TYPE_CHECKING:
@@ -85,14 +85,7 @@ MEASURE = Measure(
             target=Target(at_most=1.15),
             bounds=_BOUNDS,
         ),
-        Row(
-            key="concurrency.16-time",
-            text="16 forks at once, until the last ran a program",
-            kind="value",
-            of=at("vmfork", 16),
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("concurrency.16-time", "16 forks at once, until the last ran a program", of=at("vmfork", 16)),
     ),
     plots=(
         Plot(

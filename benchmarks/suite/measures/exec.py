@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Plot, Row, Samples
+from benchmarks.suite.figures import Plot, Samples, milliseconds
 from benchmarks.suite.measure import Measure
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ MEASURE = Measure(
     run=run,
     budget_s=15.0,
     rows=(
-        Row(key="exec.cold", text="first exec of a fork", kind="value", of="cold", unit="ms", scale=1000),
-        Row(key="exec.warm", text="exec on a warm VM", kind="value", of="warm", unit="ms", scale=1000),
-        Row(key="exec.ping", text="round trip to the agent", kind="value", of="ping", unit="ms", scale=1000),
+        milliseconds("exec.cold", "first exec of a fork", of="cold"),
+        milliseconds("exec.warm", "exec on a warm VM", of="warm"),
+        milliseconds("exec.ping", "round trip to the agent", of="ping"),
     ),
     plots=(
         Plot(

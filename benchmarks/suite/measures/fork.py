@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Plot, Row, Samples, Side, Target
+from benchmarks.suite.figures import Plot, Row, Samples, Side, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.bench import raw
 from vmfork.machine.trace import detailed_timings
@@ -80,30 +80,9 @@ MEASURE = Measure(
             target=Target(at_most=1.15),
             bounds=_BOUNDS,
         ),
-        Row(
-            key="fork.ready",
-            text="fork, adopted and checked",
-            kind="value",
-            of="fork",
-            unit="ms",
-            scale=1000,
-        ),
-        Row(
-            key="fork.first-exec-time",
-            text="fork to first exec",
-            kind="value",
-            of="first_exec",
-            unit="ms",
-            scale=1000,
-        ),
-        Row(
-            key="fork.raw-time",
-            text="raw baseline: fork to first exec by hand",
-            kind="value",
-            of="raw",
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("fork.ready", "fork, adopted and checked", of="fork"),
+        milliseconds("fork.first-exec-time", "fork to first exec", of="first_exec"),
+        milliseconds("fork.raw-time", "raw baseline: fork to first exec by hand", of="raw"),
         Row(
             key="fork.adopt-cost",
             text="what adopting costs the raw baseline",

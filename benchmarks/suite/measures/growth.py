@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Row, Samples
+from benchmarks.suite.figures import Samples, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.machine.fit import fit
 
@@ -36,7 +36,7 @@ MEASURE = Measure(
     run=run,
     budget_s=20.0,
     rows=(
-        Row(key="growth.cpu", text="a second CPU brought online", kind="value", of="cpu", unit="ms", scale=1000),
-        Row(key="growth.memory", text="256 MiB plugged in", kind="value", of="memory", unit="ms", scale=1000),
+        milliseconds("growth.cpu", "a second CPU brought online", of="cpu"),
+        milliseconds("growth.memory", "256 MiB plugged in", of="memory"),
     ),
 )

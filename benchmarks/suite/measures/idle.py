@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.suite.cpu import cpu_seconds_of
 from benchmarks.suite.figures import Row, Samples, Target
 from benchmarks.suite.measure import Measure
 from benchmarks.suite.measures.pool import wait_full
@@ -45,15 +46,7 @@ async def run(context: Context) -> Samples:
 def cpu_seconds() -> float:
     """CPU time of this process and of its children that run: the factory, its QEMUs and their keepers."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return time.process_time() + sum(_cpu_seconds_of(pid) for pid in children)
-
-
-def _cpu_seconds_of(pid: str) -> float:
-    """Of all threads, in nanoseconds (proc(5), schedstat): a tick of `stat` is as long as what is looked for."""
-    try:
-        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
-    except OSError:  # it ended
-        return 0.0
+    return time.process_time() + sum(cpu_seconds_of(pid) for pid in children)
 
 
 MEASURE = Measure(

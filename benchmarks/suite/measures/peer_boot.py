@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Row, Samples, Target
+from benchmarks.suite.figures import Row, Samples, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.bench.fork import time_fork
 
@@ -22,11 +23,10 @@ async def run(context: Context) -> Samples:
             await vm.exec(["true"], check=True)
             return time.perf_counter() - begun
 
-    async def fork() -> float:
-        return await time_fork(template)
-
     samples = Samples()
-    await context.interleave(samples, {"boot": boot, "fork": fork}, rounds=8, quick_rounds=1, warm_up=1)
+    await context.interleave(
+        samples, {"boot": boot, "fork": partial(time_fork, template)}, rounds=8, quick_rounds=1, warm_up=1
+    )
     return samples
 
 
@@ -47,6 +47,6 @@ MEASURE = Measure(
             smaller_is_better=False,
             bounds="A faster boot shrinks this as well: image and kernel arguments are tuned for quick boots.",
         ),
-        Row(key="peer-boot.time", text="cold boot to first exec", kind="value", of="boot", unit="ms", scale=1000),
+        milliseconds("peer-boot.time", "cold boot to first exec", of="boot"),
     ),
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.suite.context import MEMORY_MIB
-from benchmarks.suite.figures import Row, Samples
+from benchmarks.suite.figures import Row, Samples, milliseconds
 from benchmarks.suite.measure import Measure
 from benchmarks.suite.peers.libvirt import Daemon
 from vmfork.bench import raw
@@ -105,13 +105,6 @@ MEASURE = Measure(
             to="fork",
             smaller_is_better=False,
         ),
-        Row(
-            key="peer-libvirt.time",
-            text="libvirt `virsh restore` to first exec",
-            kind="value",
-            of="restore",
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("peer-libvirt.time", "libvirt `virsh restore` to first exec", of="restore"),
     ),
 )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.suite.by_hand import Monitor
-from benchmarks.suite.figures import NotRun, Row, Samples, Target
+from benchmarks.suite.figures import NotRun, Row, Samples, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.bench import raw
 from vmfork.bench.fork import open_arguments, time_fork
@@ -66,12 +67,11 @@ async def run(context: Context) -> Samples:
     async def loadvm() -> float:
         return _load(restored)
 
-    async def fork() -> float:
-        return await time_fork(template)
-
     samples = Samples()
     samples.notes.append(f"snapshot of {disk.stat().st_blocks * 512 // 2**20} MiB, in memory; restored without adopt")
-    await context.interleave(samples, {"loadvm": loadvm, "fork": fork}, rounds=20, quick_rounds=2)
+    await context.interleave(
+        samples, {"loadvm": loadvm, "fork": partial(time_fork, template)}, rounds=20, quick_rounds=2
+    )
     return samples
 
 
@@ -92,13 +92,6 @@ MEASURE = Measure(
             smaller_is_better=False,
             bounds="Both translate the same first program; loadvm adopts nothing, and reads its RAM from cached pages.",
         ),
-        Row(
-            key="peer-loadvm.time",
-            text="QEMU `-loadvm` to first exec",
-            kind="value",
-            of="loadvm",
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("peer-loadvm.time", "QEMU `-loadvm` to first exec", of="loadvm"),
     ),
 )

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.figures import Plot, Row, Samples, Target
+from benchmarks.suite.figures import Plot, Row, Samples, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.adopt.handshake import adopt
 from vmfork.adopt.identity import Identity
@@ -111,14 +111,7 @@ MEASURE = Measure(
             target=Target(at_most=40),
             bounds=_BOUND,
         ),
-        Row(
-            key="pool.warm",
-            text="warm exec and an adopt on a running VM",
-            kind="value",
-            of="warm",
-            unit="ms",
-            scale=1000,
-        ),
+        milliseconds("pool.warm", "warm exec and an adopt on a running VM", of="warm"),
     ),
     plots=(
         Plot(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.suite.cpu import cpu_seconds_of
 from benchmarks.suite.figures import NotRun, Plot, Row, Samples, Side, Target, at
 from benchmarks.suite.measure import Measure
 
@@ -22,18 +22,12 @@ _BOUNDS = (
 )
 
 
-def _cpu_time_s(pid: int) -> float:
-    """Seconds that all threads of a process ran (/proc/PID/task/TID/schedstat): what other load leaves as it is."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(stat.split()[0]) for stat in stats) / 1e9
-
-
 def _forking(template: Template, size: int) -> Side:
     async def fork() -> dict[str, float]:
         begun = time.perf_counter()
         async with await template.fork() as vm:
             took = time.perf_counter() - begun
-            return {at("fork", size): took, at("cpu", size): _cpu_time_s(vm.pid)}
+            return {at("fork", size): took, at("cpu", size): cpu_seconds_of(vm.pid)}
 
     return fork
 
