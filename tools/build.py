@@ -36,10 +36,11 @@ class Program:
 
 
 def compile_program(sources: Path, output: Path, *, target: str = TARGET, defines: Sequence[str] = ()) -> Path:
-    """`output` is made from all C files in `sources`, static and stripped; it was replaced by rename. Or `BuildError`.
+    """`output` is made from all C files in `sources`, static and stripped. It was replaced by rename.
 
     `defines` are macros such as `PROTOCOL=0`. zig keeps its caches where ZIG_GLOBAL_CACHE_DIR and ZIG_LOCAL_CACHE_DIR
-    say; the first build for a target takes about 30 s, because zig compiles musl too.
+    say; the first build for a target takes about 30 s, because zig compiles musl too. Raises `BuildError` when the
+    compiler fails.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
@@ -61,7 +62,7 @@ PROGRAMS = (
 
 
 def build_missing() -> list[Path]:
-    """Every program is made from its sources as they are; where they lie."""
+    """Every program is made from its sources as they are. Gives their places."""
     for program in PROGRAMS:
         if not program.is_current():
             compile_program(program.sources, program.output)

@@ -68,7 +68,6 @@ def command(
     Sides that are compared take turns in one run; all in all it takes 15 minutes at most. Exit status 5 with --check
     when a ratio got worse beyond noise.
     """
-
     if list_only:
         show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names)])
         return 0
@@ -87,7 +86,6 @@ def command(
 
 
 def _run(names: Sequence[str], *, quick: bool, rounds: int | None, peers: str) -> RunResult:
-
     measures = find_measures(names)
     with shown_progress() as progress:
 
@@ -102,7 +100,6 @@ def _run(names: Sequence[str], *, quick: bool, rounds: int | None, peers: str) -
 
 def show_run(result: RunResult) -> None:
     """The table of every figure, with a line about where it comes from."""
-
     machine, versions = result.machine, result.versions
     click.echo(
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_mib']} MiB, Linux {machine['kernel']}; "
@@ -137,7 +134,6 @@ def _show_coloured(cells: Sequence[Sequence[str]], rows: Sequence[RowResult]) ->
 
 
 def _compare(before: RunResult, after: RunResult) -> int:
-
     show_table(("FIGURE", "FIRST", "SECOND", "FACTOR", "95 % INTERVAL", "VERDICT"), _lines(compare_runs(before, after)))
     if {**before.machine, "load": 0} != {**after.machine, "load": 0}:
         click.echo("the runs are of different machines: only ratios can be compared")
@@ -145,7 +141,6 @@ def _compare(before: RunResult, after: RunResult) -> int:
 
 
 def _lines(changes: Sequence[Change]) -> Sequence[Sequence[str]]:
-
     lines = []
     for change in changes:
         first, second = ("-" if v is None else format_figure(v, change.unit) for v in (change.before, change.after))
@@ -159,7 +154,6 @@ def _lines(changes: Sequence[Change]) -> Sequence[Sequence[str]]:
 
 
 def _check(baseline: RunResult, result: RunResult) -> int:
-
     regressions = find_regressions(baseline, result)
     if not regressions:
         click.echo(f"no ratio is worse than the baseline's by more than {TOLERANCE:.0%} and noise")
@@ -171,13 +165,11 @@ def _check(baseline: RunResult, result: RunResult) -> int:
 
 
 def _draw(result: RunResult, folder: Path) -> None:
-
     for path in draw(result, find_measures(), folder):
         click.echo(str(path), err=True)
 
 
 def _report(result: RunResult, checkout: Path) -> None:
-
     filled = fill_documents(result, checkout)
     if not filled:
         raise ConfigError(

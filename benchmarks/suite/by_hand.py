@@ -1,4 +1,4 @@
-"""The raw baseline many times over, and what a peer needs of it beside: QEMU's monitor, spoken to by hand."""
+"""The raw baseline many times over; and QEMU's monitor, spoken to by hand, which a peer needs."""
 
 from __future__ import annotations
 

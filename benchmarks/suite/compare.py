@@ -52,7 +52,7 @@ def find_regressions(baseline: RunResult, run: RunResult) -> Sequence[Change]:
 
 
 def is_regression(change: Change) -> bool:
-    """Whether it is worse, surely, and by more than runs differ anyhow."""
+    """Whether it is surely worse, and by more than two runs differ anyway."""
     if change.factor is None or change.verdict != "worse":
         return False
     return abs(math.log(change.factor.value)) > math.log(1 + TOLERANCE)

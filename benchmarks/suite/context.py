@@ -70,7 +70,7 @@ class Context(Owner):
     ) -> Self:
         """A context with a runtime folder of its own below the one in force; what a killed run left there is gone.
 
-        Images are those in force. `StoreBusy` while another benchmark runs: both would measure each other.
+        Images are those in force. Raises `StoreBusy` while another benchmark runs: each would measure the other.
         """
         outer = places or find_places()
         own = Places(outer.home, make_private(make_private(outer.runtime) / "bench"))
@@ -89,7 +89,7 @@ class Context(Owner):
         max_cpus: int = 0,
         max_memory_mib: int = 0,
     ) -> Template:
-        """A template of that size, built when it is first asked for. `NotRun` where the host does not allow it."""
+        """A template of that size, built when it is first asked for. Raises `NotRun` when the host is too small."""
         config = VMConfig(cpus=cpus, memory_mib=memory_mib, max_cpus=max_cpus, max_memory_mib=max_memory_mib)
         try:
             return await self.build(config)
@@ -97,7 +97,7 @@ class Context(Owner):
             raise NotRun(f"no template of {format_mib(memory_mib)} here: {error}") from error
 
     async def build(self, config: VMConfig) -> Template:
-        """A template of that configuration, built when it is first asked for. The time it takes is nobody's budget."""
+        """A template of that configuration, built when it is first asked for. Building is taken off no budget."""
         if config not in self._templates:
             begun = time.monotonic()
             name = f"bench-{config.cpus}c-{config.memory_mib}m-{config.max_cpus}c-{config.max_memory_mib}m"
@@ -130,10 +130,10 @@ class Context(Owner):
         quick_rounds: int = 3,
         warm_up: int = 1,
     ) -> None:
-        """Each side was measured once a round, as often as asked, or as the time allows, and the first side changed
-        from round to round. `warm_up` rounds before them do not count.
+        """Each side was measured once a round, for `rounds` rounds or as many as the time allows.
 
-        A side gives its sample, or several by name. One that raises `NotRun` is left out from then on, with the reason.
+        Another side goes first in each round. The first `warm_up` rounds do not count. A side gives its sample, or
+        several by name. One that raises `NotRun` is left out from then on, with the reason.
         """
         wanted = self.count_rounds(rounds, quick_rounds)
         samples.wanted_rounds += wanted
@@ -174,7 +174,7 @@ class Context(Owner):
         self._end = time.monotonic() + budget_s
 
     def has_time(self, need_s: float = 0.0) -> bool:
-        """Whether the measurement that runs has so many seconds left."""
+        """Whether the measurement that runs has `need_s` seconds left."""
         return time.monotonic() + need_s <= self._end
 
     def report(self, step: str) -> None:
@@ -216,7 +216,7 @@ class Context(Owner):
         return self.places.home / "peers"
 
     async def aclose(self) -> None:
-        """All templates and files of the run are gone. What its measurements started they have ended themselves."""
+        """All templates and files of the run are gone. Each measurement has ended what it started."""
         async with AsyncExitStack() as stack:
             stack.callback(self._lock.close)
             stack.callback(shutil.rmtree, self.places.runtime, ignore_errors=True)

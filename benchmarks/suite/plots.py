@@ -47,7 +47,7 @@ _SIZE_INCHES = (6.4, 3.6)
 def draw(result: RunResult, measures: Sequence[Measure], folder: Path) -> Sequence[Path]:
     """Every picture that the run has samples for is in `folder`, as NAME.svg.
 
-    `HostError` without matplotlib. A picture for which it has none is left as it was.
+    A picture without samples is left as it was. Raises `HostError` without matplotlib.
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and takes a second to import

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
-    """All of them, or those of `names` (the name of one, or the start of several). `ConfigError` for an unknown one."""
+    """All of them, or those of `names`, each a name or its beginning. Raises `ConfigError` when one matches nothing."""
     found = []
     for module in pkgutil.iter_modules(measures.__path__):
         measure = importlib.import_module(f"{measures.__name__}.{module.name}").MEASURE

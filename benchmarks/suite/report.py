@@ -45,7 +45,7 @@ def fill_documents(result: RunResult, folder: Path) -> Sequence[Path]:
 
 
 def fill(text: str, result: RunResult) -> str:
-    """`text` with every place in it filled. `ConfigError` for a place of a name that there is not."""
+    """`text` with every place in it filled. Raises `ConfigError` for a place of an unknown name."""
 
     def write(match: re.Match[str]) -> str:
         name = match.group(2)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.suite.context import Context
     from benchmarks.suite.measure import Measure
 
-# A whole run, whatever the measurements ask for.
+# Bounds a whole run, whatever the measurements ask for.
 LIMIT_S = 840.0
 _QUICK_SHARE = 0.25
 
@@ -30,7 +30,7 @@ _QUICK_SHARE = 0.25
 async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
     """The result of all `measures`. A measurement that cannot run here leaves rows that say why."""
     started, begun = datetime.now(UTC), time.monotonic()
-    # Where not even this one can be built there is nothing to measure: that ends the run.
+    # If not even this template can be built, there is nothing to measure: that ends the run.
     template = await context.build(VMConfig(memory_mib=MEMORY_MIB))
     found: dict[str, MeasureResult] = {}
     for measure in measures:

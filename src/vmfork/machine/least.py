@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vmfork")
 
-# Each CPU takes memory of its own: the default image booted in 216 MiB with one and in 220 with four (QEMU 7.2, TCG,
+# Each CPU takes memory of its own: the default image boots in 220 MiB with one and in 224 with four (QEMU 7.2, TCG,
 # kernel 6.12.118). What is measured with four holds for fewer.
 _CPUS = 4
 _STEP_MIB = 4
