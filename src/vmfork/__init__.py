@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmfork import aio
     from vmfork.blocking import VM, Factory, GuestProcess, Template
     from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
         Closed,
@@ -100,6 +101,7 @@ __all__ = [
     "aio",
     "detailed_timings",
     "find_places",
+    "load_settings",
 ]
 
 

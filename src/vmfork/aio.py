@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
     from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
         Closed,
@@ -66,6 +67,7 @@ _HOMES = {
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
     **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),
+    "load_settings": "vmfork.config.loader",
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
     "ExecResult": "vmfork.machine.result",
     "VMHandle": "vmfork.machine.handle",
@@ -117,6 +119,7 @@ __all__ = [
     "WrongContext",
     "detailed_timings",
     "find_places",
+    "load_settings",
 ]
 
 

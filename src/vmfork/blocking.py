@@ -509,7 +509,7 @@ class Factory:
         files: Mapping[str, bytes | str] | None = None,
         timeout_s: float | None = None,
     ) -> VM:
-        """A running VM of exactly this configuration (the factory's own by default), adopted and answering."""
+        """A running VM of exactly this configuration, adopted and answering."""
         return VM(portal.run(self._twin.get_vm(config, env=env, files=files, timeout_s=timeout_s)))
 
     def stats(self) -> FactoryStats:

@@ -17,7 +17,7 @@ import vmfork.aio
 WAITING = {"VM", "Factory", "GuestProcess", "Template"}
 VALUES = {
     "ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "detailed_timings",
-    "find_places",
+    "find_places", "load_settings",
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",

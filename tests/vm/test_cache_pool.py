@@ -218,8 +218,13 @@ async def test_several_forks_are_grown_alike(roomy) -> None:
 async def test_smaller_than_the_template_is_refused_or_allowed(roomy) -> None:
     async with Factory(FactoryConfig(templates=(roomy,))) as factory:
         with pytest.raises(ConfigError, match=r"256 MiB were asked for.*larger: 1 CPU and 320 MiB"):
-            await factory.get_vm()
-    async with Factory(FactoryConfig(templates=(roomy,), oversize="allow")) as factory, await factory.get_vm() as vm:
+            await factory.get_vm(VMConfig())
+        async with await factory.get_vm() as vm:  # nothing in particular
+            assert (vm.template, vm.hardware.memory_mib) == (roomy, 320)
+    async with (
+        Factory(FactoryConfig(templates=(roomy,), oversize="allow")) as factory,
+        await factory.get_vm(VMConfig()) as vm,
+    ):
         assert (vm.template, vm.hardware.memory_mib) == (roomy, 320)
         assert factory.stats().choices == {"larger": 1}
 

@@ -67,15 +67,19 @@ class Settings:
 
 
 def load_settings(
-    path: Path | None = None, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The settings in force. A file named by `path` or `VMFORK_CONFIG` must exist; the usual places need not have one.
+    """The settings in force: those of the commands. A file named by `path` or `VMFORK_CONFIG` must exist.
+
+    Without either, `./vmfork.toml` is read, else the user's, or the system's for root; none of them need be there.
 
     `overrides` maps dotted fields to values given as arguments; `None` there means not given. Raises `ConfigError`,
     naming the field or the file that is wrong.
     """
     env = os.environ if environ is None else environ
-    file = find_file(path, env)
+    file = find_file(None if path is None else Path(path), env)
     given: dict[str, tuple[Any, str]] = {}
     if file is not None:
         given |= {field: (value, str(file)) for field, value in _read_file(file).items()}

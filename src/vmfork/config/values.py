@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from vmfork.config.endpoint import check_socket_path, parse_metrics_address
@@ -33,6 +33,8 @@ _ADDRESSABLE_MIB = 1 << 32
 _MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
+# Fields of `VMConfig` that say how a machine is made, not what it is.
+_WAYS = ("qemu", "boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
@@ -168,6 +170,11 @@ class VMConfig:
             raise ConfigError(
                 "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"
             )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for nothing in particular. The emulator's path and time limits ask for no machine."""
+        return all(getattr(self, each.name) == each.default for each in fields(self) if each.name not in _WAYS)
 
     def _check_machine(self) -> None:
         if self.machine not in ("auto", *get_args(MachineKind)):

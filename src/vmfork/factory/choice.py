@@ -51,18 +51,23 @@ class Oversize(Miss):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What is asked for. `image` is the configuration's image as it is on this host now, or `None` where it is not."""
+    """What is asked for. `image` is the configuration's image as it is on this host now, or `None` where it is not.
+
+    `like` is the base whose machines are wanted as they are, where nothing in particular was asked for; `config` asks
+    for the same.
+    """
 
     config: VMConfig
     image: Image | None
+    like: Base | None = None
 
     @classmethod
-    def of(cls, config: VMConfig, *, images: ImageStore) -> Self:
+    def of(cls, config: VMConfig, *, images: ImageStore, like: Base | None = None) -> Self:
         """What `config` asks for, given the images that are here. A client of a server may have none."""
         try:
-            return cls(config, images.open(config.image))
+            return cls(config, images.open(config.image), like)
         except (ImageNotFound, ImageCorrupt):
-            return cls(config, None)
+            return cls(config, None, like)
 
     def find_differences(self, kind: Kind) -> tuple[str, ...]:
         """The traits in which machines of `kind` are not what is asked for; sizes are no traits.
@@ -86,6 +91,9 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
     misses: list[Miss] = []
     for base in bases:
         kind = base.kind
+        if base is want.like:
+            fitting.append(((_RANKS[Match.EXACT], 0, 0), Choice(base, Match.EXACT)))
+            continue
         if differing := want.find_differences(kind):
             misses.append(Miss(differing[0]))
             continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.api.vm import VM
 from vmfork.border import guarded
 from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
+from vmfork.config.loader import load_settings
 from vmfork.errors import (
     Closed,
     ConfigError,
@@ -23,6 +24,7 @@ from vmfork.factory.bases import Bases
 from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
+from vmfork.factory.server import use_server
 from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
@@ -49,16 +51,16 @@ _TRIES = 2
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked for."""
+    """What was asked for. `config` is `None` where that is nothing in particular."""
 
-    config: VMConfig
+    config: VMConfig | None
     fork: ForkRequest
     timeout_s: float | None
     begun: float = field(default_factory=time.monotonic)
 
-    def left_s(self) -> float:
+    def left_s(self, default_s: float) -> float:
         """Seconds in which a machine that others make must be there."""
-        limit_s = self.config.fork_timeout_s if self.timeout_s is None else self.timeout_s
+        limit_s = default_s if self.timeout_s is None else self.timeout_s
         return max(0.0, limit_s - (time.monotonic() - self.begun))
 
 
@@ -79,8 +81,9 @@ class Factory(Owner):
     any       yes     0      no          remote: asks the cache server
     any       yes     0      yes         remote: asks the cache server
     ```
-    With `build = "background"` machines are booted while a template is built. Making a factory does nothing yet: it
-    opens at the first `get_vm`, at `open()`, or on entering its block.
+    Without a configuration it has that of the commands (`load_settings`), and where a server keeps the pool of that
+    configuration, it asks the server. With `build = "background"` machines are booted while a template is built. Making
+    a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
     config: FactoryConfig
@@ -97,9 +100,13 @@ class Factory(Owner):
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> None:
-        self.config = config or FactoryConfig()
+        self._bound: Bound | None = None  # by the loop in which it was opened
+        self._closed = False
+        self._is_shared = config is None
+        self.config = config or load_settings().factory
+        self._fetch_only = fetch_only
         self._instance = Instance(places or find_places(), progress)
-        self._bases = Bases(self.config, fetch_only=fetch_only, instance=self._instance)
+        self._bases = self._make_bases(self.config)
         self._counts = Counts()
         self._opening = asyncio.Lock()
 
@@ -110,6 +117,8 @@ class Factory(Owner):
             if self._bound is None:
                 self._bound = Bound("the factory")
                 try:
+                    if self._is_shared:
+                        self._bases = self._make_bases(use_server(self.config, self._instance.places))
                     await self._bases.open()
                 except BaseException:
                     self._bound = None
@@ -124,26 +133,28 @@ class Factory(Owner):
         files: Mapping[str, bytes | str] | None = None,
         timeout_s: float | None = None,
     ) -> VM:
-        """A running VM of exactly this configuration (the factory's own by default), adopted and answering.
+        """A running VM of exactly this configuration, adopted and answering.
 
+        Without one it is of the factory's, and where that asks for nothing in particular either (it `is_plain`), as the
+        factory's first base gives it.
         `timeout_s` bounds the wait for a machine of a cache (by default the configuration's `fork_timeout_s`); then one
         is booted. Where only larger machines are ready, `oversize` decides: by default that is a `ConfigError`.
         `SetupError` when a hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`,
         `HostError`; nothing is left after any of them.
         """
         fork = ForkRequest(env=env or {}, files=files or {})
-        request = _Request(config or self.config.vm, fork, timeout_s)
+        request = _Request(config or self._own_config, fork, timeout_s)
         await self.open()
         self._counts.requests += 1
         if self._bases.is_direct:
-            vm = await self._boot(request)
+            vm = await self._boot(request, config or self.config.vm)
             self._counts.choices[Match.EXACT] += 1
             return vm
         found = await self._from_base(request)
         if isinstance(found, Miss):
             self._check_open()
             self._note_fallback(found.reason)
-            return await self._boot(request)
+            return await self._boot(request, self._find_want(request).config)
         return found
 
     def stats(self) -> FactoryStats:
@@ -181,13 +192,17 @@ class Factory(Owner):
         """
         failed: Miss | None = None
         for left in reversed(range(_TRIES)):
-            choice = await self._choose(request)
+            ready = await self._bases.find_ready()
+            if isinstance(ready, Miss):
+                return failed or ready
+            want = self._find_want(request)
+            choice = choose(ready, want, oversize=self.config.oversize == "allow")
             if isinstance(choice, Oversize) and self.config.oversize == "refuse":
-                raise self._refuse(request.config)
+                raise self._refuse(want.config)
             if isinstance(choice, Miss):
                 return failed or choice
             try:
-                return await self._give(choice, request)
+                return await self._give(choice, want, request)
             except VMForkError as error:
                 self._check_open()
                 if not error.mendable:
@@ -202,19 +217,26 @@ class Factory(Owner):
         assert failed is not None
         return failed
 
-    async def _choose(self, request: _Request) -> Choice | Miss:
-        ready = await self._bases.find_ready()
-        if isinstance(ready, Miss):
-            return ready
-        want = Want.of(request.config, images=ImageStore(self._instance.places.images))
-        return choose(ready, want, oversize=self.config.oversize == "allow")
+    @property
+    def _own_config(self) -> VMConfig | None:
+        return None if self.config.vm.is_plain else self.config.vm
 
-    async def _give(self, choice: Choice, request: _Request) -> VM:
-        base, wanted = choice.base, request.config
+    def _find_want(self, request: _Request) -> Want:
+        """What is asked for, given what the bases are now."""
+        images = ImageStore(self._instance.places.images)
+        if request.config is not None:
+            return Want.of(request.config, images=images)
+        if (first := next(iter(self._bases), None)) is None:
+            return Want.of(self.config.vm, images=images)
+        return Want.of(first.kind.to_config(self.config.vm), images=images, like=first)
+
+    async def _give(self, choice: Choice, want: Want, request: _Request) -> VM:
+        base, wanted = choice.base, want.config
         # Once it is adopted, leaving the block ends nothing.
-        async with await base.get_base_vm(timeout_s=request.left_s()) as base_vm:
+        async with await base.get_base_vm(timeout_s=request.left_s(wanted.fork_timeout_s)) as base_vm:
+            as_it_is = base is want.like
             adopted = await base_vm.adopt(
-                _sized(request.fork, base_vm.hardware, wanted, choice),
+                request.fork if as_it_is else _sized(request.fork, base_vm.hardware, wanted, choice),
                 timeout_s=wanted.fork_timeout_s,
                 hook_timeout_s=wanted.hook_timeout_s,
             )
@@ -226,14 +248,17 @@ class Factory(Owner):
         base.report(phases=_phases_of(adopted.timings))
         return VM(*adopted, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
 
-    async def _boot(self, request: _Request) -> VM:
+    async def _boot(self, request: _Request, config: VMConfig) -> VM:
         # Planned for this boot alone: a plan that was kept would name an image, or an emulator, that is gone (10 ms,
         # and a boot takes 2 to 3 s under TCG).
-        direct = await DirectFactory.open(request.config, instance=self._instance)
+        direct = await DirectFactory.open(config, instance=self._instance)
         base_vm = await direct.get_base_vm()
-        adopted = await base_vm.adopt(request.fork, timeout_s=request.config.boot_timeout_s)
+        adopted = await base_vm.adopt(request.fork, timeout_s=config.boot_timeout_s)
         self._counts.given["direct"] += 1
         return VM(*adopted)
+
+    def _make_bases(self, config: FactoryConfig) -> Bases:
+        return Bases(config, fetch_only=self._fetch_only, instance=self._instance)
 
     def _note_fallback(self, reason: str) -> None:
         self._counts.fallbacks[reason] += 1

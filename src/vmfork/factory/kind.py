@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from vmfork.hypervisor.qemu import board_of, default_cpu_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.base import BaseVM
 
 _DIGEST_SIZE = 16
+# Traits that have the name and the values of a field of the configuration.
+_TOLD = ("kernel_args", "reseed", "aslr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,22 @@ class Kind:
         """Names traits and hardware together: the same for machines that cannot be told apart."""
         told = json.dumps([dict(self.traits), asdict(self.hardware)], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:_DIGEST_SIZE]
+
+    def to_config(self, own: VMConfig) -> VMConfig:
+        """What asks for a machine of this kind. `own` gives what says nothing of the machine, such as time limits."""
+        have = self.hardware
+        told: dict[str, Any] = {key: self.traits[key] for key in _TOLD if key in self.traits}
+        return replace(
+            own,
+            image=self.image,
+            cpus=have.cpus,
+            memory_mib=have.memory_mib,
+            max_cpus=have.max_cpus,
+            max_memory_mib=have.max_memory_mib,
+            machine=board_of(have.machine).kind,
+            cpu_model="" if have.cpu_model == default_cpu_model(have.accel) else have.cpu_model,
+            **told,
+        )
 
 
 class Base(Protocol):

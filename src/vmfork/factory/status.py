@@ -62,7 +62,9 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
     except VMForkError as error:
         return TemplateStatus(on=False, template=name, code=error.code, reason=error.message)
     m, base = source.manifest, TemplateFactory(source, config.vm, instance)
-    want = Want.of(config.vm, images=ImageStore(instance.places.images))
+    # Who asks for nothing in particular gets the machines as they are.
+    asked = base.kind.to_config(config.vm) if config.vm.is_plain else config.vm
+    want = Want.of(asked, images=ImageStore(instance.places.images), like=base if config.vm.is_plain else None)
     found = choose([base], want, oversize=config.oversize == "allow")
     forks, shared = await asyncio.to_thread(_read_forks, name, instance)
     return TemplateStatus(
@@ -76,7 +78,7 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
         memory_allocated_bytes=m.memory_allocated_bytes,
         fingerprint=m.fingerprint,
         requests=_become(found, config),
-        differs=_find_differences(base.kind, want),
+        differs=() if want.like else _find_differences(base.kind, want),
         forks=forks,
         memory_shared_bytes=shared,
         # The pages themselves are there once, however many read them.

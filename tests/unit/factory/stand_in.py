@@ -15,8 +15,9 @@ from vmfork.machine.base import Adopted
 from vmfork.machine.request import ForkRequest
 from vmfork.machine.timings import Timings
 
-HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model=default_cpu_model("tcg"), cpus=1, memory_mib=256)
 TRAITS = {
+    "machine": HARDWARE.machine,
     "accel": "tcg",
     "cpu_model": default_cpu_model("tcg"),
     "image.kernel": "aa",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -263,13 +264,13 @@ async def test_smaller_than_all_is_refused_or_allowed_never_silent(world) -> Non
     world.add("large", sized(2, 1024))
     async with Factory(FactoryConfig(templates=("large",))) as factory:
         with pytest.raises(ConfigError, match=r"1 CPU and 256 MiB were asked for.*larger: 2 CPU and 1 GiB") as caught:
-            await factory.get_vm()
+            await factory.get_vm(VMConfig())
         assert "oversize" in caught.value.hint
     async with Factory(FactoryConfig(templates=("large",), oversize="allow")) as factory:
-        assert (await factory.get_vm()).hardware.memory_mib == 1024
+        assert (await factory.get_vm(VMConfig())).hardware.memory_mib == 1024
         assert factory.stats().choices == {"larger": 1}
     async with Factory(FactoryConfig(templates=("large",), oversize="boot")) as factory:
-        assert (await factory.get_vm()).hardware.memory_mib == 256
+        assert (await factory.get_vm(VMConfig())).hardware.memory_mib == 256
         assert factory.stats().fallbacks == {"oversize": 1}
 
 
@@ -278,7 +279,7 @@ async def test_what_was_replaced_by_something_larger_is_not_given_unasked(world)
     async with Factory(FactoryConfig(templates=("factory",))) as factory:
         template.hardware = sized(1, 1024)
         with pytest.raises(ConfigError):
-            await factory.get_vm()
+            await factory.get_vm(VMConfig())
         # Between the choice and the taking.
         template.hardware = sized(1, 256)
         start = template.get_base_vm
@@ -288,7 +289,7 @@ async def test_what_was_replaced_by_something_larger_is_not_given_unasked(world)
             return await start(**options)
 
         template.get_base_vm = replaced
-        assert (await factory.get_vm()).hardware.memory_mib == 256
+        assert (await factory.get_vm(VMConfig())).hardware.memory_mib == 256
         assert factory.stats().fallbacks == {"template-stale": 1}
         assert template.alive() == []
 
@@ -507,8 +508,74 @@ async def test_a_server_that_holds_another_kind_now_is_asked_again_or_left(world
 
         server.get_base_vm = other
         with pytest.raises(ConfigError, match="larger: 4 CPU"):
-            await factory.get_vm()
+            await factory.get_vm(VMConfig())
         assert server.made == []
+        # Who asks for nothing in particular takes the new one.
+        assert (await factory.get_vm()).hardware.cpus == 4
+
+
+async def test_who_asks_for_nothing_in_particular_gets_what_the_base_is(world) -> None:
+    """With another size in the server's file the documented client booted every machine."""
+    world.server.hardware, world.server.traits = sized(2, 512), {**TRAITS, "kernel_args": "quiet", "image.kernel": "x"}
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        vm = await factory.get_vm()
+        assert (vm.base in world.server.made, vm.base.request.grows, factory.stats().choices) == (
+            True,
+            False,
+            {"exact": 1},
+        )
+        # Booted in its place, it is of the same configuration.
+        world.server.errors = [HostError("gone")] * 2
+        assert (await factory.get_vm()).hardware.memory_mib == 512
+        (booted,) = world.direct
+        assert (booted.image, booted.cpus, booted.memory_mib) == ("default", 2, 512)
+        assert (booted.kernel_args, booted.aslr, booted.cpu_model) == ("quiet", "off", "")
+        assert factory.stats().fallbacks == {"host": 1}
+    # Time limits and the emulator's path ask for nothing.
+    async with Factory(FactoryConfig(vm=VMConfig(fork_timeout_s=5, qemu="/none"), remote=True)) as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 512
+    async with Factory(FactoryConfig(vm=VMConfig(memory_mib=320), remote=True)) as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 320
+        assert factory.stats().fallbacks == {"kernel_args": 1}
+
+
+async def test_the_first_of_several_is_what_nothing_in_particular_means(world) -> None:
+    first, second = world.add("large", sized(2, 1024)), world.add("small", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("large", "small"))) as factory:
+        await factory.get_vm()
+        assert (len(first.made), len(second.made)) == (1, 0)
+        # What is smaller, and cannot grow, is no substitute.
+        first.errors = [HostError("torn page")] * 2
+        assert (await factory.get_vm()).hardware.memory_mib == 1024
+        assert (factory.stats().given["direct"], len(second.made)) == (1, 0)
+
+
+async def test_a_factory_without_arguments_has_the_configuration_of_the_commands(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmfork.toml").write_text('[vm]\nmemory_mib = 512\n[factory]\ntemplates = ["one"]\n')
+    world.add("one", sized(1, 512))
+    async with Factory() as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 512
+        assert factory.stats().given == {"template 'one'": 1}
+    (tmp_path / "vmfork.toml").write_text("[factory]\ncache = -1\n")
+    with pytest.raises(ConfigError, match=r"factory\.cache.*from .*vmfork\.toml"):
+        Factory()
+
+
+async def test_a_pool_that_a_server_keeps_is_not_kept_twice(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    endpoint = tmp_path / "cache.sock"
+    (tmp_path / "vmfork.toml").write_text(f'[factory]\ncache = 1\nendpoint = "{endpoint}"\n')
+    async with Factory() as factory:
+        await factory.get_vm()
+        assert factory.stats().given == {"cache of direct": 1}
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(endpoint))
+        server.listen()
+        async with Factory() as factory:
+            await factory.get_vm()
+            assert factory.stats().given == {"remote stand-in": 1}
+            assert factory.stats().cache is None
 
 
 def test_a_size_of_the_pool_that_is_no_number_is_refused() -> None:
