@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.handle import VMHandle
+    from vmfork.machine.origin import Origin
     from vmfork.machine.result import ExecResult
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
@@ -291,6 +292,11 @@ class VM:
         """`kvm` or `tcg`, as decided."""
         return self._twin.accel
 
+    @property
+    def source(self) -> Origin:
+        """Where it came from (a template, a pool, a server, or a boot), and why from there."""
+        return self._twin.source
+
     def read_file(self, path: GuestPath, *, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
         return portal.run(self._twin.read_file(path, timeout_s=timeout_s))
@@ -507,10 +513,16 @@ class Factory:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering."""
-        return VM(portal.run(self._twin.get_vm(config, env=env, files=files, timeout_s=timeout_s)))
+        return VM(
+            portal.run(
+                self._twin.get_vm(config, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
+            )
+        )
 
     def stats(self) -> FactoryStats:
         """What was asked and given so far."""

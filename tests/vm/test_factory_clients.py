@@ -31,7 +31,8 @@ def shared(instance, tmp_path):
         f'endpoint = "{tmp_path}/cache.sock"\n'
     )
     yield tmp_path
-    vmfork("template", "rm", "shared")
+    for name in ("shared", "default-1c-288m"):
+        vmfork("template", "rm", name)
     assert left_of(instance.runtime) == []
 
 
@@ -43,10 +44,16 @@ def run_client(cwd, **env) -> list[object]:
     return json.loads(done.stdout)
 
 
-def test_a_client_needs_the_file_alone_and_neither_image_nor_emulator(shared, tmp_path) -> None:
+def run(cwd, *options: str, **env) -> dict[str, object]:
+    """What `vmfork run --json` tells of a command that prints the size of its machine."""
+    return json.loads(vmfork("run", "--json", *options, "nproc", cwd=cwd, env=env).check().out)
+
+
+def test_who_shares_the_file_of_a_server_is_its_client(shared, tmp_path) -> None:
     """With `memory_mib` in the server's file the documented client booted each machine, and needed an image."""
     empty = tmp_path / "nothing"
     empty.mkdir()
+    # Neither image nor emulator.
     bare = {"VMFORK_HOME": str(empty), "PATH": str(empty), "VMFORK_VM_QEMU": str(empty / "qemu")}
     with Running(command=(*COMMAND, "factory", "init", "--json"), cwd=shared) as server:
         server.wait_for('"serving"', fd=1)
@@ -55,6 +62,21 @@ def test_a_client_needs_the_file_alone_and_neither_image_nor_emulator(shared, tm
         assert run_client(shared, **bare) == given
         (empty / "vmfork.toml").write_text(f'[factory]\nremote = true\nendpoint = "{shared}/cache.sock"\n')
         assert run_client(empty, **bare) == given
+        # So is `vmfork run`, unless it is told not to.
+        taken = run(shared, **bare)
+        assert (taken["source"]["kind"], taken["source"]["made_from"]) == ("server", "template 'shared'")
+        timed = vmfork("run", "--timings", "true", cwd=shared, env=bare).check().err
+        assert "from    kept ready by the VM cache server of template 'shared'\n" in timed
+        own = run(shared, "--no-factory")
+        assert (own["source"]["kind"], own["source"]["made_from"]) == ("template", "template 'default-1c-288m'")
         vmfork("factory", "destroy", cwd=shared).check()
         server.end().check()
     assert list(empty.iterdir()) == [empty / "vmfork.toml"]
+    # Where no server keeps the pool, a run forks the template itself; it is built where it may be.
+    forked = run(shared)
+    assert (forked["source"]["kind"], forked["source"]["made_from"]) == ("template", "template 'shared'")
+    background = {"VMFORK_FACTORY_BUILD": "background", "VMFORK_FACTORY_TEMPLATE_NAME": "absent"}
+    refused = vmfork("run", "true", cwd=shared, env=background)
+    assert (refused.status, "no template is named 'absent'" in refused.err) == (125, True)
+    grown = vmfork("run", "--memory", "300", "true", cwd=shared)
+    assert grown.status == 0

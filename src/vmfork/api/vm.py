@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
+    from vmfork.machine.origin import Origin
     from vmfork.machine.result import ExecResult
     from vmfork.machine.running import Running
     from vmfork.machine.timings import Timings
@@ -65,11 +66,14 @@ class VM(GuestFiles, Described, Owner):
         adoption: Adoption,
         timings: Timings,
         *,
+        origin: Origin | None = None,
         on_first_exec: Callable[[float], None] | None = None,
     ) -> None:
         self.adoption = adoption
         self.timings = timings
         self._running = running
+        if origin is not None:
+            running.note_origin(origin)
         self._on_first_exec = on_first_exec
 
     @classmethod

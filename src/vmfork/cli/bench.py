@@ -10,8 +10,8 @@ import click
 from vmfork.bench.look import take_look
 from vmfork.bench.machine import describe_machine
 from vmfork.cli.loop import run_async
+from vmfork.cli.machine import find_template
 from vmfork.cli.options import get_settings, json_option, template_option
-from vmfork.cli.run import find_template
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.units import format_mib

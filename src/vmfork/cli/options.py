@@ -46,6 +46,7 @@ template_option = click.option(
     "-t", "--template", "name", metavar="NAME", help="Fork this template.", shell_complete=template_names
 )
 template_argument = click.argument("name", shell_complete=template_names)
+no_factory_option = click.option("--no-factory", is_flag=True, help="Leave the factory of [factory] alone.")
 cpus_option = click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.")
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 

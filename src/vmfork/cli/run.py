@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmfork.api.template import DEFAULT, Template
 from vmfork.border import translated
 from vmfork.cli.loop import Interrupted, run_async
+from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
     cpus_option,
     get_settings,
     json_option,
     memory_option,
+    no_factory_option,
     parse_variable,
-    prepare_image,
     read_placed_file,
     template_option,
 )
@@ -29,10 +29,8 @@ from vmfork.cli.show import (
     print_failure,
     show_error,
     show_json,
-    shown_progress,
 )
 from vmfork.cli.streams import is_readable_input, read_some, write_all
-from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
 from vmfork.machine.trace import detailed_timings
 from vmfork.units import parse_duration_s
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
     from vmfork.agent.process import GuestProcess
     from vmfork.api.vm import VM
-    from vmfork.config.loader import Settings
     from vmfork.machine.timings import Timings
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
@@ -90,7 +87,10 @@ class _RunCommand(click.Command):
 @cpus_option
 @memory_option
 @json_option
-@click.option("--timings", is_flag=True, help="Tell on standard error where the time went, phase by phase.")
+@no_factory_option
+@click.option(
+    "--timings", is_flag=True, help="Tell on standard error where the machine came from and where the time went."
+)
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
 def command(
     name: str | None,
@@ -101,13 +101,15 @@ def command(
     cpus: int | None,
     memory: str | None,
     as_json: bool,
+    no_factory: bool,
     timings: bool,
     argv: tuple[str, ...],
 ) -> int:
     """Run CMD in a fresh fork, pass its input and output through, leave nothing.
 
-    Without -t the template is `default`, built the first time. The exit status is the command's; 124 when its time was
-    up, 125 when vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
+    Without -t the fork comes from the factory, where [factory] names a template, a pool or a server; else from the
+    template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
+    vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
     """
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
@@ -116,16 +118,23 @@ def command(
     env = dict(parse_variable(text) for text in variables)
     placed = dict(read_placed_file(text) for text in files)
 
+    wanted = Wanted(
+        settings=settings,
+        factory=None if no_factory else get_settings().factory,
+        template=name,
+        files=placed,
+        cpus=None if cpus is None else settings.vm.cpus,
+        memory_mib=None if memory is None else settings.vm.memory_mib,
+    )
+
     async def work() -> int:
-        template = await find_template(name, settings)
-        wanted_cpus = None if cpus is None else settings.vm.cpus
-        wanted_mib = None if memory is None else settings.vm.memory_mib
-        with detailed_timings() if timings else nullcontext():
-            vm = await template.fork(files=placed, cpus=wanted_cpus, memory_mib=wanted_mib)
-        async with vm:
+        async with AsyncExitStack() as stack:
+            with detailed_timings() if timings else nullcontext():
+                vm = await take_vm(wanted, stack)
             forked = time.perf_counter()
             status = await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
             if timings:
+                click.echo(f"from    {vm.source}", err=True)
                 _show_timings(vm.timings, time.perf_counter() - forked)
             return status
 
@@ -140,28 +149,6 @@ def _show_timings(timings: Timings, program_s: float) -> None:
     for name, seconds in told.items():
         if seconds or name != "fit":
             click.echo(f"{name:8}{seconds * 1000:9.1f} ms", err=True)
-
-
-def default_template_name(config: VMConfig) -> str:
-    """`default`, with whatever differs from a default machine added: another image or size is another template."""
-    plain = VMConfig()
-    image = "" if config.image == plain.image else f"-{config.image}"
-    same_size = (config.cpus, config.memory_mib) == (plain.cpus, plain.memory_mib)
-    size = "" if same_size else f"-{config.cpus}c-{config.memory_mib}m"
-    most = (max(config.max_cpus, config.cpus), max(config.max_memory_mib, config.memory_mib))
-    room = "" if most == (config.cpus, config.memory_mib) else f"-max-{most[0]}c-{most[1]}m"
-    return DEFAULT + image + size + room
-
-
-async def find_template(name: str | None, settings: Settings) -> Template:
-    """The template to fork. Only `default` is built when it is missing; a template that was named must exist."""
-    config = settings.vm
-    wanted = name or default_template_name(config)
-    if name is not None and name != DEFAULT:
-        return await Template.open(name, config=config)
-    with shown_progress() as progress:
-        await prepare_image(settings, progress)
-        return await Template.ensure(wanted, config, progress=progress)
 
 
 async def _run(
@@ -199,6 +186,7 @@ async def _run(
                 "stderr": kept[Channel.STDERR].decode(errors="replace"),
                 "duration_s": duration_s,
                 "timings": asdict(vm.timings),
+                "source": asdict(vm.source),
             }
         )
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 from vmfork.config.endpoint import check_socket_path, parse_metrics_address
@@ -175,6 +175,10 @@ class VMConfig:
     def is_plain(self) -> bool:
         """Whether it asks for nothing in particular. The emulator's path and time limits ask for no machine."""
         return all(getattr(self, each.name) == each.default for each in fields(self) if each.name not in _WAYS)
+
+    def made_as(self, other: VMConfig) -> VMConfig:
+        """The same machine, made with the emulator and within the time limits of `other`."""
+        return replace(self, **{name: getattr(other, name) for name in _WAYS})
 
     def _check_machine(self) -> None:
         if self.machine not in ("auto", *get_args(MachineKind)):

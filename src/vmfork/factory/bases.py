@@ -90,7 +90,7 @@ class Bases:
         if not any(watched.is_built for watched in self._watched):
             self._build_if_allowed()
         ready: list[Base] = []
-        miss = Miss("quarantined" if self._watched else "template-not-ready")
+        miss = self._tell_absence()
         for watched in self._watched:
             if watched.health.is_quarantined:
                 continue
@@ -98,10 +98,17 @@ class Bases:
                 await watched.base.refresh()
             except VMForkError as error:
                 self.note_failure(watched.base, error)
-                miss = Miss(error.code)
+                miss = Miss(error.code, error.message)
             else:
                 ready.append(watched.base)
         return ready or miss
+
+    def _tell_absence(self) -> Miss:
+        if self._watched:
+            return Miss("quarantined", "; ".join(f"{name} rests: {error}" for name, error in self.resting.items()))
+        name = self._config.template_name
+        told = f": the last build failed: {self.build_error}" if self.build_error else " is being built"
+        return Miss("template-not-ready", f"template {name!r}{told}")
 
     def note_success(self, base: Base) -> None:
         if (watched := self._find(base)) is not None:

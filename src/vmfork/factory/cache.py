@@ -114,7 +114,7 @@ class CacheFactory(Owner):
     @property
     def kind(self) -> Kind:
         kind = self._base.kind
-        return replace(kind, name=f"cache of {kind.name}")
+        return replace(kind, name=f"cache of {kind.name}", where="pool")
 
     @property
     def is_failing(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.machine.growth import Lack, find_lack
 from vmfork.machine.traits import image_traits, wanted_traits
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +38,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """No base serves a request. `reason` is counted: a trait, a size, or the code of an error."""
+    """No base serves a request. `reason` is counted: a trait, a size, or the code of an error; `detail` tells more."""
 
     reason: str
+    detail: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Oversize(Miss):
 class Want:
     """What is asked for. `image` is the configuration's image as it is on this host now, or `None` where it is not.
 
-    `like` is the base whose machines are wanted as they are, where nothing in particular was asked for; `config` asks
-    for the same.
+    `like` is the base whose machines are wanted, where nothing in particular was asked for: `config` asks for the same,
+    in the size that is wanted.
     """
 
     config: VMConfig
@@ -91,17 +93,14 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
     misses: list[Miss] = []
     for base in bases:
         kind = base.kind
-        if base is want.like:
-            fitting.append(((_RANKS[Match.EXACT], 0, 0), Choice(base, Match.EXACT)))
-            continue
-        if differing := want.find_differences(kind):
-            misses.append(Miss(differing[0]))
+        if base is not want.like and (differing := want.find_differences(kind)):
+            misses.append(Miss(differing[0], _tell_difference(kind, differing[0], want)))
             continue
         found = judge_size(kind.hardware, want.config)
         if isinstance(found, Lack):
-            misses.append(Miss(found.value))
+            misses.append(Miss(found.value, f"{kind.name} has no room for {spell_size(want.config)}"))
         elif found is Match.LARGER and not oversize:
-            misses.append(Oversize())
+            misses.append(Oversize(detail=f"{kind.name} is larger: {spell_size(kind.hardware)}"))
         else:
             fitting.append(((_RANKS[found], *_cost(kind.hardware, want.config)), Choice(base, found)))
     if fitting:
@@ -109,8 +108,20 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
     # A base that is of the right kind tells more than one that is not.
     for telling in (Oversize(), *(Miss(lack.value) for lack in _TELLING)):
         if telling in misses:
-            return telling
+            return misses[misses.index(telling)]
     return misses[0] if misses else Miss("no base")
+
+
+def _tell_difference(kind: Kind, trait: str, want: Want) -> str:
+    if trait not in kind.traits or trait.startswith("image"):
+        return f"{kind.name} is of another {trait.partition('.')[0]}"
+    wanted = wanted_traits(want.config, machine=kind.hardware.machine, accel=kind.hardware.accel)
+    return f"{kind.name} has {trait} {kind.traits[trait]!r}, {wanted[trait]!r} was asked for"
+
+
+def spell_size(size: Hardware | VMConfig) -> str:
+    """CPUs and memory, for people."""
+    return f"{size.cpus} CPU and {format_mib(size.memory_mib)}"
 
 
 _TELLING = (Lack.MEMORY, Lack.CPUS, Lack.MEMORY_ROOM, Lack.CPU_ROOM)

@@ -70,4 +70,5 @@ def _kind_of(plan: Plan) -> Kind:
         hardware=plan.hardware,
         generation=f"{plan.image.kernel_sha256} {plan.image.initramfs_sha256} {plan.binary.stamp}",
         shares_memory=False,
+        where="booted",
     )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmfork.api.vm import VM
 from vmfork.border import guarded
@@ -21,18 +21,18 @@ from vmfork.errors import (
     VMForkError,
 )
 from vmfork.factory.bases import Bases
-from vmfork.factory.choice import Match, Miss, Oversize, Want, choose
+from vmfork.factory.choice import Match, Miss, Oversize, Want, choose, spell_size
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
-from vmfork.factory.server import use_server
 from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
+from vmfork.machine.origin import Origin
 from vmfork.machine.request import ForkRequest
 from vmfork.owner import Owner
 from vmfork.progress import ignore_progress
-from vmfork.units import format_mib
+from vmfork.rpc.endpoint import use_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,9 +51,10 @@ _TRIES = 2
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked for. `config` is `None` where that is nothing in particular."""
+    """What was asked for. `config` is `None` where that is nothing in particular; `sizes` are fields in its place."""
 
     config: VMConfig | None
+    sizes: Mapping[str, Any]
     fork: ForkRequest
     timeout_s: float | None
     begun: float = field(default_factory=time.monotonic)
@@ -131,30 +132,34 @@ class Factory(Owner):
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering.
 
         Without one it is of the factory's, and where that asks for nothing in particular either (it `is_plain`), as the
-        factory's first base gives it.
+        factory's first base gives it. `cpus` and `memory_mib` are asked for in place of what it says of them.
         `timeout_s` bounds the wait for a machine of a cache (by default the configuration's `fork_timeout_s`); then one
         is booted. Where only larger machines are ready, `oversize` decides: by default that is a `ConfigError`.
         `SetupError` when a hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`,
         `HostError`; nothing is left after any of them.
         """
         fork = ForkRequest(env=env or {}, files=files or {})
-        request = _Request(config or self._own_config, fork, timeout_s)
+        sizes = {"cpus": cpus, "memory_mib": memory_mib}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        request = _Request(config or self._own_config, given, fork, timeout_s)
         await self.open()
         self._counts.requests += 1
         if self._bases.is_direct:
-            vm = await self._boot(request, config or self.config.vm)
+            vm = await self._boot(request, _resized(config or self.config.vm, given), Miss("asked"))
             self._counts.choices[Match.EXACT] += 1
             return vm
         found = await self._from_base(request)
         if isinstance(found, Miss):
             self._check_open()
             self._note_fallback(found.reason)
-            return await self._boot(request, self._find_want(request).config)
+            return await self._boot(request, self._find_want(request).config, found)
         return found
 
     def stats(self) -> FactoryStats:
@@ -207,7 +212,7 @@ class Factory(Owner):
                 self._check_open()
                 if not error.mendable:
                     raise
-                failed = Miss(error.code)
+                failed = Miss(error.code, error.message)
                 # A template that does not fit, and time that is over, are not mended by a second try.
                 if left and not isinstance(error, (TemplateError, DeadlineExceeded)):
                     self._counts.retries += 1
@@ -223,18 +228,17 @@ class Factory(Owner):
 
     def _find_want(self, request: _Request) -> Want:
         """What is asked for, given what the bases are now."""
+        like, asked = None, request.config or self.config.vm
+        if request.config is None and (like := next(iter(self._bases), None)) is not None:
+            asked = like.kind.to_config(self.config.vm)
         images = ImageStore(self._instance.places.images)
-        if request.config is not None:
-            return Want.of(request.config, images=images)
-        if (first := next(iter(self._bases), None)) is None:
-            return Want.of(self.config.vm, images=images)
-        return Want.of(first.kind.to_config(self.config.vm), images=images, like=first)
+        return Want.of(_resized(asked, request.sizes), images=images, like=like)
 
     async def _give(self, choice: Choice, want: Want, request: _Request) -> VM:
         base, wanted = choice.base, want.config
         # Once it is adopted, leaving the block ends nothing.
         async with await base.get_base_vm(timeout_s=request.left_s(wanted.fork_timeout_s)) as base_vm:
-            as_it_is = base is want.like
+            as_it_is = base is want.like and not request.sizes
             adopted = await base_vm.adopt(
                 request.fork if as_it_is else _sized(request.fork, base_vm.hardware, wanted, choice),
                 timeout_s=wanted.fork_timeout_s,
@@ -243,19 +247,21 @@ class Factory(Owner):
         self._bases.note_success(base)
         self._counts.choices[choice.match] += 1
         self._counts.given[base.kind.name] += 1
+        kind = base.kind
+        origin = Origin(kind=kind.where, reason=choice.match.value, made_from=kind.made_from)
         if not isinstance(base, Listener):
-            return VM(*adopted)
+            return VM(*adopted, origin=origin)
         base.report(phases=_phases_of(adopted.timings))
-        return VM(*adopted, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
+        return VM(*adopted, origin=origin, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
 
-    async def _boot(self, request: _Request, config: VMConfig) -> VM:
+    async def _boot(self, request: _Request, config: VMConfig, why: Miss) -> VM:
         # Planned for this boot alone: a plan that was kept would name an image, or an emulator, that is gone (10 ms,
         # and a boot takes 2 to 3 s under TCG).
         direct = await DirectFactory.open(config, instance=self._instance)
         base_vm = await direct.get_base_vm()
         adopted = await base_vm.adopt(request.fork, timeout_s=config.boot_timeout_s)
         self._counts.given["direct"] += 1
-        return VM(*adopted)
+        return VM(*adopted, origin=Origin(kind="booted", reason=why.reason, detail=why.detail))
 
     def _make_bases(self, config: FactoryConfig) -> Bases:
         return Bases(config, fetch_only=self._fetch_only, instance=self._instance)
@@ -272,11 +278,11 @@ class Factory(Owner):
             self._bound.check()
 
     def _refuse(self, wanted: VMConfig) -> ConfigError:
-        sizes = ", ".join(_spell(base.kind.hardware) for base in self._bases)
+        sizes = ", ".join(spell_size(base.kind.hardware) for base in self._bases)
         return ConfigError(
             "vm",
             wanted,
-            f"{_spell(wanted)} were asked for, what is ready is larger: {sizes}",
+            f"{spell_size(wanted)} were asked for, what is ready is larger: {sizes}",
             hint='in [factory], take it as it is with oversize = "allow", boot one of that size with "boot", or add a '
             "template of that size to `templates`",
         )
@@ -290,16 +296,17 @@ def _sized(fork: ForkRequest, have: Hardware, wanted: VMConfig, choice: Choice) 
     is_larger = have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib
     if is_larger and choice.match is not Match.LARGER:
         # What it is made from was replaced between the choice and the taking.
-        raise TemplateStale(choice.base.kind.name, "size", _spell(have), _spell(wanted))
+        raise TemplateStale(choice.base.kind.name, "size", spell_size(have), spell_size(wanted))
     if have.cpus >= wanted.cpus and have.memory_mib >= wanted.memory_mib:
         return fork
     return replace(fork, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
 
 
+def _resized(config: VMConfig, sizes: Mapping[str, Any]) -> VMConfig:
+    """`config` in another size. Room to grow beyond that is not asked for: it was that of another size."""
+    return replace(config, **sizes, max_cpus=0, max_memory_mib=0) if sizes else config
+
+
 def _phases_of(spent: Timings) -> dict[str, float]:
     phases = {"adopt": spent.answer_s + spent.clock_s + spent.thaw_s}
     return phases | {"fit": spent.fit_s} if spent.fit_s else phases
-
-
-def _spell(size: Hardware | VMConfig) -> str:
-    return f"{size.cpus} CPU and {format_mib(size.memory_mib)}"

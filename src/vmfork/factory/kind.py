@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.base import BaseVM
+    from vmfork.machine.origin import Where
 
 _DIGEST_SIZE = 16
 # Traits that have the name and the values of a field of the configuration.
@@ -27,7 +28,8 @@ class Kind:
 
     `name` is for people; `image` is the name of the image that was booted. `generation` names what the machines are
     made from: it changes when that is replaced, even by something with the same traits. `shares_memory`: a machine
-    costs the host only the pages that it wrote.
+    costs the host only the pages that it wrote. `where` is where they come from, as their users are told.
+    `template` is the name of the template that they are forked from; empty where they are booted.
     """
 
     name: str
@@ -36,6 +38,13 @@ class Kind:
     hardware: Hardware
     generation: str
     shares_memory: bool
+    where: Where
+    template: str = ""
+
+    @property
+    def made_from(self) -> str:
+        """The template that they are forked from, for people; empty where they are booted."""
+        return f"template {self.template!r}" if self.template else ""
 
     @property
     def digest(self) -> str:

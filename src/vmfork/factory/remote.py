@@ -116,6 +116,8 @@ class RemoteFactory:
                 generation=reply.fingerprint,
                 # The server has counted their memory already.
                 shares_memory=True,
+                where="server",
+                template=reply.template,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise HostError(

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
     from vmfork.machine.base import BaseVM
     from vmfork.template.kept import KeptRecipe
-    from vmfork.template.recipe import Recipe
 
 _BUILD_WAIT_S = 600.0
 
@@ -36,7 +35,10 @@ class TemplateFactory:
 
     @classmethod
     async def ensure(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
-        """A factory over the template that is there, or that was built; of several builders, one does it."""
+        """A factory over the template that is there, or that was built; of several builders, one does it.
+
+        A `config` that asks for nothing in particular takes a template as it is, and builds it as it was made before.
+        """
         return cls(await _ensure(name, config, instance), config, instance)
 
     async def refresh(self) -> None:
@@ -48,9 +50,7 @@ class TemplateFactory:
 
         Raises `TemplateNotFound` when that needs what was not kept, and what building raises.
         """
-        name = self._source.manifest.name
-        recipe = self._recipe.to_recipe(name) if self._recipe else None
-        self._follow(await _ensure(name, self._config, self._instance, recipe))
+        self._follow(await _ensure(self._source.manifest.name, self._config, self._instance, self._recipe))
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
@@ -67,8 +67,10 @@ class TemplateFactory:
             self._recipe = _read_recipe(source, self._instance)
 
 
-async def _ensure(name: str, config: VMConfig, instance: Instance, recipe: Recipe | None = None) -> Source:
-    return await ensure_template(name, config, instance=instance, wait_s=_BUILD_WAIT_S, recipe=recipe)
+async def _ensure(name: str, config: VMConfig, instance: Instance, kept: KeptRecipe | None = None) -> Source:
+    return await ensure_template(
+        name, config, instance=instance, wait_s=_BUILD_WAIT_S, kept=kept, any_kind=config.is_plain
+    )
 
 
 def _read_recipe(source: Source, instance: Instance) -> KeptRecipe | None:
@@ -88,4 +90,6 @@ def _kind_of(source: Source) -> Kind:
         hardware=source.hardware,
         generation=m.generation,
         shares_memory=True,
+        where="template",
+        template=m.name,
     )

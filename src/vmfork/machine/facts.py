@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import Hardware
+from vmfork.machine.origin import Origin, origin_of
 
 
 def _now() -> str:
@@ -19,7 +20,7 @@ class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `created_at` in UTC (ISO 8601).
+    where there is none. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it.
     """
 
     identity: Identity
@@ -27,6 +28,7 @@ class MachineFacts:
     image: str
     ram_inode: int = 0
     created_at: str = field(default_factory=_now)
+    origin: Origin | None = None
 
 
 class Described:
@@ -78,3 +80,8 @@ class Described:
     def accel(self) -> str:
         """`kvm` or `tcg`, as decided."""
         return self.facts.hardware.accel
+
+    @property
+    def source(self) -> Origin:
+        """Where it came from (a template, a pool, a server, or a boot), and why from there."""
+        return self.facts.origin or origin_of(self.template)

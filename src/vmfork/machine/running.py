@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
+    from vmfork.machine.origin import Origin
 
 State = Literal["running", "paused", "parked", "detached", "closed"]
 
@@ -127,6 +128,10 @@ class Running(Described, Owner):
         """The machine was changed while it ran: it is `hardware` now, and its record says so."""
         self.facts = replace(self.facts, hardware=hardware)
         self.record(owner_pid=os.getpid())
+
+    def note_origin(self, origin: Origin) -> None:
+        """Where the machine came from is known, to whoever has it next as well."""
+        self.facts = replace(self.facts, origin=origin)
 
     def record(self, *, owner_pid: int) -> None:
         """The record says what is known of the machine, and who owns it; 0 is nobody."""

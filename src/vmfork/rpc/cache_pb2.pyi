@@ -12,7 +12,7 @@ class ConfigRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ConfigReply(_message.Message):
-    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name", "fingerprint")
+    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name", "fingerprint", "template")
     class TraitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class ConfigReply(_message.Message):
     HARDWARE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     config_version: int
     config: bytes
     traits: _containers.ScalarMap[str, str]
@@ -42,7 +43,8 @@ class ConfigReply(_message.Message):
     hardware: bytes
     name: str
     fingerprint: str
-    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    template: str
+    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
 
 class GetBaseVMRequest(_message.Message):
     __slots__ = ("ttl_s", "client", "fingerprint")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import HostError
 from vmfork.host.sockets import Peer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmfork.config import FactoryConfig, Places
 
 
 def find_server(endpoint: Path) -> int | None:
@@ -27,6 +31,16 @@ def find_server(endpoint: Path) -> int | None:
         except OSError as error:
             raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
         return Peer.of(probe).pid
+
+
+def use_server(config: FactoryConfig, places: Places) -> FactoryConfig:
+    """`config`, asking the server that keeps its pool, where one listens: a second pool would hold the same again.
+
+    Raises `HostError` when the server's socket cannot be reached.
+    """
+    if config.cache == 0 or find_server(find_endpoint(config.endpoint, places)) is None:
+        return config
+    return replace(config, remote=True, cache=0)
 
 
 def check_socket(endpoint: Path) -> None:

@@ -71,24 +71,32 @@ async def build_template(
 
 
 async def ensure_template(
-    name: str, config: VMConfig | None, *, instance: Instance, wait_s: float, recipe: Recipe | None = None
+    name: str,
+    config: VMConfig | None,
+    *,
+    instance: Instance,
+    wait_s: float,
+    kept: KeptRecipe | None = None,
+    any_kind: bool = False,
 ) -> Source:
     """The template `name`. It was built first if `Source.find` gave none. Its size is kept as it is.
 
-    `recipe` is by default the one that the template was last made by, and `config` the one kept with that recipe.
-    Raises `TemplateNotFound` when that recipe needs what was not kept. When another process is building it, its result
-    is used, after `wait_s` seconds at most.
+    It is built by `kept`, by default the recipe that it was last made by, and from that recipe's configuration where
+    `config` is `None`, or with `any_kind`. Raises `TemplateNotFound` when the recipe needs what was not kept. When
+    another process is building it, its result is used, after `wait_s` seconds at most.
     """
-    if (found := await Source.find(name, config, instance=instance)) is not None:
+    if (found := await Source.find(name, config, instance=instance, any_kind=any_kind)) is not None:
         return found
-    kept = find_recipe(name, places=instance.places)
-    wanted = config or (kept.config if kept else VMConfig())
-    recipe = recipe or (kept.to_recipe(name) if kept else None)
+    kept = kept or find_recipe(name, places=instance.places)
+    wanted = config or VMConfig()
+    if kept is not None and (config is None or any_kind):
+        wanted = kept.config if config is None else kept.config.made_as(config)
+    recipe = kept.to_recipe(name) if kept else None
     try:
         return await build_template(name, wanted, recipe, instance=instance, wait_s=wait_s)
     except TemplateExists:
         pass  # it was built while we waited, or it is there but does not fit
-    if (found := await Source.find(name, config, instance=instance)) is not None:
+    if (found := await Source.find(name, config, instance=instance, any_kind=any_kind)) is not None:
         return found
     return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s)
 

@@ -69,14 +69,16 @@ class Source:
         return await self.open(m.name, config=self._config, instance=self._instance)
 
     @classmethod
-    async def find(cls, name: str, config: VMConfig | None, *, instance: Instance) -> Self | None:
+    async def find(
+        cls, name: str, config: VMConfig | None, *, instance: Instance, any_kind: bool = False
+    ) -> Self | None:
         """The template `name`, or `None` when it is missing, or does not fit this host or `config`.
 
-        Without `config` any that fits this host will do. Sizes are not compared.
+        Without `config`, or with `any_kind`, any that fits this host will do. Sizes are not compared.
         """
         try:
             source = await cls.open(name, config=config or VMConfig(), instance=instance)
-            if config is not None:
+            if config is not None and not any_kind:
                 source.check_config(config)
         except (TemplateNotFound, TemplateStale, TemplateCorrupt):
             return None

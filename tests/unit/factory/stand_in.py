@@ -39,7 +39,10 @@ TIMINGS = Timings(spawn_s=0.0, answer_s=0.002, clock_s=0.001, thaw_s=0.0, total_
 class StandInVM:
     """What the outer factory makes of an adopted machine."""
 
-    def __init__(self, base: StandInBaseVM, _adoption: None, timings: Timings, *, on_first_exec=None) -> None:
+    def __init__(
+        self, base: StandInBaseVM, _adoption: None, timings: Timings, *, origin=None, on_first_exec=None
+    ) -> None:
+        self.source = origin
         self.base, self.hardware, self.timings, self.listener = base, base.hardware, timings, on_first_exec
 
     async def aclose(self) -> None:
@@ -117,6 +120,8 @@ class StandInFactory:
     image: str = "default"
     next_generation: str = "one"
     generation: str = "one"
+    where: str = "template"
+    template: str = ""
 
     def __post_init__(self) -> None:
         self.errors: list[Exception] = []
@@ -141,6 +146,8 @@ class StandInFactory:
             hardware=self.hardware,
             generation=self.generation,
             shares_memory=self.shares_memory,
+            where=self.where,
+            template=self.template,
         )
 
     def alive(self) -> list[StandInBaseVM]:

@@ -97,6 +97,7 @@ class StandInPool:
             hardware=self.hardware,
             generation="one",
             shares_memory=True,
+            where="template",
         )
 
     def status(self) -> CacheStatus:

@@ -58,6 +58,7 @@ class Calls:
                 hardware=write_record(kind.hardware),
                 name=kind.name,
                 fingerprint=kind.digest,
+                template=kind.template,
             )
         raise AssertionError
 

@@ -1,0 +1,91 @@
+"""Where the machine of a command comes from: the factory of `[factory]`, or a template of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmfork import aio
+from vmfork.api.template import DEFAULT, Template
+from vmfork.cli.options import prepare_image
+from vmfork.cli.show import shown_progress
+from vmfork.config import VMConfig, find_places
+from vmfork.rpc.endpoint import use_server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AsyncExitStack
+
+    from vmfork.api.vm import VM
+    from vmfork.config import FactoryConfig
+    from vmfork.config.loader import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The machine that a command asks for.
+
+    `settings` are in force for the command with its options, `factory` without them, or `None` where the factory is to
+    be left alone. `cpus` and `memory_mib` are `None` where it takes what there is.
+    """
+
+    settings: Settings
+    factory: FactoryConfig | None
+    template: str | None
+    files: Mapping[str, bytes]
+    cpus: int | None = None
+    memory_mib: int | None = None
+
+    @property
+    def is_of_factory(self) -> bool:
+        """Whether `[factory]` has something to ask, and the command names no template of its own."""
+        config = self.factory
+        if config is None or self.template is not None:
+            return False
+        return bool(config.template or config.templates or config.cache or config.remote)
+
+
+async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
+    """A machine of the factory, else a fork; `stack` closes it and all that it came from."""
+    if wanted.is_of_factory:
+        vm = await _take_from_factory(wanted, stack)
+    else:
+        template = await find_template(wanted.template, wanted.settings)
+        vm = await template.fork(files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib)
+    return await stack.enter_async_context(vm)
+
+
+def default_template_name(config: VMConfig) -> str:
+    """`default`, with whatever differs from a default machine added: another image or size is another template."""
+    plain = VMConfig()
+    image = "" if config.image == plain.image else f"-{config.image}"
+    same_size = (config.cpus, config.memory_mib) == (plain.cpus, plain.memory_mib)
+    size = "" if same_size else f"-{config.cpus}c-{config.memory_mib}m"
+    most = (max(config.max_cpus, config.cpus), max(config.max_memory_mib, config.memory_mib))
+    room = "" if most == (config.cpus, config.memory_mib) else f"-max-{most[0]}c-{most[1]}m"
+    return DEFAULT + image + size + room
+
+
+async def find_template(name: str | None, settings: Settings) -> Template:
+    """The template to fork. Only `default` is built when it is missing; a template that was named must exist."""
+    config = settings.vm
+    wanted = name or default_template_name(config)
+    if name is not None and name != DEFAULT:
+        return await Template.open(name, config=config)
+    with shown_progress() as progress:
+        await prepare_image(settings, progress)
+        return await Template.ensure(wanted, config, progress=progress)
+
+
+async def _take_from_factory(wanted: Wanted, stack: AsyncExitStack) -> VM:
+    """A machine of the factory, which `stack` closes."""
+    assert wanted.factory is not None
+    # One machine is wanted: a pool is asked for where a server keeps it, and not filled here.
+    config = replace(use_server(wanted.factory, find_places()), cache=0)
+    # A build that ended with the command would end half-way.
+    fetch_only = config.build == "background"
+    with shown_progress() as progress:
+        if config.template and not (config.remote or fetch_only):
+            await prepare_image(wanted.settings, progress)
+        factory = await stack.enter_async_context(aio.Factory(config, fetch_only=fetch_only, progress=progress))
+        return await factory.get_vm(files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib)
