@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# So much of the end of a program's output is shown with an error; `stdout` and `stderr` keep all of it.
+# How much of the end of a program's output is shown with an error; `stdout` and `stderr` keep all of it.
 _TAIL_SIZE = 8192
-# And so much with a traceback, which has other things to show.
+# How much of it is shown with a traceback, which has other things to show.
 _NOTE_SIZE = 4096
 
 
@@ -357,7 +357,7 @@ class AdoptError(GuestError):
 class SetupError(AdoptError):
     """A hook of the template, or a file that was given for this fork, failed: `item` names it. The fork was destroyed.
 
-    Any other fork would meet it as well. Its `code` is that of `AdoptError`.
+    Every other fork would fail in the same way. Its `code` is that of `AdoptError`.
     """
 
     mendable = False

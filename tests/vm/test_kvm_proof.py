@@ -20,7 +20,7 @@ from vmfork.machine.accelerator import decide_accel, prove_kvm
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
-# So long the way from a KVM that does not run the guest to TCG may take.
+# How long it may take to get from a KVM that does not run the guest to TCG.
 REFUSED_WITHIN_S = 6.0
 
 

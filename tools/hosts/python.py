@@ -23,7 +23,7 @@ class InstallError(Exception):
 
 @contextmanager
 def open_python(root: Path, requirements: Sequence[str]) -> Iterator[Path]:
-    """In the block the layer holds the environment `/venv`, made by the Python of `root`; or `InstallError`."""
+    """In the block the layer holds the environment `/venv`, made by the Python of `root`. Raises `InstallError`."""
 
     def make(folder: Path) -> None:
         if run_on([root], ["sh", "-c", _SCRIPT, "sh", *requirements], kept=folder):

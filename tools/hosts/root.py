@@ -41,7 +41,7 @@ class RootError(Exception):
 
 @contextmanager
 def open_root(suite: str, packages: Sequence[str], *, kernel: str = "") -> Iterator[Path]:
-    """In the block the folder holds that release with these packages and what they need; or `RootError`.
+    """In the block the folder holds that release with these packages and what they need. Raises `RootError`.
 
     `kernel` names a package such as `linux-image-amd64`: it is unpacked, with its modules, without its dependencies.
     """

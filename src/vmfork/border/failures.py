@@ -39,7 +39,7 @@ _OTHER = "something changed under vmfork's hands, or the host cannot do it: try 
 
 
 class CallbackError(Exception):
-    """On its way out through vmfork: a callback of the caller's raised `error`, which is what he gets."""
+    """Carries `error`, which a callback of the caller's raised, out through vmfork: the caller gets `error` itself."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -50,7 +50,7 @@ class CallbackError(Exception):
 def translating() -> Iterator[None]:
     """What leaves the block is an error of vmfork's own, or what a callback of the caller's raised.
 
-    No memory stays `MemoryError`. Cancellation, and whatever else is no `Exception`, is not touched.
+    `MemoryError` passes as it is, and so do cancellation and whatever else is no `Exception`.
     """
     try:
         yield

@@ -59,7 +59,7 @@ def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
     if config.cache > 0:
         if new:
             reason = "a server that starts again uses the template that is there"
-            raise ConfigError("new", new, reason, hint="leave --new away, or set cache = 0")
+            raise ConfigError("new", new, reason, hint="leave --new out, or set cache = 0")
         serve_cache(settings, as_json=as_json)
         return
     if not config.template:

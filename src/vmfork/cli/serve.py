@@ -44,7 +44,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             "factory.remote",
             config.remote,
             "a server gives what it holds itself, it does not ask another",
-            hint="leave remote away for factory init",
+            hint="leave remote out for factory init",
         )
     endpoint = find_endpoint(config.endpoint, places)
     metrics = parse_metrics_address(config.metrics) if config.metrics else None

@@ -94,7 +94,7 @@ def is_private_folder(path: Path) -> bool:
 
 
 def list_folder(parent: Path) -> list[Path]:
-    """What lies in `parent`, sorted; nothing where there is no such folder."""
+    """What lies in `parent`, sorted; empty when there is no such folder."""
     try:
         return sorted(parent.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -102,9 +102,10 @@ def list_folder(parent: Path) -> list[Path]:
 
 
 def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
-    """What the regular file at `path` holds. `OSError` when it cannot be read, has over `limit` bytes, or is no file.
+    """What the regular file at `path` holds.
 
-    A FIFO in a file's place would keep its reader for ever, and a link would lead him elsewhere.
+    Raises `OSError` when it cannot be read, has more than `limit` bytes, or is no regular file: a FIFO in its place
+    would keep the reader for ever, and a link would lead elsewhere.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

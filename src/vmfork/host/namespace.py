@@ -21,10 +21,10 @@ def mount_namespace(pid: int | str = "self") -> str:
 
 
 def find_holder(namespace: str) -> str:
-    """What keeps the mount namespace of that name alive, in words. Empty where it is gone, and its mounts with it.
+    """What keeps the mount namespace of that name alive, in words; empty when it is gone, and its mounts with it.
 
-    What cannot be looked at may be a member; not the host's first process, whose namespace is no private one. The
-    kernel gives the name of a namespace that is gone to another.
+    A process that cannot be looked at may be a member, except the host's first, whose namespace is no private one.
+    The kernel gives the name of a namespace that is gone to a later one.
     """
     hidden = os.stat(_PROC / "self" / "ns" / "pid").st_ino != _FIRST_PID_NAMESPACE
     for pid in _pids():

@@ -141,7 +141,7 @@ async def test_the_silent_are_named_when_the_limit_is_over(agent, watch) -> None
         ItemOutcome("2", "ok", GENERATION),
     ]
     assert time.monotonic() - start >= MODERATE_S
-    # Who is late learns that nobody waits.
+    # A guest that answers late learns that nobody waits.
     with pytest.raises(OSError, match="refused") as late:
         silent.answer(b"ok " + GENERATION)
     assert late.value.errno == errno.ECONNREFUSED
