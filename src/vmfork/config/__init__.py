@@ -1,12 +1,13 @@
 """Frozen values, and the one loader that makes them from file, environment and arguments."""
 
-from vmfork.config.instance import Instance
+from vmfork.config.instance import Budget, Instance
 from vmfork.config.places import Places, find_places
 from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, VMConfig, check_name
 
 __all__ = [
     "NAME",
     "Accelerator",
+    "Budget",
     "FactoryConfig",
     "ImageConfig",
     "Instance",

@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How much memory the templates may hold together, in MiB (0: any), and which of them stay whatever comes."""
+
+    mib: int = 0
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
-    """The folders that one vmfork keeps, and whoever is told where its long work is."""
+    """The folders that one vmfork keeps, whoever is told where its long work is, and what its templates may hold."""
 
     places: Places = field(default_factory=find_places)
     progress: ProgressListener = ignore_progress
+    budget: Budget = Budget()

@@ -206,7 +206,7 @@ def _from_text(field: str, text: str) -> Any:
 def _convert(field: str, value: Any, origin: str) -> Any:
     if origin.startswith("VMFORK_"):
         value = _from_text(field, value)
-    if field in ("vm.memory_mib", "vm.max_memory_mib") and isinstance(value, str):
+    if field.endswith("_mib") and isinstance(value, str):
         return parse_size_mib(value, field=field)
     if field.endswith("_s") and isinstance(value, str):
         return parse_duration_s(value, field=field)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 from vmfork.config.endpoint import check_socket_path, parse_metrics_address
+from vmfork.config.instance import Budget
 from vmfork.errors import ConfigError
 from vmfork.units import MAX_DURATION_S
 
@@ -241,7 +242,9 @@ class FactoryConfig:
     `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
     With `cache_min` they are as many as are taken, between `cache_min` and `cache`; a file may say
     `cache = {min = 1, max = 8}`.
-    `remote` asks such a server.
+    `remote` asks such a server. The templates of this host may hold `budget_mib` MiB of memory together (0: any). Where
+    a build of the factory needs more, those that were forked least recently are removed: of those that no machine is a
+    fork of, that the configuration does not name, and that can be built again as they were.
     `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
     its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
     """
@@ -256,8 +259,14 @@ class FactoryConfig:
     cache_min: int | None = None
     cache_ttl_s: float = 3600.0
     remote: bool = False
+    budget_mib: int = 0
     endpoint: str = ""
     metrics: str = ""
+
+    @property
+    def budget(self) -> Budget:
+        """What templates may hold together when one is built for this factory. Those that it names stay."""
+        return Budget(self.budget_mib, (self.template_name, *self.templates))
 
     def __post_init__(self) -> None:
         if not isinstance(self.vm, VMConfig):
@@ -276,6 +285,7 @@ class FactoryConfig:
         if self.cache_min is not None:
             _check_whole("factory.cache_min", self.cache_min, low=0, high=self.cache)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
+        _check_whole("factory.budget_mib", self.budget_mib, low=0, high=_ADDRESSABLE_MIB)
         for name in ("endpoint", "metrics"):
             object.__setattr__(self, name, _text_of(getattr(self, name)))
             _check_line(f"factory.{name}", getattr(self, name))

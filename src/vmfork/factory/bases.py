@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, TemplateError, VMForkError
@@ -43,7 +43,7 @@ class Bases:
     def __init__(self, config: FactoryConfig, *, fetch_only: bool, instance: Instance) -> None:
         self._config = config
         self._fetch_only = fetch_only
-        self._instance = instance
+        self._instance = replace(instance, budget=config.budget)
         self._watched: list[_Watched] = []
         self._build = BackgroundBuild(self._build_template)
         self._built: TemplateFactory | None = None

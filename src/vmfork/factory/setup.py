@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.api.template import Template
+from vmfork.config import Instance
 from vmfork.errors import TemplateExists
+from vmfork.template import build as building
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places
     from vmfork.progress import ProgressListener
+
+
+# Another process that builds the template is waited for this long.
+_BUILD_WAIT_S = 600.0
 
 
 async def check_templates(config: FactoryConfig, *, places: Places) -> None:
@@ -25,10 +31,11 @@ async def build_template(config: FactoryConfig, *, new: bool, places: Places, pr
     does not fit.
     """
     name, vm = config.template_name, config.vm
+    instance = Instance(places, progress, config.budget)
     if not new:
-        return await Template.ensure(name, vm, places=places, progress=progress)
+        return Template(await building.ensure_template(name, vm, instance=instance, wait_s=_BUILD_WAIT_S))
     try:
-        return await Template.build(name, vm, places=places, progress=progress)
+        return Template(await building.build_template(name, vm, instance=instance))
     except TemplateExists as error:
         error.hint = (
             "it is in use as it is (vmfork factory status, vmfork factory init --ensure); "

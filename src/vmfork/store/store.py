@@ -95,7 +95,8 @@ class TemplateStore:
 
     ```
     TEMPLATES/NAME/          0700
-        lock                 flock: shared while a fork opens files, exclusive to publish or remove
+        lock                 flock: shared while a fork opens files, exclusive to publish or remove; its time is that of
+                             the last use
         building             flock: held by the one process that builds or removes this template; says who
         GENERATION/          a tmpfs of its own where we may mount one, else a plain folder
             memory           RAM, sparse
@@ -131,6 +132,18 @@ class TemplateStore:
             return os.readlink(self.folder / check_name(name) / _CURRENT)
         except OSError:
             return None
+
+    def note_use(self, name: str) -> None:
+        """The template was used now. One system call."""
+        with suppress(OSError):  # it was removed meanwhile
+            os.utime(self.folder / name / "lock")
+
+    def find_last_use(self, name: str) -> float:
+        """When the template was last forked, or else made, in seconds since 1970; 0 where it is gone."""
+        try:
+            return (self.folder / name / "lock").stat().st_mtime
+        except OSError:
+            return 0.0
 
     def read_manifest(self, name: str) -> Manifest:
         """The manifest of the template in force.

@@ -17,6 +17,7 @@ from vmfork.machine.prepare import prepare
 from vmfork.machine.programs import run_program
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
+from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
@@ -51,11 +52,13 @@ async def build_template(
 ) -> Source:
     """The template `name` is in force, and given. After any error or cancel, what was there before is still in force.
 
-    Raises `TemplateExists` without `replace`, `StoreBusy`, and `HostError` when memory is short, before anything is
-    booted. Raises `LaunchError`, `ExecError` when a warm-up command failed, `HookError`, `SecretsPresent`, and
-    `DeadlineExceeded`.
+    Raises `TemplateExists` without `replace`, `StoreBusy`, and `HostError` when the host's memory or the instance's
+    budget is short, before anything is booted. Raises `LaunchError`, `ExecError` when a warm-up command failed,
+    `HookError`, `SecretsPresent`, and `DeadlineExceeded`.
     """
     store = TemplateStore(instance.places.templates)
+    if replace or store.find_generation(name) is None:
+        await make_room(name, config.memory_mib, instance=instance)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
         plan = await prepare(config, instance)
         recipe = recipe or Recipe()

@@ -116,6 +116,7 @@ class Source:
         binary = await self._find_emulator()
         m.check_traits(emulator_traits(self.hardware, binary))
         with self._store.open(m.name, generation=m.generation) as opened:
+            self._store.note_use(m.name)
             frozen = Frozen(
                 template=m.name,
                 image=m.image,

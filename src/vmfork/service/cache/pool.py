@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.factory.cache import CacheFactory
@@ -20,6 +21,7 @@ async def open_pool(config: FactoryConfig, instance: Instance) -> CacheFactory:
     memory for so many machines.
     """
     least, ttl_s = config.cache_min, config.cache_ttl_s
+    instance = replace(instance, budget=config.budget)
     if not config.template:
         base = await DirectFactory.open(config.vm, instance=instance)
         return await CacheFactory.open(base, config.cache, least=least, ttl_s=ttl_s)

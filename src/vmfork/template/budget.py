@@ -1,0 +1,77 @@
+"""The memory that templates hold together stays within a budget: the one that was used least recently goes first."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError, StoreBusy, TemplateError, TemplateNotFound
+from vmfork.machine.folder import list_records
+from vmfork.progress import Progress
+from vmfork.store import TemplateStore
+from vmfork.template.kept import find_recipe
+from vmfork.units import MIB, format_mib
+
+if TYPE_CHECKING:
+    from vmfork.config import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class _Holding:
+    """A template, the memory it holds, when it was last forked (s since 1970), and whether it may go."""
+
+    name: str
+    mib: int
+    used_at: float
+    may_go: bool
+
+
+async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:
+    """The templates leave `need_mib` MiB of the budget to `name`. Those that were used least recently went for it.
+
+    A template stays that the budget names, that a machine is a fork of, or that could not be built again as it was.
+    Its recipe is kept, so that whoever may build it makes it again. Raises `HostError`, with the arithmetic, when those
+    that may go are not enough; none is gone then.
+    """
+    budget = instance.budget
+    if not budget.mib:
+        return
+    others = [each for each in _list_holdings(instance) if each.name != name]
+    over_mib = sum(each.mib for each in others) + need_mib - budget.mib
+    going: list[_Holding] = []
+    for each in sorted(others, key=lambda each: each.used_at):
+        if over_mib - sum(gone.mib for gone in going) > 0 and each.may_go:
+            going.append(each)
+    if over_mib > sum(each.mib for each in going):
+        staying = ", ".join(f"{each.name} ({format_mib(each.mib)})" for each in others if each not in going)
+        raise HostError(
+            f"template {name!r} needs {format_mib(need_mib)} of a budget of {format_mib(budget.mib)}, "
+            + (f"of which others hold more than may go: {staying}" if staying else "which is less"),
+            hint="raise `budget_mib` in [factory], remove a template (vmfork template rm), or give the VM less memory",
+        )
+    for each in going:
+        step = f"removing {each.name!r}, the one least recently used, for a budget of {format_mib(budget.mib)}"
+        instance.progress(Progress(task="template", step=step))
+        with suppress(TemplateNotFound, StoreBusy):
+            await TemplateStore(instance.places.templates).remove(each.name)
+
+
+def _list_holdings(instance: Instance) -> list[_Holding]:
+    """What can be read; a template that cannot be is nobody's loss, and is replaced when it is built."""
+    store, found = TemplateStore(instance.places.templates), []
+    forked = {record.template for record in list_records(instance.places.vms)}
+    for name in store.list_names():
+        with suppress(TemplateError, StoreBusy):
+            mib = -(-store.read_manifest(name).memory_allocated_bytes // MIB)
+            may_go = name not in forked and name not in instance.budget.keep and _can_be_rebuilt(name, instance)
+            found.append(_Holding(name, mib, store.find_last_use(name), may_go))
+    return found
+
+
+def _can_be_rebuilt(name: str, instance: Instance) -> bool:
+    try:
+        kept = find_recipe(name, places=instance.places)
+    except TemplateError:
+        return False
+    return kept is not None and not kept.env
