@@ -66,6 +66,18 @@ def _is_open_to_others(info: os.stat_result) -> bool:
     return bool(info.st_mode & shared) and not info.st_mode & stat.S_ISVTX
 
 
+def find_untrusted(path: Path) -> Path | None:
+    """The first folder on the way to `path` in which others may replace what lies there, and so `path` itself.
+
+    `path` must hold no link (`os.path.realpath`). `None` when only this user and root decide what it is.
+    """
+    for folder in reversed(path.parents):
+        info = folder.lstat()
+        if info.st_uid not in (0, os.getuid()) or _is_open_to_others(info):
+            return folder
+    return None
+
+
 def list_ours(parent: Path, name: re.Pattern[str], *, marker: str) -> list[Path]:
     """The folders in `parent` that are ours, sorted: this user's, no links, named in full by `name`, with a `marker`.
 

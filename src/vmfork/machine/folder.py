@@ -31,7 +31,8 @@ from vmfork.records import read_record, write_record
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LOCK = "lock"
+# The file that makes a folder ours.
+LOCK = "lock"
 _NEW = ".new-"
 _ID = re.compile(r"[0-9a-f]{12}")
 _NEW_ID = re.compile(r"\.new-[0-9a-f]{12}")
@@ -86,7 +87,7 @@ class VMFolder:
         new = make_private(vms) / (_NEW + vm_id)
         new.mkdir(mode=0o700)
         try:
-            lock = FileLock.try_acquire(new / _LOCK, holder=f"process {os.getpid()}")
+            lock = FileLock.try_acquire(new / LOCK, holder=f"process {os.getpid()}")
             assert lock is not None  # nobody else knows the name
             new.rename(vms / vm_id)
         except BaseException:
@@ -97,7 +98,7 @@ class VMFolder:
     @classmethod
     def take(cls, path: Path, lock_fd: int) -> Self:
         """The folder of a VM that was taken over, with the lock that came with it."""
-        return cls(path, FileLock(lock_fd, path / _LOCK))
+        return cls(path, FileLock(lock_fd, path / LOCK))
 
     @property
     def lock_fd(self) -> int:
@@ -149,13 +150,13 @@ def read_handle(folder: Path) -> bytes | None:
 
 def list_records(vms: Path) -> list[VMRecord]:
     """Records of the VMs that are alive, oldest first."""
-    records = [find_record(folder) for folder in list_ours(vms, _ID, marker=_LOCK)]
+    records = [find_record(folder) for folder in list_ours(vms, _ID, marker=LOCK)]
     return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
 
 
 def find_waste(vms: Path) -> list[Path]:
     """Folders of VMs whose owner died, and of those that never came to be, as they are at this moment."""
-    return [folder for folder in list_ours(vms, _ID, marker=_LOCK) if not is_locked(folder / _LOCK)] + _find_unborn(vms)
+    return [folder for folder in list_ours(vms, _ID, marker=LOCK) if not is_locked(folder / LOCK)] + _find_unborn(vms)
 
 
 def find_strangers(vms: Path) -> list[Path]:
@@ -168,10 +169,10 @@ def sweep_vms(vms: Path) -> list[str]:
     for folder in _find_unborn(vms):
         shutil.rmtree(folder, ignore_errors=True)
     swept = []
-    for folder in list_ours(vms, _ID, marker=_LOCK):
+    for folder in list_ours(vms, _ID, marker=LOCK):
         lock = None
         with suppress(OSError):  # removed just now, by its owner or another sweep
-            lock = FileLock.try_acquire(folder / _LOCK, must_exist=True)
+            lock = FileLock.try_acquire(folder / LOCK, must_exist=True)
         if lock is None:
             continue
         with lock:
@@ -184,7 +185,7 @@ def sweep_vms(vms: Path) -> list[str]:
 
 
 def _is_vm(path: Path) -> bool:
-    return _ID.fullmatch(path.name) is not None and is_ours(path, marker=_LOCK)
+    return _ID.fullmatch(path.name) is not None and is_ours(path, marker=LOCK)
 
 
 def _find_unborn(vms: Path) -> list[Path]:

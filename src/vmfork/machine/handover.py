@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import os
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
+from vmfork.host.folders import find_untrusted, is_ours
 from vmfork.hypervisor.qemu import QemuMachine
-from vmfork.machine.folder import VMFolder, find_record, read_handle
+from vmfork.machine.folder import LOCK, VMFolder, find_record, read_handle
 from vmfork.machine.handle import VMHandle, is_vm_id, new_token
 from vmfork.machine.running import Running, State
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmfork.adopt.handshake import Adoption
     from vmfork.machine.timings import Timings
 
@@ -70,15 +70,16 @@ async def take_over(handle: VMHandle) -> Running:
     Raises `VMNotFound` when it does not wait under this handle, and `StoreBusy` when another process owns it. On cancel
     and after a later failure the machine is ended, because we may have spoken to it.
     """
+    path = _find_folder(handle)
     async with AsyncExitStack() as on_failure:
         machine, sock, lock_fd = await QemuMachine.attach(
-            handle.path, handle.process, name=handle.id, token=bytes.fromhex(handle.token)
+            path, handle.process, name=handle.id, token=bytes.fromhex(handle.token)
         )
         on_failure.push_async_callback(machine.aclose)
         if lock_fd is None:
             sock.close()
             raise HostError("the machine was started without a folder of its own")
-        folder = VMFolder.take(handle.path, lock_fd)
+        folder = VMFolder.take(path, lock_fd)
         on_failure.callback(folder.release)
         agent = await AgentClient.open(sock)
         on_failure.push_async_callback(agent.aclose)
@@ -89,6 +90,30 @@ async def take_over(handle: VMHandle) -> Running:
         running.record(owner_pid=os.getpid())
         on_failure.pop_all()
     return running
+
+
+def _find_folder(handle: VMHandle) -> Path:
+    """The machine's folder, as nobody but this user and root can have made it.
+
+    A handle may come from anybody. One that was forged names a folder of its maker's, with a false keeper in it, and a
+    process of ours: what belongs to the machine is then removed, and the process killed. So the folder must be ours by
+    every step of its path, and the process the one that its former owner recorded there.
+    """
+    path = Path(os.path.realpath(handle.path))
+    try:
+        untrusted = find_untrusted(path)
+        ours = is_ours(path, marker=LOCK)
+    except OSError:
+        untrusted, ours = None, False
+    if untrusted is not None:
+        raise HostError(
+            f"the handle of VM {handle.id} leads through {untrusted}, where others may put what they like",
+            hint=f"attach it as the user that started it, from a runtime folder that is that user's alone: {path}",
+        )
+    record = find_record(path) if ours and path.name == handle.id else None
+    if record is None or record.process != handle.process:
+        raise VMNotFound(handle.id, "the handle is of no machine of this user")
+    return path
 
 
 def find_handle(vms: Path, vm_id: str) -> VMHandle:

@@ -6,15 +6,15 @@ import os
 import socket
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import HostError
+from vmfork.host.folders import find_untrusted
 from vmfork.host.sockets import Peer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmfork.config import FactoryConfig, Places
 
 
@@ -53,8 +53,15 @@ def check_socket(endpoint: Path) -> None:
         raise HostError(f"the VM cache server at {endpoint} cannot be reached: {error.strerror}") from error
     if not stat.S_ISSOCK(info.st_mode):
         raise HostError(f"{endpoint} is not a socket", hint="name the server's socket: [factory] endpoint")
-    if os.getuid() not in (0, info.st_uid):
+    if info.st_uid != os.getuid():
+        # Nor does root use it: whoever serves decides what process a machine's handle names.
         raise HostError(
-            f"the VM cache server at {endpoint} is that of user {info.st_uid}: it serves that user and root only",
+            f"the VM cache server at {endpoint} is that of user {info.st_uid}, and machines come from one's own only",
             hint="run as that user, or start a server of your own: vmfork factory init",
+        )
+    untrusted = find_untrusted(Path(os.path.realpath(endpoint)))
+    if untrusted is not None:
+        raise HostError(
+            f"others may write to the folder {untrusted}, and put another server at {endpoint}",
+            hint=f"chmod go-w {untrusted}, or name a socket in a folder of your own: [factory] endpoint",
         )

@@ -47,14 +47,26 @@ async def test_a_closed_client_says_so(tmp_path) -> None:
 
 
 @pytest.mark.needs("root")
-def test_another_users_server_is_refused(tmp_path, monkeypatch) -> None:
+def test_another_users_server_is_refused_to_root_too(tmp_path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
+        check_socket(tmp_path / "s")
         os.chown(tmp_path / "s", 65534, 65534)
-        check_socket(tmp_path / "s")  # root may
-        monkeypatch.setattr(os, "getuid", lambda: 1000)
         with pytest.raises(HostError, match="is that of user 65534"):
             check_socket(tmp_path / "s")
+
+
+def test_a_server_that_others_may_replace_is_refused(tmp_path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        folder.chmod(0o1777)
+        check_socket(folder / "s")  # the sticky bit: only we may replace it
+        folder.chmod(0o777)
+        with pytest.raises(HostError, match="others may write to the folder") as caught:
+            check_socket(folder / "s")
+        assert f"chmod go-w {folder}" in caught.value.hint
 
 
 def test_missing_packages_are_named(monkeypatch) -> None:
