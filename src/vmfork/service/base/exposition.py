@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vmfork.config.endpoint import MetricsAddress
 
 _REQUEST_LIMIT_S = 5.0
+# The loopback is open to every user of the host. Beyond this many, the oldest reader that has not asked yet is cut off:
+# idle ones use up no descriptors, nor do they keep others out.
+READER_LIMIT = 16
 
 
 class Exposition:
@@ -26,6 +29,7 @@ class Exposition:
         self._where = address
         self._render = render
         self._server: asyncio.Server | None = None
+        self._readers: dict[asyncio.StreamWriter, None] = {}  # oldest first
         self._claim: Claim | None = None
 
     async def open(self) -> None:
@@ -47,6 +51,8 @@ class Exposition:
         """The address is closed, and nothing is left there."""
         if self._server is not None:
             self._server.close()
+        for reader in self._readers:
+            reader.transport.abort()
         if self._claim is not None:
             self._claim.close()
 
@@ -57,6 +63,11 @@ class Exposition:
         return await asyncio.start_unix_server(self._answer, sock=listen(path))
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._readers[writer] = None
+        if len(self._readers) > READER_LIMIT:
+            oldest = next(iter(self._readers))
+            del self._readers[oldest]
+            oldest.transport.abort()
         try:
             async with asyncio.timeout(_REQUEST_LIMIT_S):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -65,6 +76,7 @@ class Exposition:
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the reader went away, or asked nothing
         finally:
+            self._readers.pop(writer, None)
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()

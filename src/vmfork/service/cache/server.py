@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vmfork.factory.cache import CacheFactory
 
 T = TypeVar("T")
+
+_log = logging.getLogger("vmfork")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Cache"].full_name
 
@@ -119,9 +122,12 @@ class CacheServer:
         """Removes what machines left behind whose takers were killed, from time to time. Never ends."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            before = self.state.given.count()
-            if self._vms is not None and len(self.state.given.find_live()) < before:
-                await asyncio.to_thread(sweep_vms, self._vms)
+            try:
+                before = self.state.given.count()
+                if self._vms is not None and len(self.state.given.find_live()) < before:
+                    await asyncio.to_thread(sweep_vms, self._vms)
+            except OSError as error:  # no descriptors just now: the next sweep does it
+                _log.warning("what ended machines left was not removed: %s", error)
 
     async def _unless_quit(self, work: Awaitable[T]) -> T | None:
         """The result of `work`, or `None` when it was cancelled because the server is to end."""
