@@ -23,7 +23,7 @@ static void take_entry(const struct passwd *entry, struct account *out)
         out->group_count = MOST_GROUPS;
 }
 
-/* A group of its own number: that of root would lend it rights that nobody gave it. */
+/* Its group has the same number: root's group would lend the program rights that nobody gave it. */
 static void take_number(uid_t uid, struct account *out)
 {
     out->uid = uid;

@@ -31,7 +31,8 @@ struct cgroup {
     struct cgroup *next;
 };
 
-/* Moved as they are found; new ones may come meanwhile. A program that starts processes faster stays in its group. */
+/* Processes are moved as they are found, and new ones may come meanwhile. A program that starts them faster than they
+ * are moved stays in its group. */
 enum { MOST_ROUNDS = 16 };
 
 static const char HOME[] = "/sys/fs/cgroup";

@@ -36,9 +36,9 @@ static bool same_name(const char *a, const char *b)
     return length == strcspn(b, "=") && memcmp(a, b, length) == 0;
 }
 
-/* It takes the place of one of its name among the first `count`, or comes behind all. Only those are looked at that
- * were there before the request's own, whose names differ: a request of 100,000 would else keep the agent for minutes.
- */
+/* `variable` replaces the one of its name among the first `count`, or is added at the end. The first `count` are those
+ * from before the request, whose own names all differ: to compare these too would take the agent minutes for a request
+ * of 100,000. */
 static void env_set(char **env, size_t count, size_t *used, char *variable)
 {
     for (size_t i = 0; i < count; i++) {
@@ -160,7 +160,7 @@ static struct length measure(char *const *list)
     return found;
 }
 
-/* fs/exec.c: a quarter of the stack, and no more than three quarters of what a stack has when nobody says (8 MiB). */
+/* fs/exec.c: a quarter of the stack's limit, and at most three quarters of the default limit (8 MiB). */
 static size_t most_together(void)
 {
     enum { MOST = 6 * 1024 * 1024 };
@@ -168,7 +168,7 @@ static size_t most_together(void)
     return getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur / 4 < MOST ? stack.rlim_cur / 4 : MOST;
 }
 
-/* MAX_ARG_STRLEN: 32 pages. A zero byte ends each string, and is not told. */
+/* MAX_ARG_STRLEN: 32 pages, with the zero byte that ends each string. The numbers in the text are without it. */
 void command_explain_length(const struct command *c, char *out, size_t size)
 {
     size_t most = 32 * (size_t)sysconf(_SC_PAGESIZE);

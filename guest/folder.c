@@ -69,7 +69,7 @@ void do_stat(uint32_t stream, struct fields *f)
     end_reply(stream, mark);
 }
 
-/* Each is looked at, which under emulation takes 30 us. */
+/* To look at one entry takes 30 us under emulation. */
 enum { ENTRIES_A_PUMP = 256 };
 
 struct listing {

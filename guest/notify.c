@@ -23,11 +23,11 @@
 
 enum {
     MOST_WATCHERS = 256,
-    /* Those of ended programs included, so that no request takes long. */
+    /* The sockets of ended programs are counted too: each is looked at, and no request may take long. */
     MOST_NAMES = 4096,
     MOST_EVENTS = 64,
     LONGEST_LIMIT_MS = 3600000,
-    /* With all names, so many of these fit into one frame. */
+    /* Small enough for the evidence and the names of all watchers to fit into one frame. */
     EVIDENCE_SIZE = 512,
     GENERATION_SIZE = 256,
 };

@@ -16,7 +16,7 @@ struct pipes {
 /* False with errno set; `pipes_close` is due for both sides whatever is returned. */
 bool pipes_open(struct pipes *p, bool wants_stdin);
 void pipes_close(int fds[PIPES]);
-/* One of them; nothing where it is closed already. */
+/* Closes one of them, unless it is closed already. */
 void pipe_close(int *fd);
 
 #endif

@@ -13,8 +13,8 @@ struct reader {
 
 /* Somebody is waited for who opens the pipe to read it. False with errno set. */
 bool reader_await(struct reader *r, const char *path);
-/* 0: somebody reads the pipe, and it stays open for writing until `reader_forget`, so that he does. EAGAIN: nobody yet.
- * Else why nobody can be waited for. */
+/* 0: somebody reads the pipe, which stays open for writing until `reader_forget`, so that the reader stays. EAGAIN:
+ * nobody reads it yet. Else why nobody can be waited for. */
 int reader_news(const struct reader *r);
 /* Nobody is waited for any more. */
 void reader_forget(struct reader *r);

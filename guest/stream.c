@@ -10,8 +10,8 @@
 #include "fatal.h"
 #include "memory.h"
 
-/* Each may be a program with three pipes, and a request that finds no slot is refused: so a host that queues what is
- * more, as vmfork does, is never refused. */
+/* Each may be a program with three pipes. A request that finds no slot is refused; a host that queues those beyond this
+ * number, as vmfork does, never meets that. */
 enum { MOST_STREAMS = 1024 };
 
 /* Open streams, and NULL where one was closed. Grows as needed: a template holds one slot, not a thousand. */

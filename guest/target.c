@@ -77,7 +77,7 @@ bool target_find(struct target *t, const char *path)
     return named || t->in_place;
 }
 
-/* What a file may do is taken from it by every write(2), for root too: the new content was not meant. */
+/* Every write(2), root's too, takes a file's capabilities away: they were given to the old content. */
 static bool is_kept(const char *name)
 {
     return strcmp(name, "security.capability") != 0;

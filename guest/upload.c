@@ -34,7 +34,7 @@ enum {
     CHANNEL_FILE = 0,
     CHANNEL_READER = 1,
     NEW_FILE_MODE = 0644,
-    /* Programs of the guest take memory meanwhile, so that there was room once says little. */
+    /* Programs of the guest take memory meanwhile: that there was room for the whole at first says little. */
     LOOK_FOR_ROOM_EVERY = 1024 * 1024,
 };
 
@@ -46,7 +46,7 @@ struct upload {
     /* What the host means to send; 0 where it does not say. */
     uint64_t size;
     uint64_t written;
-    /* A pipe or a device takes none. For the others it is looked for again once so much is written. */
+    /* A pipe or a device takes none. For the others, room is looked for again when `written` reaches `room_until`. */
     bool takes_room;
     uint64_t room_until;
     struct target target;
@@ -72,7 +72,7 @@ static unsigned final_mode(const struct upload *u)
     return u->target.exists ? u->target.st.st_mode & 07777 : NEW_FILE_MODE;
 }
 
-/* Last the mode: a change of owner takes the bits away that lend its rights. */
+/* The mode comes last: a change of owner clears set-user-ID and set-group-ID. */
 static bool dress(const struct upload *u)
 {
     bool like_before = !u->target.exists || target_copy_traits(&u->target, u->fd);
@@ -275,7 +275,7 @@ static bool open_upload(struct upload *u, const char *path)
     return u->options & UPLOAD_APPEND ? open_append(u) : open_replace(u);
 }
 
-/* A file written over gives its own room back first. */
+/* A file that is written over in place gives its own room back first. */
 static bool make_room(struct upload *u, char why[ROOM_TEXT])
 {
     struct stat st;

@@ -106,7 +106,7 @@ static void give(struct program *program, uint32_t verdict)
     add(program, (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, verdict));
 }
 
-/* The verdict for one system call; the others go on. */
+/* Adds the verdict for one system call; other calls go on to the next instruction. */
 static void judge(struct program *program, uint32_t call, uint32_t verdict)
 {
     add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));

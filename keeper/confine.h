@@ -4,9 +4,9 @@
 
 #include <stdbool.h>
 
-/* We can start one program more, and from then on: no process, no other user, no other priority, nothing of an
- * administrator's. Whoever has the other end of `keeper` must call `allow_start`, or the start is waited for. False,
- * and errno, when the kernel refuses. */
+/* This process can start one more program. From then on it can start no process, become no other user, take no other
+ * priority, and do nothing that is an administrator's. The start waits until whoever has the other end of `keeper`
+ * calls `allow_start`. False with errno set when the kernel refuses. */
 bool confine_self(int keeper);
 
 /* The program at the other end of `program` may start, once; or it has ended. `process` is its pidfd. */

@@ -80,7 +80,7 @@ static void park(struct received *received)
     deadline = ttl_ms > 0 && ttl_ms < (uint64_t)INT64_MAX / 2 ? now_ms() + (int64_t)ttl_ms : NEVER;
     logged = 0;
     state = PARKED;
-    /* An owner that is gone by now has its wish all the same. */
+    /* What an owner that is gone by now asked for is done all the same. */
     send_answer(kept.owner, OK, 0, NULL, 0);
     release(&kept.owner);
     release(&owner_process);
