@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ConfigError,
         DeadlineExceeded,
         ExecError,
+        FallbackRefused,
         FitError,
         GuestError,
         GuestFileError,
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
 
 _ERRORS = (
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
+    "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
@@ -85,6 +87,7 @@ __all__ = [
     "ExecResult",
     "Factory",
     "FactoryConfig",
+    "FallbackRefused",
     "FitError",
     "GuestError",
     "GuestFileError",

@@ -482,7 +482,7 @@ class Template:
 
 
 class Factory:
-    """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
+    """VMs on request: from a base that matches, grown where it is smaller; else booted or refused, with the reason.
 
     The blocking form of `vmfork.aio.Factory`.
     """
@@ -511,16 +511,25 @@ class Factory:
         self,
         config: VMConfig | None = None,
         *,
+        template: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
-        """A running VM of exactly this configuration, adopted and answering."""
+        """A running VM of exactly this configuration, adopted and answering; `source` says where it came from."""
         return VM(
             portal.run(
-                self._twin.get_vm(config, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
+                self._twin.get_vm(
+                    config,
+                    template=template,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    timeout_s=timeout_s,
+                )
             )
         )
 

@@ -24,6 +24,7 @@ VMForkError                 code, hint
 │   ├── TemplateStale       rebuild: field, have, want
 │   ├── TemplateCorrupt     rebuild: path, reason
 │   └── TemplateElsewhere   it is mounted in another mount namespace: use it there, or build it outside
+├── FallbackRefused         no machine of the factory is to be had, and none may be booted: mend what `reason` says
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── VMNotFound              no VM of that id waits to be taken over
 ├── StoreBusy               another process works on the same name: wait, or look who
@@ -506,6 +507,24 @@ class VMNotFound(VMForkError):
         )
         self.vm_id = vm_id
         self.reason = reason
+
+
+class FallbackRefused(VMForkError):
+    """The factory has no machine to give, and none is booted in its place: that would lack warm-up and hooks.
+
+    `reason` is what `Factory.stats()` counts, such as `template-not-found`; `detail` says it in words.
+    """
+
+    code = "fallback-refused"
+    mendable = True
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(
+            f"the factory has no machine to give, and none is booted in its place: {detail or reason}",
+            hint='see what is wrong with vmfork factory status; to boot one instead: fallback = "boot" in [factory]',
+        )
+        self.reason = reason
+        self.detail = detail
 
 
 class StoreBusy(VMForkError):

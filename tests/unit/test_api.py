@@ -20,7 +20,8 @@ VALUES = {
     "find_places", "load_settings",
 }  # fmt: skip
 ERRORS = {
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FitError", "GuestError", "GuestFileError",
+    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
+    "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",

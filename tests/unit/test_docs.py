@@ -11,12 +11,14 @@ import pytest
 import vmfork
 from vmfork import errors
 from vmfork.cli.main import cli
+from vmfork.config.loader import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
 HAZARDS = ROOT / "docs" / "concepts" / "fork-safety.md"
 MANUAL = ROOT / "docs" / "reference" / "cli.md"
 NAMES = ROOT / "docs" / "reference" / "python.md"
+CONFIGURATION = ROOT / "docs" / "reference" / "configuration.md"
 TREE = ROOT / "docs" / "reference" / "errors.md"
 
 
@@ -58,6 +60,18 @@ def test_every_public_name_is_listed() -> None:
     raised = {name for name in kinds if issubclass(getattr(vmfork, name), vmfork.VMForkError)}
     listed = {name for cell, _ in rows_of(NAMES)[1:] for name in re.findall(r"`(\w+)`", cell)}
     assert listed == set(vmfork.__all__) - raised - {"aio"}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_of_the_configuration_is_listed(section) -> None:
+    rows = CONFIGURATION.read_text().split(f"## [{section}]")[1].split("\n## ")[0]
+    listed = {
+        name
+        for line in rows.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert listed == set(SECTIONS[section])
 
 
 def test_the_tree_of_errors_is_the_one_in_the_code() -> None:

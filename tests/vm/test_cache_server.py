@@ -388,7 +388,7 @@ def read_unix_metrics(path: Path) -> str:
 async def test_metrics_tell_each_phase_and_memory(settings, endpoint, where) -> None:
     address = f"unix:{endpoint.parent}/metrics.sock" if where == "unix" else "127.0.0.1:0"
     with serving(settings, VMFORK_FACTORY_METRICS=address):
-        async with Factory(FactoryConfig(remote=True, endpoint=str(endpoint))) as factory:
+        async with Factory(FactoryConfig(remote=True, endpoint=str(endpoint), fallback="boot")) as factory:
             async with await factory.get_vm(timeout_s=LIMIT_S) as vm:
                 await vm.exec(["true"])
             async with await factory.get_vm(VMConfig(kernel_args="quiet")) as vm:
@@ -429,7 +429,7 @@ async def test_a_hand_over_that_fails_is_tried_again_then_booted_and_told(settin
 
     monkeypatch.setattr(BaseVM, "attach", classmethod(failing))
     with serving(settings):
-        async with Factory(FactoryConfig(remote=True, endpoint=str(endpoint))) as factory:
+        async with Factory(FactoryConfig(remote=True, endpoint=str(endpoint), fallback="boot")) as factory:
             async with await factory.get_vm(timeout_s=LIMIT_S) as vm:
                 assert vm.template != ""
             failures[0] = 2
@@ -441,10 +441,10 @@ async def test_a_hand_over_that_fails_is_tried_again_then_booted_and_told(settin
 
 async def test_a_server_that_went_is_a_fallback_and_one_that_came_back_is_used(settings, endpoint) -> None:
     with serving(settings):
-        factory = await Factory(FactoryConfig(remote=True, endpoint=str(endpoint))).open()
+        factory = await Factory(FactoryConfig(remote=True, endpoint=str(endpoint), fallback="boot")).open()
     async with factory:
         async with await factory.get_vm() as vm:
-            assert vm.template == ""
+            assert (vm.template, vm.source.kind, vm.source.reason) == ("", "booted", "host")
         assert factory.stats().fallbacks == {"host": 1}
         with serving(settings):
             async with await factory.get_vm(timeout_s=LIMIT_S) as vm:

@@ -9,6 +9,10 @@ import sys
 import pytest
 
 from tests.vm.cli_runner import COMMAND, Running, environment, left_of, vmfork
+from vmfork.aio import Factory
+from vmfork.config import FactoryConfig, VMConfig
+from vmfork.errors import FallbackRefused
+from vmfork.template.kept import KeptRecipe, keeping_recipe
 
 pytestmark = pytest.mark.vm
 
@@ -80,3 +84,55 @@ def test_who_shares_the_file_of_a_server_is_its_client(shared, tmp_path) -> None
     assert (refused.status, "no template is named 'absent'" in refused.err) == (125, True)
     grown = vmfork("run", "--memory", "300", "true", cwd=shared)
     assert grown.status == 0
+
+
+@pytest.fixture
+def warmed(instance):
+    """Two templates of one image and size, of which a reboot left the recipes."""
+    names = ("first", "second")
+    for name in names:
+        with keeping_recipe(
+            name, KeptRecipe(config=VMConfig(), warm_up=(f"echo {name} > /root/mark",)), places=instance
+        ):
+            pass
+    yield names
+    for name in names:
+        vmfork("template", "rm", name)
+    assert left_of(instance.runtime) == []
+
+
+async def mark_of(vm) -> str:
+    async with vm:
+        return (await vm.read_file("/root/mark")).decode().strip()
+
+
+async def test_a_server_gives_each_of_its_templates_and_nothing_stands_in_for_them(warmed, tmp_path) -> None:
+    """A booted machine, or one of the other template, was given in their place without a word."""
+    config = FactoryConfig(remote=True, endpoint=str(tmp_path / "cache.sock"), missing="boot")
+    serving = {
+        "VMFORK_FACTORY_TEMPLATES": " ".join(warmed),
+        "VMFORK_FACTORY_CACHE": "1",
+        "VMFORK_FACTORY_ENDPOINT": config.endpoint,
+    }
+    async with Factory(config) as client:
+        async with await client.get_vm() as vm:  # nothing is known of what it stands for
+            assert (vm.source.kind, vm.source.reason) == ("booted", "host")
+        with Running(command=(*COMMAND, "factory", "init", "--json"), env=serving) as server:
+            server.wait_for('"serving"', fd=1)
+            for name in (*warmed, *reversed(warmed)):
+                vm = await client.get_vm(template=name, timeout_s=LIMIT_S)
+                assert (vm.source.kind, vm.source.made_from) == ("server", f"template {name!r}")
+                assert await mark_of(vm) == name
+            assert await mark_of(await client.get_vm(timeout_s=LIMIT_S)) == "first"
+            with pytest.raises(FallbackRefused, match="has kernel_args '', 'quiet' was asked for"):
+                await client.get_vm(VMConfig(kernel_args="quiet"))
+            told = json.loads(vmfork("factory", "status", "--json", env=serving).check().out)
+            assert [(pool["template"], pool["pool"]["size"]) for pool in told["pools"]] == [
+                (name, 1) for name in warmed
+            ]
+            assert "  second: " in vmfork("factory", "status", env=serving).check().out
+            vmfork("factory", "destroy", env=serving).check()
+            server.end().check()
+        with pytest.raises(FallbackRefused, match="no VM cache server"):
+            await client.get_vm(template="second")
+        assert client.stats().refused == {"kernel_args": 1, "host": 1}

@@ -14,7 +14,7 @@ from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import ConfigError, TemplateNotFound
-from vmfork.factory.setup import build_template, check_templates
+from vmfork.factory.setup import check_templates, make_templates
 from vmfork.factory.status import TemplateStatus, find_statuses
 from vmfork.template.kept import remove_template
 from vmfork.units import format_bytes, format_duration
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
-    from vmfork.rpc.status import ServerStatus
+    from vmfork.rpc.status import PoolStatus, ServerStatus
 
 _OFF = 3
 # What a request becomes, in the words of people.
@@ -33,7 +33,7 @@ _BECOMES = {
     "exact": "forked as they are",
     "grown": "forked and grown",
     "larger": "given the larger machine",
-    "refused": "refused (oversize)",
+    "refused": "refused",
     "booted": "booted",
 }
 
@@ -151,8 +151,12 @@ def _show_server(status: ServerStatus) -> None:
     click.echo(f"endpoint: {status.endpoint}")
     if status.metrics_address:
         click.echo(f"metrics: {status.metrics_address}")
-    spread = f" (of {pool.least} to {pool.most})" if pool.least < pool.most else ""
-    click.echo(f"pool: {pool.ready} of {pool.size}{spread} ready, {status.cpus} CPU, {status.memory_mib} MiB each")
+    each = f", {status.cpus} CPU, {status.memory_mib} MiB each" if len(status.pools) < 2 else ""
+    click.echo(f"pool: {_fullness(pool)}{each}")
+    if len(status.pools) > 1:
+        for one in status.pools:
+            told = " (stuck)" if one.is_stuck else ""
+            click.echo(f"  {one.template}: {_fullness(one.pool)}, {one.cpus} CPU, {one.memory_mib} MiB each{told}")
     click.echo(f"given: {pool.given} ({pool.hits} at once), {len(status.live)} of them run")
     own, shared = format_bytes(status.memory_private_bytes), format_bytes(status.memory_shared_bytes)
     click.echo(f"memory: {own} own, {shared} shared")
@@ -167,8 +171,13 @@ def _show_server(status: ServerStatus) -> None:
         show_table(("VM", "PID", "STATE", "CPUS", "MIB", "FOR"), rows)
 
 
+def _fullness(pool: PoolStatus) -> str:
+    spread = f" (of {pool.least} to {pool.most})" if pool.least < pool.most else ""
+    return f"{pool.ready} of {pool.size}{spread} ready"
+
+
 async def _build(settings: Settings, progress: ProgressListener, *, new: bool) -> None:
     config, places = settings.factory, find_places()
-    await check_templates(config, places=places)
+    await check_templates(config, new=new, places=places)
     await prepare_image(settings, progress)
-    await build_template(config, new=new, places=places, progress=progress)
+    await make_templates(config, new=new, places=places, progress=progress)

@@ -38,11 +38,13 @@ class Wanted:
 
     @property
     def is_of_factory(self) -> bool:
-        """Whether `[factory]` has something to ask, and the command names no template of its own."""
+        """Whether `[factory]` has something to ask, and names the template where the command names one."""
         config = self.factory
-        if config is None or self.template is not None:
+        if config is None:
             return False
-        return bool(config.template or config.templates or config.cache or config.remote)
+        if self.template is not None:
+            return self.template in config.template_names
+        return bool(config.template_names or config.cache or config.remote)
 
 
 async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
@@ -81,11 +83,13 @@ async def _take_from_factory(wanted: Wanted, stack: AsyncExitStack) -> VM:
     """A machine of the factory, which `stack` closes."""
     assert wanted.factory is not None
     # One machine is wanted: a pool is asked for where a server keeps it, and not filled here.
-    config = replace(use_server(wanted.factory, find_places()), cache=0)
+    config = replace(use_server(wanted.factory, find_places()), cache=0, cache_min=None)
     # A build that ended with the command would end half-way.
     fetch_only = config.build == "background"
     with shown_progress() as progress:
         if config.template and not (config.remote or fetch_only):
             await prepare_image(wanted.settings, progress)
         factory = await stack.enter_async_context(aio.Factory(config, fetch_only=fetch_only, progress=progress))
-        return await factory.get_vm(files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib)
+        return await factory.get_vm(
+            template=wanted.template or "", files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib
+        )

@@ -26,8 +26,8 @@ from vmfork.rpc.status import Phase
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places
     from vmfork.config.loader import Settings
-    from vmfork.factory.cache import CacheFactory
     from vmfork.rpc.status import ServerStatus
+    from vmfork.service.cache.pools import Pools
 
 # Bounds the wait for a server that drains: it ends its machines and sends its last answers.
 _DRAIN_LIMIT_S = 30.0
@@ -49,16 +49,18 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
     endpoint = find_endpoint(config.endpoint, places)
     metrics = parse_metrics_address(config.metrics) if config.metrics else None
     check_packages()
-    from vmfork.service.cache import CacheServer, open_pool, serve  # noqa: PLC0415 - gRPC takes 60 ms to load
+    from vmfork.service.cache import CacheServer, open_pools, serve  # noqa: PLC0415 - gRPC takes 60 ms to load
 
     server = CacheServer(
         endpoint,
         config.vm,
         version=vmfork.__version__,
-        template=config.template_name if config.template else "",
+        template=next(iter(config.template_names), ""),
         vms=places.vms,
     )
 
+    several = len(config.template_names) > 1
+    of_each = f" of each of {', '.join(config.template_names)}" if several else ""
     has_served = False
 
     def show(phase: Phase) -> None:
@@ -68,7 +70,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             ready = {"state": phase.value, "pid": os.getpid(), "endpoint": str(endpoint)}
             click.echo(json.dumps({**ready, "metrics": server.state.metrics_address}))
         more = {
-            Phase.STARTING: f", keeping {_spell_size(config)} machines ready",
+            Phase.STARTING: f", keeping {_spell_size(config)} machines ready{of_each}",
             Phase.SERVING: f" at {endpoint}",
             Phase.DEGRADED: f": {server.state.last_error}",
         }
@@ -76,13 +78,13 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
 
     with shown_progress() as progress:
 
-        async def make_pool() -> CacheFactory:
+        async def make_pools() -> Pools:
             await check_pool(config, instance=Instance(places, progress))
             await check_templates(config, places=places)
             await prepare_image(settings, progress)
-            return await open_pool(config, Instance(places, progress))
+            return await open_pools(config, Instance(places, progress))
 
-        run_async(serve(server, make_pool, metrics=metrics, on_change=show), on_first=server.quit)
+        run_async(serve(server, make_pools, metrics=metrics, on_change=show), on_first=server.quit)
 
 
 def _spell_size(config: FactoryConfig) -> str:

@@ -131,24 +131,29 @@ def find_file(path: Path | None, environ: Mapping[str, str], *, uid: int | None 
     return found and found.absolute()  # only now: a working folder that was removed has no path, and no file
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_toml(file: Path, *, field: str) -> dict[str, Any]:
+    """What a file says. Raises `ConfigError` for `field` when it cannot be read, or is not TOML."""
     import tomllib  # noqa: PLC0415 - most runs have no file
 
     try:
-        body = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("config", str(file), f"cannot read {file}: {error.strerror}") from error
+        raise ConfigError(field, str(file), f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:  # not TOML, not UTF-8
-        raise ConfigError("config", str(file), f"{file} is not valid TOML: {error}") from error
+        raise ConfigError(field, str(file), f"{file} is not valid TOML: {error}") from error
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    body = read_toml(file, field="config")
     given: dict[str, Any] = {}
     for name, section in body.items():
         if name not in SECTIONS:
-            raise _unknown(name, f"{file} has it", "sections", SECTIONS)
+            raise name_unknown(name, f"{file} has it", "sections", SECTIONS)
         if not isinstance(section, dict):
             raise ConfigError(name, section, f"must be a section, [{name}]")
         for key, value in section.items():
             if key not in SECTIONS[name]:
-                raise _unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
+                raise name_unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
             given |= _read_range(f"{name}.{key}", value) if isinstance(value, dict) else {f"{name}.{key}": value}
     return given
 
@@ -173,12 +178,13 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
             if key not in keys and _SERVICE_LINK.fullmatch(rest):
                 continue
             if key not in keys:
-                raise _unknown(f"{name}.{key}", f"{variable} is set", f"fields of [{name}]", keys)
+                raise name_unknown(f"{name}.{key}", f"{variable} is set", f"fields of [{name}]", keys)
             given[f"{name}.{key}"] = (value, variable)
     return given
 
 
-def _unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple[str, ...]) -> ConfigError:
+def name_unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple[str, ...]) -> ConfigError:
+    """The error for a name that is none of `known`, with the one that may have been meant."""
     import difflib  # noqa: PLC0415 - 16 ms, for mistakes alone
 
     nearest = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
@@ -210,6 +216,9 @@ def _convert(field: str, value: Any, origin: str) -> Any:
         return parse_size_mib(value, field=field)
     if field.endswith("_s") and isinstance(value, str):
         return parse_duration_s(value, field=field)
+    if field == "factory.recipe" and isinstance(value, str) and value and origin not in (DEFAULT, ARGUMENT):
+        # Beside the file that names it, wherever a command runs.
+        return str(Path(value).absolute() if origin.startswith("VMFORK_") else Path(origin).absolute().parent / value)
     if field in _LISTS and not isinstance(value, (list, tuple)):
         raise ConfigError(field, value, "must be a list of names")
     return value

@@ -20,6 +20,8 @@ Reseed = Literal["both", "agent", "vmgenid", "none"]
 ASLR = Literal["auto", "on", "off"]
 BuildPolicy = Literal["now", "background"]
 Oversize = Literal["refuse", "allow", "boot"]
+Fallback = Literal["auto", "boot", "refuse"]
+Missing = Literal["boot", "refuse"]
 
 NAME_LIMIT = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -230,17 +232,31 @@ class VMConfig:
             )
 
 
+_POLICIES = {
+    "build": get_args(BuildPolicy),
+    "oversize": get_args(Oversize),
+    "fallback": get_args(Fallback),
+    "missing": get_args(Missing),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactoryConfig:
     """Which factory, and for what machines.
 
-    `template` forks VMs from the template called `template_name`; without it every VM is booted.
+    `template` forks VMs from the template called `template_name`; without it every VM is booted. `recipe` is the path
+    of a file that says how that template is made (see `template/recipe_file.py`); one that was made otherwise does not
+    fit.
     `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says what
     becomes of a request where only larger machines are ready: it is refused (`refuse`), given one of them (`allow`), or
     one of its size is booted (`boot`). A template that is missing, or does not fit, is built: with `build = "now"` by
     opening the factory, with `background` while machines are booted.
-    `cache` machines are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves them to others.
-    With `cache_min` they are as many as are taken, between `cache_min` and `cache`; a file may say
+    `fallback` says what becomes of a request that none of these can serve: a machine is booted in its place (`boot`),
+    without warm-up and hooks, or it is refused (`refuse`); `auto` refuses where the template was warmed up, waited for
+    a ready check, or has hooks. `missing` says what becomes of opening the factory while a template of `templates`, or
+    the server, is not there: it is refused, or the factory opens without it and looks again at each request (`boot`).
+    `cache` machines of each template are kept ready, each `cache_ttl_s` seconds at most; `vmfork factory init` serves
+    them to others. With `cache_min` they are as many as are taken, between `cache_min` and `cache`; a file may say
     `cache = {min = 1, max = 8}`.
     `remote` asks such a server. The templates of this host may hold `budget_mib` MiB of memory together (0: any). Where
     a build of the factory needs more, those that were forked least recently are removed: of those that no machine is a
@@ -252,9 +268,12 @@ class FactoryConfig:
     vm: VMConfig = field(default_factory=VMConfig)
     template: bool = False
     template_name: str = "factory"
+    recipe: str = ""
     templates: tuple[str, ...] = ()
     build: BuildPolicy = "now"
     oversize: Oversize = "refuse"
+    fallback: Fallback = "auto"
+    missing: Missing = "refuse"
     cache: int = 0
     cache_min: int | None = None
     cache_ttl_s: float = 3600.0
@@ -278,7 +297,7 @@ class FactoryConfig:
         object.__setattr__(self, "templates", _check_list("factory.templates", self.templates))
         for name in self.templates:
             check_name(name, field="factory.templates")
-        for name, known in (("build", get_args(BuildPolicy)), ("oversize", get_args(Oversize))):
+        for name, known in _POLICIES.items():
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"factory.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
         _check_whole("factory.cache", self.cache, low=0, high=_MOST_MACHINES)
@@ -286,10 +305,22 @@ class FactoryConfig:
             _check_whole("factory.cache_min", self.cache_min, low=0, high=self.cache)
         _check_seconds("factory.cache_ttl_s", self.cache_ttl_s)
         _check_whole("factory.budget_mib", self.budget_mib, low=0, high=_ADDRESSABLE_MIB)
-        for name in ("endpoint", "metrics"):
+        for name in ("endpoint", "metrics", "recipe"):
             object.__setattr__(self, name, _text_of(getattr(self, name)))
             _check_line(f"factory.{name}", getattr(self, name))
+        if self.recipe and not self.template:
+            raise ConfigError(
+                "factory.recipe",
+                self.recipe,
+                "it makes the factory's own template, and there is none",
+                hint="set template = true, or leave the recipe away",
+            )
         if self.endpoint:
             check_socket_path(self.endpoint, field="factory.endpoint")
         if self.metrics:
             parse_metrics_address(self.metrics)
+
+    @property
+    def template_names(self) -> tuple[str, ...]:
+        """The templates in the order in which they are preferred: its own, then the others."""
+        return tuple(dict.fromkeys((*([self.template_name] if self.template else []), *self.templates)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, TemplateError, VMForkError
@@ -15,8 +15,9 @@ from vmfork.factory.choice import Miss
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.health import Health
 from vmfork.factory.kind import Listener
-from vmfork.factory.remote import RemoteFactory
-from vmfork.factory.template import TemplateFactory
+from vmfork.factory.remote import open_remote
+from vmfork.factory.slot import ABSENT, Slot
+from vmfork.factory.template import Past, TemplateFactory, find_own_recipe, find_past
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -24,17 +25,10 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.held import CacheStatus
     from vmfork.factory.kind import Base
+    from vmfork.factory.slot import Watched
+    from vmfork.template.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Watched:
-    """A base and how it has been doing. `is_built`: the factory may build the template that it is made from."""
-
-    base: Base
-    is_built: bool = False
-    health: Health = field(default_factory=Health)
 
 
 class Bases:
@@ -44,8 +38,10 @@ class Bases:
         self._config = config
         self._fetch_only = fetch_only
         self._instance = replace(instance, budget=config.budget)
-        self._watched: list[_Watched] = []
+        self._slots: list[Slot] = []
         self._build = BackgroundBuild(self._build_template)
+        self._own: Slot | None = None  # the slot of the template that the build makes
+        self._recipe: Recipe | None = None
         self._built: TemplateFactory | None = None
         self._closed = False
 
@@ -53,7 +49,7 @@ class Bases:
     def is_direct(self) -> bool:
         """Whether every machine is booted because nothing else was asked for."""
         config = self._config
-        return not (config.template or config.templates or config.cache or config.remote)
+        return not (config.template_names or config.cache or config.remote)
 
     @property
     def is_building(self) -> bool:
@@ -64,14 +60,19 @@ class Bases:
         return self._build.last_error
 
     @property
+    def is_warmed(self) -> bool:
+        """Whether any of their machines are more than booted ones."""
+        return any(slot.is_warmed for slot in self._slots)
+
+    @property
     def resting(self) -> Mapping[str, str]:
         """The bases that are left alone for a while, by name, with their last error."""
         return {w.base.kind.name: w.health.last_error for w in self._watched if w.health.is_quarantined}
 
     @property
     def cache(self) -> CacheStatus | None:
-        """What the pool holds, where there is one."""
-        return next((w.base.status() for w in self._watched if isinstance(w.base, CacheFactory)), None)
+        """What the pool holds, where there is one; of several, the first."""
+        return next((base.status() for base in self if isinstance(base, CacheFactory)), None)
 
     def __iter__(self) -> Iterator[Base]:
         return (watched.base for watched in self._watched)
@@ -85,30 +86,33 @@ class Bases:
             await self._close()
             raise
 
-    async def find_ready(self) -> Sequence[Base] | Miss:
-        """The bases that may be asked now, each refreshed just before; or why no base may be asked."""
-        if not any(watched.is_built for watched in self._watched):
-            self._build_if_allowed()
-        ready: list[Base] = []
-        miss = self._tell_absence()
-        for watched in self._watched:
-            if watched.health.is_quarantined:
-                continue
-            try:
-                await watched.base.refresh()
-            except VMForkError as error:
-                self.note_failure(watched.base, error)
-                miss = Miss(error.code, error.message)
-            else:
-                ready.append(watched.base)
-        return ready or miss
+    def find_slot(self, template: str = "") -> Slot | None:
+        """What a request stands for that names `template`, or, without one, nothing in particular."""
+        return next((slot for slot in self._slots if not template or slot.may_offer(template)), None)
 
-    def _tell_absence(self) -> Miss:
-        if self._watched:
-            return Miss("quarantined", "; ".join(f"{name} rests: {error}" for name, error in self.resting.items()))
-        name = self._config.template_name
-        told = f": the last build failed: {self.build_error}" if self.build_error else " is being built"
-        return Miss("template-not-ready", f"template {name!r}{told}")
+    def find_slot_of(self, base: Base) -> Slot | None:
+        """The slot that `base` is in."""
+        return next((slot for slot in self._slots for watched in slot.watched if watched.base is base), None)
+
+    def list_templates(self) -> tuple[str, ...]:
+        """The names of the templates that machines can be asked of, as far as they are known."""
+        named = (slot.template for slot in self._slots)
+        return tuple(dict.fromkeys(name for name in (*named, *(base.kind.template for base in self)) if name))
+
+    async def find_ready(self, template: str = "") -> Sequence[Base] | Miss:
+        """The bases that may be asked now, each refreshed just before; or why no base may be asked.
+
+        With `template`, those of that template alone.
+        """
+        if self._own is not None and not self._own.watched:
+            self._build_if_allowed()
+            self._own.miss = self._tell_build(self._own)
+        asked = [slot for slot in self._slots if not template or slot.may_offer(template)]
+        ready = [base for slot in asked for base in await self._find_ready_of(slot, template)]
+        if ready:
+            return ready
+        misses = [slot.miss for slot in asked]
+        return next((miss for miss in misses if miss.reason != "quarantined"), misses[0] if misses else Miss("no base"))
 
     def note_success(self, base: Base) -> None:
         if (watched := self._find(base)) is not None:
@@ -117,7 +121,8 @@ class Bases:
     def note_failure(self, base: Base, error: Exception) -> None:
         """`base` gave no machine: after several such failures in a row it rests.
 
-        A template that is gone, or does not fit any more, is being built again where the factory may build it.
+        Not so a template that is gone, or does not fit any more: it is being built again where the factory may build
+        it, and looked for at each request.
         """
         # A cache that is merely empty is no worse for it: that many ask at once is no fault of what it holds.
         if isinstance(error, DeadlineExceeded) and not (isinstance(base, CacheFactory) and base.is_failing):
@@ -126,15 +131,16 @@ class Bases:
         # One that is stuck says so at once, and serves again as soon as it can: a rest would be longer than that.
         if (watched := self._find(base)) is None or (isinstance(base, CacheFactory) and base.is_stuck):
             return
-        watched.health.note_failure(error)
-        if watched.is_built and isinstance(error, TemplateError):
+        if not isinstance(error, TemplateError):
+            watched.health.note_failure(error)
+        # Looking whether a template is there costs nothing to speak of: one that is there again is used at once.
+        elif self._own is not None and watched in self._own.watched:
             self._build_if_allowed()
 
     def report_fallback(self, reason: str) -> None:
-        """Bases that want to know are told that a machine was booted in place of theirs."""
-        for base in self:
-            if isinstance(base, Listener):
-                base.report(fallback=reason)
+        """A server is told, once, that a request was not served from its pool."""
+        if (listener := next((base for base in self if isinstance(base, Listener)), None)) is not None:
+            listener.report(fallback=reason)
 
     async def aclose(self) -> None:
         """The build has ended and every base is closed. Callers that wait for a machine get `Closed`."""
@@ -149,9 +155,13 @@ class Bases:
             if isinstance(base, CacheFactory):
                 base.end()
 
+    @property
+    def _watched(self) -> Iterator[Watched]:
+        return (watched for slot in self._slots for watched in slot.watched)
+
     async def _close(self) -> None:
-        watched, self._watched = self._watched, []
-        await asyncio.gather(*(each.base.aclose() for each in watched))
+        slots, self._slots = self._slots, []
+        await asyncio.gather(*(slot.aclose() for slot in slots))
 
     async def _open(self) -> None:
         config = self._config
@@ -162,78 +172,141 @@ class Bases:
                 "a cache cannot be fetched",
                 hint="it lives in the process that opened it",
             )
-        if config.remote and config.cache == 0:
-            self._watched.append(_Watched(await RemoteFactory.open(config, places=self._instance.places)))
-            return
-        await check_pool(config, instance=self._instance)
-        if self._may_build:
-            await self._use_or_build()
-        elif config.template:
-            await self._add(await self._make_template())
-        elif config.cache:
-            await self._add(await DirectFactory.open(config.vm, instance=self._instance))
-        for name in config.templates:
-            base = await TemplateFactory.fetch(name, config.vm, instance=self._instance)
-            self._watched.append(_Watched(base))
+        self._own = self._built = None
+        self._recipe = find_own_recipe(config)
+        self._slots = [*self._plan()]
+        if not config.remote or config.cache:
+            await check_pool(config, instance=self._instance)
+        for slot in self._slots:
+            await (self._use_or_build(slot) if slot is self._own else self._open_slot(slot))
 
-    async def _make_template(self) -> TemplateFactory:
-        name, vm = self._config.template_name, self._config.vm
-        if self._fetch_only:
-            return await TemplateFactory.fetch(name, vm, instance=self._instance)
-        return await TemplateFactory.ensure(name, vm, instance=self._instance)
+    def _plan(self) -> Iterator[Slot]:
+        """A slot for each entry of the configuration, in the order in which they are preferred."""
+        config = self._config
+        if config.remote and config.cache == 0:
+            yield Slot(self._opening(lambda: open_remote(config, places=self._instance.places)))
+            return
+        for name in config.template_names:
+            is_own = config.template and name == config.template_name
+            past = find_past(name, instance=self._instance)
+            if is_own and self._recipe is not None:
+                past = Past(recipe=self._recipe.name, config=config.vm)
+            if is_own and self._may_build:
+                self._own = Slot(None, template=name, past=past)
+                yield self._own
+            else:
+                yield Slot(self._opening(self._finding(name, is_own=is_own)), template=name, past=past)
+        if config.cache and not config.template_names:
+            yield Slot(self._opening(self._planning_boots))
+
+    def _finding(self, name: str, *, is_own: bool) -> Callable[[], Awaitable[Sequence[Base]]]:
+        find = TemplateFactory.ensure if is_own and not self._fetch_only else TemplateFactory.fetch
+        recipe = self._recipe if is_own else None
+
+        async def open_template() -> Sequence[Base]:
+            return [await self._pooled(await find(name, self._config.vm, instance=self._instance, recipe=recipe))]
+
+        return open_template
+
+    async def _planning_boots(self) -> Sequence[Base]:
+        return [await self._pooled(await DirectFactory.open(self._config.vm, instance=self._instance))]
+
+    def _opening(self, open_bases: Callable[[], Awaitable[Sequence[Base]]]) -> Callable[[], Awaitable[Sequence[Base]]]:
+        """`open_bases`, closing what came of it when the factory was closed meanwhile."""
+
+        async def open_them() -> Sequence[Base]:
+            bases = await open_bases()
+            if self._closed:
+                await asyncio.gather(*(base.aclose() for base in bases))
+                self._check_open()
+            return bases
+
+        return open_them
+
+    async def _open_slot(self, slot: Slot) -> None:
+        """It is open; or absent, where the configuration can do with that."""
+        try:
+            await slot.open()
+        except ABSENT as error:
+            if self._closed or self._config.missing == "refuse":
+                raise
+            slot.note_absence(error)
 
     @property
     def _may_build(self) -> bool:
         return self._config.template and self._config.build == "background" and not self._fetch_only
 
-    async def _use_or_build(self) -> None:
-        config = self._config
+    async def _use_or_build(self, slot: Slot) -> None:
         try:
-            base = await TemplateFactory.fetch(config.template_name, config.vm, instance=self._instance)
+            vm, recipe = self._config.vm, self._recipe
+            found = await TemplateFactory.fetch(slot.template, vm, instance=self._instance, recipe=recipe)
+            await self._fill_built(found)
         except TemplateError:
             self._build.begin()
-        else:
-            await self._add_built(base)
 
     def _build_if_allowed(self) -> None:
         if self._may_build and not self._closed:
             self._build.begin()
 
     async def _build_template(self) -> None:
-        config = self._config
+        assert self._own is not None
         if self._built is not None:
             await self._built.rebuild()
-            for watched in self._watched:
-                if watched.is_built:
-                    watched.health = Health()
+            for watched in self._own.watched:
+                watched.health = Health()
             return
-        made = await TemplateFactory.ensure(config.template_name, config.vm, instance=self._instance)
-        await self._add_built(made)
+        name, vm, recipe = self._own.template, self._config.vm, self._recipe
+        made = await TemplateFactory.ensure(name, vm, instance=self._instance, recipe=recipe)
+        await self._fill_built(made)
 
-    async def _add_built(self, base: TemplateFactory) -> None:
-        await self._add(base, rebuild=base.rebuild)
+    async def _fill_built(self, base: TemplateFactory) -> None:
+        assert self._own is not None
+
+        async def pooled() -> Sequence[Base]:
+            return [await self._pooled(base, rebuild=base.rebuild)]
+
+        self._own.fill(await self._opening(pooled)())
         self._built = base
 
-    async def _add(self, base: Base, *, rebuild: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`base`, or a cache over it, serves requests; it is closed when that fails. `rebuild`: we may build it."""
+    def _tell_build(self, slot: Slot) -> Miss:
+        told = f"could not be built: {self.build_error}" if self.build_error else "is being built"
+        return Miss("template-not-ready", f"template {slot.template!r} {told}")
+
+    async def _pooled(self, base: Base, *, rebuild: Callable[[], Awaitable[None]] | None = None) -> Base:
+        """`base`, or a pool over it, where one is kept; it is closed when that fails. `rebuild`: we may build it."""
         config = self._config
-        if config.cache:
-            try:
-                base = await CacheFactory.open(
-                    base, config.cache, least=config.cache_min, ttl_s=config.cache_ttl_s, rebuild=rebuild
-                )
-            except BaseException:
-                await base.aclose()
-                raise
-        if self._closed:
+        if not config.cache:
+            return base
+        try:
+            return await CacheFactory.open(
+                base, config.cache, least=config.cache_min, ttl_s=config.cache_ttl_s, rebuild=rebuild
+            )
+        except BaseException:
             await base.aclose()
-            self._check_open()
-        # Before those that are only fetched, whenever it came: of two that fit alike, the first is taken.
-        self._watched.insert(0, _Watched(base, is_built=rebuild is not None))
+            raise
+
+    async def _find_ready_of(self, slot: Slot, template: str) -> list[Base]:
+        if slot is not self._own:
+            await slot.try_open()
+        ready: list[Base] = []
+        for watched in (*slot.watched,):
+            if template and watched.base.kind.template != template:
+                continue
+            if watched.health.is_quarantined:
+                slot.miss = Miss("quarantined", f"{watched.base.kind.name} rests: {watched.health.last_error}")
+                continue
+            try:
+                await watched.base.refresh()
+            except VMForkError as error:
+                self.note_failure(watched.base, error)
+                slot.miss = Miss(error.code, error.message)
+            else:
+                ready.append(watched.base)
+        return ready
 
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("factory")
 
-    def _find(self, base: Base) -> _Watched | None:
+    def _find(self, base: Base) -> Watched | None:
         return next((watched for watched in self._watched if watched.base is base), None)

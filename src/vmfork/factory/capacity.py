@@ -35,24 +35,28 @@ async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
     """
     if not config.cache:
         return
-    ram_mib = config.vm.memory_mib
-    if not config.template:
+    ram_mib, vm = config.vm.memory_mib, config.vm
+    pools = max(1, len(config.template_names))
+    if not config.template_names:
         _check_room(config.cache, each_mib=PARKED_FORK_MIB + ram_mib)
-    elif await Source.find(config.template_name, config.vm, instance=instance) is None:
-        _check_room(config.cache, each_mib=PARKED_FORK_MIB, template_mib=ram_mib)
-    else:
-        _check_room(config.cache, each_mib=PARKED_FORK_MIB)
+        return
+    is_there = not config.template or await Source.find(
+        config.template_name, vm, instance=instance, any_kind=vm.is_plain
+    )
+    _check_room(config.cache, pools=pools, each_mib=PARKED_FORK_MIB, template_mib=0 if is_there else ram_mib)
 
 
-def _check_room(size: int, *, each_mib: int, template_mib: int = 0) -> None:
+def _check_room(size: int, *, each_mib: int, pools: int = 1, template_mib: int = 0) -> None:
+    """Raises `ConfigError` when `size` machines in each of `pools` do not fit beside a template of `template_mib`."""
     available_mib = facts.available_memory_bytes() // MIB
-    if size * each_mib + template_mib > available_mib:
+    if pools * size * each_mib + template_mib > available_mib:
+        of_each = f" of each of {pools} templates, {format_mib(each_mib)} each," if pools > 1 else ""
         template = f" and their template {format_mib(template_mib)}" if template_mib else ""
-        most = max(0, available_mib - template_mib) // each_mib
+        most = max(0, available_mib - template_mib) // (each_mib * pools)
         raise ConfigError(
             "factory.cache",
             size,
-            f"{size} machines of {format_mib(each_mib)} each need {format_mib(size * each_mib)}{template}, "
-            f"the host has {format_mib(available_mib)}",
+            f"{size} machines{of_each or f' of {format_mib(each_mib)} each'} need "
+            f"{format_mib(pools * size * each_mib)}{template}, the host has {format_mib(available_mib)}",
             hint=f"give at most {most}" if most else "stop something else, or do without a pool",
         )

@@ -16,12 +16,13 @@ from vmfork.errors import (
     Closed,
     ConfigError,
     DeadlineExceeded,
+    FallbackRefused,
     TemplateError,
     TemplateStale,
     VMForkError,
 )
 from vmfork.factory.bases import Bases
-from vmfork.factory.choice import Match, Miss, Oversize, Want, choose, spell_size
+from vmfork.factory.choice import Choice, Match, Miss, Oversize, Want, choose, spell_size
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
 from vmfork.factory.stats import Counts, FactoryStats
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import Places
-    from vmfork.factory.choice import Choice
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
@@ -54,6 +54,7 @@ class _Request:
     """What was asked for. `config` is `None` where that is nothing in particular; `sizes` are fields in its place."""
 
     config: VMConfig | None
+    template: str
     sizes: Mapping[str, Any]
     fork: ForkRequest
     timeout_s: float | None
@@ -67,7 +68,7 @@ class _Request:
 
 @guarded
 class Factory(Owner):
-    """VMs on request: from a base that matches, grown where it is smaller; else booted, counted with the reason.
+    """VMs on request: from a base that matches, grown where it is smaller; else booted or refused, with the reason.
 
     ```
     template  remote  cache  fetch_only  base
@@ -75,13 +76,14 @@ class Factory(Owner):
     no        no      0      yes         direct: boots
     yes       no      0      no          template: used, or built now where it is missing or does not fit
     yes       no      0      yes         template: fetched; TemplateNotFound when there is none
-    no        any     > 0    no          cache over direct
+    no        any     > 0    no          cache over direct, where `templates` names none
     no        any     > 0    yes         ConfigError
     yes       any     > 0    no          cache over template: used, or built now where it is missing or does not fit
     yes       any     > 0    yes         ConfigError
     any       yes     0      no          remote: asks the cache server
     any       yes     0      yes         remote: asks the cache server
     ```
+    Those of `templates` are fetched beside it, each under a cache of its own where there is one.
     Without a configuration it has that of the commands (`load_settings`), and where a server keeps the pool of that
     configuration, it asks the server. With `build = "background"` machines are booted while a template is built. Making
     a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
@@ -101,8 +103,6 @@ class Factory(Owner):
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> None:
-        self._bound: Bound | None = None  # by the loop in which it was opened
-        self._closed = False
         self._is_shared = config is None
         self.config = config or load_settings().factory
         self._fetch_only = fetch_only
@@ -130,26 +130,33 @@ class Factory(Owner):
         self,
         config: VMConfig | None = None,
         *,
+        template: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, bytes | str] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
     ) -> VM:
-        """A running VM of exactly this configuration, adopted and answering.
+        """A running VM of exactly this configuration, adopted and answering; `source` says where it came from.
 
-        Without one it is of the factory's, and where that asks for nothing in particular either (it `is_plain`), as the
-        factory's first base gives it. `cpus` and `memory_mib` are asked for in place of what it says of them.
-        `timeout_s` bounds the wait for a machine of a cache (by default the configuration's `fork_timeout_s`); then one
-        is booted. Where only larger machines are ready, `oversize` decides: by default that is a `ConfigError`.
-        `SetupError` when a hook of the template, or a file given here, failed; `LaunchError`, `AdoptError`,
-        `HostError`; nothing is left after any of them.
+        With `template` it is a fork of the template of that name. Without a configuration it is of the factory's, and
+        where that asks for nothing in particular (it `is_plain`), or a template is named, as the first template, pool
+        or server gives it. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for a
+        machine of a cache (by default the configuration's `fork_timeout_s`).
+
+        A machine of another template, that was warmed up otherwise, is never given for one that is not to be had: then
+        one is booted, or `FallbackRefused` raised, as `fallback` says. Where only larger machines are ready, `oversize`
+        decides: by default that is a `ConfigError`. So is a template that the factory has not. `SetupError` when a hook
+        of the template, or a file given here, failed; `LaunchError`, `AdoptError`, `HostError`; nothing is left after
+        any of them.
         """
         fork = ForkRequest(env=env or {}, files=files or {})
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
         given = {name: size for name, size in sizes.items() if size is not None}
-        request = _Request(config or self._own_config, given, fork, timeout_s)
+        asked = config if config is not None or template or self.config.vm.is_plain else self.config.vm
+        request = _Request(asked, template, given, fork, timeout_s)
         await self.open()
+        self._check_template(template)
         self._counts.requests += 1
         if self._bases.is_direct:
             vm = await self._boot(request, _resized(config or self.config.vm, given), Miss("asked"))
@@ -158,7 +165,7 @@ class Factory(Owner):
         found = await self._from_base(request)
         if isinstance(found, Miss):
             self._check_open()
-            self._note_fallback(found.reason)
+            self._note_fallback(found, request)
             return await self._boot(request, self._find_want(request).config, found)
         return found
 
@@ -197,13 +204,15 @@ class Factory(Owner):
         """
         failed: Miss | None = None
         for left in reversed(range(_TRIES)):
-            ready = await self._bases.find_ready()
+            ready = await self._bases.find_ready(request.template)
             if isinstance(ready, Miss):
                 return failed or ready
             want = self._find_want(request)
             choice = choose(ready, want, oversize=self.config.oversize == "allow")
             if isinstance(choice, Oversize) and self.config.oversize == "refuse":
                 raise self._refuse(want.config)
+            if isinstance(choice, Choice):
+                choice = self._find_substitution(choice, want, request) or choice
             if isinstance(choice, Miss):
                 return failed or choice
             try:
@@ -222,17 +231,41 @@ class Factory(Owner):
         assert failed is not None
         return failed
 
-    @property
-    def _own_config(self) -> VMConfig | None:
-        return None if self.config.vm.is_plain else self.config.vm
-
     def _find_want(self, request: _Request) -> Want:
         """What is asked for, given what the bases are now."""
         like, asked = None, request.config or self.config.vm
-        if request.config is None and (like := next(iter(self._bases), None)) is not None:
-            asked = like.kind.to_config(self.config.vm)
+        if request.config is None and (slot := self._bases.find_slot(request.template)) is not None:
+            bases = (each.base for each in slot.watched)
+            like = next((b for b in bases if request.template in ("", b.kind.template)), None)
+            if like is not None:
+                asked = like.kind.to_config(self.config.vm)
+            elif slot.past_config is not None:
+                asked = slot.past_config.made_as(self.config.vm)
         images = ImageStore(self._instance.places.images)
         return Want.of(_resized(asked, request.sizes), images=images, like=like)
+
+    def _find_substitution(self, choice: Choice, want: Want, request: _Request) -> Miss | None:
+        """Why the machine that was asked for is not to be had, where `choice` is another that only looks like it."""
+        if request.template:
+            return None  # others were not looked at
+        if request.config is None:
+            asked = self._bases.find_slot()
+        else:
+            best = choose([*self._bases], want, oversize=self.config.oversize == "allow")
+            asked = self._bases.find_slot_of(best.base) if isinstance(best, Choice) else None
+        if asked is None or asked.recipe == choice.base.kind.recipe:
+            return None
+        return asked.miss
+
+    def _check_template(self, name: str) -> None:
+        if name and self._bases.find_slot(name) is None:
+            there = self._bases.list_templates()
+            raise ConfigError(
+                "template",
+                name,
+                f"the factory has no template {name!r}",
+                hint=f"it has {', '.join(there) or 'none'}; add it to `templates` in [factory]",
+            )
 
     async def _give(self, choice: Choice, want: Want, request: _Request) -> VM:
         base, wanted = choice.base, want.config
@@ -266,10 +299,25 @@ class Factory(Owner):
     def _make_bases(self, config: FactoryConfig) -> Bases:
         return Bases(config, fetch_only=self._fetch_only, instance=self._instance)
 
-    def _note_fallback(self, reason: str) -> None:
-        self._counts.fallbacks[reason] += 1
-        _log.info("booting a machine: %s", reason)
-        self._bases.report_fallback(reason)
+    def _note_fallback(self, miss: Miss, request: _Request) -> None:
+        """Counts that a machine is booted. Raises `FallbackRefused` where none may be."""
+        self._bases.report_fallback(miss.reason)
+        if self._refuses_fallback(miss, request):
+            self._counts.refused[miss.reason] += 1
+            raise FallbackRefused(miss.reason, miss.detail)
+        self._counts.fallbacks[miss.reason] += 1
+        _log.info("booting a machine: %s", miss.detail or miss.reason)
+
+    def _refuses_fallback(self, miss: Miss, request: _Request) -> bool:
+        policy = self.config.fallback
+        if policy != "auto":
+            return policy == "refuse"
+        if isinstance(miss, Oversize):
+            return False  # `oversize` says so
+        if request.config is not None and not request.template:
+            return self._bases.is_warmed
+        slot = self._bases.find_slot(request.template)
+        return slot is not None and slot.is_warmed
 
     def _check_open(self) -> None:
         if self._closed:

@@ -29,7 +29,9 @@ class Kind:
     `name` is for people; `image` is the name of the image that was booted. `generation` names what the machines are
     made from: it changes when that is replaced, even by something with the same traits. `shares_memory`: a machine
     costs the host only the pages that it wrote. `where` is where they come from, as their users are told.
-    `template` is the name of the template that they are forked from; empty where they are booted.
+    `template` is the name of the template that they are forked from; empty where they are booted. `recipe` names its
+    warm-up and ready check, empty where it has neither; with either, or with hooks, they are `is_warmed`: more than a
+    machine that was booted.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Kind:
     shares_memory: bool
     where: Where
     template: str = ""
+    recipe: str = ""
+    is_warmed: bool = False
 
     @property
     def made_from(self) -> str:

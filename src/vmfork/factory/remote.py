@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vmfork.config import find_places
 from vmfork.config.endpoint import find_endpoint
@@ -14,12 +14,13 @@ from vmfork.factory.kind import Kind
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.base import BaseVM
 from vmfork.machine.handle import VMHandle
+from vmfork.owner import Owner
 from vmfork.records import read_record
 from vmfork.rpc.errors import OtherKind
 from vmfork.rpc.packages import open_client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vmfork.config import FactoryConfig, Places
     from vmfork.rpc.cache_pb2 import ConfigReply
@@ -34,28 +35,84 @@ _CONFIG_VERSION = 1
 _LAST_WORDS_S = 1.0
 
 
-class RemoteFactory:
-    """Owner of a connection to a cache server. Machines it gave are their takers' and need neither of them."""
+async def open_remote(config: FactoryConfig | None = None, *, places: Places | None = None) -> Sequence[RemoteFactory]:
+    """A base for each kind of machine that the server at `config.endpoint` holds (by default the one of `places`).
 
-    def __init__(self, client: CacheClient, reply: ConfigReply) -> None:
-        self._client = client
+    `HostError` when no server answers there, or it is another user's, or the extra `server` is not installed.
+    """
+    path = find_endpoint(config.endpoint if config else "", places or find_places())
+    server = _Server(open_client(path))
+    try:
+        reply = await server.client.config()
+        return [RemoteFactory(server, server.read_kind(each)) for each in (reply, *reply.others)]
+    except BaseException:
+        await server.aclose()
+        raise
+
+
+class _Server(Owner):
+    """Owner of a connection to a cache server. Machines that came through it are their takers' and do without it."""
+
+    def __init__(self, client: CacheClient) -> None:
+        self.client = client
         self._reporting: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._learn(reply)
 
-    @classmethod
-    async def open(cls, config: FactoryConfig | None = None, *, places: Places | None = None) -> Self:
-        """A factory that knows what the server at `config.endpoint` holds (by default the one of `places`).
-
-        `HostError` when no server answers there, or it is another user's, or the extra `server` is not installed.
-        """
-        path = find_endpoint(config.endpoint if config else "", places or find_places())
-        client = open_client(path)
+    def read_kind(self, reply: ConfigReply) -> Kind:
+        """What the server says that it holds. Raises `HostError` when that cannot be read."""
+        if reply.config_version != _CONFIG_VERSION:
+            raise HostError(
+                f"the VM cache server at {self.client.endpoint} tells its configuration in form "
+                f"{reply.config_version} (vmfork {reply.server_version}); this vmfork knows {_CONFIG_VERSION}",
+                hint="run the same vmfork on both sides",
+            )
         try:
-            return cls(client, await client.config())
-        except BaseException:
-            await client.aclose()
-            raise
+            return Kind(
+                name=f"remote {reply.name}",
+                image=json.loads(reply.config)["image"],
+                traits=dict(reply.traits),
+                hardware=read_record(Hardware, reply.hardware),
+                generation=reply.fingerprint,
+                # The server has counted their memory already.
+                shares_memory=True,
+                where="server",
+                template=reply.template,
+                recipe=reply.recipe,
+                is_warmed=reply.warmed,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise HostError(
+                f"the VM cache server at {self.client.endpoint} does not say what it holds: {error}",
+                hint="run the same vmfork on both sides",
+            ) from error
+
+    def report(self, phases: Mapping[str, float], fallback: str) -> None:
+        if self._closed:
+            return
+        task = asyncio.create_task(self._report(phases, fallback))
+        self._reporting.add(task)
+        task.add_done_callback(self._reporting.discard)
+
+    async def _report(self, phases: Mapping[str, float], fallback: str) -> None:
+        try:
+            await self.client.report(phases=phases, fallback=fallback)
+        except VMForkError as error:
+            _log.info("the VM cache server got no report: %s", error)
+
+    async def aclose(self) -> None:
+        """The connection is gone; the server and its machines stay. Reports under way are sent, within a second."""
+        self._closed = True
+        if self._reporting:
+            await asyncio.wait({*self._reporting}, timeout=_LAST_WORDS_S)
+        await self.client.aclose()
+
+
+class RemoteFactory:
+    """Gives the machines of one kind that a server holds. All of one server share the connection to it."""
+
+    def __init__(self, server: _Server, kind: Kind) -> None:
+        self.kind = kind
+        self._server = server
 
     async def refresh(self) -> None:
         """Does nothing: a server that holds machines of another kind refuses to give one for the former kind."""
@@ -68,10 +125,13 @@ class RemoteFactory:
         `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
         """
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
+        client = self._server.client
         try:
-            reply = await self._client.get_base_vm(timeout_s=limit_s, fingerprint=self.kind.generation)
+            reply = await client.get_base_vm(
+                timeout_s=limit_s, fingerprint=self.kind.generation, template=self.kind.template
+            )
         except OtherKind:
-            self._learn(await self._client.config())
+            self._learn(await client.config())
             raise
         # After a cancel or an error here the machine has no owner, and its keeper ends it.
         return await BaseVM.attach(VMHandle.from_json(reply.handle))
@@ -81,46 +141,13 @@ class RemoteFactory:
 
         It is sent in the background. A server that is gone does not get it.
         """
-        if self._closed:
-            return
-        task = asyncio.create_task(self._report(phases or {}, fallback))
-        self._reporting.add(task)
-        task.add_done_callback(self._reporting.discard)
-
-    async def _report(self, phases: Mapping[str, float], fallback: str) -> None:
-        try:
-            await self._client.report(phases=phases, fallback=fallback)
-        except VMForkError as error:
-            _log.info("the VM cache server got no report: %s", error)
+        self._server.report(phases or {}, fallback)
 
     async def aclose(self) -> None:
-        """The connection is gone; the server and its machines stay. Reports under way are sent, within a second."""
-        self._closed = True
-        if self._reporting:
-            await asyncio.wait({*self._reporting}, timeout=_LAST_WORDS_S)
-        await self._client.aclose()
+        """The connection is gone, for the others of this server too. Reports under way are sent, within a second."""
+        await self._server.aclose()
 
     def _learn(self, reply: ConfigReply) -> None:
-        if reply.config_version != _CONFIG_VERSION:
-            raise HostError(
-                f"the VM cache server at {self._client.endpoint} tells its configuration in form "
-                f"{reply.config_version} (vmfork {reply.server_version}); this vmfork knows {_CONFIG_VERSION}",
-                hint="run the same vmfork on both sides",
-            )
-        try:
-            self.kind = Kind(
-                name=f"remote {reply.name}",
-                image=json.loads(reply.config)["image"],
-                traits=dict(reply.traits),
-                hardware=read_record(Hardware, reply.hardware),
-                generation=reply.fingerprint,
-                # The server has counted their memory already.
-                shares_memory=True,
-                where="server",
-                template=reply.template,
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise HostError(
-                f"the VM cache server at {self._client.endpoint} does not say what it holds: {error}",
-                hint="run the same vmfork on both sides",
-            ) from error
+        kinds = [self._server.read_kind(each) for each in (reply, *reply.others)]
+        # A server that was started anew may hold other templates.
+        self.kind = next((kind for kind in kinds if kind.template == self.kind.template), kinds[0])

@@ -4,41 +4,63 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.api.template import Template
 from vmfork.config import Instance
-from vmfork.errors import TemplateExists
-from vmfork.template import build as building
+from vmfork.errors import TemplateError, TemplateExists
+from vmfork.factory.template import TemplateFactory, find_own_recipe, find_past
+from vmfork.store import TemplateStore
+from vmfork.template.build import build_template
+from vmfork.template.source import Source
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places
     from vmfork.progress import ProgressListener
 
 
-# Another process that builds the template is waited for this long.
-_BUILD_WAIT_S = 600.0
+async def check_templates(config: FactoryConfig, *, new: bool = False, places: Places) -> None:
+    """Each name can be used here, or made again as it was made before. Nothing was built.
 
-
-async def check_templates(config: FactoryConfig, *, places: Places) -> None:
-    """Raises what opening raises when one of the `templates` that are only fetched cannot be used here."""
-    for name in config.templates:
-        await Template.open(name, config=config.vm, places=places)
-
-
-async def build_template(config: FactoryConfig, *, new: bool, places: Places, progress: ProgressListener) -> Template:
-    """The factory's template, whole and fit for this host, whatever `build` says.
-
-    With `new` it was built: raises `TemplateExists` when there is one. Else it was built only where it is missing or
-    does not fit.
+    Raises what opening raises for one of `templates` that cannot; `ConfigError` for a recipe that is none; and with
+    `new`, `TemplateExists` when the factory's own template is there.
     """
-    name, vm = config.template_name, config.vm
+    instance = Instance(places)
+    find_own_recipe(config)
+    if new and config.template_name in TemplateStore(places.templates).list_names():
+        raise _exists(TemplateExists(config.template_name))
+    for name in config.template_names:
+        if config.template and name == config.template_name:
+            continue
+        try:
+            await Source.open(name, config=config.vm, instance=instance)
+        except TemplateError:
+            if (past := find_past(name, instance=instance)) is None or past.config is None:
+                raise
+
+
+async def make_templates(config: FactoryConfig, *, new: bool, places: Places, progress: ProgressListener) -> None:
+    """Every template of the factory is whole and fits this host, whatever `build` says; its own was made last.
+
+    With `new` its own was built: raises `TemplateExists` when there is one. Else it was built only where it is missing
+    or does not fit.
+    """
     instance = Instance(places, progress, config.budget)
+    for name in config.template_names:
+        if not config.template or name != config.template_name:
+            await TemplateFactory.restore(name, config.vm, instance=instance)
+    if not config.template:
+        return
+    recipe = find_own_recipe(config)
     if not new:
-        return Template(await building.ensure_template(name, vm, instance=instance, wait_s=_BUILD_WAIT_S))
+        await TemplateFactory.ensure(config.template_name, config.vm, instance=instance, recipe=recipe)
+        return
     try:
-        return Template(await building.build_template(name, vm, instance=instance))
+        await build_template(config.template_name, config.vm, recipe, instance=instance)
     except TemplateExists as error:
-        error.hint = (
-            "it is in use as it is (vmfork factory status, vmfork factory init --ensure); "
-            "to build anew: vmfork factory destroy"
-        )
-        raise
+        raise _exists(error) from None
+
+
+def _exists(error: TemplateExists) -> TemplateExists:
+    error.hint = (
+        "it is in use as it is (vmfork factory status, vmfork factory init --ensure); "
+        "to build anew: vmfork factory destroy"
+    )
+    return error

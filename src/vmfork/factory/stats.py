@@ -18,9 +18,10 @@ class FactoryStats:
     """Counts since the factory was made.
 
     `given` maps the name of a base, or `direct`, to how many VMs it gave. `choices` counts why a base was taken
-    (`exact`, `grown`, `larger`), `fallbacks` why a VM was booted in place of coming from a base. `retries`: forks that
-    were tried again. `quarantined`: bases that rest after failing, with their last error. `building`: the template is
-    being built in the background; `build_error`: why the last such build failed. `cache`: what the pool holds.
+    (`exact`, `grown`, `larger`), `fallbacks` why a VM was booted in place of coming from a base, `refused` why one
+    got neither. `retries`: forks that were tried again. `quarantined`: bases that rest after failing, with their last
+    error. `building`: the template is being built in the background; `build_error`: why the last such build failed.
+    `cache`: what the pool holds.
     """
 
     requests: int
@@ -28,6 +29,7 @@ class FactoryStats:
     given: Mapping[str, int] = field(default_factory=dict)
     choices: Mapping[str, int] = field(default_factory=dict)
     fallbacks: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
     retries: int = 0
     quarantined: Mapping[str, str] = field(default_factory=dict)
     building: bool = False
@@ -44,6 +46,7 @@ class Counts:
         self.given: Counter[str] = Counter()
         self.choices: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
 
     def freeze(self, bases: Bases) -> FactoryStats:
         """The counts so far, and what `bases` are doing now."""
@@ -53,6 +56,7 @@ class Counts:
             given=dict(self.given),
             choices=dict(self.choices),
             fallbacks=dict(self.fallbacks),
+            refused=dict(self.refused),
             retries=self.retries,
             quarantined=dict(bases.resting),
             building=bases.is_building,

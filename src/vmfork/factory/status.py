@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import VMForkError
+from vmfork.errors import TemplateStale, VMForkError
 from vmfork.factory.choice import Choice, Miss, Oversize, Want, choose
-from vmfork.factory.template import TemplateFactory
+from vmfork.factory.template import TemplateFactory, find_own_recipe
 from vmfork.host.memory import read_memory
 from vmfork.image import ImageStore
 from vmfork.machine.folder import list_records
@@ -52,13 +52,15 @@ class TemplateStatus:
 
 async def find_statuses(config: FactoryConfig, *, instance: Instance) -> tuple[TemplateStatus, ...]:
     """A status of each template that the configuration names, its own first. Nothing is built or changed."""
-    names = (*([config.template_name] if config.template else []), *config.templates)
-    return tuple([await _find_status(name, config, instance) for name in names])
+    return tuple([await _find_status(name, config, instance) for name in config.template_names])
 
 
 async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> TemplateStatus:
+    is_own = config.template and name == config.template_name
     try:
         source = await Source.open(name, config=config.vm, instance=instance)
+        if is_own and (recipe := find_own_recipe(config)) is not None and source.recipe != recipe.name:
+            raise TemplateStale(name, "recipe", source.recipe or "none", recipe.name)
     except VMForkError as error:
         return TemplateStatus(on=False, template=name, code=error.code, reason=error.message)
     m, base = source.manifest, TemplateFactory(source, config.vm, instance)
@@ -77,7 +79,7 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
         memory_mib=m.memory_mib,
         memory_allocated_bytes=m.memory_allocated_bytes,
         fingerprint=m.fingerprint,
-        requests=_become(found, config),
+        requests=_become(found, base.kind, config),
         differs=() if want.like else _find_differences(base.kind, want),
         forks=forks,
         memory_shared_bytes=shared,
@@ -86,10 +88,14 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
     )
 
 
-def _become(found: Choice | Miss, config: FactoryConfig) -> str:
+def _become(found: Choice | Miss, kind: Kind, config: FactoryConfig) -> str:
     if isinstance(found, Choice):
         return found.match
-    return "refused" if isinstance(found, Oversize) and config.oversize == "refuse" else "booted"
+    if isinstance(found, Oversize):
+        refused = config.oversize == "refuse" or config.fallback == "refuse"
+    else:
+        refused = config.fallback == "refuse" or (config.fallback == "auto" and kind.is_warmed)
+    return "refused" if refused else "booted"
 
 
 def _find_differences(kind: Kind, want: Want) -> tuple[str, ...]:

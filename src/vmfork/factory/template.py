@@ -2,55 +2,124 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import TemplateCorrupt
+from vmfork.errors import TemplateCorrupt, TemplateError, TemplateNotFound, TemplateStale
 from vmfork.factory.kind import Kind
 from vmfork.template.build import ensure_template
 from vmfork.template.kept import find_recipe
+from vmfork.template.recipe import name_recipe
+from vmfork.template.recipe_file import read_recipe
 from vmfork.template.source import Source
 
 if TYPE_CHECKING:
-    from vmfork.config import Instance, VMConfig
+    from vmfork.config import FactoryConfig, Instance, VMConfig
     from vmfork.machine.base import BaseVM
     from vmfork.template.kept import KeptRecipe
+    from vmfork.template.recipe import Recipe
 
 _BUILD_WAIT_S = 600.0
+
+
+def find_own_recipe(config: FactoryConfig) -> Recipe | None:
+    """How the factory's own template is to be made, where `config` names a file that says so. Raises `ConfigError`."""
+    return read_recipe(Path(config.recipe)) if config.recipe else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """How a template was made the last time: what `Kind.recipe` would name, and from what configuration."""
+
+    recipe: str
+    config: VMConfig | None = None
+
+
+def find_past(name: str, *, instance: Instance) -> Past | None:
+    """How the template `name` was made the last time, or `None` where nothing is known of it."""
+    try:
+        kept = find_recipe(name, places=instance.places)
+    except TemplateCorrupt:
+        return Past(recipe="unreadable")  # there was one: machines that were only booted are not the same
+    if kept is None:
+        return None
+    return Past(recipe=name_recipe(kept.warm_up, kept.ready), config=kept.config)
 
 
 class TemplateFactory:
     """A template that was found whole. Holds nothing open; closing it leaves the template in place."""
 
-    def __init__(self, source: Source, config: VMConfig, instance: Instance) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: VMConfig,
+        instance: Instance,
+        *,
+        recipe: Recipe | None = None,
+        any_kind: bool = False,
+    ) -> None:
+        self._recipe = recipe
+        self._any_kind = any_kind
         self._source = source
         self._config = config
         self._instance = instance
         self.kind = _kind_of(source)
-        self._recipe = _read_recipe(source, instance)
+        self._kept = _read_kept(source, instance)
 
     @classmethod
-    async def fetch(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
-        """A factory over the template that is there. `TemplateNotFound`, `TemplateStale`, `TemplateCorrupt`."""
-        return cls(await Source.open(name, config=config, instance=instance), config, instance)
+    async def fetch(cls, name: str, config: VMConfig, *, instance: Instance, recipe: Recipe | None = None) -> Self:
+        """A factory over the template that is there. `TemplateNotFound`, `TemplateStale`, `TemplateCorrupt`.
+
+        With `recipe`, one that was made by another is stale.
+        """
+        found = cls(await Source.open(name, config=config, instance=instance), config, instance, recipe=recipe)
+        found._check_recipe()
+        return found
 
     @classmethod
-    async def ensure(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
+    async def ensure(cls, name: str, config: VMConfig, *, instance: Instance, recipe: Recipe | None = None) -> Self:
         """A factory over the template that is there, or that was built; of several builders, one does it.
 
         A `config` that asks for nothing in particular takes a template as it is, and builds it as it was made before.
+        With `recipe` it was made by that.
         """
-        return cls(await _ensure(name, config, instance), config, instance)
+        any_kind = config.is_plain
+        source = await _ensure(name, config, instance, any_kind=any_kind, recipe=recipe)
+        return cls(source, config, instance, recipe=recipe, any_kind=any_kind)
+
+    @classmethod
+    async def restore(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
+        """A factory over the template that is there, or that was made again as it was made before.
+
+        Errors are those of `fetch` where nothing is known of how it was made.
+        """
+        try:
+            source = await Source.open(name, config=config, instance=instance)
+        except TemplateError:
+            if (past := find_past(name, instance=instance)) is None or past.config is None:
+                raise
+            source = await _ensure(name, config, instance, any_kind=True)
+        return cls(source, config, instance, any_kind=True)
 
     async def refresh(self) -> None:
         """The template in force now is forked. Errors are those of `fetch`."""
         self._follow(await self._source.renew())
+        self._check_recipe()
 
     async def rebuild(self) -> None:
         """The template is there and fits, made as it was made before, here or by another process.
 
         Raises `TemplateNotFound` when that needs what was not kept, and what building raises.
         """
-        self._follow(await _ensure(self._source.manifest.name, self._config, self._instance, self._recipe))
+        name = self._source.manifest.name
+        if self._any_kind and self._kept is None and not self._config.is_plain:
+            raise TemplateNotFound(name)  # what it was made from is not known
+        self._follow(
+            await _ensure(
+                name, self._config, self._instance, any_kind=self._any_kind, recipe=self._recipe, kept=self._kept
+            )
+        )
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
@@ -64,16 +133,29 @@ class TemplateFactory:
         if source is not self._source:
             self._source = source
             self.kind = _kind_of(source)
-            self._recipe = _read_recipe(source, self._instance)
+            self._kept = _read_kept(source, self._instance)
+
+    def _check_recipe(self) -> None:
+        wanted, have = self._recipe, self._source
+        if wanted is not None and have.recipe != wanted.name:
+            raise TemplateStale(have.manifest.name, "recipe", have.recipe or "none", wanted.name)
 
 
-async def _ensure(name: str, config: VMConfig, instance: Instance, kept: KeptRecipe | None = None) -> Source:
+async def _ensure(
+    name: str,
+    config: VMConfig,
+    instance: Instance,
+    *,
+    any_kind: bool,
+    recipe: Recipe | None = None,
+    kept: KeptRecipe | None = None,
+) -> Source:
     return await ensure_template(
-        name, config, instance=instance, wait_s=_BUILD_WAIT_S, kept=kept, any_kind=config.is_plain
+        name, config, instance=instance, wait_s=_BUILD_WAIT_S, recipe=recipe, kept=kept, any_kind=any_kind
     )
 
 
-def _read_recipe(source: Source, instance: Instance) -> KeptRecipe | None:
+def _read_kept(source: Source, instance: Instance) -> KeptRecipe | None:
     # Read while the template is there: removing it removes its recipe as well.
     try:
         return find_recipe(source.manifest.name, places=instance.places)
@@ -92,4 +174,6 @@ def _kind_of(source: Source) -> Kind:
         shares_memory=True,
         where="template",
         template=m.name,
+        recipe=(recipe := name_recipe(m.warm_up, m.ready)),
+        is_warmed=bool(recipe or m.hooks),
     )

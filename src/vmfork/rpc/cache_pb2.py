@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vmfork/rpc/cache.proto\x12\x0fvmfork.cache.v1\"\x0f\n\rConfigRequest\"\xc9\x02\n\x0b\x43onfigReply\x12\x16\n\x0e\x63onfig_version\x18\x01 \x01(\r\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x38\n\x06traits\x18\x03 \x03(\x0b\x32(.vmfork.cache.v1.ConfigReply.TraitsEntry\x12\x0c\n\x04\x63pus\x18\x04 \x01(\r\x12\x12\n\nmemory_mib\x18\x05 \x01(\r\x12\x10\n\x08max_cpus\x18\x06 \x01(\r\x12\x16\n\x0emax_memory_mib\x18\x07 \x01(\r\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\x12\x10\n\x08hardware\x18\t \x01(\x0c\x12\x0c\n\x04name\x18\n \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\x10\n\x08template\x18\x0c \x01(\t\x1a-\n\x0bTraitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x10GetBaseVMRequest\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\x83\x01\n\x0eGetBaseVMReply\x12\x16\n\x0ehandle_version\x18\x01 \x01(\r\x12\x0e\n\x06handle\x18\x02 \x01(\x0c\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x12\n\nmemory_mib\x18\x06 \x01(\r\x12\x0b\n\x03hit\x18\x07 \x01(\x08\"\x0f\n\rStatusRequest\"T\n\x08\x43\x61\x63hedVM\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x12\n\nmemory_mib\x18\x04 \x01(\r\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\"\xf8\x02\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".vmfork.cache.v1.StatusReply.State\x12\x11\n\tpool_size\x18\x04 \x01(\r\x12\x12\n\npool_ready\x18\x05 \x01(\r\x12&\n\x03vms\x18\x06 \x03(\x0b\x32\x19.vmfork.cache.v1.CachedVM\x12\'\n\x04live\x18\x07 \x03(\x0b\x32\x19.vmfork.cache.v1.CachedVM\x12\x18\n\x10\x64ocument_version\x18\x08 \x01(\r\x12\x10\n\x08\x64ocument\x18\t \x01(\x0c\"m\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x11\n\rSTATE_SERVING\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_DEGRADED\x10\x04\"\r\n\x0bQuitRequest\"\x18\n\tQuitReply\x12\x0b\n\x03pid\x18\x01 \x01(\x03\"\x9b\x01\n\rReportRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12:\n\x06phases\x18\x02 \x03(\x0b\x32*.vmfork.cache.v1.ReportRequest.PhasesEntry\x12\x10\n\x08\x66\x61llback\x18\x03 \x01(\t\x1a-\n\x0bPhasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\r\n\x0bReportReply2\xf2\x02\n\x05\x43\x61\x63he\x12\x46\n\x06\x43onfig\x12\x1e.vmfork.cache.v1.ConfigRequest\x1a\x1c.vmfork.cache.v1.ConfigReply\x12O\n\tGetBaseVM\x12!.vmfork.cache.v1.GetBaseVMRequest\x1a\x1f.vmfork.cache.v1.GetBaseVMReply\x12\x46\n\x06Status\x12\x1e.vmfork.cache.v1.StatusRequest\x1a\x1c.vmfork.cache.v1.StatusReply\x12@\n\x04Quit\x12\x1c.vmfork.cache.v1.QuitRequest\x1a\x1a.vmfork.cache.v1.QuitReply\x12\x46\n\x06Report\x12\x1e.vmfork.cache.v1.ReportRequest\x1a\x1c.vmfork.cache.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16vmfork/rpc/cache.proto\x12\x0fvmfork.cache.v1\"\x0f\n\rConfigRequest\"\x97\x03\n\x0b\x43onfigReply\x12\x16\n\x0e\x63onfig_version\x18\x01 \x01(\r\x12\x0e\n\x06\x63onfig\x18\x02 \x01(\x0c\x12\x38\n\x06traits\x18\x03 \x03(\x0b\x32(.vmfork.cache.v1.ConfigReply.TraitsEntry\x12\x0c\n\x04\x63pus\x18\x04 \x01(\r\x12\x12\n\nmemory_mib\x18\x05 \x01(\r\x12\x10\n\x08max_cpus\x18\x06 \x01(\r\x12\x16\n\x0emax_memory_mib\x18\x07 \x01(\r\x12\x16\n\x0eserver_version\x18\x08 \x01(\t\x12\x10\n\x08hardware\x18\t \x01(\x0c\x12\x0c\n\x04name\x18\n \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\x10\n\x08template\x18\x0c \x01(\t\x12\x0e\n\x06warmed\x18\r \x01(\x08\x12\x0e\n\x06recipe\x18\x0e \x01(\t\x12,\n\x06others\x18\x0f \x03(\x0b\x32\x1c.vmfork.cache.v1.ConfigReply\x1a-\n\x0bTraitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x10GetBaseVMRequest\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08template\x18\x04 \x01(\t\"\x83\x01\n\x0eGetBaseVMReply\x12\x16\n\x0ehandle_version\x18\x01 \x01(\r\x12\x0e\n\x06handle\x18\x02 \x01(\x0c\x12\r\n\x05vm_id\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x12\n\nmemory_mib\x18\x06 \x01(\r\x12\x0b\n\x03hit\x18\x07 \x01(\x08\"\x0f\n\rStatusRequest\"T\n\x08\x43\x61\x63hedVM\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x12\n\nmemory_mib\x18\x04 \x01(\r\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\"\xf8\x02\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".vmfork.cache.v1.StatusReply.State\x12\x11\n\tpool_size\x18\x04 \x01(\r\x12\x12\n\npool_ready\x18\x05 \x01(\r\x12&\n\x03vms\x18\x06 \x03(\x0b\x32\x19.vmfork.cache.v1.CachedVM\x12\'\n\x04live\x18\x07 \x03(\x0b\x32\x19.vmfork.cache.v1.CachedVM\x12\x18\n\x10\x64ocument_version\x18\x08 \x01(\r\x12\x10\n\x08\x64ocument\x18\t \x01(\x0c\"m\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x11\n\rSTATE_SERVING\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x12\n\x0eSTATE_DEGRADED\x10\x04\"\r\n\x0bQuitRequest\"\x18\n\tQuitReply\x12\x0b\n\x03pid\x18\x01 \x01(\x03\"\x9b\x01\n\rReportRequest\x12\r\n\x05vm_id\x18\x01 \x01(\t\x12:\n\x06phases\x18\x02 \x03(\x0b\x32*.vmfork.cache.v1.ReportRequest.PhasesEntry\x12\x10\n\x08\x66\x61llback\x18\x03 \x01(\t\x1a-\n\x0bPhasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\r\n\x0bReportReply2\xf2\x02\n\x05\x43\x61\x63he\x12\x46\n\x06\x43onfig\x12\x1e.vmfork.cache.v1.ConfigRequest\x1a\x1c.vmfork.cache.v1.ConfigReply\x12O\n\tGetBaseVM\x12!.vmfork.cache.v1.GetBaseVMRequest\x1a\x1f.vmfork.cache.v1.GetBaseVMReply\x12\x46\n\x06Status\x12\x1e.vmfork.cache.v1.StatusRequest\x1a\x1c.vmfork.cache.v1.StatusReply\x12@\n\x04Quit\x12\x1c.vmfork.cache.v1.QuitRequest\x1a\x1a.vmfork.cache.v1.QuitReply\x12\x46\n\x06Report\x12\x1e.vmfork.cache.v1.ReportRequest\x1a\x1c.vmfork.cache.v1.ReportReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,31 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIGREQUEST']._serialized_start=43
   _globals['_CONFIGREQUEST']._serialized_end=58
   _globals['_CONFIGREPLY']._serialized_start=61
-  _globals['_CONFIGREPLY']._serialized_end=390
-  _globals['_CONFIGREPLY_TRAITSENTRY']._serialized_start=345
-  _globals['_CONFIGREPLY_TRAITSENTRY']._serialized_end=390
-  _globals['_GETBASEVMREQUEST']._serialized_start=392
-  _globals['_GETBASEVMREQUEST']._serialized_end=462
-  _globals['_GETBASEVMREPLY']._serialized_start=465
-  _globals['_GETBASEVMREPLY']._serialized_end=596
-  _globals['_STATUSREQUEST']._serialized_start=598
-  _globals['_STATUSREQUEST']._serialized_end=613
-  _globals['_CACHEDVM']._serialized_start=615
-  _globals['_CACHEDVM']._serialized_end=699
-  _globals['_STATUSREPLY']._serialized_start=702
-  _globals['_STATUSREPLY']._serialized_end=1078
-  _globals['_STATUSREPLY_STATE']._serialized_start=969
-  _globals['_STATUSREPLY_STATE']._serialized_end=1078
-  _globals['_QUITREQUEST']._serialized_start=1080
-  _globals['_QUITREQUEST']._serialized_end=1093
-  _globals['_QUITREPLY']._serialized_start=1095
-  _globals['_QUITREPLY']._serialized_end=1119
-  _globals['_REPORTREQUEST']._serialized_start=1122
-  _globals['_REPORTREQUEST']._serialized_end=1277
-  _globals['_REPORTREQUEST_PHASESENTRY']._serialized_start=1232
-  _globals['_REPORTREQUEST_PHASESENTRY']._serialized_end=1277
-  _globals['_REPORTREPLY']._serialized_start=1279
-  _globals['_REPORTREPLY']._serialized_end=1292
-  _globals['_CACHE']._serialized_start=1295
-  _globals['_CACHE']._serialized_end=1665
+  _globals['_CONFIGREPLY']._serialized_end=468
+  _globals['_CONFIGREPLY_TRAITSENTRY']._serialized_start=423
+  _globals['_CONFIGREPLY_TRAITSENTRY']._serialized_end=468
+  _globals['_GETBASEVMREQUEST']._serialized_start=470
+  _globals['_GETBASEVMREQUEST']._serialized_end=558
+  _globals['_GETBASEVMREPLY']._serialized_start=561
+  _globals['_GETBASEVMREPLY']._serialized_end=692
+  _globals['_STATUSREQUEST']._serialized_start=694
+  _globals['_STATUSREQUEST']._serialized_end=709
+  _globals['_CACHEDVM']._serialized_start=711
+  _globals['_CACHEDVM']._serialized_end=795
+  _globals['_STATUSREPLY']._serialized_start=798
+  _globals['_STATUSREPLY']._serialized_end=1174
+  _globals['_STATUSREPLY_STATE']._serialized_start=1065
+  _globals['_STATUSREPLY_STATE']._serialized_end=1174
+  _globals['_QUITREQUEST']._serialized_start=1176
+  _globals['_QUITREQUEST']._serialized_end=1189
+  _globals['_QUITREPLY']._serialized_start=1191
+  _globals['_QUITREPLY']._serialized_end=1215
+  _globals['_REPORTREQUEST']._serialized_start=1218
+  _globals['_REPORTREQUEST']._serialized_end=1373
+  _globals['_REPORTREQUEST_PHASESENTRY']._serialized_start=1328
+  _globals['_REPORTREQUEST_PHASESENTRY']._serialized_end=1373
+  _globals['_REPORTREPLY']._serialized_start=1375
+  _globals['_REPORTREPLY']._serialized_end=1388
+  _globals['_CACHE']._serialized_start=1391
+  _globals['_CACHE']._serialized_end=1761
 # @@protoc_insertion_point(module_scope)

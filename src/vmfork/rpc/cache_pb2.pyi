@@ -12,7 +12,7 @@ class ConfigRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ConfigReply(_message.Message):
-    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name", "fingerprint", "template")
+    __slots__ = ("config_version", "config", "traits", "cpus", "memory_mib", "max_cpus", "max_memory_mib", "server_version", "hardware", "name", "fingerprint", "template", "warmed", "recipe", "others")
     class TraitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,9 @@ class ConfigReply(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    WARMED_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     config_version: int
     config: bytes
     traits: _containers.ScalarMap[str, str]
@@ -44,17 +47,22 @@ class ConfigReply(_message.Message):
     name: str
     fingerprint: str
     template: str
-    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
+    warmed: bool
+    recipe: str
+    others: _containers.RepeatedCompositeFieldContainer[ConfigReply]
+    def __init__(self, config_version: _Optional[int] = ..., config: _Optional[bytes] = ..., traits: _Optional[_Mapping[str, str]] = ..., cpus: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_cpus: _Optional[int] = ..., max_memory_mib: _Optional[int] = ..., server_version: _Optional[str] = ..., hardware: _Optional[bytes] = ..., name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., template: _Optional[str] = ..., warmed: _Optional[bool] = ..., recipe: _Optional[str] = ..., others: _Optional[_Iterable[_Union[ConfigReply, _Mapping]]] = ...) -> None: ...
 
 class GetBaseVMRequest(_message.Message):
-    __slots__ = ("ttl_s", "client", "fingerprint")
+    __slots__ = ("ttl_s", "client", "fingerprint", "template")
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     ttl_s: float
     client: str
     fingerprint: str
-    def __init__(self, ttl_s: _Optional[float] = ..., client: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    template: str
+    def __init__(self, ttl_s: _Optional[float] = ..., client: _Optional[str] = ..., fingerprint: _Optional[str] = ..., template: _Optional[str] = ...) -> None: ...
 
 class GetBaseVMReply(_message.Message):
     __slots__ = ("handle_version", "handle", "vm_id", "pid", "cpus", "memory_mib", "hit")

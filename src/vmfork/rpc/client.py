@@ -59,13 +59,18 @@ class CacheClient(Owner):
         """What machines the server holds."""
         return await self._call(self._stub.Config, pb.ConfigRequest(), "asking for the configuration", ANSWER_LIMIT_S)
 
-    async def get_base_vm(self, *, timeout_s: float, ttl_s: float = 0.0, fingerprint: str = "") -> pb.GetBaseVMReply:
-        """A machine that is the caller's alone, to be taken over by its handle; with `fingerprint`, of that kind.
+    async def get_base_vm(
+        self, *, timeout_s: float, ttl_s: float = 0.0, fingerprint: str = "", template: str = ""
+    ) -> pb.GetBaseVMReply:
+        """A machine that is the caller's alone, to be taken over by its handle.
+
+        With `fingerprint` it is of that kind, with `template` a fork of that template.
 
         Raises `DeadlineExceeded` when there was no machine within `timeout_s`, `Closed` when the server ends. On cancel
         the machine is not given, or ends by itself.
         """
-        request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=f"process {os.getpid()}", fingerprint=fingerprint)
+        client = f"process {os.getpid()}"
+        request = pb.GetBaseVMRequest(ttl_s=ttl_s, client=client, fingerprint=fingerprint, template=template)
         return await self._call(self._stub.GetBaseVM, request, "taking a machine from the cache", timeout_s)
 
     async def status(self) -> ServerStatus:

@@ -40,7 +40,7 @@ def use_server(config: FactoryConfig, places: Places) -> FactoryConfig:
     """
     if config.cache == 0 or find_server(find_endpoint(config.endpoint, places)) is None:
         return config
-    return replace(config, remote=True, cache=0)
+    return replace(config, remote=True, cache=0, cache_min=None)
 
 
 def check_socket(endpoint: Path) -> None:

@@ -68,6 +68,22 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPool:
+    """One of a server's pools, and the machines in it: forks of `template`, or booted. `kind` is as in `ServerStatus`.
+
+    `is_stuck`: it holds no machine, and its last start failed; takes from it are refused.
+    """
+
+    name: str
+    template: str
+    cpus: int
+    memory_mib: int
+    kind: str
+    is_stuck: bool = False
+    pool: PoolStatus = PoolStatus()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
     """A cache server at one moment.
 
@@ -93,6 +109,7 @@ class ServerStatus:
     memory_private_bytes: int = 0
     memory_shared_bytes: int = 0
     pool: PoolStatus = PoolStatus()
+    pools: tuple[NamedPool, ...] = ()
     vms: tuple[MachineStatus, ...] = ()
     live: tuple[MachineStatus, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)

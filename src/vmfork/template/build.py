@@ -79,27 +79,34 @@ async def ensure_template(
     *,
     instance: Instance,
     wait_s: float,
+    recipe: Recipe | None = None,
     kept: KeptRecipe | None = None,
     any_kind: bool = False,
 ) -> Source:
     """The template `name`. It was built first if `Source.find` gave none. Its size is kept as it is.
 
-    It is built by `kept`, by default the recipe that it was last made by, and from that recipe's configuration where
-    `config` is `None`, or with `any_kind`. Raises `TemplateNotFound` when the recipe needs what was not kept. When
-    another process is building it, its result is used, after `wait_s` seconds at most.
+    With `recipe`, one that was made by another does not fit. Without, it is built by `kept`, by default the recipe that
+    it was last made by, and from that recipe's configuration when `config` is `None`, or with `any_kind`. Raises
+    `TemplateNotFound` when the recipe needs what was not kept. When another process is building it, its result is used,
+    after `wait_s` seconds at most.
     """
-    if (found := await Source.find(name, config, instance=instance, any_kind=any_kind)) is not None:
+
+    async def find() -> Source | None:
+        found = await Source.find(name, config, instance=instance, any_kind=any_kind)
+        return None if found is None or (recipe is not None and found.recipe != recipe.name) else found
+
+    if (found := await find()) is not None:
         return found
-    kept = kept or find_recipe(name, places=instance.places)
     wanted = config or VMConfig()
-    if kept is not None and (config is None or any_kind):
-        wanted = kept.config if config is None else kept.config.made_as(config)
-    recipe = kept.to_recipe(name) if kept else None
+    if recipe is None and (kept := kept or find_recipe(name, places=instance.places)) is not None:
+        recipe = kept.to_recipe(name)
+        if config is None or any_kind:
+            wanted = kept.config if config is None else kept.config.made_as(config)
     try:
         return await build_template(name, wanted, recipe, instance=instance, wait_s=wait_s)
     except TemplateExists:
         pass  # it was built while we waited, or it is there but does not fit
-    if (found := await Source.find(name, config, instance=instance, any_kind=any_kind)) is not None:
+    if (found := await find()) is not None:
         return found
     return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,11 @@ from vmfork.errors import ConfigError
 from vmfork.wire.command import check_env
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 STEP_LIMIT_S = 600.0
 READY_LIMIT_S = 120.0
+_NAME_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +40,15 @@ class Recipe:
             if not isinstance(command, str) or "\0" in command:
                 raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
         object.__setattr__(self, "env", check_env(self.env))
+
+    @property
+    def name(self) -> str:
+        """Names what is done: see `name_recipe`."""
+        return name_recipe(self.warm_up, self.ready)
+
+
+def name_recipe(warm_up: Sequence[str], ready: str) -> str:
+    """Names what was done to a machine: another for another warm-up or ready check, empty where there was neither."""
+    if not (warm_up or ready):
+        return ""
+    return hashlib.sha256(json.dumps([[*warm_up], ready]).encode()).hexdigest()[:_NAME_SIZE]

@@ -16,6 +16,7 @@ from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
+from vmfork.template.recipe import name_recipe
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class Source:
             max_cpus=m.max_cpus,
             max_memory_mib=m.max_memory_mib,
         )
+
+    @property
+    def recipe(self) -> str:
+        """Names its warm-up and ready check; empty where it has neither."""
+        return name_recipe(self.manifest.warm_up, self.manifest.ready)
 
     def check_request(self, request: ForkRequest) -> None:
         """Raises `ConfigError` when its machines cannot be grown to what `request` asks."""

@@ -122,6 +122,7 @@ class StandInFactory:
     generation: str = "one"
     where: str = "template"
     template: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         self.errors: list[Exception] = []
@@ -148,6 +149,8 @@ class StandInFactory:
             shares_memory=self.shares_memory,
             where=self.where,
             template=self.template,
+            recipe=self.recipe,
+            is_warmed=bool(self.recipe),
         )
 
     def alive(self) -> list[StandInBaseVM]:

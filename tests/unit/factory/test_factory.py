@@ -16,6 +16,7 @@ from vmfork.errors import (
     AdoptError,
     Closed,
     ConfigError,
+    FallbackRefused,
     FitError,
     HostError,
     ImageNotFound,
@@ -25,11 +26,12 @@ from vmfork.errors import (
     TemplateStale,
     VMNotFound,
 )
-from vmfork.factory import capacity, direct, health, remote, template
+from vmfork.factory import bases, capacity, direct, health, template
 from vmfork.factory import factory as factory_module
 from vmfork.factory.factory import Factory
 from vmfork.host import facts
 from vmfork.image import ImageStore
+from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.units import MIB
 
 LIMIT_S = 5.0
@@ -46,12 +48,14 @@ class World:
     def __init__(self) -> None:
         self.templates: dict[str, StandInFactory] = {}
         self.server: StandInFactory | None = Remote("remote stand-in")
+        self.others: list[StandInFactory] = []
         self.direct: dict[VMConfig, StandInFactory] = {}
         self.images = {"default": "aa", "other": "other"}
         self.build_gate = asyncio.Event()
         self.build_gate.set()
         self.build_errors: list[Exception] = []
         self.builds = 0
+        self.recipes = []
         self.planned = 0
 
     async def open_direct(self, config, **_):
@@ -67,7 +71,8 @@ class World:
     async def find(self, name, _config, **_):
         return self.templates.get(name)
 
-    async def ensure(self, name, config, **_):
+    async def ensure(self, name, config, *, recipe=None, **_):
+        self.recipes.append(recipe)
         if name in self.templates:
             return self.templates[name]
         self.builds += 1
@@ -77,13 +82,13 @@ class World:
         return self.add(name, sized(config.cpus, config.memory_mib))
 
     def add(self, name, hardware) -> StandInFactory:
-        self.templates[name] = StandInFactory(f"template {name!r}", hardware)
+        self.templates[name] = StandInFactory(f"template {name!r}", hardware, template=name)
         return self.templates[name]
 
     async def open_remote(self, *_, **__):
         if self.server is None:
             raise HostError("no VM cache server is there")
-        return self.server
+        return [self.server, *self.others]
 
     def open_image(self, name, **_):
         if name not in self.images:
@@ -102,7 +107,7 @@ def world(monkeypatch) -> World:
     for name in ("fetch", "ensure"):
         monkeypatch.setattr(template.TemplateFactory, name, getattr(world, name))
     monkeypatch.setattr(capacity.Source, "find", world.find)
-    monkeypatch.setattr(remote.RemoteFactory, "open", world.open_remote)
+    monkeypatch.setattr(bases, "open_remote", world.open_remote)
     monkeypatch.setattr(factory_module, "VM", StandInVM)
     monkeypatch.setattr(ImageStore, "open", lambda _store, name: world.open_image(name))
     return world
@@ -576,6 +581,163 @@ async def test_a_pool_that_a_server_keeps_is_not_kept_twice(world, tmp_path, mon
             await factory.get_vm()
             assert factory.stats().given == {"remote stand-in": 1}
             assert factory.stats().cache is None
+
+
+async def test_nothing_stands_in_for_what_was_warmed_unless_it_may(world) -> None:
+    """A machine that was booted has neither warm-up nor hooks: the same request got another machine, without a word."""
+    template = world.add("web", sized(1, 256))
+    template.recipe = "warm"
+    config = FactoryConfig(templates=("web",))
+    async with Factory(config) as factory:
+        template.refresh_error = TemplateNotFound("web")
+        for asked in ({}, {"config": VMConfig(kernel_args="quiet")}, {"template": "web"}):
+            with pytest.raises(FallbackRefused) as caught:
+                await factory.get_vm(**asked)
+            assert caught.value.reason == "template-not-found"
+        stats = factory.stats()
+        assert (stats.refused, stats.fallbacks, stats.given, world.planned) == (
+            {"template-not-found": 3},
+            {},
+            {},
+            0,
+        )
+        # One that may be had again is.
+        template.refresh_error = None
+        assert (await factory.get_vm()).source.kind == "template"
+    async with Factory(replace(config, fallback="boot")) as factory:
+        vm = await factory.get_vm(VMConfig(kernel_args="quiet"))
+        assert (vm.source.kind, vm.source.reason) == ("booted", "kernel_args")
+        assert str(vm.source) == "booted (template 'web' has kernel_args '', 'quiet' was asked for)"
+    bare = world.add("bare", sized(1, 256))
+    bare.refresh_error = TemplateNotFound("bare")
+    async with Factory(FactoryConfig(templates=("bare",))) as factory:
+        assert (await factory.get_vm()).source.reason == "template-not-found"
+    async with Factory(FactoryConfig(templates=("bare",), fallback="refuse")) as factory:
+        with pytest.raises(FallbackRefused, match="no template is named 'bare'"):
+            await factory.get_vm()
+
+
+async def test_a_larger_one_is_booted_where_oversize_says_so_even_beside_what_was_warmed(world) -> None:
+    world.add("large", sized(2, 1024)).recipe = "warm"
+    config = FactoryConfig(templates=("large",), oversize="boot")
+    async with Factory(config) as factory:
+        assert (await factory.get_vm(VMConfig())).source.reason == "oversize"
+    async with Factory(replace(config, fallback="refuse")) as factory:
+        with pytest.raises(FallbackRefused, match="is larger: 2 CPU and 1 GiB"):
+            await factory.get_vm(VMConfig())
+
+
+async def test_what_is_missing_at_opening_is_looked_for_at_each_request(world) -> None:
+    config = FactoryConfig(templates=("late", "there"), missing="boot")
+    world.add("there", sized(1, 256)).recipe = "other"
+    async with Factory(config) as factory:
+        assert (await factory.get_vm()).source.reason == "template-not-found"
+        assert (await factory.get_vm(template="there")).source.made_from == "template 'there'"
+        world.add("late", sized(1, 320))
+        assert (await factory.get_vm()).source.made_from == "template 'late'"
+        assert factory.stats().fallbacks == {"template-not-found": 1}
+    # A server that is not up yet.
+    server, world.server = world.server, None
+    with pytest.raises(HostError, match="no VM cache server"):
+        await Factory(FactoryConfig(remote=True)).open()
+    async with Factory(FactoryConfig(remote=True, missing="boot")) as factory:
+        vm = await factory.get_vm()
+        assert (vm.source.kind, vm.source.detail) == ("booted", "no VM cache server is there")
+        world.server = server
+        assert (await factory.get_vm()).base in server.made
+    with pytest.raises(TemplateNotFound):
+        await Factory(FactoryConfig(templates=("gone",))).open()
+
+
+async def test_what_was_warmed_and_is_missing_is_refused_as_far_as_its_recipe_is_known(world, instance) -> None:
+    recipe = KeptRecipe(config=VMConfig(memory_mib=320), warm_up=("echo warm",))
+    with keeping_recipe("lost", recipe, places=instance):
+        pass
+    try:
+        async with Factory(FactoryConfig(templates=("lost",), missing="boot")) as factory:
+            with pytest.raises(FallbackRefused, match="no template is named 'lost'"):
+                await factory.get_vm()
+        async with Factory(FactoryConfig(templates=("lost",), missing="boot", fallback="boot")) as factory:
+            assert (await factory.get_vm()).hardware.memory_mib == 320  # what the template was
+    finally:
+        (instance.recipes / "lost.json").unlink()
+
+
+async def test_two_warmed_templates_of_one_image_and_size_are_told_apart(world) -> None:
+    """The second was given for the first while that rested."""
+    py, node = world.add("py", sized(1, 256)), world.add("node", sized(1, 256))
+    py.recipe, node.recipe = "python", "javascript"
+    async with Factory(FactoryConfig(templates=("py", "node"))) as factory:
+        for name, template in (("node", node), ("py", py)):
+            assert (await factory.get_vm(template=name)).base in template.made
+            assert (await factory.get_vm(VMConfig(), template=name)).base in template.made
+        with pytest.raises(ConfigError, match="the factory has no template 'ruby'") as caught:
+            await factory.get_vm(template="ruby")
+        assert "it has py, node" in caught.value.hint
+        py.refresh_error = TemplateStale("py", "qemu.version", "1", "2")
+        for asked in ({}, {"config": VMConfig()}):
+            with pytest.raises(FallbackRefused, match=r"qemu\.version"):
+                await factory.get_vm(**asked)
+        # Of the same recipe, one stands in for the other.
+        node.recipe = "python"
+        assert (await factory.get_vm()).base in node.made
+    async with Factory() as direct:
+        with pytest.raises(ConfigError, match="no template 'py'"):
+            await direct.get_vm(template="py")
+
+
+async def test_a_pool_is_kept_of_each_template(world) -> None:
+    """With `templates` and a cache, booted machines were kept beside templates that were forked one by one."""
+    world.add("py", sized(1, 256)), world.add("node", sized(2, 512))
+    async with Factory(FactoryConfig(templates=("py", "node"), cache=1)) as factory:
+        for name in ("py", "node"):
+            vm = await factory.get_vm(template=name)
+            assert (vm.source.kind, vm.source.made_from) == ("pool", f"template {name!r}")
+        assert set(factory.stats().given) == {"cache of template 'py'", "cache of template 'node'"}
+        assert (world.planned, factory.stats().fallbacks) == (0, {})
+
+
+async def test_a_server_of_several_templates_is_asked_for_each(world) -> None:
+    world.server.template, world.server.name = "py", "remote py"
+    world.others = [Remote("remote node", sized(2, 512), template="node")]
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        assert (await factory.get_vm(template="node")).base in world.others[0].made
+        assert (await factory.get_vm()).base in world.server.made
+        with pytest.raises(ConfigError, match="no template 'ruby'"):
+            await factory.get_vm(template="ruby")
+        # One server is told of a fallback once.
+        world.server.errors = [HostError("gone")] * 2
+        await factory.get_vm()
+        told = [*world.server.told, *world.others[0].told]
+        assert [each for each in told if "fallback" in each] == [{"fallback": "host"}]
+
+
+async def test_a_template_that_was_made_by_another_recipe_is_asked_of_nobody(world, tmp_path) -> None:
+    file = tmp_path / "web.toml"
+    config = FactoryConfig(template=True, recipe=str(file))
+    with pytest.raises(ConfigError, match="cannot read"):
+        await Factory(config).open()
+    file.write_text('warm_up = ["echo warm"]')
+    async with Factory(config) as factory:
+        await factory.get_vm()
+        assert [recipe and recipe.warm_up for recipe in world.recipes] == [("echo warm",)]
+    # While it is built in the background, what it will be is known.
+    world.templates.clear()
+    world.build_gate.clear()
+    async with Factory(replace(config, build="background")) as factory:
+        with pytest.raises(FallbackRefused, match="template 'factory' is being built"):
+            await factory.get_vm()
+
+
+async def test_another_size_of_the_same_is_asked_for_by_its_numbers(world) -> None:
+    world.server.hardware, world.server.traits = sized(1, 512, max_cpus=4), {**TRAITS, "kernel_args": "quiet"}
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        vm = await factory.get_vm(cpus=2)
+        assert (vm.base.request.cpus, vm.base.request.memory_mib, vm.source.reason) == (2, 512, "grown")
+        vm = await factory.get_vm(memory_mib=1024)
+        assert (vm.hardware.memory_mib, vm.source.kind, vm.source.reason) == (1024, "booted", "memory_mib")
+        (booted,) = world.direct
+        assert (booted.kernel_args, booted.cpus) == ("quiet", 1)
 
 
 def test_a_size_of_the_pool_that_is_no_number_is_refused() -> None:

@@ -64,6 +64,8 @@ class StandInPool:
     name: str = "cache of nothing"
     hardware: Hardware = HARDWARE
     traits: dict[str, str] = field(default_factory=lambda: {"accel": "tcg"})
+    template: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         type(self).last = self
@@ -98,7 +100,14 @@ class StandInPool:
             generation="one",
             shares_memory=True,
             where="template",
+            template=self.template,
+            recipe=self.recipe,
+            is_warmed=bool(self.recipe),
         )
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.stuck.is_set()
 
     def status(self) -> CacheStatus:
         return CacheStatus(

@@ -1,7 +1,7 @@
 """The VM cache server: a pool of ready machines behind a Unix socket, with health, status and metrics."""
 
-from vmfork.service.cache.pool import open_pool
+from vmfork.service.cache.pools import open_pools
 from vmfork.service.cache.serve import serve
 from vmfork.service.cache.server import CacheServer
 
-__all__ = ["CacheServer", "open_pool", "serve"]
+__all__ = ["CacheServer", "open_pools", "serve"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from vmfork.factory.cache import CacheFactory
+    from vmfork.factory.kind import Kind
     from vmfork.machine.base import BaseVM
     from vmfork.rpc.status import MachineStatus
     from vmfork.service.cache.state import ServerState
@@ -45,29 +46,36 @@ class Calls:
 
     async def Config(self, _request: pb.ConfigRequest, context: Any) -> pb.ConfigReply:  # noqa: N802
         async with _answered(context):
-            kind = (await self._state.get_pool(_limit_of(context))).kind
-            return pb.ConfigReply(
-                config_version=CONFIG_VERSION,
-                config=write_record(self._state.config),
-                traits=dict(kind.traits),
-                cpus=kind.hardware.cpus,
-                memory_mib=kind.hardware.memory_mib,
-                max_cpus=kind.hardware.max_cpus,
-                max_memory_mib=kind.hardware.max_memory_mib,
-                server_version=self._state.version,
-                hardware=write_record(kind.hardware),
-                name=kind.name,
-                fingerprint=kind.digest,
-                template=kind.template,
-            )
+            first, *others = (await self._state.get_pools(_limit_of(context))).kinds
+            reply = self._describe(first)
+            reply.others.extend(self._describe(kind) for kind in others)
+            return reply
         raise AssertionError
+
+    def _describe(self, kind: Kind) -> pb.ConfigReply:
+        return pb.ConfigReply(
+            config_version=CONFIG_VERSION,
+            config=write_record(kind.to_config(self._state.config)),
+            traits=dict(kind.traits),
+            cpus=kind.hardware.cpus,
+            memory_mib=kind.hardware.memory_mib,
+            max_cpus=kind.hardware.max_cpus,
+            max_memory_mib=kind.hardware.max_memory_mib,
+            server_version=self._state.version,
+            hardware=write_record(kind.hardware),
+            name=kind.name,
+            fingerprint=kind.digest,
+            template=kind.template,
+            warmed=kind.is_warmed,
+            recipe=kind.recipe,
+        )
 
     async def GetBaseVM(self, request: pb.GetBaseVMRequest, context: Any) -> pb.GetBaseVMReply:  # noqa: N802
         self._state.given.watch_current()
         async with _answered(context):
             limit_s = _limit_of(context)
             begun = time.monotonic()
-            pool = await self._state.get_pool(limit_s)
+            pool = (await self._state.get_pools(limit_s)).find(request.template)
             await pool.refresh()
             _check_kind(pool, request)
             hit = pool.status().ready > 0

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.config.endpoint import MetricsAddress
-    from vmfork.factory.cache import CacheFactory
+    from vmfork.service.cache.pools import Pools
     from vmfork.service.cache.server import CacheServer
 
 
 async def serve(
     server: CacheServer,
-    open_pool: Callable[[], Awaitable[CacheFactory]],
+    open_pools: Callable[[], Awaitable[Pools]],
     *,
     metrics: MetricsAddress | None = None,
     on_change: Callable[[Phase], None] = lambda _phase: None,
@@ -40,13 +40,13 @@ async def serve(
 
     async with AsyncExitStack() as stack:
 
-        async def open_all() -> CacheFactory:
+        async def open_all() -> Pools:
             # Not before the endpoint is ours: a second server must be refused for its endpoint, not for its metrics.
             if metrics is not None:
                 exposition = Exposition(metrics, server.state.render_metrics)
                 stack.push_async_callback(exposition.aclose)
                 await exposition.open()
                 server.state.metrics_address = exposition.address
-            return await open_pool()
+            return await open_pools()
 
         await server.run(open_all, on_change=enter)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import VMConfig
-    from vmfork.factory.cache import CacheFactory
+    from vmfork.service.cache.pools import Pools
 
 T = TypeVar("T")
 
@@ -60,14 +60,14 @@ class CacheServer:
 
     async def run(
         self,
-        open_pool: Callable[[], Awaitable[CacheFactory]],
+        open_pools: Callable[[], Awaitable[Pools]],
         *,
         on_change: Callable[[Phase], None] = lambda _phase: None,
     ) -> None:
         """The server served until it was told to quit, and drained. Nothing is left at the endpoint, nor of the pool.
 
-        `open_pool` makes the pool while the endpoint answers already; `on_change` is called with each phase.
-        Raises `StoreBusy` when another server has the endpoint, and what `open_pool` raises. On cancel it ends without
+        `open_pools` makes the pools while the endpoint answers already; `on_change` is called with each phase.
+        Raises `StoreBusy` when another server has the endpoint, and what `open_pools` raises. On cancel it ends without
         waiting for anybody.
         """
         async with AsyncExitStack() as stack:
@@ -85,38 +85,38 @@ class CacheServer:
             stack.push_async_callback(front.aclose)
             self.state.count_refused = lambda: front.refused
             await front.open()
-            await self._serve(open_pool, on_change, stack)
+            await self._serve(open_pools, on_change, stack)
             await self._enter(Phase.DRAINING, on_change)
-            if self.state.pool is not None:
-                await self.state.pool.aclose()
+            if self.state.pools is not None:
+                await self.state.pools.aclose()
             await self.state.given.finish()
             await server.stop(_LAST_WORDS_S)
 
     async def _serve(
         self,
-        open_pool: Callable[[], Awaitable[CacheFactory]],
+        open_pools: Callable[[], Awaitable[Pools]],
         on_change: Callable[[Phase], None],
         stack: AsyncExitStack,
     ) -> None:
         await self._enter(Phase.STARTING, on_change)
-        pool = await self._unless_quit(open_pool())
-        self.state.open(pool)
-        if pool is not None:
-            stack.push_async_callback(pool.aclose)
-            await self._unless_quit(_wait_ready(pool))
-        if pool is not None and not self._quitting.is_set():
-            await self._unless_quit(self._attend(pool, on_change))
+        pools = await self._unless_quit(open_pools())
+        self.state.open(pools)
+        if pools is not None:
+            stack.push_async_callback(pools.aclose)
+            await self._unless_quit(_wait_ready(pools))
+        if pools is not None and not self._quitting.is_set():
+            await self._unless_quit(self._attend(pools, on_change))
 
-    async def _attend(self, pool: CacheFactory, on_change: Callable[[Phase], None]) -> None:
-        await asyncio.gather(self._follow(pool, on_change), self._sweep())
+    async def _attend(self, pools: Pools, on_change: Callable[[Phase], None]) -> None:
+        await asyncio.gather(self._follow(pools, on_change), self._sweep())
 
-    async def _follow(self, pool: CacheFactory, on_change: Callable[[Phase], None]) -> None:
-        """The server is degraded while its pool is stuck, and serves otherwise. Never ends."""
+    async def _follow(self, pools: Pools, on_change: Callable[[Phase], None]) -> None:
+        """The server is degraded while its pools are stuck, and serves otherwise. Never ends."""
         while True:
             await self._enter(Phase.SERVING, on_change)
-            await pool.wait_stuck()
+            await pools.wait_stuck()
             await self._enter(Phase.DEGRADED, on_change)
-            await pool.wait_unstuck()
+            await pools.wait_unstuck()
 
     async def _sweep(self) -> None:
         """Removes what machines left behind whose takers were killed, from time to time. Never ends."""
@@ -164,13 +164,13 @@ class CacheServer:
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-async def _wait_ready(pool: CacheFactory) -> None:
-    """The pool is full for the first time, or after a while it is not full, but holds a machine or gave one."""
+async def _wait_ready(pools: Pools) -> None:
+    """The pools are full for the first time, or after a while they are not, but hold a machine or gave one."""
     while True:
         try:
-            await pool.wait_full(timeout_s=_FILL_PATIENCE_S)
+            await pools.wait_full(timeout_s=_FILL_PATIENCE_S)
         except DeadlineExceeded:
-            status = pool.status()
+            status = pools.status()
             if not status.ready + status.given:
                 continue
         return

@@ -6,14 +6,19 @@ import asyncio
 import json
 import os
 import time
+from dataclasses import replace
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from tests.unit.service.stand_in import HARDWARE, StandInPool
+from vmfork.config import FactoryConfig, VMConfig
 from vmfork.errors import Closed, DeadlineExceeded, HostError, StoreBusy
+from vmfork.factory.remote import open_remote
 from vmfork.rpc.client import CacheClient
+from vmfork.rpc.errors import OtherKind
 from vmfork.rpc.status import Phase
 from vmfork.service.cache import CacheServer
 from vmfork.store.manifest import fingerprint_of
@@ -249,3 +254,49 @@ async def test_the_front_costs_well_below_a_millisecond(running_server, client, 
         assert running.states[-1] == "serving"
     print(f"through the front {medians[0] * 1000:.2f} ms, without {medians[1] * 1000:.2f} ms")
     assert medians[0] - medians[1] < 0.001
+
+
+async def test_each_template_has_a_pool_and_is_asked_for_by_name(running_server, client, endpoint) -> None:
+    """A server of several templates held booted machines."""
+    node = StandInPool(name="cache of node", template="node", recipe="warm", hardware=replace(HARDWARE, memory_mib=512))
+    async with running_server(node, filled=2) as running:
+        told = await client.config()
+        assert [(each.template, each.warmed, each.recipe) for each in told.others] == [("node", True, "warm")]
+        await client.get_base_vm(timeout_s=5)
+        await client.get_base_vm(timeout_s=5, template="node", fingerprint=node.kind.digest)
+        assert (running.pool.given, node.given) == (1, 1)
+        with pytest.raises(OtherKind, match="ruby"):
+            await client.get_base_vm(timeout_s=5, template="ruby")
+        status = await client.status()
+        assert (status.pool.size, status.pool.given, len(status.vms)) == (4, 2, 2)
+        told = [(pool.template, pool.memory_mib, pool.pool.given) for pool in status.pools]
+        assert told == [("", 256, 1), ("node", 512, 1)]
+        # A client has a base for each.
+        bases = await open_remote(FactoryConfig(endpoint=str(endpoint)))
+        assert [(base.kind.template, base.kind.is_warmed, base.kind.hardware.memory_mib) for base in bases] == [
+            ("", False, 256),
+            ("node", True, 512),
+        ]
+        assert bases[1].kind.to_config(VMConfig(qemu="/ours")).qemu == "/ours"
+        await asyncio.gather(*(base.aclose() for base in bases))
+
+
+async def test_a_server_is_degraded_when_all_of_its_pools_are_stuck(running_server, client) -> None:
+    node = StandInPool(name="cache of node", template="node")
+    async with running_server(node) as running:
+        node.ready.clear()
+        node.unstuck.clear()
+        node.stuck.set()
+        with pytest.raises(HostError, match="its last start failed"):
+            await client.get_base_vm(timeout_s=30, template="node")
+        status = await client.status()
+        assert (status.state, [pool.is_stuck for pool in status.pools]) == (Phase.SERVING, [False, True])
+        await client.get_base_vm(timeout_s=5)
+        running.pool.unstuck.clear()
+        running.pool.stuck.set()
+        await running.wait_for("degraded")
+        node.stuck.clear()
+        node.unstuck.set()
+        async with asyncio.timeout(5):
+            while running.states[-1] != "serving":
+                await asyncio.sleep(0)
