@@ -11,14 +11,23 @@ union control {
     struct cmsghdr align;
 };
 
-/* The kernel puts all descriptors of a message into one part. */
-static void take_passed(struct msghdr *message, struct received *into)
+/* The kernel puts all descriptors of a message into one part. False when there were more than we take: the part's
+ * space is rounded up to 8 bytes, so that four arrive where three were expected. */
+static bool take_passed(struct msghdr *message, struct received *into)
 {
     struct cmsghdr *part = CMSG_FIRSTHDR(message);
-    if (part != NULL && part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS) {
-        into->passed_count = (int)((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        memcpy(into->passed, CMSG_DATA(part), (size_t)into->passed_count * sizeof(int));
+    if (part == NULL || part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS)
+        return true;
+    int count = (int)((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    for (int index = 0; index < count; index++) {
+        int descriptor;
+        memcpy(&descriptor, CMSG_DATA(part) + (size_t)index * sizeof(int), sizeof descriptor);
+        if (index < PASSED_LIMIT)
+            into->passed[into->passed_count++] = descriptor;
+        else
+            close(descriptor);
     }
+    return count <= PASSED_LIMIT;
 }
 
 enum outcome receive_request(int socket, struct received *into)
@@ -31,13 +40,12 @@ enum outcome receive_request(int socket, struct received *into)
     ssize_t size = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (size < 0)
         return errno == EAGAIN || errno == EINTR ? NOTHING : GONE;
-    if (size == 0)
-        return GONE;
-    take_passed(&message, into);
-    if (size != sizeof into->request || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+    bool whole = take_passed(&message, into) && !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC));
+    if (size != sizeof into->request || !whole) {
+        bool is_end = size == 0 && whole && into->passed_count == 0;
         close_all(into->passed, into->passed_count);
         into->passed_count = 0;
-        return MALFORMED;
+        return is_end ? GONE : MALFORMED;
     }
     return RECEIVED;
 }

@@ -284,10 +284,13 @@ async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int
         data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, 3, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None, 0, ()
-    if len(data) != _ANSWER.size:
+    try:
+        kind, number = _ANSWER.unpack(data)
+        return Answer(kind), number, tuple(passed)
+    except (struct.error, ValueError):  # its end, or a keeper that is none
+        for fd in passed:
+            os.close(fd)
         return None, 0, ()
-    kind, number = _ANSWER.unpack(data)
-    return Answer(kind), number, tuple(passed)
 
 
 def _read_argv(pid: int) -> tuple[str, ...]:

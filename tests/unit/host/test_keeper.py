@@ -292,6 +292,26 @@ async def test_nonsense_from_a_caller_is_refused_and_changes_nothing(kept, path,
     await process.aclose()
 
 
+@pytest.mark.parametrize("message", [b"", b"x", encode_request(Request.TAKE, token=OTHER)])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 60])
+async def test_descriptors_that_a_caller_passes_are_closed_however_many(kept, path, message, count) -> None:
+    """Four of them arrive in the space for three, and an empty message has some too."""
+    process = kept()
+    reading, writing = os.pipe()
+    with connect_unix(path, kind=socket.SOCK_SEQPACKET) as caller:
+        caller.setblocking(True)
+        caller.settimeout(LIMIT_S)
+        socket.send_fds(caller, [message], [writing] * count)
+        os.close(writing)
+        with suppress(ConnectionError):
+            assert caller.recv(16)[:1] in (bytes([Answer.BAD]), bytes([Answer.BUSY]), b"")
+        assert select.select([reading], [], [], LIMIT_S)[0]
+        assert os.read(reading, 1) == b""  # nobody has its other end any more
+    os.close(reading)
+    assert process.identity.is_alive()
+    await process.aclose()
+
+
 async def test_callers_who_say_nothing_do_not_keep_others_out(kept, path, belongings) -> None:
     process = kept()
     await belongings.park(process)
