@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,15 @@ async def here(template_name, instance, tmp_path):
     need("kvm")
     image = ImageStore(instance.images).open("default")
     return {"image": image, "binary": await find_qemu(), "instance": Instance(replace(instance, home=tmp_path))}
+
+
+def read_waited_s() -> float:
+    """Seconds in which somebody on this host waited for a CPU (Linux, Documentation/accounting/psi.rst)."""
+    try:
+        some = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+    except OSError:  # a kernel that does not count it
+        return 0.0
+    return int(some.rpartition("total=")[2]) / 1e6
 
 
 def listened(here, steps) -> dict:
@@ -65,11 +75,12 @@ async def test_the_verdict_comes_from_a_boot_and_is_kept(here, monkeypatch) -> N
 async def test_a_kvm_on_which_the_guest_stands_still_is_given_up(here) -> None:
     """This CPU model asks for nothing that a host could lack, so the guest starts, and hangs where KVM is broken."""
     config = VMConfig(cpu_model="qemu64")
-    begin = time.monotonic()
+    begin, begin_waited_s = time.monotonic(), read_waited_s()
     verdict = await prove_kvm(config, **here)
     if verdict.usable:
         need("refusing-kvm", found=False)
-    assert time.monotonic() - begin < REFUSED_WITHIN_S + 4.0  # beside other tests on the same cores
+    # Other tests run on the same cores: what the guest waits for them does not count.
+    assert time.monotonic() - begin < REFUSED_WITHIN_S + (read_waited_s() - begin_waited_s)
     assert "stood still" in verdict.reason or "stopped the guest" in verdict.reason
     assert "SeaBIOS" in verdict.console_tail
     kept = next((here["instance"].places.home / "verdicts").iterdir())

@@ -56,6 +56,20 @@ class ProcessIdentity:
         return True
 
 
+def read_starved_s(pid: int) -> float:
+    """Seconds that the threads of process `pid` were ready to run and the host had no CPU for them, added up.
+
+    From /proc/PID/task/*/schedstat (Linux, Documentation/scheduler/sched-stats.rst). A thread that has ended is not in
+    it; 0 where the kernel does not count it, or the process is gone.
+    """
+    waited_ns = 0
+    with suppress(OSError):  # the process has ended
+        for name in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):  # the thread has ended
+                waited_ns += int(Path(f"/proc/{pid}/task/{name}/schedstat").read_bytes().split()[1])
+    return waited_ns / 1e9
+
+
 class WatchedProcess:
     """A process watched through its pidfd, which need not be a child. `collect` gives its exit status in the end.
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vmfork.host.memory import read_resident
+from vmfork.host.process import read_starved_s
 from vmfork.machine.ending import launch_error
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Machine
     from vmfork.wire.message import Hello
 
-# A guest may stand still this long. Where KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
+# A guest may stand still at least this long. Where KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
 STALL_LIMIT_S = 5.0
 _LOOK_EVERY_S = 0.2
 # QEMU's own threads touch a page now and then while the guest stands still.
@@ -35,7 +36,7 @@ async def unless_stuck(hello: Coroutine[Any, Any, Hello], machine: Machine) -> H
         elif stopped.done() and not greeting.done():
             raise launch_error(machine, f"QEMU stopped the guest ({stopped.result()})")
         if stalled.done() and not greeting.done():
-            raise launch_error(machine, f"the guest stood still for {STALL_LIMIT_S:g} s")
+            raise launch_error(machine, f"the guest stood still for {stalled.result():.3g} s")
         return await greeting
     finally:
         futures = (greeting, stopped, stalled)
@@ -44,14 +45,22 @@ async def unless_stuck(hello: Coroutine[Any, Any, Hello], machine: Machine) -> H
         await asyncio.gather(*futures, return_exceptions=True)
 
 
-async def wait_stalled(machine: Machine, limit_s: float) -> None:
-    """The guest made no progress for `limit_s` seconds. Waits as long as it makes some.
+async def wait_stalled(machine: Machine, limit_s: float) -> float:
+    """The guest made no progress for `limit_s` seconds, or for as long as it had gone on before, if that is longer.
 
-    Progress is looked for five times a second, because no event tells that a page was touched.
+    So a boot that was slow all along may rest longer than one that was quick. Time in which QEMU was ready to run and
+    the host had no CPU for it does not count. Returns the limit that held. Progress is looked for five times a second,
+    because no event tells that a page was touched.
     """
-    written, touched, since = -1, 0, time.monotonic()
-    while time.monotonic() - since < limit_s:
-        now_written, now_touched = machine.console_bytes, read_resident(machine.identity.pid)
-        if now_written != written or now_touched >= touched + _TOUCHED_BYTES:
-            written, touched, since = now_written, now_touched, time.monotonic()
+    pid, begun = machine.identity.pid, time.monotonic()
+    written, touched, still_s, starved = -1, 0, 0.0, read_starved_s(pid)
+    looked = moved = begun
+    while still_s < (limit := max(limit_s, moved - begun)):
         await asyncio.sleep(_LOOK_EVERY_S)
+        now, now_starved = time.monotonic(), read_starved_s(pid)
+        still_s += max(0.0, now - looked - (now_starved - starved))
+        looked, starved = now, now_starved
+        now_written, now_touched = machine.console_bytes, read_resident(pid)
+        if now_written != written or now_touched >= touched + _TOUCHED_BYTES:
+            written, touched, still_s, moved = now_written, now_touched, 0.0, now
+    return limit

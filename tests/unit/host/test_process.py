@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.children import exit_code_of, fork_child
 from vmfork.host.keeper import KeptProcess, find_keeper
-from vmfork.host.process import ProcessIdentity
+from vmfork.host.process import ProcessIdentity, read_starved_s
 
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
@@ -284,6 +285,21 @@ def test_a_program_may_be_called_anything(tmp_path, name):
         assert identity is not None
         assert identity.is_alive()
         assert identity.start_ticks >= ProcessIdentity.of(os.getpid()).start_ticks
+
+
+def test_a_process_that_shares_its_cpu_is_seen_to_wait_for_it():
+    """Two that never rest, on one CPU."""
+    spin = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(spin) as one, subprocess.Popen(spin) as other:
+        try:
+            end = time.monotonic() + 30
+            while read_starved_s(one.pid) < 0.2 and time.monotonic() < end:
+                time.sleep(0.05)
+            assert read_starved_s(one.pid) >= 0.2
+        finally:
+            one.kill()
+            other.kill()
+    assert read_starved_s(one.pid) == 0
 
 
 def test_one_loop_after_another_may_start_processes(start, log):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import time
 
 import pytest
 
@@ -89,6 +90,30 @@ async def test_a_guest_that_prints_or_touches_memory_does_not_stand_still() -> N
     advancing = asyncio.create_task(advance())
     await wait_stalled(machine, 0.6)
     assert advancing.done()
+
+
+async def test_time_in_which_the_host_had_no_cpu_for_it_does_not_count(monkeypatch) -> None:
+    begin = time.monotonic()
+    monkeypatch.setattr(stall, "read_starved_s", lambda _pid: min(time.monotonic() - begin, 1.0))
+    assert await wait_stalled(Machine(), 0.5) == 0.5
+    assert time.monotonic() - begin >= 1.5
+
+
+async def test_a_boot_that_was_slow_may_rest_as_long_as_it_took_so_far() -> None:
+    begin = time.monotonic()
+
+    class Slow(Machine):
+        @property
+        def console_bytes(self) -> int:
+            return int(min(time.monotonic() - begin, 1.0) * 20)
+
+        @console_bytes.setter
+        def console_bytes(self, _count: int) -> None:
+            pass
+
+    limit_s = await wait_stalled(Slow(), 0.3)
+    assert limit_s >= 0.9
+    assert time.monotonic() - begin >= 1.0 + limit_s - 0.2
 
 
 async def test_a_cancel_ends_all_of_it() -> None:
