@@ -1,0 +1,83 @@
+"""What doctor says of KVM: whether it is used, why not, and what the guest printed that it failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from vmfork.cli import doctor
+from vmfork.config import Places, VMConfig
+from vmfork.host.kvm import Refusal
+from vmfork.machine.accelerator import Verdict
+
+PLACES = Places(home=Path("/nowhere"), runtime=Path("/nowhere"))
+HANGS = Verdict(usable=False, reason="the guest stood still for 5 s", console_tail="SeaBIOS\nBooting from ROM..")
+
+
+@pytest.fixture
+def proven(monkeypatch):
+    """Says how the proof ends; the list tells for each proof whether it was demanded anew."""
+
+    def proven(verdict: Verdict) -> list[bool]:
+        asked = []
+
+        async def prove_kvm(config, *, image, binary, instance, anew):
+            asked.append(anew)
+            return verdict
+
+        monkeypatch.setattr(doctor.kvm, "find_refusal", lambda: None)
+        monkeypatch.setattr(doctor, "prove_kvm", prove_kvm)
+        return asked
+
+    return proven
+
+
+async def check(config: VMConfig, *, recheck: bool = False) -> doctor.Check:
+    image, binary = SimpleNamespace(), SimpleNamespace()
+    return await doctor._check_kvm(config, image, binary, PLACES, lambda _event: None, recheck=recheck)
+
+
+async def test_a_kvm_that_was_proven_is_used(proven) -> None:
+    proven(Verdict(usable=True, reason=""))
+    found = await check(VMConfig())
+    assert (found.level, found.found) == ("ok", "proven: it runs the guest, and is used")
+
+
+@pytest.mark.parametrize("recheck", [False, True])
+async def test_a_proof_is_made_anew_where_that_is_asked(proven, recheck) -> None:
+    asked = proven(Verdict(usable=True, reason=""))
+    await check(VMConfig(), recheck=recheck)
+    assert asked == [recheck]
+
+
+@pytest.mark.parametrize(("accel", "level"), [("auto", "note"), ("kvm", "fail")])
+async def test_one_that_fails_the_guest_is_told_with_the_reason_and_the_console(proven, accel, level) -> None:
+    proven(HANGS)
+    found = await check(VMConfig(accel=accel))
+    assert (found.level, found.detail) == (level, HANGS.console_tail)
+    assert f"does not run the guest: {HANGS.reason}" in found.found
+    assert found.found.endswith("TCG is used: slower, but it runs") == (accel == "auto")
+
+
+async def test_one_that_may_not_be_opened_is_told_with_the_command_that_changes_it(monkeypatch) -> None:
+    command = "sudo usermod -aG kvm me, then log in again"
+    refusal = Refusal("/dev/kvm may not be opened by me", command, forbidden=True)
+    monkeypatch.setattr(doctor.kvm, "find_refusal", lambda: refusal)
+    found = await check(VMConfig())
+    assert (found.level, found.todo) == ("note", command)
+    assert found.found == "/dev/kvm may not be opened by me; TCG is used: slower, but it runs"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_console_is_shown_to_who_asks_for_details(monkeypatch, verbose) -> None:
+    async def examine(*_arguments, recheck):
+        assert recheck
+        return [doctor.Check("kvm", "note", "it hangs", detail=HANGS.console_tail)]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    done = CliRunner().invoke(doctor.command, ["--recheck", *(["-v"] if verbose else [])], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert ("      | SeaBIOS\n      | Booting from ROM..\n" in done.output) == verbose
