@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -11,6 +12,8 @@ from tests.vm.cli_runner import vmfork
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
+from vmfork.errors import TemplateStale
+from vmfork.host import facts
 from vmfork.image import ImageStore
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
@@ -44,6 +47,21 @@ async def test_a_machine_that_demands_kvm_boots_in_the_least_memory(working_kvm,
     async with await VM.boot(VMConfig(accel="kvm", memory_mib=least)) as vm:
         assert vm.accel == "kvm"
         assert (await vm.exec(["true"], timeout_s=30)).ok
+        # Nothing of the kernel's or the programs' address layout is switched off, as it is under TCG.
+        command_line = await vm.read_file("/proc/cmdline")
+        assert not re.search(rb"nokaslr|norandmaps", command_line)
+        stacks = [(await vm.shell("grep stack /proc/self/maps", check=True)).stdout for _ in range(2)]
+        assert stacks[0] != stacks[1]
+
+
+async def test_on_another_cpu_the_template_is_refused_by_name(template, monkeypatch) -> None:
+    monkeypatch.setattr(facts, "cpu_name", lambda: "Another CPU (6-1-1, flags 0)")
+    with pytest.raises(TemplateStale) as opened:
+        await Template.open(template.name)
+    with pytest.raises(TemplateStale) as forked:
+        await template.fork()
+    for stale in (opened.value, forked.value):
+        assert (stale.field, stale.want) == ("host_cpu", "Another CPU (6-1-1, flags 0)")
 
 
 async def test_two_forks_run_under_kvm_and_share_nothing(forks) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.packages.acts import ACTS, open_template, perform
+from tests.vm.least import boots_in_its_least
 from vmfork.image import ImageStore
 
 # An image is built, tried out, frozen and forked, under emulation.
@@ -17,6 +18,7 @@ async def test_a_package_does_what_it_is_for(package, instance) -> None:
     template = await open_template("acting", (package, *act.packages), instance)
     try:
         await perform(template, act)
+        await boots_in_its_least("acting", instance)
     finally:
         await template.remove()
         ImageStore(instance.images).remove("acting")

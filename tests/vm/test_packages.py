@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.packages.acts import ACTS, open_template, perform
+from tests.vm.least import boots_in_its_least
 from vmfork.image import ImageStore
 
 pytestmark = [pytest.mark.vm, pytest.mark.image]
@@ -25,6 +26,10 @@ def acting(instance):
 @pytest.mark.parametrize("package", SMALL)
 async def test_a_small_package_does_what_it_is_for(acting, package) -> None:
     await perform(acting, ACTS[package])
+
+
+async def test_the_image_boots_in_exactly_its_least_memory(acting, instance) -> None:
+    await boots_in_its_least("acting", instance)
 
 
 async def test_the_image_is_a_debian_whose_packages_are_known(acting) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.vm.least import boots_in_its_least
 from vmfork.aio import Template
 from vmfork.config import ImageConfig, VMConfig
 from vmfork.image import ImageStore
@@ -59,3 +60,7 @@ async def test_the_audit_sees_them(ssh_template) -> None:
     report = await ssh_template.audit(2)
     assert {row.name: row.verdict for row in report.rows}["ssh-host-keys"] == "ok"
     assert report.safe
+
+
+async def test_the_image_boots_in_exactly_its_least_memory(ssh_template, instance) -> None:
+    await boots_in_its_least("ssh", instance)

@@ -1,4 +1,4 @@
-"""The guest image for tests under KVM: built and tried out on this host, and kept for a week."""
+"""The guest images for tests under KVM: built and tried out on this host, and kept for a week."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from vmfork.image.recipe import find_agent
 from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vmfork.machine.plan import Plan
 
-_NAME = "default"
+# The one that users have, and the least there can be.
+_IMAGES = {"default": ImageConfig(), "bare": ImageConfig(bare=True)}
 
 
 @contextmanager
-def open_plan() -> Iterator[Plan]:
-    """In the block the image exists, with its least memory, and the plan says whether this host's KVM runs it.
+def open_plans() -> Iterator[Mapping[str, Plan]]:
+    """In the block the images exist, with their least memory; the plan of each says whether this host's KVM runs it.
 
     What is found out of KVM is added to the kept folder, and holds as long as vmfork lets it.
     """
 
     def make(folder: Path) -> None:
-        asyncio.run(build_image(_NAME, ImageConfig(), store=ImageStore(folder / "images")))
+        for name, config in _IMAGES.items():
+            asyncio.run(build_image(name, config, store=ImageStore(folder / "images")))
 
-    digest = recipe.compute_digest(ImageConfig(), find_agent().read_bytes())
+    agent = find_agent().read_bytes()
+    digests = {name: recipe.compute_digest(config, agent) for name, config in _IMAGES.items()}
     with (
-        cache.open_kept("image", digest, make) as home,
+        cache.open_kept("images", digests, make) as home,
         tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
     ):
         places = Places(home=home, runtime=Path(runtime))
-        image = ImageStore(places.images).open(_NAME)
-        yield asyncio.run(try_out(image, VMConfig(), Instance(places)))
+        store = ImageStore(places.images)
+        yield {name: asyncio.run(try_out(store.open(name), VMConfig(image=name), Instance(places))) for name in _IMAGES}

@@ -1,10 +1,10 @@
-"""What a test host is given to run: this project as a wheel, what it needs, its tests, and the guest image.
+"""What a test host is given to run: this project as a wheel, what it needs, its tests, and guest images.
 
 ```
 run          the command, with its environment
 site/        for PYTHONPATH: the project's wheel, unpacked, and what it and its tests need
 project/     tests/, and what they read of the project
-home/        VMFORK_HOME with the image `default`; results/ takes what is to be sent back
+home/        VMFORK_HOME with images; results/ takes what is to be sent back
 ```
 """
 
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vmfork.image import Image
 
 PROJECT = Path(__file__).resolve().parents[2]
-_FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests")
+_FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests", "tools")
 # What tests may rely on where KVM works: a skip for want of it is a failure (tests/kvm/conftest.py).
 PROMISED = "working-kvm"
 _TEST_PACKAGES = ("pytest", "pytest-asyncio")
@@ -44,10 +44,10 @@ def list_requirements() -> list[str]:
 
 
 @contextmanager
-def open_job(command: Sequence[str], *, packages: Path, image: Image) -> Iterator[IO[bytes]]:
+def open_job(command: Sequence[str], *, packages: Path, images: Iterable[Image]) -> Iterator[IO[bytes]]:
     """In the block the file holds the job: `command`, to be run in `project`.
 
-    `packages` is a folder of installed Python packages; `image` has its least memory measured.
+    `packages` is a folder of installed Python packages; `images` have their least memory measured.
     """
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
@@ -55,7 +55,7 @@ def open_job(command: Sequence[str], *, packages: Path, image: Image) -> Iterato
             _add_wheel(tar)
             for name in _FILES:
                 tar.add(PROJECT / name, f"project/{name}", filter=_leave_out_compiled)
-            _add_image(tar, image)
+            _add_images(tar, images)
             _add_file(tar, "run", _write_script(command))
         yield file
 
@@ -71,15 +71,16 @@ def _add_wheel(tar: tarfile.TarFile) -> None:
                 _add_file(tar, f"site/{member.filename}", archive.read(member), mode=mode)
 
 
-def _add_image(tar: tarfile.TarFile, image: Image) -> None:
-    folder = image.kernel.parent
-    tar.add(folder, f"home/images/{folder.name}")
+def _add_images(tar: tarfile.TarFile, images: Iterable[Image]) -> None:
     locks = tarfile.TarInfo("home/images/locks")
     locks.type, locks.mode = tarfile.DIRTYPE, 0o700
     tar.addfile(locks)
-    name = tarfile.TarInfo(f"home/images/names/{image.name}")
-    name.type, name.linkname = tarfile.SYMTYPE, f"../{folder.name}"
-    tar.addfile(name)
+    for image in images:
+        folder = image.kernel.parent
+        tar.add(folder, f"home/images/{folder.name}")
+        name = tarfile.TarInfo(f"home/images/names/{image.name}")
+        name.type, name.linkname = tarfile.SYMTYPE, f"../{folder.name}"
+        tar.addfile(name)
 
 
 def _add_file(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import stat
 import subprocess
 from pathlib import Path
@@ -128,7 +129,7 @@ async def test_a_pipe_with_a_reader_is_written_through(agent, tmp_path: Path) ->
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     writing = asyncio.ensure_future(agent.write_file(str(pipe), content))
-    await agent.ping()
+    await something_comes(reader)
     assert await asyncio.to_thread(read_all, reader) == content
     await writing
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -169,10 +170,16 @@ async def test_a_reader_that_goes_is_told(agent, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     writing = asyncio.ensure_future(agent.write_file(str(pipe), b"x" * 1_000_000))
-    await agent.ping()
+    await something_comes(reader)
     os.close(reader)
     with pytest.raises(GuestFileError):
         await writing
+
+
+async def something_comes(reader: int) -> None:
+    """The pipe has a writer, and something of what it writes. Without one there would be nothing to read for good."""
+    readable, _, _ = await asyncio.to_thread(select.select, [reader], [], [], 50.0)
+    assert readable
 
 
 def read_all(fd: int) -> bytes:
