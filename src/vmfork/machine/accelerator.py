@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import GuestError, HostError, LaunchError
-from vmfork.host import facts, kvm
-from vmfork.host.folders import make_private, write_whole
+from vmfork.host import kvm
 from vmfork.machine.launch import boot_base
 from vmfork.machine.least import ample_memory_mib
 from vmfork.machine.plan import make_plan
 from vmfork.machine.stall import unless_stuck
+from vmfork.machine.verdict import Verdict, keep_verdict, locate_verdict, read_verdict
 from vmfork.progress import Progress
-from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmfork.config import Instance, VMConfig
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
@@ -29,18 +25,6 @@ _log = logging.getLogger("vmfork")
 
 # No boot that goes on is given up, however slow: a nested KVM takes a minute. This ends one that goes on for ever.
 _PROOF_LIMIT_S = 900.0
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is known of KVM here. `usable` with an empty reason, or not usable and why.
-
-    `console_tail` is the end of what the guest printed where it was tried and did not come up.
-    """
-
-    usable: bool
-    reason: str
-    console_tail: str = ""
 
 
 async def decide_accel(config: VMConfig, *, image: Image, binary: QemuBinary, instance: Instance) -> str:
@@ -85,14 +69,13 @@ async def prove_kvm(
         boot_timeout_s=_PROOF_LIMIT_S,
     )
     plan = await make_plan(small, image=image, binary=binary, accel="kvm")
-    path = instance.places.home / "verdicts" / f"kvm-{_digest_known(plan)}.json"
-    known = None if anew else _read_verdict(path)
+    path = locate_verdict(image=image, binary=plan.binary, cpu_model=plan.hardware.cpu_model, places=instance.places)
+    known = None if anew else read_verdict(path)
     if known is not None:
         return known
     instance.progress(Progress(task="kvm", step="proving that KVM runs the guest"))
     verdict = await _try_boot(plan, instance)
-    make_private(path.parent)
-    write_whole(path, write_record(verdict))
+    keep_verdict(verdict, path)
     step = "KVM runs the guest" if verdict.usable else f"KVM does not run the guest: {verdict.reason}"
     instance.progress(Progress(task="kvm", step=step))
     _log.info("%s", step)
@@ -117,24 +100,3 @@ def _explain_failure(error: LaunchError) -> str:
     complaints = (line.strip() for line in error.log_tail.splitlines() if "warning:" not in line)
     said = next(filter(None, complaints), "")
     return f"{error.reason}: {said}" if said else error.reason
-
-
-def _digest_known(plan: Plan) -> str:
-    """Names what a verdict holds for."""
-    known = (
-        facts.boot_id(),
-        facts.kernel_release(),
-        kvm.read_parameters(),
-        plan.binary.stamp,
-        plan.binary.version,
-        plan.image.digest,
-        plan.hardware.cpu_model,
-    )
-    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
-
-
-def _read_verdict(path: Path) -> Verdict | None:
-    try:
-        return read_record(Verdict, path.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from vmfork.adopt.todo import Thaw
@@ -9,11 +12,13 @@ from vmfork.config import VMConfig
 from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
+from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
 from vmfork.template.recipe import name_recipe
@@ -25,6 +30,18 @@ if TYPE_CHECKING:
     from vmfork.machine.base import BaseVM
     from vmfork.machine.request import ForkRequest
     from vmfork.store import Manifest
+
+_log = logging.getLogger("vmfork")
+
+
+@cache
+def _warn_of_age(name: str) -> None:
+    _log.warning(
+        "note: template %r was built under TCG, many times slower than KVM, which runs its guest here by now. To use"
+        " that, build it again: vmfork template build %s --replace",
+        name,
+        name,
+    )
 
 
 class Source:
@@ -52,9 +69,10 @@ class Source:
         with TemplateStore(instance.places.templates).open(name) as opened:
             manifest = opened.manifest
         source = cls(manifest, config, instance)
-        source._check_host(await source._find_emulator())
+        binary = await source._find_emulator()
+        source._check_host(binary)
         if source.hardware.accel == "tcg" and config.accel == "auto":
-            kvm.warn_if_forbidden()
+            source._warn_of_tcg(binary)
         return source
 
     async def renew(self) -> Self:
@@ -133,6 +151,19 @@ class Source:
                 reseed=agent_reseeds(m.traits["reseed"]),
             )
             return await restore_base(frozen, binary=binary, instance=self._instance)
+
+    def _warn_of_tcg(self, binary: QemuBinary) -> None:
+        """Said once per process: what keeps this user from KVM, or that the template was made before there was KVM."""
+        kvm.warn_if_forbidden()
+        if kvm.find_refusal() is not None:
+            return
+        m = self.manifest
+        with suppress(ImageNotFound):
+            image = ImageStore(self._instance.places.images).open(m.image)
+            model = self._config.cpu_model or default_cpu_model("kvm")
+            path = locate_verdict(image=image, binary=binary, cpu_model=model, places=self._instance.places)
+            if (verdict := read_verdict(path)) is not None and verdict.usable:
+                _warn_of_age(m.name)
 
     def check_config(self, config: VMConfig) -> None:
         """Raises `TemplateStale` when a build from `config` would give other machines; their size is not compared."""

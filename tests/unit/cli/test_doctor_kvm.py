@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from vmfork.cli import doctor
 from vmfork.config import Places, VMConfig
 from vmfork.host.kvm import Refusal
-from vmfork.machine.accelerator import Verdict
+from vmfork.machine.verdict import Verdict
 
 PLACES = Places(home=Path("/nowhere"), runtime=Path("/nowhere"))
 HANGS = Verdict(usable=False, reason="the guest stood still for 5 s", console_tail="SeaBIOS\nBooting from ROM..")
