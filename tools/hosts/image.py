@@ -16,8 +16,9 @@ from vmfork.image.recipe import find_agent
 from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from vmfork.image import Image
     from vmfork.machine.plan import Plan
 
 # The one that users have, and the least there can be.
@@ -32,8 +33,7 @@ def open_plans() -> Iterator[Mapping[str, Plan]]:
     """
 
     def make(folder: Path) -> None:
-        for name, config in _IMAGES.items():
-            asyncio.run(build_image(name, config, store=ImageStore(folder / "images")))
+        _build_missing(ImageStore(folder / "images"))
 
     agent = find_agent().read_bytes()
     digests = {name: recipe.compute_digest(config, agent) for name, config in _IMAGES.items()}
@@ -42,5 +42,11 @@ def open_plans() -> Iterator[Mapping[str, Plan]]:
         tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
     ):
         places = Places(home=home, runtime=Path(runtime))
-        store = ImageStore(places.images)
-        yield {name: asyncio.run(try_out(store.open(name), VMConfig(image=name), Instance(places))) for name in _IMAGES}
+        # A newer vmfork may not read what an older one kept.
+        images = _build_missing(ImageStore(places.images))
+        instance = Instance(places)
+        yield {image.name: asyncio.run(try_out(image, VMConfig(image=image.name), instance)) for image in images}
+
+
+def _build_missing(store: ImageStore) -> Sequence[Image]:
+    return [asyncio.run(build_image(name, config, store=store)) for name, config in _IMAGES.items()]
