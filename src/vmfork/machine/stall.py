@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Machine
     from vmfork.wire.message import Hello
 
-# A guest may stand still at least this long. Where KVM cannot run it, the boot ends after this and the firmware's 0.3 s.
+# A guest may stand still at least this long. Where KVM cannot run it, the boot ends after this and 0.3 s of firmware.
 STALL_LIMIT_S = 5.0
 _LOOK_EVERY_S = 0.2
 # QEMU's own threads touch a page now and then while the guest stands still.
