@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+def read_stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on, the state (proc(5)); empty for no process, and for a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return []
+    # The second, the command's name, may hold spaces and parentheses: it ends with the last ')'.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return [] if fields[0] in (b"Z", b"X") else fields
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """One process for good: a pid alone is reused, a pid with its start time (clock ticks since host boot) is not."""
@@ -27,13 +38,8 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of the process that has `pid` now; `None` when no process has it, or a zombie."""
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_bytes()
-        except OSError:
-            return None
-        # proc(5): the command name may hold spaces and parentheses; fields are counted from the last ')'.
-        fields = stat[stat.rindex(b")") + 2 :].split()
-        return None if fields[0] in (b"Z", b"X") else cls(pid, int(fields[19]))
+        fields = read_stat(pid)
+        return cls(pid, int(fields[19])) if fields else None
 
     def is_alive(self) -> bool:
         return ProcessIdentity.of(self.pid) == self

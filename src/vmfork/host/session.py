@@ -8,6 +8,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from vmfork.host.process import read_stat
 from vmfork.host.wait import wait_readable
 
 
@@ -31,13 +32,8 @@ def find_members(leader: int) -> list[int]:
 
 
 def _is_member(pid: int, leader: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    # proc(5): state, ppid, pgrp, session, counted from the last ')', since the command's name may hold anything.
-    state, _, _, session = stat[stat.rindex(b")") + 2 :].split()[:4]
-    return int(session) == leader and state not in (b"Z", b"X")
+    fields = read_stat(pid)  # state, parent, group, session
+    return bool(fields) and int(fields[3]) == leader
 
 
 async def _kill_member(pid: int, leader: int) -> None:
