@@ -70,7 +70,7 @@ def test_who_shares_the_file_of_a_server_is_its_client(shared, tmp_path) -> None
         taken = run(shared, **bare)
         assert (taken["source"]["kind"], taken["source"]["made_from"]) == ("server", "template 'shared'")
         timed = vmfork("run", "--timings", "true", cwd=shared, env=bare).check().err
-        assert "from    kept ready by the VM cache server of template 'shared'\n" in timed
+        assert "from    kept ready by the VM cache server, a fork of template 'shared'\n" in timed
         own = run(shared, "--no-factory")
         assert (own["source"]["kind"], own["source"]["made_from"]) == ("template", "template 'default-1c-288m'")
         vmfork("factory", "destroy", cwd=shared).check()

@@ -54,6 +54,7 @@ async def test_a_tracer_sees_the_fork_and_its_program(template):
 def test_run_tells_it_on_standard_error(template_name):
     done = vmfork("run", "-t", template_name, "--timings", "--", "echo", "hello").check()
     assert done.out == "hello\n"
+    assert done.err.startswith(f"from    forked from template {template_name!r}\n")
     assert [line.split()[0] for line in done.err.splitlines()] == [
-        "spawn", "load", "adopt", "clock", "thaw", "fork", "program",
+        "from", "spawn", "load", "adopt", "clock", "thaw", "fork", "program",
     ]  # fmt: skip

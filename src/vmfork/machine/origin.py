@@ -8,10 +8,10 @@ from typing import Literal
 Where = Literal["template", "pool", "server", "booted"]
 
 _TOLD = {
-    "template": "forked",
-    "pool": "kept ready in this process",
-    "server": "kept ready by the VM cache server",
-    "booted": "booted",
+    "template": ("forked", " from "),
+    "pool": ("kept ready in this process", ", a fork of "),
+    "server": ("kept ready by the VM cache server", ", a fork of "),
+    "booted": ("booted", " from "),
 }
 
 
@@ -34,9 +34,9 @@ class Origin:
     made_from: str = ""
 
     def __str__(self) -> str:
-        of = f" of {self.made_from}" if self.made_from else ""
+        told, of = _TOLD[self.kind]
         why = self.detail or ("" if self.reason in ("exact", "asked") else self.reason)
-        return f"{_TOLD[self.kind]}{of}" + (f" ({why})" if why else "")
+        return told + (of + self.made_from if self.made_from else "") + (f" ({why})" if why else "")
 
 
 def origin_of(template: str) -> Origin:
