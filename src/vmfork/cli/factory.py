@@ -53,7 +53,7 @@ def command() -> None:
 )
 @json_option
 def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
-    """Build the factory's template; with a cache, keep machines ready and serve them until ended."""
+    """Build the factory's templates; with a cache, keep machines ready and serve them until ended."""
     settings = get_settings(config_file=config_file)
     config = settings.factory
     if config.cache > 0:
@@ -62,17 +62,20 @@ def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
             raise ConfigError("new", new, reason, hint="leave --new out, or set cache = 0")
         serve_cache(settings, as_json=as_json)
         return
-    if not config.template:
+    if not config.template_names:
         hint = "set template = true in [factory] of vmfork.toml, or VMFORK_FACTORY_TEMPLATE=true"
         if config.remote:
             hint = "with remote = true machines come from a server: run this where it serves, without remote"
         raise ConfigError("factory.template", config.template, "the factory has no template to build", hint=hint)
     with shown_progress() as progress:
-        run_async(_build(settings, progress, new=config.build == "now" if new is None else new))
+        is_new = config.template and (config.build == "now" if new is None else new)
+        run_async(_build(settings, progress, new=is_new))
+    names = config.template_names
     if as_json:
-        show_json({"initialized": True, "template": config.template_name})
+        show_json({"initialized": True, "template": names[0]} | ({"templates": names} if len(names) > 1 else {}))
     else:
-        click.echo(f"factory is on: template {config.template_name} is ready")
+        are_ready = f"template {names[0]} is ready" if len(names) == 1 else f"templates {', '.join(names)} are ready"
+        click.echo(f"factory is on: {are_ready}")
 
 
 @command.command("status")
