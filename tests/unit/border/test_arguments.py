@@ -55,7 +55,18 @@ WRONG = {
     "Path": (5, b"/x", None, "not/absolute"),
     "tuple[str, ...]": ("true", b"true", 5, None, [5]),
     **dict.fromkeys(
-        ("Accelerator", "MachineChoice", "Reseed", "ASLR", "BuildPolicy", "Oversize", "Expectation"), _NO_CHOICE
+        (
+            "Accelerator",
+            "MachineChoice",
+            "Reseed",
+            "ASLR",
+            "BuildPolicy",
+            "Oversize",
+            "Fallback",
+            "Missing",
+            "Expectation",
+        ),
+        _NO_CHOICE,
     ),
 }
 GOOD = {"str": "x", "Sequence[GuestPath]": ["true"], "GuestPath": "/x", "bytes | str": b"", "bytes": b"", "int": 1}
