@@ -503,7 +503,7 @@ class Factory:
         self._twin = aio.Factory(config, fetch_only=fetch_only, progress=progress, places=places)
 
     def open(self) -> Self:
-        """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""
+        """The bases are ready. Opening again does nothing. Raises what the bases raise; it stays unopened then."""
         portal.run(self._twin.open())
         return self
 

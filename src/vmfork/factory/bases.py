@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Bases:
-    """Owner of the bases that a configuration stands for. Empty where every machine is booted."""
+    """Owner of the bases that a configuration stands for. It has none when every machine is booted."""
 
     def __init__(self, config: FactoryConfig, *, fetch_only: bool, instance: Instance) -> None:
         self._config = config
@@ -66,12 +66,12 @@ class Bases:
 
     @property
     def resting(self) -> Mapping[str, str]:
-        """The bases that are left alone for a while, by name, with their last error."""
+        """The names of the bases that rest for a while, each with its last error."""
         return {w.base.kind.name: w.health.last_error for w in self._watched if w.health.is_quarantined}
 
     @property
     def cache(self) -> CacheStatus | None:
-        """What the pool holds, where there is one; of several, the first."""
+        """What the pool holds, the first of several; `None` without a pool."""
         return next((base.status() for base in self if isinstance(base, CacheFactory)), None)
 
     def __iter__(self) -> Iterator[Base]:
@@ -87,7 +87,7 @@ class Bases:
             raise
 
     def find_slot(self, template: str = "") -> Slot | None:
-        """What a request stands for that names `template`, or, without one, nothing in particular."""
+        """The slot for a request that names `template`; without a name, the first slot."""
         return next((slot for slot in self._slots if not template or slot.may_offer(template)), None)
 
     def find_slot_of(self, base: Base) -> Slot | None:
@@ -95,7 +95,7 @@ class Bases:
         return next((slot for slot in self._slots for watched in slot.watched if watched.base is base), None)
 
     def list_templates(self) -> tuple[str, ...]:
-        """The names of the templates that machines can be asked of, as far as they are known."""
+        """The names of the templates that a request may name, as far as they are known."""
         named = (slot.template for slot in self._slots)
         return tuple(dict.fromkeys(name for name in (*named, *(base.kind.template for base in self)) if name))
 
@@ -124,11 +124,11 @@ class Bases:
         Not so a template that is gone, or does not fit any more: it is being built again where the factory may build
         it, and looked for at each request.
         """
-        # A cache that is merely empty is no worse for it: that many ask at once is no fault of what it holds.
+        # A cache that is merely empty has not failed: many callers asked at once.
         if isinstance(error, DeadlineExceeded) and not (isinstance(base, CacheFactory) and base.is_failing):
             return
         _log.warning("%s gave no machine: %s", base.kind.name, error)
-        # One that is stuck says so at once, and serves again as soon as it can: a rest would be longer than that.
+        # A cache that is stuck says so at once, and serves again as soon as it can. A rest would last longer.
         if (watched := self._find(base)) is None or (isinstance(base, CacheFactory) and base.is_stuck):
             return
         if not isinstance(error, TemplateError):
@@ -224,7 +224,7 @@ class Bases:
         return open_them
 
     async def _open_slot(self, slot: Slot) -> None:
-        """It is open; or absent, where the configuration can do with that."""
+        """It is open, or absent when the configuration can do without it."""
         try:
             await slot.open()
         except ABSENT as error:
@@ -273,7 +273,7 @@ class Bases:
         return Miss("template-not-ready", f"template {slot.template!r} {told}")
 
     async def _pooled(self, base: Base, *, rebuild: Callable[[], Awaitable[None]] | None = None) -> Base:
-        """`base`, or a pool over it, where one is kept; it is closed when that fails. `rebuild`: we may build it."""
+        """`base`, or a pool over it when one is kept. It is closed when that fails. With `rebuild` we may build it."""
         config = self._config
         if not config.cache:
             return base

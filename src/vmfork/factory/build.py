@@ -28,7 +28,7 @@ class BackgroundBuild:
 
     @property
     def last_error(self) -> str:
-        """Why the last build failed; empty once one did not."""
+        """Why the last build failed; empty after one that succeeded."""
         return self._health.last_error
 
     def begin(self) -> None:

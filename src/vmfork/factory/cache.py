@@ -31,7 +31,7 @@ CHECK_INTERVAL_S = 5.0
 REFILL_DELAY_S = 0.1
 # A machine that stands still answers within milliseconds, or not at all.
 CHECK_LIMIT_S = 1.0
-# The least time a machine is given to answer, even when its caller has less: a hurried caller must not condemn it.
+# A machine has at least this long to answer, even when its caller has less: a hurried caller must not condemn it.
 LEAST_CHECK_LIMIT_S = 0.25
 DEFAULT_TTL_S = 3600.0
 
@@ -93,10 +93,10 @@ class CacheFactory(Owner):
         check_interval_s: float = CHECK_INTERVAL_S,
         rebuild: Callable[[], Awaitable[None]] | None = None,
     ) -> Self:
-        """A cache that begins to fill. `ConfigError` for a size the host's memory does not allow.
+        """A cache that begins to fill. Raises `ConfigError` for a size that the host's memory does not allow.
 
-        `rebuild` makes the template of `base` again, when a start finds it gone or stale; without it such a start
-        fails. With `least` it holds between `least` and `size`, as many as are taken (see `Demand`).
+        `rebuild` makes the template of `base` again when a start finds it gone or stale. Without it such a start fails.
+        With `least` it holds between `least` and `size`, as many as are taken (see `Demand`).
         """
         check_size(size, base.kind)
         cache = cls(
@@ -137,9 +137,9 @@ class CacheFactory(Owner):
     async def refresh(self) -> None:
         """Machines of another generation than the base gives now are gone.
 
-        After an error of the base all are, and it is raised, unless the base may be rebuilt. What was forked before its
-        template went stale runs on the emulator of its time: it stays, and is given. Raises `HostError`, with the
-        reason, when the cache is stuck.
+        When the base fails, all its machines are gone, and its error is raised unless it may be rebuilt. A machine that
+        was forked before its template went stale runs on the emulator of its time: it stays, and is given. Raises
+        `HostError`, with the reason, when the cache is stuck.
         """
         await self._look()
         if self.is_stuck:
@@ -161,7 +161,7 @@ class CacheFactory(Owner):
         self._drop(lambda held: None if self._is_current(held) else "replaced")
 
     async def wait_full(self, *, timeout_s: float | None = None) -> None:
-        """As many machines are ready as it is to hold now. `DeadlineExceeded`, `Closed`."""
+        """As many machines are ready as it is to hold now. Raises `DeadlineExceeded`, `Closed`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not self._closed and len(self._line.ready) < self._demand.size:
@@ -174,8 +174,8 @@ class CacheFactory(Owner):
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
         """A parked machine that answered just now. Waits for one, `timeout_s` seconds at most (`None`: for ever).
 
-        `DeadlineExceeded` tells the last failed start, if there was one. `Closed` when the cache is, also for those who
-        wait. Cancelled, the machine stays in the cache.
+        Raises `DeadlineExceeded`, with the last failed start if there was one, and `Closed` when the cache is closed,
+        before the call or during it. On cancel the machine stays in the cache.
         """
         self._check_open()
         await self._look()
@@ -211,7 +211,7 @@ class CacheFactory(Owner):
     async def aclose(self) -> None:
         """Callers that wait got `Closed`, every machine that is held is gone, and the base is closed.
 
-        Cancelled, the machines still end.
+        On cancel the machines still end.
         """
         self._closed = True
         if self._refilling is not None:
@@ -296,10 +296,10 @@ class CacheFactory(Owner):
         return held.generation == self._base.kind.generation
 
     async def _is_healthy(self, held: Held, end: float) -> bool:
-        """Whether it may be handed out; it is ended otherwise. `Closed` when the cache was closed meanwhile."""
+        """Whether it may be handed out; else it is ended. Raises `Closed` when the cache was closed meanwhile."""
         limit_s = min(CHECK_LIMIT_S, max(LEAST_CHECK_LIMIT_S, end - time.monotonic()))
         try:
-            # One that was not parked answered when it was given to this caller.
+            # A machine that was not parked answered when it was given to this caller.
             trouble = await _find_trouble(held, limit_s) if held.parked else None
         except asyncio.CancelledError:
             self._put_back(held)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.kind import Kind
 
-# What a parked fork costs beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured 30 MiB
-# with 256 MiB of RAM; twice that once it is used.
+# A parked fork costs this much beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured
+# 30 MiB with 256 MiB of RAM; twice that once it is used.
 PARKED_FORK_MIB = 64
 
 
@@ -31,7 +31,7 @@ def check_size(size: int, kind: Kind) -> None:
 async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
     """Raises `ConfigError`, as `check_size` will, before anything is built for the pool of `config`.
 
-    A template that is still to be built is counted too. Nothing is checked where there is to be no pool.
+    A template that is still to be built is counted too. Without a pool nothing is checked.
     """
     if not config.cache:
         return

@@ -53,7 +53,7 @@ class Oversize(Miss):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What is asked for. `image` is the configuration's image as it is on this host now, or `None` where it is not.
+    """What is asked for. `image` is the configuration's image as it is on this host now, or `None` when it is not.
 
     `like` is the base whose machines are wanted, where nothing in particular was asked for: `config` asks for the same,
     in the size that is wanted.
@@ -72,9 +72,9 @@ class Want:
             return cls(config, None, like)
 
     def find_differences(self, kind: Kind) -> tuple[str, ...]:
-        """The traits in which machines of `kind` are not what is asked for; sizes are no traits.
+        """The traits in which machines of `kind` are not what is asked for. Sizes are not traits.
 
-        An image is compared by its content, and by its name where it is not here.
+        An image is compared by its content, and by its name when it is not here.
         """
         wanted = wanted_traits(self.config, machine=kind.hardware.machine, accel=kind.hardware.accel)
         if self.image is not None:

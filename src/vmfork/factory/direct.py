@@ -29,17 +29,17 @@ class DirectFactory:
 
     @classmethod
     async def open(cls, config: VMConfig, *, instance: Instance) -> Self:
-        """A factory whose machines can be booted here. `ImageNotFound`, `ConfigError` (memory), `HostError`."""
+        """A factory whose machines can be booted here. Raises `ImageNotFound`, `ConfigError` (memory), `HostError`."""
         return cls(await prepare(config, instance), config, instance)
 
     async def refresh(self) -> None:
-        """The plan is for the image and the emulator that are here now. Errors are those of `open`."""
+        """The plan is for the image and the emulator that are here now. Raises what `open` raises."""
         if not await self._is_current():
             self._plan = await prepare(self._config, self._instance)
             self.kind = _kind_of(self._plan)
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
-        """A booted machine whose agent answers, within the configuration's `boot_timeout_s`. `LaunchError`."""
+        """A booted machine whose agent answers. Raises `LaunchError`, after `boot_timeout_s` seconds at the latest."""
         await self.refresh()
         return await boot_base(self._plan, instance=self._instance)
 
@@ -50,14 +50,14 @@ class DirectFactory:
         """Whether planning again would give the same. Cheap: two links are followed (0.1 ms)."""
         planned = self._plan.image
         try:
-            # A rebuilt image is another folder, and the former is gone; or, of the same recipe, another content.
+            # A rebuilt image lies in another folder, or has another content, and the former is gone.
             image = ImageStore(self._instance.places.images).open(planned.name)
         except (ImageNotFound, ImageCorrupt):
             return False
         same = replace(image, min_memory_mib=planned.min_memory_mib) == planned
         if not same:
             return False
-        # What was chosen may be another file of the version that is found.
+        # The emulator that was chosen may be another file, of the version that is found.
         chosen, found = self._plan.binary, await find_qemu(self._config.qemu)
         return found == chosen or (found.version == chosen.version and chosen.is_unchanged())
 

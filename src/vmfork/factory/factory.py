@@ -83,10 +83,10 @@ class Factory(Owner):
     any       yes     0      no          remote: asks the cache server
     any       yes     0      yes         remote: asks the cache server
     ```
-    Those of `templates` are fetched beside it, each under a cache of its own where there is one.
-    Without a configuration it has that of the commands (`load_settings`), and where a server keeps the pool of that
-    configuration, it asks the server. With `build = "background"` machines are booted while a template is built. Making
-    a factory does nothing yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
+    Those of `templates` are fetched beside it, each under a cache of its own if there is one. Without a configuration
+    the factory has that of the commands (`load_settings`), and asks the server when one keeps the pool of it. With
+    `build = "background"` machines are booted while a template is built. Making a factory does nothing yet: it opens at
+    the first `get_vm`, at `open()`, or on entering its block.
     """
 
     config: FactoryConfig
@@ -112,7 +112,7 @@ class Factory(Owner):
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
-        """The bases are ready. Opening again does nothing. Errors are those of the bases; it stays unopened then."""
+        """The bases are ready. Opening again does nothing. Raises what the bases raise; it stays unopened then."""
         self._check_open()
         async with self._opening:
             if self._bound is None:
@@ -139,16 +139,17 @@ class Factory(Owner):
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from.
 
-        With `template` it is a fork of the template of that name. Without a configuration it is of the factory's, and
-        where that asks for nothing in particular (it `is_plain`), or a template is named, as the first template, pool
-        or server gives it. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for a
-        machine of a cache (by default the configuration's `fork_timeout_s`).
+        With `template` it is a fork of the template of that name. Without a configuration it has the factory's. When
+        that asks for nothing in particular (it `is_plain`), or a template is named, the VM is what the first template,
+        pool or server gives. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for
+        a machine of a cache (by default the configuration's `fork_timeout_s`).
 
-        A machine of another template, that was warmed up otherwise, is never given for one that is not to be had: then
-        one is booted, or `FallbackRefused` raised, as `fallback` says. Where only larger machines are ready, `oversize`
-        decides: by default that is a `ConfigError`. So is a template that the factory has not. `SetupError` when a hook
-        of the template, or a file given here, failed; `LaunchError`, `AdoptError`, `HostError`; nothing is left after
-        any of them.
+        When no such machine can be had, one of another template, which was warmed up in another way, is never given in
+        its place: a VM is booted, or `FallbackRefused` is raised, as `fallback` says.
+
+        Raises `ConfigError` for a template that the factory does not have, and, unless `oversize` says otherwise, when
+        only larger machines are ready. Raises `SetupError` when a hook of the template or a file given here failed, and
+        `LaunchError`, `AdoptError`, `HostError`. Nothing is left after any of them.
         """
         fork = ForkRequest(env=env or {}, files=files or {})
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
@@ -199,8 +200,8 @@ class Factory(Owner):
     async def _from_base(self, request: _Request) -> VM | Miss:
         """A VM of the base that serves the request, or why no base does.
 
-        A machine that could not be had is tried once more, and then the base has failed. An error that would meet any
-        machine is raised.
+        When a machine could not be had, another one is tried, once; then the base has failed. Raises an error that any
+        machine would meet.
         """
         failed: Miss | None = None
         for left in reversed(range(_TRIES)):
@@ -222,7 +223,7 @@ class Factory(Owner):
                 if not error.mendable:
                     raise
                 failed = Miss(error.code, error.message)
-                # A template that does not fit, and time that is over, are not mended by a second try.
+                # A second try mends neither a template that does not fit nor a time that is over.
                 if left and not isinstance(error, (TemplateError, DeadlineExceeded)):
                     self._counts.retries += 1
                     continue
@@ -245,7 +246,7 @@ class Factory(Owner):
         return Want.of(_resized(asked, request.sizes), images=images, like=like)
 
     def _find_substitution(self, choice: Choice, want: Want, request: _Request) -> Miss | None:
-        """Why the machine that was asked for is not to be had, where `choice` is another that only looks like it."""
+        """Why the machine that was asked for cannot be had, when `choice` is another that only looks like it."""
         if request.template:
             return None  # others were not looked at
         if request.config is None:
@@ -288,8 +289,8 @@ class Factory(Owner):
         return VM(*adopted, origin=origin, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
 
     async def _boot(self, request: _Request, config: VMConfig, why: Miss) -> VM:
-        # Planned for this boot alone: a plan that was kept would name an image, or an emulator, that is gone (10 ms,
-        # and a boot takes 2 to 3 s under TCG).
+        # The plan is for this boot alone: one that was kept would name an image or an emulator that is gone. Planning
+        # takes 10 ms, and a boot 2 to 3 s under TCG (docs/decisions/0015).
         direct = await DirectFactory.open(config, instance=self._instance)
         base_vm = await direct.get_base_vm()
         adopted = await base_vm.adopt(request.fork, timeout_s=config.boot_timeout_s)
@@ -300,7 +301,7 @@ class Factory(Owner):
         return Bases(config, fetch_only=self._fetch_only, instance=self._instance)
 
     def _note_fallback(self, miss: Miss, request: _Request) -> None:
-        """Counts that a machine is booted. Raises `FallbackRefused` where none may be."""
+        """Counts that a machine is booted. Raises `FallbackRefused` when none may be."""
         self._bases.report_fallback(miss.reason)
         if self._refuses_fallback(miss, request):
             self._counts.refused[miss.reason] += 1
@@ -337,13 +338,13 @@ class Factory(Owner):
 
 
 def _sized(fork: ForkRequest, have: Hardware, wanted: VMConfig, choice: Choice) -> ForkRequest:
-    """`fork`, for a machine that is to have at least the size that is wanted, and keeps what it has beyond that.
+    """`fork`, with the size that a machine of `have` must be grown to. It keeps whatever it has beyond that.
 
     Raises `TemplateStale` when it has more than is wanted although no larger one was chosen.
     """
     is_larger = have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib
     if is_larger and choice.match is not Match.LARGER:
-        # What it is made from was replaced between the choice and the taking.
+        # The template was replaced between the choice and the taking.
         raise TemplateStale(choice.base.kind.name, "size", spell_size(have), spell_size(wanted))
     if have.cpus >= wanted.cpus and have.memory_mib >= wanted.memory_mib:
         return fork

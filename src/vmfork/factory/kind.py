@@ -27,8 +27,8 @@ class Kind:
     """What the machines of a base are: what was really booted, never what a configuration says today.
 
     `name` is for people; `image` is the name of the image that was booted. `generation` names what the machines are
-    made from: it changes when that is replaced, even by something with the same traits. `shares_memory`: a machine
-    costs the host only the pages that it wrote. `where` is where they come from, as their users are told.
+    made from: it changes when that is replaced, even by something with the same traits. With `shares_memory` a machine
+    costs the host only the pages that it wrote. `where` tells their users where they come from.
     `template` is the name of the template that they are forked from; empty where they are booted. `recipe` names its
     warm-up and ready check, empty where it has neither; with either, or with hooks, they are `is_warmed`: more than a
     machine that was booted.
@@ -84,7 +84,7 @@ class Base(Protocol):
         """`kind` is that of machines given from now on."""
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
-        """A machine that is the caller's alone. `timeout_s` bounds the wait where others make it (`None`: no bound)."""
+        """A machine that is the caller's alone. `timeout_s` bounds the wait when others make it (`None`: no bound)."""
 
     async def aclose(self) -> None: ...
 

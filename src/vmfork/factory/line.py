@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Line:
-    """Callers that wait stand in line, first come, first served; while there is one, no machine is ready.
+    """Callers that wait stand in line, first come, first served. While one waits, no machine is ready.
 
     Each machine is in one place at a time:
     ```

@@ -38,7 +38,7 @@ _LAST_WORDS_S = 1.0
 async def open_remote(config: FactoryConfig | None = None, *, places: Places | None = None) -> Sequence[RemoteFactory]:
     """A base for each kind of machine that the server at `config.endpoint` holds (by default the one of `places`).
 
-    `HostError` when no server answers there, or it is another user's, or the extra `server` is not installed.
+    Raises `HostError` when no server answers there, or it is another user's, or the extra `server` is missing.
     """
     path = find_endpoint(config.endpoint if config else "", places or find_places())
     server = _Server(open_client(path))
@@ -122,7 +122,7 @@ class RemoteFactory:
 
         Raises `DeadlineExceeded` when the server had no machine within `timeout_s` (by default two minutes), `Closed`
         when the server ends, `VMNotFound` or `StoreBusy` when the machine could not be taken over (it ends then), and
-        `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
+        Raises `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
         """
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         client = self._server.client

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 async def check_templates(config: FactoryConfig, *, new: bool = False, places: Places) -> None:
     """Each name can be used here, or made again as it was made before. Nothing was built.
 
-    Raises what opening raises for one of `templates` that cannot; `ConfigError` for a recipe that is none; and with
-    `new`, `TemplateExists` when the factory's own template is there.
+    Raises what opening raises for one of `templates` that cannot, `ConfigError` for an invalid recipe, and with `new`
+    `TemplateExists` when the factory's own template is there.
     """
     instance = Instance(places)
     find_own_recipe(config)
@@ -39,8 +39,8 @@ async def check_templates(config: FactoryConfig, *, new: bool = False, places: P
 async def make_templates(config: FactoryConfig, *, new: bool, places: Places, progress: ProgressListener) -> None:
     """Every template of the factory is whole and fits this host, whatever `build` says; its own was made last.
 
-    With `new` its own was built: raises `TemplateExists` when there is one. Else it was built only where it is missing
-    or does not fit.
+    With `new` its own was built; raises `TemplateExists` when there is one. Else it was built only when it was missing
+    or did not fit.
     """
     instance = Instance(places, progress, config.budget)
     for name in config.template_names:

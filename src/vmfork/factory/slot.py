@@ -32,8 +32,8 @@ class Watched:
 class Slot:
     """Owner of the bases of one entry. Without any it is absent: `open` is tried again, or a build fills it.
 
-    `template` is the name of its template; empty for a server and for boots. `past` is how that was made the last time.
-    `miss` is why it gave no base when it was last asked for them.
+    `template` is the name of its template, empty for a server and for boots. `past` is how that template was made the
+    last time. `miss` is why the slot gave no base when it was last asked.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Slot:
 
     @property
     def recipe(self) -> str:
-        """Names what was done to its machines beyond booting; empty where nothing was, or nothing is known of it."""
+        """Names what was done to its machines beyond booting; empty when nothing was, or none is known."""
         if self.watched:
             return self.watched[0].base.kind.recipe
         return self._past.recipe if self._past else ""
@@ -77,7 +77,7 @@ class Slot:
         return any(watched.base.kind.template == template for watched in self.watched)
 
     async def open(self) -> None:
-        """It has bases. Errors are those of opening them. Does nothing where it has them, or a build fills it."""
+        """It has bases, unless a build is to fill it. Raises what opening them raises."""
         async with self._opening:
             if not self.watched and self._open_bases is not None:
                 self.fill(await self._open_bases())

@@ -93,7 +93,7 @@ class Starter:
                 self._pause_s, self.make_s = 0.0, time.monotonic() - begun
                 task = asyncio.current_task()
                 assert task is not None
-                # Before the offer: a caller may take the machine at once and begin the next start; this one is over.
+                # This start is over before the offer: a caller may take the machine at once and begin the next one.
                 self._tasks.discard(task)
                 if self._closed:
                     await held.base_vm.aclose()
@@ -103,7 +103,8 @@ class Starter:
 
     async def _make(self) -> Held:
         await self._renew()
-        # Replaced while it is made, it may be of either generation: it passes for the old one, and is replaced as well.
+        # If the template is replaced meanwhile, the machine may be of either generation. It passes for the old one, and
+        # is replaced as well.
         generation = self._base.kind.generation
         held = Held(await self._base.get_base_vm(), generation)
         try:
@@ -119,7 +120,7 @@ class Starter:
         return held
 
     async def _renew(self) -> None:
-        """The base gives machines of today. What they are made from was made again, where it must be and may be."""
+        """The base gives machines of today. Its template was made again, when it had to be and we may."""
         try:
             await self._base.refresh()
         except TemplateError as error:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class TemplateStatus:
     """One template: whether it can be forked here (`on`), else why not (`code` of the error, `reason`).
 
-    `requests` is what becomes of a request of the configuration: `exact`, `grown` or `larger` when it is forked,
-    `booted` or `refused` otherwise, and `differs` what in. `forks` are alive, whoever made them;
-    `memory_shared_bytes` is what their RAM reads from the template's pages, each fork counted, and
-    `memory_saved_bytes` how much more memory they would take without sharing them.
+    `requests` is what becomes of a request of the configuration: `exact`, `grown` or `larger` when it is forked, else
+    `booted` or `refused`. `differs` names what the template differs in. `forks` are alive, whoever made them. They read
+    `memory_shared_bytes` from the template's pages, each fork counted, and would take `memory_saved_bytes` more without
+    sharing.
     """
 
     on: bool

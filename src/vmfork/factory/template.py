@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from vmfork.template.kept import KeptRecipe
     from vmfork.template.recipe import Recipe
 
+# Another process that builds the template is waited for this long.
 _BUILD_WAIT_S = 600.0
 
 
 def find_own_recipe(config: FactoryConfig) -> Recipe | None:
-    """How the factory's own template is to be made, where `config` names a file that says so. Raises `ConfigError`."""
+    """How the factory's own template is to be made, if `config` names a recipe file. Raises `ConfigError`."""
     return read_recipe(Path(config.recipe)) if config.recipe else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """How a template was made the last time: what `Kind.recipe` would name, and from what configuration."""
+    """How a template was made the last time: the name that `Kind.recipe` would have, and the configuration."""
 
     recipe: str
     config: VMConfig | None = None
 
 
 def find_past(name: str, *, instance: Instance) -> Past | None:
-    """How the template `name` was made the last time, or `None` where nothing is known of it."""
+    """How the template `name` was made the last time, or `None` when nothing is known of it."""
     try:
         kept = find_recipe(name, places=instance.places)
     except TemplateCorrupt:
@@ -69,9 +70,9 @@ class TemplateFactory:
 
     @classmethod
     async def fetch(cls, name: str, config: VMConfig, *, instance: Instance, recipe: Recipe | None = None) -> Self:
-        """A factory over the template that is there. `TemplateNotFound`, `TemplateStale`, `TemplateCorrupt`.
+        """A factory over the existing template. Raises `TemplateNotFound`, `TemplateStale`, `TemplateCorrupt`.
 
-        With `recipe`, one that was made by another is stale.
+        With `recipe`, a template that another recipe made is stale.
         """
         found = cls(await Source.open(name, config=config, instance=instance), config, instance, recipe=recipe)
         found._check_recipe()
@@ -79,10 +80,10 @@ class TemplateFactory:
 
     @classmethod
     async def ensure(cls, name: str, config: VMConfig, *, instance: Instance, recipe: Recipe | None = None) -> Self:
-        """A factory over the template that is there, or that was built; of several builders, one does it.
+        """A factory over the existing template, or one that was built. Of several builders, one does it.
 
         A `config` that asks for nothing in particular takes a template as it is, and builds it as it was made before.
-        With `recipe` it was made by that.
+        With `recipe` the template was made by that recipe.
         """
         any_kind = config.is_plain
         source = await _ensure(name, config, instance, any_kind=any_kind, recipe=recipe)
@@ -90,9 +91,9 @@ class TemplateFactory:
 
     @classmethod
     async def restore(cls, name: str, config: VMConfig, *, instance: Instance) -> Self:
-        """A factory over the template that is there, or that was made again as it was made before.
+        """A factory over the existing template, or one that was made again as it was made before.
 
-        Errors are those of `fetch` where nothing is known of how it was made.
+        Raises what `fetch` raises when nothing is known of how it was made.
         """
         try:
             source = await Source.open(name, config=config, instance=instance)
@@ -103,7 +104,7 @@ class TemplateFactory:
         return cls(source, config, instance, any_kind=True)
 
     async def refresh(self) -> None:
-        """The template in force now is forked. Errors are those of `fetch`."""
+        """The template that is in force now is forked from now on. Raises what `fetch` raises."""
         self._follow(await self._source.renew())
         self._check_recipe()
 
@@ -122,7 +123,7 @@ class TemplateFactory:
         )
 
     async def get_base_vm(self, *, timeout_s: float | None = None) -> BaseVM:
-        """A fork that was not adopted yet. `TemplateNotFound` when the template was removed meanwhile."""
+        """A fork that was not adopted yet. Raises `TemplateNotFound` when the template was removed meanwhile."""
         await self.refresh()
         return await self._source.fork_base()
 
@@ -160,7 +161,7 @@ def _read_kept(source: Source, instance: Instance) -> KeptRecipe | None:
     try:
         return find_recipe(source.manifest.name, places=instance.places)
     except TemplateCorrupt:
-        return None  # it can be forked all the same, and is told when it has to be built again
+        return None  # the template can be forked all the same; the damage is told when it has to be built again
 
 
 def _kind_of(source: Source) -> Kind:

@@ -64,7 +64,7 @@ class Pools(Owner):
                 each.cancel()
 
     async def wait_full(self, *, timeout_s: float) -> None:
-        """Each of them is full. `DeadlineExceeded`, `Closed`."""
+        """Each of them is full. Raises `DeadlineExceeded`, `Closed`."""
         await asyncio.gather(*(pool.wait_full(timeout_s=timeout_s) for pool in self._pools))
 
     def status(self) -> CacheStatus:
