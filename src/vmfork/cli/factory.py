@@ -34,6 +34,7 @@ _BECOMES = {
     "grown": "forked and grown",
     "larger": "given the larger machine",
     "refused": "refused",
+    "built": "served once it is built",
     "booted": "booted",
 }
 
@@ -96,6 +97,8 @@ def status(config_file: Path | None, as_json: bool) -> int:
     else:
         for status in found:
             _show_template(status)
+        if config.cache:
+            click.echo("pool: none that others can use, no server runs (vmfork factory init)")
     return 0 if all(status.on for status in found) else _OFF
 
 
@@ -138,6 +141,8 @@ def _off(code: str, reason: str) -> TemplateStatus:
 def _show_template(status: TemplateStatus) -> None:
     if not status.on:
         click.echo(f"off: {status.reason}")
+        if status.requests:
+            click.echo(f"requests are {_BECOMES[status.requests]}")
         return
     click.echo(f"on: template {status.template}, {status.cpus} CPU, {status.memory_mib} MiB")
     if status.differs:

@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import TemplateStale, VMForkError
+from vmfork.errors import TemplateCorrupt, TemplateNotFound, TemplateStale, VMForkError
 from vmfork.factory.choice import Choice, Miss, Oversize, Want, choose
 from vmfork.factory.template import TemplateFactory, find_own_recipe
 from vmfork.host.memory import read_memory
 from vmfork.image import ImageStore
 from vmfork.machine.folder import list_records
+from vmfork.template.kept import find_recipe
 from vmfork.template.source import Source
 from vmfork.units import MIB
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 class TemplateStatus:
     """One template: whether it can be forked here (`on`), else why not (`code` of the error, `reason`).
 
-    `requests` is what becomes of a request of the configuration: `exact`, `grown` or `larger` when it is forked, else
-    `booted` or `refused`. `differs` names what the template differs in. `forks` are alive, whoever made them. They read
-    `memory_shared_bytes` from the template's pages, each fork counted, and would take `memory_saved_bytes` more without
-    sharing.
+    `requests` is what becomes of a request of the configuration: `exact`, `grown` or `larger` when it is forked,
+    `built` when it waits for a build, else `booted` or `refused`. `differs` names what the template differs in. `forks`
+    are alive, whoever made them. They read `memory_shared_bytes` from the template's pages, each fork counted, and
+    would take `memory_saved_bytes` more without sharing.
     """
 
     on: bool
@@ -62,7 +63,8 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
         if is_own and (recipe := find_own_recipe(config)) is not None and source.recipe != recipe.name:
             raise TemplateStale(name, "recipe", source.recipe or "none", recipe.name)
     except VMForkError as error:
-        return TemplateStatus(on=False, template=name, code=error.code, reason=error.message)
+        requests = _become_without(error, name, config, instance)
+        return TemplateStatus(on=False, template=name, code=error.code, reason=error.message, requests=requests)
     m, base = source.manifest, TemplateFactory(source, config.vm, instance)
     # Who asks for nothing in particular gets the machines as they are.
     asked = base.kind.to_config(config.vm) if config.vm.is_plain else config.vm
@@ -96,6 +98,28 @@ def _become(found: Choice | Miss, kind: Kind, config: FactoryConfig) -> str:
     else:
         refused = config.fallback == "refuse" or (config.fallback == "auto" and kind.is_warmed)
     return "refused" if refused else "booted"
+
+
+def _become_without(error: VMForkError, name: str, config: FactoryConfig, instance: Instance) -> str:
+    """What becomes of requests while the template `name` cannot be forked, because of `error`."""
+    is_own, mendable = (
+        config.template and name == config.template_name,
+        (TemplateNotFound, TemplateStale, TemplateCorrupt),
+    )
+    if is_own and config.build == "now":
+        return "built" if isinstance(error, mendable) else "refused"
+    if not is_own and config.missing == "refuse":
+        return "refused"
+    refused = config.fallback == "refuse" or (config.fallback == "auto" and _was_warmed(name, instance))
+    return "refused" if refused else "booted"
+
+
+def _was_warmed(name: str, instance: Instance) -> bool:
+    try:
+        kept = find_recipe(name, places=instance.places)
+    except TemplateCorrupt:
+        return True  # nobody knows any more
+    return kept is not None and bool(kept.warm_up or kept.ready)
 
 
 def _find_differences(kind: Kind, want: Want) -> tuple[str, ...]:
