@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import Closed, DeadlineExceeded, HostError, TemplateError, TemplateStale, VMForkError
 from vmfork.factory.capacity import check_size
 from vmfork.factory.demand import Demand
+from vmfork.factory.discards import Discards
 from vmfork.factory.held import CacheStatus, Held
 from vmfork.factory.line import Line, result_of
 from vmfork.factory.starter import CONCURRENCY, Starter
@@ -70,7 +71,7 @@ class CacheFactory(Owner):
             on_ready=self._offer,
             on_failure=self._announce,
         )
-        self._ending: set[asyncio.Task[None]] = set()
+        self._discards = Discards()
         self._tending: asyncio.Task[None] | None = None
         self._refilling: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
@@ -79,7 +80,6 @@ class CacheFactory(Owner):
         self._unstuck.set()
         self._closed = False
         self._counts: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
 
     @classmethod
     async def open(
@@ -203,7 +203,7 @@ class CacheFactory(Owner):
             misses=self._counts["misses"],
             failed=self._starter.failed,
             last_error=self._starter.last_error,
-            dropped=dict(self._dropped),
+            dropped=dict(self._discards.reasons),
             closed=self._closed,
             vms=tuple(held.describe() for held in self._line.ready),
         )
@@ -223,9 +223,10 @@ class CacheFactory(Owner):
             self._tending.cancel()
             tasks.add(self._tending)
         for held in self._line.clear():
-            self._end(held)
-        while pending := {task for task in (*tasks, *self._ending) if not task.done()}:
-            await asyncio.wait(pending)
+            self._discards.end(held)
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._discards.wait()
         await self._base.aclose()
 
     def end(self) -> None:
@@ -271,7 +272,7 @@ class CacheFactory(Owner):
         if held.parked:
             self._offer(held, first=True)
         else:
-            self._end(held)
+            self._discards.end(held)
             self._fill()
 
     def _fill_soon(self) -> None:
@@ -300,7 +301,7 @@ class CacheFactory(Owner):
         limit_s = min(CHECK_LIMIT_S, max(LEAST_CHECK_LIMIT_S, end - time.monotonic()))
         try:
             # A machine that was not parked answered when it was given to this caller.
-            trouble = await _find_trouble(held, limit_s) if held.parked else None
+            trouble = await held.find_trouble(limit_s) if held.parked else None
         except asyncio.CancelledError:
             self._put_back(held)
             raise
@@ -343,7 +344,7 @@ class CacheFactory(Owner):
 
     async def _check_held(self, held: Held) -> None:
         """The machine is replaced when it does not answer. It stays ready meanwhile: a taker checks it as well."""
-        trouble = await _find_trouble(held, CHECK_LIMIT_S) if held in self._line.ready else None
+        trouble = await held.find_trouble(CHECK_LIMIT_S) if held in self._line.ready else None
         if trouble is not None and held in self._line.ready:
             self._line.ready.remove(held)
             self._announce()
@@ -363,27 +364,9 @@ class CacheFactory(Owner):
             self._drop(lambda held: "surplus" if held is oldest else None)
 
     def _discard(self, held: Held, reason: str, detail: str = "") -> None:
-        """The machine ends in the background: a caller that takes one does not wait for the end of another."""
-        self._dropped[reason] += 1
         self._line.leaving.discard(held)
         if detail:
             vm_id = held.base_vm.identity.vm_id
             _log.warning("%s: %s is replaced, it is %s: %s", self.kind.name, vm_id, reason, detail)
-        self._end(held)
+        self._discards.end(held, reason)
         self._fill()
-
-    def _end(self, held: Held) -> None:
-        task = asyncio.create_task(held.base_vm.aclose())
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-
-
-async def _find_trouble(held: Held, limit_s: float) -> str | None:
-    """What keeps the machine from answering within `limit_s`, or `None` when it did."""
-    try:
-        # `check` has a limit of its own, after which it still waits to see whether the process has ended.
-        async with asyncio.timeout(2 * limit_s):
-            await held.base_vm.check(timeout_s=limit_s)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this machine is not given to anybody
-        return str(error) or type(error).__name__
-    return None

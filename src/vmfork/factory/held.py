@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
@@ -40,6 +41,16 @@ class Held:
     @property
     def age_s(self) -> float:
         return time.monotonic() - self.since
+
+    async def find_trouble(self, limit_s: float) -> str | None:
+        """What keeps the machine from answering within `limit_s` seconds, or `None` when it did."""
+        try:
+            # `check` has a limit of its own, after which it still waits to see whether the process has ended.
+            async with asyncio.timeout(2 * limit_s):
+                await self.base_vm.check(timeout_s=limit_s)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this machine is not given to anybody
+            return str(error) or type(error).__name__
+        return None
 
     def describe(self) -> MachineStatus:
         vm = self.base_vm
