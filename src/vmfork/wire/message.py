@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from vmfork.errors import ProtocolError
 from vmfork.wire.frame import (
@@ -24,6 +25,31 @@ if TYPE_CHECKING:
 
 FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
+
+
+class _Quantity(NamedTuple):
+    """What a number of the agent's is, and its range: a guest may say anything, such as an exit status of 10**20."""
+
+    name: str
+    least: int
+    most: int
+    base: int = 10
+
+
+_I64 = 2**63 - 1
+_ERRNO = _Quantity("error number", 0, 4095)  # MAX_ERRNO, linux/err.h
+_PROTOCOL = _Quantity("protocol", 0, 2**31 - 1)
+_PID = _Quantity("process id", 1, 1 << 22)  # PID_MAX_LIMIT, linux/threads.h
+_STATUS = _Quantity("exit status", 0, 255)
+_SIGNAL = _Quantity("signal", 1, 64)
+_DURATION = _Quantity("duration in ns", 0, _I64)
+_SIZE = _Quantity("size", 0, _I64)
+_MODE = _Quantity("mode", 0, 0o7777, base=8)
+_TIME = _Quantity("time in ns", -_I64 - 1, _I64)
+_OWNER = _Quantity("user or group", 0, 2**32 - 1)
+_COUNT = _Quantity("number of entries", 0, 2**31 - 1)
+_DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
+_SHOWN = 40  # bytes of what is no number, in a message
 
 _NS_PER_S = 1_000_000_000
 _SPOKEN = ", ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
@@ -221,11 +247,13 @@ def _fields(payload: bytes, count: int, what: str) -> tuple[bytes, ...]:
     return fields
 
 
-def _int(field: bytes, base: int = 10) -> int:
-    try:
-        return int(field, base)
-    except ValueError:
-        raise ProtocolError(f"{field!r} is not a number") from None
+def _int(field: bytes, what: _Quantity) -> int:
+    """The number in `field`. Raises `ProtocolError` when it is none, or out of the range that Linux has for it."""
+    digits = _OCTAL if what.base == 8 else _DECIMAL
+    number = int(field, what.base) if digits.fullmatch(field) else None
+    if number is None or not what.least <= number <= what.most:
+        raise ProtocolError(f"{field[:_SHOWN]!r} is no {what.name}")
+    return number
 
 
 def _file_type(field: bytes) -> FileType:
@@ -238,7 +266,7 @@ def _file_type(field: bytes) -> FileType:
 def parse_error(payload: bytes) -> Failure:
     """What an ERROR frame says."""
     code, message, errno = _fields(payload, 3, "an error")
-    return Failure(code.decode(errors="replace"), message.decode(errors="replace"), _int(errno))
+    return Failure(code.decode(errors="replace"), message.decode(errors="replace"), _int(errno, _ERRNO))
 
 
 def parse_hello(payload: bytes) -> Hello:
@@ -247,7 +275,7 @@ def parse_hello(payload: bytes) -> Hello:
     Only the first field is taken from a protocol that is not known: the others may mean something else in it.
     """
     fields = decode_fields(payload)
-    protocol = _int(fields[0]) if fields else 0
+    protocol = _int(fields[0], _PROTOCOL) if fields else 0
     if protocol not in SUPPORTED_PROTOCOLS:
         raise ProtocolError(
             f"the agent in the guest speaks protocol {protocol}, this vmfork speaks {_SPOKEN}",
@@ -263,7 +291,7 @@ def parse_started(payload: bytes) -> int:
     name, pid = _fields(payload, 2, "an event")
     if name != b"started":
         raise ProtocolError(f"there is no event {name!r}")
-    return _int(pid)
+    return _int(pid, _PID)
 
 
 def parse_exec(payload: bytes) -> ExecStatus:
@@ -272,32 +300,44 @@ def parse_exec(payload: bytes) -> ExecStatus:
     name = kind.decode(errors="replace")
     if name not in get_args(EndKind):
         raise ProtocolError(f"a process does not end by {name!r}")
-    return ExecStatus(cast(EndKind, name), _int(number), _int(duration_ns) / _NS_PER_S)
+    return ExecStatus(
+        cast(EndKind, name),
+        _int(number, _STATUS if name == "exit" else _SIGNAL),
+        _int(duration_ns, _DURATION) / _NS_PER_S,
+    )
 
 
 def parse_read(payload: bytes) -> tuple[int, int]:
     """The answer to READ: the number of bytes sent, and the file's mode."""
     size, mode = _fields(payload, 2, "the answer to read")
-    return _int(size), _int(mode, 8)
+    return _int(size, _SIZE), _int(mode, _MODE)
 
 
 def parse_stat(payload: bytes) -> FileStat:
     """The answer to STAT."""
     kind, mode, size, mtime_ns, uid, gid, target = _fields(payload, 7, "the answer to stat")
-    owner = _int(uid), _int(gid)
-    return FileStat(_file_type(kind), _int(mode, 8), _int(size), _int(mtime_ns), *owner, decode_text(target))
+    return FileStat(
+        type=_file_type(kind),
+        mode=_int(mode, _MODE),
+        size=_int(size, _SIZE),
+        mtime_ns=_int(mtime_ns, _TIME),
+        uid=_int(uid, _OWNER),
+        gid=_int(gid, _OWNER),
+        target=decode_text(target),
+    )
 
 
 def parse_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
     """What LIST sent as data, checked against the number in its answer."""
     fields = decode_fields(content)
-    count = _int(_fields(answer, 1, "the answer to list")[0])
+    count = _int(_fields(answer, 1, "the answer to list")[0], _COUNT)
     if len(fields) != 5 * count:
         raise ProtocolError(f"{count} entries have {5 * count} fields, these are {len(fields)}")
     entries = []
     for at in range(0, len(fields), 5):
         name, kind, mode, size, mtime_ns = fields[at : at + 5]
-        entries.append(DirEntry(decode_text(name), _file_type(kind), _int(mode, 8), _int(size), _int(mtime_ns)))
+        numbers = _int(mode, _MODE), _int(size, _SIZE), _int(mtime_ns, _TIME)
+        entries.append(DirEntry(decode_text(name), _file_type(kind), *numbers))
     return tuple(entries)
 
 
@@ -316,4 +356,4 @@ def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:
 def parse_clock(payload: bytes) -> tuple[int, int]:
     """The answer to CLOCK: wall clock and monotonic clock in ns."""
     wall_ns, monotonic_ns = _fields(payload, 2, "the answer to clock")
-    return _int(wall_ns), _int(monotonic_ns)
+    return _int(wall_ns, _TIME), _int(monotonic_ns, _DURATION)

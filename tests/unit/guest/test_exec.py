@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import DeadlineExceeded, ExecError, GuestError
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import PROTOCOL, Channel, Kind, encode_frame
 from vmfork.wire.message import exec_request as encode_exec
@@ -273,8 +273,10 @@ async def test_a_signal_reaches_the_group(agent) -> None:
 
 async def test_a_signal_there_is_not_is_refused(agent) -> None:
     async with await agent.start_exec(Command(["sleep", "60"])) as process:
-        with pytest.raises(GuestError):
+        with pytest.raises(ConfigError, match="signal: 65"):
             await process.kill(65)
+        with pytest.raises(GuestError):
+            await agent.kill(process._exchange.stream, 65)
 
 
 async def test_a_process_that_is_left_is_killed(agent) -> None:

@@ -146,6 +146,33 @@ def test_an_answer_is_a_value_or_a_protocol_error(parse, payload: bytes) -> None
         return
 
 
+@pytest.mark.parametrize(
+    ("parse", "fields"),
+    [
+        (message.parse_exec, (b"exit", b"100000000000000000000", b"5")),
+        (message.parse_exec, (b"exit", b"256", b"5")),
+        (message.parse_exec, (b"exit", b"-1", b"5")),
+        (message.parse_exec, (b"signal", b"0", b"5")),
+        (message.parse_exec, (b"exit", b"0", b"9" * 400)),
+        (message.parse_error, (b"io", b"words", b"4096")),
+        (message.parse_error, (b"io", b"words", b"9" * 5000)),
+        (message.parse_started, (b"started", b"0")),
+        (message.parse_started, (b"started", b"-7")),
+        (message.parse_read, (b"1", b"10000")),
+        (message.parse_read, (b"-1", b"644")),
+        (message.parse_read, (b"1_0", b"644")),
+        (message.parse_read, (b" 1", b"644")),
+        (message.parse_stat, (b"file", b"644", b"1", b"1", b"4294967296", b"0", b"")),
+        (message.parse_clock, (b"9223372036854775808", b"1")),
+        (message.parse_hello, (b"9" * 5000, b"1", b"", b"")),
+    ],
+)
+def test_a_number_that_linux_does_not_have_is_a_protocol_error(parse, fields) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse(encode_fields(*fields))
+    assert len(str(caught.value)) < 200
+
+
 def test_the_codes_of_errors_are_those_of_the_document_and_of_the_agent() -> None:
     text = (ROOT / "docs" / "reference" / "wire.md").read_text().split("**Error codes:**")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", text)) == set(ErrorCode)
