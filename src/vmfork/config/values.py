@@ -250,7 +250,7 @@ class FactoryConfig:
     `templates` are more of them, fetched, for other sizes: the one that fits best is taken. `oversize` says what
     becomes of a request where only larger machines are ready: it is refused (`refuse`), given one of them (`allow`), or
     one of its size is booted (`boot`). A template that is missing, or does not fit, is built: with `build = "now"` by
-    opening the factory, with `background` while machines are booted.
+    opening the factory, with `background` while requests are served without it.
     `fallback` says what becomes of a request that none of these can serve: a machine is booted in its place (`boot`),
     without warm-up and hooks, or it is refused (`refuse`); `auto` refuses where the template was warmed up, waited for
     a ready check, or has hooks. `missing` says what becomes of opening the factory while a template of `templates`, or

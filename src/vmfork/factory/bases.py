@@ -70,9 +70,9 @@ class Bases:
         return {w.base.kind.name: w.health.last_error for w in self._watched if w.health.is_quarantined}
 
     @property
-    def cache(self) -> CacheStatus | None:
-        """What the pool holds, the first of several; `None` without a pool."""
-        return next((base.status() for base in self if isinstance(base, CacheFactory)), None)
+    def pools(self) -> Mapping[str, CacheStatus]:
+        """What each pool holds, by the name of its base."""
+        return {base.kind.name: base.status() for base in self if isinstance(base, CacheFactory)}
 
     def __iter__(self) -> Iterator[Base]:
         return (watched.base for watched in self._watched)

@@ -85,8 +85,8 @@ class Factory(Owner):
     ```
     Those of `templates` are fetched beside it, each under a cache of its own if there is one. Without a configuration
     the factory has that of the commands (`load_settings`), and asks the server when one keeps the pool of it. With
-    `build = "background"` machines are booted while a template is built. Making a factory does nothing yet: it opens at
-    the first `get_vm`, at `open()`, or on entering its block.
+    `build = "background"` requests are served without the template while it is built. Making a factory does nothing yet:
+    it opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
     config: FactoryConfig
@@ -207,6 +207,7 @@ class Factory(Owner):
         for left in reversed(range(_TRIES)):
             ready = await self._bases.find_ready(request.template)
             if isinstance(ready, Miss):
+                self._check_template(request.template)  # a server that has come has told what it has
                 return failed or ready
             want = self._find_want(request)
             choice = choose(ready, want, oversize=self.config.oversize == "allow")

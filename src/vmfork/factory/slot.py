@@ -45,7 +45,7 @@ class Slot:
     ) -> None:
         self.template = template
         self.watched: list[Watched] = []
-        self.miss = Miss("template-not-ready", f"template {template!r} is being built")
+        self.miss = Miss("template-not-ready", f"template {template!r} is not ready")
         self._open_bases = open_bases
         self._past = past
         self._opening = asyncio.Lock()

@@ -21,7 +21,7 @@ class FactoryStats:
     (`exact`, `grown`, `larger`), `fallbacks` why a VM was booted in place of coming from a base, `refused` why one
     got neither. `retries`: forks that were tried again. `quarantined`: bases that rest after failing, with their last
     error. `building`: the template is being built in the background; `build_error`: why the last such build failed.
-    `cache`: what the pool holds.
+    `cache`: what the pool holds; `pools`: the same of each, by the name of its base, where several templates have one.
     """
 
     requests: int
@@ -35,6 +35,7 @@ class FactoryStats:
     building: bool = False
     build_error: str = ""
     cache: CacheStatus | None = None
+    pools: Mapping[str, CacheStatus] = field(default_factory=dict)
 
 
 class Counts:
@@ -61,5 +62,6 @@ class Counts:
             quarantined=dict(bases.resting),
             building=bases.is_building,
             build_error=bases.build_error,
-            cache=bases.cache,
+            cache=next(iter(bases.pools.values()), None),
+            pools=dict(bases.pools),
         )

@@ -643,7 +643,11 @@ async def test_what_is_missing_at_opening_is_looked_for_at_each_request(world) -
     async with Factory(FactoryConfig(remote=True, missing="boot")) as factory:
         vm = await factory.get_vm()
         assert (vm.source.kind, vm.source.detail) == ("booted", "no VM cache server is there")
+        # While it is away, nobody can tell which templates it has.
+        assert (await factory.get_vm(template="py")).source.detail == "no VM cache server is there"
         world.server = server
+        with pytest.raises(ConfigError, match="the factory has no template 'py'"):
+            await factory.get_vm(template="py")
         assert (await factory.get_vm()).base in server.made
     with pytest.raises(TemplateNotFound):
         await Factory(FactoryConfig(templates=("gone",))).open()
@@ -695,6 +699,8 @@ async def test_a_pool_is_kept_of_each_template(world) -> None:
             assert (vm.source.kind, vm.source.made_from) == ("pool", f"template {name!r}")
         assert set(factory.stats().given) == {"cache of template 'py'", "cache of template 'node'"}
         assert (world.planned, factory.stats().fallbacks) == (0, {})
+        assert set(factory.stats().pools) == set(factory.stats().given)
+        assert factory.stats().cache == factory.stats().pools["cache of template 'py'"]
 
 
 async def test_a_server_of_several_templates_is_asked_for_each(world) -> None:
