@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from vmfork.api.vm import VM
 from vmfork.border import guarded
@@ -18,13 +16,13 @@ from vmfork.errors import (
     DeadlineExceeded,
     FallbackRefused,
     TemplateError,
-    TemplateStale,
     VMForkError,
 )
 from vmfork.factory.bases import Bases
 from vmfork.factory.choice import Choice, Match, Miss, Oversize, Want, choose, spell_size
 from vmfork.factory.direct import DirectFactory
 from vmfork.factory.kind import Listener
+from vmfork.factory.request import Request, find_want
 from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import Places
-    from vmfork.hypervisor.base import Hardware
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
 
@@ -47,23 +44,6 @@ _log = logging.getLogger(__name__)
 
 # A fork that failed is tried once more: the host may have been short of something for a moment.
 _TRIES = 2
-
-
-@dataclass(slots=True)
-class _Request:
-    """What was asked for. `config` is `None` where that is nothing in particular; `sizes` are fields in its place."""
-
-    config: VMConfig | None
-    template: str
-    sizes: Mapping[str, Any]
-    fork: ForkRequest
-    timeout_s: float | None
-    begun: float = field(default_factory=time.monotonic)
-
-    def left_s(self, default_s: float) -> float:
-        """Seconds in which a machine that others make must be there."""
-        limit_s = default_s if self.timeout_s is None else self.timeout_s
-        return max(0.0, limit_s - (time.monotonic() - self.begun))
 
 
 @guarded
@@ -85,8 +65,8 @@ class Factory(Owner):
     ```
     Those of `templates` are fetched beside it, each under a cache of its own if there is one. Without a configuration
     the factory has that of the commands (`load_settings`), and asks the server when one keeps the pool of it. With
-    `build = "background"` requests are served without the template while it is built. Making a factory does nothing yet:
-    it opens at the first `get_vm`, at `open()`, or on entering its block.
+    `build = "background"` requests are served without the template while it is built. Making a factory does nothing
+    yet: it opens at the first `get_vm`, at `open()`, or on entering its block.
     """
 
     config: FactoryConfig
@@ -153,21 +133,27 @@ class Factory(Owner):
         """
         fork = ForkRequest(env=env or {}, files=files or {})
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
-        given = {name: size for name, size in sizes.items() if size is not None}
-        asked = config if config is not None or template or self.config.vm.is_plain else self.config.vm
-        request = _Request(asked, template, given, fork, timeout_s)
+        if config is None and not (template or self.config.vm.is_plain):
+            config = self.config.vm
+        request = Request(
+            config=config,
+            template=template,
+            sizes={name: size for name, size in sizes.items() if size is not None},
+            fork=fork,
+            timeout_s=timeout_s,
+        )
         await self.open()
         self._check_template(template)
         self._counts.requests += 1
         if self._bases.is_direct:
-            vm = await self._boot(request, _resized(config or self.config.vm, given), Miss("asked"))
+            vm = await self._boot(request, Miss("asked"))
             self._counts.choices[Match.EXACT] += 1
             return vm
         found = await self._from_base(request)
         if isinstance(found, Miss):
             self._check_open()
             self._note_fallback(found, request)
-            return await self._boot(request, self._find_want(request).config, found)
+            return await self._boot(request, found)
         return found
 
     def stats(self) -> FactoryStats:
@@ -197,7 +183,7 @@ class Factory(Owner):
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def _from_base(self, request: _Request) -> VM | Miss:
+    async def _from_base(self, request: Request) -> VM | Miss:
         """A VM of the base that serves the request, or why no base does.
 
         When a machine could not be had, another one is tried, once; then the base has failed. Raises an error that any
@@ -233,20 +219,10 @@ class Factory(Owner):
         assert failed is not None
         return failed
 
-    def _find_want(self, request: _Request) -> Want:
-        """What is asked for, given what the bases are now."""
-        like, asked = None, request.config or self.config.vm
-        if request.config is None and (slot := self._bases.find_slot(request.template)) is not None:
-            bases = (each.base for each in slot.watched)
-            like = next((b for b in bases if request.template in ("", b.kind.template)), None)
-            if like is not None:
-                asked = like.kind.to_config(self.config.vm)
-            elif slot.past_config is not None:
-                asked = slot.past_config.made_as(self.config.vm)
-        images = ImageStore(self._instance.places.images)
-        return Want.of(_resized(asked, request.sizes), images=images, like=like)
+    def _find_want(self, request: Request) -> Want:
+        return find_want(request, self._bases, self.config.vm, images=ImageStore(self._instance.places.images))
 
-    def _find_substitution(self, choice: Choice, want: Want, request: _Request) -> Miss | None:
+    def _find_substitution(self, choice: Choice, want: Want, request: Request) -> Miss | None:
         """Why the machine that was asked for cannot be had, when `choice` is another that only looks like it."""
         if request.template:
             return None  # others were not looked at
@@ -269,13 +245,12 @@ class Factory(Owner):
                 hint=f"it has {', '.join(there) or 'none'}; add it to `templates` in [factory]",
             )
 
-    async def _give(self, choice: Choice, want: Want, request: _Request) -> VM:
+    async def _give(self, choice: Choice, want: Want, request: Request) -> VM:
         base, wanted = choice.base, want.config
         # Once it is adopted, leaving the block ends nothing.
         async with await base.get_base_vm(timeout_s=request.left_s(wanted.fork_timeout_s)) as base_vm:
-            as_it_is = base is want.like and not request.sizes
             adopted = await base_vm.adopt(
-                request.fork if as_it_is else _sized(request.fork, base_vm.hardware, wanted, choice),
+                request.fork_for(base_vm.hardware, want, choice),
                 timeout_s=wanted.fork_timeout_s,
                 hook_timeout_s=wanted.hook_timeout_s,
             )
@@ -289,7 +264,8 @@ class Factory(Owner):
         base.report(phases=_phases_of(adopted.timings))
         return VM(*adopted, origin=origin, on_first_exec=lambda seconds: base.report(phases={"first_exec": seconds}))
 
-    async def _boot(self, request: _Request, config: VMConfig, why: Miss) -> VM:
+    async def _boot(self, request: Request, why: Miss) -> VM:
+        config = self._find_want(request).config
         # The plan is for this boot alone: one that was kept would name an image or an emulator that is gone. Planning
         # takes 10 ms, and a boot 2 to 3 s under TCG (docs/decisions/0015).
         direct = await DirectFactory.open(config, instance=self._instance)
@@ -301,7 +277,7 @@ class Factory(Owner):
     def _make_bases(self, config: FactoryConfig) -> Bases:
         return Bases(config, fetch_only=self._fetch_only, instance=self._instance)
 
-    def _note_fallback(self, miss: Miss, request: _Request) -> None:
+    def _note_fallback(self, miss: Miss, request: Request) -> None:
         """Counts that a machine is booted. Raises `FallbackRefused` when none may be."""
         self._bases.report_fallback(miss.reason)
         if self._refuses_fallback(miss, request):
@@ -310,7 +286,7 @@ class Factory(Owner):
         self._counts.fallbacks[miss.reason] += 1
         _log.info("booting a machine: %s", miss.detail or miss.reason)
 
-    def _refuses_fallback(self, miss: Miss, request: _Request) -> bool:
+    def _refuses_fallback(self, miss: Miss, request: Request) -> bool:
         policy = self.config.fallback
         if policy != "auto":
             return policy == "refuse"
@@ -336,25 +312,6 @@ class Factory(Owner):
             hint='in [factory], take it as it is with oversize = "allow", boot one of that size with "boot", or add a '
             "template of that size to `templates`",
         )
-
-
-def _sized(fork: ForkRequest, have: Hardware, wanted: VMConfig, choice: Choice) -> ForkRequest:
-    """`fork`, with the size that a machine of `have` must be grown to. It keeps whatever it has beyond that.
-
-    Raises `TemplateStale` when it has more than is wanted although no larger one was chosen.
-    """
-    is_larger = have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib
-    if is_larger and choice.match is not Match.LARGER:
-        # The template was replaced between the choice and the taking.
-        raise TemplateStale(choice.base.kind.name, "size", spell_size(have), spell_size(wanted))
-    if have.cpus >= wanted.cpus and have.memory_mib >= wanted.memory_mib:
-        return fork
-    return replace(fork, cpus=max(have.cpus, wanted.cpus), memory_mib=max(have.memory_mib, wanted.memory_mib))
-
-
-def _resized(config: VMConfig, sizes: Mapping[str, Any]) -> VMConfig:
-    """`config` in another size. Room to grow beyond that is not asked for: it was that of another size."""
-    return replace(config, **sizes, max_cpus=0, max_memory_mib=0) if sizes else config
 
 
 def _phases_of(spent: Timings) -> dict[str, float]:
