@@ -11,7 +11,7 @@ from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import Template
 from vmfork.config import VMConfig
 
-pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.slow, pytest.mark.limit_s(900)]
 
 # Longer than the kernel's watchdogs wait: 20 s for a soft lockup, 21 s for RCU, 120 s for a task that hangs.
 PAUSE_S = 150.0
