@@ -23,8 +23,7 @@ def image(template_name, instance):
     return ImageStore(instance.images).open("default")
 
 
-@pytest.mark.qemu
-@pytest.mark.parametrize("name", ["default", "bare"])
+@pytest.mark.parametrize("name", [pytest.param("default", marks=pytest.mark.qemu), "bare"])
 async def test_an_image_boots_in_exactly_its_least_memory(image, instance, name) -> None:
     """The one that users have, and the least there can be; other tests ask it of those they build."""
     if name == "bare":  # where no image can be built, it was brought
