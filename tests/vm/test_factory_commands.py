@@ -105,3 +105,23 @@ def test_status_of_a_client_says_that_no_server_is_there(tmp_path) -> None:
     env = {"VMFORK_FACTORY_REMOTE": "true", "VMFORK_FACTORY_ENDPOINT": str(tmp_path / "none.sock")}
     done = vmfork("factory", "status", env=env)
     assert (done.status, done.out) == (3, f"off: no VM cache server is at {tmp_path}/none.sock\n")
+
+
+def test_the_recipe_that_is_named_makes_the_template_and_another_makes_it_again(settings, tmp_path) -> None:
+    recipe = tmp_path / "web.toml"
+    named = {**settings, "VMFORK_FACTORY_RECIPE": str(recipe)}
+
+    def mark() -> str:
+        return vmfork("run", "cat", "/root/mark", env=named).check().out
+
+    missing = vmfork("factory", "init", env=named)
+    assert (missing.status, "web.toml" in missing.err, "booting" in missing.err) == (2, True, False)
+    recipe.write_text('warm_up = ["echo one > /root/mark"]\nready = "test -e /root/mark"\n')
+    vmfork("factory", "init", env=named).check()
+    assert mark() == "one\n"
+    recipe.write_text('warm_up = ["echo two > /root/mark"]\n')
+    told = vmfork("factory", "status", "--json", env=named)
+    assert (told.status, json.loads(told.out)["code"]) == (3, "template-stale")
+    # A run makes it anew, as `factory init --ensure` does.
+    assert mark() == "two\n"
+    assert vmfork("factory", "status", env=named).check().out.startswith("on: template own")

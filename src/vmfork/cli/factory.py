@@ -127,7 +127,8 @@ def destroy(config_file: Path | None, as_json: bool) -> None:
 def _find_statuses(config: FactoryConfig) -> tuple[TemplateStatus, ...]:
     """The status of each template. Without one to look at, the only status says what keeps the factory off."""
     places = find_places()
-    if config.remote and config.cache == 0:
+    asks_server = config.remote and config.cache == 0
+    if asks_server or (config.cache and not config.template_names):
         endpoint = find_endpoint(config.endpoint, places)
         return (_off("no-server", f"no VM cache server is at {endpoint}"),)
     found = run_async(find_statuses(config, instance=Instance(places)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateCorrupt, TemplateNotFound, TemplateStale, VMForkError
 from vmfork.factory.choice import Choice, Miss, Oversize, Want, choose
-from vmfork.factory.template import TemplateFactory, find_own_recipe
+from vmfork.factory.template import TemplateFactory, check_recipe, find_own_recipe
 from vmfork.host.memory import read_memory
 from vmfork.image import ImageStore
 from vmfork.machine.folder import list_records
@@ -60,8 +60,8 @@ async def _find_status(name: str, config: FactoryConfig, instance: Instance) -> 
     is_own = config.template and name == config.template_name
     try:
         source = await Source.open(name, config=config.vm, instance=instance)
-        if is_own and (recipe := find_own_recipe(config)) is not None and source.recipe != recipe.name:
-            raise TemplateStale(name, "recipe", source.recipe or "none", recipe.name)
+        if is_own and (recipe := find_own_recipe(config)) is not None:
+            check_recipe(source, recipe)
     except VMForkError as error:
         requests = _become_without(error, name, config, instance)
         return TemplateStatus(on=False, template=name, code=error.code, reason=error.message, requests=requests)

@@ -29,6 +29,14 @@ def find_own_recipe(config: FactoryConfig) -> Recipe | None:
     return read_recipe(Path(config.recipe)) if config.recipe else None
 
 
+def check_recipe(source: Source, wanted: Recipe) -> None:
+    """Raises `TemplateStale` when the template was made by another recipe."""
+    if source.recipe != wanted.name:
+        error = TemplateStale(source.manifest.name, "recipe", source.recipe or "none", wanted.name)
+        error.hint = "make it by the recipe that [factory] names: vmfork factory init --ensure"
+        raise error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
     """How a template was made the last time: the name that `Kind.recipe` would have, and the configuration."""
@@ -137,9 +145,8 @@ class TemplateFactory:
             self._kept = _read_kept(source, self._instance)
 
     def _check_recipe(self) -> None:
-        wanted, have = self._recipe, self._source
-        if wanted is not None and have.recipe != wanted.name:
-            raise TemplateStale(have.manifest.name, "recipe", have.recipe or "none", wanted.name)
+        if self._recipe is not None:
+            check_recipe(self._source, self._recipe)
 
 
 async def _ensure(
