@@ -149,8 +149,9 @@ class Bases:
         await self._close()
 
     def end(self) -> None:
-        """No machine is held any more, at once and without an event loop."""
+        """No machine is held any more. Where the event loop runs, what is under way ends soon."""
         self._closed = True
+        self._build.cancel()
         for base in self:
             if isinstance(base, CacheFactory):
                 base.end()

@@ -36,10 +36,15 @@ class BackgroundBuild:
         if not self.is_running and not self._health.is_quarantined:
             self._task = asyncio.create_task(self._run())
 
+    def cancel(self) -> None:
+        """A build that is under way is being broken off."""
+        if self._task is not None and self._task.get_loop().is_running():
+            self._task.cancel()
+
     async def aclose(self) -> None:
         """No build is under way; nothing half-made is left."""
+        self.cancel()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:

@@ -72,6 +72,7 @@ class CacheFactory(Owner):
             on_failure=self._announce,
         )
         self._discards = Discards()
+        self._loop = asyncio.get_running_loop()
         self._tending: asyncio.Task[None] | None = None
         self._refilling: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
@@ -213,6 +214,24 @@ class CacheFactory(Owner):
 
         On cancel the machines still end.
         """
+        tasks = self._stop()
+        for held in self._line.clear():
+            self._discards.end(held)
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._discards.wait()
+        await self._base.aclose()
+
+    def end(self) -> None:
+        """Every machine that is held is gone at once. Starts under way end as soon as the event loop, if any, runs."""
+        self._closed = True
+        if self._loop.is_running():
+            self._stop()
+        for held in self._line.clear():
+            held.base_vm.end()
+
+    def _stop(self) -> set[asyncio.Task[None]]:
+        """Callers that wait got `Closed`, and nothing more is begun. What was under way is over with these tasks."""
         self._closed = True
         if self._refilling is not None:
             self._refilling.cancel()
@@ -222,18 +241,7 @@ class CacheFactory(Owner):
         if self._tending is not None:
             self._tending.cancel()
             tasks.add(self._tending)
-        for held in self._line.clear():
-            self._discards.end(held)
-        if tasks:
-            await asyncio.wait(tasks)
-        await self._discards.wait()
-        await self._base.aclose()
-
-    def end(self) -> None:
-        """Every machine that is held is gone, at once and without an event loop."""
-        self._closed = True
-        for held in self._line.clear():
-            held.base_vm.end()
+        return tasks
 
     async def _take(self, end: float, timeout_s: float | None) -> Held:
         self._check_open()

@@ -123,7 +123,7 @@ class WatchedProcess:
         self.kill()
         try:
             await self.wait()
-        except asyncio.CancelledError:
+        except BaseException:  # GeneratorExit too: the loop was closed under whoever waits here
             self.end()
             raise
 

@@ -250,6 +250,9 @@ class QemuMachine:
             if monitor is not None:
                 await monitor.aclose()
             await self._process.aclose()
+        except BaseException:
+            self._process.end()
+            raise
         finally:
             self._console.close()
             self._remove_sockets()
@@ -258,7 +261,9 @@ class QemuMachine:
         """As `aclose`, at once and without an event loop: for when the loop it belongs to is gone."""
         if self._detached:
             return
-        self._monitor = None
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.drop()
         self._process.end()
         self._console.drop()
         self._remove_sockets()
@@ -272,7 +277,7 @@ class QemuMachine:
 
     async def _get_monitor(self) -> Monitor:
         if self._detached:
-            raise Closed(f"machine {self._name}", "it was detached")
+            raise Closed(f"machine {self._name}", how="was detached")
         if self._process.has_ended:
             raise Closed(f"machine {self._name}", describe_end(self._process.exit_code))
         # QEMU greets one client at a time: of two that open it together, the second would wait for ever.

@@ -26,12 +26,15 @@ _COMMAND_LIMIT_S = 30.0
 # The package logs every lost connection as an error; ours are lost when a machine ends, which is no error.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
+_closing: set[asyncio.Task[None]] = set()
+
 
 class Monitor:
     """Owner of a QMP connection."""
 
     def __init__(self, client: QMPClient) -> None:
         self._client = client
+        self._loop = asyncio.get_running_loop()
         self.transcript: deque[str] = deque(maxlen=50)
 
     @classmethod
@@ -76,3 +79,10 @@ class Monitor:
         # The machine ended first, which is how most sessions end.
         with suppress(QMPError, EOFError, OSError):
             await self._client.disconnect()
+
+    def drop(self) -> None:
+        """Nobody uses the connection any more: it is closed as soon as its event loop, if that runs, comes to it."""
+        if self._loop.is_running():
+            task = self._loop.create_task(self.aclose())
+            _closing.add(task)  # the loop itself holds tasks weakly
+            task.add_done_callback(_closing.discard)
