@@ -119,7 +119,7 @@ class Facade:
     def _add_member(self, module: Module, owner: str, node: Function) -> None:
         if node.name.startswith("_") and node.name != "__init__":
             return
-        decorators = [ast.unparse(each) for each in node.decorator_list]
+        decorators = [text for each in node.decorator_list if (text := ast.unparse(each)) != "gives_owner"]
         parameters = self._signature(module, node)
         result = ast.unparse(node.returns or ast.Constant(None)).replace("AsyncIterator", "Iterator")
         if node.returns is not None:

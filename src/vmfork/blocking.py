@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from vmfork import aio
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
+from vmfork.wire.given import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
     from vmfork.wire.frame import Channel
-    from vmfork.wire.given import GuestPath
+    from vmfork.wire.given import GivenFile, GuestPath
     from vmfork.wire.message import DirEntry, ExecStatus, FileStat
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class VM:
         config: VMConfig | None = None,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
@@ -166,13 +167,22 @@ class VM:
         user: str = "",
         input: bytes | str | None = None,
         clean_env: bool = False,
+        max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         check: bool = False,
     ) -> ExecResult:
         """The program has ended; what it wrote and its exit status. `argv` goes to the program as it is, no shell."""
         return portal.run(
             self._twin.exec(
-                argv, env=env, cwd=cwd, user=user, input=input, clean_env=clean_env, timeout_s=timeout_s, check=check
+                argv,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                clean_env=clean_env,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                check=check,
             )
         )
 
@@ -185,13 +195,22 @@ class VM:
         user: str = "",
         input: bytes | str | None = None,
         clean_env: bool = False,
+        max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         check: bool = False,
     ) -> ExecResult:
         """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
         return portal.run(
             self._twin.shell(
-                script, env=env, cwd=cwd, user=user, input=input, clean_env=clean_env, timeout_s=timeout_s, check=check
+                script,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                clean_env=clean_env,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                check=check,
             )
         )
 
@@ -297,9 +316,9 @@ class VM:
         """Where it came from (a template, a pool, a server, or a boot), and why from there."""
         return self._twin.source
 
-    def read_file(self, path: GuestPath, *, timeout_s: float = 60.0) -> bytes:
+    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
-        return portal.run(self._twin.read_file(path, timeout_s=timeout_s))
+        return portal.run(self._twin.read_file(path, max_bytes=max_bytes, timeout_s=timeout_s))
 
     def write_file(
         self,
@@ -317,9 +336,11 @@ class VM:
         """What the guest's file system says of `path`; links are not followed."""
         return portal.run(self._twin.stat(path))
 
-    def list_dir(self, path: GuestPath, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
-        """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
-        return portal.run(self._twin.list_dir(path, timeout_s=timeout_s))
+    def list_dir(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = None
+    ) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`. Without `timeout_s` there is no limit of time."""
+        return portal.run(self._twin.list_dir(path, max_bytes=max_bytes, timeout_s=timeout_s))
 
     def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
@@ -438,7 +459,7 @@ class Template:
         self,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
@@ -453,7 +474,7 @@ class Template:
         count: int,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
@@ -513,7 +534,7 @@ class Factory:
         *,
         template: str = "",
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,

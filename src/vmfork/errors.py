@@ -12,6 +12,7 @@ VMForkError                 code, hint
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
 │   ├── GuestFileError      a file operation failed in the guest
+│   ├── LimitExceeded       more came than the caller takes at once: allow more, or stream it; it has what came
 │   ├── MachineEnded        the machine ended while it was in use: exit code, log and console tail; take another
 │   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
 │   ├── HookError           a hook failed, or took too long
@@ -248,9 +249,44 @@ class ExecError(GuestError):
         self.stderr = stderr
 
     def details(self) -> str:
-        parts = (("standard output", self.stdout), ("standard error", self.stderr))
-        told = ((name, data[-_TAIL_SIZE:].decode(errors="replace").rstrip()) for name, data in parts)
-        return "\n".join(f"{name}:\n{text}" for name, text in told if text)
+        return _show_output(self.stdout, self.stderr)
+
+
+def _show_output(stdout: bytes, stderr: bytes) -> str:
+    parts = (("standard output", stdout), ("standard error", stderr))
+    told = ((name, data[-_TAIL_SIZE:].decode(errors="replace").rstrip()) for name, data in parts)
+    return "\n".join(f"{name}:\n{text}" for name, text in told if text)
+
+
+class LimitExceeded(GuestError):
+    """`operation` gave more than the `limit_bytes` that its caller takes at once. Nothing more of it comes.
+
+    What came until then: `content` of a file or a list, `stdout` and `stderr` of a program, which was killed. Together
+    they have `limit_bytes`.
+    """
+
+    code = "limit"
+    mendable = False
+
+    def __init__(
+        self,
+        operation: str,
+        limit_bytes: int,
+        *,
+        content: bytes = b"",
+        stdout: bytes = b"",
+        stderr: bytes = b"",
+        hint: str = "",
+    ) -> None:
+        super().__init__(f"{operation} gave more than {limit_bytes} bytes", hint=hint)
+        self.operation = operation
+        self.limit_bytes = limit_bytes
+        self.content = content
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def details(self) -> str:
+        return _show_output(self.stdout, self.stderr)
 
 
 class GuestFileError(GuestError):
@@ -579,14 +615,15 @@ class WrongContext(VMForkError):
 
 
 class Closed(VMForkError):
-    """`what` was closed and can do nothing more."""
+    """`what` was closed, or given up (`how`), and can do nothing more."""
 
     code = "closed"
     mendable = True
 
-    def __init__(self, what: str, reason: str = "") -> None:
-        super().__init__(f"{what} is closed" + (f": {reason}" if reason else ""))
+    def __init__(self, what: str, reason: str = "", *, how: str = "is closed") -> None:
+        super().__init__(f"{what} {how}" + (f": {reason}" if reason else ""))
         self.what = what
+        self.how = how
 
 
 def _restore(kind: type[VMForkError], args: tuple[object, ...]) -> VMForkError:

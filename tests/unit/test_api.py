@@ -23,9 +23,9 @@ ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
-    "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMForkError",
-    "VMNotFound", "WrongContext",
+    "LaunchError", "LimitExceeded", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy",
+    "TemplateCorrupt", "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.
@@ -130,7 +130,7 @@ def test_what_needs_no_waiting_is_no_coroutine_either() -> None:
         for name, _, waiting in PAIRS
         for key, member in public_members(waiting).items()
         if sort_of(member) != "data"
-        and not inspect.iscoroutinefunction(function_of(member))
+        and not inspect.iscoroutinefunction(inspect.unwrap(function_of(member)))
         and not inspect.isasyncgenfunction(function_of(member))
     }
     assert plain == {"Factory.stats", "VM.console_tail", "VM.memory"}

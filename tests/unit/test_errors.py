@@ -25,6 +25,9 @@ SAMPLES = {
     errors.GuestError: errors.GuestError("no answer", hint="look", console_tail="panic"),
     errors.ExecError: errors.ExecError(["a", "b c"], 9, "failed", stdout=b"out", stderr=b"err", hint="look"),
     errors.GuestFileError: errors.GuestFileError("read", "/x", "not-found", "no such file"),
+    errors.LimitExceeded: errors.LimitExceeded(
+        "reading /x", 3, content=b"abc", stdout=b"o", stderr=b"e", hint="stream it"
+    ),
     errors.MachineEnded: errors.MachineEnded(-9, log_tail="bad option", console_tail="panic", hint="take another"),
     errors.ProtocolError: errors.ProtocolError("nonsense", hint="build again"),
     errors.HookError: errors.HookError("/etc/hook", "exit status 1", output=b"said", hint="mend it"),
@@ -137,7 +140,10 @@ def test_a_deadline_is_a_timeout_too() -> None:
 def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     """The factory takes another machine, or boots one, for what is mendable: it must not hide the user's own faults."""
     told = {kind for kind in all_errors() if not kind.mendable}
-    users = {errors.ConfigError, errors.ExecError, errors.HookError, errors.SecretsPresent, errors.SetupError}
+    users = {
+        errors.ConfigError, errors.ExecError, errors.HookError, errors.LimitExceeded, errors.SecretsPresent,
+        errors.SetupError,
+    }  # fmt: skip
     users |= {errors.WrongContext, errors.InternalError}
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}

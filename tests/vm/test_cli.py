@@ -95,6 +95,17 @@ def test_run_passes_arguments_environment_and_streams(run) -> None:
     assert 0 < body["duration_s"] < body["timings"]["total_s"] + body["duration_s"] < 60
 
 
+def test_run_keeps_as_much_output_as_it_is_told_and_ends_what_writes_more(run) -> None:
+    exact = ("--json", "--max-output", "1M", "head", "-c", "1048576", "/dev/zero")
+    assert len(json.loads(run(*exact).check().raw)["stdout"]) == 1048576
+    done = run("--json", "--max-output", "1M", "yes")
+    body = json.loads(done.raw)
+    assert (done.status, body["exit_code"], body["error"]["code"], len(body["stdout"])) == (125, 125, "limit", 1048576)
+    assert "gave more than 1048576 bytes" in done.err
+    assert "--max-output" in done.err
+    is_error(run("--max-output", "1M", "true"), 125, "limits what --json keeps")
+
+
 @pytest.mark.qemu
 def test_run_passes_a_megabyte_both_ways(run) -> None:
     data = os.urandom(1 << 20)
@@ -437,6 +448,9 @@ def test_a_file_is_given_to_one_fork(run, tmp_path) -> None:
     place = ("--file", f"{file}:/run/secrets/token")
     assert run(*place, "cat", "/run/secrets/token").check().out == "sesame"
     assert run("test", "-e", "/run/secrets/token").status == 1
+    for mode in (0o600, 0o755, 0o444):
+        file.chmod(mode)
+        assert run(*place, "stat", "-c", "%a", "/run/secrets/token").check().out == f"{mode:o}\n"
     is_error(run("--file", f"{file}:relative", "true"), 125, "is not HOST:GUEST")
     is_error(run("--file", f"{file}-not-there:/x", "true"), 125, "cannot be read")
 

@@ -108,6 +108,7 @@ async def test_an_audit_of_a_sound_template_is_clean(template) -> None:
     assert report.safe, report
     found = {row.name: row for row in report.rows}
     assert len(set(found["urandom"].values)) == 3
+    assert found["cpu-count"].values == ("1", "1", "1")
     assert found["clock"].verdict == found["entropy"].verdict == "ok"
     assert await VM.list() == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from vmfork.aio import VM, VMHandle
 from vmfork.config import find_places
-from vmfork.errors import Closed, ConfigError, GuestError, StoreBusy, VMForkError, VMNotFound
+from vmfork.errors import Closed, ConfigError, GuestError, StoreBusy, VMForkError, VMNotFound, WrongContext
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import sweep_vms
@@ -52,8 +53,11 @@ async def test_a_machine_is_itself_after_it_changed_hands(any_vm) -> None:
     await any_vm.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $! > /root/pid")
     before = (any_vm.id, any_vm.hostname, any_vm.machine_id, any_vm.generation, any_vm.pid, any_vm.template)
     handle = await any_vm.detach(ttl_s=LIMIT_S)
-    with pytest.raises(Closed):
+    with pytest.raises(Closed, match=f"VM {handle.id} was detached: whoever has its handle or id can attach it"):
         await any_vm.exec(["true"])
+    with pytest.raises(WrongContext, match=f"<VM {handle.id} .*detached> cannot be pickled"):
+        pickle.dumps(any_vm)
+    assert pickle.loads(pickle.dumps(handle)) == handle
     await any_vm.aclose()  # closes the object, not the machine
     (record,) = [record for record in await VM.list() if record.id == handle.id]
     assert record.owner_pid == 0

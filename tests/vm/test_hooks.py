@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -176,8 +177,15 @@ async def test_a_bad_hook_fails_the_build(built, name) -> None:
     assert await VM.list() == []
 
 
-async def test_files_of_a_fork_are_its_own(template) -> None:
-    async with await template.fork(files={"/opt/deep/token": b"\0secret", "/etc/motd": "text"}) as vm:
+async def test_files_of_a_fork_are_its_own(template, tmp_path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho ran\n")
+    script.chmod(0o4751)
+    given = {"/opt/deep/token": b"\0secret", "/etc/motd": "text", "/opt/script": script}
+    async with await template.fork(files=given) as vm:
+        assert (await vm.exec(["/opt/script"])).stdout == "ran\n"
+        # Not to whom it lends its rights.
+        assert (await vm.stat("/opt/script")).mode & 0o7777 == 0o751
         assert await vm.read_file("/opt/deep/token") == b"\0secret"
         assert (await vm.stat("/opt/deep/token")).mode & 0o777 == 0o600
         assert await vm.read_file("/etc/motd") == b"text"
@@ -193,7 +201,18 @@ async def test_a_file_that_cannot_be_written_destroys_the_fork(template) -> None
     assert await VM.list() == []
 
 
-@pytest.mark.parametrize("files", [{"relative": b""}, {"/": b""}, {"/dir/": b""}, {"/a\0b": b""}, {"/a": 3}])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"relative": b""},
+        {"/": b""},
+        {"/dir/": b""},
+        {"/a\0b": b""},
+        {"/a": 3},
+        {"/a": Path("/nowhere")},
+        {"/a": Path("/")},
+    ],
+)
 async def test_files_that_make_no_sense_are_refused(template, files) -> None:
     with pytest.raises(ConfigError):
         await template.fork(files=files)

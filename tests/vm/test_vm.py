@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestFileError, MachineEnded
+from vmfork.aio import VM, Factory
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, ExecError, GuestFileError, LimitExceeded, MachineEnded
 
 pytestmark = [pytest.mark.vm, pytest.mark.qemu, pytest.mark.kvm]
 
@@ -44,6 +45,32 @@ async def test_programs_files_and_identity(any_vm) -> None:
     assert seen.stdout.split() == [any_vm.hostname, any_vm.machine_id, any_vm.generation, "1"]
     assert any_vm.adoption.skew_bound_s <= 0.020
     assert any_vm.accel in ("kvm", "tcg")
+
+
+async def test_what_the_guest_sends_at_once_has_a_limit(any_vm) -> None:
+    for call in (any_vm.exec(["yes"], max_output=100_000), any_vm.shell("yes >&2", max_output=100_000)):
+        with pytest.raises(LimitExceeded) as told:
+            await call
+        assert (told.value.stdout + told.value.stderr) == b"y\n" * 50_000
+    assert (await any_vm.shell("pgrep -x yes", timeout_s=30)).exit_code == 1
+    await any_vm.write_file("/tmp/f", b"x" * 100_000)
+    assert await any_vm.read_file("/tmp/f", max_bytes=100_000) == b"x" * 100_000
+    with pytest.raises(LimitExceeded):
+        await any_vm.read_file("/tmp/f", max_bytes=99_999)
+    with pytest.raises(LimitExceeded):
+        await any_vm.list_dir("/usr/bin", max_bytes=100)
+
+
+async def test_what_gives_a_machine_or_a_program_can_be_entered(template) -> None:
+    async with template.fork() as vm, vm.start(["sleep", "60"]) as process:
+        assert (await vm.exec(["true"])).ok
+    assert process.has_ended
+    assert await VM.list() == []
+    async with VM.boot() as vm:
+        handle = await vm.detach()
+    async with VM.attach(handle) as vm, Factory() as factory, factory.get_vm() as other:
+        assert vm.id != other.id
+    assert await VM.list() == []
 
 
 async def test_a_time_limit_kills_the_command_and_not_the_machine(any_vm) -> None:

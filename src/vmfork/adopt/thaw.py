@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmfork.adopt.identity import Identity
     from vmfork.adopt.secrets import Secrets
     from vmfork.agent.client import AgentClient
+    from vmfork.wire.given import PlacedFile
 
 # Sockets of processes that renew their own random numbers; see `vmfork_guest` in the image.
 WATCHERS = "/run/vmfork/watchers"
@@ -49,7 +50,7 @@ async def thaw(
     identity: Identity,
     todo: Thaw,
     *,
-    files: Mapping[str, bytes],
+    files: Mapping[str, PlacedFile],
     timeout_s: float,
     hook_timeout_s: float,
 ) -> None:
@@ -62,8 +63,8 @@ async def thaw(
     # Watchers first: a file or a hook may make a program draw random numbers.
     if todo.watchers:
         await _renew_watchers(agent, identity.generation.hex, timeout_s)
-    for path, content in files.items():
-        await _place_file(agent, path, content, end - time.monotonic())
+    for path, file in files.items():
+        await _place_file(agent, path, file, end - time.monotonic())
     try:
         await run_hooks(agent, todo.hooks, describe_fork(identity), limit_s=hook_timeout_s)
     except HookError as error:
@@ -99,8 +100,8 @@ async def _renew_watchers(agent: AgentClient, generation: str, timeout_s: float)
             raise AdoptError(f"watcher {found.item}", f"it renewed for generation {detail!r}, not {generation!r}")
 
 
-async def _place_file(agent: AgentClient, path: str, content: bytes, left_s: float) -> None:
+async def _place_file(agent: AgentClient, path: str, file: PlacedFile, left_s: float) -> None:
     try:
-        await agent.write_file(path, content, mode=0o600, parents=True, timeout_s=max(left_s, 0.001))
+        await agent.write_file(path, file.content, mode=file.mode, parents=True, timeout_s=max(left_s, 0.001))
     except (GuestFileError, DeadlineExceeded) as error:
         raise SetupError(f"file {path}", str(error)) from error

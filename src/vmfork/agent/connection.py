@@ -105,7 +105,7 @@ class Connection(Owner):
         if self._open or not self._line.is_quiet:
             hint = "wait for it, or close it, before the machine is detached"
             raise GuestError("something still runs under the machine's agent", hint=hint)
-        self.lost = Closed("the connection to the machine's agent", "the machine was detached")
+        self.lost = Closed("the connection to the machine's agent", how="was given up when the machine was detached")
         if not self.closed.done():
             self.closed.set_result(None)
         self._stop_listening()
@@ -176,9 +176,13 @@ class Connection(Owner):
             return
         self._open[exchange.stream] = Leftover(exchange)
         if exchange.lane is not None:
-            self.kill_nowait(exchange.stream)
-            # A killed process may have its pipes full of output. The agent closes the stream once that is sent.
-            self.send(b"".join(encode_credit(exchange.stream, channel, _PLENTY) for channel in _FROM_GUEST))
+            self.end_nowait(exchange.stream)
+
+    def end_nowait(self, stream: int) -> None:
+        """As `kill_nowait`, and what is still to be sent on the stream is allowed to come."""
+        self.kill_nowait(stream)
+        # A killed process may have its pipes full of output. The agent closes the stream once that is sent.
+        self.send(b"".join(encode_credit(stream, channel, _PLENTY) for channel in _FROM_GUEST))
 
     def _fail_open(self, reason: Exception) -> None:
         ended, self._open = self._open, {}

@@ -7,7 +7,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vmfork.errors import GuestError, ProtocolError
+from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_credit, encode_data, encode_eof
 
 if TYPE_CHECKING:
@@ -179,13 +179,33 @@ class LastingExchange(Exchange):
     lane = Lane.FILES
 
 
+class Room:
+    """What may still be kept of what a guest sends. `None` is no limit."""
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self.limit_bytes = limit_bytes
+        self._used = 0
+
+    def cut(self, data: bytes) -> bytes:
+        """The part of `data` that is kept: less than all of it where the limit is passed."""
+        if self.limit_bytes is not None:
+            data = data[: self.limit_bytes - self._used]
+        self._used += len(data)
+        return data
+
+
 class Download(Exchange):
-    """Collects channel 0."""
+    """Collects channel 0, `limit_bytes` of it at most: `reply` is a `LimitExceeded` where there is more."""
 
     lane = Lane.FILES
 
-    def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
+    def __init__(
+        self, stream: int, operation: str, limit_bytes: int | None, *, hint: str, send: Send, explain: Explain
+    ) -> None:
         super().__init__(stream, explain=explain)
+        self.operation = operation
+        self._hint = hint
+        self._room = Room(limit_bytes)
         self._intake = Intake(send, stream)
         self._chunks: list[bytes] = []
 
@@ -196,8 +216,13 @@ class Download(Exchange):
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the agent may send as much again."""
-        self._chunks.append(data)
-        self._intake.take(channel, len(data))
+        kept = self._room.cut(data)
+        self._chunks.append(kept)
+        if len(kept) < len(data):
+            limit_bytes = self._room.limit_bytes or 0
+            self.fail(LimitExceeded(self.operation, limit_bytes, content=self.content, hint=self._hint))
+        else:
+            self._intake.take(channel, len(data))
 
 
 class Upload(Exchange):
@@ -259,10 +284,25 @@ class Run(Exchange):
 
 
 class CollectedRun(Run):
-    """A process whose output is kept and whose input, if any, is given beforehand."""
+    """A process whose output is kept and whose input, if any, is given beforehand.
 
-    def __init__(self, stream: int, content: bytes | None, *, send: Send, explain: Explain) -> None:
+    Of both streams together `limit_bytes` are kept. Where there is more, `is_full` says so, and `on_full` is called.
+    """
+
+    def __init__(
+        self,
+        stream: int,
+        content: bytes | None,
+        limit_bytes: int | None,
+        *,
+        send: Send,
+        explain: Explain,
+        on_full: Callable[[CollectedRun], None],
+    ) -> None:
         super().__init__(stream, send=send, explain=explain)
+        self.is_full = False
+        self._on_full = on_full
+        self._room = Room(limit_bytes)
         self._input = None if content is None else Outflow(send, stream, content)
         self._intake = Intake(send, stream)
         self._chunks: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
@@ -289,8 +329,15 @@ class CollectedRun(Run):
         """Kept, and the process may write as much again."""
         if channel is Channel.CONTENT:
             raise ProtocolError("a process sends no content")
-        self._chunks[channel].append(data)
-        self._intake.take(channel, len(data))
+        if self.is_full:
+            return
+        kept = self._room.cut(data)
+        self._chunks[channel].append(kept)
+        if len(kept) < len(data):
+            self.is_full = True
+            self._on_full(self)
+        else:
+            self._intake.take(channel, len(data))
 
     def on_input_credit(self, count: int) -> None:
         """The process took input."""
@@ -309,7 +356,8 @@ class StreamedRun(Run):
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
-        self.intake = Intake(send, stream)
+        self._intake = Intake(send, stream)
+        self._held = {Channel.STDOUT: 0, Channel.STDERR: 0}
         self._changed: asyncio.Future[None] | None = None
 
     async def changed(self) -> None:
@@ -330,9 +378,18 @@ class StreamedRun(Run):
             self.started.set_result(pid)
 
     def on_data(self, channel: Channel, data: bytes) -> None:
-        """Held until taken; the credit bounds how much that can be."""
+        """Held until taken. The credit bounds how much that can be, whatever the guest would send."""
+        held = self._held.get(channel, FIRST_CREDIT) + len(data)
+        if held > FIRST_CREDIT:
+            raise ProtocolError(f"{held} bytes wait on channel {channel}, where {FIRST_CREDIT} may")
+        self._held[channel] = held
         self.waiting.append((channel, data))
         self._notify()
+
+    def take(self, channel: Channel, count: int) -> None:
+        """`count` bytes of what waited were used up, and the agent may send as many again."""
+        self._held[channel] -= count
+        self._intake.take(channel, count)
 
     def on_input_credit(self, count: int) -> None:
         """The process took input."""

@@ -11,6 +11,7 @@ from vmfork.errors import GuestFileError, ProtocolError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.frame import FIRST_WITH_ROOM, Channel, encode_credit
+from vmfork.wire.given import MOST_BYTES
 
 if TYPE_CHECKING:
     from vmfork.agent.exchange import Explain
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WIDE_WINDOW = 1024 * 1024
 
 _NO_SPACE = "remove something there, or take a machine with more memory (memory_mib): its files lie in it"
+_TOO_MUCH = "take more (max_bytes), or take it as a program writes it: vm.start(['cat', ...]) and its output()"
 _NEW_FILE_MODE = 0o644
 
 
@@ -41,12 +43,21 @@ class FileRequests(Connection):
     """Files in the guest. Paths are absolute. Raises `GuestFileError` for whatever the guest refuses."""
 
     async def read_file(
-        self, path: str, *, offset: int = 0, length: int | None = None, timeout_s: float | None = 60.0
+        self,
+        path: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        max_bytes: int | None = MOST_BYTES,
+        timeout_s: float | None = 60.0,
     ) -> bytes:
-        """What the regular file holds from `offset` on, at most `length` bytes."""
-        download = self._new_download("read", path)
+        """What the regular file holds from `offset` on, at most `length` bytes.
+
+        `LimitExceeded` when that is more than `max_bytes`.
+        """
+        download = self._new_download("read", path, f"reading {path}", max_bytes)
         request = message.read_request(download.stream, path, offset, length) + _widen(download.stream)
-        sent, _ = message.parse_read(await self._ask(download, request, f"reading {path}", timeout_s))
+        sent, _ = message.parse_read(await self._ask(download, request, download.operation, timeout_s))
         content = download.content
         if len(content) != sent:
             raise ProtocolError(f"{len(content)} bytes of {path} came, the agent sent {sent}")
@@ -91,11 +102,13 @@ class FileRequests(Connection):
         request = message.stat_request(exchange.stream, path)
         return message.parse_stat(await self._ask(exchange, request, f"looking at {path}", timeout_s))
 
-    async def list_dir(self, path: str, *, timeout_s: float | None = 60.0) -> tuple[DirEntry, ...]:
-        """What the folder holds, sorted by name."""
-        download = self._new_download("list", path)
+    async def list_dir(
+        self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
+    ) -> tuple[DirEntry, ...]:
+        """What the folder holds, sorted by name. `LimitExceeded` when the list takes more than `max_bytes` to send."""
+        download = self._new_download("list", path, f"listing {path}", max_bytes)
         request = message.list_request(download.stream, path) + _widen(download.stream)
-        answer = await self._ask(download, request, f"listing {path}", timeout_s)
+        answer = await self._ask(download, request, download.operation, timeout_s)
         return tuple(sorted(message.parse_entries(download.content, answer), key=lambda entry: entry.name))
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
@@ -112,5 +125,6 @@ class FileRequests(Connection):
         request = message.make_dir_request(exchange.stream, path, mode, parents=parents)
         await self._ask(exchange, request, f"making {path}", timeout_s)
 
-    def _new_download(self, operation: str, path: str) -> Download:
-        return Download(self._new_stream(), send=self.send, explain=_explain(operation, path))
+    def _new_download(self, verb: str, path: str, operation: str, max_bytes: int | None) -> Download:
+        explain = _explain(verb, path)
+        return Download(self._new_stream(), operation, max_bytes, hint=_TOO_MUCH, send=self.send, explain=explain)

@@ -62,7 +62,7 @@ class GuestProcess(Owner):
 
     def __del__(self) -> None:
         if not self.has_ended and self._line.lost is None:
-            close_dropped(self, self._line.bound, end=lambda: None)  # then it ends with its machine
+            close_dropped(self, self._line.bound, self._end)
 
     @property
     def has_ended(self) -> bool:
@@ -82,7 +82,7 @@ class GuestProcess(Owner):
                 channel, data = run.waiting.popleft()
                 yield channel, data
                 if not run.has_ended:
-                    run.intake.take(channel, len(data))
+                    run.take(channel, len(data))
             if run.has_ended:
                 run.reply.result()
                 return
@@ -140,11 +140,16 @@ class GuestProcess(Owner):
         if self.has_ended or not self._line.bound.is_here:
             # In a forked child the program is the parent's. Closed from another event loop, it ends with its machine.
             return
-        self._exchange.waiting.clear()
-        self._line.abandon(self._exchange)
+        self._end()
         try:
             async with deadline(f"ending {self.name}", _END_LIMIT_S):
                 await asyncio.wait([self._exchange.reply])
         except DeadlineExceeded:
             # It was sent SIGKILL; a guest that cannot deliver that has no better answer later.
             return
+
+    def _end(self) -> None:
+        """SIGKILL is on its way. Where the event loop was closed, the program ends with its machine."""
+        if not self._line.bound.is_stranded:
+            self._exchange.waiting.clear()
+            self._line.abandon(self._exchange)

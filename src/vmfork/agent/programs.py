@@ -11,10 +11,12 @@ from vmfork.agent.connection import Connection
 from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import CollectedRun, StreamedRun
 from vmfork.agent.process import GuestProcess
-from vmfork.errors import DeadlineExceeded, ExecError, GuestError
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError, LimitExceeded
+from vmfork.hint import Hint
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.frame import FIRST_WITH_ROOM
+from vmfork.wire.given import MOST_BYTES
 from vmfork.wire.message import LISTS_IN_REQUEST
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 # After its limit a process is killed. It has this long to be gone, and its output to be here.
 _KILL_LIMIT_S = 2.0
 _NAME_LIMIT = 100
+_TOO_MUCH = Hint(
+    "take more (max_output), or take it as it comes: vm.start(...) and its output()",
+    "have it write to a file of the guest",
+)
 _TOO_LONG = "write it to a file of the guest, or send it as input"
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
@@ -84,19 +90,24 @@ class ProgramRequests(Connection):
         command: Command,
         *,
         input: bytes | None = None,  # noqa: A002 - the name subprocess.run has for it
+        max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
     ) -> tuple[ExecStatus, bytes, bytes]:
         """How the program ended, and what it wrote to standard output and to standard error.
 
         Its standard input is `input`, then at its end. At the limit it is killed with everything that it started, and
         `DeadlineExceeded` has what was written so far. On cancel it is killed too. Whatever it leaves running when it
-        ends by itself runs on.
+        ends by itself runs on. Once both streams together have more than `max_output` bytes it is killed as well, and
+        `LimitExceeded` has the first of them.
         """
         if command.stdin != (input is not None):
             command = replace(command, stdin=input is not None)
-        run = CollectedRun(self._new_stream(), input, send=self.send, explain=_explain(command))
+        name = _name_of(command.argv)
+        run = CollectedRun(
+            self._new_stream(), input, max_output, send=self.send, explain=_explain(command), on_full=self._stop
+        )
         try:
-            async with deadline(_name_of(command.argv), timeout_s):
+            async with deadline(name, timeout_s):
                 await self._begin_run(run, command, contained=timeout_s is not None)
                 # The deadline cancels what is awaited, and the end is still wanted then.
                 payload = await asyncio.shield(run.reply)
@@ -107,7 +118,14 @@ class ProgramRequests(Connection):
             raise DeadlineExceeded(error.operation, error.limit_s, stdout=run.stdout, stderr=run.stderr) from None
         finally:
             self.abandon(run)
+        if run.is_full:
+            raise LimitExceeded(name, max_output or 0, stdout=run.stdout, stderr=run.stderr, hint=_TOO_MUCH)
         return message.parse_exec(payload), run.stdout, run.stderr
+
+    def _stop(self, run: CollectedRun) -> None:
+        """The program is being killed. Its end is waited for, but not for ever."""
+        self.end_nowait(run.stream)
+        asyncio.get_running_loop().call_later(_KILL_LIMIT_S, run.on_reply, b"")
 
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None = 10.0) -> None:
         """The process group on that stream got the signal, or had ended."""

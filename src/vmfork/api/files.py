@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
-from vmfork.wire.given import check_content, check_path
+from vmfork.wire.given import MOST_BYTES, check_content, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +26,14 @@ class GuestFiles(ABC):
     def _live_agent(self) -> AgentClient:
         """The line to the guest's agent. Raises `Closed`."""
 
-    async def read_file(self, path: GuestPath, *, timeout_s: float = _LIMIT_S) -> bytes:
-        """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
-        return await self._live_agent().read_file(check_path(path), timeout_s=timeout_s)
+    async def read_file(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = _LIMIT_S
+    ) -> bytes:
+        """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read.
+
+        Raises `LimitExceeded`, with the first `max_bytes`, when it has more (256 MiB by default, `None`: no limit).
+        """
+        return await self._live_agent().read_file(check_path(path), max_bytes=max_bytes, timeout_s=timeout_s)
 
     async def write_file(
         self,
@@ -53,9 +58,14 @@ class GuestFiles(ABC):
         """What the guest's file system says of `path`; links are not followed."""
         return await self._live_agent().stat(check_path(path))
 
-    async def list_dir(self, path: GuestPath, *, timeout_s: float | None = None) -> Sequence[DirEntry]:
-        """The entries of the guest's folder `path`, however many. Without `timeout_s` there is no limit."""
-        return await self._live_agent().list_dir(check_path(path), timeout_s=timeout_s)
+    async def list_dir(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = None
+    ) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`. Without `timeout_s` there is no limit of time.
+
+        `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
+        """
+        return await self._live_agent().list_dir(check_path(path), max_bytes=max_bytes, timeout_s=timeout_s)
 
     async def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`.

@@ -10,6 +10,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.machine.request import ForkRequest
 from vmfork.machine.trace import failure_traced
+from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.source import Source
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
-    from vmfork.wire.given import GuestPath
+    from vmfork.wire.given import GivenFile, GuestPath
 
 DEFAULT = "default"
 # Forks made at once by `fork_many`: more only wait for the same cores.
@@ -147,11 +148,12 @@ class Template:
         places = places or find_places()
         return await asyncio.to_thread(TemplateStore(places.templates).list_names)
 
+    @gives_owner
     async def fork(
         self,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
@@ -159,8 +161,9 @@ class Template:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
 
         `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
-        hooks run, mode 0600, folders made as needed. Neither enters a template. With `cpus` or `memory_mib` the fork
-        was grown to that size; `vm.hardware` tells what memory was rounded up to.
+        hooks run, mode 0600, folders made as needed; a `Path` as content is a file of the host, whose mode it keeps.
+        Neither enters a template. With `cpus` or `memory_mib` the fork was grown to that size; `vm.hardware` tells what
+        memory was rounded up to.
 
         Raises `TemplateNotFound` when this generation is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and
         `AdoptError` when the guest did not confirm an item within `timeout_s`, or a hook failed. Raises `ConfigError`
@@ -186,7 +189,7 @@ class Template:
         count: int,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,

@@ -22,11 +22,11 @@ from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
 from vmfork.machine.launch import boot_base
 from vmfork.machine.programs import run_program
 from vmfork.machine.request import ForkRequest
-from vmfork.owner import Owner
+from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
 from vmfork.wire.command import Command, shell_argv
-from vmfork.wire.given import check_content
+from vmfork.wire.given import MOST_BYTES, check_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vmfork.machine.running import Running
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
-    from vmfork.wire.given import GuestPath
+    from vmfork.wire.given import GivenFile, GuestPath
 
 _RESUME_LIMIT_S = 60.0
 
@@ -77,20 +77,21 @@ class VM(GuestFiles, Described, Owner):
         self._on_first_exec = on_first_exec
 
     @classmethod
+    @gives_owner
     async def boot(
         cls,
         config: VMConfig | None = None,
         *,
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
-        `env` is the environment of every program in it; `files` are written into it, mode 0600. It is no fork, so no
-        hooks run. The image `default` is built where it is missing. Raises `ImageNotFound`, `ConfigError`, `HostError`,
-        `LaunchError`, `AdoptError`; nothing is left after any of them.
+        `env` is the environment of every program in it; `files` are written into it as by `Template.fork`. It is no
+        fork, so no hooks run. The image `default` is built where it is missing. Raises `ImageNotFound`, `ConfigError`,
+        `HostError`, `LaunchError`, `AdoptError`; nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
         from vmfork.machine.prepare import prepare  # noqa: PLC0415
@@ -134,6 +135,7 @@ class VM(GuestFiles, Described, Owner):
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002 - the name subprocess gave it
         clean_env: bool = False,
+        max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         check: bool = False,
     ) -> ExecResult:
@@ -141,15 +143,17 @@ class VM(GuestFiles, Described, Owner):
 
         A non-zero status is a result, not an error, unless `check`. Raises `ExecError` (127, 126) when the program
         cannot be started. After `timeout_s` seconds it is killed with everything that it started, and
-        `DeadlineExceeded` carries what it wrote so far. Without `timeout_s` there is no limit. Whatever it leaves
-        running when it ends by itself runs on; what that writes is not waited for.
+        `DeadlineExceeded` carries what it wrote so far. Without `timeout_s` there is no limit. Once standard output and
+        error together have more than `max_output` bytes (256 MiB by default, `None`: no limit) it is killed too, and
+        `LimitExceeded` carries the first of them. Whatever it leaves running when it ends by itself runs on; what that
+        writes is not waited for.
         """
         command = Command(
             [os.fspath(part) for part in argv], env=env or {}, cwd=os.fspath(cwd), user=user, clean_env=clean_env
         )
         data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
-        result = await run_program(self._running, command, input=data, timeout_s=timeout_s)
+        result = await run_program(self._running, command, input=data, max_output=max_output, timeout_s=timeout_s)
         if not self.timings.first_exec_s:
             self._note_first(time.perf_counter() - begun)
         return result.check() if check else result
@@ -168,6 +172,7 @@ class VM(GuestFiles, Described, Owner):
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002
         clean_env: bool = False,
+        max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         check: bool = False,
     ) -> ExecResult:
@@ -179,10 +184,12 @@ class VM(GuestFiles, Described, Owner):
             user=user,
             input=input,
             clean_env=clean_env,
+            max_output=max_output,
             timeout_s=timeout_s,
             check=check,
         )
 
+    @gives_owner
     async def start(
         self,
         argv: Sequence[GuestPath],
@@ -240,6 +247,7 @@ class VM(GuestFiles, Described, Owner):
         return await give_up(self._running, timings=self.timings, adoption=self.adoption, ttl_s=ttl_s)
 
     @classmethod
+    @gives_owner
     async def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
         """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile.
 

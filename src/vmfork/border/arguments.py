@@ -178,7 +178,7 @@ CHECKS: dict[str, Check] = {
     "bytes | str": _content,
     "bytes | str | None": _or_none(_content),
     "Mapping[str, str] | None": _or_none(_table),
-    "Mapping[str, bytes | str] | None": _or_none(_table),
+    "Mapping[str, GivenFile] | None": _or_none(_table),
     "Sequence[str]": _list_of(_text),
     "Sequence[GuestPath]": _list_of(_path),
     "Sequence[Probe]": _list_of(_anything),

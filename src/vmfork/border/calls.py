@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmfork.border.arguments import Arguments
 from vmfork.border.failures import translating
+from vmfork.owner import find_opened, gives_owner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,8 @@ def _guard_member(member: Any) -> Any:
 def _guard(function: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(function):
         return _guard_pieces(function)
+    if (opened := find_opened(function)) is not None:
+        return gives_owner(_guard_awaited(opened))
     return _guard_awaited(function) if inspect.iscoroutinefunction(function) else _guard_plain(function)
 
 

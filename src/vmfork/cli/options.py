@@ -14,12 +14,14 @@ from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
 from vmfork.errors import ConfigError
+from vmfork.wire.given import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
+    from vmfork.wire.given import PlacedFile
 
 
 class VerbGroup(click.Group):
@@ -79,14 +81,9 @@ def parse_variable(text: str) -> tuple[str, str]:
     return key, os.environ[key]
 
 
-def read_placed_file(text: str) -> tuple[str, bytes]:
-    """The guest's path in `HOST:GUEST`, and what the host's file holds."""
+def read_placed_file(text: str) -> tuple[str, PlacedFile]:
+    """The guest's path in `HOST:GUEST`, and the host's file."""
     host, colon, guest = text.rpartition(":")
     if not colon or not host or not guest.startswith("/"):
         raise ConfigError("file", text, f"{text!r} is not HOST:GUEST", hint="the guest's path is absolute: ./a:/tmp/a")
-    try:
-        return guest, Path(host).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            "file", text, f"{host} cannot be read: {error.strerror}", hint="give a file that is here"
-        ) from error
+    return guest, check_file(Path(host), field="file")

@@ -31,10 +31,11 @@ from vmfork.cli.show import (
     show_json,
 )
 from vmfork.cli.streams import is_readable_input, read_some, write_all
-from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, VMForkError
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, LimitExceeded, VMForkError
 from vmfork.machine.trace import detailed_timings
-from vmfork.units import parse_duration_s
+from vmfork.units import MIB, parse_duration_s, parse_size_mib
 from vmfork.wire.frame import Channel
+from vmfork.wire.given import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,24 @@ _NOT_STARTED = {
     126: "a program has its execute bit set, and its interpreter is in the image",
     127: "is it spelt as in the guest? An image with more in it: vmfork image build NAME --package PACKAGE",
 }
+
+
+class _Kept:
+    """What a command wrote, `limit_bytes` of both streams together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._streams = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
+
+    def add(self, channel: Channel, data: bytes, *, of: str) -> None:
+        """`data` is kept. Raises `LimitExceeded` where the limit is passed, and as much as that is kept."""
+        room = self._limit_bytes - sum(map(len, self._streams.values()))
+        self._streams[channel] += data[:room]
+        if len(data) > room:
+            raise LimitExceeded(of, self._limit_bytes, hint="allow more with --max-output, or leave --json away")
+
+    def text(self, channel: Channel) -> str:
+        return self._streams[channel].decode(errors="replace")
 
 
 class _WrongUsage(click.UsageError):
@@ -81,12 +100,17 @@ class _RunCommand(click.Command):
 @click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
 @template_option
 @click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
-@click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork. Repeatable.")
+@click.option(
+    "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork, with its mode. Repeatable."
+)
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
 @json_option
+@click.option(
+    "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
+)
 @no_factory_option
 @click.option(
     "--timings", is_flag=True, help="Tell on standard error where the machine came from and where the time went."
@@ -101,6 +125,7 @@ def command(
     cpus: int | None,
     memory: str | None,
     as_json: bool,
+    max_output: str | None,
     no_factory: bool,
     timings: bool,
     argv: tuple[str, ...],
@@ -115,6 +140,10 @@ def command(
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
     if limit_s is not None and limit_s <= 0:
         raise ConfigError("timeout", timeout, "must be more than 0", hint="leave it out for no limit")
+    kept = _Kept(MOST_BYTES if max_output is None else parse_size_mib(max_output, field="max-output") * MIB)
+    if max_output is not None and not as_json:
+        hint = "give --json as well: without it output is passed on as it comes"
+        raise ConfigError("max-output", max_output, "limits what --json keeps", hint=hint)
     env = dict(parse_variable(text) for text in variables)
     placed = dict(read_placed_file(text) for text in files)
 
@@ -132,7 +161,7 @@ def command(
             with detailed_timings() if timings else nullcontext():
                 vm = await take_vm(wanted, stack)
             forked = time.perf_counter()
-            status = await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, as_json=as_json)
+            status = await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, kept=kept if as_json else None)
             if timings:
                 click.echo(f"from    {vm.source}", err=True)
                 _show_timings(vm.timings, time.perf_counter() - forked)
@@ -152,14 +181,11 @@ def _show_timings(timings: Timings, program_s: float) -> None:
 
 
 async def _run(
-    vm: VM, argv: Sequence[str], *, env: dict[str, str], workdir: str, limit_s: float | None, as_json: bool
+    vm: VM, argv: Sequence[str], *, env: dict[str, str], workdir: str, limit_s: float | None, kept: _Kept | None
 ) -> int:
     has_input = is_readable_input(0)
     begin = time.perf_counter()
     failure: VMForkError | None = None
-    kept: dict[Channel, bytearray] | None = None
-    if as_json:
-        kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
     try:
         async with asyncio.timeout(limit_s), await vm.start(argv, env=env, cwd=workdir, stdin=has_input) as process:
             code, duration_s = await _stream(process, kept, has_input=has_input)
@@ -167,6 +193,9 @@ async def _run(
         error.hint = error.hint or _NOT_STARTED.get(error.exit_code, "")
         failure = error
         code, duration_s = error.exit_code, time.perf_counter() - begin
+    except LimitExceeded as error:
+        failure = error
+        code, duration_s = OWN_FAILURE, time.perf_counter() - begin
     except BrokenPipeError:
         return PIPE_CLOSED
     except TimeoutError as error:
@@ -182,8 +211,8 @@ async def _run(
                 "exit_code": code,
                 # Only this tells a time limit from a command that ended with 124 by itself.
                 "error": failure and describe_failure(failure.code, str(failure), command_hint(failure)),
-                "stdout": kept[Channel.STDOUT].decode(errors="replace"),
-                "stderr": kept[Channel.STDERR].decode(errors="replace"),
+                "stdout": kept.text(Channel.STDOUT),
+                "stderr": kept.text(Channel.STDERR),
                 "duration_s": duration_s,
                 "timings": asdict(vm.timings),
                 "source": asdict(vm.source),
@@ -192,15 +221,13 @@ async def _run(
     return code
 
 
-async def _stream(
-    process: GuestProcess, kept: dict[Channel, bytearray] | None, *, has_input: bool
-) -> tuple[int, float]:
+async def _stream(process: GuestProcess, kept: _Kept | None, *, has_input: bool) -> tuple[int, float]:
     """The process has ended, and its output was passed on, or kept. Gives its exit status and its seconds."""
     feeding = asyncio.create_task(_feed(process)) if has_input else None
     try:
         async for channel, data in process.output():
             if kept is not None:
-                kept[channel] += data
+                kept.add(channel, data, of=process.name)
             else:
                 await write_all(1 if channel == Channel.STDOUT else 2, data)
         status = await process.wait()

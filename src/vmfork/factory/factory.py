@@ -29,7 +29,7 @@ from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
 from vmfork.machine.origin import Origin
 from vmfork.machine.request import ForkRequest
-from vmfork.owner import Owner
+from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.rpc.endpoint import use_server
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.machine.timings import Timings
     from vmfork.progress import ProgressListener
+    from vmfork.wire.given import GivenFile
 
 _log = logging.getLogger(__name__)
 
@@ -106,13 +107,14 @@ class Factory(Owner):
                     raise
         return self
 
+    @gives_owner
     async def get_vm(
         self,
         config: VMConfig | None = None,
         *,
         template: str = "",
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, bytes | str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,

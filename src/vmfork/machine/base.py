@@ -151,7 +151,7 @@ class BaseVM(Described, Owner):
                     agent,
                     identity,
                     self._todo,
-                    files=request.content,
+                    files=request.placed,
                     timeout_s=timeout_s,
                     hook_timeout_s=hook_timeout_s,
                 )

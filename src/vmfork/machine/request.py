@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING, cast
 
 from vmfork.errors import ConfigError
 from vmfork.wire.command import check_env
-from vmfork.wire.given import check_content, check_path
+from vmfork.wire.given import check_file, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from vmfork.wire.given import GivenFile, PlacedFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkRequest:
     """What one machine gets beyond its template. None of it enters a template.
 
-    `env` is the environment of every program in it. `files` (absolute path: content, text as UTF-8) are written into it
-    before its hooks run. It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. Raises
-    `ConfigError` for an invalid variable, path or size.
+    `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
+    hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
+    It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. Raises `ConfigError` for an invalid
+    variable, path or size.
     """
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    files: Mapping[str, bytes | str] = field(default_factory=dict, repr=False)
+    files: Mapping[str, GivenFile] = field(default_factory=dict, repr=False)
     cpus: int | None = None
     memory_mib: int | None = None
 
@@ -36,9 +39,9 @@ class ForkRequest:
                 raise ConfigError(name, size, f"{size!r} is not a whole number", hint=f"give {name} as a number")
 
     @property
-    def content(self) -> Mapping[str, bytes]:
-        """The files, as bytes."""
-        return cast("Mapping[str, bytes]", self.files)
+    def placed(self) -> Mapping[str, PlacedFile]:
+        """The files, as they will be."""
+        return cast("Mapping[str, PlacedFile]", self.files)
 
     @property
     def grows(self) -> bool:
@@ -46,12 +49,12 @@ class ForkRequest:
         return self.cpus is not None or self.memory_mib is not None
 
 
-def _check_files(files: Mapping[str, bytes | str]) -> dict[str, bytes]:
-    """`files` with their content as bytes. Raises `ConfigError` when a path cannot be a file's."""
-    ready: dict[str, bytes] = {}
+def _check_files(files: Mapping[str, GivenFile]) -> dict[str, PlacedFile]:
+    """`files` as they will be. Raises `ConfigError` when a path cannot be a file's, or a file of the host be read."""
+    ready: dict[str, PlacedFile] = {}
     for path, content in files.items():
         text = check_path(path, field="files")
         if text.endswith("/"):
             raise ConfigError("files", path, f"{text!r} is the path of a folder")
-        ready[text] = check_content(content, field=f"files: {text}")
+        ready[text] = check_file(content, field=f"files: {text}")
     return ready

@@ -70,8 +70,10 @@ class Running(Described, Owner):
 
     def check_open(self) -> None:
         """Raises `Closed` when the machine is not ours any more, `WrongContext` in another process or event loop."""
-        if self.state in ("detached", "closed"):
-            raise Closed(f"VM {self.id}", "it was detached" if self.state == "detached" else "")
+        if self.state == "detached":
+            raise Closed(f"VM {self.id}", "whoever has its handle or id can attach it", how="was detached")
+        if self.state == "closed":
+            raise Closed(f"VM {self.id}")
         self.bound.check()
 
     def _check(self, *states: State) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from vmfork.errors import ConfigError
+
+# What a caller takes at once of what a guest sends, where it says nothing else: the guest decides how much there is.
+MOST_BYTES = 256 * 1024 * 1024
 
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     GuestPath = str | os.PathLike[str]
+    # What a file of a guest is to hold: itself, or the file of the host that holds it.
+    GivenFile: TypeAlias = "Buffer | str | os.PathLike[str] | PlacedFile"
 
 
 def check_path(path: GuestPath, *, field: str = "path") -> str:
@@ -36,3 +41,29 @@ def check_content(content: Buffer | str, *, field: str) -> bytes:
     except TypeError:
         kind = type(content).__name__
         raise ConfigError(field, content, f"must be bytes or text, and is of type {kind}") from None
+
+
+class PlacedFile(NamedTuple):
+    """A file as it is to be in a guest: what it holds, and its mode, the owner's alone where nothing says more."""
+
+    content: bytes
+    mode: int = 0o600
+
+
+def check_file(file: GivenFile, *, field: str) -> PlacedFile:
+    """`file` as it is to be in a guest; one of the host is read, and keeps its mode.
+
+    Raises `ConfigError` when it can be no file's content, or cannot be read.
+    """
+    if isinstance(file, PlacedFile):
+        return file
+    if not isinstance(file, os.PathLike):
+        return PlacedFile(check_content(file, field=field))
+    try:
+        with open(file, "rb") as opened:
+            # Not that it lends its owner's rights: the owner is another one there.
+            mode = os.fstat(opened.fileno()).st_mode & 0o777
+            return PlacedFile(opened.read(), mode)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(field, file, f"{file} cannot be read: {why}", hint="give a file that is here") from error

@@ -332,6 +332,20 @@ async def test_output_is_credited_only_when_it_is_taken(line) -> None:
         await anext(output)
 
 
+async def test_a_guest_that_sends_more_than_it_may_is_not_listened_to(line) -> None:
+    """What nobody takes is held by the host: its size is not the guest's to decide."""
+    client, peer = line
+    starting = asyncio.ensure_future(client.start_exec(Command(["x"])))
+    stream = await started(peer)
+    process = await starting
+    await peer.send(encode_data(stream, Channel.STDOUT, b"a" * 65_536))
+    output = process.output()
+    assert (await anext(output))[1] == b"a" * 65_536
+    await peer.send(encode_data(stream, Channel.STDOUT, b"b"))
+    with pytest.raises(ProtocolError, match="65537 bytes wait on channel 1, where 65536 may"):
+        await process.wait(timeout_s=5)
+
+
 async def test_a_wait_that_is_cancelled_can_be_repeated(line) -> None:
     client, peer = line
     starting = asyncio.ensure_future(client.start_exec(Command(["x"])))

@@ -41,7 +41,7 @@ WRONG = {
     "bytes | str": (*_NO_CONTENT, None),
     "bytes | str | None": _NO_CONTENT,
     "Mapping[str, str] | None": (*_NO_TABLE, {"A": 5}, {5: "a"}, {"A": None}),
-    "Mapping[str, bytes | str] | None": (*_NO_TABLE, {"/a": 5}, {5: "a"}, {"a": "not absolute"}),
+    "Mapping[str, GivenFile] | None": (*_NO_TABLE, {"/a": 5}, {5: "a"}, {"a": "not absolute"}, {"/a": Path("/none")}),
     "Sequence[str]": _NO_LIST,
     "Sequence[GuestPath]": _NO_LIST,
     "Sequence[Probe]": ("x", 5, None, ["x"], [5]),
@@ -103,7 +103,7 @@ def call(path: str, given: dict[str, object]) -> object:
     result = called(**given)
     if inspect.isasyncgen(result):
         return asyncio.run(anext(result))
-    return asyncio.run(result) if inspect.iscoroutine(result) else result
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
 
 
 @pytest.mark.parametrize(("path", "parameter"), PARAMETERS)

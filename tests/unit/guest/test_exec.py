@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError, LimitExceeded
 from vmfork.wire.command import Command
 from vmfork.wire.frame import PROTOCOL, Channel, Kind, encode_frame
 from vmfork.wire.message import exec_request as encode_exec
@@ -51,6 +51,41 @@ async def test_output_comes_apart_and_whole(agent) -> None:
     status, stdout, stderr = await agent.exec(Command(["sh", "-c", "echo out; echo err >&2; exit 3"]), timeout_s=20)
     assert (status.kind, status.number, stdout, stderr) == ("exit", 3, b"out\n", b"err\n")
     assert 0 < status.duration_s < 10
+
+
+@pytest.mark.parametrize("script", ["printf 0123456789", "printf 0123456789 >&2", "printf 01234; printf 56789 >&2"])
+async def test_output_of_just_the_limit_is_taken_and_a_byte_more_is_not(agent, script) -> None:
+    command = Command(["sh", "-c", script])
+    _, stdout, stderr = await agent.exec(command, max_output=10, timeout_s=20)
+    assert stdout + stderr == b"0123456789"
+    with pytest.raises(LimitExceeded, match="gave more than 9 bytes") as told:
+        await agent.exec(command, max_output=9, timeout_s=20)
+    came = told.value.stdout + told.value.stderr
+    assert (told.value.limit_bytes, len(came), b"0123456789".startswith(told.value.stdout)) == (9, 9, True)
+    assert "max_output" in told.value.hint
+    assert (await agent.exec(command, max_output=None, timeout_s=20))[1:] == (stdout, stderr)
+
+
+async def test_by_default_256_mib_of_output_are_taken_and_not_a_byte_more(agent) -> None:
+    for more in (0, 1):
+        command = Command(["head", "-c", str(256 * 1024 * 1024 + more), "/dev/zero"])
+        if more:
+            with pytest.raises(LimitExceeded) as told:
+                await agent.exec(command, timeout_s=60)
+            assert len(told.value.stdout) == told.value.limit_bytes == 256 * 1024 * 1024
+        else:
+            _, stdout, _ = await agent.exec(command, timeout_s=60)
+            assert len(stdout) == 256 * 1024 * 1024
+
+
+@pytest.mark.parametrize("timeout_s", [None, 60])
+async def test_a_program_that_writes_without_end_is_ended(agent, tmp_path: Path, timeout_s) -> None:
+    script = f"echo $$ > {tmp_path}/pid; exec yes"
+    with pytest.raises(LimitExceeded) as told:
+        await agent.exec(Command(["sh", "-c", script]), max_output=1_000_000, timeout_s=timeout_s)
+    assert len(told.value.stdout) == 1_000_000
+    gone(int((tmp_path / "pid").read_text()))
+    assert await out(agent, "echo", "and on") == "and on\n"
 
 
 async def test_a_signal_is_an_end_of_its_own(agent) -> None:

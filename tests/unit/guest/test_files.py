@@ -13,7 +13,7 @@ import pytest
 
 from vmfork.agent.client import AgentClient
 from vmfork.agent.exchange import Exchange
-from vmfork.errors import DeadlineExceeded, GuestFileError
+from vmfork.errors import DeadlineExceeded, GuestFileError, LimitExceeded
 from vmfork.wire.command import Command
 from vmfork.wire.message import DirEntry, write_request
 
@@ -40,6 +40,39 @@ async def test_a_part_can_be_read(agent, tmp_path: Path) -> None:
     assert await agent.read_file(str(path), length=0) == b""
     assert await agent.read_file(str(path), offset=99) == b""
     assert await agent.read_file(str(path), length=99) == b"0123456789"
+
+
+async def test_a_file_of_just_the_limit_is_read_and_a_byte_more_is_not(agent, tmp_path: Path) -> None:
+    path, content = tmp_path / "f", os.urandom(100_000)
+    path.write_bytes(content)
+    for limit in (100_000, None):
+        assert await agent.read_file(str(path), max_bytes=limit) == content
+    for limit in (99_999, 65_536, 0):
+        with pytest.raises(LimitExceeded, match=f"gave more than {limit} bytes") as told:
+            await agent.read_file(str(path), max_bytes=limit)
+        assert told.value.content == content[:limit]
+        assert "output()" in told.value.hint
+    assert await agent.read_file(str(path), length=10, max_bytes=10) == content[:10]
+
+
+async def test_by_default_a_file_of_256_mib_is_read_and_a_byte_more_is_not(agent, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        file.truncate(256 * 1024 * 1024)
+    assert len(await agent.read_file(str(path))) == 256 * 1024 * 1024
+    with path.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(LimitExceeded) as told:
+        await agent.read_file(str(path))
+    assert len(told.value.content) == 256 * 1024 * 1024
+
+
+async def test_a_list_has_a_limit_too(agent, tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"name-{number:04}").touch()
+    assert len(await agent.list_dir(str(tmp_path))) == 1000
+    with pytest.raises(LimitExceeded, match=f"listing {tmp_path} gave more than 5000 bytes"):
+        await agent.list_dir(str(tmp_path), max_bytes=5000)
 
 
 async def test_a_file_of_the_kernel_can_be_read(agent) -> None:
