@@ -15,6 +15,8 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
+from vmfork.units import Unsaid
+
 T = TypeVar("T")
 
 # Metadata of the field that says in which form a record is written: `format: int = field(default=2, metadata=VERSION)`.
@@ -37,8 +39,12 @@ def write_record(value: object, kind: type | None = None, *, indent: int | None 
 
 
 def list_fields(value: Any, kind: type | None = None) -> dict[str, Any]:
-    """The fields of the dataclass `value`, or those of its base `kind`, in their order."""
-    return {field.name: getattr(value, field.name) for field in fields(kind or value)}
+    """The fields of the dataclass `value`, or those of its base `kind`, in their order.
+
+    A number that nobody gave is left out, so that it is nobody's when it is read again.
+    """
+    found = {field.name: getattr(value, field.name) for field in fields(kind or value)}
+    return {name: each for name, each in found.items() if not isinstance(each, Unsaid)}
 
 
 def read_record(kind: type[T], data: bytes) -> T:

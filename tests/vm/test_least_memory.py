@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 
+from tests.vm.cli_runner import vmfork
 from tests.vm.least import boots_in_its_least
-from vmfork.aio import VM
-from vmfork.config import ImageConfig, Instance, VMConfig
+from vmfork.aio import VM, Factory, Template
+from vmfork.config import FactoryConfig, ImageConfig, Instance, VMConfig
 from vmfork.errors import ConfigError, LaunchError, MachineEnded
-from vmfork.image import ImageStore
+from vmfork.image import ImageStore, write_least
 from vmfork.image.build import build_image
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
@@ -35,6 +38,37 @@ async def test_one_mib_less_is_refused_with_the_number(image) -> None:
     with pytest.raises(ConfigError) as refused:
         await VM.boot(VMConfig(memory_mib=image.min_memory_mib - 1))
     assert str(image.min_memory_mib) in refused.value.hint
+
+
+@pytest.fixture
+def needs_300(image):
+    """The default image, as if this host had found that it needs 300 MiB."""
+    folder = image.kernel.parent
+    write_least(folder, 300, measured="for a test")
+    yield
+    write_least(folder, image.min_memory_mib, measured="for a test")
+
+
+async def test_without_a_word_of_memory_every_road_gives_what_the_image_needs(needs_300) -> None:
+    async with VM.boot() as vm:
+        assert vm.hardware.memory_mib == 300
+    built = await asyncio.to_thread(vmfork, "template", "build", "mine", "--json")
+    assert json.loads(built.check().out)["memory_mib"] == 300
+    refused = await asyncio.to_thread(vmfork, "template", "build", "other", "--memory", "299M")
+    assert (refused.status, "give at least 300 MiB" in refused.err) == (2, True)
+    try:
+        config = FactoryConfig(template=True, template_name="mine", cache=1)
+        async with Factory(config) as factory, factory.get_vm(timeout_s=60) as vm:
+            assert (vm.hardware.memory_mib, factory.stats().fallbacks) == (300, {})
+            total = int((await vm.shell("awk '/MemTotal/ {print $2}' /proc/meminfo", check=True)).stdout)
+            assert 256 * 1024 < total < 300 * 1024
+    finally:
+        await (await Template.open("mine")).remove()
+    template = await Template.build("mine", VMConfig(memory_mib=300, max_memory_mib=428))
+    try:
+        assert (template.manifest.memory_mib, template.manifest.max_memory_mib) == (300, 428)
+    finally:
+        await template.remove()
 
 
 async def test_a_guest_that_runs_out_of_memory_while_it_boots_is_told_as_that(image, instance) -> None:

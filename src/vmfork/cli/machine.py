@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmfork.api.vm import VM
     from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
+    from vmfork.wire.given import PlacedFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Wanted:
     settings: Settings
     factory: FactoryConfig | None
     template: str | None
-    files: Mapping[str, bytes]
+    files: Mapping[str, PlacedFile]
     cpus: int | None = None
     memory_mib: int | None = None
 

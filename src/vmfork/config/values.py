@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from vmfork.config.endpoint import check_socket_path, parse_metrics_address
 from vmfork.config.instance import Budget
 from vmfork.errors import ConfigError
-from vmfork.units import MAX_DURATION_S
+from vmfork.units import MAX_DURATION_S, Unsaid
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 MachineKind = Literal["q35", "microvm"]
@@ -123,7 +123,8 @@ class ImageConfig:
 class VMConfig:
     """What a virtual machine is.
 
-    `memory_mib` is guest RAM in MiB; `cpus` virtual CPUs. A running machine can grow to `max_cpus` and `max_memory_mib`
+    `memory_mib` is guest RAM in MiB: where nobody gives it, 256, or what the image needs if that is more. `cpus` are
+    virtual CPUs. A running machine can grow to `max_cpus` and `max_memory_mib`
     (`memory_mib` and a multiple of 128 more); 0 is no growth. `accel` is `auto` (KVM where it is proven to run the
     guest, else TCG), `kvm` or `tcg`. `machine` is QEMU's machine type: `q35`, which `auto` takes, or `microvm`. That
     starts sooner, but takes no memory while it runs and has no vmgenid: the agent alone renews a fork's random numbers.
@@ -137,7 +138,7 @@ class VMConfig:
 
     image: str = "default"
     cpus: int = 1
-    memory_mib: int = 256
+    memory_mib: int = Unsaid(256)
     max_cpus: int = 0
     max_memory_mib: int = 0
     accel: Accelerator = "auto"

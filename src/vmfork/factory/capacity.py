@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
+from vmfork.factory.choice import Want
 from vmfork.host import facts
+from vmfork.image import ImageStore
 from vmfork.template.source import Source
 from vmfork.units import MIB, format_mib
 
@@ -35,7 +37,8 @@ async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
     """
     if not config.cache:
         return
-    ram_mib, vm = config.vm.memory_mib, config.vm
+    vm = config.vm
+    ram_mib = Want.of(vm, images=ImageStore(instance.places.images)).config.memory_mib
     pools = max(1, len(config.template_names))
     if not config.template_names:
         _check_room(config.cache, each_mib=PARKED_FORK_MIB + ram_mib)

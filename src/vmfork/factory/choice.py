@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import ImageCorrupt, ImageNotFound
-from vmfork.machine.growth import Lack, find_lack
+from vmfork.machine.growth import Lack, find_lack, raise_to_least
 from vmfork.machine.traits import image_traits, wanted_traits
-from vmfork.units import format_mib
+from vmfork.units import Unsaid, format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +67,21 @@ class Want:
     def of(cls, config: VMConfig, *, images: ImageStore, like: Base | None = None) -> Self:
         """What `config` asks for, given the images that are here. A client of a server may have none."""
         try:
-            return cls(config, images.open(config.image), like)
+            image = images.open(config.image)
         except (ImageNotFound, ImageCorrupt):
             return cls(config, None, like)
+        return cls(raise_to_least(config, image.min_memory_mib or 0), image, like)
+
+    def sized_for(self, have: Hardware) -> VMConfig:
+        """What is asked of a machine of `have`.
+
+        Where nobody said how much memory, and the image is not here to tell what it needs, that is what such a machine
+        has.
+        """
+        config = self.config
+        if self.image is None and isinstance(config.memory_mib, Unsaid) and not config.max_memory_mib:
+            return replace(config, memory_mib=max(config.memory_mib, have.memory_mib))
+        return config
 
     def find_differences(self, kind: Kind) -> tuple[str, ...]:
         """The traits in which machines of `kind` are not what is asked for. Sizes are not traits.
@@ -96,13 +108,14 @@ def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Mis
         if base is not want.like and (differing := want.find_differences(kind)):
             misses.append(Miss(differing[0], _tell_difference(kind, differing[0], want)))
             continue
-        found = judge_size(kind.hardware, want.config)
+        wanted = want.sized_for(kind.hardware)
+        found = judge_size(kind.hardware, wanted)
         if isinstance(found, Lack):
             misses.append(Miss(found.value, f"{kind.name} has no room for {spell_size(want.config)}"))
         elif found is Match.LARGER and not oversize:
             misses.append(Oversize(detail=f"{kind.name} is larger: {spell_size(kind.hardware)}"))
         else:
-            fitting.append(((_RANKS[found], *_cost(kind.hardware, want.config)), Choice(base, found)))
+            fitting.append(((_RANKS[found], *_cost(kind.hardware, wanted)), Choice(base, found)))
     if fitting:
         return min(fitting, key=lambda entry: entry[0])[1]
     # A base that is of the right kind tells more than one that is not.

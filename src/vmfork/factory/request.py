@@ -46,7 +46,7 @@ class Request:
         One that is wanted as it is keeps its size. Raises `TemplateStale` when it has more than is wanted although no
         larger one was chosen.
         """
-        wanted = want.config
+        wanted = want.sized_for(choice.base.kind.hardware)
         if choice.base is want.like and not self.sizes:
             return self.fork
         is_larger = have.cpus > wanted.cpus or have.memory_mib > wanted.memory_mib

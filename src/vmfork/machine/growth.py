@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmfork.config.values import MEMORY_BLOCK_MIB
 from vmfork.errors import ConfigError
 from vmfork.hypervisor.qemu import board_of
-from vmfork.units import format_mib
+from vmfork.units import Unsaid, format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmfork.config import VMConfig
     from vmfork.hypervisor.base import Hardware
 
 
@@ -32,6 +33,21 @@ class Lack(StrEnum):
     MEMORY = "memory_mib"
     CPU_ROOM = "max_cpus"
     MEMORY_ROOM = "max_memory_mib"
+
+
+def raise_to_least(config: VMConfig, least_mib: int) -> VMConfig:
+    """`config`, with `least_mib` MiB of memory or a little more where nobody said how much, and the default is less.
+
+    A little more where that leaves whole blocks to grow by. Raises `ConfigError` when it may not grow so far.
+    """
+    if not isinstance(config.memory_mib, Unsaid) or config.memory_mib >= least_mib:
+        return config
+    most_mib = config.max_memory_mib
+    if 0 < most_mib < least_mib:
+        hint = f"give {format_mib(least_mib)} or more, or 0 for no growth"
+        raise ConfigError("vm.max_memory_mib", most_mib, f"image {config.image!r} needs more", hint=hint)
+    growth_mib = max(0, most_mib - least_mib) // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB
+    return replace(config, memory_mib=most_mib - growth_mib if most_mib else least_mib)
 
 
 def find_lack(hardware: Hardware, *, cpus: int, memory_mib: int) -> Lack | None:

@@ -13,6 +13,7 @@ from vmfork.image.build import build_image
 from vmfork.machine.accelerator import decide_accel
 from vmfork.machine.board import check_board
 from vmfork.machine.emulator import choose_emulator, find_emulator
+from vmfork.machine.growth import raise_to_least
 from vmfork.machine.least import ensure_least
 from vmfork.machine.plan import make_plan
 from vmfork.units import MIB, format_mib
@@ -30,15 +31,18 @@ DEFAULT_IMAGE = "default"
 async def prepare(config: VMConfig, instance: Instance) -> Plan:
     """A plan that can be carried out here.
 
-    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). Raises `ConfigError` when
-    the memory is too little, `HostError` when the emulator is missing or too old, or when KVM was demanded and does not
-    run the guest.
+    The image `default` is built where it is missing; any other must exist (`ImageNotFound`). Where nobody said how much
+    memory, it is enough for the image. Raises `ConfigError` when the memory is too little, `HostError` when the
+    emulator is missing or too old, or when KVM was demanded and does not run the guest.
     """
     _check_host(config)
     await find_emulator(config, places=instance.places)  # before an image is built in vain
     image = await ensure_image(config.image, instance=instance)
     plan = await try_out(image, config, instance)
     least_mib = plan.image.min_memory_mib or 0
+    if (raised := raise_to_least(config, least_mib)) is not config:
+        _check_host(raised)
+        return await make_plan(raised, image=plan.image, binary=plan.binary, accel=plan.hardware.accel)
     if config.memory_mib < least_mib:
         raise ConfigError(
             "vm.memory_mib",

@@ -315,10 +315,24 @@ class Staging(Owner):
     def __init__(self, name: str, folder: Path, lock: FileLock, *, memory_bytes: int) -> None:
         self.name = name
         self.generation = secrets.token_hex(8)
-        self.memory_bytes = memory_bytes
         self._folder = folder
         self._path = folder / self.generation
         self._lock = lock
+        self._allot(memory_bytes)
+
+    def make_room(self, memory_bytes: int) -> None:
+        """There is room for `memory_bytes` of RAM. What was written before is gone where there was less.
+
+        Raises `HostError` when memory is short. Close it then.
+        """
+        if memory_bytes > self.memory_bytes:
+            os.close(self.memory_fd)
+            _remove_generation(self._path)
+            self._allot(memory_bytes)
+
+    def _allot(self, memory_bytes: int) -> None:
+        self.memory_fd = -1
+        self.memory_bytes = memory_bytes
         need = memory_bytes + STATE_HEADROOM
         _check_memory(need)
         self._path.mkdir(mode=0o700)
@@ -363,7 +377,8 @@ class Staging(Owner):
         if self._lock.closed:
             return
         with self._lock:
-            os.close(self.memory_fd)
+            if self.memory_fd >= 0:
+                os.close(self.memory_fd)
             _sweep_generations(self._folder)
             _remove_if_empty(self._folder)
 

@@ -51,6 +51,7 @@ class World:
         self.others: list[StandInFactory] = []
         self.direct: dict[VMConfig, StandInFactory] = {}
         self.images = {"default": "aa", "other": "other"}
+        self.least_mib = 64
         self.build_gate = asyncio.Event()
         self.build_gate.set()
         self.build_errors: list[Exception] = []
@@ -93,7 +94,7 @@ class World:
     def open_image(self, name, **_):
         if name not in self.images:
             raise ImageNotFound(name)
-        return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb")
+        return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb", min_memory_mib=self.least_mib)
 
 
 def traits_of(config) -> dict[str, str]:
@@ -167,6 +168,26 @@ async def test_the_second_factory_of_a_configuration_uses_the_template_of_the_fi
             await factory.get_vm()
             assert factory.stats().given == {"cache of template 'factory'": 1}
     assert world.builds == 1
+
+
+async def test_a_request_that_does_not_say_how_much_memory_is_for_what_the_image_needs(world) -> None:
+    world.least_mib = 408
+    async with Factory(FactoryConfig(template=True)) as factory:
+        world.templates["factory"].hardware = sized(1, 408)  # as a build gives it
+        for config in (None, VMConfig(), VMConfig(memory_mib=408)):
+            assert (await factory.get_vm(config)).hardware.memory_mib == 408
+        assert factory.stats().choices == {"exact": 3}
+        with pytest.raises(ConfigError, match="1 CPU and 407 MiB were asked for"):
+            await factory.get_vm(VMConfig(memory_mib=407))
+
+
+async def test_a_client_without_the_image_takes_what_the_server_has_unless_it_says_how_much(world) -> None:
+    world.images.clear()
+    world.server = Remote("remote stand-in", sized(1, 408))
+    async with Factory(FactoryConfig(remote=True)) as factory:
+        assert (await factory.get_vm()).hardware.memory_mib == 408
+        with pytest.raises(ConfigError, match="1 CPU and 256 MiB were asked for"):
+            await factory.get_vm(VMConfig(memory_mib=256))
 
 
 @pytest.mark.parametrize("build", ["now", "background"])
