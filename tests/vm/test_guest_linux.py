@@ -48,6 +48,23 @@ async def test_users_need_not_be_known_nor_the_file_of_users_be_there(fork) -> N
         await fork.exec(["true"], user="nobody", timeout_s=LIMIT_S)
 
 
+async def test_passwords_are_where_a_debian_has_them(any_vm) -> None:
+    """Also without the package `passwd`, whose scripts make these files: adduser, chpasswd and sudo look for them."""
+    shown = await sh(any_vm, "stat -c '%a %U:%G %n' /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/sub?id")
+    assert shown.splitlines() == [
+        *("644 root:root /etc/passwd", "644 root:root /etc/group"),
+        *("640 root:shadow /etc/shadow", "640 root:shadow /etc/gshadow"),
+        *("644 root:root /etc/subgid", "644 root:root /etc/subuid"),
+    ]
+    assert (await sh(any_vm, "getent passwd root; getent shadow root")).split() == [
+        *("root:x:0:0:root:/root:/bin/bash", "root:*:20309:0:99999:7:::")
+    ]
+    script = "for f in passwd shadow; do cut -d: -f1 /etc/$f > /tmp/$f; done; cmp /tmp/passwd /tmp/shadow"
+    assert await sh(any_vm, script) == ""
+    denied = await any_vm.exec(["cat", "/etc/shadow"], user="nobody", timeout_s=LIMIT_S)
+    assert "Permission denied" in denied.stderr
+
+
 async def test_limits_are_those_of_a_debian(any_vm) -> None:
     shown = await sh(any_vm, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -s; ulimit -p", user="nobody")
     *fixed, processes = shown.split()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmfork.config import ImageConfig
 
 # To be raised with every change of the builder that changes an image; the tables below count by themselves.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 ARCH = "x86_64"
 DEBIAN_ARCH = "amd64"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmfork.errors import ImageError
-from vmfork.image import debootstrap, dropped, keystore, modules, packages, recipe
+from vmfork.image import accounts, debootstrap, dropped, keystore, modules, packages, recipe
 from vmfork.image.tree import Tree
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def _add_files(tree: Tree) -> None:
         if path not in tree:
             tree.add_link(path, target)
     if _BASH not in tree:
-        accounts = tree.read("etc/passwd").replace(b":/bin/bash", b":/bin/sh")
-        tree.add_file("etc/passwd", accounts)
+        tree.add_file("etc/passwd", tree.read("etc/passwd").replace(b":/bin/bash", b":/bin/sh"))
+    accounts.add_shadow_files(tree, changed_at=recipe.EPOCH)
 
 
 def _date_keystore(tree: Tree) -> None:

@@ -20,6 +20,7 @@ MEMBERS = {
     "./usr/bin/dash": b"x",
     "./usr/share/doc/dash/copyright": b"x",
     "./etc/passwd": b"root:*:0:0:root:/root:/bin/bash\n",
+    "./etc/group": b"root:*:0:\nshadow:*:42:\n",
     "./.vmfork/installed": b"dash 1:2-3\nperl-base 5\n",
     "./.vmfork/needed": b"dash\n",
     "./.vmfork/kernel-package": b"linux-image-6.12 6.12-1\n",
