@@ -11,6 +11,7 @@
 #include "answer.h"
 #include "cgroup.h"
 #include "clock.h"
+#include "descent.h"
 #include "launch.h"
 #include "memory.h"
 #include "pipes.h"
@@ -25,8 +26,9 @@
  * the pace of the credit; EOF for both, and the REPLY, come after the last of it. Its children may go on writing:
  * nobody waits.
  *
- * It is the leader of a session and of a process group, which is what a signal goes to. A contained one is in a control
- * group too: SIGKILL, and the end of the client, reach all that it started. */
+ * It is the leader of a session and of a process group, which is what a signal goes to. SIGKILL, and the
+ * end of the client, reach all that it started: where it is contained, by a control group that nothing can leave; else
+ * as far as that descends from it still. */
 
 struct output {
     int fd;
@@ -170,6 +172,8 @@ static bool kill_all(struct process *e)
 {
     if (e->cgroup != NULL)
         cgroup_kill(e->cgroup);
+    else
+        descent_kill(e->pid);
     return kill(-e->pid, SIGKILL) == 0 || errno == ESRCH;
 }
 

@@ -11,7 +11,7 @@
 /* The program runs on the stream, or an error was sent there. */
 void process_start(uint32_t stream, const struct command *c);
 bool process_is(const struct stream *s);
-/* To its process group; SIGKILL to all that a contained one started. Nothing is done once it has ended. False with
+/* To its process group; SIGKILL to all that it started. Nothing is done once it has ended. False with
  * errno set. */
 bool process_signal(struct stream *s, int number);
 bool processes_are_open(void);

@@ -165,7 +165,7 @@ class Connection(Owner):
         self._line.send(data)
 
     def kill_nowait(self, stream: int) -> None:
-        """SIGKILL is on its way to the process group on that stream; a transfer on it is given up."""
+        """SIGKILL is on its way to what was started on that stream; a transfer on it is given up."""
         if self.lost is None:
             exchange = self._new_exchange()
             self._begin(exchange, kill_request(exchange.stream, stream, signals.SIGKILL))

@@ -42,7 +42,8 @@ class ProcessLine(Protocol):
 class GuestProcess(Owner):
     """A program in the guest, from its start to its end. Its output waits in the guest until `output` takes it.
 
-    `aclose()`, or leaving the `async with` block, kills it with all of its process group if it still runs.
+    `aclose()`, or leaving the `async with` block, kills it with everything that it started, if it still runs. Only a
+    daemon whose parent has ended goes on, as one that a program leaves when it ends by itself.
     """
 
     pid: int
@@ -122,7 +123,10 @@ class GuestProcess(Owner):
         self._stdin_closed = True
 
     async def kill(self, signal: int = signals.SIGKILL, *, timeout_s: float | None = 10.0) -> None:
-        """The signal was sent to the program's process group. Nothing happens when it has ended."""
+        """The signal was sent to the program's process group. Nothing happens when it has ended.
+
+        SIGKILL was sent to everything that it started.
+        """
         if not self.has_ended:
             await self._line.kill(self._exchange.stream, signal, timeout_s=timeout_s)
 

@@ -128,7 +128,7 @@ class ProgramRequests(Connection):
         asyncio.get_running_loop().call_later(_KILL_LIMIT_S, run.on_reply, b"")
 
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None = 10.0) -> None:
-        """The process group on that stream got the signal, or had ended."""
+        """The process group on that stream got the signal, SIGKILL all that was started there, or it had ended."""
         exchange = self._new_exchange(_explain_kill)
         request = message.kill_request(exchange.stream, stream, signal)
         try:

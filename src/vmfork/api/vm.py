@@ -145,8 +145,9 @@ class VM(GuestFiles, Described, Owner):
         cannot be started. After `timeout_s` seconds it is killed with everything that it started, and
         `DeadlineExceeded` carries what it wrote so far. Without `timeout_s` there is no limit. Once standard output and
         error together have more than `max_output` bytes (256 MiB by default, `None`: no limit) it is killed too, and
-        `LimitExceeded` carries the first of them. Whatever it leaves running when it ends by itself runs on; what that
-        writes is not waited for.
+        `LimitExceeded` carries the first of them. On cancel it is killed with everything that it started and that has
+        not left it as a daemon. Whatever it leaves running when it ends by itself runs on; what that writes is not
+        waited for.
         """
         command = Command(
             [os.fspath(part) for part in argv], env=env or {}, cwd=os.fspath(cwd), user=user, clean_env=clean_env

@@ -464,6 +464,41 @@ async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(containing_a
         os.kill(pid, signal.SIGKILL)
 
 
+FAMILY = {
+    "the program itself": "exec {me}",
+    "a session of its own": "setsid {me} & wait",
+    "a group of its own": "timeout 60 {me} & wait",
+    "deep below": "setsid sh -c 'setsid {me} & wait' & wait",
+    "a child of one that is stopped": "setsid sh -c '{me} & kill -STOP $$' & wait",
+    "without a parent, in its session": "({me} &); sleep 60",
+}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@pytest.mark.parametrize("end", ["cancel", "limit of output", "aclose"])
+async def test_a_program_without_a_limit_takes_all_it_started_with_it(agent, tmp_path: Path, kind, end) -> None:
+    pipe, me = tmp_path / "pipe", tmp_path / "me"
+    os.mkfifo(pipe)
+    me.write_text(f"#!/bin/sh\necho $$ > {pipe}\necho 0123456789\nexec sleep 60\n")
+    me.chmod(0o755)
+    command = Command(["sh", "-c", FAMILY[kind].format(me=me)])
+    reading = asyncio.create_task(asyncio.to_thread(pipe.read_text))
+    if end == "aclose":
+        async with await agent.start_exec(command):
+            pid = int(await reading)
+    elif end == "cancel":
+        running = asyncio.ensure_future(agent.exec(command))
+        pid = int(await reading)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    else:
+        with pytest.raises(LimitExceeded):
+            await agent.exec(command, max_output=5)
+        pid = int(await reading)
+    gone(pid)
+
+
 async def groups_left(agent: AgentClient) -> str:
     """Control groups that the agent did not remove, once it has seen the last process in them end.
 
