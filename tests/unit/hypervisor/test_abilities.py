@@ -76,6 +76,18 @@ async def test_the_one_on_path_has_all_that_a_machine_needs(binary, tmp_path) ->
     assert found.has_sandbox
 
 
+@pytest.mark.needs("strace")
+async def test_to_ask_loads_no_module_that_is_not_needed(binary, tmp_path) -> None:
+    """Listed whole, an emulator loads all modules of its folder, and aborts where they are another build's."""
+    trace, program = tmp_path / "trace", tmp_path / "qemu"
+    program.write_text(f'#!/bin/sh\nexec strace -f -e trace=openat -o {trace} {binary.path} "$@"\n')
+    program.chmod(0o755)
+    found = await ask_abilities(replace(binary, path=program), kept=tmp_path / "kept")
+    assert found.find_missing(MICROVM) == []
+    opened = [line for line in trace.read_text().splitlines() if "/qemu/" in line and "ENOENT" not in line]
+    assert [line for line in opened if ".so" in line and "/accel-" not in line] == []
+
+
 @pytest.mark.needs("slim-qemu")
 async def test_a_slim_one_is_asked_without_kvm(tmp_path) -> None:
     found = await ask_abilities(await find_qemu("qemu-system-x86_64-microvm"), kept=tmp_path / "kept")
@@ -88,7 +100,9 @@ async def test_it_is_asked_once_for_each_file(program, tmp_path, monkeypatch) ->
     body = "head -n 1 > /dev/null\n" + "\n".join(f"echo '{line}'" for line in lines)
     binary = await find_qemu(program(body))
     first = await ask_abilities(binary, kept=tmp_path / "kept")
-    assert first == Abilities(machines=("microvm", "none"), devices=("a", "b"), accels=("kvm",), has_sandbox=False)
+    assert first == Abilities(
+        machines=("microvm", "none"), devices=("virtserialport", "vmgenid"), accels=("kvm",), has_sandbox=False
+    )
     assert await ask_abilities(binary, kept=tmp_path / "kept") == first
     monkeypatch.setattr(asked, "_asked", {})  # as in another process
     assert await ask_abilities(binary, kept=tmp_path / "kept") == first
@@ -104,9 +118,12 @@ async def test_it_is_asked_once_for_each_file(program, tmp_path, monkeypatch) ->
 
 ANSWERS = (
     {"return": [{"name": "none"}, {"name": "microvm"}]},
-    {"return": [{"name": "b"}, {"name": "a"}]},
-    {"return": [{"name": "kvm-accel"}]},
     {"error": {"class": "GenericError", "desc": "invalid option name: sandbox"}},
+    # The port of either board, virtserialport, vmgenid, pc-dimm, kvm, tcg.
+    *(
+        {"return": []} if there else {"error": {"class": "DeviceNotFound", "desc": "not found"}}
+        for there in (False, False, True, True, False, True, False)
+    ),
 )
 
 

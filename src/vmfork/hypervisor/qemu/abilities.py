@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import HostError
 from vmfork.host.folders import make_private, write_whole
-from vmfork.hypervisor.qemu.board import board_of
+from vmfork.hypervisor.qemu.board import BOARDS, board_of
 from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -20,26 +20,41 @@ if TYPE_CHECKING:
 
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu.binary import QemuBinary
+    from vmfork.hypervisor.qemu.board import Board
 
 _LIMIT_S = 20.0
+
+
+def _port_of(board: Board) -> str:
+    return board.port.partition(",")[0]
+
 
 # A machine of nothing: no guest runs. The first accelerator that can be had is taken, and it is used for nothing:
 # `qtest` is built into some emulators, and KVM may be forbidden.
 _ARGUMENTS = (
     "-machine", "none,accel=tcg:qtest:kvm", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio",
 )  # fmt: skip
+# What a machine of ours may need. Each is asked for by its name: to list all that there is, QEMU loads every module in
+# the folder that it was built for, and aborts at those of another build (10.0 beside 7.2).
+_DEVICES = (*(_port_of(board) for board in BOARDS), "virtserialport", "vmgenid", "pc-dimm")
+_ACCELS = ("kvm", "tcg")
 _QUESTIONS: tuple[dict[str, Any], ...] = (
     {"execute": "query-machines"},
-    {"execute": "qom-list-types", "arguments": {"implements": "device", "abstract": False}},
-    {"execute": "qom-list-types", "arguments": {"implements": "accel", "abstract": False}},
     # Refused where QEMU was built without seccomp.
     {"execute": "query-command-line-options", "arguments": {"option": "sandbox"}},
+    *(
+        {"execute": "qom-list-properties", "arguments": {"typename": name}}
+        for name in (*_DEVICES, *(f"{accel}-accel" for accel in _ACCELS))
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
-    """`machines`, `devices` and `accels` by QEMU's names; `has_sandbox`: it can give up what it does not need."""
+    """`machines`, `devices` and `accels` by QEMU's names, of the latter those that our machines may need.
+
+    `has_sandbox`: it can give up what it does not need.
+    """
 
     machines: tuple[str, ...]
     devices: tuple[str, ...]
@@ -49,7 +64,7 @@ class Abilities:
     def find_missing(self, hardware: Hardware) -> list[str]:
         """What the machine needs and this emulator lacks, in QEMU's words; empty when it lacks nothing."""
         board = board_of(hardware.machine)
-        devices = [board.port.partition(",")[0], "virtserialport"]
+        devices = [_port_of(board), "virtserialport"]
         if hardware.vmgenid:
             devices.append("vmgenid")
         if hardware.max_memory_mib > hardware.memory_mib:
@@ -138,11 +153,12 @@ def _understand(binary: QemuBinary, output: bytes) -> Abilities:
     try:
         told = [json.loads(line) for line in output.splitlines()]
         answers = [line for line in told if "return" in line or "error" in line][1 : len(_QUESTIONS) + 1]
-        machines, devices, accels, sandbox = answers
+        machines, sandbox, *named = answers
+        there = {name for name, answer in zip((*_DEVICES, *_ACCELS), named, strict=True) if "return" in answer}
         return Abilities(
             machines=tuple(sorted(machine["name"] for machine in machines["return"])),
-            devices=tuple(sorted(device["name"] for device in devices["return"])),
-            accels=tuple(sorted(accel["name"].removesuffix("-accel") for accel in accels["return"])),
+            devices=tuple(sorted(there.intersection(_DEVICES))),
+            accels=tuple(sorted(there.intersection(_ACCELS))),
             has_sandbox="return" in sandbox,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

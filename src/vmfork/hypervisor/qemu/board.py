@@ -71,6 +71,9 @@ MICROVM = Board(
 )  # fmt: skip
 
 
+BOARDS = (Q35, MICROVM)
+
+
 def board_of(machine: str) -> Board:
     """The board of a machine type, such as `pc-q35-7.2` or `microvm`."""
     return MICROVM if machine == MICROVM.kind else Q35
