@@ -44,7 +44,8 @@ def raise_to_least(config: VMConfig, least_mib: int) -> VMConfig:
         return config
     most_mib = config.max_memory_mib
     if 0 < most_mib < least_mib:
-        hint = f"give {format_mib(least_mib)} or more, or 0 for no growth"
+        fitting_mib = config.memory_mib + _whole_blocks(least_mib - config.memory_mib, MEMORY_BLOCK_MIB)
+        hint = f"give {fitting_mib}, or 0 for no growth"
         raise ConfigError("vm.max_memory_mib", most_mib, f"image {config.image!r} needs more", hint=hint)
     growth_mib = max(0, most_mib - least_mib) // MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB
     return replace(config, memory_mib=most_mib - growth_mib if most_mib else least_mib)
