@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import vmfork
 from vmfork import errors
@@ -121,3 +122,14 @@ def test_every_command_and_option_says_what_it_does(path) -> None:
     assert command.get_short_help_str(200).endswith(".")
     for parameter in command.params:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter
+
+
+GROUPS = {path.rpartition(" ")[0] for path in COMMANDS}
+
+
+@pytest.mark.parametrize("path", sorted(GROUPS))
+def test_the_help_of_a_group_cuts_no_sentence(path) -> None:
+    shown = " ".join(CliRunner().invoke(cli, [*path.split()[1:], "--help"]).output.split())
+    verbs = {name.rpartition(" ")[2]: command for name, command in COMMANDS.items() if name.rpartition(" ")[0] == path}
+    for verb, command in verbs.items():
+        assert f"{verb} {command.get_short_help_str(500)}" in shown
