@@ -41,10 +41,13 @@ def write_record(value: object, kind: type | None = None, *, indent: int | None 
 def list_fields(value: Any, kind: type | None = None) -> dict[str, Any]:
     """The fields of the dataclass `value`, or those of its base `kind`, in their order.
 
-    A number that nobody gave is left out, so that it is nobody's when it is read again.
+    A number that nobody gave is left out where that is the default, so that it is nobody's when it is read again.
     """
-    found = {field.name: getattr(value, field.name) for field in fields(kind or value)}
-    return {name: each for name, each in found.items() if not isinstance(each, Unsaid)}
+    return {
+        field.name: found
+        for field in fields(kind or value)
+        if not (isinstance(found := getattr(value, field.name), Unsaid) and isinstance(field.default, Unsaid))
+    }
 
 
 def read_record(kind: type[T], data: bytes) -> T:

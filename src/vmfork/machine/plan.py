@@ -84,7 +84,7 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
         accel=accel,
         cpu_model=config.cpu_model or default_cpu_model(accel),
         cpus=config.cpus,
-        memory_mib=config.memory_mib,
+        memory_mib=int(config.memory_mib),  # what a machine has is a fact, whoever said it
         max_cpus=config.max_cpus,
         max_memory_mib=config.max_memory_mib,
         vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),

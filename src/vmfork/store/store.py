@@ -320,7 +320,7 @@ class Staging(Owner):
         self._lock = lock
         self._allot(memory_bytes)
 
-    def make_room(self, memory_bytes: int) -> None:
+    def enlarge(self, memory_bytes: int) -> None:
         """There is room for `memory_bytes` of RAM. What was written before is gone where there was less.
 
         Raises `HostError` when memory is short. Close it then.

@@ -61,7 +61,9 @@ async def build_template(
         await make_room(name, config.memory_mib, instance=instance)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
         plan = await prepare(config, instance)
-        staging.make_room(plan.hardware.memory_mib * MIB)
+        if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
+            await make_room(name, ram_mib, instance=instance)
+            staging.enlarge(ram_mib * MIB)
         recipe = recipe or Recipe()
         build = _Build(plan, recipe, instance)
         async with _out_of_space_named(staging):

@@ -11,8 +11,10 @@ from vmfork.config import VMConfig
 from vmfork.config.loader import load_settings
 from vmfork.errors import ConfigError
 from vmfork.host import facts
+from vmfork.hypervisor.base import Hardware
 from vmfork.machine import prepare as preparing
 from vmfork.machine.growth import raise_to_least
+from vmfork.machine.plan import make_hardware
 from vmfork.machine.prepare import prepare
 from vmfork.records import read_record, write_record
 from vmfork.units import MIB, Unsaid
@@ -30,6 +32,15 @@ def test_what_nobody_gave_is_known_as_that_wherever_it_goes(tmp_path) -> None:
     for given in (VMConfig(memory_mib=256), replace(config, memory_mib=256)):
         assert not is_unsaid(given)
         assert not is_unsaid(read_record(VMConfig, write_record(given)))
+
+
+async def test_what_a_machine_has_is_a_fact_whoever_said_it(tmp_path) -> None:
+    """A record of a machine without its memory could not be read."""
+    binary = SimpleNamespace(version="7.2.1", release=(7, 2, 1), stamp="1")
+    hardware = make_hardware(VMConfig(), binary=binary, accel="tcg")
+    assert type(hardware.memory_mib) is int
+    assert read_record(Hardware, write_record(hardware)) == hardware
+    assert read_record(Hardware, write_record(replace(hardware, memory_mib=Unsaid(256)))) == hardware
 
 
 def test_file_environment_and_arguments_tell_it_alike(tmp_path) -> None:

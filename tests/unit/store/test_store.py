@@ -503,11 +503,11 @@ async def test_a_lock_that_is_no_file_is_named_and_can_be_removed(store, build, 
 async def test_a_generation_can_be_given_more_room_before_it_is_written(store) -> None:
     async with await store.stage("one", memory_bytes=MEMORY_BYTES) as staging:
         for asked, has in ((MEMORY_BYTES // 2, 1), (MEMORY_BYTES, 1), (2 * MEMORY_BYTES, 2)):
-            staging.make_room(asked)
+            staging.enlarge(asked)
             assert staging.memory_bytes == staging.memory_path.stat().st_size == has * MEMORY_BYTES
             assert os.fstat(staging.memory_fd).st_ino == staging.memory_path.stat().st_ino
         with pytest.raises(HostError, match="not enough memory"):
-            staging.make_room(1 << 50)
+            staging.enlarge(1 << 50)
     assert list(store.folder.iterdir()) == []
 
 

@@ -82,7 +82,7 @@ class ServerState:
             metrics_address=self.metrics_address,
             template=self._template,
             cpus=kind.hardware.cpus if kind else self.config.cpus,
-            memory_mib=kind.hardware.memory_mib if kind else self.config.memory_mib,
+            memory_mib=kind.hardware.memory_mib if kind else int(self.config.memory_mib),
             traits=dict(kind.traits) if kind else {},
             fingerprint=fingerprint_of(kind.traits) if kind else "",
             kind=kind.digest if kind else "",
