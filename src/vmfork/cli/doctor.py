@@ -22,7 +22,7 @@ from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
 from vmfork.machine.plan import make_hardware
-from vmfork.store.store import STATE_HEADROOM
+from vmfork.store.staging import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_mib
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from vmfork.host import facts, namespace
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.store import TemplateStore
-from vmfork.store.store import STATE_HEADROOM
+from vmfork.store.staging import STATE_HEADROOM
 from vmfork.units import MIB, format_mib
 
 BAD_NAMES = [
