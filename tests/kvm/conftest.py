@@ -32,6 +32,6 @@ def working_kvm(instance) -> None:
 @pytest.fixture(scope="session")
 def roomy(working_kvm):
     """The template's name."""
-    template = asyncio.run(Template.build("roomy", ROOMY))
+    template = asyncio.run(Template.build("road", ROOMY))
     yield template.name
     asyncio.run(template.remove())
