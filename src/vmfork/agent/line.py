@@ -125,6 +125,10 @@ class Line:
                     return
         except ProtocolError as error:
             self._lose(error)
+        except Exception as error:  # noqa: BLE001 - whatever a guest makes of us, its calls end with it and do not wait
+            broken = ProtocolError(f"what the agent in the guest sent makes no sense: {error!r}")
+            broken.__cause__ = error
+            self._lose(broken)
 
 
 def _has_unread(sock: socket.socket) -> bool:

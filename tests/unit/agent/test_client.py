@@ -346,6 +346,17 @@ async def test_a_guest_that_sends_more_than_it_may_is_not_listened_to(line) -> N
         await process.wait(timeout_s=5)
 
 
+@pytest.mark.parametrize("frame", [encode_data(1, Channel.ARGUMENTS, b"x"), encode_data(1, Channel.CONTENT, b"x")])
+async def test_data_on_a_channel_that_a_program_has_not_ends_the_line(line, frame) -> None:
+    client, peer = line
+    running = asyncio.ensure_future(client.exec(Command(["x"])))
+    stream = await started(peer)
+    await peer.send(frame[:5] + stream.to_bytes(4) + frame[9:])
+    with pytest.raises(ProtocolError):
+        await asyncio.wait_for(running, 5)
+    assert isinstance(client.lost, ProtocolError)
+
+
 async def test_a_wait_that_is_cancelled_can_be_repeated(line) -> None:
     client, peer = line
     starting = asyncio.ensure_future(client.start_exec(Command(["x"])))
