@@ -89,12 +89,13 @@ class WatchedProcess:
         self._collect = collect
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int | None] = self._loop.create_future()
+        self._was_ended = False  # without the loop, which cannot tell of it once it is closed
         self._pidfd = os.pidfd_open(identity.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
     @property
     def has_ended(self) -> bool:
-        return self._exited.done()
+        return self._exited.done() or self._was_ended
 
     @property
     def exit_code(self) -> int | None:
@@ -114,7 +115,7 @@ class WatchedProcess:
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
-        if not self._exited.done():
+        if not self.has_ended:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
@@ -129,13 +130,14 @@ class WatchedProcess:
 
     def end(self) -> None:
         """The process is gone and reaped, without an event loop: for when the one it was watched by is gone."""
-        if self._exited.done():
+        if self.has_ended:
             return
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        self._collect()
+        self.kill()
+        self._was_ended = True
+        status = self._collect()
         if not self._loop.is_closed():
             self._loop.remove_reader(self._pidfd)
+            self._exited.set_result(status)
         os.close(self._pidfd)
 
     def forget(self) -> None:

@@ -128,6 +128,34 @@ async def test_a_cancelled_wait_leaves_the_process_running_and_reapable(start, l
 # Stopping
 
 
+async def test_a_cancelled_close_reaps_and_ending_it_again_does_nothing(start, log):
+    process = start(["sleep", "1000"], log_fd=log[1])
+    waiting = asyncio.create_task(process.wait())
+    closing = asyncio.create_task(process.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not Path(f"/proc/{process.pid}").exists()
+    assert process.has_ended
+    descriptor = os.open("/dev/null", os.O_RDONLY)  # with the number that was free just now
+    process.end()
+    process.kill()
+    os.close(descriptor)
+    assert await asyncio.wait_for(waiting, 10) == -signal.SIGKILL
+
+
+def test_ended_after_its_loop_it_is_reaped_once(tmp_path, log):
+    async def begin() -> KeptProcess:
+        return KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=tmp_path / "keeper.sock")
+
+    process = asyncio.run(begin())
+    for _ in range(2):
+        process.end()
+        assert process.has_ended
+        assert not Path(f"/proc/{process.pid}").exists()
+
+
 async def test_term_then_kill_ends_a_process_that_ignores_term(start, log):
     process = start(IGNORES_TERM, log_fd=log[1])
     assert os.read(log[0], 100) == b"ready\n"
