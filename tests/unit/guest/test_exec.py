@@ -71,10 +71,10 @@ async def test_by_default_256_mib_of_output_are_taken_and_not_a_byte_more(agent)
         command = Command(["head", "-c", str(256 * 1024 * 1024 + more), "/dev/zero"])
         if more:
             with pytest.raises(LimitExceeded) as told:
-                await agent.exec(command, timeout_s=60)
+                await agent.exec(command, timeout_s=300)
             assert len(told.value.stdout) == told.value.limit_bytes == 256 * 1024 * 1024
         else:
-            _, stdout, _ = await agent.exec(command, timeout_s=60)
+            _, stdout, _ = await agent.exec(command, timeout_s=300)
             assert len(stdout) == 256 * 1024 * 1024
 
 

@@ -59,11 +59,11 @@ async def test_by_default_a_file_of_256_mib_is_read_and_a_byte_more_is_not(agent
     path = tmp_path / "f"
     with path.open("wb") as file:
         file.truncate(256 * 1024 * 1024)
-    assert len(await agent.read_file(str(path))) == 256 * 1024 * 1024
+    assert len(await agent.read_file(str(path), timeout_s=300)) == 256 * 1024 * 1024
     with path.open("ab") as file:
         file.write(b"x")
     with pytest.raises(LimitExceeded) as told:
-        await agent.read_file(str(path))
+        await agent.read_file(str(path), timeout_s=300)
     assert len(told.value.content) == 256 * 1024 * 1024
 
 
