@@ -66,16 +66,15 @@ async def test_output_of_just_the_limit_is_taken_and_a_byte_more_is_not(agent, s
     assert (await agent.exec(command, max_output=None, timeout_s=20))[1:] == (stdout, stderr)
 
 
-async def test_by_default_256_mib_of_output_are_taken_and_not_a_byte_more(agent) -> None:
-    for more in (0, 1):
-        command = Command(["head", "-c", str(256 * 1024 * 1024 + more), "/dev/zero"])
-        if more:
-            with pytest.raises(LimitExceeded) as told:
-                await agent.exec(command, timeout_s=300)
-            assert len(told.value.stdout) == told.value.limit_bytes == 256 * 1024 * 1024
-        else:
-            _, stdout, _ = await agent.exec(command, timeout_s=300)
-            assert len(stdout) == 256 * 1024 * 1024
+async def test_by_default_256_mib_of_output_are_taken(agent) -> None:
+    command = Command(["head", "-c", str(256 * 1024 * 1024), "/dev/zero"])
+    assert len((await agent.exec(command))[1]) == 256 * 1024 * 1024
+
+
+async def test_by_default_not_a_byte_more_than_256_mib_is_taken(agent) -> None:
+    with pytest.raises(LimitExceeded) as told:
+        await agent.exec(Command(["head", "-c", str(256 * 1024 * 1024 + 1), "/dev/zero"]))
+    assert len(told.value.stdout) == told.value.limit_bytes == 256 * 1024 * 1024
 
 
 @pytest.mark.parametrize("timeout_s", [None, 60])
