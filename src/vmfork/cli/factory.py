@@ -10,7 +10,7 @@ import click
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, config_option, get_settings, json_option, prepare_image
 from vmfork.cli.serve import ask_status, serve_cache, stop_server
-from vmfork.cli.show import show_json, show_table, shown_progress
+from vmfork.cli.show import printable, show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import ConfigError, TemplateNotFound
@@ -141,7 +141,7 @@ def _off(code: str, reason: str) -> TemplateStatus:
 
 def _show_template(status: TemplateStatus) -> None:
     if not status.on:
-        click.echo(f"off: {status.reason}")
+        click.echo(f"off: {printable(status.reason)}")
         if status.requests:
             click.echo(f"requests are {_BECOMES[status.requests]}")
         return
@@ -170,7 +170,7 @@ def _show_server(status: ServerStatus) -> None:
     own, shared = format_bytes(status.memory_private_bytes), format_bytes(status.memory_shared_bytes)
     click.echo(f"memory: {own} own, {shared} shared")
     if pool.last_error:
-        click.echo(f"{pool.failed} starts failed, the last: {pool.last_error}")
+        click.echo(f"{pool.failed} starts failed, the last: {printable(pool.last_error)}")
     rows = [
         (vm.id, vm.pid, where, vm.cpus, vm.memory_mib, format_duration(vm.age_s))
         for where, vms in (("ready", status.vms), ("given", status.live))

@@ -43,12 +43,12 @@ def show_failure(message: str, hint: str = "", details: str = "", *, code: str) 
 
 
 def print_failure(message: str, hint: str = "", details: str = "") -> None:
-    """The same on standard error alone."""
-    click.echo(f"error: {message}", err=True)
+    """The same on standard error alone. A guest has its words in it, and says nothing to the terminal."""
+    click.echo(f"error: {printable(message)}", err=True)
     if details:
-        click.echo(details.rstrip(), err=True)
+        click.echo(printable(details), err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(f"hint: {printable(hint)}", err=True)
 
 
 def describe_failure(code: str, message: str, hint: str) -> dict[str, str]:
@@ -78,7 +78,7 @@ def show_json(value: object) -> None:
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as they need to be."""
-    lines = [[*head], *([str(cell) for cell in row] for row in rows)]
+    lines = [[*head], *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -102,7 +102,7 @@ class _Lines:
         line = f"{event.task}: {event.step}"
         if line != self._last:
             self._last = line
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
 
     def close(self) -> None:
         pass
