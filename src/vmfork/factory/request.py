@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Request:
     """What one caller asks for.
 
-    `config` is `None` where that is nothing in particular, `template` empty where none is named; `sizes` are asked for
-    in place of what the configuration says of them.
+    `config` is `None` for nothing in particular, and `template` empty when none is named. `sizes` are asked for in
+    place of those in the configuration.
     """
 
     config: VMConfig | None
@@ -41,10 +41,10 @@ class Request:
         return max(0.0, limit_s - (time.monotonic() - self.begun))
 
     def fork_for(self, have: Hardware, want: Want, choice: Choice) -> ForkRequest:
-        """What is done in a machine of `have`: it has at least the size that is wanted then, and no less than before.
+        """What is done in a machine of `have`: afterwards it has the size that is wanted, or what it had beyond that.
 
-        One that is wanted as it is keeps its size. Raises `TemplateStale` when it has more than is wanted although no
-        larger one was chosen.
+        A machine that is wanted as it is keeps its size. Raises `TemplateStale` when it has more than is wanted
+        although no larger one was chosen.
         """
         wanted = want.sized_for(choice.base.kind.hardware)
         if choice.base is want.like and not self.sizes:
@@ -59,9 +59,9 @@ class Request:
 
 
 def find_want(request: Request, bases: Bases, own: VMConfig, *, images: ImageStore) -> Want:
-    """What `request` asks for, in full. Where it asks for nothing in particular, that is what the bases are now.
+    """What `request` asks for, in full. If it asks for nothing in particular, that is what the bases are now.
 
-    `own` is the factory's configuration: it gives what says nothing of a machine, and all of it where nothing is known.
+    `own` is the factory's configuration: it gives what says nothing of a machine, or all when nothing is known.
     """
     like, asked = None, request.config or own
     if request.config is None and (slot := bases.find_slot(request.template)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateStale
@@ -14,6 +14,7 @@ from vmfork.factory.direct import DirectFactory
 from vmfork.factory.held import CacheStatus
 from vmfork.factory.template import TemplateFactory, find_own_recipe
 from vmfork.owner import Owner
+from vmfork.rpc.status import PoolStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Pools(Owner):
-    """Owner of one pool or more. The first is asked where no template is named."""
+    """Owner of one pool or more. The first is asked when no template is named."""
 
     def __init__(self, pools: Sequence[CacheFactory]) -> None:
         self._pools = pools
@@ -37,7 +38,7 @@ class Pools(Owner):
         return [pool.kind for pool in self._pools]
 
     def find(self, template: str) -> CacheFactory:
-        """The pool of that template; the first where none is named. Raises `TemplateStale` when there is none."""
+        """The pool of that template, the first when none is named. Raises `TemplateStale` when there is none."""
         for pool in self._pools:
             if template in ("", pool.kind.template):
                 return pool
@@ -73,7 +74,7 @@ class Pools(Owner):
         dropped: Counter[str] = Counter()
         for one in each:
             dropped.update(one.dropped)
-        counted = ("size", "least", "most", "ready", "refilling", "waiting", "given", "hits", "misses", "failed")
+        counted = {each.name for each in fields(PoolStatus)} - {"last_error", "dropped"}
         return CacheStatus(
             **{name: sum(getattr(one, name) for one in each) for name in counted},
             last_error=next((one.last_error for one in each if one.last_error), ""),
@@ -90,9 +91,9 @@ class Pools(Owner):
 async def open_pools(config: FactoryConfig, instance: Instance) -> Pools:
     """Pools that fill, over each template, or one over direct boots where the configuration names none.
 
-    The factory's own template is built where it is missing or does not fit, now or later. The others are made again as
-    they were made before. One that is there is no error: a server that starts again finds its own. Raises `ConfigError`
-    when the host has no memory for so many machines. After an error nothing is left.
+    The factory's own template is built when it is missing or does not fit, now or later. The others are made again as
+    they were made before. An existing template is no error: a server that starts again finds its own. Raises
+    `ConfigError` when the host has no memory for so many machines. After an error nothing is left.
     """
 
     async def pool(base: Base, rebuild: Callable[[], Awaitable[None]] | None = None) -> CacheFactory:
