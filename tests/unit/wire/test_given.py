@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from vmfork.errors import ConfigError
-from vmfork.wire.given import check_content, check_path
+from vmfork.wire.given import PlacedFile, check_content, check_file, check_path
 
 
 def test_paths_may_be_text_or_path_objects() -> None:
@@ -34,3 +34,22 @@ def test_what_has_no_bytes_is_refused_by_name(content) -> None:
     with pytest.raises(ConfigError) as refused:
         check_content(content, field="input")
     assert refused.value.field == "input"
+
+
+def test_a_path_that_is_not_absolute_is_refused_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(ConfigError, match="path: 'etc/passwd' is not absolute") as refused:
+        check_path("etc/passwd")
+    assert refused.value.hint.endswith("/etc/passwd?")
+
+
+def test_a_file_of_the_host_keeps_its_mode_but_lends_no_rights(tmp_path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    for mode, kept in ((0o600, 0o600), (0o755, 0o755), (0o444, 0o444), (0o6711, 0o711)):
+        path.chmod(mode)
+        assert check_file(path, field="files") == PlacedFile(b"x", kept)
+    for content in (b"x", "x", bytearray(b"x"), PlacedFile(b"x")):
+        assert check_file(content, field="files") == PlacedFile(b"x", 0o600)
+    for wrong in (tmp_path / "none", tmp_path):
+        with pytest.raises(ConfigError, match=f"files: {wrong} cannot be read"):
+            check_file(wrong, field="files")
