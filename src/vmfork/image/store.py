@@ -138,9 +138,12 @@ class ImageStore:
     def commit(self, built: Path, digest: str) -> None:
         """The folder `built` is the image of that digest. The caller holds its lock.
 
-        Where the image is in the store already, it stays, with what was measured of it; damaged, it is replaced.
+        Where the image is in the store already, it stays, with what was measured of it, and its record is the new one:
+        with the recipe of the former, the same would be built again each time. Damaged, it is replaced.
         """
         if self._is_whole(digest):
+            _sync(built / RECORD_NAME)
+            (built / RECORD_NAME).replace(self.folder / digest / RECORD_NAME)
             return
         for path in (*built.iterdir(), built):
             _sync(path)

@@ -92,6 +92,17 @@ async def test_a_rebuild_that_gives_the_same_keeps_what_was_measured(run, tmp_pa
     assert (again.digest, again.min_memory_mib) == (first.digest, 200)
 
 
+async def test_a_recipe_that_gives_what_another_gave_is_not_run_each_time(run, tmp_path, monkeypatch):
+    """A comment in a script that is installed was changed, and every command built the image anew."""
+    first = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
+    write_least(first.kernel.parent, 200, measured="by a test")
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", recipe.RECIPE_VERSION + 1)
+    again = [await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images")) for _ in range(2)]
+    assert run.count == 2
+    assert [(image.digest, image.min_memory_mib) for image in again] == [(first.digest, 200)] * 2
+    assert again[0].recipe == again[1].recipe != first.recipe
+
+
 async def test_other_versions_make_another_image_of_the_same_recipe(run, tmp_path, monkeypatch):
     first = await build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images"))
     monkeypatch.setitem(MEMBERS, "./usr/bin/dash", b"newer")
