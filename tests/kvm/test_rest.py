@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -34,7 +35,7 @@ async def test_a_fork_paused_for_minutes_has_the_time_of_now_and_no_complaints(w
             # What ran at the pause runs, and reads the same clock.
             await vm.shell("rm /root/tick; until test -s /root/tick; do sleep 0.1; done", check=True, timeout_s=60)
             assert abs(int(await vm.read_file("/root/tick")) - time.time()) < 5
-            complaints = await vm.shell("dmesg | grep -iE 'lockup|stall|hung|unstable|blocked for'")
-            assert complaints.stdout == ""
+            said = (await vm.exec(["dmesg"], check=True)).stdout
+            assert not re.search("lockup|rcu.*stall|blocked for more|clocksource.*unstable", said), said
     finally:
         await template.remove()
