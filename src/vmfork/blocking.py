@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from vmfork import aio
+from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
 from vmfork.wire.given import MOST_BYTES
@@ -249,6 +250,10 @@ class VM:
     def resume(self, *, timeout_s: float = 60.0) -> None:
         """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still)."""
         portal.run(self._twin.resume(timeout_s=timeout_s))
+
+    def resize(self, *, cpus: int | None = None, memory_mib: int | None = None, timeout_s: float = FIT_LIMIT_S) -> None:
+        """The guest has `cpus` CPUs and `memory_mib` MiB, and `hardware` says so. `None` leaves a size as it is."""
+        portal.run(self._twin.resize(cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s))
 
     def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
         """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it."""

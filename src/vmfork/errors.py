@@ -499,7 +499,7 @@ class TemplateElsewhere(TemplateError):
 
 
 class FitError(VMForkError):
-    """A running machine could not be grown to `wanted`.
+    """A running machine could not be given the size `wanted`.
 
     Where `rolled_back`, it has the size it had before and runs on. Else `left` says what could not be taken back: its
     size is not what it says, and it must be closed.
@@ -511,10 +511,10 @@ class FitError(VMForkError):
     def __init__(self, wanted: str, reason: str, *, left: str = "", log: str = "") -> None:
         stuck = f"; what was done could not be taken back: {left}" if left else ""
         super().__init__(
-            f"the machine could not be grown to {wanted}: {reason}{stuck}",
+            f"the machine could not be given {wanted}: {reason}{stuck}",
             hint="close it and take another"
             if left
-            else "it has the size it had before; ask for less, or boot one of that size",
+            else "it has the size it had before; ask for another, or boot one of that size",
         )
         self.wanted = wanted
         self.reason = reason

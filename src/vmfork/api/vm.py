@@ -16,6 +16,7 @@ from vmfork.errors import ConfigError
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.machine.ending import watch_end
 from vmfork.machine.facts import Described
+from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
@@ -237,6 +238,22 @@ class VM(GuestFiles, Described, Owner):
         guest runs on all the same, with a clock that may be off.
         """
         await self._running.resume(timeout_s=timeout_s)
+
+    async def resize(
+        self, *, cpus: int | None = None, memory_mib: int | None = None, timeout_s: float = FIT_LIMIT_S
+    ) -> None:
+        """The guest has `cpus` CPUs and `memory_mib` MiB, and `hardware` says so. `None` leaves a size as it is.
+
+        It grows to what it was booted with room for (`max_cpus`, `max_memory_mib`), and shrinks to one CPU and to the
+        memory that it was booted with. More memory is rounded up to whole blocks of 128 MiB; less is what is left
+        without the pieces that were added last. File systems in memory grow with it, and do not shrink.
+
+        Raises `ConfigError` for a size that the machine cannot have, `HostError` when the host has not that much
+        memory, and `GuestError` while the machine is paused; nothing was done then. Raises `FitError` when the guest
+        has not the size within `timeout_s` seconds, or keeps memory that holds what it cannot move. The machine has its
+        old size again, or, where `rolled_back` is false, must be closed.
+        """
+        await fit(self._running, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
 
     async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
         """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it.

@@ -21,6 +21,11 @@ def image_names(_context: click.Context, _option: click.Parameter, incomplete: s
     return _matching("images", incomplete)
 
 
+def vm_ids(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The detached machines whose ids begin so."""
+    return _matching("vms", incomplete)
+
+
 def _matching(kind: str, incomplete: str) -> list[str]:
     from vmfork.cli.names import LISTS  # noqa: PLC0415 - a command that runs, and a help, need no completion
 

@@ -43,6 +43,7 @@ _COMMANDS = {
     "image": "Build, list and remove images.",
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
+    "resize": "Give the detached machine ID another number of CPUs, or another size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",
     "bench": "Show what a fork costs here, beside the same fork made by hand.",

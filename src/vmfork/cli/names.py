@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import find_places
 from vmfork.image import ImageStore
+from vmfork.machine.folder import list_records
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
@@ -20,4 +21,12 @@ def _list_images() -> Sequence[str]:
     return [image.name for image in ImageStore(find_places().images).list_images()]
 
 
-LISTS: Mapping[str, Callable[[], Sequence[str]]] = {"templates": _list_templates, "images": _list_images}
+def _list_vms() -> Sequence[str]:
+    return [record.id for record in list_records(find_places().vms) if not record.owner_pid]
+
+
+LISTS: Mapping[str, Callable[[], Sequence[str]]] = {
+    "templates": _list_templates,
+    "images": _list_images,
+    "vms": _list_vms,
+}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from vmfork.host.process import ProcessIdentity
@@ -152,8 +152,19 @@ class Controlled(Protocol):
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryPiece:
+    """Memory that was plugged in, under the name that the hypervisor knows it by."""
+
+    name: str
+    size_mib: int
+
+
 class Growable(Protocol):
     """A running machine as it takes on memory and gives it back."""
+
+    async def list_memory(self) -> Sequence[MemoryPiece]:
+        """What was plugged in and is there, in the order in which it came."""
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
         """The guest has taken a new piece of memory. Raises `HostError` when it, or the hypervisor, refused."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +27,9 @@ _VM_ID = re.compile(r"[0-9a-f]{12}")
 class VMHandle(Described):
     """One detached VM, good for one attach. Whoever has the handle, and so its `token`, can have the VM.
 
-    `process` is the hypervisor's. `adoption` is what made it a VM of its own. Without one it is a base, and `todo` is
-    left to do in it. A `paused` one stands still.
+    `process` is the hypervisor's. `adoption`: what made it a VM of its own; without one it is a base, and `todo` is
+    left to do in it. `paused`: it stands still. `ends_at`: when it ends unless it is taken, seconds since 1970; 0 is
+    never.
     """
 
     facts: MachineFacts
@@ -38,6 +40,7 @@ class VMHandle(Described):
     timings: Timings
     adoption: Adoption | None = None
     todo: Thaw = field(default_factory=Thaw)
+    ends_at: float = 0.0
     version: int = field(default=HANDLE_VERSION, metadata=VERSION)
 
     def __post_init__(self) -> None:
@@ -53,6 +56,10 @@ class VMHandle(Described):
     def pid(self) -> int:
         """The process id of the hypervisor on the host."""
         return self.process.pid
+
+    def left_s(self) -> float:
+        """What is left of its time to live, a second at least; 0 is no limit."""
+        return max(1.0, self.ends_at - time.time()) if self.ends_at else 0.0
 
     def to_json(self) -> bytes:
         """The handle as text for another process. Whoever reads it can have the VM."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ async def give_up(
         timings=timings,
         adoption=adoption,
         todo=todo or Thaw(),
+        ends_at=time.time() + ttl_s if ttl_s else 0.0,
     )
     agent = running.agent
     try:

@@ -55,6 +55,7 @@ class Running(Described, Owner):
         self.folder = folder
         self.machine = machine
         self.state = state
+        self.resizing = asyncio.Lock()
         self._agent = agent
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import fields, replace
 
 import pytest
@@ -55,6 +56,12 @@ def test_who_it_is_comes_back_and_no_entropy_was_ever_in_it(handle) -> None:
     assert b"entropy" not in data
 
 
+def test_what_is_left_of_its_time_to_live_is_told(handle) -> None:
+    assert handle.left_s() == 0
+    assert 59 < replace(handle, ends_at=time.time() + 60).left_s() <= 60
+    assert replace(handle, ends_at=time.time() - 60).left_s() == 1  # 0 would be for ever
+
+
 def test_the_token_is_not_shown(handle) -> None:
     assert handle.token not in repr(handle)
 
@@ -72,8 +79,8 @@ def test_another_version_is_named(handle) -> None:
     assert "same vmfork" in refused.value.hint
 
 
-# A base has no adoption, and there may be nothing to do.
-NEEDED = [field.name for field in fields(VMHandle) if field.name not in ("adoption", "todo")]
+# A base has no adoption, there may be nothing to do, and no time at which it ends.
+NEEDED = [field.name for field in fields(VMHandle) if field.name not in ("adoption", "todo", "ends_at")]
 
 
 @pytest.mark.parametrize("name", NEEDED)

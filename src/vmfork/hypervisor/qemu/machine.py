@@ -12,7 +12,7 @@ from vmfork.errors import Closed
 from vmfork.host.folders import tail_of
 from vmfork.host.keeper import KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
-from vmfork.hypervisor.base import HALTED, AnonymousRAM, Restore
+from vmfork.hypervisor.base import HALTED, AnonymousRAM, MemoryPiece, Restore
 from vmfork.hypervisor.qemu import hotplug
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
@@ -204,6 +204,11 @@ class QemuMachine:
         """
         monitor = await self._get_monitor()
         await monitor.execute("xen-save-devices-state", filename=str(path), live=False)
+
+    async def list_memory(self) -> list[MemoryPiece]:
+        """The pieces that are plugged in, in the order in which they came: each is put behind the one before it."""
+        found = [device["data"] for device in await (await self._get_monitor()).execute("query-memory-devices")]
+        return [MemoryPiece(each["id"], each["size"] // MIB) for each in sorted(found, key=lambda each: each["addr"])]
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
         """The guest has taken `size_mib` MiB of new memory and said so (ACPI _OST); it knows it as `name`.
