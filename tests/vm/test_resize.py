@@ -10,7 +10,7 @@ import pytest
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.errors import ConfigError, StoreBusy, VMNotFound
+from vmfork.errors import ConfigError, FitError, StoreBusy, VMNotFound
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
@@ -52,6 +52,20 @@ async def test_a_guest_has_what_it_was_given_and_gives_it_back(roomy_vm) -> None
     assert (await size_of(roomy_vm))[0] == 2
     (record,) = [record for record in await VM.list() if record.id == roomy_vm.id]
     assert (record.cpus, record.memory_mib) == (2, 256)
+
+
+async def test_memory_that_a_guest_needs_is_refused_by_name_and_it_runs_on(roomy) -> None:
+    async with await (await Template.open(roomy)).fork() as vm:
+        await vm.resize(memory_mib=512)
+        await vm.shell(
+            "mount -o remount,size=400M /tmp && head -c 300M /dev/zero > /tmp/full", check=True, timeout_s=60
+        )
+        with pytest.raises(FitError, match="its guest needs it") as caught:
+            await vm.resize(memory_mib=256)
+        assert (caught.value.rolled_back, vm.hardware.memory_mib) == (True, 512)
+        await vm.remove("/tmp/full")
+        await vm.resize(memory_mib=256)
+        assert vm.hardware.added_mib == ()
 
 
 async def test_what_a_machine_has_no_room_for_is_refused_and_it_runs_on(any_vm) -> None:

@@ -25,6 +25,8 @@ _UNDO_LIMIT_S = 10.0
 # and gives back in that moment blurs the sum by a few MiB.
 _DESCRIPTORS = 64 / 4096
 _BLUR_KIB = 4096
+# So much must be available in a guest beyond what it gives back.
+_MARGIN_MIB = 16
 
 
 class Steps:
@@ -38,6 +40,10 @@ class Steps:
 
     def add(self, what: str, undo: Callable[[], Awaitable[object]]) -> None:
         self._steps.append((what, undo))
+
+    def forget(self) -> None:
+        """The last step came to nothing: there is nothing to take back."""
+        self._steps.pop()
 
     async def take_back(self) -> str:
         """Every step was taken back, the last one first. Gives those that could not be, in words."""
@@ -103,19 +109,26 @@ async def remove_memory(machine: Growable, agent: AgentClient, count: int, steps
     before = await _read_total_kib(agent)
     pieces = (await machine.list_memory())[-count:]
     size_mib = sum(piece.size_mib for piece in pieces)
+    less = f"{format_mib(size_mib)} less"
+    available_mib = await _read_memory_kib(agent, b"MemAvailable") // 1024
+    if available_mib < size_mib + _MARGIN_MIB:
+        # Linux 6.12 would try to move what is in it for ever, with all of a CPU (mm/memory_hotplug.c, offline_pages).
+        raise FitError(less, f"its guest needs it: {format_mib(available_mib)} are available in it")
     for piece in reversed(pieces):
         steps.add(f"{format_mib(piece.size_mib)} of memory", lambda piece=piece: _put_back(machine, piece))  # type: ignore[misc]
         try:
             await machine.remove_memory(piece.name)
         except HostError as error:
-            raise FitError(f"{format_mib(size_mib)} less", f"{format_mib(piece.size_mib)} stay: {error}") from error
+            steps.forget()
+            raise FitError(less, f"{format_mib(piece.size_mib)} stay: {error}") from error
     check_change(before, await _read_total_kib(agent), -size_mib)
 
 
 async def _put_back(machine: Growable, piece: MemoryPiece) -> None:
-    if piece not in await machine.list_memory():
-        await machine.remove_memory(piece.name)  # what is left of it
-        await machine.add_memory(piece.name, piece.size_mib)
+    if piece in await machine.list_memory():
+        raise HostError("its guest may still give it back")
+    await machine.remove_memory(piece.name)  # what is left of it
+    await machine.add_memory(piece.name, piece.size_mib)
 
 
 def check_change(before_kib: int, after_kib: int, size_mib: int) -> None:
@@ -149,10 +162,14 @@ async def read_block_mib(agent: AgentClient) -> int:
 
 
 async def _read_total_kib(agent: AgentClient) -> int:
+    return await _read_memory_kib(agent, b"MemTotal")
+
+
+async def _read_memory_kib(agent: AgentClient, field: bytes) -> int:
     for line in (await _read(agent, "/proc/meminfo")).splitlines():
-        if line.startswith(b"MemTotal:"):
+        if line.startswith(field + b":"):
             return int(line.split()[1])
-    raise ProtocolError("the guest's /proc/meminfo has no MemTotal")
+    raise ProtocolError(f"the guest's /proc/meminfo has no {field.decode()}")
 
 
 async def _read(agent: AgentClient, path: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -29,6 +30,8 @@ class Guest:
         self.online = {0}
         self.pieces: list[MemoryPiece] = []
         self.keeps: set[int] = set()  # pieces of these sizes are busy
+        self.used_mib = 50
+        self.hangs = False
         self.lost_cpus: set[int] = set()  # what does not come online
 
     async def read_file(self, path, *, timeout_s) -> bytes:
@@ -37,7 +40,7 @@ class Guest:
             "present": b"0-2",
             "online": ",".join(map(str, sorted(self.online))).encode(),
             "block_size_bytes": b"8000000",
-            "meminfo": f"MemTotal: {total_kib} kB".encode(),
+            "meminfo": f"MemTotal: {total_kib} kB\nMemAvailable: {total_kib - self.used_mib * 1024} kB".encode(),
             "auto_online_blocks": b"online",
         }[path.rpartition("/")[2]]
 
@@ -59,6 +62,8 @@ class Guest:
 
     async def remove_memory(self, name) -> None:
         (piece,) = [piece for piece in self.pieces if piece.name == name] or [None]
+        if self.hangs:
+            await asyncio.Event().wait()
         if piece is not None and piece.size_mib in self.keeps:
             raise HostError("the guest does not give the memory back: it is busy")
         self.pieces = [each for each in self.pieces if each != piece]
@@ -106,6 +111,24 @@ async def test_memory_that_the_guest_keeps_is_named_and_all_is_as_before(running
         await fit(running, cpus=1, memory_mib=256)
     assert caught.value.rolled_back
     assert (guest.size, running.facts.hardware) == (({0, 1}, [256, 128]), before)
+
+
+async def test_memory_that_the_guest_needs_is_not_asked_for(running, guest) -> None:
+    """A guest would try for ever to move what has no place elsewhere."""
+    await fit(running, memory_mib=512)
+    guest.used_mib = 190
+    with pytest.raises(FitError, match=r"its guest needs it: 266 MiB are available") as caught:
+        await fit(running, memory_mib=256)
+    assert (caught.value.rolled_back, guest.size) == (True, ({0}, [256]))
+
+
+async def test_a_guest_that_does_not_answer_may_still_give_memory_back(running, guest) -> None:
+    await fit(running, memory_mib=512)
+    guest.hangs = True
+    with pytest.raises(FitError, match=r"256 MiB of memory \(its guest may still give it back\)") as caught:
+        await fit(running, cpus=2, memory_mib=256, timeout_s=0.05)
+    assert not caught.value.rolled_back
+    assert guest.online == {0}
 
 
 async def test_a_cpu_that_does_not_come_is_told_and_the_others_go_again(running, guest) -> None:
