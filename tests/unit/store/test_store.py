@@ -325,6 +325,13 @@ async def test_a_removed_template_is_gone_with_its_mount(store, build, tmp_path)
         await store.remove("one")
 
 
+async def test_a_template_is_removed_under_whoever_works_in_its_folder(store, build, tmp_path, monkeypatch):
+    monkeypatch.chdir(store.folder / "one" / await build(store))
+    await store.remove("one")
+    monkeypatch.chdir(tmp_path)
+    assert (store.list_names(), mounts_below(tmp_path)) == ([], [])
+
+
 async def test_a_fork_in_another_process_keeps_a_removed_template(store, build, tmp_path):
     generation = await build(store)
     ready, removed = os.pipe(), os.pipe()
