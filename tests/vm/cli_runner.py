@@ -44,12 +44,12 @@ def vmfork(*argv: str, env: dict[str, str] | None = None, **options) -> Outcome:
     return run(*COMMAND, *argv, env=env, **options)
 
 
-def run(*argv: str, env: dict[str, str] | None = None, **options) -> Outcome:
+def run(*argv: str, env: dict[str, str] | None = None, limit_s: float = LIMIT_S, **options) -> Outcome:
     """The command has ended. `options` are those of `subprocess.run`; its input is empty unless they say otherwise."""
     if "input" not in options:
         options.setdefault("stdin", subprocess.DEVNULL)
 
-    options |= {"capture_output": True, "timeout": LIMIT_S}
+    options |= {"capture_output": True, "timeout": limit_s}
     done = subprocess.run(argv, check=False, env=environment(env), **options)
     return Outcome(done.returncode, done.stdout, done.stderr.decode())
 
@@ -79,6 +79,10 @@ class Running:
             data = os.read(stream.fileno(), 65536)
             assert data, f"ended without {text!r}: {self._seen}"
             self._seen[fd] += data
+
+    def seen(self, fd: int) -> str:
+        """What it wrote to that descriptor, as far as it was waited for."""
+        return self._seen[fd].decode()
 
     def interrupt(self, number: int) -> None:
         """The signal went to the whole process group, as a terminal sends it."""

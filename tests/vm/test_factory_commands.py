@@ -125,3 +125,19 @@ def test_the_recipe_that_is_named_makes_the_template_and_another_makes_it_again(
     # A run makes it anew, as `factory init --ensure` does.
     assert mark() == "two\n"
     assert vmfork("factory", "status", env=named).check().out.startswith("on: template own")
+
+
+def test_removing_a_template_tells_who_uses_it(settings) -> None:
+    """A server that keeps machines of it ready, and a fork that another process has; both go on."""
+    served = {**settings, "VMFORK_FACTORY_CACHE": "1"}
+    with Running("factory", "init", env=served) as server:
+        server.wait_for("serving at")
+        with Running("run", "-t", "own", "sh", "-c", "echo up; cat", stdin=subprocess.PIPE) as forked:
+            forked.wait_for("up", fd=1)
+            done = vmfork("template", "rm", "own", "--json", env=served).check()
+            told = json.loads(done.out)
+            assert (told["removed"], told["server_pid"]) == (True, server.process.pid)
+            owners = {fork["owner_pid"] for fork in told["forks"]}
+            assert owners == {server.process.pid, forked.process.pid}
+            assert forked.end(input=b"still here").check().out == "up\nstill here"
+        assert vmfork("factory", "destroy", env=served).check().out.startswith("ended the VM cache server")

@@ -10,6 +10,7 @@ import pytest
 from vmfork.aio import Template
 from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, GuestError, GuestFileError, MachineEnded
+from vmfork.machine import ending
 
 LIMIT_S = 60
 
@@ -185,6 +186,23 @@ async def test_a_guest_that_speaks_of_halting_runs_on(fork) -> None:
     await sh(fork, "echo 'reboot: System halted' > /dev/kmsg; echo 'reboot: System halted' > /dev/console")
     await asyncio.sleep(0.5)
     assert await sh(fork, "echo alive") == "alive\n"
+
+
+FREEZE = (
+    "mkdir /run/groups; mount -t cgroup2 none /run/groups; mkdir /run/groups/still; "
+    "echo 1 > /run/groups/still/cgroup.procs; echo 1 > /run/groups/still/cgroup.freeze; sleep 1000"
+)
+
+
+async def test_a_guest_that_says_nothing_is_given_up_without_a_limit_of_the_callers(template, monkeypatch) -> None:
+    """Its agent stands still, QEMU runs on: nothing else would ever tell. In use it is two minutes."""
+    monkeypatch.setattr(ending, "SILENCE_LIMIT_S", 8.0)
+    async with await template.fork() as vm:
+        with pytest.raises(GuestError, match="has said nothing for 16 s") as given_up:
+            await vm.shell(FREEZE)
+        assert "take another machine" in given_up.value.hint
+        with pytest.raises(GuestError):
+            await vm.ping()
 
 
 @pytest.mark.parametrize("command", ["0x4321FEDC", "0x1234567"], ids=["power off", "restart"])

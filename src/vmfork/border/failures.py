@@ -56,15 +56,22 @@ def translating() -> Iterator[None]:
         yield
     except CallbackError as passing:
         raise passing.error from passing.error.__cause__
-    except (VMForkError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
-        raise translated(error) from error
+        if (own := translated(error)) is error:
+            raise
+        raise own from error
 
 
 def translated(error: Exception) -> VMForkError:
-    """What the system refused as a `HostError` with a hint; anything else is a bug, an `InternalError`."""
+    """What the system refused as a `HostError` with a hint; anything else is a bug, an `InternalError`.
+
+    An error of ours is itself, and says what to do where the system's refusal is its cause.
+    """
     if isinstance(error, VMForkError):
+        if not error.hint and isinstance(error.__cause__, OSError):
+            error.hint = _hint_for(error.__cause__)
         return error
     if isinstance(error, OSError):
         return _refused(error)
@@ -76,4 +83,8 @@ def translated(error: Exception) -> VMForkError:
 def _refused(error: OSError) -> HostError:
     told = error.strerror or str(error) or type(error).__name__
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-    return HostError(f"{where}{told}", hint=_HINTS.get(error.errno or 0, _OTHER))
+    return HostError(f"{where}{told}", hint=_hint_for(error))
+
+
+def _hint_for(error: OSError) -> str:
+    return _HINTS.get(error.errno or 0, _OTHER)

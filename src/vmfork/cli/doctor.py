@@ -18,6 +18,9 @@ from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
 from vmfork.host.keeper import find_keeper
 from vmfork.image import ImageStore
+from vmfork.image.debootstrap import find_mmdebstrap
+from vmfork.image.lz4 import check_library
+from vmfork.image.namespaces import choose_namespaces
 from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
@@ -85,7 +88,7 @@ async def examine(
     except VMForkError as error:
         checks.append(_failed("qemu", error))
     image, image_check = _check_image(config, places)
-    checks += [image_check, _check_mmdebstrap(built=image is not None), _check_setpriv()]
+    checks += [image_check, *_check_building(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
     kvm_check = await _check_kvm(config, image, binary, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
@@ -124,13 +127,24 @@ def _check_image(config: VMConfig, places: Places) -> tuple[Image | None, Check]
     return image, Check("image", "ok", found)
 
 
-def _check_mmdebstrap(*, built: bool) -> Check:
-    path = shutil.which("mmdebstrap")
-    if path:
-        return Check("mmdebstrap", "ok", path)
-    return Check(
-        "mmdebstrap", "note" if built else "fail", "not found; images are built with it", "apt-get install mmdebstrap"
-    )
+def _check_building(*, built: bool) -> list[Check]:
+    """What images are built with. Where the image is there already, it is worth knowing what is missing."""
+    needed = {"mmdebstrap": find_mmdebstrap, "namespaces": _find_namespaces, "liblz4": check_library}
+    return [_check_needed(name, find, "note" if built else "fail") for name, find in needed.items()]
+
+
+def _check_needed(name: str, find: Callable[[], str | None], level: Level) -> Check:
+    try:
+        return Check(name, "ok", find() or "is here")
+    except VMForkError as error:
+        return Check(name, level, error.message, error.hint)
+
+
+def _find_namespaces() -> str:
+    chosen = choose_namespaces()
+    if not chosen.argv:
+        return "none; root builds without"
+    return "root's own" if chosen.ids == "real" else "of a user who is mapped to root"
 
 
 def _check_setpriv() -> Check:
@@ -187,8 +201,8 @@ def _check_memory(config: VMConfig) -> Check:
 def _check_space(config: VMConfig, places: Places) -> Check:
     free = facts.free_space_bytes(places.runtime)
     found = f"{format_bytes(free)} free in {places.runtime}"
-    # As root each template has a tmpfs of its own; only logs and sockets lie in the folder itself.
-    need = MIB if os.getuid() == 0 else config.memory_mib * MIB + STATE_HEADROOM
+    # Who may mount gives each template a tmpfs of its own; only logs and sockets lie in the folder itself.
+    need = MIB if facts.may_mount() else config.memory_mib * MIB + STATE_HEADROOM
     if need <= free:
         return Check("space", "ok", found)
     return Check("space", "fail", found, "set VMFORK_RUNTIME_DIR to a larger tmpfs")

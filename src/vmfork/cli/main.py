@@ -11,6 +11,7 @@ run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage to
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sys
@@ -126,8 +127,8 @@ def _open_closed_streams() -> bool:
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno != errno.EBADF
     return True
 
 
@@ -157,7 +158,7 @@ def _run(command: click.Command, argv: Sequence[str] | None, name: str) -> int: 
     except BrokenPipeError:
         raise
     except VMForkError as error:
-        show_error(error)
+        show_error(translated(error))
         return _WRONG_INPUT if isinstance(error, ConfigError) else _FAILED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a line, not a traceback
         show_error(translated(error))

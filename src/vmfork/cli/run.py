@@ -87,7 +87,7 @@ class _RunCommand(click.Command):
         try:
             return super().invoke(ctx)
         except VMForkError as error:
-            show_error(error)
+            show_error(translated(error))
         except (Interrupted, click.exceptions.Exit):
             raise
         except BrokenPipeError:

@@ -21,9 +21,11 @@ from vmfork.cli.options import (
     prepare_image,
     template_argument,
 )
+from vmfork.cli.serve import ask_status
 from vmfork.cli.show import command_hint, describe_failure, show_json, show_table, shown_progress
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
+from vmfork.factory.users import find_users
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
 from vmfork.template.recipe import READY_LIMIT_S
@@ -32,7 +34,9 @@ from vmfork.units import format_bytes, format_duration, format_mib, parse_durati
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmfork.config import FactoryConfig, Places
     from vmfork.progress import ProgressListener
+    from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
 
 
@@ -186,12 +190,24 @@ def verify(name: str, as_json: bool) -> None:
 @template_argument
 @json_option
 def remove(name: str, as_json: bool) -> None:
-    """Remove the template NAME. Forks made from it run on."""
-    run_async(remove_template(name, places=find_places()))
+    """Remove the template NAME, and tell who uses it. Forks made from it run on."""
+    places = find_places()
+    users = find_users(name, places=places, served=run_async(_find_server(get_settings().factory, places)))
+    run_async(remove_template(name, places=places))
     if as_json:
-        show_json({"removed": True, "template": name})
+        forks = [{"id": fork.id, "owner_pid": fork.owner_pid} for fork in users.forks]
+        show_json({"removed": True, "template": name, "forks": forks, "server_pid": users.server or None})
         return
     click.echo(f"removed template {name}")
+    for line in users.describe():
+        click.echo(f"note: {line}", err=True)
+
+
+async def _find_server(config: FactoryConfig, places: Places) -> ServerStatus | None:
+    try:
+        return await ask_status(config, places)
+    except VMForkError:  # one that cannot be asked keeps nobody from removing a template
+        return None
 
 
 def _size(have: int, most: int, spell: Callable[[int], str]) -> str:

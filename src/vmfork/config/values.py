@@ -116,7 +116,8 @@ class ImageConfig:
         object.__setattr__(self, "packages", _check_list("image.packages", self.packages))
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
-                raise ConfigError("image.packages", package, f"{package!r} is not a Debian package name")
+                reason = f"{package!r} is not a Debian package name"
+                raise ConfigError("image.packages", package, reason, hint="give a name as apt-cache search shows it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

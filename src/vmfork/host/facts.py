@@ -11,6 +11,11 @@ from pathlib import Path
 
 from vmfork.host import cgroup
 
+# What a root who is root has: every user id up to that of nobody.
+_IDS = 65535
+# linux/capability.h
+_SYS_ADMIN = 21
+
 
 @cache
 def boot_id() -> str:
@@ -28,6 +33,22 @@ def user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return f"user {os.geteuid()}"
+
+
+def has_all_ids() -> bool:
+    """Whether every user id up to that of nobody is known here: not in a user namespace that maps a few."""
+    return _count_ids(Path("/proc/self/uid_map").read_text()) >= _IDS
+
+
+def _count_ids(uid_map: str) -> int:
+    return sum(int(line.split()[2]) for line in uid_map.splitlines())
+
+
+def may_mount() -> bool:
+    """Whether we are root who may mount (CAP_SYS_ADMIN, capabilities(7)): not so in most containers."""
+    status = Path("/proc/self/status").read_text()
+    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    return has_all_ids() and bool(int(effective, 16) >> _SYS_ADMIN & 1)
 
 
 @cache

@@ -135,9 +135,8 @@ def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """`path` holds `data`: a reader sees the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
         os.replace(temporary, path)
     except BaseException:

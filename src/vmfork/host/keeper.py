@@ -6,6 +6,7 @@ keeper/README.md draws the states and the messages.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -68,6 +69,10 @@ class Parked(NamedTuple):
 def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: float = 0.0) -> bytes:
     """A request's bytes. `ttl_s` counts for DETACH alone; 0 is no limit."""
     return _REQUEST.pack(kind, token, round(ttl_s * 1000) or int(ttl_s > 0))
+
+
+# Nobody is there, or is any more.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 
 
 @cache
@@ -171,7 +176,9 @@ class KeptProcess(WatchedProcess):
                 keeper = on_failure.enter_context(connect_unix(path, kind=socket.SOCK_SEQPACKET))
                 keeper.send(encode_request(Request.TAKE, token=token))
             except (HostError, OSError) as error:
-                raise VMNotFound(vm_id) from error
+                if _tells_absence(error):
+                    raise VMNotFound(vm_id) from error
+                raise
             answer, _, passed = await _receive(keeper)
             for fd in passed:
                 on_failure.callback(os.close, fd)
@@ -235,6 +242,12 @@ class KeptProcess(WatchedProcess):
                     pass
         finally:
             self._keeper.close()
+
+
+def _tells_absence(error: HostError | OSError) -> bool:
+    """Whether nobody listens where a keeper would; anything else is a refusal of this host's, and it may be there."""
+    refused = error.__cause__ if isinstance(error, HostError) else error
+    return isinstance(refused, OSError) and refused.errno in _ABSENT
 
 
 def _read_hello(keeper: socket.socket) -> int | None:

@@ -11,14 +11,12 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from vmfork.errors import HostError
+from vmfork.host import facts
 
 _HOST_NAME = "vmfork"
-# A real root has every user id up to that of nobody.
-_IDS = 65535
 _PROBE_LIMIT_S = 10.0
 
 
@@ -35,7 +33,7 @@ class Namespaces:
 
 def choose_namespaces() -> Namespaces:
     """The namespaces that this process can make. Raises `HostError` when it can make none, and is not root either."""
-    real = os.geteuid() == 0 and _count_ids(Path("/proc/self/uid_map").read_text()) >= _IDS
+    real = os.geteuid() == 0 and facts.has_all_ids()
     options = () if real else ("--user", "--map-root-user")
     argv = ("unshare", *options, "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child")
     if _try_out(argv):
@@ -51,12 +49,14 @@ def choose_namespaces() -> Namespaces:
     )
 
 
-def _count_ids(uid_map: str) -> int:
-    return sum(int(line.split()[2]) for line in uid_map.splitlines())
-
-
 def _try_out(argv: tuple[str, ...]) -> bool:
     if shutil.which("unshare") is None:
         raise HostError("the program unshare was not found", hint="install it: apt-get install util-linux")
-    done = subprocess.run([*argv, "true"], capture_output=True, timeout=_PROBE_LIMIT_S, check=False)
+    try:
+        done = subprocess.run([*argv, "true"], capture_output=True, timeout=_PROBE_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise HostError(
+            f"the host did not start a program in namespaces within {_PROBE_LIMIT_S:g} s",
+            hint="it is too busy: try again",
+        ) from None
     return done.returncode == 0

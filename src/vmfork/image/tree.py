@@ -102,11 +102,11 @@ class Tree:
         """The node at `path` has that owner, and that mode where fakeroot may have changed it.
 
         fakeroot gives the owner more than was asked for, and changes no other permission. Once in 8,000 files it
-        reported a mode of 0 that was wrong (1.37, a file of tzdata).
+        reported a mode of 0 that was wrong (1.37, a file of tzdata), and no package has such a file: 0 is not believed.
         """
         node = self._nodes[path]
-        same = (node.mode ^ mode) & 0o7777 & ~_OWNER == 0
-        permissions = mode if same else stat.S_IMODE(node.mode)
+        only_owners = (node.mode ^ mode) & 0o7777 & ~_OWNER == 0
+        permissions = mode if mode and only_owners else stat.S_IMODE(node.mode)
         self._nodes[path] = replace(node, mode=stat.S_IFMT(node.mode) | permissions, uid=uid, gid=gid)
 
     def list_links(self) -> list[str]:

@@ -84,6 +84,7 @@ class BaseVM(Described, Owner):
             agent = await AgentClient.open(machine.connect_agent())
             on_failure.push_async_callback(agent.aclose)
             running = Running(facts, folder=folder, machine=machine, agent=agent)
+            on_failure.callback(running.give_back)
             running.record(owner_pid=os.getpid())
             on_failure.pop_all()
         return cls(running, spawn_s=spawn_s, todo=todo)

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -86,13 +86,13 @@ class VMFolder:
         """A private folder for `vm_id`, locked from its first moment under that name."""
         new = make_private(vms) / (_NEW + vm_id)
         new.mkdir(mode=0o700)
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(shutil.rmtree, new, ignore_errors=True)
             lock = FileLock.try_acquire(new / LOCK, holder=f"process {os.getpid()}")
             assert lock is not None  # nobody else knows the name
+            on_failure.enter_context(lock)
             new.rename(vms / vm_id)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+            on_failure.pop_all()
         return cls(vms / vm_id, lock)
 
     @classmethod

@@ -78,8 +78,8 @@ async def take_over(handle: VMHandle) -> Running:
             path, handle.process, name=handle.id, token=bytes.fromhex(handle.token)
         )
         on_failure.push_async_callback(machine.aclose)
+        on_failure.callback(sock.close)
         if lock_fd is None:
-            sock.close()
             raise HostError("the machine was started without a folder of its own")
         folder = VMFolder.take(path, lock_fd)
         on_failure.callback(folder.release)
@@ -88,9 +88,13 @@ async def take_over(handle: VMHandle) -> Running:
         machine.confirm()
         state: State = "running" if not handle.paused else "paused" if handle.adoption is not None else "parked"
         running = Running(handle.facts, folder=folder, machine=machine, agent=agent, state=state)
+        on_failure.pop_all()
+    try:
         folder.remove_handle()
         running.record(owner_pid=os.getpid())
-        on_failure.pop_all()
+    except BaseException:
+        await running.aclose()
+        raise
     return running
 
 

@@ -140,6 +140,10 @@ class Running(Described, Owner):
         """The record says what is known of the machine, and who owns it; 0 is nobody."""
         self.folder.record(VMRecord(facts=self.facts, process=self.machine.identity, owner_pid=owner_pid))
 
+    def give_back(self) -> None:
+        """Its parts are the caller's again, who closes them: this object does nothing more."""
+        self.state = "closed"
+
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more.
 

@@ -112,7 +112,12 @@ def _open_file(name: str, path: Path) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _name_failure(name, path, error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    if not is_file:
         os.close(fd)
         raise TemplateCorrupt(name, path.name, "it is not a regular file")
     return fd

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -37,3 +39,20 @@ def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
 def test_the_cpu_is_named_with_a_digest_of_its_flags():
     assert facts.cpu_name() == facts.cpu_name()
     assert re.search(r"\(\d+-\d+-\d+, flags [0-9a-f]{12}\)$", facts.cpu_name())
+
+
+def test_ids_are_counted_over_all_lines_of_the_map():
+    assert facts._count_ids("         0          0 4294967295\n") == 4294967295
+    assert facts._count_ids("0 1000 1\n1 100000 65536\n") == 65537
+
+
+def test_who_may_mount_is_who_can():
+    """In a user namespace with one id root is called root, and is none for the mounts of the host."""
+    program = "from vmfork.host import facts; print(facts.may_mount())"
+    told = subprocess.run(
+        ["unshare", "--user", "--map-root-user", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode != 0 or told.stdout == "False\n"

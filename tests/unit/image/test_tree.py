@@ -6,6 +6,8 @@ import io
 import stat
 import tarfile
 
+import pytest
+
 from tests.unit.image.archive import parse
 from vmfork.image.tree import Tree
 
@@ -63,6 +65,18 @@ def test_hard_links_share_an_inode_and_the_last_has_the_body():
     assert len({entries[name][0]["ino"] for name in "abc"}) == 1
     assert [entries[name][0]["nlink"] for name in "abcd"] == [3, 3, 3, 1]
     assert tree.measure() == 2 * 4096
+
+
+@pytest.mark.parametrize(
+    ("kept", "reported", "in_force"),
+    [(0o600, 0o400, 0o400), (0o755, 0o555, 0o555), (0o644, 0, 0o644), (0o600, 0, 0o600), (0o640, 0o604, 0o640)],
+)
+def test_fakeroot_is_believed_about_what_it_gives_the_owner_alone(kept, reported, in_force):
+    tree = Tree(io.BytesIO())
+    tree.add_file("a", b"x", mode=kept)
+    tree.own("a", mode=reported, uid=0, gid=42)
+    fields, _ = archive(tree)["a"]
+    assert (stat.S_IMODE(fields["mode"]), fields["gid"]) == (in_force, 42)
 
 
 def test_parents_are_made_and_come_first():

@@ -12,6 +12,7 @@ import pytest
 from vmfork.adopt.identity import Identity
 from vmfork.errors import HostError, VMNotFound
 from vmfork.host.process import ProcessIdentity
+from vmfork.host.sockets import listen_unix
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.folder import VMFolder, VMRecord, new_vm_id
@@ -39,9 +40,7 @@ def waiting(vms, victim, *, recorded):
     facts = MachineFacts(identity=Identity.fresh(new_vm_id()), hardware=HARDWARE, image="default", ram_inode=0)
     folder = VMFolder.create(vms, facts.identity.vm_id)
     folder.record(VMRecord(facts=facts, process=recorded, owner_pid=0))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        keeper.bind(str(folder.path / "keeper.sock"))
-        keeper.listen(1)
+    with listen_unix(folder.path / "keeper.sock", kind=socket.SOCK_SEQPACKET) as keeper:
         keeper.setblocking(False)
         folder.release()
         yield VMHandle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed
@@ -19,7 +19,7 @@ from vmfork.hypervisor.qemu.console import ConsoleTail
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from vmfork.host.process import ProcessIdentity
@@ -81,7 +81,7 @@ class QemuMachine:
                 pass_fds=(fds.qmp, fds.agent, fds.console, *_inherited(launch)),
                 confined=not binary.has_sandbox,
             )
-            on_failure.callback(process.kill)
+            on_failure.callback(process.end)
             # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later
             # nobody would listen, and connecting would fail without a reason.
             client = on_failure.enter_context(connect_unix(launch.folder / AGENT_SOCKET))
@@ -98,11 +98,16 @@ class QemuMachine:
         Raises `VMNotFound` and `StoreBusy`. The machine ends when it is closed, or our process ends, before `confirm`.
         """
         process, passed = await KeptProcess.take(folder / KEEPER_SOCKET, token=token, identity=identity, vm_id=name)
-        line, console = (socket.socket(fileno=fd) for fd in passed[:2])
-        log = folder / CONSOLE
-        tail = ConsoleTail(console, log, before=log.read_bytes() if log.exists() else b"")
+        fds = [*passed]
+        async with AsyncExitStack() as on_failure:
+            on_failure.push_async_callback(process.aclose)
+            on_failure.callback(_close_all, fds)
+            line, console = _take_socket(fds, on_failure), _take_socket(fds, on_failure)
+            log = folder / CONSOLE
+            tail = ConsoleTail(console, log, before=log.read_bytes() if log.exists() else b"")
+            on_failure.pop_all()
         machine = cls(process, tail, name=name, folder=folder, agent=None)
-        return machine, line, passed[2] if len(passed) > 2 else None
+        return machine, line, fds[0] if fds else None
 
     def confirm(self) -> None:
         """The machine is ours, and lives as long as we do. Raises `HostError` when its keeper has ended it."""
@@ -294,6 +299,18 @@ class QemuMachine:
 
                 self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
             return self._monitor
+
+
+def _take_socket(fds: list[int], on_failure: AsyncExitStack) -> socket.socket:
+    """The socket that the first of `fds` is; it owns the descriptor then."""
+    taken = on_failure.enter_context(socket.socket(fileno=fds[0]))
+    del fds[0]
+    return taken
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def describe_end(exit_code: int | None) -> str:

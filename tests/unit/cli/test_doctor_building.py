@@ -1,0 +1,50 @@
+"""What doctor says of the things that images are built with, to a user whom this host lets have no namespaces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vmfork.cli import doctor
+from vmfork.errors import HostError
+
+# A user namespace with one id, in which no other can be made: what such a host is to an ordinary user.
+CONFINED = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "sh",
+    "-c",
+    'echo 0 > /proc/sys/user/max_user_namespaces; "$@"',
+    "sh",
+)
+
+
+@pytest.mark.needs("namespaces")
+def test_a_user_without_namespaces_is_told_before_a_build(instance) -> None:
+    command = [*CONFINED, sys.executable, "-m", "vmfork", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["namespaces"]["level"] == "fail"
+    assert "user.max_user_namespaces" in checks["namespaces"]["todo"]
+    assert done.returncode == 1
+    command[-2:] = ["image", "build", "mine"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert failed.returncode == 1
+    assert checks["namespaces"]["todo"] in failed.stderr
+
+
+@pytest.mark.parametrize(("built", "level"), [(True, "note"), (False, "fail")])
+def test_where_the_image_is_there_a_lack_is_a_note(monkeypatch, built, level) -> None:
+    def lacking() -> None:
+        raise HostError("it is not there", hint="install it")
+
+    for name in ("find_mmdebstrap", "choose_namespaces", "check_library"):
+        monkeypatch.setattr(doctor, name, lacking)
+    checks = doctor._check_building(built=built)
+    assert [(check.name, check.level, check.todo) for check in checks] == [
+        (name, level, "install it") for name in ("mmdebstrap", "namespaces", "liblz4")
+    ]

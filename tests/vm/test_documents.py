@@ -1,0 +1,162 @@
+"""README, guides and concepts, followed from top to bottom: every command succeeds, every output is what is shown.
+
+How a block is run, and what may differ from run to run, is in `tests/documents.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.documents import PAGES, ROOT, Block, read_blocks
+from tests.rules.capabilities import need
+from tests.vm.cli_runner import COMMAND, Running, vmfork
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Images are built on the way, under emulation.
+pytestmark = [pytest.mark.vm, pytest.mark.limit_s(1200)]
+
+_BLOCK_LIMIT_S = 600
+_ALL = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
+# These build images of their own, or were not followed to the end here yet: VMFORK_TEST_PAGES=all follows them too.
+_ON_DEMAND = {"getting-started.md", "templates-and-hooks.md", "vm-cache.md", "sandbox-for-generated-code.md"}
+_RUN = [page for page in _ALL if page.name not in _ON_DEMAND or os.environ.get("VMFORK_TEST_PAGES") == "all"]
+# What differs from run to run, and from host to host: ids and keys, whatever is measured, and how the guest is run.
+_DIFFER = ((r"\b[0-9a-f]{12,}\b", "ID"), (r"\b\d+\.\d+\b", "N"), (r"\b(?:kvm|tcg)\b", "ACCEL"))
+_MAKE = shutil.which("make") or "make"
+# For a host that has none.
+_CURL = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
+
+
+@dataclass
+class Reader:
+    """Follows a page in `folder`, where `.venv/bin` has the commands of the environment that the tests run in."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int
+    going_on: ExitStack = field(default_factory=ExitStack)
+
+    def follow(self, block: Block) -> None:
+        if block.mark == "not run":
+            return
+        if block.name:
+            (self.folder / block.name).write_text(self._own(block.text))
+        if block.language == "toml":
+            self._run("vmfork config")
+        elif block.mark == "goes on until it prints":
+            self._begin(block)
+        elif block.mark != "saved":
+            self._check(block)
+
+    def _check(self, block: Block) -> None:
+        """A program prints what is shown; commands print that among other lines, such as what was built."""
+        if block.language == "python":
+            (self.folder / "program.py").write_text(self._own(block.text))
+            said = self._run("python program.py").splitlines()
+            assert self._shape(block, said) == self._shape(block, block.shown), block.place
+        elif block.mark != "in the checkout":
+            self._compare(block, self._run(self._own(block.commands)).splitlines())
+        elif (ROOT / "Makefile").exists():
+            self._run(f"cd {shlex.quote(str(ROOT))}\n{block.commands}")
+
+    def _begin(self, block: Block) -> None:
+        script = ("bash", "-c", f"cd {shlex.quote(str(self.folder))} && exec {self._own(block.commands)}")
+        running = self.going_on.enter_context(Running(command=script, env=self.env))
+        running.wait_for(block.reason)
+        self._compare(block, running.seen(2).splitlines())
+
+    def _compare(self, block: Block, said: list[str]) -> None:
+        shown = self._shape(block, block.shown)
+        assert [line for line in self._shape(block, said) if line in shown] == shown, (block.place, said)
+
+    def _run(self, script: str) -> str:
+        """What it printed on standard output."""
+        command = ["bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, timeout=_BLOCK_LIMIT_S, check=False, text=True
+        )
+        assert done.returncode == 0, (script, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, (script, done.stderr)
+        return done.stdout
+
+    def _own(self, text: str) -> str:
+        """A port of this host may be another's."""
+        return text.replace("127.0.0.1:9100", f"127.0.0.1:{self.port}")
+
+    def _shape(self, block: Block, lines: list[str]) -> list[str]:
+        """What must be alike; nothing where the page shows none."""
+        if not block.shown:
+            return []
+        differ = [*_DIFFER, (re.escape(self.env["VMFORK_RUNTIME_DIR"]), "/run/vmfork")]
+        if block.output is not None and block.output.mark == "numbers differ":
+            differ.append((r"\d+", "N"))
+        for pattern, word in differ:
+            lines = [re.sub(pattern, word, line) for line in lines]
+        return lines
+
+
+def make_commands(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    # What is installed is what the tests run in: make is not to install anything, however new the sources are.
+    programs = {"vmfork": COMMAND, "python": (sys.executable,), "make": (_MAKE, "-o", ".venv/.ready")}
+    if shutil.which("curl") is None:
+        programs["curl"] = (sys.executable, "-c", _CURL)
+    for name, argv in programs.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def find_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _names(kind: str) -> set[str]:
+    return {made["name"] for made in json.loads(vmfork(kind, "ls", "--json").check().out)}
+
+
+@pytest.fixture(scope="module")
+def default(instance):
+    """The image and the template that pages share: the first command of a reader makes them."""
+    need("mmdebstrap")
+    vmfork("run", "--", "true", limit_s=_BLOCK_LIMIT_S).check()
+    yield
+    vmfork("template", "rm", "default").check()
+
+
+@pytest.fixture
+def reader(tmp_path, default):
+    """One in a new folder; the templates and images that he makes are removed."""
+    before = {kind: _names(kind) for kind in ("template", "image")}
+    commands = make_commands(tmp_path / ".venv" / "bin")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    env["PATH"] = f"{commands}:{env['PATH']}"
+    made = Reader(tmp_path, env, find_port())
+    try:
+        with made.going_on:
+            yield made
+    finally:
+        for kind, names in before.items():
+            for name in _names(kind) - names:
+                vmfork(kind, "rm", "--", name).check()
+
+
+@pytest.mark.parametrize("page", _RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_reader_meets_no_failure(reader, page) -> None:
+    for block in read_blocks(page):
+        reader.follow(block)
