@@ -232,6 +232,29 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def test_what_needs_no_loop_is_told_in_whatever_thread_it_is_asked(template_name) -> None:
+    """`make demo` asks a blocking machine for its memory: it was told that the machine is another event loop's."""
+    done = run_program(f"""
+import threading, vmfork
+with vmfork.Template.open({template_name!r}).fork() as vm:
+    told = []
+    def ask():
+        told.append((vm.memory().rss > 0, vm.id, vm.console_tail() is not None, repr(vm), vm.timings.total_s > 0))
+    ask()
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+assert told[0] == told[1] and told[0][0], told
+try:
+    vm.memory()
+except vmfork.Closed:
+    pass
+else:
+    raise AssertionError
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_pool_of_forked_workers_runs_machines(template_name) -> None:
     done = run_program(f"""
 import multiprocessing, vmfork

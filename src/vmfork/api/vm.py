@@ -283,7 +283,7 @@ class VM(GuestFiles, Described, Owner):
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
-        self._running.check_open()
+        self._running.check_ours()
         return read_memory(
             self.pid,
             ram_inode=self.facts.ram_inode,

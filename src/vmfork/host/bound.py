@@ -73,12 +73,7 @@ class Bound:
 
     def check(self) -> None:
         """Raises `WrongContext`, naming the mistake, when this is another process or another event loop."""
-        if self.is_forked:
-            raise WrongContext(
-                self._what,
-                f"was made in process {self._pid}, and this is a child that was forked from it",
-                hint="make it in the process that uses it; a machine can be handed over: vm.detach(), VM.attach()",
-            )
+        self.check_process()
         if _running_loop() is not self._loop:
             ended = " that has ended" if self.is_stranded else ""
             raise WrongContext(
@@ -86,6 +81,15 @@ class Bound:
                 f"belongs to another event loop{ended}",
                 hint="make and use it in one asyncio.run (pytest-asyncio gives each test a loop of its own), "
                 "or use the blocking API, which has one loop for all",
+            )
+
+    def check_process(self) -> None:
+        """Raises `WrongContext` when this is a child that was forked from the process it is bound to."""
+        if self.is_forked:
+            raise WrongContext(
+                self._what,
+                f"was made in process {self._pid}, and this is a child that was forked from it",
+                hint="make it in the process that uses it; a machine can be handed over: vm.detach(), VM.attach()",
             )
 
 

@@ -71,11 +71,16 @@ class Running(Described, Owner):
 
     def check_open(self) -> None:
         """Raises `Closed` when the machine is not ours any more, `WrongContext` in another process or event loop."""
+        self.check_ours()
+        self.bound.check()
+
+    def check_ours(self) -> None:
+        """As `check_open`, for what needs no event loop: the blocking API asks for it from the caller's thread."""
         if self.state == "detached":
             raise Closed(f"VM {self.id}", "whoever has its handle or id can attach it", how="was detached")
         if self.state == "closed":
             raise Closed(f"VM {self.id}")
-        self.bound.check()
+        self.bound.check_process()
 
     def _check(self, *states: State) -> None:
         self.check_open()
