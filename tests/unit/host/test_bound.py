@@ -36,6 +36,7 @@ async def test_a_thread_without_a_loop_is_elsewhere() -> None:
     bound = Bound("the machine")
     with pytest.raises(WrongContext, match=r"belongs to another event loop(\n|$)"):
         await asyncio.to_thread(bound.check)
+    await asyncio.to_thread(bound.check_process)  # what needs no loop may be asked from there
 
 
 async def test_a_forked_child_is_named() -> None:
