@@ -69,15 +69,18 @@ async def own(template_name):
     await store.remove("own")
 
 
-def enforced_fields(manifest: Manifest) -> list[tuple[str, dict[str, object]]]:
-    """Each field that every opening compares with this host, and the change that makes it another."""
+def enforced_fields(manifest: Manifest) -> list[tuple[str, object, dict[str, object]]]:
+    """Each field that every opening compares with this host, another value of it, and the change that gives it that."""
     traits = ("qemu.version", "machine", "image.kernel", "image.initramfs")
     # The emulator is asked for its version where the file is another than at the freeze.
     return [
-        *((trait, {"traits": {**manifest.traits, trait: "another"}, "qemu_stamp": "another"}) for trait in traits),
-        ("format", {"format": "another"}),
-        ("host.boot_id", {"host_boot_id": "another"}),
-        ("agent.protocol", {"agent_protocol": "another"}),
+        *(
+            (trait, "another", {"traits": {**manifest.traits, trait: "another"}, "qemu_stamp": "another"})
+            for trait in traits
+        ),
+        ("format", "another", {"format": "another"}),
+        ("host.boot_id", "another", {"host_boot_id": "another"}),
+        ("agent.protocol", 1_000_000, {"agent_protocol": 1_000_000}),
     ]
 
 
@@ -99,16 +102,16 @@ async def test_damage_is_named_and_nothing_is_started(own, instance, tmp_path) -
     (folder / "manifest.json").write_bytes(manifest.replace(b'"cpus": 1', b'"cpus": 2'))
     with pytest.raises(TemplateCorrupt, match="manifest"):
         await Template.open("own")
-    for field, change in enforced_fields(built.manifest):
+    for field, other, change in enforced_fields(built.manifest):
         (folder / "manifest.json").write_bytes(replace(built.manifest, **change).to_json())
         with pytest.raises(TemplateStale) as stale:
             await Template.open("own")
-        assert (stale.value.field, stale.value.have) == (field, "another")
-        assert stale.value.want not in ("another", None)
+        assert (stale.value.field, stale.value.have) == (field, other)
+        assert stale.value.want not in (other, None)
         assert "replace=True" in stale.value.hint
     for field in ("image", "kernel_args", "cpu_model", "reseed", "aslr"):
-        other = {"reseed": "agent", "aslr": "off" if built.manifest.traits["aslr"] == "on" else "on"}
-        wanted = replace(VMConfig(), **{field: other.get(field, "another")})
+        others = {"reseed": "agent", "aslr": "off" if built.manifest.traits["aslr"] == "on" else "on"}
+        wanted = replace(VMConfig(), **{field: others.get(field, "another")})
         with pytest.raises(TemplateStale) as stale:
             built._source.check_config(wanted)
         assert stale.value.field == field
@@ -160,7 +163,7 @@ async def test_bad_builds_leave_nothing(template, instance) -> None:
         await building
     assert await Template.list() == [template.name]
     assert list_records(instance.vms) == []
-    assert "bad" not in Path("/proc/mounts").read_text()
+    assert str(instance.templates / "bad") not in Path("/proc/mounts").read_text()
 
 
 OWNER = """
