@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 
 from tests.vm.cli_runner import COMMAND, Running, environment, left_of, vmfork
 from vmfork.aio import Factory
-from vmfork.config import FactoryConfig, VMConfig
+from vmfork.config import FactoryConfig, Instance, VMConfig
 from vmfork.errors import FallbackRefused
+from vmfork.machine.prepare import prepare
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 
 pytestmark = pytest.mark.vm
@@ -25,6 +27,12 @@ with vmfork.Factory() as factory, factory.get_vm(timeout_s=60) as vm:
     stats = factory.stats()
     print(json.dumps([vm.hardware.memory_mib, dict(stats.given), dict(stats.fallbacks)]))
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image(instance):
+    """What machines boot is there, and all that only booting it tells: a server is not waited for so long."""
+    asyncio.run(prepare(VMConfig(), Instance(instance)))
 
 
 @pytest.fixture
