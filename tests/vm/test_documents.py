@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.limit_s(1200)]
 _BLOCK_LIMIT_S = 600
 _ALL = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
 # These build images of their own, or were not followed to the end here yet: VMFORK_TEST_PAGES=all follows them too.
-_ON_DEMAND = {"getting-started.md", "templates-and-hooks.md", "vm-cache.md", "sandbox-for-generated-code.md"}
+_ON_DEMAND = {"getting-started.md", "templates-and-hooks.md", "sandbox-for-generated-code.md"}
 _RUN = [page for page in _ALL if page.name not in _ON_DEMAND or os.environ.get("VMFORK_TEST_PAGES") == "all"]
 # What differs from run to run, and from host to host: ids and keys, whatever is measured, and how the guest is run.
 _DIFFER = ((r"\b[0-9a-f]{12,}\b", "ID"), (r"\b\d+\.\d+\b", "N"), (r"\b(?:kvm|tcg)\b", "ACCEL"))
