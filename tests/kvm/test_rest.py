@@ -36,6 +36,7 @@ async def test_a_fork_paused_for_minutes_has_the_time_of_now_and_no_complaints(w
             await vm.shell("rm /root/tick; until test -s /root/tick; do sleep 0.1; done", check=True, timeout_s=60)
             assert abs(int(await vm.read_file("/root/tick")) - time.time()) < 5
             said = (await vm.exec(["dmesg"], check=True)).stdout
-            assert not re.search("lockup|rcu.*stall|blocked for more|clocksource.*unstable", said), said
+            # That the TSC ran on, its kernel may find, and trust it no more: it goes by kvm-clock.
+            assert not re.search("lockup|rcu.*stall|blocked for more", said), said
     finally:
         await template.remove()

@@ -240,7 +240,7 @@ async def test_the_template_that_fits_best_is_taken(roomy, template_name) -> Non
 
 
 async def test_a_request_larger_than_the_host_is_refused(template_name) -> None:
-    async with Factory(FactoryConfig(templates=(template_name,))) as factory:
+    async with Factory(FactoryConfig(templates=(template_name,), fallback="boot")) as factory:
         with pytest.raises(ConfigError, match=r"400 GiB.*the host has"):
             await factory.get_vm(VMConfig(memory_mib=400 * 1024))
 
