@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.vm.cli_runner import COMMAND, Running, left_of, vmfork
+from tests.vm.emulator import Emulator
 from vmfork.aio import Factory, Template
 from vmfork.config import FactoryConfig, VMConfig
 from vmfork.errors import VMForkError
@@ -20,26 +19,6 @@ from vmfork.rpc.status import Phase
 pytestmark = pytest.mark.vm
 
 LIMIT_S = 60.0
-
-
-class Emulator:
-    """An emulator that says what version it is, as a distribution replaces one: the file under one path is another."""
-
-    def __init__(self, path: Path, real: Path, release: str) -> None:
-        self.path, self._real, self._release = path, real, release
-        self.install("one")
-
-    def install(self, mark: str) -> None:
-        self._replace(f'[ "$1" = --version ] && exec echo "QEMU emulator version {self._release} ({mark})"')
-
-    def break_it(self) -> None:
-        self._replace('[ "$1" = --version ] || exit 1')
-
-    def _replace(self, line: str) -> None:
-        new = self.path.with_name("new")
-        new.write_text(f'#!/bin/sh\n{line}\nexec {self._real} "$@"\n')
-        new.chmod(0o755)
-        os.replace(new, self.path)
 
 
 @pytest.fixture
