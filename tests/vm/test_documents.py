@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.limit_s(1200)]
 
 _BLOCK_LIMIT_S = 600
 _ALL = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
-# These build images of their own, or were not followed to the end here yet: VMFORK_TEST_PAGES=all follows them too.
-_ON_DEMAND = {"getting-started.md", "templates-and-hooks.md", "sandbox-for-generated-code.md"}
+# Not followed to its end here yet; VMFORK_TEST_PAGES=all follows it too.
+_ON_DEMAND = {"sandbox-for-generated-code.md"}
 _RUN = [page for page in _ALL if page.name not in _ON_DEMAND or os.environ.get("VMFORK_TEST_PAGES") == "all"]
 # What differs from run to run, and from host to host: ids and keys, whatever is measured, and how the guest is run.
 _DIFFER = ((r"\b[0-9a-f]{12,}\b", "ID"), (r"\b\d+\.\d+\b", "N"), (r"\b(?:kvm|tcg)\b", "ACCEL"))
@@ -130,6 +130,10 @@ def _names(kind: str) -> set[str]:
     return {made["name"] for made in json.loads(vmfork(kind, "ls", "--json").check().out)}
 
 
+def _built_by_pages() -> set[str]:
+    return {name for page in _ALL for name in re.findall(r"vmfork image build (\w+)", page.read_text())}
+
+
 @pytest.fixture(scope="module")
 def default(instance):
     """The image and the template that pages share: the first command of a reader makes them."""
@@ -142,7 +146,7 @@ def default(instance):
 @pytest.fixture
 def reader(tmp_path, default):
     """One in a new folder; the templates and images that he makes are removed."""
-    before = {kind: _names(kind) for kind in ("template", "image")}
+    before = _names("template")
     commands = make_commands(tmp_path / ".venv" / "bin")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     env["PATH"] = f"{commands}:{env['PATH']}"
@@ -151,9 +155,11 @@ def reader(tmp_path, default):
         with made.going_on:
             yield made
     finally:
-        for kind, names in before.items():
-            for name in _names(kind) - names:
-                vmfork(kind, "rm", "--", name).check()
+        for name in _names("template") - before:
+            vmfork("template", "rm", "--", name).check()
+        # Other images are those of tests that run beside this one.
+        for name in _names("image") & _built_by_pages():
+            vmfork("image", "rm", "--", name).check()
 
 
 @pytest.mark.parametrize("page", _RUN, ids=lambda page: str(page.relative_to(ROOT)))
