@@ -23,7 +23,7 @@ def close_dropped(owner: object, bound: Bound, end: Callable[[], None]) -> None:
     if sys.is_finalizing() or bound.is_forked:
         return
     # A task would be lost with a loop that is about to end, and leave zombies: most owners are dropped just then. A
-    # callback is run by the loop's last turns, and a machine is gone 20 ms after SIGKILL.
+    # callback is run by the loop's last turns, and blocks it while the kernel takes the machine down.
     if bound.loop.is_running():
         bound.loop.call_soon_threadsafe(end)
     else:
