@@ -81,13 +81,13 @@ PROBES = (
     ),
     Probe(
         name="cpu-count",
-        command="n=0; while read -r key rest; do [ $key != processor ] || n=$((n + 1)); done < /proc/cpuinfo; echo $n",
+        command='n=0; while read -r key _; do [ "$key" != processor ] || n=$((n + 1)); done < /proc/cpuinfo; echo $n',
         expect="same",
         hazard="not the machine asked for",
     ),
     Probe(
         name="memory",
-        command="while read -r key rest; do [ $key != MemTotal: ] || echo $rest; done < /proc/meminfo",
+        command='while read -r key rest; do [ "$key" != MemTotal: ] || echo $rest; done < /proc/meminfo',
         expect="same",
         hazard="not the machine asked for",
     ),
