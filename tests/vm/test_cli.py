@@ -22,6 +22,7 @@ from tests.rules.capabilities import need
 from tests.vm.agents import copy_default_image
 from tests.vm.cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
 from tests.vm.other_user import copy_for_others, find_python_for
+from vmfork.errors import DeadlineExceeded
 from vmfork.machine.folder import list_records
 from vmfork.store import Manifest
 
@@ -93,6 +94,15 @@ def test_run_passes_arguments_environment_and_streams(run) -> None:
     assert (done.status, done.err) == (4, "")
     assert (body["exit_code"], body["stdout"], body["stderr"]) == (4, "out\n", "err\n")
     assert 0 < body["duration_s"] < body["timings"]["total_s"] + body["duration_s"] < 60
+
+
+def test_run_tells_a_time_limit_from_a_commands_own_status(run) -> None:
+    ended, struck = (
+        json.loads(run("--json", *argv).raw)
+        for argv in (("--", "sh", "-c", "exit 124"), ("--timeout", "300ms", "--", "sleep", "60"))
+    )
+    assert ended["exit_code"] == struck["exit_code"] == 124
+    assert (ended["error"], struck["error"]["code"]) == (None, DeadlineExceeded.code)
 
 
 def test_run_keeps_as_much_output_as_it_is_told_and_ends_what_writes_more(run) -> None:
