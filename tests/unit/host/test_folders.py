@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.children import exit_code_of, fork_child
 from vmfork.errors import HostError
 from vmfork.host import folders
-from vmfork.host.folders import link_atomically, make_private, tail_of, write_whole
+from vmfork.host.folders import link_atomically, make_private, read_file, tail_of, write_whole
 
 as_root = pytest.mark.needs("root")
 
@@ -39,6 +39,21 @@ def test_a_folder_that_was_open_to_others_is_closed_to_them(tmp_path):
     folder.chmod(0o777)
     make_private(folder)
     assert mode(folder) == 0o700
+
+
+def test_a_record_may_have_as_many_bytes_as_are_read(tmp_path):
+    path = tmp_path / "record"
+    path.write_bytes(b"12345678")
+    assert read_file(path, limit=8) == b"12345678"
+    with pytest.raises(OSError, match="it has 8 bytes, 7 at most are read"):
+        read_file(path, limit=7)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def test_a_record_is_a_regular_file(tmp_path, make):
+    make(tmp_path / "record")
+    with pytest.raises(OSError):  # noqa: PT011 - each kind has its own
+        read_file(tmp_path / "record")
 
 
 def test_a_link_is_not_a_private_folder(tmp_path):
