@@ -113,6 +113,16 @@ def list_folder(parent: Path) -> list[Path]:
         return []
 
 
+def read_link(path: Path) -> str | None:
+    """What the link at `path` holds, `None` where there is no link. Raises `OSError` when that cannot be seen."""
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):  # nothing there, or something that is no link
+            return None
+        raise
+
+
 def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
     """What the regular file at `path` holds.
 

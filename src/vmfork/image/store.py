@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
-from vmfork.host.folders import link_atomically, list_folder, make_private
+from vmfork.host.folders import link_atomically, list_folder, make_private, read_link
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
@@ -210,11 +210,9 @@ class ImageStore:
         return self.folder / "names" / name
 
     def _read_link(self, name: str) -> str | None:
-        """The digest that `name` leads to."""
-        try:
-            return Path(os.readlink(self._link_of(name))).name
-        except OSError:
-            return None
+        """The digest that `name` leads to. Raises `OSError` when that cannot be seen: a sweep would take the image."""
+        target = read_link(self._link_of(name))
+        return None if target is None else Path(target).name
 
     def _list_names(self) -> list[str]:
         try:

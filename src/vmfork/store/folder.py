@@ -7,11 +7,11 @@ import re
 import shutil
 import stat
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import StoreBusy, TemplateNotFound
-from vmfork.host.folders import list_folder
+from vmfork.host.folders import list_folder, read_link
 from vmfork.host.lock import FileLock, read_holder
 from vmfork.host.tmpfs import unmount
 
@@ -49,11 +49,13 @@ class SharedFolder:
             raise TemplateNotFound(self._name) from error
         if self._lock is None:
             raise StoreBusy(f"template {self._name!r}", read_holder(self._folder / BUILDING))
-        try:
-            return self._folder / os.readlink(self._folder / CURRENT)
-        except OSError as error:
-            self._lock.close()
-            raise TemplateNotFound(self._name) from error
+        with ExitStack() as on_failure:
+            on_failure.callback(self._lock.close)
+            generation = read_link(self._folder / CURRENT)
+            if generation is None:
+                raise TemplateNotFound(self._name)
+            on_failure.pop_all()
+        return self._folder / generation
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -99,11 +101,11 @@ def sweep_generations(folder: Path) -> list[str]:
 
 
 def find_unnamed(folder: Path) -> list[Path]:
-    """The generations in a template's folder but for the one in force."""
-    try:
-        kept = os.readlink(folder / CURRENT)
-    except OSError:
-        kept = ""
+    """The generations in a template's folder but for the one in force.
+
+    Raises `OSError` when it cannot be seen which one that is: then it would be removed with the others.
+    """
+    kept = read_link(folder / CURRENT)
     return [path for path in list_folder(folder) if path.name != kept and _is_generation(path)]
 
 

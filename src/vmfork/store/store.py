@@ -193,7 +193,7 @@ class TemplateStore:
                 lock = FileLock.try_acquire(folder / BUILDING, holder=f"process {os.getpid()}", must_exist=True)
             if lock is None:
                 continue
-            with lock:
+            with lock, suppress(OSError):  # it cannot be seen which generation is in force: all stay
                 removed += sweep_generations(folder)
                 remove_if_empty(folder)
         return removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -175,6 +176,19 @@ def test_a_sweep_leaves_what_only_looks_like_a_build(images_dir):
     theirs.mkdir()
     ImageStore(images_dir).sweep()
     assert theirs.is_dir()
+
+
+def test_a_sweep_that_cannot_see_what_names_lead_to_takes_nothing(images_dir, add_image, monkeypatch):
+    add_image("one", A)
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            ImageStore(images_dir).sweep()
+    assert (images_dir / A).is_dir()
 
 
 def test_a_sweep_takes_an_image_that_a_crash_left_without_a_name(images_dir, add_image):

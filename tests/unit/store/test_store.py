@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -480,6 +481,21 @@ async def test_a_sweep_leaves_what_is_not_ours(store, build):
     assert strangers == {"email", "two", "notes.txt", "one"}
     assert store.list_names() == []
     shutil.rmtree(store.folder)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+async def test_a_sweep_that_cannot_see_what_is_in_force_takes_nothing(store, build, monkeypatch, number):
+    generation = await build(store)
+
+    def refuse(*_args, **_options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", refuse)
+        assert store.sweep() == []
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            store.open("one")
+    assert store.verify("one").generation == generation
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
