@@ -122,7 +122,7 @@ class RemoteFactory:
 
         Raises `DeadlineExceeded` when the server had no machine within `timeout_s` (by default two minutes), `Closed`
         when the server ends, `VMNotFound` or `StoreBusy` when the machine could not be taken over (it ends then), and
-        Raises `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
+        `HostError` when the server is gone, or holds machines of another kind now; `kind` is the new one then.
         """
         limit_s = TAKE_LIMIT_S if timeout_s is None else timeout_s
         client = self._server.client

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import re
     from pathlib import Path
 
+# What open(2) and `open_file` say of something that is no regular file.
+NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 # No record of ours comes near it.
 _RECORD_LIMIT = 16 << 20
 
@@ -123,19 +126,29 @@ def read_link(path: Path) -> str | None:
         raise
 
 
-def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
-    """What the regular file at `path` holds.
+def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of the regular file at `path`, with mode 0600 where `flags` make it.
 
-    Raises `OSError` when it cannot be read, has more than `limit` bytes, or is no regular file: a FIFO in its place
-    would keep the reader for ever, and a link would lead elsewhere.
+    Raises `OSError`; its number is one of `NO_FILE` when something else stands there: a FIFO would keep the reader for
+    ever, and a link would lead elsewhere.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
+    # O_NONBLOCK is for a FIFO or a device in the file's place. It changes nothing for a file.
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    with ExitStack() as on_failure:
+        on_failure.callback(os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if info.st_size > limit:
-            raise OSError(errno.EFBIG, f"it has {info.st_size} bytes, {limit} at most are read", str(path))
+        on_failure.pop_all()
+    return fd
+
+
+def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
+    """What the regular file at `path` holds. Raises `OSError` as `open_file`, and for more than `limit` bytes."""
+    fd = open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, {limit} at most are read", str(path))
         with os.fdopen(fd, "rb", closefd=False) as file:
             return file.read()
     finally:

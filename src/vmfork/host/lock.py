@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
-import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import HostError
+from vmfork.host.folders import NO_FILE, open_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,27 +104,13 @@ class FileLock:
 
 def _open(path: Path, missing: int) -> int:
     try:
-        # Without O_NONBLOCK a FIFO opened for reading and writing does not block either, but a device might.
-        fd = os.open(path, os.O_RDWR | missing | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        return open_file(path, os.O_RDWR | missing)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise _no_file(path) from error
-        raise
-    try:
-        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-    except BaseException:
-        os.close(fd)
-        raise
-    if not is_file:
-        os.close(fd)
-        raise _no_file(path)
-    return fd
-
-
-def _no_file(path: Path) -> HostError:
-    return HostError(
-        f"{path} is not a file, where a lock belongs", hint=f"see what put it there, and remove it: {path}"
-    )
+        if error.errno not in NO_FILE:
+            raise
+        raise HostError(
+            f"{path} is not a file, where a lock belongs", hint=f"see what put it there, and remove it: {path}"
+        ) from error
 
 
 def is_locked(path: Path) -> bool:

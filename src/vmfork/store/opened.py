@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import TemplateCorrupt, TemplateElsewhere, TemplateError, TemplateStale
 from vmfork.host import facts
-from vmfork.host.folders import read_file
+from vmfork.host.folders import NO_FILE, open_file, read_file
 from vmfork.host.namespace import find_holder, mount_namespace
 from vmfork.records import read_record
 from vmfork.store.manifest import FILE_NAME, Manifest
@@ -108,25 +107,15 @@ def _check_boot(manifest: Manifest) -> None:
 
 def _open_file(name: str, path: Path) -> int:
     try:
-        # O_NONBLOCK: a FIFO in its place would keep us for ever. It changes nothing for a file.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return open_file(path)
     except OSError as error:
         raise _name_failure(name, path, error) from error
-    try:
-        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-    except BaseException:
-        os.close(fd)
-        raise
-    if not is_file:
-        os.close(fd)
-        raise TemplateCorrupt(name, path.name, "it is not a regular file")
-    return fd
 
 
 def _name_failure(name: str, path: Path, error: OSError) -> TemplateError:
     if isinstance(error, FileNotFoundError):
         return TemplateCorrupt(name, path.name, "it is missing")
-    if error.errno in (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO):  # what read_file refuses
+    if error.errno in {*NO_FILE, errno.EFBIG}:
         return TemplateCorrupt(name, path.name, "it is not a regular file of ours")
     return TemplateError(name, f"cannot read {path}: {error.strerror}")
 
