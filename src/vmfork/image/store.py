@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
-from vmfork.host.folders import link_atomically, list_folder, make_private, read_link
+from vmfork.host.folders import link_atomically, list_folder, make_private, read_file, read_link
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
@@ -72,7 +72,7 @@ class ImageStore:
         """The image of that content, or `None` when there is none. Raises `ImageCorrupt` when it is damaged."""
         folder = self.folder / digest
         try:
-            image = decode_record((folder / RECORD_NAME).read_bytes(), name=name, folder=folder)
+            image = _read_record(folder, name=name)
         except FileNotFoundError:
             if folder.is_dir():
                 raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
@@ -138,12 +138,14 @@ class ImageStore:
     def commit(self, built: Path, digest: str) -> None:
         """The folder `built` is the image of that digest. The caller holds its lock.
 
-        Where the image is in the store already, it stays, with what was measured of it, and its record is the new one:
-        with the recipe of the former, the same would be built again each time. Damaged, it is replaced.
+        Where the image is in the store already, it stays, with what was measured of it. Built of another recipe, it has
+        the new record: with the recipe of the former, the same would be built again each time. Damaged, it is replaced.
         """
-        if self._is_whole(digest):
-            _sync(built / RECORD_NAME)
-            (built / RECORD_NAME).replace(self.folder / digest / RECORD_NAME)
+        there = self._find_checked(digest)
+        if there is not None:
+            if _read_record(built, name=digest).recipe != there.recipe:
+                _sync(built / RECORD_NAME)
+                (built / RECORD_NAME).replace(self.folder / digest / RECORD_NAME)
             return
         for path in (*built.iterdir(), built):
             _sync(path)
@@ -151,14 +153,15 @@ class ImageStore:
         built.rename(self.folder / digest)
         _sync(self.folder)
 
-    def _is_whole(self, digest: str) -> bool:
+    def _find_checked(self, digest: str) -> Image | None:
+        """The image of that content, every byte of it compared, or `None`. A damaged one does not count."""
+        image = self._find_whole(digest, name=digest)
         try:
-            image = self.find(digest, name=digest)
             if image is not None:
                 _check_content(image)
         except ImageCorrupt:
-            return False
-        return image is not None
+            return None
+        return image
 
     def link(self, name: str, digest: str) -> None:
         """`name` leads to the image. The caller holds the lock of `digest`.
@@ -225,6 +228,10 @@ class ImageStore:
 
     def _list_digests(self) -> list[str]:
         return [path.name for path in list_folder(self.folder) if _DIGEST.fullmatch(path.name)]
+
+
+def _read_record(folder: Path, *, name: str) -> Image:
+    return decode_record(read_file(folder / RECORD_NAME), name=name, folder=folder)
 
 
 def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
