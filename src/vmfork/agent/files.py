@@ -53,7 +53,7 @@ class FileRequests(Connection):
     ) -> bytes:
         """What the regular file holds from `offset` on, at most `length` bytes.
 
-        `LimitExceeded` when that is more than `max_bytes`.
+        Raises `LimitExceeded` when that is more than `max_bytes`.
         """
         download = self._new_download("read", path, f"reading {path}", max_bytes)
         request = message.read_request(download.stream, path, offset, length) + _widen(download.stream)

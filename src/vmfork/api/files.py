@@ -63,7 +63,7 @@ class GuestFiles(ABC):
     ) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`. Without `timeout_s` there is no limit of time.
 
-        `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
+        Raises `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
         """
         return await self._live_agent().list_dir(check_path(path), max_bytes=max_bytes, timeout_s=timeout_s)
 

@@ -22,7 +22,7 @@ def image_names(_context: click.Context, _option: click.Parameter, incomplete: s
 
 
 def vm_ids(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """The detached machines whose ids begin so."""
+    """The detached machines whose ids begin with what was typed."""
     return _matching("vms", incomplete)
 
 

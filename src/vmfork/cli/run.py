@@ -86,13 +86,11 @@ class _RunCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except VMForkError as error:
-            show_error(translated(error))
         except (Interrupted, click.exceptions.Exit):
             raise
         except BrokenPipeError:
             return PIPE_CLOSED
-        except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status
+        except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status either
             show_error(translated(error))
         return OWN_FAILURE
 
