@@ -24,7 +24,8 @@ CONFINED = (
 
 
 @pytest.mark.needs("namespaces")
-def test_a_user_without_namespaces_is_told_before_a_build(instance) -> None:
+def test_a_user_without_namespaces_is_told_before_a_build(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VMFORK_HOME", str(tmp_path / "home"))  # with no image in it: where one is, the lack is a note
     command = [*CONFINED, sys.executable, "-m", "vmfork", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
