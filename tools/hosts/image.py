@@ -22,31 +22,33 @@ if TYPE_CHECKING:
     from vmfork.machine.plan import Plan
 
 # The one that users have, and the least there can be.
-_IMAGES = {"default": ImageConfig(), "bare": ImageConfig(bare=True)}
+FEWEST = {"default": ImageConfig(), "bare": ImageConfig(bare=True)}
+# And one with packages of the user's: servers, and what fills memory with files.
+ALL = {**FEWEST, "packed": ImageConfig(packages=("git", "openssh-server", "sqlite3", "sudo"))}
 
 
 @contextmanager
-def open_plans() -> Iterator[Mapping[str, Plan]]:
+def open_plans(configs: Mapping[str, ImageConfig]) -> Iterator[Mapping[str, Plan]]:
     """In the block the images exist, with their least memory; the plan of each says whether this host's KVM runs it.
 
     What is found out of KVM is added to the kept folder, and holds as long as vmfork lets it.
     """
 
     def make(folder: Path) -> None:
-        _build_missing(ImageStore(folder / "images"))
+        _build_missing(ImageStore(folder / "images"), configs)
 
     agent = find_agent().read_bytes()
-    digests = {name: recipe.compute_digest(config, agent) for name, config in _IMAGES.items()}
+    digests = {name: recipe.compute_digest(config, agent) for name, config in configs.items()}
     with (
         cache.open_kept("images", digests, make) as home,
         tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
     ):
         places = Places(home=home, runtime=Path(runtime))
         # A newer vmfork may not read what an older one kept.
-        images = _build_missing(ImageStore(places.images))
+        images = _build_missing(ImageStore(places.images), configs)
         instance = Instance(places)
         yield {image.name: asyncio.run(try_out(image, VMConfig(image=image.name), instance)) for image in images}
 
 
-def _build_missing(store: ImageStore) -> Sequence[Image]:
-    return [asyncio.run(build_image(name, config, store=store)) for name, config in _IMAGES.items()]
+def _build_missing(store: ImageStore, configs: Mapping[str, ImageConfig]) -> Sequence[Image]:
+    return [asyncio.run(build_image(name, config, store=store)) for name, config in configs.items()]
