@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmfork.config.places import Places
 
 # unix(7): sun_path holds 108 bytes with the closing NUL.
-_PATH_LIMIT = 107
+PATH_LIMIT = 107
 _SCHEME = "unix:"
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
@@ -37,8 +37,8 @@ def check_socket_path(text: str, *, field: str, hint: str = "") -> Path:
     if not path.startswith("/") or path.endswith("/"):
         raise ConfigError(field, text, f"{text!r} is not an absolute path of a socket", hint="write /path/NAME.sock")
     length = len(os.fsencode(path))
-    if length > _PATH_LIMIT:
-        reason = f"the path of a Unix socket has at most {_PATH_LIMIT} bytes, this one {length}: {path}"
+    if length > PATH_LIMIT:
+        reason = f"the path of a Unix socket has at most {PATH_LIMIT} bytes, this one {length}: {path}"
         raise ConfigError(field, text, reason, hint=hint or "use a shorter path")
     return Path(path)
 

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmfork.config.endpoint import PATH_LIMIT
 from vmfork.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# unix(7): sun_path holds 108 bytes with the closing NUL.
-PATH_LIMIT = 107
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
