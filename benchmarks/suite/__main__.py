@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.suite.compare import Change
     from benchmarks.suite.result import RowResult, RunResult
 
-# Exit status of a check that found a ratio worse than the baseline's.
+# Exit status of a check that found a ratio worse than the baseline's, or a measurement that failed.
 REGRESSED = 5
 
 _HEAD = ("FIGURE", "VALUE", "95 % INTERVAL", "TARGET", "VERDICT")
@@ -66,7 +66,7 @@ def command(
     """Measure what forking costs here: every figure with its interval and its target.
 
     Sides that are compared take turns in one run; all in all it takes 15 minutes at most. Exit status 5 with --check
-    when a ratio got worse beyond noise.
+    when a ratio got worse beyond noise, or a measurement failed.
     """
     if list_only:
         show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names)])
@@ -155,6 +155,11 @@ def _lines(changes: Sequence[Change]) -> Sequence[Sequence[str]]:
 
 def _check(baseline: RunResult, result: RunResult) -> int:
     regressions = find_regressions(baseline, result)
+    failed = [measure for measure in result.measures.values() if measure.has_failed]
+    for measure in failed:
+        click.echo(f"{measure.title}: {measure.status}", err=True)
+    if failed:
+        return REGRESSED
     if not regressions:
         click.echo(f"no ratio is worse than the baseline's by more than {TOLERANCE:.0%} and noise")
         return 0

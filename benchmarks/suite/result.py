@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
+# How the status begins of a measurement that went wrong; another's says what it lacks here.
+FAILED = "failed: "
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureResult:
     """What one measurement left. `status` is empty, or why there is nothing."""
@@ -50,6 +54,10 @@ class MeasureResult:
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        return self.status.startswith(FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

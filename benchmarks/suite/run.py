@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import vmfork
 from benchmarks.suite.context import MEMORY_MIB
 from benchmarks.suite.figures import NotRun
-from benchmarks.suite.result import MeasureResult, RunResult, collect, judge
+from benchmarks.suite.result import FAILED, MeasureResult, RunResult, collect, judge
 from vmfork.bench.machine import describe_machine
 from vmfork.config import VMConfig
 from vmfork.errors import VMForkError
@@ -67,7 +67,7 @@ async def _run_one(context: Context, measure: Measure) -> MeasureResult:
     except NotRun as error:
         status = str(error)
     except (VMForkError, OSError, RuntimeError) as error:
-        status = f"failed: {type(error).__name__}: {error}"
+        status = f"{FAILED}{type(error).__name__}: {error}"
     return MeasureResult(
         title=measure.title, unit=measure.unit, status=status, duration_s=round(time.monotonic() - begun, 3)
     )

@@ -20,7 +20,7 @@ from vmfork.bench import raw
 from vmfork.bench.fork import time_fork
 from vmfork.hypervisor.qemu import AGENT_PORT
 from vmfork.image import ImageStore
-from vmfork.machine.plan import KERNEL_ARGS
+from vmfork.machine.plan import KERNEL_ARGS, choose_root
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
@@ -68,7 +68,7 @@ async def run(context: Context) -> Samples:
                 memory_mib=MEMORY_MIB,
                 kernel=kernel,
                 initramfs=initramfs,
-                arguments=f"{KERNEL_ARGS} norandmaps",
+                arguments=f"{KERNEL_ARGS} {choose_root(image.kernel_release)} norandmaps",
                 emulator=manifest.qemu_path,
                 socket=agent,
                 port=AGENT_PORT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -82,3 +83,13 @@ def test_a_check_fails_where_a_ratio_got_worse(given, status, capfd):
     out, err = capfd.readouterr()
     assert ("worse than the baseline" in err) == (status == 5)
     assert ("no ratio is worse" in out) == (status == 0)
+
+
+def test_a_check_fails_where_a_measurement_failed(tmp_path, capfd):
+    """A peer that is not installed is no regression; a measurement that went wrong was taken for one."""
+    run = run_of()
+    (name,) = run.measures
+    failed = replace(run.measures[name], status="failed: RuntimeError: no such program", samples={})
+    replace(run, measures={name: failed}, rows=()).write(tmp_path / "failed.json")
+    assert main(["--from", "failed.json", "--check", "a.json"]) == 5
+    assert "failed: RuntimeError: no such program" in capfd.readouterr().err
