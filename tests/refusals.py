@@ -12,16 +12,18 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import vmfork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 # What a host that is full, short, broken or another's says.
 NUMBERS = (errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOMEM)
@@ -34,9 +36,9 @@ _EVENTS = {
     "socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen",
 }  # fmt: skip
 _WRAPPED = (
-    (os, "stat"), (os, "fstat"), (os, "write"), (os, "pread"), (os, "pwrite"), (os, "fsync"), (os, "pipe"),
-    (os, "memfd_create"), (os, "pidfd_open"), (os, "readlink"), (os, "statvfs"), (os, "sched_getaffinity"),
-    (socket, "socketpair"),
+    (os, "stat"), (os, "lstat"), (os, "fstat"), (os, "write"), (os, "pread"), (os, "pwrite"), (os, "fsync"),
+    (os, "pipe"), (os, "memfd_create"), (os, "pidfd_open"), (os, "readlink"), (os, "statvfs"),
+    (os, "sched_getaffinity"), (socket, "socketpair"),
 )  # fmt: skip
 
 
@@ -48,65 +50,77 @@ class Refusal:
     number: int = 0
     seen: int = 0
     place: str = ""
+    path: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def touch(self, what: str) -> None:
-        if not _is_ours():
-            return
+    def touch(self, what: str, _frame: FrameType, args: tuple[Any, ...]) -> None:
         with self._lock:
             place, self.seen = self.seen, self.seen + 1
         if place == self.at:
-            self.place = what
+            self.place, self.path = what, str(args[0]) if args else ""
             raise OSError(self.number, os.strerror(self.number))
 
 
-_active: Refusal | None = None
+# Called with the touch's name, the frame of vmfork's that it comes from, and the call's arguments.
+Act = Callable[[str, FrameType, tuple[Any, ...]], None]
+_active: Act | None = None
 
 
-def _is_ours() -> bool:
-    """Whether the nearest frame of vmfork or of the tests is vmfork's, and nothing is imported on the way."""
-    frame = sys._getframe(2)
+def _touch(what: str, args: tuple[Any, ...]) -> None:
+    if _active is not None and (frame := _find_our_frame()) is not None:
+        _active(what, frame, args)
+
+
+def _find_our_frame() -> FrameType | None:
+    """The nearest frame of vmfork or of the tests, if it is vmfork's, and nothing is imported on the way."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
         # Python's own, of which half is left when the other half fails (CPython 3.11 to 3.13).
         if name.startswith("<frozen importlib") or frame.f_code.co_name in ("new_event_loop", "socketpair"):
-            return False
+            return None
         if name.startswith(_PACKAGE):
-            return True
+            return frame
         if name.startswith(_TESTS) and name != __file__:
-            return False
+            return None
         frame = frame.f_back
-    return False
+    return None
 
 
-def _hook(event: str, _args: tuple[Any, ...]) -> None:
+def _hook(event: str, args: tuple[Any, ...]) -> None:
     # A hook stays for as long as the process: it is added once, and looks first at whether it is wanted.
     if _active is not None and event in _EVENTS:
-        _active.touch(event)
+        _touch(event, args)
 
 
 sys.addaudithook(_hook)
 
 
-def _wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap(module: ModuleType, function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **given: Any) -> Any:
-        if _active is not None:
-            _active.touch(function.__name__)
+        _touch(f"{module.__name__}.{function.__name__}", args)
         return function(*args, **given)
 
     return wrapped
 
 
 @contextmanager
-def refusing(at: int = -1, number: int = 0) -> Iterator[Refusal]:
-    """In the block, touch `at` of the host fails; without one all are counted."""
+def touching(act: Act) -> Iterator[None]:
+    """In the block, `act` is called before each touch of the host."""
     global _active  # noqa: PLW0603 - a hook takes no argument
-    refusal = Refusal(at, number)
     with ExitStack() as patched:
         for module, name in _WRAPPED:
-            patched.enter_context(mock.patch.object(module, name, _wrap(getattr(module, name))))
-        _active = refusal
+            patched.enter_context(mock.patch.object(module, name, _wrap(module, getattr(module, name))))
+        _active = act
         try:
-            yield refusal
+            yield
         finally:
             _active = None
+
+
+@contextmanager
+def refusing(at: int = -1, number: int = 0) -> Iterator[Refusal]:
+    """In the block, touch `at` of the host fails; without one all are counted."""
+    refusal = Refusal(at, number)
+    with touching(refusal.touch):
+        yield refusal

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import re
     from pathlib import Path
 
-# What open(2) and `open_file` say of something that is no regular file.
-NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+# What open(2), `open_file` and `read_file` say of something that is no regular file, or too large to be a record.
+NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EFBIG})
+# What the host says of something that is not there. Any other number is a refusal: it may be there all the same.
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
 # No record of ours comes near it.
 _RECORD_LIMIT = 16 << 20
 
@@ -91,21 +93,34 @@ def list_ours(parent: Path, name: re.Pattern[str], *, marker: str) -> list[Path]
 
 
 def is_ours(path: Path, *, marker: str) -> bool:
-    """Whether there is a folder of this user's at `path`, with a regular file called `marker` in it."""
-    try:
-        info, inside = path.lstat(), (path / marker).lstat()
-    except OSError:
+    """Whether there is a folder of this user's at `path`, with a regular file called `marker` in it.
+
+    Raises `OSError` when that cannot be seen.
+    """
+    if not _is_own_folder(find_info(path)):
         return False
-    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and stat.S_ISREG(inside.st_mode)
+    inside = find_info(path / marker)
+    return inside is not None and stat.S_ISREG(inside.st_mode)
 
 
 def is_private_folder(path: Path) -> bool:
-    """Whether `path` is a folder that this user made for himself alone."""
+    """Whether `path` is a folder that this user made for himself alone. Raises `OSError` when that cannot be seen."""
+    info = find_info(path)
+    return info is not None and _is_own_folder(info) and stat.S_IMODE(info.st_mode) == 0o700
+
+
+def _is_own_folder(info: os.stat_result | None) -> bool:
+    return info is not None and stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
+
+
+def find_info(path: Path) -> os.stat_result | None:
+    """What lies at `path`, a link as a link; `None` where nothing does. Raises `OSError` when that cannot be seen."""
     try:
-        info = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and stat.S_IMODE(info.st_mode) == 0o700
+        return path.lstat()
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
 
 
 def list_folder(parent: Path) -> list[Path]:
@@ -121,7 +136,7 @@ def read_link(path: Path) -> str | None:
     try:
         return os.readlink(path)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):  # nothing there, or something that is no link
+        if error.errno in ABSENT | {errno.EINVAL}:  # EINVAL: it is no link
             return None
         raise
 
@@ -153,6 +168,19 @@ def read_file(path: Path, *, limit: int = _RECORD_LIMIT) -> bytes:
             return file.read()
     finally:
         os.close(fd)
+
+
+def find_content(path: Path) -> bytes | None:
+    """What the file at `path` holds; `None` where there is none, or something that is no file of ours.
+
+    Raises `OSError` when that cannot be seen: what is there must not count as missing because the host refused once.
+    """
+    try:
+        return read_file(path)
+    except OSError as error:
+        if error.errno in ABSENT | NO_FILE:
+            return None
+        raise
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -190,9 +190,8 @@ class KeptProcess(WatchedProcess):
                 process = cls(identity, _read_argv(identity.pid), keeper, None)
             except ProcessLookupError as error:
                 raise VMNotFound(vm_id) from error
+            on_failure.callback(process.forget)  # another process may have the pid by now; it was only watched
             if not identity.is_alive():
-                # Another process has the pid by now; it was only watched.
-                process.forget()
                 raise VMNotFound(vm_id)
             on_failure.pop_all()
         return process, passed

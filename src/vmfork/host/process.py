@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 def read_stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from the third on, the state (proc(5)); empty for no process, and for a zombie."""
+    """The fields of /proc/PID/stat from the third on, the state (proc(5)); empty for no process, and for a zombie.
+
+    Raises `OSError` when the host refuses to tell: a process is not gone because there was no descriptor to ask with.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last, with hidepid=1, of another user's
         return []
     # The second, the command's name, may hold spaces and parentheses: it ends with the last ')'.
     fields = stat[stat.rindex(b")") + 2 :].split()
@@ -37,7 +40,10 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """The identity of the process that has `pid` now; `None` when no process has it, or a zombie."""
+        """The identity of the process that has `pid` now; `None` when no process has it, or a zombie.
+
+        Raises `OSError` when the host refuses to tell.
+        """
         fields = read_stat(pid)
         return cls(pid, int(fields[19])) if fields else None
 
@@ -45,10 +51,15 @@ class ProcessIdentity:
         return ProcessIdentity.of(self.pid) == self
 
     def kill(self) -> bool:
-        """SIGKILL was sent, if the pid still names the process that is meant. Tells whether it did."""
+        """SIGKILL was sent, if the pid still names the process that is meant. Tells whether it did.
+
+        Raises `OSError` when the host refuses: it may run on.
+        """
+        if not self.is_alive():  # nor does a damaged record's number, which never was a pid
+            return False
         try:
             fd = os.pidfd_open(self.pid)
-        except (OSError, OverflowError):  # gone, or a number from a damaged record that never was a pid
+        except ProcessLookupError:
             return False
         try:
             # The pidfd pins the process, so what is compared after opening it is what gets the signal.

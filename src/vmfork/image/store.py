@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
-from vmfork.host.folders import link_atomically, list_folder, make_private, read_file, read_link
+from vmfork.host.folders import NO_FILE, link_atomically, list_folder, make_private, read_file, read_link
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
@@ -77,8 +77,12 @@ class ImageStore:
             if folder.is_dir():
                 raise ImageCorrupt(name, f"{RECORD_NAME} is missing") from None
             return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ImageCorrupt(name, str(error)) from error
+        except OSError as error:
+            if error.errno in NO_FILE:
+                raise ImageCorrupt(name, str(error)) from error
+            raise  # the host refused: the image may be whole
         if image.digest != digest:
             raise ImageCorrupt(name, "the record is another image's")
         _check_size(image, image.kernel, image.kernel_bytes)
@@ -247,7 +251,7 @@ def hash_file(path: Path, check: Callable[[], None] = lambda: None) -> str:
 def _check_size(image: Image, path: Path, want: int) -> None:
     try:
         have = path.stat().st_size
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ImageCorrupt(image.name, f"{path.name}: {error.strerror}") from error
     if have != want:
         raise ImageCorrupt(image.name, f"{path.name} has {have} bytes, the record says {want}")

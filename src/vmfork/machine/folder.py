@@ -6,7 +6,8 @@ VMS/ID/            0700
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
-VMS/.new-ID/       the same, on its way to its name or from it
+VMS/.new-ID/       the same, on its way to its name
+VMS/.old-ID/       the same, on its way out
 ```
 Whatever else lies in VMS is a stranger's, and left alone.
 """
@@ -22,7 +23,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vmfork.host.folders import is_ours, is_private_folder, list_folder, list_ours, make_private, read_file, write_whole
+from vmfork.host.folders import (
+    find_content,
+    is_ours,
+    is_private_folder,
+    list_folder,
+    list_ours,
+    make_private,
+    write_whole,
+)
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.facts import Described, MachineFacts
@@ -33,12 +42,12 @@ if TYPE_CHECKING:
 
 # The file that makes a folder ours.
 LOCK = "lock"
-_NEW = ".new-"
+_NEW, _OLD = ".new-", ".old-"
 _ID = re.compile(r"[0-9a-f]{12}")
-_NEW_ID = re.compile(r"\.new-[0-9a-f]{12}")
+_ON_ITS_WAY = re.compile(r"\.(new|old)-[0-9a-f]{12}")
 _RECORD = "vm.json"
 _HANDLE = "handle.json"
-# A folder that has such a name for this long was left by a killed process.
+# A folder that is new for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
 
 
@@ -133,40 +142,44 @@ def new_vm_id() -> str:
 
 
 def find_record(folder: Path) -> VMRecord | None:
-    """The record in a VM's folder, a newer vmfork's too; `None` when it was not written yet or is damaged."""
+    """The record in a VM's folder, a newer vmfork's too; `None` when it was not written yet or is damaged.
+
+    Raises `OSError` when that cannot be seen.
+    """
+    data = find_content(folder / _RECORD)
     try:
-        return read_record(VMRecord, read_file(folder / _RECORD))
-    except (OSError, ValueError):
+        return None if data is None else read_record(VMRecord, data)
+    except ValueError:
         return None
 
 
 def read_handle(folder: Path) -> bytes | None:
-    """What the last owner of a VM left for the next, or `None`."""
-    try:
-        return read_file(folder / _HANDLE)
-    except OSError:
-        return None
+    """What the last owner of a VM left for the next, or `None`. Raises `OSError` when that cannot be seen."""
+    return find_content(folder / _HANDLE)
 
 
 def list_records(vms: Path) -> list[VMRecord]:
-    """Records of the VMs that are alive, oldest first."""
+    """Records of the VMs that are alive, oldest first. Raises `OSError` when one cannot be seen."""
     records = [find_record(folder) for folder in list_ours(vms, _ID, marker=LOCK)]
     return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
 
 
 def find_waste(vms: Path) -> list[Path]:
     """Folders of VMs whose owner died, and of those that never came to be, as they are at this moment."""
-    return [folder for folder in list_ours(vms, _ID, marker=LOCK) if not is_locked(folder / LOCK)] + _find_unborn(vms)
+    return [folder for folder in list_ours(vms, _ID, marker=LOCK) if not is_locked(folder / LOCK)] + _find_nameless(vms)
 
 
 def find_strangers(vms: Path) -> list[Path]:
     """What lies beside the folders of VMs and is no such folder. Nothing of ours touches it."""
-    return [path for path in list_folder(vms) if not _NEW_ID.fullmatch(path.name) and not _is_vm(path)]
+    return [path for path in list_folder(vms) if not _ON_ITS_WAY.fullmatch(path.name) and not _is_vm(path)]
 
 
 def sweep_vms(vms: Path) -> list[str]:
-    """VMs whose owner died are gone, process and folder; gives their ids. What is not ours was not touched."""
-    for folder in _find_unborn(vms):
+    """VMs whose owner died are gone, process and folder; gives their ids. What is not ours was not touched.
+
+    One of which the host refused to tell the process stays for the next sweep: without its folder nobody would find it.
+    """
+    for folder in _find_nameless(vms):
         shutil.rmtree(folder, ignore_errors=True)
     swept = []
     for folder in list_ours(vms, _ID, marker=LOCK):
@@ -175,7 +188,7 @@ def sweep_vms(vms: Path) -> list[str]:
             lock = FileLock.try_acquire(folder / LOCK, must_exist=True)
         if lock is None:
             continue
-        with lock:
+        with lock, suppress(OSError):
             record = find_record(folder)
             if record is not None:
                 record.process.kill()
@@ -188,14 +201,14 @@ def _is_vm(path: Path) -> bool:
     return _ID.fullmatch(path.name) is not None and is_ours(path, marker=LOCK)
 
 
-def _find_unborn(vms: Path) -> list[Path]:
-    """Folders whose maker was killed before they had their name, or their remover after."""
-    return [
-        path for path in list_folder(vms) if _NEW_ID.fullmatch(path.name) and is_private_folder(path) and _is_old(path)
-    ]
+def _find_nameless(vms: Path) -> list[Path]:
+    """Folders whose maker was killed before they had their name, or whose remover after they had lost it."""
+    found = [path for path in list_folder(vms) if _ON_ITS_WAY.fullmatch(path.name) and is_private_folder(path)]
+    return [path for path in found if path.name.startswith(_OLD) or _is_left(path)]
 
 
-def _is_old(path: Path) -> bool:
+def _is_left(path: Path) -> bool:
+    """Whether nobody can be at work any more on a folder that is new."""
     with suppress(FileNotFoundError):
         return time.time() - path.stat().st_mtime > _NEW_LIMIT_S
     return False
@@ -203,7 +216,7 @@ def _is_old(path: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     """The folder is gone. Killed meanwhile, this leaves one of which the name tells that it is to be removed."""
-    doomed = folder.with_name(_NEW + folder.name)
+    doomed = folder.with_name(_OLD + folder.name)
     with suppress(OSError):
         folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

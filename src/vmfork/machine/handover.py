@@ -105,20 +105,20 @@ def _find_folder(handle: VMHandle) -> Path:
     process of ours: what belongs to the machine is then removed, and the process killed. So the folder must be ours by
     every step of its path, and the process the one that its former owner recorded there.
     """
-    path = Path(os.path.realpath(handle.path))
+    no_machine = VMNotFound(handle.id, "the handle is of no machine of this user")
     try:
+        path = Path(os.path.realpath(handle.path, strict=True))
         untrusted = find_untrusted(path)
-        ours = is_ours(path, marker=LOCK)
-    except OSError:
-        untrusted, ours = None, False
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise no_machine from error
     if untrusted is not None:
         raise HostError(
             f"the handle of VM {handle.id} leads through {untrusted}, where others may put what they like",
             hint=f"attach it as the user that started it, from a runtime folder that is that user's alone: {path}",
         )
-    record = find_record(path) if ours and path.name == handle.id else None
+    record = find_record(path) if path.name == handle.id and is_ours(path, marker=LOCK) else None
     if record is None or record.process != handle.process:
-        raise VMNotFound(handle.id, "the handle is of no machine of this user")
+        raise no_machine
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import TemplateCorrupt, TemplateElsewhere, TemplateError, TemplateStale
 from vmfork.host import facts
-from vmfork.host.folders import NO_FILE, open_file, read_file
+from vmfork.host.folders import NO_FILE, find_content, open_file, read_file
 from vmfork.host.namespace import find_holder, mount_namespace
 from vmfork.records import read_record
 from vmfork.store.manifest import FILE_NAME, Manifest
@@ -84,8 +83,11 @@ class Covered:
 def _check_uncovered(name: str, folder: Path) -> None:
     """Raises what became of the tmpfs that covered `folder`, where one did and is not seen from here."""
     try:
-        covered = read_record(Covered, read_file(folder / COVERED))
-    except (OSError, ValueError):
+        data = find_content(folder / COVERED)
+        covered = None if data is None else read_record(Covered, data)
+    except ValueError:
+        return
+    if covered is None:
         return
     if covered.host_boot_id != facts.boot_id():
         raise TemplateStale(name, "host.boot_id", covered.host_boot_id, facts.boot_id())
@@ -115,7 +117,7 @@ def _open_file(name: str, path: Path) -> int:
 def _name_failure(name: str, path: Path, error: OSError) -> TemplateError:
     if isinstance(error, FileNotFoundError):
         return TemplateCorrupt(name, path.name, "it is missing")
-    if error.errno in {*NO_FILE, errno.EFBIG}:
+    if error.errno in NO_FILE:
         return TemplateCorrupt(name, path.name, "it is not a regular file of ours")
     return TemplateError(name, f"cannot read {path}: {error.strerror}")
 

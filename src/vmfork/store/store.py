@@ -15,7 +15,7 @@ from vmfork.errors import (
     TemplateNotFound,
     TemplateStale,
 )
-from vmfork.host.folders import is_private_folder, list_folder, list_ours, make_private
+from vmfork.host.folders import find_info, is_private_folder, list_folder, list_ours, make_private, read_link
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.store.folder import (
     BUILDING,
@@ -77,11 +77,11 @@ class TemplateStore:
         return found
 
     def find_generation(self, name: str) -> str | None:
-        """The generation in force under `name`, or `None`. One system call: nothing is opened or checked."""
-        try:
-            return os.readlink(self.folder / check_name(name) / CURRENT)
-        except OSError:
-            return None
+        """The generation in force under `name`, or `None`. One system call: nothing is opened or checked.
+
+        Raises `OSError` when that cannot be seen: a template in force would be built again.
+        """
+        return read_link(self.folder / check_name(name) / CURRENT)
 
     def note_use(self, name: str) -> None:
         """The template was used now. One system call."""
@@ -89,11 +89,12 @@ class TemplateStore:
             os.utime(self.folder / name / LOCK)
 
     def find_last_use(self, name: str) -> float:
-        """When the template was last forked, or else made, in seconds since 1970; 0 where it is gone."""
-        try:
-            return (self.folder / name / LOCK).stat().st_mtime
-        except OSError:
-            return 0.0
+        """When the template was last forked, or else made, in seconds since 1970; 0 where it is gone.
+
+        Raises `OSError` when that cannot be seen: it would be the first to go for a budget.
+        """
+        info = find_info(self.folder / name / LOCK)
+        return 0.0 if info is None else info.st_mtime
 
     def read_manifest(self, name: str) -> Manifest:
         """The manifest of the template in force.

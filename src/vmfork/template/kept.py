@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig, check_name
 from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
-from vmfork.host.folders import make_private, write_whole
+from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
 from vmfork.template.recipe import READY_LIMIT_S, STEP_LIMIT_S, Recipe
@@ -93,14 +93,17 @@ def keeping_recipe(name: str, recipe: KeptRecipe, *, places: Places) -> Iterator
 def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
     """The recipe of the template that was last published under `name`, or `None`.
 
-    Raises `TemplateCorrupt` when it cannot be read: without it the template would be built as a bare one.
+    Raises `TemplateCorrupt` when it is damaged, and `OSError` when it cannot be read: without it the template would be
+    built as a bare one.
     """
     path = _path_of(name, places)
     try:
-        return read_record(KeptRecipe, path.read_bytes())
+        return read_record(KeptRecipe, read_file(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ConfigError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_FILE:
+            raise  # the host refused: the recipe may be whole
         raise TemplateCorrupt(name, str(path), f"its recipe cannot be read: {error}") from error
 
 

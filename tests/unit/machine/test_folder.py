@@ -70,7 +70,19 @@ def test_a_folder_of_another_user_is_a_strangers(vms):
     assert find_strangers(vms) == [vms / vm_id]
 
 
-def test_what_is_on_its_way_is_swept_once_nobody_can_be_at_work_on_it(vms):
+def test_what_is_on_its_way_out_is_swept_at_once(vms):
+    """Its remover was killed, or the host refused to remove it; should he be at work yet, both have the same aim."""
+    vms.mkdir(mode=0o700)
+    doomed = vms / ".old-0123456789ab"
+    doomed.mkdir(mode=0o700)
+    (doomed / "vm.json").touch()
+    assert find_waste(vms) == [doomed]
+    assert find_strangers(vms) == []
+    sweep_vms(vms)
+    assert list(vms.iterdir()) == []
+
+
+def test_what_is_new_is_swept_once_nobody_can_be_at_work_on_it(vms):
     vms.mkdir(mode=0o700)
     (vms / ".new-0123456789ab").mkdir(mode=0o700)
     sweep_vms(vms)
