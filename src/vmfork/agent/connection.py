@@ -164,6 +164,10 @@ class Connection(Owner):
         """Frames for a stream that is open are on their way."""
         self._line.send(data)
 
+    def grant(self, stream: int, channel: Channel, count: int) -> None:
+        """The agent may send `count` bytes more on a channel of a stream."""
+        self._line.grant(stream, channel, count)
+
     def kill_nowait(self, stream: int) -> None:
         """SIGKILL is on its way to what was started on that stream; a transfer on it is given up."""
         if self.lost is None:
@@ -271,7 +275,8 @@ class Connection(Owner):
         if not self._open and self._none_open is not None and not self._none_open.done():
             self._none_open.set_result(None)
 
-    def _take_frame(self, frame: Frame) -> None:
+    def _take_frame(self, frame: Frame) -> bool:
+        """Whether the frame was for somebody."""
         if self._silence is not None:
             self._silence.hear()
         exchange = self._open.get(frame.stream)
@@ -281,12 +286,13 @@ class Connection(Owner):
             raise ProtocolError("the agent sent a request")
         elif exchange is None:
             # Ours and the agent's frames crossed on the line.
-            return
+            return False
         elif frame.kind is Kind.REPLY:
             self._forget(frame.stream)
             exchange.on_reply(frame.payload)
         else:
             _take_progress(exchange, frame)
+        return exchange is not None
 
     def _take_error(self, exchange: Exchange | None, frame: Frame) -> None:
         failure = parse_error(frame.payload)

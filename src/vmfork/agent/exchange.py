@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmfork.errors import GuestError, LimitExceeded, ProtocolError
-from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_credit, encode_data, encode_eof
+from vmfork.wire.frame import FIRST_CREDIT, MOST_CREDIT, Channel, encode_data, encode_eof
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmfork.wire.message import Failure
 
     Send = Callable[[bytes], None]
+    Grant = Callable[[int, Channel, int], None]
     Explain = Callable[[Failure], Exception]
 
 # Credit goes back in quarters of the window. Otherwise a program that writes line by line would cost a frame a line.
@@ -42,20 +43,42 @@ def quiet_future() -> asyncio.Future[Any]:
 
 
 class Intake:
-    """Gives credit back to the agent for bytes that were taken."""
+    """Holds the agent to its credit on the channels of one stream, and gives it back for bytes that were taken.
 
-    def __init__(self, send: Send, stream: int) -> None:
-        self._send = send
+    `widened` bytes more may come on each channel than the protocol begins with.
+    """
+
+    def __init__(self, grant: Grant, stream: int, *channels: Channel, widened: int = 0) -> None:
+        self._grant = grant
         self._stream = stream
-        self._owed = {Channel.CONTENT: 0, Channel.STDOUT: 0, Channel.STDERR: 0}
+        self._window = FIRST_CREDIT + widened
+        self._waiting = dict.fromkeys(channels, 0)  # came, and was not given back as credit
+        self._owed = dict.fromkeys(channels, 0)
+
+    def receive(self, channel: Channel, count: int) -> None:
+        """`count` bytes came. Raises `ProtocolError` when they may not have."""
+        if channel not in self._waiting:
+            raise ProtocolError(f"{count} bytes came on channel {channel} of stream {self._stream}, which has none")
+        waiting = self._waiting[channel] + count
+        if waiting > self._window:
+            raise ProtocolError(f"{waiting} bytes wait on channel {channel}, where {self._window} may")
+        self._waiting[channel] = waiting
 
     def take(self, channel: Channel, count: int) -> None:
         """`count` bytes were used up."""
         owed = self._owed[channel] + count
         if owed >= _GRANT_SIZE:
-            self._send(encode_credit(self._stream, channel, owed))
+            self._waiting[channel] -= owed
+            self._grant(self._stream, channel, owed)
             owed = 0
         self._owed[channel] = owed
+
+
+def add_credit(credit: int, count: int) -> int:
+    """The credit after a CREDIT frame. Raises `ProtocolError` when an agent that keeps to the protocol has no more."""
+    if credit + count > MOST_CREDIT:
+        raise ProtocolError(f"the agent would take {credit + count} bytes ahead, where {MOST_CREDIT} are the most")
+    return credit + count
 
 
 class Outflow:
@@ -75,7 +98,7 @@ class Outflow:
 
     def grant(self, count: int) -> None:
         """The agent takes `count` bytes more."""
-        self._credit += count
+        self._credit = add_credit(self._credit, count)
         if self._rest:
             self.pump()
 
@@ -200,24 +223,35 @@ class Download(Exchange):
     lane = Lane.FILES
 
     def __init__(
-        self, stream: int, operation: str, limit_bytes: int | None, *, hint: str, send: Send, explain: Explain
+        self,
+        stream: int,
+        operation: str,
+        limit_bytes: int | None,
+        *,
+        widened: int,
+        hint: str,
+        grant: Grant,
+        explain: Explain,
     ) -> None:
         super().__init__(stream, explain=explain)
         self.operation = operation
         self._hint = hint
         self._room = Room(limit_bytes)
-        self._intake = Intake(send, stream)
-        self._chunks: list[bytes] = []
+        self._intake = Intake(grant, stream, Channel.CONTENT, widened=widened)
+        self._kept = bytearray()
 
     @property
     def content(self) -> bytes:
         """What came."""
-        return b"".join(self._chunks)
+        return bytes(self._kept)
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the agent may send as much again."""
+        if self.has_ended:
+            return
+        self._intake.receive(channel, len(data))
         kept = self._room.cut(data)
-        self._chunks.append(kept)
+        self._kept += kept
         if len(kept) < len(data):
             limit_bytes = self._room.limit_bytes or 0
             self.fail(LimitExceeded(self.operation, limit_bytes, content=self.content, hint=self._hint))
@@ -296,6 +330,7 @@ class CollectedRun(Run):
         limit_bytes: int | None,
         *,
         send: Send,
+        grant: Grant,
         explain: Explain,
         on_full: Callable[[CollectedRun], None],
     ) -> None:
@@ -304,18 +339,19 @@ class CollectedRun(Run):
         self._on_full = on_full
         self._room = Room(limit_bytes)
         self._input = None if content is None else Outflow(send, stream, content)
-        self._intake = Intake(send, stream)
-        self._chunks: dict[Channel, list[bytes]] = {Channel.STDOUT: [], Channel.STDERR: []}
+        self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
+        # Not lists of what came: a guest may send it in pieces of two bytes, each an object of fifty.
+        self._kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
 
     @property
     def stdout(self) -> bytes:
         """What it wrote to standard output so far."""
-        return b"".join(self._chunks[Channel.STDOUT])
+        return bytes(self._kept[Channel.STDOUT])
 
     @property
     def stderr(self) -> bytes:
         """What it wrote to standard error so far."""
-        return b"".join(self._chunks[Channel.STDERR])
+        return bytes(self._kept[Channel.STDERR])
 
     def on_started(self, pid: int) -> None:
         """Nobody asks for the number."""
@@ -327,12 +363,11 @@ class CollectedRun(Run):
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the process may write as much again."""
-        if channel is Channel.CONTENT:
-            raise ProtocolError("a process sends no content")
         if self.is_full:
             return
+        self._intake.receive(channel, len(data))
         kept = self._room.cut(data)
-        self._chunks[channel].append(kept)
+        self._kept[channel] += kept
         if len(kept) < len(data):
             self.is_full = True
             self._on_full(self)
@@ -351,13 +386,12 @@ class StreamedRun(Run):
     `started` becomes the pid. `changed` is what to await for the next thing to happen.
     """
 
-    def __init__(self, stream: int, *, send: Send, explain: Explain) -> None:
+    def __init__(self, stream: int, *, send: Send, grant: Grant, explain: Explain) -> None:
         super().__init__(stream, send=send, explain=explain)
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
-        self._intake = Intake(send, stream)
-        self._held = {Channel.STDOUT: 0, Channel.STDERR: 0}
+        self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
         self._changed: asyncio.Future[None] | None = None
 
     async def changed(self) -> None:
@@ -379,21 +413,19 @@ class StreamedRun(Run):
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Held until taken. The credit bounds how much that can be, whatever the guest would send."""
-        held = self._held.get(channel, FIRST_CREDIT) + len(data)
-        if held > FIRST_CREDIT:
-            raise ProtocolError(f"{held} bytes wait on channel {channel}, where {FIRST_CREDIT} may")
-        self._held[channel] = held
-        self.waiting.append((channel, data))
-        self._notify()
+        self._intake.receive(channel, len(data))
+        # Without bytes it would cost no credit, and as many as the guest likes would wait.
+        if data:
+            self.waiting.append((channel, data))
+            self._notify()
 
     def take(self, channel: Channel, count: int) -> None:
         """`count` bytes of what waited were used up, and the agent may send as many again."""
-        self._held[channel] -= count
         self._intake.take(channel, count)
 
     def on_input_credit(self, count: int) -> None:
         """The process took input."""
-        self.credit += count
+        self.credit = add_credit(self.credit, count)
         self._notify()
 
     def on_reply(self, payload: bytes) -> None:

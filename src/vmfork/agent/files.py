@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ def _explain(operation: str, path: str) -> Explain:
 
 def _widen(stream: int) -> bytes:
     return encode_credit(stream, Channel.CONTENT, _WIDE_WINDOW)
+
+
+def _sort_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
+    return tuple(sorted(message.parse_entries(content, answer), key=lambda entry: entry.name))
 
 
 class FileRequests(Connection):
@@ -109,7 +114,11 @@ class FileRequests(Connection):
         download = self._new_download("list", path, f"listing {path}", max_bytes)
         request = message.list_request(download.stream, path) + _widen(download.stream)
         answer = await self._ask(download, request, download.operation, timeout_s)
-        return tuple(sorted(message.parse_entries(download.content, answer), key=lambda entry: entry.name))
+        content = download.content
+        if len(content) <= _WIDE_WINDOW:
+            return _sort_entries(content, answer)
+        # A guest may list millions of names, which takes seconds; other machines of this process wait for the loop.
+        return await asyncio.to_thread(_sort_entries, content, answer)
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
         """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""
@@ -127,4 +136,12 @@ class FileRequests(Connection):
 
     def _new_download(self, verb: str, path: str, operation: str, max_bytes: int | None) -> Download:
         explain = _explain(verb, path)
-        return Download(self._new_stream(), operation, max_bytes, hint=_TOO_MUCH, send=self.send, explain=explain)
+        return Download(
+            self._new_stream(),
+            operation,
+            max_bytes,
+            widened=_WIDE_WINDOW,
+            hint=_TOO_MUCH,
+            grant=self.grant,
+            explain=explain,
+        )

@@ -74,7 +74,7 @@ class ProgramRequests(Connection):
 
     async def start_exec(self, command: Command, *, timeout_s: float | None = 30.0) -> GuestProcess:
         """The program runs. `timeout_s` bounds its start, not its life."""
-        run = StreamedRun(self._new_stream(), send=self.send, explain=_explain(command))
+        run = StreamedRun(self._new_stream(), send=self.send, grant=self.grant, explain=_explain(command))
         name = _name_of(command.argv)
         try:
             async with deadline(f"starting {name}", timeout_s):
@@ -104,7 +104,13 @@ class ProgramRequests(Connection):
             command = replace(command, stdin=input is not None)
         name = _name_of(command.argv)
         run = CollectedRun(
-            self._new_stream(), input, max_output, send=self.send, explain=_explain(command), on_full=self._stop
+            self._new_stream(),
+            input,
+            max_output,
+            send=self.send,
+            grant=self.grant,
+            explain=_explain(command),
+            on_full=self._stop,
         )
         try:
             async with deadline(name, timeout_s):

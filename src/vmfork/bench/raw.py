@@ -16,6 +16,8 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from vmfork.host.environ import bare_environ
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -136,6 +138,7 @@ class Fork:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=tuple(fds.values()),
+                env=bare_environ(),
             )
         finally:
             theirs.close()

@@ -37,6 +37,13 @@ def _owe_json(_context: click.Context, _option: click.Parameter, asked: bool) ->
     return asked
 
 
+# A command line is shown to every user of the host (`ps`), and kept in the history of a shell.
+VARIABLE_HELP = (
+    "Set a variable. Repeatable. K alone takes its value from the environment: "
+    "what stands on a command line, every user of this host can see."
+)
+WARM_UP_HELP = f"For --run and --ready: {VARIABLE_HELP[0].lower()}{VARIABLE_HELP[1:]}"
+
 # Eager, so that a mistake in the other options is told in JSON too.
 json_option = click.option(
     "--json", "as_json", is_flag=True, is_eager=True, callback=_owe_json, help="Print one JSON document."

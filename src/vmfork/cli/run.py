@@ -14,6 +14,7 @@ from vmfork.border import translated
 from vmfork.cli.loop import Interrupted, run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
+    VARIABLE_HELP,
     cpus_option,
     get_settings,
     json_option,
@@ -97,7 +98,7 @@ class _RunCommand(click.Command):
 
 @click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
 @template_option
-@click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
+@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
 @click.option(
     "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork, with its mode. Repeatable."
 )

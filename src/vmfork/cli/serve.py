@@ -14,7 +14,7 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import prepare_image
 from vmfork.cli.show import shown_progress
 from vmfork.config import Instance, find_places
-from vmfork.config.endpoint import find_endpoint, parse_metrics_address
+from vmfork.config.endpoint import find_endpoint, find_metrics
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.factory.capacity import check_pool
 from vmfork.factory.setup import check_templates
@@ -47,7 +47,7 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             hint="leave remote out for factory init",
         )
     endpoint = find_endpoint(config.endpoint, places)
-    metrics = parse_metrics_address(config.metrics) if config.metrics else None
+    metrics = find_metrics(config.metrics, endpoint)
     check_packages()
     from vmfork.service.cache import CacheServer, open_pools, serve  # noqa: PLC0415 - gRPC takes 60 ms to load
 

@@ -12,6 +12,7 @@ from vmfork.cli.audit import audit
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import (
+    WARM_UP_HELP,
     VerbGroup,
     cpus_option,
     get_settings,
@@ -59,7 +60,7 @@ command.add_command(audit)
 @click.option(
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
 )
-@click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable for --run and --ready.")
+@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=WARM_UP_HELP)
 @click.option("--ready", default="", metavar="CMD", help="Shell command that must succeed before freezing.")
 @click.option("--ready-timeout", metavar="S", help="Give up waiting for --ready after this time. Default: 2m.")
 @click.option("--secret-path", "secret_paths", multiple=True, metavar="P", help="Do not freeze while P exists.")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # unix(7): sun_path holds 108 bytes with the closing NUL.
 PATH_LIMIT = 107
 _SCHEME = "unix:"
+NO_METRICS = "none"
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
@@ -53,6 +54,19 @@ class MetricsAddress:
 
     def __str__(self) -> str:
         return f"{_SCHEME}{self.path}" if self.path else f"{self.host}:{self.port}"
+
+
+def find_metrics(metrics: str, endpoint: Path) -> MetricsAddress | None:
+    """Where the server at `endpoint` serves its metrics: where it was told to, else on a Unix socket beside it.
+
+    `None` for `none`, and where the path of such a socket would be too long.
+    """
+    if metrics == NO_METRICS:
+        return None
+    if metrics:
+        return parse_metrics_address(metrics)
+    beside = endpoint.with_name(endpoint.name + ".metrics")
+    return MetricsAddress(path=beside) if len(os.fsencode(beside)) <= _PATH_LIMIT else None
 
 
 def parse_metrics_address(text: str, *, field: str = "factory.metrics") -> MetricsAddress:

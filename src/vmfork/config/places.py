@@ -11,6 +11,8 @@ HOME/recipes/         how templates were made
 from __future__ import annotations
 
 import os
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,11 +63,17 @@ class Places:
         return self.runtime / "vms"
 
 
+# Template RAM must lie in memory, and XDG_RUNTIME_DIR is too small for it: a tenth of the host's.
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - see `find_places`
+
+
 def find_places(environ: Mapping[str, str] | None = None, *, uid: int | None = None) -> Places:
     """The folders in force: `VMFORK_HOME` and `VMFORK_RUNTIME_DIR`, else the system's as root, else the user's own.
 
-    An ordinary user's runtime folder lies in the shared-memory tmpfs, since template RAM must. Others may write to that
-    tmpfs, but cannot get at the folder: it is made 0700, and refused when another user owns it.
+    An ordinary user's runtime folder lies in the shared-memory tmpfs: `vmfork-UID`. Others may write to that tmpfs, but
+    cannot get at the folder: it is made 0700, and refused when another user owns it. Nor can they deny it by making it
+    first: then it is `vmfork-UID.1`, or the first further number that nobody has. One that is this user's comes first,
+    so that all his commands find the same, also when the other name is free again.
     """
     env = os.environ if environ is None else environ
     uid = os.getuid() if uid is None else uid
@@ -73,8 +81,40 @@ def find_places(environ: Mapping[str, str] | None = None, *, uid: int | None = N
         home, runtime = Path("/var/lib/vmfork"), Path("/run/vmfork")
     else:
         data = env.get("XDG_DATA_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "share")
-        home, runtime = Path(data, "vmfork"), Path(f"/dev/shm/vmfork-{uid}")  # noqa: S108 - see above
+        home, runtime = Path(data, "vmfork"), _find_runtime(uid)
     return Places(
         Path(env.get("VMFORK_HOME") or home).absolute(),
         Path(env.get("VMFORK_RUNTIME_DIR") or runtime).absolute(),
     )
+
+
+def _find_runtime(uid: int) -> Path:
+    path = _SHARED_MEMORY / f"vmfork-{uid}"
+    if _is_folder_of(path, uid):
+        return path
+    numbers = {0 if not number else int(number) for number in _list_numbers(path.name)}
+    ours = (number for number in sorted(numbers) if _is_folder_of(_number(path, number), uid))
+    free = (number for number in range(len(numbers) + 1) if number not in numbers)
+    return _number(path, next(ours, next(free)))
+
+
+def _list_numbers(name: str) -> list[str]:
+    """What follows `name` and a dot, in the names that are there; the name alone is the empty text."""
+    pattern = re.compile(rf"{name}(?:\.([1-9][0-9]{{0,9}}))?")
+    try:
+        found = map(pattern.fullmatch, os.listdir(_SHARED_MEMORY))
+    except OSError:
+        return []  # no such tmpfs: making the folder will say so
+    return [match[1] or "" for match in found if match]
+
+
+def _number(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}") if number else path
+
+
+def _is_folder_of(path: Path, uid: int) -> bool:
+    try:
+        info = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == uid

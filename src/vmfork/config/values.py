@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
-from vmfork.config.endpoint import check_socket_path, parse_metrics_address
+from vmfork.config.endpoint import NO_METRICS, check_socket_path, parse_metrics_address
 from vmfork.config.instance import Budget
 from vmfork.errors import ConfigError
 from vmfork.units import MAX_DURATION_S, Unsaid
@@ -264,7 +264,8 @@ class FactoryConfig:
     a build of the factory needs more, those that were forked least recently are removed: of those that no machine is a
     fork of, that the configuration does not name, and that can be built again as they were.
     `endpoint` is the server's Unix socket, by default `cache.sock` in the runtime folder; `metrics` is where it serves
-    its metrics (`unix:/path`, or a loopback `127.0.0.1:9100`), empty for nowhere.
+    its metrics: `unix:/path`, a loopback `127.0.0.1:9100`, which every user of the host can read, or `none`; by default
+    the Unix socket `ENDPOINT.metrics`.
     """
 
     vm: VMConfig = field(default_factory=VMConfig)
@@ -319,7 +320,7 @@ class FactoryConfig:
             )
         if self.endpoint:
             check_socket_path(self.endpoint, field="factory.endpoint")
-        if self.metrics:
+        if self.metrics and self.metrics != NO_METRICS:
             parse_metrics_address(self.metrics)
 
     @property

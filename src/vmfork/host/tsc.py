@@ -29,7 +29,7 @@ def measure_tsc_khz() -> int:
     """
     command = [str(find_keeper()), "tsc-rate"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=True, env={})
         return int(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         log = getattr(error, "stderr", None) or ""

@@ -16,7 +16,6 @@ in install/ gathered:
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 from collections import deque
@@ -24,6 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, ImageError, VMForkError
+from vmfork.host.environ import PATH, bare_environ, proxy_environ
 from vmfork.host.session import kill_session
 from vmfork.image import dropped, recipe
 from vmfork.image.namespaces import choose_namespaces
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOLD = ".vmfork"
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Without libeatmydata, dpkg waits for the disk at each file (docs/decisions/0021).
 _TOOLS = {"real": "libeatmydata1", "faked": "libeatmydata1 fakeroot libfakeroot"}
@@ -101,7 +99,7 @@ def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, 
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "2"',
         # Else apt finds /usr/bin/dpkg before the one that is put before it.
-        f'--aptopt=DPkg::Path "{_PATH}"',
+        f'--aptopt=DPkg::Path "{PATH}"',
         '--extract-hook=sh "$VMFORK_INSTALL/unpacked" "$1"',
         '--customize-hook=sh "$VMFORK_INSTALL/installed" "$1"',
         suite,
@@ -110,10 +108,13 @@ def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, 
 
 
 def build_environ(packages: Sequence[str], *, ids: str) -> dict[str, str]:
-    """What mmdebstrap, apt and the hooks find in their environment. Scripts of packages get less: see install/dpkg."""
+    """What mmdebstrap, apt and the hooks find in their environment. Scripts of packages get less: see install/dpkg.
+
+    Of this process's own environment they get what it was told of proxies, and nothing else.
+    """
     return {
-        "PATH": _PATH,
-        "LC_ALL": "C.UTF-8",
+        **bare_environ(),
+        **proxy_environ(),
         "VMFORK_INSTALL": str(recipe.INSTALL),
         "VMFORK_PACKAGES": " ".join(packages),
         "VMFORK_TOOLS": _TOOLS[ids],
@@ -149,7 +150,7 @@ async def run_mmdebstrap(
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, **build_environ(packages, ids=namespaces.ids), "TMPDIR": str(tmp)},
+        env={**build_environ(packages, ids=namespaces.ids), "HOME": str(tmp), "TMPDIR": str(tmp)},
     )
     log: deque[str] = deque(maxlen=_LOG_LINES)
     try:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from vmfork.errors import HostError
 from vmfork.host import facts
+from vmfork.host.environ import bare_environ
 
 _HOST_NAME = "vmfork"
 _PROBE_LIMIT_S = 10.0
@@ -53,7 +54,9 @@ def _try_out(argv: tuple[str, ...]) -> bool:
     if shutil.which("unshare") is None:
         raise HostError("the program unshare was not found", hint="install it: apt-get install util-linux")
     try:
-        done = subprocess.run([*argv, "true"], capture_output=True, timeout=_PROBE_LIMIT_S, check=False)
+        done = subprocess.run(
+            [*argv, "true"], capture_output=True, timeout=_PROBE_LIMIT_S, check=False, env=bare_environ()
+        )
     except subprocess.TimeoutExpired:
         raise HostError(
             f"the host did not start a program in namespaces within {_PROBE_LIMIT_S:g} s",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmfork.config import FactoryConfig, Places
-from vmfork.config.endpoint import check_socket_path, find_endpoint, parse_metrics_address
+from vmfork.config.endpoint import check_socket_path, find_endpoint, find_metrics, parse_metrics_address
 from vmfork.errors import ConfigError
 
 
@@ -60,3 +60,15 @@ def test_metrics_addresses(text, meant) -> None:
 def test_metrics_go_no_further_than_this_host(text) -> None:
     with pytest.raises(ConfigError):
         FactoryConfig(metrics=text)
+
+
+def test_metrics_are_served_beside_the_endpoint_unless_told_otherwise() -> None:
+    assert str(find_metrics("", Path("/r/cache.sock"))) == "unix:/r/cache.sock.metrics"
+    assert str(find_metrics("127.0.0.1:9100", Path("/r/cache.sock"))) == "127.0.0.1:9100"
+    assert find_metrics("none", Path("/r/cache.sock")) is None
+    assert FactoryConfig(metrics="none").metrics == "none"
+
+
+def test_an_endpoint_too_long_for_another_beside_it_is_served_all_the_same() -> None:
+    assert find_metrics("", Path("/" + "x" * 98)) is not None
+    assert find_metrics("", Path("/" + "x" * 99)) is None

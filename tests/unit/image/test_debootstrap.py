@@ -58,3 +58,12 @@ def test_the_scripts_find_what_they_read(ids):
     environ = debootstrap.build_environ(["dash"], ids=ids)
     read = set(re.findall(r"VMFORK_[A-Z_]+", "".join(path.read_text() for path in recipe.INSTALL.iterdir())))
     assert read - set(environ) == {"VMFORK_INSIDE"}
+
+
+def test_the_scripts_get_nothing_of_the_owners_environment_but_proxies(monkeypatch):
+    monkeypatch.setenv("API_KEY", "secret")
+    monkeypatch.setenv("LD_PRELOAD", "/x.so")
+    monkeypatch.setenv("http_proxy", "http://proxy.example:1")
+    environ = debootstrap.build_environ(["dash"], ids="real")
+    assert environ["http_proxy"] == "http://proxy.example:1"
+    assert not {"API_KEY", "LD_PRELOAD", "HOME"} & set(environ)

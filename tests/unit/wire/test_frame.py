@@ -102,6 +102,26 @@ def test_idle_bytes_between_frames_are_nothing(sent: list[Frame], idle: int) -> 
     assert FrameParser().feed(data) == sent
 
 
+@given(st.lists(frames, max_size=9), st.integers(min_value=1, max_value=4), st.integers(min_value=0, max_value=9))
+def test_frames_come_in_turns_of_so_many(sent: list[Frame], most: int, idle: int) -> None:
+    parser = FrameParser()
+    turns = [parser.feed(b"".join(IDLE * idle + encoded(frame) for frame in sent), most=most)]
+    while len(turns[-1]) == most:
+        turns.append(parser.feed(b"", most=most))
+    assert [frame for turn in turns for frame in turn] == sent
+    assert max(map(len, turns)) <= most
+    assert parser.is_idle
+    assert parser.wasted == idle * len(sent)
+
+
+def test_what_is_no_part_of_a_frame_is_counted_as_waste() -> None:
+    parser = FrameParser()
+    parser.expect_nonce(b"n" * 16)
+    parser.feed(b"before")
+    parser.feed(b"n" * 16 + IDLE * 1000 + encode_frame(Kind.REPLY, 1))
+    assert parser.wasted == 1006
+
+
 @given(st.binary(max_size=200), st.lists(st.integers(min_value=0), max_size=8))
 def test_garbage_is_frames_or_a_protocol_error_and_nothing_else(data: bytes, places: list[int]) -> None:
     parser = FrameParser()
@@ -179,6 +199,12 @@ def test_bytes_that_decode_as_fields_encode_to_themselves(payload: bytes) -> Non
 def test_half_a_field_is_a_protocol_error(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode_fields(payload)
+
+
+def test_more_fields_than_there_may_be_are_not_told_apart() -> None:
+    assert decode_fields(encode_fields(b"a", b"b"), most=2) == (b"a", b"b")
+    with pytest.raises(ProtocolError, match="more than 2 fields"):
+        decode_fields(b"\0" * PAYLOAD_LIMIT, most=2)
 
 
 def test_channel_frames_decode() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import HostError
+from vmfork.host.environ import bare_environ
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.qemu.board import BOARDS, board_of
 from vmfork.records import read_record, write_record
@@ -118,6 +119,7 @@ async def _ask(path: Path) -> bytes:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env=bare_environ(),
         )
     except OSError as error:
         raise HostError(f"cannot run {path}: {error.strerror}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmfork.errors import ConfigError, HostError
+from vmfork.host.environ import bare_environ
 
 # The oldest that vmfork is tested with. It has vmgenid, memory-backend-file and restore without RAM.
 MINIMUM = (7, 2)
@@ -104,6 +105,7 @@ async def _ask_version(path: Path) -> str:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=bare_environ(),
         )
     except OSError as error:
         raise HostError(f"cannot run {path}: {error.strerror}", hint=_INSTALL) from error

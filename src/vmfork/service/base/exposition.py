@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.config.endpoint import MetricsAddress
+
+_log = logging.getLogger("vmfork")
 
 _REQUEST_LIMIT_S = 5.0
 # The loopback is open to every user of the host. Beyond this many, the oldest reader that has not asked yet is cut off:
@@ -88,7 +91,11 @@ class Exposition:
             return _response("405 Method Not Allowed", "text/plain", b"only GET is known here\n")
         if target not in (b"/metrics", b"/"):
             return _response("404 Not Found", "text/plain", b"look at /metrics\n")
-        kind, body = await self._render()
+        try:
+            kind, body = await self._render()
+        except Exception as error:  # noqa: BLE001 - machines are served on, whatever keeps their numbers from being read
+            _log.warning("the metrics were not read: %r", error)
+            return _response("500 Internal Server Error", "text/plain", b"the metrics cannot be read now\n")
         return _response("200 OK", kind, body, head_only=method == b"HEAD")
 
 

@@ -53,3 +53,23 @@ async def test_closing_ends_readers_that_wait(exposition) -> None:
     writer.close()
     with suppress(ConnectionResetError):
         await writer.wait_closed()
+
+
+async def test_metrics_that_cannot_be_read_are_an_answer_and_the_next_reader_is_served(tmp_path) -> None:
+    failures = [OSError("no descriptors"), ValueError("a damaged record")]
+
+    async def render_in_the_end() -> tuple[str, bytes]:
+        if failures:
+            raise failures.pop()
+        return await render()
+
+    exposition = Exposition(parse_metrics_address(f"unix:{tmp_path}/m"), render_in_the_end)
+    await exposition.open()
+    for status in (b"500", b"500", b"200"):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "m")
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).split()[1] == status
+        writer.close()
+        await writer.wait_closed()
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o600
+    await exposition.aclose()

@@ -221,6 +221,27 @@ async def test_a_hand_over_that_fails_ends_the_machine_and_is_told(running_serve
         assert running.pool.where == {"vm1": "ended"}
 
 
+@pytest.mark.parametrize("error", [OSError(24, "no descriptors"), HostError("a damaged folder"), RuntimeError("a bug")])
+async def test_a_sweep_that_fails_is_made_again_and_ends_no_server(
+    running_server, client, tmp_path, monkeypatch, error
+) -> None:
+    monkeypatch.setattr("vmfork.service.cache.server.SWEEP_INTERVAL_S", 0)
+    swept = []
+
+    def fail() -> int:
+        swept.append(1)
+        raise error
+
+    async with running_server() as running:
+        monkeypatch.setattr(running.server.state.given, "count", fail)
+        async with asyncio.timeout(30):
+            while len(swept) < 3:
+                await asyncio.sleep(0)
+        monkeypatch.undo()
+        assert running.states[-1] == "serving"
+        await client.status()
+
+
 async def test_a_second_server_is_refused_by_name(running_server, endpoint) -> None:
     async with running_server():
         with pytest.raises(StoreBusy, match=f"process {os.getpid()}"):

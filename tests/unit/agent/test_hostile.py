@@ -1,0 +1,251 @@
+"""An agent that keeps to nothing: it may end its own machine's calls, and neither fill the owner nor starve others."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.unit.agent.peer import Peer
+from vmfork.agent.client import AgentClient
+from vmfork.agent.line import FRAMES_A_TURN
+from vmfork.errors import LimitExceeded, ProtocolError
+from vmfork.wire.command import Command
+from vmfork.wire.frame import (
+    FIRST_CREDIT,
+    IDLE,
+    MOST_CREDIT,
+    PAYLOAD_LIMIT,
+    PROTOCOL,
+    Channel,
+    Kind,
+    Opcode,
+    encode_credit,
+    encode_data,
+    encode_fields,
+    encode_frame,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+STARTED = encode_fields(b"started", b"77")
+WIDENED = 1024 * 1024  # what a transfer of a file is given beforehand
+
+
+async def ask(peer: Peer, call: Coroutine, opcode: Opcode) -> tuple[asyncio.Task, int]:
+    """The call, open, and the stream it is open on."""
+    task = asyncio.ensure_future(call)
+    while (frame := await peer.frame()).kind is not Kind.REQUEST:
+        pass
+    assert frame.payload[0] == opcode
+    return task, frame.stream
+
+
+async def send_until_lost(client: AgentClient, peer: Peer, data: bytes, *, most: int) -> int:
+    """How many times `data` was sent before the line was lost; `most` where it never was."""
+    for count in range(most):
+        if client.lost is not None:
+            return count
+        with suppress(OSError):
+            await peer.send(data)
+        await asyncio.sleep(0)
+    return most
+
+
+@pytest.mark.parametrize("size", [FIRST_CREDIT + 1, PAYLOAD_LIMIT - 1])
+async def test_output_beyond_the_credit_ends_a_collected_program(line, size: int) -> None:
+    """Credit is given back as it comes: only a piece too large at once can be told from a good one."""
+    client, peer = line
+    running, stream = await ask(peer, client.exec(Command(["x"])), Opcode.EXEC)
+    await peer.send(encode_data(stream, Channel.STDERR, b"e" * size))
+    with pytest.raises(ProtocolError, match=f"{size} bytes wait on channel 2, where 65536 may"):
+        await running
+    assert isinstance(client.lost, ProtocolError)
+
+
+async def test_a_file_beyond_the_credit_ends_the_line(line) -> None:
+    """What the host has not given back yet counts: 16 KiB less one, and then all that may be on the way."""
+    client, peer = line
+    reading, stream = await ask(peer, client.read_file("/x"), Opcode.READ)
+    await peer.send(encode_data(stream, Channel.CONTENT, b"a" * 16_383))
+    left = FIRST_CREDIT + WIDENED - 16_383
+    whole, rest = divmod(left, PAYLOAD_LIMIT - 1)
+    pieces = [PAYLOAD_LIMIT - 1] * whole + [rest]
+    await peer.send(b"".join(encode_data(stream, Channel.CONTENT, b"b" * size) for size in pieces))
+    await peer.reply(stream, b"%d" % (FIRST_CREDIT + WIDENED), b"644")
+    assert len(await reading) == FIRST_CREDIT + WIDENED
+
+
+@pytest.mark.parametrize("channel", [Channel.STDOUT, Channel.ARGUMENTS])
+async def test_a_file_on_a_channel_of_its_own_choice_ends_the_line(line, channel: Channel) -> None:
+    client, peer = line
+    reading, stream = await ask(peer, client.read_file("/x"), Opcode.READ)
+    await peer.send(encode_data(stream, channel, b"a"))
+    with pytest.raises(ProtocolError, match="which has none"):
+        await reading
+
+
+async def test_what_nobody_takes_is_held_as_far_as_the_credit_and_no_further(line) -> None:
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["x"])), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+    sent = await send_until_lost(client, peer, encode_data(stream, Channel.STDOUT, b"o" * 4096), most=1000)
+    assert sent < 1000
+    with pytest.raises(ProtocolError, match="where 65536 may"):
+        await process.wait(timeout_s=30)
+    assert sum(len(data) for _, data in process._exchange.waiting) == FIRST_CREDIT
+
+
+async def test_data_without_bytes_costs_no_credit_and_is_not_held(line) -> None:
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["x"])), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+    await peer.send(encode_data(stream, Channel.STDOUT, b"") * 1000 + encode_data(stream, Channel.STDOUT, b"x"))
+    output = process.output()
+    assert await anext(output) == (Channel.STDOUT, b"x")
+    assert not process._exchange.waiting
+    await client.aclose()
+
+
+async def test_an_agent_that_would_take_everything_at_once_ends_the_line(line) -> None:
+    """It reads nothing; what it was to be sent would wait in the owner instead."""
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["cat"], stdin=True)), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+    await peer.send(encode_credit(stream, Channel.CONTENT, MOST_CREDIT))
+    with pytest.raises(ProtocolError, match="bytes ahead"):
+        await process.wait(timeout_s=30)
+
+
+async def test_a_file_that_the_agent_would_take_at_once_ends_the_line(line) -> None:
+    client, peer = line
+    writing, stream = await ask(peer, client.write_file("/x", b"x" * (4 * MOST_CREDIT)), Opcode.WRITE)
+    await peer.send(encode_credit(stream, Channel.CONTENT, 0xFFFF_FFFF))
+    with pytest.raises(ProtocolError, match="bytes ahead"):
+        await writing
+    assert not client._line._unsent
+
+
+async def test_credit_for_an_agent_that_reads_nothing_is_added_up(line) -> None:
+    client, peer = line
+    running, stream = await ask(peer, client.exec(Command(["x"])), Opcode.EXEC)
+    client.send(b"\xff" * 2_000_000)  # the line is full
+    queued = len(client._line._unsent)
+    assert queued
+    for _ in range(200):
+        await peer.send(encode_data(stream, Channel.STDOUT, b"o" * 16_384))
+    while len(running_output(client)) < 200 * 16_384:
+        await asyncio.sleep(0)
+    assert len(client._line._unsent) == queued
+    frame = await peer.frame()  # behind the idle bytes
+    assert (frame.kind, frame.payload) == (Kind.CREDIT, encode_credit(stream, Channel.STDOUT, 200 * 16_384)[9:])
+    await peer.reply(stream, b"exit", b"0", b"5")
+    await running
+
+
+def running_output(client: AgentClient) -> bytes:
+    (run,) = client._open.values()
+    return run.stdout
+
+
+async def test_a_file_that_is_too_large_is_copied_once(line, monkeypatch) -> None:
+    """Its error holds what came. The guest decides how many frames still follow before the caller hears of it."""
+    client, peer = line
+    made = []
+    monkeypatch.setattr(
+        "vmfork.agent.exchange.LimitExceeded",
+        lambda *args, **fields: made.append(1) or LimitExceeded(*args, **fields),
+    )
+    reading, stream = await ask(peer, client.read_file("/x", max_bytes=100), Opcode.READ)
+    await peer.send(encode_data(stream, Channel.CONTENT, b"a" * 60) * 50)
+    with pytest.raises(LimitExceeded) as caught:
+        await reading
+    assert caught.value.content == b"a" * 60 + b"a" * 40
+    assert made == [1]
+
+
+async def test_what_comes_behind_good_frames_and_makes_no_sense_is_told_at_once(line) -> None:
+    client, peer = line
+    pending, stream = await ask(peer, client.ping(timeout_s=None), Opcode.PING)
+    other = asyncio.ensure_future(client.stat("/x", timeout_s=None))
+    await peer.request(Opcode.STAT)
+    await peer.send(encode_frame(Kind.REPLY, stream) + b"\x01")
+    await pending
+    with pytest.raises(ProtocolError, match="cannot start with byte"):
+        await asyncio.wait_for(other, 30)
+
+
+FLOODS = {
+    "empty frames for nobody": encode_frame(Kind.EOF, 99, b"\0"),
+    "idle bytes": IDLE,
+    "idle bytes and frames": IDLE + encode_frame(Kind.DATA, 99, b"\0"),
+    "errors of many fields": encode_frame(Kind.ERROR, 99, encode_fields(b"io", b"", b"0")),
+}
+PIECE = 60_000
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_flood_of_one_guest_leaves_others_their_turn(line, flood: str) -> None:
+    """Turns of the event loop are counted, and frames in each: what no machine is too slow or too busy for."""
+    client, peer = line
+    flooded, flooding = socket.socketpair()
+    flooding.setblocking(False)
+    data = FLOODS[flood] * (PIECE // len(FLOODS[flood]))
+    frames = 0
+
+    async with await AgentClient.open(flooded, protocol=PROTOCOL) as hostile:
+        take = hostile._take_frame
+
+        def count(frame) -> bool:
+            nonlocal frames
+            frames += 1
+            return take(frame)
+
+        hostile._line._on_frame = count
+        for _ in range(20):
+            turns, most, answered = 0, 0, asyncio.ensure_future(answer(peer))
+            pinged = asyncio.ensure_future(client.ping(timeout_s=None))
+            while not pinged.done():
+                with suppress(BlockingIOError):
+                    flooding.send(data)
+                before = frames
+                await asyncio.sleep(0)
+                turns += 1
+                most = max(most, frames - before)
+            await answered
+            assert turns < 20
+            assert most <= FRAMES_A_TURN
+        assert hostile.lost is None
+    flooding.close()
+
+
+async def answer(peer: Peer) -> None:
+    stream, _ = await peer.request(Opcode.PING)
+    await peer.reply(stream)
+
+
+async def test_a_line_that_floods_rests_and_is_read_to_its_end(line) -> None:
+    """All its frames are taken, some turns later; what was asked for is among them."""
+    client, peer = line
+    pending, stream = await ask(peer, client.ping(timeout_s=None), Opcode.PING)
+    flood = encode_frame(Kind.EOF, 99, b"\0") * (10 * FRAMES_A_TURN + 1) + IDLE * 100_000
+    await peer.send(flood + encode_frame(Kind.REPLY, stream))
+    await asyncio.wait_for(pending, 30)
+    assert client._line.is_quiet
+
+
+async def test_a_line_may_be_closed_while_it_rests(line) -> None:
+    client, peer = line
+    await peer.send(encode_frame(Kind.EOF, 99, b"\0") * (3 * FRAMES_A_TURN))
+    while client._line._resting is None:
+        await asyncio.sleep(0)
+    resting = client._line._resting
+    await client.aclose()
+    assert resting.cancelled()
