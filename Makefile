@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-packages test-debian13 test-kvm check bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-debian13 test-kvm check fuzz bench bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch])
 	tools/setup $(VENV)
@@ -32,6 +32,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/unit -q
+
+# What strangers speak to, ten minutes each; says what it needs where that is missing. `make test` replays what was found.
+fuzz: $(STAMP)
+	$(BIN)/python tools/fuzz.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --peers install --json benchmarks/last.json

@@ -91,10 +91,17 @@ def _read_value(kind: Any, found: Any, name: str) -> Any:
     if kind is UUID and isinstance(found, str):
         return UUID(found)
     if kind is float and type(found) is int:
-        return float(found)
+        return _read_float(found, name)
     if kind is not Any and type(found) is not kind:
         raise _wrong(name, found)
     return found
+
+
+def _read_float(found: int, name: str) -> float:
+    try:
+        return float(found)
+    except OverflowError as error:
+        raise _wrong(name, found) from error
 
 
 def _read_generic(origin: Any, inside: tuple[Any, ...], found: Any, name: str) -> Any:

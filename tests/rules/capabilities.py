@@ -76,6 +76,7 @@ CAPABILITIES = {
     "refusing-kvm": Capability("KVM runs the guest here", _always),
     "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
+    "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),

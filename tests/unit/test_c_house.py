@@ -14,6 +14,7 @@ from tests.unit.test_architecture import read_layers
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("guest", "keeper")
 SOURCES = sorted(path for program in PROGRAMS for path in (ROOT / program).glob("*.[ch]"))
+TARGETS = sorted((ROOT / "tests" / "fuzz").glob("*.c"))
 HEADERS = [path for path in SOURCES if path.suffix == ".h"]
 
 # They take a blank, a sign or a number too large for what was meant, and say nothing.
@@ -55,7 +56,7 @@ def test_an_include_up_or_sideways_is_seen() -> None:
 
 
 @pytest.mark.needs("clang-format")
-@every_source
+@pytest.mark.parametrize("path", [*SOURCES, *TARGETS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_source_is_formatted(path) -> None:
     """By the clang-format that the set-up installs: another version formats some lines another way."""
     program = Path(sys.executable).with_name("clang-format")

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given
 
+from tests.json_values import damaged, values
 from vmfork.records import VERSION, OtherVersion, read_record, write_record
 
 
@@ -132,3 +134,25 @@ def test_what_is_no_record_is_refused(data) -> None:
 def test_what_has_no_form_in_json_is_a_mistake_of_the_program() -> None:
     with pytest.raises(TypeError):
         write_record(Outer(object(), 1, 1.0))  # type: ignore[arg-type]
+
+
+def is_value_or_told(data: bytes) -> bool:
+    try:
+        return isinstance(read_record(Outer, data), Outer)
+    except ValueError as error:
+        return bool(str(error))
+
+
+@given(data=damaged(write_record(VALUE)))
+def test_a_damaged_record_is_a_value_or_told_and_nothing_else(data) -> None:
+    assert is_value_or_told(data)
+
+
+@given(found=values)
+def test_any_json_is_a_record_or_told(found) -> None:
+    assert is_value_or_told(json.dumps(found).encode())
+
+
+def test_a_whole_number_that_fits_into_no_float_is_told() -> None:
+    with pytest.raises(ValueError, match="seconds is 1000"):
+        read_record(Outer, changed(seconds=10**400))

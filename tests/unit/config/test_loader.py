@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from unittest.mock import patch
 
-from vmfork.config.loader import load_settings
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmfork.config import loader
+from vmfork.config.loader import SECTIONS, load_settings
 from vmfork.errors import ConfigError
 
 
@@ -110,3 +115,61 @@ def test_a_working_folder_that_was_removed_has_no_file(tmp_path, monkeypatch):
     gone.rmdir()
     assert load_settings(None, {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}).vm.cpus == 1
     monkeypatch.chdir(tmp_path)
+
+
+FIELDS = [(name, key) for name, keys in SECTIONS.items() for key in keys]
+leaves = (
+    st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=12)
+    | st.sampled_from(["1G", "30s", "1" * 400 + "G", "9" * 400, "1e999s", "unix:/x", "q35", "tcg", "/x"])
+    | st.dates()
+    | st.datetimes()
+)
+toml = st.recursive(
+    leaves, lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(max_size=5), inside, max_size=3)
+)
+given_fields = st.lists(st.tuples(st.sampled_from(FIELDS), toml), max_size=4)
+
+
+def are_settings_or_refused(load) -> None:
+    try:
+        told = load().values()
+    except ConfigError as error:
+        told = error.field and str(error)
+    assert told
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=given_fields)
+def test_whatever_a_file_says_is_taken_or_refused_by_field(tmp_path, found):
+    body = {}
+    for (section, key), value in found:
+        body.setdefault(section, {})[key] = value
+    path = write(tmp_path, "")
+    with patch.object(loader, "read_toml", lambda _file, *, field: body):
+        are_settings_or_refused(lambda: load_settings(path, {}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=60) | st.text(alphabet="[]=\"'{}.,#vmcpus10\n ", max_size=40).map(str.encode))
+def test_a_file_of_any_bytes_is_taken_or_refused(tmp_path, body):
+    path = tmp_path / "vmfork.toml"
+    path.write_bytes(body)
+    are_settings_or_refused(lambda: load_settings(path, {}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.dictionaries(st.sampled_from(FIELDS), leaves.map(str), max_size=4))
+def test_whatever_the_environment_says_is_taken_or_refused_by_field(tmp_path, found):
+    environ = {f"VMFORK_{section}_{key}".upper(): text for (section, key), text in found.items()}
+    path = write(tmp_path, "")
+    are_settings_or_refused(lambda: load_settings(path, environ))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=given_fields)
+def test_whatever_an_argument_says_is_taken_or_refused_by_field(tmp_path, found):
+    path = write(tmp_path, "")
+    are_settings_or_refused(lambda: load_settings(path, {}, {".".join(field): value for field, value in found}))

@@ -7,7 +7,9 @@ import time
 from dataclasses import fields, replace
 
 import pytest
+from hypothesis import given
 
+from tests.json_values import damaged
 from vmfork.adopt.handshake import Adoption
 from vmfork.adopt.identity import Identity
 from vmfork.adopt.todo import Thaw
@@ -28,6 +30,10 @@ HARDWARE = Hardware(
 
 @pytest.fixture
 def handle() -> VMHandle:
+    return make_handle()
+
+
+def make_handle() -> VMHandle:
     return VMHandle(
         facts=MachineFacts(identity=IDENTITY, hardware=HARDWARE, image="default", ram_inode=5),
         folder="/run/vms/0123456789ab",
@@ -70,6 +76,16 @@ def test_the_token_is_not_shown(handle) -> None:
 def test_what_is_none_is_refused(data) -> None:
     with pytest.raises(ConfigError):
         VMHandle.from_json(data)
+
+
+@given(data=damaged(make_handle().to_json()))
+def test_a_damaged_handle_is_a_handle_or_refused_and_nothing_else(data) -> None:
+    try:
+        read = VMHandle.from_json(data)
+        told = VMHandle.from_json(read.to_json()).id == read.id
+    except ConfigError as error:
+        told = error.field.startswith("handle")
+    assert told
 
 
 def test_another_version_is_named(handle) -> None:

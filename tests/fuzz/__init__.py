@@ -1,0 +1,1 @@
+"""Targets for fuzzers, and what those found: `make fuzz`."""
