@@ -198,7 +198,7 @@ async def test_a_flood_of_one_guest_leaves_others_their_turn(line, flood: str) -
     flooded, flooding = socket.socketpair()
     flooding.setblocking(False)
     data = FLOODS[flood] * (PIECE // len(FLOODS[flood]))
-    frames = 0
+    frames, rested = 0, False
 
     async with await AgentClient.open(flooded, protocol=PROTOCOL) as hostile:
         take = hostile._take_frame
@@ -219,10 +219,12 @@ async def test_a_flood_of_one_guest_leaves_others_their_turn(line, flood: str) -
                 await asyncio.sleep(0)
                 turns += 1
                 most = max(most, frames - before)
+                rested |= hostile._line._resting is not None
             await answered
             assert turns < 20
             assert most <= FRAMES_A_TURN
         assert hostile.lost is None
+        assert rested
     flooding.close()
 
 
