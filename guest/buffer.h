@@ -17,9 +17,11 @@ static inline size_t buffer_length(const struct buffer *b)
     return b->end - b->start;
 }
 
+/* Never NULL: to add to that, be it nothing, is undefined (clang's sanitizer, for a command without a byte). */
 static inline uint8_t *buffer_head(const struct buffer *b)
 {
-    return b->data + b->start;
+    static uint8_t empty;
+    return b->data ? b->data + b->start : &empty;
 }
 
 /* Room for `length` more bytes, which count only once `buffer_grow` is called. Moves what the buffer holds. */

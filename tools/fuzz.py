@@ -79,18 +79,22 @@ def fuzz(target: str, seconds: int, *, keep: bool) -> bool:
         Path(root).chmod(0o755)
         work = Path(root, "work")
         work.mkdir(mode=0o700)
+        # Where the target tells what it found, as whoever it is by then.
+        finds = Path(root, "finds")
+        finds.mkdir()
+        finds.chmod(0o777)
         for path in [*(FUZZ / "corpus" / target).glob("*"), *folder.glob("found/*")]:
             shutil.copy(path, work)
         folder.mkdir(parents=True, exist_ok=True)
         command = command_of(target)
-        inside = "/work" if target == "agent" else str(work)
+        inside = (lambda path: f"/{path.name}") if target == "agent" else str
         environ = {**os.environ, "VMFORK_FUZZ_ROOT": root, "ASAN_OPTIONS": f"detect_leaks={int(target != 'agent')}"}
-        argv = ["nice", "-n", "19", *command, inside, f"-max_total_time={seconds}", f"-max_len={LONGEST}"]
-        argv += [f"-artifact_prefix={inside}/", "-print_final_stats=1", "-timeout=20", "-rss_limit_mb=2048"]
+        argv = ["nice", "-n", "19", *command, inside(work), f"-max_total_time={seconds}", f"-max_len={LONGEST}"]
+        argv += [f"-artifact_prefix={inside(finds)}/", "-print_final_stats=1", "-timeout=20", "-rss_limit_mb=2048"]
         log = folder / "log"
         with log.open("w") as file:
             status = subprocess.run(argv, cwd=ROOT, env=environ, stdout=file, stderr=file, check=False).returncode
-        found = [path for path in work.iterdir() if re.match(r"(crash|leak|timeout|oom)-", path.name)]
+        found = [*finds.iterdir()]
         for path in found:
             shutil.move(path, folder / path.name)
         for path in work.iterdir():

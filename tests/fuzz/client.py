@@ -94,10 +94,11 @@ async def take(data: bytes) -> None:
         async with await AgentClient.open(ours, protocol=PROTOCOL) as client:
             is_greeted = data[:1] == bytes((GREETED,))
             tasks = await _open(client, ("greet",) if is_greeted else KINDS)
-            piece = len(data) if is_greeted else data[0] if data else 0
-            for at in range(1, len(data), piece or len(data)):
+            piece = data[0] if data[:1] and not is_greeted else 0
+            piece = piece or max(1, len(data))
+            for at in range(1, len(data), piece):
                 if client.lost is None:
-                    client._line._take(data[at : at + (piece or len(data))])
+                    client._line._take(data[at : at + piece])
                     _check(client)
                 await asyncio.sleep(0)
         async with asyncio.timeout(_LIMIT_S):

@@ -111,7 +111,7 @@ def encode_fields(*fields: bytes) -> bytes:
 
 def decode_fields(payload: bytes, *, most: int = PAYLOAD_LIMIT) -> tuple[bytes, ...]:
     """The fields of a payload, `most` of them. Raises `ProtocolError` when it holds more, or anything else."""
-    fields = []
+    fields: list[bytes] = []
     at, end = 0, len(payload)
     while at < end:
         if len(fields) == most:
