@@ -288,8 +288,8 @@ class Connection(Owner):
             # Ours and the agent's frames crossed on the line.
             return False
         elif frame.kind is Kind.REPLY:
-            self._forget(frame.stream)
             exchange.on_reply(frame.payload)
+            self._forget(frame.stream)
         else:
             _take_progress(exchange, frame)
         return exchange is not None
@@ -299,8 +299,8 @@ class Connection(Owner):
         if failure.code == "protocol":
             raise ProtocolError(f"the agent could not make sense of what it was sent: {failure.message}")
         if exchange is not None:
-            self._forget(frame.stream)
             exchange.on_error(failure)
+            self._forget(frame.stream)
 
 
 def _make_places(lane: Lane, protocol: int) -> asyncio.Semaphore:

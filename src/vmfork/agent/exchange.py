@@ -430,6 +430,8 @@ class StreamedRun(Run):
 
     def on_reply(self, payload: bytes) -> None:
         """The process has ended."""
+        if not self.started.done():
+            raise ProtocolError(f"the program on stream {self.stream} has ended, and was never started")
         super().on_reply(payload)
         self._notify()
 

@@ -101,6 +101,15 @@ async def test_what_nobody_takes_is_held_as_far_as_the_credit_and_no_further(lin
     assert sum(len(data) for _, data in process._exchange.waiting) == FIRST_CREDIT
 
 
+async def test_a_program_that_ended_before_it_was_started_ends_the_line(line) -> None:
+    """Its start was awaited until the limit of time, or for ever."""
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["x"]), timeout_s=None), Opcode.EXEC)
+    await peer.reply(stream, b"exit", b"0", b"5")
+    with pytest.raises(ProtocolError, match="never started"):
+        await asyncio.wait_for(starting, 30)
+
+
 async def test_data_without_bytes_costs_no_credit_and_is_not_held(line) -> None:
     client, peer = line
     starting, stream = await ask(peer, client.start_exec(Command(["x"])), Opcode.EXEC)
