@@ -66,7 +66,7 @@ def find_metrics(metrics: str, endpoint: Path) -> MetricsAddress | None:
     if metrics:
         return parse_metrics_address(metrics)
     beside = endpoint.with_name(endpoint.name + ".metrics")
-    return MetricsAddress(path=beside) if len(os.fsencode(beside)) <= _PATH_LIMIT else None
+    return MetricsAddress(path=beside) if len(os.fsencode(beside)) <= PATH_LIMIT else None
 
 
 def parse_metrics_address(text: str, *, field: str = "factory.metrics") -> MetricsAddress:
