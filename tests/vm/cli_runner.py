@@ -105,7 +105,8 @@ class Running:
 def left_of(runtime: Path) -> list[str]:
     """Everything of a runtime folder that is not a template in force: machines, mounts, half-made templates, processes.
 
-    A process belongs to it when its environment names it, as that of every child of a command does.
+    A process belongs to it when its environment names it, as a command's does, or when it has something below it open:
+    what commands start does not get their environment.
     """
     found = [str(path) for path in (runtime / "vms").glob("*")]
     kept = {str(link.resolve()) for link in (runtime / "templates").glob("*/current")}
@@ -115,13 +116,18 @@ def left_of(runtime: Path) -> list[str]:
     return found + processes_of(runtime)
 
 
+def _belongs(process: Path, runtime: Path) -> bool:
+    if f"VMFORK_RUNTIME_DIR={runtime}\0".encode() in (process / "environ").read_bytes():
+        return True
+    return any(os.readlink(fd).startswith(f"{runtime}/") for fd in (process / "fd").iterdir())
+
+
 def processes_of(runtime: Path) -> list[str]:
-    """The command lines of all processes whose environment names that runtime folder, but ours."""
-    mark = f"VMFORK_RUNTIME_DIR={runtime}\0".encode()
+    """The command lines of all processes that belong to that runtime folder, but ours."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes():
+            if int(folder.name) != os.getpid() and _belongs(folder, runtime):
                 found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue  # it has ended
