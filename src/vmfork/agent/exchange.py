@@ -340,7 +340,7 @@ class CollectedRun(Run):
         self._room = Room(limit_bytes)
         self._input = None if content is None else Outflow(send, stream, content)
         self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
-        # Not lists of what came: a guest may send it in pieces of two bytes, each an object of fifty.
+        # Not lists of what came: pieces of two bytes, if a guest sends such, take 28 times their size.
         self._kept = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
 
     @property
