@@ -164,6 +164,10 @@ class Connection(Owner):
         """Frames for a stream that is open are on their way."""
         self._line.send(data)
 
+    async def wait_room(self) -> None:
+        """The agent has taken most of what it was sent, or is gone."""
+        await self._line.wait_room()
+
     def grant(self, stream: int, channel: Channel, count: int) -> None:
         """The agent may send `count` bytes more on a channel of a stream."""
         self._line.grant(stream, channel, count)

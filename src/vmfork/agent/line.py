@@ -21,6 +21,8 @@ FRAMES_A_TURN = 64
 # How long a line rests that had more frames than a turn takes, or sent nothing but idle bytes and frames for nobody: a
 # flood costs 64,000 frames or 64 MB a second at most. What was asked for comes in large frames, and never rests.
 REST_S = 0.001
+# Who sends as it comes waits while this much was not taken yet: a guest may give credit for what it never reads.
+MOST_UNSENT = 1024 * 1024
 _MOST_CREDIT_AT_ONCE = 0x7FFF_FFFF
 
 
@@ -42,6 +44,7 @@ class Line:
         self._on_lost = on_lost
         self._unsent = bytearray()
         self._ungranted: dict[tuple[int, Channel], int] = {}
+        self._room: asyncio.Future[None] | None = None
         self._resting: asyncio.TimerHandle | None = None
         self._for_nobody = 0
         self._is_open = True
@@ -60,6 +63,19 @@ class Line:
             self._unsent += data[sent:]
             self._loop.add_writer(self._sock, self._write)
 
+    async def wait_room(self) -> None:
+        """Less than `MOST_UNSENT` bytes wait to be sent, or the line is closed."""
+        while self._is_open and len(self._unsent) >= MOST_UNSENT:
+            if self._room is None:
+                self._room = self._loop.create_future()
+            # Several may wait, and one of them be cancelled.
+            await asyncio.shield(self._room)
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.set_result(None)
+        self._room = None
+
     def grant(self, stream: int, channel: Channel, count: int) -> None:
         """Credit is on its way. For a guest that reads nothing it is added up, so that no queue of it grows."""
         if not self._unsent:
@@ -76,6 +92,7 @@ class Line:
         self._stop_listening()
         self._sock.close()
         self._unsent.clear()
+        self._tell_room()
 
     def drop(self) -> None:
         """The socket is closed. For when the event loop that read it does not run any more."""
@@ -123,10 +140,13 @@ class Line:
 
     def _write(self) -> None:
         del self._unsent[: self._send_now(self._unsent)]
+        if len(self._unsent) < MOST_UNSENT:
+            self._tell_room()
         if not self._unsent and self._is_open:
             self._loop.remove_writer(self._sock)
             ungranted, self._ungranted = self._ungranted, {}
-            self.send(b"".join(encode_credit(*channel, count) for channel, count in ungranted.items()))
+            for (stream, channel), count in ungranted.items():
+                self.grant(stream, channel, count)
 
     def _read(self) -> None:
         try:

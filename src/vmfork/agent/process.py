@@ -33,6 +33,8 @@ class ProcessLine(Protocol):
 
     def send(self, data: bytes) -> None: ...
 
+    async def wait_room(self) -> None: ...
+
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None) -> None: ...
 
     def abandon(self, exchange: Exchange) -> None: ...
@@ -105,6 +107,7 @@ class GuestProcess(Owner):
     async def _send_stdin(self, rest: memoryview) -> None:
         run = self._exchange
         while rest and not run.has_ended:
+            await self._line.wait_room()
             size = min(run.credit, _CHUNK_SIZE, len(rest))
             if size == 0:
                 await run.changed()

@@ -11,8 +11,8 @@ import pytest
 
 from tests.unit.agent.peer import Peer
 from vmfork.agent.client import AgentClient
-from vmfork.agent.line import FRAMES_A_TURN
-from vmfork.errors import LimitExceeded, ProtocolError
+from vmfork.agent.line import FRAMES_A_TURN, MOST_UNSENT
+from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     FIRST_CREDIT,
@@ -131,6 +131,43 @@ async def test_an_agent_that_would_take_everything_at_once_ends_the_line(line) -
     await peer.send(encode_credit(stream, Channel.CONTENT, MOST_CREDIT))
     with pytest.raises(ProtocolError, match="bytes ahead"):
         await process.wait(timeout_s=30)
+
+
+async def test_input_for_an_agent_that_gives_credit_and_reads_nothing_waits_outside(line) -> None:
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["cat"], stdin=True)), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+
+    async def give_what_is_missing() -> None:
+        if process._exchange.credit < FIRST_CREDIT:
+            await peer.send(encode_credit(stream, Channel.CONTENT, FIRST_CREDIT))
+
+    writing = asyncio.ensure_future(process.write_stdin(b"i" * (16 * MOST_UNSENT)))
+    for _ in range(300):
+        await give_what_is_missing()
+        await asyncio.sleep(0)
+        assert len(client._line._unsent) < MOST_UNSENT + 2 * FIRST_CREDIT
+    assert not writing.done()
+    taken = 0
+    while taken < 16 * MOST_UNSENT:
+        taken += len((await peer.frame()).payload) - 1
+        await give_what_is_missing()
+    await writing
+    await client.aclose()  # ends the process, which nobody closed
+
+
+async def test_input_that_waits_ends_with_the_line(line) -> None:
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["cat"], stdin=True)), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+    client.send(IDLE * (4 * MOST_UNSENT))
+    writing = asyncio.ensure_future(process.write_stdin(b"i"))
+    await asyncio.sleep(0)
+    peer.sock.close()
+    with pytest.raises(GuestError, match="agent is gone"):
+        await writing
 
 
 async def test_a_file_that_the_agent_would_take_at_once_ends_the_line(line) -> None:
