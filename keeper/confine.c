@@ -1,6 +1,9 @@
 #include "confine.h"
 
+#include <asm/ioctls.h>
+#include <asm/sockios.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -17,10 +20,15 @@
 #include <unistd.h>
 
 #ifdef __x86_64__
-enum { OWN_ARCH = AUDIT_ARCH_X86_64, FOREIGN_CALLS = 0x40000000 };
+enum { OWN_ARCH = AUDIT_ARCH_X86_64 };
 #else
-enum { OWN_ARCH = AUDIT_ARCH_AARCH64, FOREIGN_CALLS = 0x40000000 };
+enum { OWN_ARCH = AUDIT_ARCH_AARCH64 };
 #endif
+/* Calls from here on came with Linux 6.13 and later, or are those of another ABI (x32). What they do is not known here,
+ * and a program lives without them. */
+enum { UNKNOWN_CALLS = 463 };
+/* Of Linux 6.6; the number is the same everywhere, and not every libc has its name. */
+enum { CALL_FCHMODAT2 = 452 };
 
 /* The same as QEMU denies itself with obsolete, elevateprivileges, spawn and resourcecontrol=deny (QEMU 7.2,
  * softmmu/qemu-seccomp.c), and what else reaches other processes or the kernel. */
@@ -43,7 +51,81 @@ static const uint32_t DENIED[] = {
     SYS_vserver,
     SYS_iopl,
     SYS_ioperm,
+    SYS_creat,
+    SYS_rename,
+    SYS_mkdir,
+    SYS_rmdir,
+    SYS_link,
+    SYS_unlink,
+    SYS_symlink,
+    SYS_mknod,
+    SYS_chmod,
+    SYS_chown,
+    SYS_lchown,
+    SYS_utime,
+    SYS_utimes,
+    SYS_futimesat,
 #endif
+    /* Names and what belongs to them: a program that starts with all that it needs open changes none. */
+    SYS_truncate,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_mkdirat,
+    SYS_linkat,
+    SYS_unlinkat,
+    SYS_symlinkat,
+    SYS_mknodat,
+    SYS_fchmod,
+    SYS_fchmodat,
+    CALL_FCHMODAT2,
+    SYS_fchown,
+    SYS_fchownat,
+    SYS_utimensat,
+    SYS_setxattr,
+    SYS_lsetxattr,
+    SYS_fsetxattr,
+    SYS_removexattr,
+    SYS_lremovexattr,
+    SYS_fremovexattr,
+    SYS_name_to_handle_at,
+    SYS_open_by_handle_at,
+    SYS_chroot,
+    /* Whatever does all of that, or reads and writes, past a filter. */
+    SYS_io_uring_setup,
+    SYS_io_uring_enter,
+    SYS_io_uring_register,
+    SYS_splice,
+    SYS_tee,
+    SYS_vmsplice,
+    /* Connections and memory that others share: those it has were passed to it. */
+    SYS_socket,
+    SYS_bind,
+    SYS_connect,
+    SYS_shmget,
+    SYS_shmat,
+    SYS_shmctl,
+    SYS_semget,
+    SYS_semop,
+    SYS_semtimedop,
+    SYS_semctl,
+    SYS_msgget,
+    SYS_msgsnd,
+    SYS_msgrcv,
+    SYS_msgctl,
+    SYS_mq_open,
+    SYS_mq_unlink,
+    /* Other processes. */
+    SYS_tkill,
+    SYS_rt_sigqueueinfo,
+    SYS_rt_tgsigqueueinfo,
+    SYS_pidfd_open,
+    SYS_pidfd_getfd,
+    SYS_pidfd_send_signal,
+    SYS_process_madvise,
+    SYS_kcmp,
+    SYS_perf_event_open,
+    SYS_ioprio_set,
+    SYS_sched_setattr,
     SYS_execveat,
     SYS_setuid,
     SYS_setgid,
@@ -84,7 +166,7 @@ static const uint32_t DENIED[] = {
     SYS_keyctl,
 };
 
-enum { DENIED_COUNT = sizeof DENIED / sizeof *DENIED, STEPS_LIMIT = DENIED_COUNT * 2 + 32 };
+enum { DENIED_COUNT = sizeof DENIED / sizeof *DENIED, STEPS_LIMIT = DENIED_COUNT * 2 + 96 };
 
 struct program {
     struct sock_filter steps[STEPS_LIMIT];
@@ -113,15 +195,64 @@ static void judge(struct program *program, uint32_t call, uint32_t verdict)
     give(program, verdict);
 }
 
-static void write_filter(struct program *program)
+/* Adds the verdicts for one system call: `met` where an argument's lower half passes `test` (BPF_JEQ, BPF_JSET) with
+ * one of `values`, else `other`. */
+static void judge_by(struct program *program, uint32_t call, int argument, uint16_t test, const uint32_t *values,
+                     int count, uint32_t met, uint32_t other)
+{
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, (uint8_t)(2 * count + 2)));
+    load(program, offsetof(struct seccomp_data, args) + (size_t)argument * sizeof(uint64_t));
+    for (int index = 0; index < count; index++) {
+        add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | test | BPF_K, values[index], 0, 1));
+        give(program, met);
+    }
+    give(program, other);
+}
+
+/* To be told of a socket or a file by a signal, and who is told: anybody of the same user. */
+static const uint32_t SIGNALLING_IOCTLS[] = {FIOSETOWN, SIOCSPGRP};
+static const uint32_t SIGNALLING_FCNTLS[] = {F_SETOWN, F_SETOWN_EX, F_SETSIG, F_SETLEASE, F_NOTIFY};
+static const uint32_t WRITING[] = {O_WRONLY, O_RDWR, O_CREAT, O_TRUNC};
+
+enum { IOCTLS = sizeof SIGNALLING_IOCTLS / sizeof(uint32_t), FCNTLS = sizeof SIGNALLING_FCNTLS / sizeof(uint32_t) };
+enum { WAYS = sizeof WRITING / sizeof(uint32_t) };
+
+/* What is passed to it open is all that it writes to. A filter cannot see which file a path leads to: none is opened
+ * for writing, so that what was passed for reading cannot be opened again for more by way of /proc/self/fd. */
+static void judge_opening(struct program *program)
+{
+    const uint32_t refused = SECCOMP_RET_ERRNO | EACCES;
+#ifdef SYS_open
+    judge_by(program, SYS_open, 1, BPF_JSET, WRITING, WAYS, refused, SECCOMP_RET_ALLOW);
+#endif
+    judge_by(program, SYS_openat, 2, BPF_JSET, WRITING, WAYS, refused, SECCOMP_RET_ALLOW);
+    /* Its flags lie in memory; who is told that there is none uses openat. */
+    judge(program, SYS_openat2, SECCOMP_RET_ERRNO | ENOSYS);
+}
+
+/* The kernel lets a process signal every other one of its user; a user namespace changes nothing in that. */
+static void judge_signals(struct program *program, uint32_t self)
+{
+    const uint32_t refused = SECCOMP_RET_ERRNO | EPERM, own[] = {self}, own_limits[] = {0, self};
+    judge_by(program, SYS_kill, 0, BPF_JEQ, own, 1, SECCOMP_RET_ALLOW, refused);
+    judge_by(program, SYS_tgkill, 0, BPF_JEQ, own, 1, SECCOMP_RET_ALLOW, refused);
+    judge_by(program, SYS_prlimit64, 0, BPF_JEQ, own_limits, 2, SECCOMP_RET_ALLOW, refused);
+    judge_by(program, SYS_fcntl, 1, BPF_JEQ, SIGNALLING_FCNTLS, FCNTLS, refused, SECCOMP_RET_ALLOW);
+}
+
+static void write_filter(struct program *program, uint32_t self)
 {
     load(program, offsetof(struct seccomp_data, arch));
     add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCH, 1, 0));
     give(program, SECCOMP_RET_KILL_PROCESS);
     load(program, offsetof(struct seccomp_data, nr));
-    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, FOREIGN_CALLS, 0, 1));
+    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, UNKNOWN_CALLS, 0, 1));
     give(program, SECCOMP_RET_ERRNO | ENOSYS);
+    /* First, since every exit of a guest under KVM is one. */
+    judge_by(program, SYS_ioctl, 1, BPF_JEQ, SIGNALLING_IOCTLS, IOCTLS, SECCOMP_RET_ERRNO | EPERM, SECCOMP_RET_ALLOW);
     judge(program, SYS_execve, SECCOMP_RET_USER_NOTIF);
+    judge_opening(program);
+    judge_signals(program, self);
     for (int index = 0; index < DENIED_COUNT; index++)
         judge(program, DENIED[index], SECCOMP_RET_ERRNO | EPERM);
     /* Its flags lie in memory, where a filter cannot look; who is told that there is none uses clone. */
@@ -172,7 +303,7 @@ static int receive_descriptor(int socket)
 bool confine_self(int keeper)
 {
     struct program program = {.count = 0};
-    write_filter(&program);
+    write_filter(&program, (uint32_t)getpid());
     struct sock_fprog filter = {.len = program.count, .filter = program.steps};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return false;

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "confine.h"
+#include "jail.h"
 #include "message.h"
 #include "rate.h"
 #include "watch.h"
@@ -29,20 +30,29 @@ static int fail(const char *what)
 
 static int usage(void)
 {
-    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD --|--confined PROGRAM [ARGUMENT]...\n       keeper tsc-rate\n",
+    fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
+          "              [--user ID] [--lease FD] -- PROGRAM [ARGUMENT]...\n"
+          "       keeper tsc-rate\n"
+          "       keeper nothing\n",
           stderr);
     return NOT_STARTED;
 }
 
 /* False for anything but digits, or "-1", which says that there is none. */
-static bool read_descriptor(const char *text, int *out)
+static bool read_number(const char *text, long most, long *out)
 {
     char *end;
     errno = 0;
-    long value = strtol(text, &end, 10);
+    *out = strtol(text, &end, 10);
+    return (isdigit((unsigned char)*text) || *text == '-') && *end == 0 && errno == 0 && *out >= -1 && *out <= most;
+}
+
+static bool read_descriptor(const char *text, int *out)
+{
+    long value;
+    bool read = read_number(text, INT_MAX, &value);
     *out = (int)value;
-    return (isdigit((unsigned char)*text) || *text == '-') && *end == 0 && errno == 0 && value >= -1 &&
-           value <= INT_MAX;
+    return read;
 }
 
 static int compare(const void *one, const void *other)
@@ -53,7 +63,7 @@ static int compare(const void *one, const void *other)
 /* Whatever else was open belongs to the program. */
 static void close_others(struct kept kept)
 {
-    int kept_open[] = {2, kept.process, kept.owner, kept.listener, kept.lock};
+    int kept_open[] = {2, kept.process, kept.owner, kept.listener, kept.lock, kept.lease};
     int count = sizeof kept_open / sizeof *kept_open;
     qsort(kept_open, (size_t)count, sizeof(int), compare);
     for (int index = 0; index < count; index++) {
@@ -74,34 +84,100 @@ static void rename_self(char **argv, int argc, pid_t program)
 
 static void keep_from_program(struct kept kept)
 {
-    int own[] = {kept.owner, kept.listener, kept.lock};
-    for (int index = 0; index < 3; index++)
+    int own[] = {kept.owner, kept.listener, kept.lock, kept.lease};
+    for (int index = 0; index < (int)(sizeof own / sizeof *own); index++)
         if (own[index] >= 0)
             fcntl(own[index], F_SETFD, FD_CLOEXEC);
 }
 
-/* "--" and "--confined" stand before the program. */
-static bool read_mode(const char *text, bool *confined)
+/* How the program is started. */
+struct start {
+    bool confined;
+    bool jailed;
+    struct jail jail;
+    char **program;
+};
+
+/* Reads one option with its value; false for what is none. */
+static bool read_option(const char *name, const char *value, struct start *start, struct kept *kept)
 {
-    *confined = strcmp(text, "--confined") == 0;
-    return *confined || strcmp(text, "--") == 0;
+    struct jail *jail = &start->jail;
+    start->jailed = true;
+    if (strcmp(name, "--root") == 0)
+        jail->root = value;
+    else if (strcmp(name, "--bind") == 0 && jail->bound_count < BOUND_LIMIT)
+        jail->bound[jail->bound_count++] = value;
+    else if (strcmp(name, "--user") == 0)
+        return read_number(value, INT_MAX, &jail->user);
+    else if (strcmp(name, "--lease") == 0)
+        return read_descriptor(value, &kept->lease);
+    else
+        return false;
+    return true;
+}
+
+/* The options up to "--", and what stands behind it: at least a program. */
+static bool read_options(char **argv, struct start *start, struct kept *kept)
+{
+    kept->lease = start->jail.user = -1;
+    for (; *argv != NULL && strcmp(*argv, "--") != 0; argv++) {
+        if (strcmp(*argv, "--confined") == 0)
+            start->confined = start->jailed = true;
+        else if (strcmp(*argv, "--mapped") == 0)
+            start->jail.mapped = true;
+        else if (argv[1] == NULL || !read_option(*argv, argv[1], start, kept))
+            return false;
+        else
+            argv++;
+    }
+    start->program = argv + 1;
+    return argv[0] != NULL && argv[1] != NULL;
+}
+
+/* What the keeper does until the program has ended. */
+static _Noreturn void keep(struct kept kept, bool confined, const int ends[2])
+{
+    setsid();
+    if (confined) {
+        close(ends[1]);
+        allow_start(ends[0], kept.process);
+    }
+    close_others(kept);
+    watch(kept);
+}
+
+/* The program, in all that was asked for; or an exit status, and what failed was printed. */
+static int become_program(const struct start *start, int keeper)
+{
+    const char *failed = start->jailed ? enter_jail(&start->jail) : NULL;
+    if (failed != NULL) {
+        fprintf(stderr, "vmfork-keeper: cannot contain the program: %s: %s\n", failed, strerror(errno));
+        return NOT_STARTED;
+    }
+    if (start->confined && !confine_self(keeper))
+        return fail("cannot confine the program");
+    execvp(start->program[0], start->program);
+    fprintf(stderr, "vmfork-keeper: cannot run %s: %s\n", start->program[0], strerror(errno));
+    return NOT_FOUND;
 }
 
 int main(int argc, char **argv)
 {
     struct kept kept;
-    bool confined;
-    int start[2] = {-1, -1};
+    static struct start start;
+    int ends[2] = {-1, -1};
     if (argc == 2 && strcmp(argv[1], "tsc-rate") == 0)
         return print_rate();
-    if (argc < 6 || !read_mode(argv[4], &confined) || !read_descriptor(argv[1], &kept.owner) ||
-        !read_descriptor(argv[2], &kept.listener) || !read_descriptor(argv[3], &kept.lock))
+    if (argc == 2 && strcmp(argv[1], "nothing") == 0)
+        return 0;
+    if (argc < 6 || !read_descriptor(argv[1], &kept.owner) || !read_descriptor(argv[2], &kept.listener) ||
+        !read_descriptor(argv[3], &kept.lock) || !read_options(argv + 4, &start, &kept))
         return usage();
     pid_t program = getpid();
     kept.process = (int)syscall(SYS_pidfd_open, program, 0);
     if (kept.process < 0)
         return fail("pidfd_open");
-    if (confined && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, start) != 0)
+    if (start.confined && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
         return fail("socketpair");
     /* A sister of the program and not its child: who started the program reaps both. */
     long keeper = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
@@ -110,19 +186,9 @@ int main(int argc, char **argv)
     if (keeper == 0) {
         /* First of all: who started us must know whom to reap, whatever becomes of the program. */
         send_answer(kept.owner, HELLO, (uint32_t)getpid(), NULL, 0);
-        setsid();
         rename_self(argv, argc, program);
-        if (confined) {
-            close(start[1]);
-            allow_start(start[0], kept.process);
-        }
-        close_others(kept);
-        watch(kept);
+        keep(kept, start.confined, ends);
     }
     keep_from_program(kept);
-    if (confined && !confine_self(start[1]))
-        return fail("cannot confine the program");
-    execvp(argv[5], &argv[5]);
-    fprintf(stderr, "vmfork-keeper: cannot run %s: %s\n", argv[5], strerror(errno));
-    return NOT_FOUND;
+    return become_program(&start, ends[1]);
 }

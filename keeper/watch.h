@@ -12,6 +12,8 @@ struct kept {
     int listener;
     /* Held until the process is gone. */
     int lock;
+    /* So is this: it says that the user whom the process became is taken. */
+    int lease;
 };
 
 /* Watches until the process has ended, by itself or because nobody owns it any more. */

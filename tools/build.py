@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vmfork"
 TARGET = "x86_64-linux-musl"
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
+# The oldest glibc of its kind: every later one has what it has.
+LIBRARY_TARGET = "x86_64-linux-gnu.2.17"
 
 
 class BuildError(Exception):
@@ -24,10 +26,11 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is built from all C files of one folder."""
+    """What is built from all C files of one folder: a static program, or a library for another program to load."""
 
     sources: Path
     output: Path
+    is_library: bool = False
 
     def is_current(self) -> bool:
         """True when it is newer than everything it is made of."""
@@ -35,8 +38,12 @@ class Program:
         return self.output.exists() and all(path.stat().st_mtime < self.output.stat().st_mtime for path in inputs)
 
 
-def compile_program(sources: Path, output: Path, *, target: str = TARGET, defines: Sequence[str] = ()) -> Path:
+def compile_program(
+    sources: Path, output: Path, *, target: str = TARGET, defines: Sequence[str] = (), is_library: bool = False
+) -> Path:
     """`output` is made from all C files in `sources`, static and stripped. It was replaced by rename.
+
+    A library needs no other than glibc, 2.17 or newer, which the program that loads it has.
 
     `defines` are macros such as `PROTOCOL=0`. zig keeps its caches where ZIG_GLOBAL_CACHE_DIR and ZIG_LOCAL_CACHE_DIR
     say; the first build for a target takes about 30 s, because zig compiles musl too. Raises `BuildError` when the
@@ -44,7 +51,8 @@ def compile_program(sources: Path, output: Path, *, target: str = TARGET, define
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    argv = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-static", "-Os", "-s", *FLAGS]
+    kind = ("-target", LIBRARY_TARGET, "-shared", "-fPIC") if is_library else ("-target", target, "-static")
+    argv = [sys.executable, "-m", "ziglang", "cc", *kind, "-Os", "-s", *FLAGS]
     argv += [f"-D{define}" for define in defines]
     argv += [*(str(path) for path in sorted(sources.glob("*.c"))), "-o", str(temporary)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -58,6 +66,7 @@ def compile_program(sources: Path, output: Path, *, target: str = TARGET, define
 PROGRAMS = (
     Program(ROOT / "guest", PACKAGE / "image" / "data" / "agent-x86_64"),
     Program(ROOT / "keeper", PACKAGE / "host" / "data" / "keeper-x86_64"),
+    Program(ROOT / "preload", PACKAGE / "host" / "data" / "preload-x86_64.so", is_library=True),
 )
 
 
@@ -65,7 +74,7 @@ def build_missing() -> list[Path]:
     """Every program is made from its sources as they are. Gives their places."""
     for program in PROGRAMS:
         if not program.is_current():
-            compile_program(program.sources, program.output)
+            compile_program(program.sources, program.output, is_library=program.is_library)
     return [program.output for program in PROGRAMS]
 
 

@@ -24,7 +24,9 @@ from vmfork.image.namespaces import choose_namespaces
 from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
+from vmfork.machine.isolation import decide_containment
 from vmfork.machine.plan import make_hardware
+from vmfork.machine.trial import prove
 from vmfork.store.staging import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_mib
 
@@ -90,6 +92,7 @@ async def examine(
     image, image_check = _check_image(config, places)
     checks += [image_check, *_check_building(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
+    checks.append(await _check_isolation(config, binary, places))
     kvm_check = await _check_kvm(config, image, binary, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
     checks += [_check_memory(config), _check_space(config, places)]
@@ -154,6 +157,22 @@ def _check_setpriv() -> Check:
     return Check(
         "setpriv", "note", "not found; an image build may outlive a killed vmfork", "apt-get install util-linux"
     )
+
+
+async def _check_isolation(config: VMConfig, binary: QemuBinary | None, places: Places) -> Check:
+    """How far emulators are kept from this host, tried anew, and what keeps it from more."""
+    if binary is None:
+        return Check("isolation", "note", "not known without an emulator")
+    policy = config.isolation_policy
+    try:
+        await prove(policy.users, runtime=places.runtime, anew=True)
+        isolation = (await decide_containment(binary, policy, places=places)).isolation
+    except VMForkError as error:
+        return _failed("isolation", error)
+    found = f"{isolation.level}: {', '.join(isolation.parts) or 'nothing'}"
+    if not isolation.missing:
+        return Check("isolation", "ok", found)
+    return Check("isolation", "note", f"{found}; without {'; without '.join(isolation.missing)}")
 
 
 def _check_shipped(name: str, find: Callable[[], Path]) -> Check:

@@ -57,6 +57,11 @@ template_option = click.option(
 template_argument = click.argument("name", shell_complete=template_names)
 no_factory_option = click.option("--no-factory", is_flag=True, help="Leave the factory of [factory] alone.")
 cpus_option = click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.")
+isolation_option = click.option(
+    "--require-isolation",
+    metavar="LEVEL",
+    help="Fail where the host keeps an emulator from it by less: basic, namespaces, full.",
+)
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 
 

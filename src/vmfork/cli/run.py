@@ -17,6 +17,7 @@ from vmfork.cli.options import (
     VARIABLE_HELP,
     cpus_option,
     get_settings,
+    isolation_option,
     json_option,
     memory_option,
     no_factory_option,
@@ -106,6 +107,7 @@ class _RunCommand(click.Command):
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
+@isolation_option
 @json_option
 @click.option(
     "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
@@ -123,6 +125,7 @@ def command(
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
+    require_isolation: str | None,
     as_json: bool,
     max_output: str | None,
     no_factory: bool,
@@ -135,7 +138,8 @@ def command(
     template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
     vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
     """
-    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
+    required = {"vm.require_isolation": require_isolation}
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **required})
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
     if limit_s is not None and limit_s <= 0:
         raise ConfigError("timeout", timeout, "must be more than 0", hint="leave it out for no limit")
@@ -148,7 +152,7 @@ def command(
 
     wanted = Wanted(
         settings=settings,
-        factory=None if no_factory else get_settings().factory,
+        factory=None if no_factory else get_settings(required).factory,
         template=name,
         files=placed,
         cpus=None if cpus is None else settings.vm.cpus,

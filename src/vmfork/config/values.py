@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from vmfork.config.endpoint import NO_METRICS, check_socket_path, parse_metrics_address
 from vmfork.config.instance import Budget
+from vmfork.config.isolation import DEFAULT_USERS, LEVELS, IsolationLevel, IsolationPolicy, parse_users
 from vmfork.errors import ConfigError
 from vmfork.units import MAX_DURATION_S, Unsaid
 
@@ -18,6 +19,7 @@ MachineKind = Literal["q35", "microvm"]
 MachineChoice = Literal["auto", MachineKind]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
 ASLR = Literal["auto", "on", "off"]
+IsolationChoice = Literal["auto", "off"]
 BuildPolicy = Literal["now", "background"]
 Oversize = Literal["refuse", "allow", "boot"]
 Fallback = Literal["auto", "boot", "refuse"]
@@ -37,7 +39,7 @@ _MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
 # Fields of `VMConfig` that say how a machine is made, not what it is.
-_WAYS = ("qemu", "boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
+_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", "boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
@@ -134,7 +136,10 @@ class VMConfig:
     first answer, `fork_timeout_s` a fork to its adoption, and `hook_timeout_s` each before-freeze and after-fork hook.
     `reseed` says who renews a fork's random numbers. Anything but `both` is there to test one defence without the
     other; forks of `none` share their random numbers. `aslr` says whether programs of the guest start at random
-    addresses. `auto` is off under TCG, where each start at a new address is translated anew.
+    addresses. `auto` is off under TCG, where each start at a new address is translated anew. `isolation` is `auto`, all
+    that this host can do to keep an emulator from it, or `off`; a host that can do less than `require_isolation`
+    (`none`, `basic`, `namespaces`, `full`) starts no machine. `user_ids` are those that machines become where root
+    starts them, as `FIRST-LAST`.
     """
 
     image: str = "default"
@@ -152,6 +157,9 @@ class VMConfig:
     hook_timeout_s: float = 30.0
     reseed: Reseed = "both"
     aslr: ASLR = "auto"
+    isolation: IsolationChoice = "auto"
+    require_isolation: IsolationLevel = "none"
+    user_ids: str = DEFAULT_USERS
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -169,12 +177,19 @@ class VMConfig:
         _check_seconds("vm.boot_timeout_s", self.boot_timeout_s)
         _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
         _check_seconds("vm.hook_timeout_s", self.hook_timeout_s)
+        self._check_isolation()
         if self.aslr not in get_args(ASLR):
             raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")
         if self.reseed not in get_args(Reseed):
             raise ConfigError(
                 "vm.reseed", self.reseed, f"{self.reseed!r} is not known", hint="use both, agent, vmgenid or none"
             )
+
+    @property
+    def isolation_policy(self) -> IsolationPolicy:
+        """What it asks of a machine's isolation."""
+        users = parse_users(self.user_ids, field="vm.user_ids")
+        return IsolationPolicy(is_off=self.isolation == "off", required=self.require_isolation, users=users)
 
     @property
     def is_plain(self) -> bool:
@@ -184,6 +199,12 @@ class VMConfig:
     def made_as(self, other: VMConfig) -> VMConfig:
         """The same machine, made with the emulator and within the time limits of `other`."""
         return replace(self, **{name: getattr(other, name) for name in _WAYS})
+
+    def _check_isolation(self) -> None:
+        for name, known in (("isolation", get_args(IsolationChoice)), ("require_isolation", LEVELS)):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"vm.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
+        parse_users(self.user_ids, field="vm.user_ids")
 
     def _check_machine(self) -> None:
         if self.machine not in ("auto", *get_args(MachineKind)):

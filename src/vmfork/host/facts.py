@@ -40,6 +40,18 @@ def has_all_ids() -> bool:
     return _count_ids(Path("/proc/self/uid_map").read_text()) >= _IDS
 
 
+def has_ids(first: int, last: int) -> bool:
+    """Whether all user and group ids from `first` to `last` are known here: most containers map fewer."""
+    maps = (Path(f"/proc/self/{kind}_map").read_text().splitlines() for kind in ("uid", "gid"))
+    return all(any(_covers(line, first, last) for line in lines) for lines in maps)
+
+
+def _covers(line: str, first: int, last: int) -> bool:
+    """Whether a line of a map (user_namespaces(7)) has all these ids."""
+    start, _, count = map(int, line.split())
+    return start <= first and last < start + count
+
+
 def _count_ids(uid_map: str) -> int:
     return sum(int(line.split()[2]) for line in uid_map.splitlines())
 

@@ -18,14 +18,16 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from vmfork.errors import DeadlineExceeded, HostError, StoreBusy, VMNotFound
+from vmfork.host.jail import NO_JAIL
 from vmfork.host.process import WatchedProcess, identify, spawn
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.host.wait import wait_readable
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from vmfork.host.jail import Jail
     from vmfork.host.process import ProcessIdentity
 
 TOKEN_SIZE = 16
@@ -138,13 +140,17 @@ class KeptProcess(WatchedProcess):
         listen_at: Path,
         lock_fd: int | None = None,
         pass_fds: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
         confined: bool = False,
+        jail: Jail = NO_JAIL,
     ) -> Self:
         """A running child and its keeper, which can be asked for the child at the path `listen_at`.
 
         `pass_fds` are inherited under the same numbers; output and errors of both go to `log_fd`. The keeper holds
-        `lock_fd` open until the process has ended. The child ends with status 127 when there is no such program. A
-        `confined` one cannot start others, nor do anything else that an emulator has no need for (keeper/confine.c).
+        `lock_fd` open until the process has ended. The child ends with status 127 when there is no such program. `env`
+        is all of its environment, by default none. A `confined` one cannot start others, nor do anything else that an
+        emulator has no need for (keeper/confine.c). It starts inside of `jail`, and ends with status 126 where this
+        host refuses a part of that.
         """
         _reap_passed_on()
         with ExitStack() as always, ExitStack() as on_failure:
@@ -152,10 +158,12 @@ class KeptProcess(WatchedProcess):
             on_failure.enter_context(ours)
             always.enter_context(theirs)
             listener = always.enter_context(listen_unix(listen_at, kind=socket.SOCK_SEQPACKET))
-            own = [theirs.fileno(), listener.fileno(), *([] if lock_fd is None else [lock_fd])]
+            own = [theirs.fileno(), listener.fileno()]
+            own += [fd for fd in (lock_fd, jail.lease and jail.lease.fileno()) if fd is not None]
             numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
-            mode = "--confined" if confined else "--"
-            child = spawn([str(find_keeper()), *numbers, mode, *argv], log_fd=log_fd, pass_fds=(*own, *pass_fds))
+            options = [*(["--confined"] if confined else []), *jail.to_arguments()]
+            command = [str(find_keeper()), *numbers, *options, "--", *argv]
+            child = spawn(command, log_fd=log_fd, pass_fds=(*own, *pass_fds), env=env or {})
             pair = _Pair(child, ours)
             on_failure.callback(pair.end)
             process = cls(identify(child), tuple(argv), ours, pair)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 def read_stat(pid: int) -> list[bytes]:
@@ -161,8 +161,13 @@ class WatchedProcess:
         self._exited.set_result(self._collect())
 
 
-def spawn(command: Sequence[str], *, log_fd: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    """A running child in a session of its own, with nothing to read and `log_fd` to write to. The caller reaps it."""
+def spawn(
+    command: Sequence[str], *, log_fd: int, pass_fds: Sequence[int], env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """A running child in a session of its own, with nothing to read and `log_fd` to write to. The caller reaps it.
+
+    `env` is all of its environment: ours holds what belongs to nobody else, such as keys.
+    """
     try:
         return subprocess.Popen(
             command,
@@ -170,6 +175,7 @@ def spawn(command: Sequence[str], *, log_fd: int, pass_fds: Sequence[int]) -> su
             stdout=log_fd,
             stderr=log_fd,
             pass_fds=pass_fds,
+            env=env,
             start_new_session=True,
         )
     except OSError as error:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vmfork.config.isolation import IsolationLevel  # noqa: TC001 - a record's types are looked up when it is read
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from vmfork.config.isolation import UserRange
     from vmfork.host.process import ProcessIdentity
 
 
@@ -81,6 +84,48 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """How far a machine's hypervisor is kept from its host: a level by name, made of the `parts` that apply.
+
+    | part | keeps it by |
+    | --- | --- |
+    | filter | a seccomp filter, no capability, limits, an empty environment, files that were opened for it |
+    | namespaces | a root with nothing in it but its program, and an empty network |
+    | user | a user id that nothing else on the host has |
+
+    `missing` says of each other part why it does not apply. docs/concepts/isolation.md has the levels.
+    """
+
+    level: IsolationLevel = "none"
+    parts: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+NOT_ISOLATED = Isolation()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Containment:
+    """What is done for that at the start of one machine.
+
+    `reads` are the paths of the hypervisor's own files. The namespaces are those of a user namespace where they are
+    `mapped`. `users` are whom it may become.
+    """
+
+    isolation: Isolation = NOT_ISOLATED
+    reads: tuple[str, ...] = ()
+    mapped: bool = False
+    users: UserRange | None = None
+
+    def has(self, part: str) -> bool:
+        """Whether that part of an isolation is in force."""
+        return part in self.isolation.parts
+
+
+NOT_CONTAINED = Containment()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
@@ -94,6 +139,7 @@ class Launch:
     start: Boot | Restore
     generation_id: str
     lock_fd: int | None = None
+    containment: Containment = NOT_CONTAINED
 
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
-from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.base import NOT_ISOLATED, Hardware, Isolation
 from vmfork.machine.origin import Origin, origin_of
 
 
@@ -20,7 +20,8 @@ class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it.
+    where there is none. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it. `isolation`: how
+    far its hypervisor is kept from the host.
     """
 
     identity: Identity
@@ -29,6 +30,7 @@ class MachineFacts:
     ram_inode: int = 0
     created_at: str = field(default_factory=_now)
     origin: Origin | None = None
+    isolation: Isolation = NOT_ISOLATED
 
 
 class Described:
@@ -80,6 +82,11 @@ class Described:
     def accel(self) -> str:
         """`kvm` or `tcg`, as decided."""
         return self.facts.hardware.accel
+
+    @property
+    def isolation(self) -> Isolation:
+        """How far its hypervisor is kept from the host: `level`, the `parts` that apply, and what is `missing`."""
+        return self.facts.isolation
 
     @property
     def source(self) -> Origin:

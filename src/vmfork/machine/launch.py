@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
+from vmfork.config.isolation import BY_DEFAULT
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
+from vmfork.machine.isolation import decide_containment
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
+    from vmfork.config.isolation import IsolationPolicy
     from vmfork.hypervisor.base import RAM
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
@@ -38,7 +41,7 @@ _swept: set[Path] = set()
 class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
-    With `reseed` the fork's agent renews the kernel's random numbers.
+    With `reseed` the fork's agent renews the kernel's random numbers. `policy`: what is asked of its isolation.
     """
 
     template: str
@@ -48,6 +51,7 @@ class Frozen:
     state_fd: int
     thaw: Thaw
     reseed: bool = True
+    policy: IsolationPolicy = BY_DEFAULT
 
 
 async def boot_base(
@@ -68,6 +72,7 @@ async def boot_base(
         Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=plan.command_line + verbose),
         image=image.name,
         instance=instance,
+        policy=plan.policy,
     )
     hint = _memory_hint(image, plan.hardware)
     await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
@@ -84,6 +89,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         Restore(frozen.state_fd),
         image=frozen.image,
         instance=instance,
+        policy=frozen.policy,
         todo=frozen.thaw,
     )
 
@@ -97,10 +103,12 @@ async def _launch(
     *,
     image: str,
     instance: Instance,
+    policy: IsolationPolicy,
     todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
     vms = instance.places.vms
+    containment = await decide_containment(binary, policy, places=instance.places)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
         folder = VMFolder.create(vms, identity.vm_id)
@@ -115,6 +123,7 @@ async def _launch(
                 start=start,
                 generation_id=str(identity.generation),
                 lock_fd=folder.lock_fd,
+                containment=containment,
             ),
         )
         on_failure.push_async_callback(machine.aclose)
@@ -128,6 +137,7 @@ async def _launch(
             hardware=hardware,
             image=image,
             ram_inode=0 if isinstance(ram, AnonymousRAM) else os.fstat(ram.fd).st_ino,
+            isolation=containment.isolation,
         )
         base = await BaseVM.meet(facts, folder=folder, machine=machine, spawn_s=spawned - begun, todo=todo)
         on_failure.pop_all()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import VMConfig
+    from vmfork.config.isolation import IsolationPolicy
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
 
@@ -37,7 +38,7 @@ class Plan:
     """How machines of one kind are booted on this host. Nothing in it is left to decide.
 
     `reseed`: the guest's agent renews the kernel's random numbers. `traits` are what a template of such machines is
-    compared by.
+    compared by. `policy`: what is asked of their isolation.
     """
 
     image: Image
@@ -48,6 +49,7 @@ class Plan:
     traits: Mapping[str, str]
     boot_timeout_s: float
     hook_timeout_s: float
+    policy: IsolationPolicy
 
 
 async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel: str) -> Plan:
@@ -73,6 +75,7 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
         },
         boot_timeout_s=config.boot_timeout_s,
         hook_timeout_s=config.hook_timeout_s,
+        policy=config.isolation_policy,
     )
 
 

@@ -63,8 +63,8 @@ class Source:
     async def open(cls, name: str, *, config: VMConfig, instance: Instance) -> Self:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
-        `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
-        template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        `config` gives the emulator's path, its isolation and the time limits of a fork, nothing else: what was booted
+        is in the template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
         """
         with TemplateStore(instance.places.templates).open(name) as opened:
             manifest = opened.manifest
@@ -149,6 +149,7 @@ class Source:
                 state_fd=opened.state_fd,
                 thaw=Thaw(hooks=m.hooks, watchers=m.watchers),
                 reseed=agent_reseeds(m.traits["reseed"]),
+                policy=self._config.isolation_policy,
             )
             return await restore_base(frozen, binary=binary, instance=self._instance)
 

@@ -15,7 +15,7 @@ from vmfork.hypervisor.qemu.command import Descriptors, build_command, default_c
 
 OLD = QemuBinary(path=Path("/opt/qemu"), version="7.2.22", release=(7, 2, 22), stamp="1")
 NEW = QemuBinary(path=Path("/opt/qemu"), version="8.2.0", release=(8, 2, 0), stamp="2")
-FDS = Descriptors(qmp=10, agent=11, console=12)
+FDS = Descriptors(qmp=10, agent=11, console=12, kernel=13, initramfs=14)
 TCG = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
 KVM = Hardware(machine="pc-q35-7.2", accel="kvm", cpu_model="host", cpus=2, memory_mib=512)
 BOOT = Boot(kernel=Path("/images/kernel"), initramfs=Path("/images/initramfs"), command_line="console=ttyS0 quiet")
@@ -53,7 +53,7 @@ MIDDLE = [
 ]
 VMGENID = ["-device", "vmgenid,guid=8d8a5c4e-9f3a-4d5e-8c65-2f3f3e6a0b11"]
 PLAIN_STATE = ["-global", "migration.send-configuration=off"]
-BOOTED = ["-kernel", "/images/kernel", "-initrd", "/images/initramfs", "-append", "console=ttyS0 quiet"]
+BOOTED = ["-kernel", "/proc/self/fd/13", "-initrd", "/proc/self/fd/14", "-append", "console=ttyS0 quiet"]
 
 BEGIN = {"tcg": (TCG, BEGIN_TCG, "256M"), "kvm": (KVM, BEGIN_KVM, "512M")}
 RAMS = {

@@ -101,8 +101,16 @@ async def test_a_saved_machine_is_restored_on_private_pages(start, open_file, tm
 async def test_state_cannot_be_saved_where_there_is_no_folder(start, tmp_path) -> None:
     machine = start()
     await machine.pause()
-    with pytest.raises(HostError, match="xen-save-devices-state") as refused:
+    with pytest.raises(HostError, match=r"cannot write device state to .*nowhere/state: No such file"):
         await machine.save_state(tmp_path / "nowhere" / "state")
+    assert await status(machine) == "paused"
+
+
+async def test_state_that_qemu_cannot_write_is_our_error_with_what_it_said(start) -> None:
+    machine = start()
+    await machine.pause()
+    with pytest.raises(HostError, match="xen-save-devices-state") as refused:
+        await machine.save_state(Path("/dev/full"))
     assert "-> xen-save-devices-state" in refused.value.details()
     assert await status(machine) == "paused"
 

@@ -7,6 +7,7 @@ from vmfork.hypervisor.qemu.abilities import Abilities, ask_abilities
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
 from vmfork.hypervisor.qemu.board import Board, board_for, board_of
 from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
+from vmfork.hypervisor.qemu.files import find_reads
 from vmfork.hypervisor.qemu.machine import QemuMachine
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "default_cpu_model",
     "find_qemu",
     "find_qemu_like",
+    "find_reads",
 ]

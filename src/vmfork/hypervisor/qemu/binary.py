@@ -8,9 +8,13 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, HostError
 from vmfork.host.environ import bare_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The oldest that vmfork is tested with. It has vmgenid, memory-backend-file and restore without RAM.
 MINIMUM = (7, 2)
@@ -85,7 +89,7 @@ async def find_qemu(configured: str = "") -> QemuBinary:
     path = locate_qemu(configured)
     key = (path, stamp_of(path))
     if key not in _probed:
-        _probed[key] = _parse(path, await _ask_version(path))
+        _probed[key] = _parse(path, await ask(path, "--version"))
     return _probed[key]
 
 
@@ -97,15 +101,20 @@ async def find_qemu_like(path: str, version: str, stamp: str, *, configured: str
     return _parse(located, f"QEMU emulator version {version}")
 
 
-async def _ask_version(path: Path) -> str:
+async def ask(path: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """What the emulator prints of itself when it is run with `arguments`, in an environment of its own.
+
+    Raises `HostError` when it does not run, or not to a good end, or not within 20 s.
+    """
+    what = " ".join([str(path), *arguments])
     try:
         child = await asyncio.create_subprocess_exec(
             path,
-            "--version",
+            *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=bare_environ(),
+            env={**bare_environ(), **(env or {})},
         )
     except OSError as error:
         raise HostError(f"cannot run {path}: {error.strerror}", hint=_INSTALL) from error
@@ -115,11 +124,11 @@ async def _ask_version(path: Path) -> str:
         child.kill()
         await child.wait()
         if isinstance(error, TimeoutError):
-            raise HostError(f"{path} --version did not end within {_PROBE_LIMIT_S:g} s") from error
+            raise HostError(f"{what} did not end within {_PROBE_LIMIT_S:g} s") from error
         raise
     text = output.decode(errors="replace")
     if child.returncode:
-        raise HostError(f"{path} --version failed (exit status {child.returncode})", hint=_INSTALL, log=text)
+        raise HostError(f"{what} failed (exit status {child.returncode})", hint=_INSTALL, log=text)
     return text
 
 

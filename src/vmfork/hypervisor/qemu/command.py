@@ -25,11 +25,16 @@ MEMORY_SLOTS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptors:
-    """Numbers of the descriptors that QEMU inherits: two listening sockets and a connected one for the console."""
+    """Numbers of the descriptors that QEMU inherits: two listening sockets and a connected one for the console.
+
+    Where it boots, kernel and initramfs too: QEMU need not be able to reach the files.
+    """
 
     qmp: int
     agent: int
     console: int
+    kernel: int = -1
+    initramfs: int = -1
 
 
 def default_cpu_model(accel: str) -> str:
@@ -52,7 +57,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-object", _ram(binary, launch)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-rtc", "base=utc,clock=host"),
-        # Without one of its own, its keeper confines it.
+        # Its keeper confines it too, more than this does (keeper/confine.c).
         *(("-sandbox", SANDBOX) if binary.has_sandbox else ()),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={fds.console}", "-serial", "chardev:console"),
@@ -64,7 +69,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
         # is accepted by its `-incoming`.
         *("-global", "migration.send-configuration=off"),
-        *_start(binary, launch),
+        *_start(binary, launch, fds),
     ]
 
 
@@ -100,10 +105,11 @@ def _ram(binary: QemuBinary, launch: Launch) -> str:
             return f"memory-backend-file,{size},mem-path=/proc/self/fd/{fd},share=off{readonly}"
 
 
-def _start(binary: QemuBinary, launch: Launch) -> list[str]:
+def _start(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:
     start = launch.start
     if isinstance(start, Boot):
-        return ["-kernel", str(start.kernel), "-initrd", str(start.initramfs), "-append", start.command_line]
+        kernel, initramfs = f"/proc/self/fd/{fds.kernel}", f"/proc/self/fd/{fds.initramfs}"
+        return ["-kernel", kernel, "-initrd", initramfs, "-append", start.command_line]
     # No kernel and no initramfs: loading them again would cost each fork 12 to 20 MB of private memory. Without -S the
     # machine runs as soon as its state is loaded, and nobody has to tell it. `-incoming` is the only way: the monitor's
     # `xen-load-devices-state` crashes QEMU 7.2.

@@ -8,12 +8,12 @@ import socket
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import Closed
+from vmfork.errors import Closed, HostError
 from vmfork.host.folders import tail_of
 from vmfork.host.keeper import KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
-from vmfork.hypervisor.base import HALTED, AnonymousRAM, MemoryPiece, Restore
-from vmfork.hypervisor.qemu import hotplug
+from vmfork.hypervisor.base import HALTED, MemoryPiece
+from vmfork.hypervisor.qemu import hotplug, surroundings
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
 from vmfork.units import MIB
@@ -72,14 +72,21 @@ class QemuMachine:
             on_failure.enter_context(ours)
             log_fd = os.open(launch.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             always.callback(os.close, log_fd)
-            fds = Descriptors(qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno())
+            kernel, initramfs = surroundings.open_image(launch, opened=always)
+            fds = Descriptors(
+                qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno(), kernel=kernel, initramfs=initramfs
+            )
+            kvm_fd = surroundings.open_kvm(launch, opened=always)
+            passed = (fds.qmp, fds.agent, fds.console, kernel, initramfs, kvm_fd, *surroundings.list_inherited(launch))
             process = KeptProcess.start(
                 build_command(binary, launch, fds),
                 log_fd=log_fd,
                 listen_at=launch.folder / KEEPER_SOCKET,
                 lock_fd=launch.lock_fd,
-                pass_fds=(fds.qmp, fds.agent, fds.console, *_inherited(launch)),
-                confined=not binary.has_sandbox,
+                pass_fds=[fd for fd in passed if fd is not None and fd >= 0],
+                env=surroundings.make_environment(launch.containment, kvm_fd=kvm_fd),
+                confined=launch.containment.has("filter") or not binary.has_sandbox,
+                jail=surroundings.make_jail(launch.containment, folder=launch.folder, opened=always),
             )
             on_failure.callback(process.end)
             # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later
@@ -208,7 +215,12 @@ class QemuMachine:
         out whatever backs it (QEMU 7.2, migration/savevm.c).
         """
         monitor = await self._get_monitor()
-        await monitor.execute("xen-save-devices-state", filename=str(path), live=False)
+        with ExitStack() as always:
+            fd = _create(path)
+            always.callback(os.close, fd)
+            # QEMU is passed the file: it need not be able to reach the folder, nor to open anything for writing.
+            async with monitor.lend(fd) as name:
+                await monitor.execute("xen-save-devices-state", filename=name, live=False)
 
     async def list_memory(self) -> list[MemoryPiece]:
         """The pieces that are plugged in, in the order in which they came: each is put behind the one before it."""
@@ -308,6 +320,13 @@ def _take_socket(fds: list[int], on_failure: AsyncExitStack) -> socket.socket:
     return taken
 
 
+def _create(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"cannot write device state to {path}: {error.strerror}") from error
+
+
 def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
@@ -316,9 +335,3 @@ def _close_all(fds: Iterable[int]) -> None:
 def describe_end(exit_code: int | None) -> str:
     """How QEMU ended, in words. `None`: it was no child of ours, and nobody tells."""
     return "QEMU ended" if exit_code is None else f"QEMU ended with exit status {exit_code}"
-
-
-def _inherited(launch: Launch) -> tuple[int, ...]:
-    ram = () if isinstance(launch.ram, AnonymousRAM) else (launch.ram.fd,)
-    state = (launch.start.state_fd,) if isinstance(launch.start, Restore) else ()
-    return ram + state

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu.qmp import ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
 
-from vmfork.errors import DeadlineExceeded, HostError
+from vmfork.errors import DeadlineExceeded, HostError, VMForkError
 
 if TYPE_CHECKING:
     import socket
@@ -67,6 +67,20 @@ class Monitor:
             raise HostError(f"{what} {command}: {error}", log="\n".join(self.transcript)) from error
         self.transcript.append(f"<- {json.dumps(result)}")
         return result
+
+    @asynccontextmanager
+    async def lend(self, fd: int) -> AsyncIterator[str]:
+        """QEMU has a copy of `fd` inside of the block, and opens it by the name that the block is given.
+
+        It can be opened with exactly the access that it has (QMP reference, add-fd).
+        """
+        self._client.send_fd_scm(fd)
+        added = await self.execute("add-fd")
+        try:
+            yield f"/dev/fdset/{added['fdset-id']}"
+        finally:
+            with suppress(VMForkError):  # what went wrong in the block is what is told
+                await self.execute("remove-fd", **{"fdset-id": added["fdset-id"]})
 
     @contextmanager
     def listen(self, *names: str) -> Iterator[AsyncIterator[Message]]:

@@ -1,0 +1,91 @@
+/* Loaded into an emulator before its own libraries. It opens what the emulator was passed, by the name that the
+ * emulator knows it by. See README.md. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* How it works. A path that names an open descriptor is answered with a copy of that descriptor, so with the rights it
+ * was opened with and no others, and without /proc. The copy stands at the beginning of the file: the kernel keeps one
+ * position for all copies. Every other path goes to the kernel as it is. */
+
+static const char PASSED[] = "/proc/self/fd/";
+static const char KVM[] = "/dev/kvm";
+static const char KVM_VARIABLE[] = "VMFORK_KVM_FD";
+
+/* -1 for anything but the digits of a descriptor. */
+static int read_descriptor(const char *text)
+{
+    int value = 0;
+    if (*text == 0)
+        return -1;
+    for (; *text != 0; text++) {
+        if (*text < '0' || *text > '9' || value > 1000000)
+            return -1;
+        value = value * 10 + (*text - '0');
+    }
+    return value;
+}
+
+/* The descriptor that a path stands for, or -1. */
+static int find_passed(const char *path)
+{
+    if (strncmp(path, PASSED, sizeof PASSED - 1) == 0)
+        return read_descriptor(path + sizeof PASSED - 1);
+    const char *kvm = strcmp(path, KVM) == 0 ? getenv(KVM_VARIABLE) : NULL;
+    return kvm == NULL ? -1 : read_descriptor(kvm);
+}
+
+static int open_any(const char *path, int flags, mode_t mode)
+{
+    int passed = find_passed(path);
+    if (passed < 0)
+        return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+    int copy = fcntl(passed, flags & O_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, 3);
+    if (copy >= 0)
+        lseek(copy, 0, SEEK_SET);
+    return copy;
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+    va_end(more);
+    return open_any(path, flags, mode);
+}
+
+/* What a libc calls it where files are large, and where it was compiled with checks (glibc, _FORTIFY_SOURCE). */
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+
+int __open_2(const char *path, int flags)
+{
+    return open_any(path, flags, 0);
+}
+
+int __open64_2(const char *path, int flags) __attribute__((alias("__open_2")));
+
+/* fopen(3): "r", "w" or "a", and then "+", "e" and others in any order. */
+static int read_mode(const char *mode)
+{
+    int flags = *mode == 'w' ? O_CREAT | O_TRUNC : *mode == 'a' ? O_CREAT | O_APPEND : 0;
+    flags |= strchr(mode, '+') != NULL ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
+    return strchr(mode, 'e') != NULL ? flags | O_CLOEXEC : flags;
+}
+
+FILE *fopen(const char *path, const char *mode)
+{
+    int fd = open_any(path, read_mode(mode), 0666);
+    FILE *file = fd < 0 ? NULL : fdopen(fd, mode);
+    if (file == NULL && fd >= 0)
+        close(fd);
+    return file;
+}
+
+FILE *fopen64(const char *path, const char *mode) __attribute__((alias("fopen")));

@@ -1,0 +1,58 @@
+"""What a keeper puts its program into before that starts (keeper/jail.c), as a value."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError
+
+if TYPE_CHECKING:
+    from vmfork.host.users import UserLease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jail:
+    """A program's surroundings. Whatever it was passed open stays open in it.
+
+    Over the folder `root` the program's own root is mounted, where nobody else sees it; what is in `bound` is there
+    under its own path, read-only, and nothing else. With `root` it has a network, IPC and UTS namespace of its own too.
+    All of them belong to a user namespace where they are `mapped`, as an ordinary user needs it. It becomes the user of
+    `lease`, which the keeper holds until the program has ended.
+    """
+
+    root: Path | None = None
+    bound: tuple[str, ...] = ()
+    mapped: bool = False
+    lease: UserLease | None = None
+
+    def to_arguments(self) -> list[str]:
+        """The keeper's options."""
+        options = []
+        if self.root is not None:
+            options += ["--root", str(self.root)]
+            for path in self.bound:
+                options += ["--bind", path]
+        if self.mapped:
+            options.append("--mapped")
+        if self.lease is not None:
+            options += ["--user", str(self.lease.user), "--lease", str(self.lease.fileno())]
+        return options
+
+
+NO_JAIL = Jail()
+
+
+@cache
+def find_preload() -> Path:
+    """The library that opens for an emulator what it was passed (preload/README.md). `HostError` when it is missing."""
+    path = Path(__file__).with_name("data") / f"preload-{os.uname().machine}.so"
+    if not path.is_file():
+        raise HostError(
+            f"the emulator's library is missing from this installation: {path}",
+            hint="install vmfork again; its build step compiles it: pip install --force-reinstall vmfork",
+        )
+    return path

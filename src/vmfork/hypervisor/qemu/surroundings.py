@@ -1,0 +1,78 @@
+"""What a QEMU process starts with: what it inherits, what it is put into, and what it finds in its environment."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmfork.errors import HostError, ImageError
+from vmfork.host.environ import bare_environ
+from vmfork.host.jail import Jail, find_preload
+from vmfork.host.users import lease_user
+from vmfork.hypervisor.base import AnonymousRAM, Boot, Restore
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from vmfork.hypervisor.base import Containment, Launch
+
+KVM = "/dev/kvm"
+# preload/preload.c reads it.
+_KVM_VARIABLE = "VMFORK_KVM_FD"
+
+
+def make_jail(containment: Containment, *, folder: Path, opened: ExitStack) -> Jail:
+    """What the machine of `folder` is put into. A user id was leased where it gets one, until `opened` is closed."""
+    has_root = containment.has("namespaces")
+    users = containment.users if containment.has("user") else None
+    return Jail(
+        root=folder if has_root else None,
+        bound=(*containment.reads, str(find_preload())) if has_root else (),
+        mapped=containment.mapped and has_root,
+        lease=None if users is None else opened.enter_context(lease_user(users)),
+    )
+
+
+def make_environment(containment: Containment, *, kvm_fd: int | None) -> dict[str, str]:
+    """All of QEMU's environment."""
+    if not containment.has("filter"):
+        return bare_environ()
+    kvm = {} if kvm_fd is None else {_KVM_VARIABLE: str(kvm_fd)}
+    return {"LD_PRELOAD": str(find_preload()), **kvm}
+
+
+def open_kvm(launch: Launch, *, opened: ExitStack) -> int | None:
+    """A descriptor of /dev/kvm where the contained machine needs it: it may neither see nor open the device itself."""
+    if launch.hardware.accel != "kvm" or not launch.containment.has("filter"):
+        return None
+    try:
+        fd = os.open(KVM, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot open {KVM}: {error.strerror}", hint="vmfork doctor tells what to do") from error
+    opened.callback(os.close, fd)
+    return fd
+
+
+def open_image(launch: Launch, *, opened: ExitStack) -> tuple[int, int]:
+    """Kernel and initramfs of a machine that boots; -1 each for one that does not. Raises `ImageError`."""
+    if not isinstance(launch.start, Boot):
+        return -1, -1
+    return _open(launch.start.kernel, opened), _open(launch.start.initramfs, opened)
+
+
+def _open(path: Path, opened: ExitStack) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(
+            f"cannot read {path}: {error.strerror}", hint="build the image again: vmfork image build"
+        ) from error
+    opened.callback(os.close, fd)
+    return fd
+
+
+def list_inherited(launch: Launch) -> list[int]:
+    """Descriptors of RAM and device state, as far as they are files."""
+    ram = [] if isinstance(launch.ram, AnonymousRAM) else [launch.ram.fd]
+    return [*ram, launch.start.state_fd] if isinstance(launch.start, Restore) else ram

@@ -1,0 +1,93 @@
+"""How far a machine's emulator is kept from this host: what the host lets its user do, tried once, and what is asked.
+
+| level | parts | what it takes |
+| --- | --- | --- |
+| full | filter, namespaces, user | root who may mount, and has the user ids |
+| namespaces | filter, namespaces | root who may mount, or a user who may make user namespaces |
+| basic | filter, and as root `user` where it may be | a kernel with seccomp |
+| none | | the policy is off, or the emulator is a script |
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from vmfork.config.isolation import LEVELS
+from vmfork.errors import HostError
+from vmfork.host.jail import find_preload
+from vmfork.hypervisor.base import Containment, Isolation
+from vmfork.hypervisor.qemu import find_reads
+from vmfork.machine.trial import FILTER, NAMESPACES, PARTS, USER, prove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Places
+    from vmfork.config.isolation import IsolationLevel, IsolationPolicy
+    from vmfork.hypervisor.qemu import QemuBinary
+
+
+async def decide_containment(binary: QemuBinary, policy: IsolationPolicy, *, places: Places) -> Containment:
+    """How `binary` is started here under `policy`.
+
+    Raises `HostError` when that is less than the policy requires, and says what is missing. What this host can do is
+    tried the first time, and remembered.
+    """
+    containment = await _decide(binary, policy, places)
+    isolation = containment.isolation
+    if LEVELS.index(isolation.level) < LEVELS.index(policy.required):
+        raise HostError(
+            f"isolation {policy.required!r} is required, and this host gives {isolation.level!r}"
+            f" ({'; '.join(isolation.missing)})",
+            hint="give the host what is missing, or require less (vm.require_isolation); vmfork doctor tells more",
+        )
+    return containment
+
+
+async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -> Containment:
+    if policy.is_off:
+        return Containment(isolation=_isolation_of(dict.fromkeys(PARTS, "switched off")))
+    reads = await find_reads(binary, kept=places.emulators)
+    if not reads.paths:
+        reason = f"{binary.path} is a script or a static program"
+        return Containment(isolation=_isolation_of(dict.fromkeys(PARTS, reason)))
+    proof = await prove(policy.users, runtime=places.runtime)
+    reasons = proof.reasons()
+    if not reasons[USER] and proof.needs_mapping and not reasons[NAMESPACES]:
+        reasons[USER] = "nobody else is in a user namespace"
+    elif not reasons[USER] and (hidden := _find_hidden(binary.path, has_root=not reasons[NAMESPACES])):
+        reasons[USER] = f"others may not read {hidden}"
+    return Containment(
+        isolation=_isolation_of(reasons),
+        reads=reads.paths,
+        mapped=proof.needs_mapping,
+        users=policy.users,
+    )
+
+
+def _isolation_of(reasons: dict[str, str]) -> Isolation:
+    """`reasons` as `Proof.reasons` gives them. Without the filter there is nothing."""
+    if reasons[FILTER]:
+        reasons = {part: reason or f"needs {FILTER}" for part, reason in reasons.items()}
+    parts = tuple(part for part, reason in reasons.items() if not reason)
+    level: IsolationLevel = "basic" if FILTER in parts else "none"
+    if NAMESPACES in parts:
+        level = "full" if USER in parts else "namespaces"
+    return Isolation(
+        level=level, parts=parts, missing=tuple(f"{part}: {reason}" for part, reason in reasons.items() if reason)
+    )
+
+
+def _find_hidden(program: Path, *, has_root: bool) -> str:
+    """The first thing on the way to what an emulator reads that another user may not enter or read; empty: none.
+
+    In a root of its own only the files count: the folders above them are new.
+    """
+    for path, bits in ((program, 0o5), (find_preload(), 0o4)):
+        if path.stat().st_mode & bits != bits:
+            return str(path)
+        for parent in () if has_root else path.parents:
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                return str(parent)
+    return ""
