@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places, VMConfig
     from vmfork.factory.stats import FactoryStats
     from vmfork.host.memory import MemoryUse
-    from vmfork.hypervisor.base import Hardware
+    from vmfork.hypervisor.base import Hardware, Isolation
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.handle import VMHandle
@@ -315,6 +315,11 @@ class VM:
     def accel(self) -> str:
         """`kvm` or `tcg`, as decided."""
         return self._twin.accel
+
+    @property
+    def isolation(self) -> Isolation:
+        """How far its hypervisor is kept from the host: `level`, the `parts` that apply, and what is `missing`."""
+        return self._twin.isolation
 
     @property
     def source(self) -> Origin:

@@ -91,6 +91,8 @@ static void try_host(void)
     tell("open-shadow", open("/etc/shadow", O_RDONLY));
     tell("make-folder", mkdir("/tmp/vmfork-escape-folder", 0755));
     tell("remove", unlink("/etc/vmfork-escape"));
+    tell("remove-folder", rmdir("/tmp/vmfork-escape-folder"));
+    unlink("/tmp/vmfork-escape");
     int line = socket(AF_UNIX, SOCK_STREAM, 0);
     tell("connect", line < 0 ? -1 : connect(line, (struct sockaddr *)&bus, sizeof bus));
     tell("network", socket(AF_INET, SOCK_DGRAM, 0));
@@ -101,7 +103,8 @@ static void try_host(void)
         _exit(0);
     tell("process", child);
     tell("namespace", unshare(CLONE_NEWUSER));
-    tell("mount", mount("none", "/", "tmpfs", 0, NULL));
+    /* Who may mount is told that there is no such place. */
+    tell("mount", mount("none", "/vmfork-nowhere", "tmpfs", 0, NULL));
     tell("root", setuid(0));
     tell("ring", syscall(SYS_io_uring_setup, 1, (char[256]){0}));
     tell("more-descriptors", setrlimit(RLIMIT_NOFILE, &(struct rlimit){1 << 20, 1 << 20}));

@@ -27,6 +27,7 @@ from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
+from vmfork.machine.isolation import check_isolation
 from vmfork.machine.origin import Origin
 from vmfork.machine.request import ForkRequest
 from vmfork.owner import Owner, gives_owner
@@ -251,6 +252,8 @@ class Factory(Owner):
         base, wanted = choice.base, want.config
         # Once it is adopted, leaving the block ends nothing.
         async with await base.get_base_vm(timeout_s=request.left_s(wanted.fork_timeout_s)) as base_vm:
+            # One that came from a server was started as the server's configuration has it.
+            check_isolation(base_vm.facts.isolation, self.config.vm.isolation_policy)
             adopted = await base_vm.adopt(
                 request.fork_for(base_vm.hardware, want, choice),
                 timeout_s=wanted.fork_timeout_s,

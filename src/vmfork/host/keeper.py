@@ -73,6 +73,9 @@ def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: fl
     return _REQUEST.pack(kind, token, round(ttl_s * 1000) or int(ttl_s > 0))
 
 
+# keeper.c: NOT_STARTED, and what it says then.
+REFUSED_STATUS, REFUSED_TEXT = 126, "cannot contain the program: "
+
 # Nobody is there, or is any more.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 
@@ -159,7 +162,7 @@ class KeptProcess(WatchedProcess):
             always.enter_context(theirs)
             listener = always.enter_context(listen_unix(listen_at, kind=socket.SOCK_SEQPACKET))
             own = [theirs.fileno(), listener.fileno()]
-            own += [fd for fd in (lock_fd, jail.lease and jail.lease.fileno()) if fd is not None]
+            own += [*([] if lock_fd is None else [lock_fd]), *([] if jail.lease is None else [jail.lease.fileno()])]
             numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
             options = [*(["--confined"] if confined else []), *jail.to_arguments()]
             command = [str(find_keeper()), *numbers, *options, "--", *argv]

@@ -8,7 +8,16 @@ import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, LaunchError, MachineEnded, VMForkError
+from vmfork.errors import (
+    AdoptError,
+    DeadlineExceeded,
+    GuestError,
+    HostError,
+    LaunchError,
+    MachineEnded,
+    VMForkError,
+)
+from vmfork.host.keeper import REFUSED_STATUS, REFUSED_TEXT
 from vmfork.hypervisor.base import HALTED
 
 if TYPE_CHECKING:
@@ -91,6 +100,7 @@ async def explained(
         ) from error
     except (GuestError, OSError) as error:
         if agent.lost is not None and await _has_ended(machine):
+            check_contained(machine)
             panic = find_panic(machine.console_tail())
             end = f"the guest panicked: {panic}" if panic else "QEMU ended before the guest was ready"
             if is_out_of_memory(panic):
@@ -108,6 +118,17 @@ async def _has_ended(machine: Watched) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
     return machine.has_ended
+
+
+def check_contained(machine: Watched) -> None:
+    """Raises `HostError` when the machine was not started because the host refused what was to keep it in."""
+    _, found, reason = machine.log_tail().rpartition(REFUSED_TEXT)
+    if machine.exit_code == REFUSED_STATUS and found:
+        raise HostError(
+            f"this host refuses what keeps an emulator from it: {reason.strip()}",
+            hint="vmfork doctor tries anew what the host can do, and that is used from then on",
+            log=machine.log_tail(),
+        )
 
 
 def _machine_ended(machine: Watched) -> MachineEnded:

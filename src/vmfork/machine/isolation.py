@@ -31,18 +31,21 @@ if TYPE_CHECKING:
 async def decide_containment(binary: QemuBinary, policy: IsolationPolicy, *, places: Places) -> Containment:
     """How `binary` is started here under `policy`.
 
-    Raises `HostError` when that is less than the policy requires, and says what is missing. What this host can do is
-    tried the first time, and remembered.
+    Raises what `check_isolation` raises. What this host can do is tried the first time, and remembered.
     """
     containment = await _decide(binary, policy, places)
-    isolation = containment.isolation
+    check_isolation(containment.isolation, policy)
+    return containment
+
+
+def check_isolation(isolation: Isolation, policy: IsolationPolicy) -> None:
+    """Raises `HostError` when that is less than the policy requires, and says what is missing."""
     if LEVELS.index(isolation.level) < LEVELS.index(policy.required):
         raise HostError(
             f"isolation {policy.required!r} is required, and this host gives {isolation.level!r}"
             f" ({'; '.join(isolation.missing)})",
             hint="give the host what is missing, or require less (vm.require_isolation); vmfork doctor tells more",
         )
-    return containment
 
 
 async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -> Containment:

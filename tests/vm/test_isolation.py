@@ -1,0 +1,155 @@
+"""What a machine's QEMU is kept by, seen from the host; and what is said where the host cannot keep it so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.vm.cli_runner import vmfork
+from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
+from vmfork.errors import ConfigError, HostError
+from vmfork.host import jail
+from vmfork.hypervisor.qemu import surroundings
+from vmfork.machine import trial
+from vmfork.machine.folder import find_record
+
+pytestmark = pytest.mark.vm
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def descriptors_of(pid: int) -> dict[str, int]:
+    """Where each descriptor leads, and its access mode."""
+    found = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        lines = Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text().splitlines()
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+        found[os.readlink(fd)] = flags & os.O_ACCMODE
+    return found
+
+
+async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) -> None:
+    isolation = any_vm.isolation
+    record = find_record(instance.vms / any_vm.id)
+    assert record is not None
+    assert record.isolation == isolation
+    status = status_of(any_vm.pid)
+    if isolation.level == "none":
+        pytest.skip(f"this host keeps nothing: {isolation.missing}")
+    assert (status["CapEff"], status["CapPrm"], status["NoNewPrivs"], status["Seccomp"]) == (
+        "0" * 16,
+        "0" * 16,
+        "1",
+        "2",
+    )
+    assert not status["Groups"] or os.geteuid() != 0
+    variables = Path(f"/proc/{any_vm.pid}/environ").read_bytes().split(b"\0")
+    assert {variable.partition(b"=")[0] for variable in variables if variable} <= {b"LD_PRELOAD", b"VMFORK_KVM_FD"}
+    if "user" in isolation.parts:
+        assert int(status["Uid"].split()[0]) >= 2_100_000_000
+    if "namespaces" in isolation.parts:
+        for kind in ("mnt", "net", "ipc", "uts"):
+            assert os.readlink(f"/proc/{any_vm.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+        root = Path(f"/proc/{any_vm.pid}/root")
+        assert not (root / "proc").exists()
+        assert sorted(path.name for path in (root / "etc").iterdir()) == ["ld.so.cache"]
+
+
+async def test_a_fork_has_its_template_open_for_reading_alone(fork) -> None:
+    if fork.isolation.level == "none":
+        pytest.skip(f"this host keeps nothing: {fork.isolation.missing}")
+    opened = descriptors_of(fork.pid)
+    # That of the state is closed once it is loaded.
+    ours = {Path(path).name: mode for path, mode in opened.items() if path.endswith(("/memory", "/state"))}
+    assert ours["memory"] == os.O_RDONLY
+    assert set(ours.values()) == {os.O_RDONLY}
+    maps = [line.split() for line in Path(f"/proc/{fork.pid}/maps").read_text().splitlines() if "/memory" in line]
+    assert maps
+    assert {fields[1][3] for fields in maps} == {"p"}
+
+
+async def test_the_keeper_has_nothing_of_our_environment_either(template, monkeypatch) -> None:
+    monkeypatch.setenv("VMFORK_TEST_KEY", "secret")
+    async with await template.fork() as vm:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        assert str(vm.pid) in children
+        for pid in children:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name.startswith(("qemu", "vmfork-keeper")):
+                assert b"VMFORK_TEST_KEY" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.needs("root")
+async def test_each_machine_has_a_user_of_its_own_and_gives_it_back(template) -> None:
+    vms = await template.fork_many(3)
+    try:
+        if "user" not in vms[0].isolation.parts:
+            pytest.skip(f"this host gives none: {vms[0].isolation.missing}")
+        users = [int(status_of(vm.pid)["Uid"].split()[0]) for vm in vms]
+        assert len({*users}) == 3
+    finally:
+        await asyncio.gather(*(vm.aclose() for vm in vms))
+    async with await template.fork() as vm:
+        assert int(status_of(vm.pid)["Uid"].split()[0]) == min(users)
+
+
+async def test_what_is_known_goes_with_the_machine(template) -> None:
+    vm = await template.fork()
+    before = vm.isolation
+    handle = await vm.detach()
+    assert handle.isolation == before
+    async with await VM.attach(handle) as taken:
+        assert taken.isolation == before
+        assert (await taken.exec(["true"])).exit_code == 0
+
+
+async def test_it_can_be_switched_off_and_says_so(template_name) -> None:
+    template = await Template.open(template_name, config=VMConfig(isolation="off"))
+    async with await template.fork() as vm:
+        assert (vm.isolation.level, vm.isolation.parts) == ("none", ())
+        assert set(vm.isolation.missing) == {f"{part}: switched off" for part in ("filter", "namespaces", "user")}
+        assert status_of(vm.pid)["Uid"].split()[0] == str(os.geteuid())
+
+
+async def test_less_than_is_required_starts_nothing_and_says_what_is_missing(template_name, instance) -> None:
+    template = await Template.open(template_name, config=VMConfig(isolation="off", require_isolation="basic"))
+    with pytest.raises(HostError, match=r"isolation 'basic' is required, and this host gives 'none' .*switched off"):
+        await template.fork()
+    with pytest.raises(ConfigError, match="not known"):
+        VMConfig(require_isolation="much")
+    env = {"VMFORK_VM_ISOLATION": "off"}
+    outcome = vmfork("run", "--json", "--require-isolation", "full", "-t", template_name, "--", "true", env=env)
+    assert outcome.status == 125
+    assert "isolation 'full' is required" in json.loads(outcome.out)["error"]["message"]
+
+
+async def test_a_host_that_refuses_what_it_gave_before_is_named(template, monkeypatch) -> None:
+    """What was tried is remembered. Where a host lets less be done since then, no machine starts that is less kept."""
+    real = surroundings.make_jail
+
+    def too_much(containment, **places):
+        made = real(containment, **places)
+        return jail.Jail(root=made.root or places["folder"], bound=("/no/such/library",), lease=made.lease)
+
+    monkeypatch.setattr(surroundings, "make_jail", too_much)
+    async with asyncio.timeout(30):
+        with pytest.raises(HostError, match="this host refuses what keeps an emulator from it") as refused:
+            await template.fork()
+    assert "doctor" in refused.value.hint
+
+
+async def test_doctor_tries_anew_and_tells_the_level(template, instance) -> None:
+    async with await template.fork() as vm:
+        level = vm.isolation.level
+    (instance.runtime / trial.RECORD).write_text("{}")
+    checks = {check["name"]: check for check in json.loads(vmfork("doctor", "--json").check().out)["checks"]}
+    assert checks["isolation"]["found"].startswith(f"{level}: ")
+    assert json.loads((instance.runtime / trial.RECORD).read_text())["key"]
