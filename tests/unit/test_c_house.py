@@ -1,4 +1,4 @@
-"""The C of guest/, keeper/ and preload/: one look, one way to guard headers and read numbers, and includes that point down."""
+"""The C of guest/, keeper/, preload/: one look, one way to guard headers and read numbers, includes that point down."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 HOME/images/          images                      RUNTIME/templates/    template RAM and state
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
 HOME/emulators/       what QEMU was built with
-HOME/recipes/         how templates were made
+HOME/recipes/         how templates were made           RUNTIME/isolation.json    what emulators can be kept by here
 ```
 """
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # One for the whole host, whatever runtime folders there are: ids are the host's. /run is root's alone.
 LEASES = Path("/run/vmfork-users")
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 # struct flock (fcntl(2)): kind, whence, start, length, pid.
 _FLOCK = struct.Struct("@hhqqi4x")
 
@@ -88,20 +89,21 @@ def is_somebody(user: int) -> bool:
         except KeyError:
             continue
         return True
-    return any(first <= user < first + count for first, count in _read_subordinate())
+    return any(first <= user < first + count for first, count in read_subordinate())
 
 
 @cache
-def _read_subordinate() -> tuple[tuple[int, int], ...]:
-    """The ranges of /etc/subuid and /etc/subgid."""
-    found = []
-    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            numbers = line.split(":")[1:]
-            if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
-                found.append((int(numbers[0]), int(numbers[1])))
-    return tuple(found)
+def read_subordinate(
+    files: tuple[Path, ...] = (Path("/etc/subuid"), Path("/etc/subgid")),
+) -> tuple[tuple[int, int], ...]:
+    """First id and count of each range in such files; lines that are none are passed over."""
+    lines = [line for path in files for line in _read_lines(path)]
+    fields = [line.split(":")[1:] for line in lines]
+    return tuple((int(pair[0]), int(pair[1])) for pair in fields if len(pair) == 2 and all(map(str.isdecimal, pair)))
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -24,6 +24,7 @@ from tests.children import exit_code_of, fork_child
 from vmfork.config.isolation import BY_DEFAULT
 from vmfork.host import facts, jail, keeper
 from vmfork.hypervisor.base import NOT_CONTAINED, Containment, ForkedRAM, Hardware, Isolation, Launch, Restore
+from vmfork.hypervisor.qemu import surroundings
 from vmfork.hypervisor.qemu.binary import QemuBinary
 from vmfork.hypervisor.qemu.machine import QemuMachine
 
@@ -61,8 +62,8 @@ def place():
     folder = Path(tempfile.mkdtemp(prefix="vmfork-escape-"))
     folder.chmod(0o755)
     build.compile_program(ROOT / "tests" / "escape", folder / "escape")
-    for path in (keeper.find_keeper(), jail.find_preload()):
-        shutil.copy(path, folder / path.name)
+    shutil.copy(keeper.find_keeper(), folder / "keeper")
+    shutil.copy(jail.find_preload(), folder / "preload.so")
     yield folder
     shutil.rmtree(folder)
 
@@ -70,8 +71,8 @@ def place():
 @pytest.fixture
 def shared(place, monkeypatch) -> Path:
     """The checkout may lie where only its owner can enter: keeper and library are those of `place`."""
-    monkeypatch.setattr(keeper, "find_keeper", lambda: place / keeper.find_keeper.__wrapped__().name)
-    monkeypatch.setattr("vmfork.hypervisor.qemu.surroundings.find_preload", lambda: place / jail.find_preload().name)
+    monkeypatch.setattr(keeper, "find_keeper", lambda: place / "keeper")
+    monkeypatch.setattr(surroundings, "find_preload", lambda: place / "preload.so")
     return place
 
 
