@@ -54,6 +54,26 @@ async def test_a_chatty_guest_is_never_blocked_and_stays_bounded(console) -> Non
     assert lines.endswith(path.read_bytes())
 
 
+async def test_a_flood_leaves_the_event_loop_to_others(console, monkeypatch) -> None:
+    """One piece a turn, and then a rest; what is asked for is read at once all the same."""
+    monkeypatch.setattr("vmfork.hypervisor.qemu.console.REST_S", 3600)
+    tail, guest, _ = console
+    guest.sendall(b"x" * 150_000)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert tail.total == 65_536
+    tail.text()
+    assert tail.total == 150_000
+
+
+async def test_what_comes_after_a_rest_is_read_too(console, until) -> None:
+    tail, guest, path = console
+    for number in range(3):
+        guest.sendall(b"%d\n" % number)
+        await until(lambda seen=2 * number + 2: tail.total == seen)
+    assert path.read_bytes() == b"0\n1\n2\n"
+
+
 async def test_bytes_that_are_no_text(console) -> None:
     tail, guest, path = console
     guest.sendall(b"\xffok\xc3")
