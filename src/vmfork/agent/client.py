@@ -39,7 +39,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         preamble = TAKE_OVER_PREAMBLE if take_over else b""
         request = preamble + message.hello_request(exchange.stream, nonce)
         answer = await self._ask(exchange, request, "the greeting of the machine's agent", timeout_s)
-        greeting = message.parse_hello(answer)
+        with self.making_sense():
+            greeting = message.parse_hello(answer)
         self._protocol = greeting.protocol
         return greeting
 
@@ -54,9 +55,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         exchange = self._new_exchange()
         request = message.adopt_request(exchange.stream, [*items, message.PROTOCOL_ITEM])
         answer = await self._ask(exchange, request, "adopting an identity", timeout_s)
-        *outcomes, protocol = message.parse_outcomes(answer)
-        self._note_protocol(protocol)
-        return tuple(outcomes)
+        with self.making_sense():
+            return tuple(self._take_protocol(answer))
 
     async def clock(self, set_to: Callable[[], int] | None = None, *, timeout_s: float | None = 5.0) -> ClockReading:
         """The guest's clocks, after its wall clock was set to `set_to()`, if given: ns since 1970.
@@ -69,7 +69,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         self._begin(exchange, message.clock_request(exchange.stream, None if set_to is None else set_to()))
         payload = await self._result(exchange, "the clock of the guest", timeout_s)
         received_ns = host_clock()
-        wall_ns, monotonic_ns = message.parse_clock(payload)
+        with self.making_sense():
+            wall_ns, monotonic_ns = message.parse_clock(payload)
         return message.ClockReading(wall_ns, monotonic_ns, sent_ns, received_ns)
 
     async def quiesce(self, *, timeout_s: float | None = 60.0) -> tuple[ItemOutcome, ...]:
@@ -78,7 +79,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         Raises `GuestError` when a program started over this connection still runs.
         """
         payload = await self._command(Opcode.QUIESCE, "preparing the guest for a freeze", timeout_s)
-        return message.parse_outcomes(payload)
+        with self.making_sense():
+            return message.parse_outcomes(payload)
 
     async def grown(self, *, timeout_s: float | None = 30.0) -> tuple[ItemOutcome, ...]:
         """The guest's file systems in memory have grown with its memory; each with its size in bytes.
@@ -86,7 +88,8 @@ class AgentClient(ProgramRequests, FileRequests, WatcherRequests):
         Raises `GuestError` when they are not the agent's, or it is older than `FIRST_WITH_ROOM`.
         """
         payload = await self._command(Opcode.GROWN, "growing the guest's file systems", timeout_s)
-        return message.parse_outcomes(payload)
+        with self.making_sense():
+            return message.parse_outcomes(payload)
 
     async def shutdown(self, *, timeout_s: float | None = 30.0) -> None:
         """The guest is about to power off."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import Exchange, Lane, Leftover, explain_plainly
-from vmfork.agent.line import Line
+from vmfork.agent.line import Line, explain_nonsense
 from vmfork.agent.silence import Silence
 from vmfork.errors import Closed, GuestError, ProtocolError
 from vmfork.host.bound import Bound
@@ -27,11 +27,19 @@ from vmfork.wire.frame import (
     encode_credit,
     encode_request,
 )
-from vmfork.wire.message import PROTOCOL_ITEM, adopt_request, kill_request, parse_error, parse_outcomes, parse_started
+from vmfork.wire.message import (
+    PROTOCOL_ITEM,
+    adopt_request,
+    kill_request,
+    parse_error,
+    parse_outcomes,
+    parse_protocol,
+    parse_started,
+)
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from vmfork.agent.exchange import Explain
@@ -256,16 +264,39 @@ class Connection(Owner):
         finally:
             self.abandon(exchange)
 
+    @contextmanager
+    def making_sense(self) -> Iterator[None]:
+        """An answer is read in the block. When it makes no sense the connection ends, and `ProtocolError` is raised."""
+        try:
+            yield
+        except ProtocolError as error:
+            self._end_with(error)
+            raise
+        except Exception as error:  # as where frames are taken: whatever a guest makes of us
+            self._end_with(broken := explain_nonsense(error))
+            raise broken from error
+
+    def _end_with(self, reason: ProtocolError) -> None:
+        if self.lost is None:
+            self.fail(reason)
+
     async def _learn_protocol(self) -> int:
         if self._protocol is None:
             exchange = self._new_exchange()
             self._begin(exchange, adopt_request(exchange.stream, [PROTOCOL_ITEM]))
-            self._note_protocol(parse_outcomes(await exchange.reply)[-1])
+            answer = await exchange.reply
+            with self.making_sense():
+                self._take_protocol(answer)
         assert self._protocol is not None
         return self._protocol
 
-    def _note_protocol(self, outcome: ItemOutcome) -> None:
-        self._protocol = int(outcome.evidence) if outcome.outcome == "ok" else FIRST_WITH_ROOM - 1
+    def _take_protocol(self, answer: bytes) -> list[ItemOutcome]:
+        """The outcomes in the answer to ADOPT, but the last: what the agent speaks, which is noted."""
+        outcomes = list(parse_outcomes(answer))
+        if not outcomes:
+            raise ProtocolError("the answer to adopt tells of nothing")
+        self._protocol = parse_protocol(outcomes.pop()) or FIRST_WITH_ROOM - 1
+        return outcomes
 
     async def _wait_none_open(self) -> None:
         while self._open:

@@ -62,10 +62,12 @@ class FileRequests(Connection):
         """
         download = self._new_download("read", path, f"reading {path}", max_bytes)
         request = message.read_request(download.stream, path, offset, length) + _widen(download.stream)
-        sent, _ = message.parse_read(await self._ask(download, request, download.operation, timeout_s))
+        answer = await self._ask(download, request, download.operation, timeout_s)
         content = download.content
-        if len(content) != sent:
-            raise ProtocolError(f"{len(content)} bytes of {path} came, the agent sent {sent}")
+        with self.making_sense():
+            sent, _ = message.parse_read(answer)
+            if len(content) != sent:
+                raise ProtocolError(f"{len(content)} bytes of {path} came, the agent sent {sent}")
         return content
 
     async def write_file(
@@ -105,7 +107,9 @@ class FileRequests(Connection):
         """What is known of the file; a link is not followed."""
         exchange = self._new_exchange(_explain("stat", path))
         request = message.stat_request(exchange.stream, path)
-        return message.parse_stat(await self._ask(exchange, request, f"looking at {path}", timeout_s))
+        answer = await self._ask(exchange, request, f"looking at {path}", timeout_s)
+        with self.making_sense():
+            return message.parse_stat(answer)
 
     async def list_dir(
         self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
@@ -115,10 +119,11 @@ class FileRequests(Connection):
         request = message.list_request(download.stream, path) + _widen(download.stream)
         answer = await self._ask(download, request, download.operation, timeout_s)
         content = download.content
-        if len(content) <= _WIDE_WINDOW:
-            return _sort_entries(content, answer)
-        # A guest may list millions of names, which takes seconds; other machines of this process wait for the loop.
-        return await asyncio.to_thread(_sort_entries, content, answer)
+        with self.making_sense():
+            if len(content) <= _WIDE_WINDOW:
+                return _sort_entries(content, answer)
+            # A guest may list millions of names, which takes seconds; other machines of this process wait for the loop.
+            return await asyncio.to_thread(_sort_entries, content, answer)
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
         """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""

@@ -173,9 +173,7 @@ class Line:
         except ProtocolError as error:
             self._lose(error)
         except Exception as error:  # noqa: BLE001 - whatever a guest makes of us, its calls end with it and do not wait
-            broken = ProtocolError(f"what the agent in the guest sent makes no sense: {error!r}")
-            broken.__cause__ = error
-            self._lose(broken)
+            self._lose(explain_nonsense(error))
         else:
             if len(frames) == FRAMES_A_TURN or self._for_nobody + self.parser.wasted >= _READ_SIZE:
                 self._rest()
@@ -190,6 +188,13 @@ class Line:
         self._resting = None
         self._loop.add_reader(self._sock, self._read)
         self._take(b"")
+
+
+def explain_nonsense(error: Exception) -> ProtocolError:
+    """The reason that ends a line, for an error that nobody foresaw."""
+    broken = ProtocolError(f"what the agent in the guest sent makes no sense: {error!r}")
+    broken.__cause__ = error
+    return broken
 
 
 def _has_unread(sock: socket.socket) -> bool:

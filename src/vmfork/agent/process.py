@@ -17,6 +17,7 @@ from vmfork.wire.message import ExecStatus, parse_exec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractContextManager
 
     from vmfork.agent.exchange import Exchange, StreamedRun
     from vmfork.host.bound import Bound
@@ -34,6 +35,8 @@ class ProcessLine(Protocol):
     def send(self, data: bytes) -> None: ...
 
     async def wait_room(self) -> None: ...
+
+    def making_sense(self) -> AbstractContextManager[None]: ...
 
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None) -> None: ...
 
@@ -140,7 +143,9 @@ class GuestProcess(Owner):
         """
         self._line.bound.check()
         async with deadline(f"waiting for {self.name}", timeout_s):
-            return parse_exec(await asyncio.shield(self._exchange.reply))
+            answer = await asyncio.shield(self._exchange.reply)
+        with self._line.making_sense():
+            return parse_exec(answer)
 
     async def aclose(self) -> None:
         """The program does not run any more, and its output is thrown away."""

@@ -126,7 +126,9 @@ class ProgramRequests(Connection):
             self.abandon(run)
         if run.is_full:
             raise LimitExceeded(name, max_output or 0, stdout=run.stdout, stderr=run.stderr, hint=_TOO_MUCH)
-        return message.parse_exec(payload), run.stdout, run.stderr
+        with self.making_sense():
+            status = message.parse_exec(payload)
+        return status, run.stdout, run.stderr
 
     def _stop(self, run: CollectedRun) -> None:
         """The program is being killed. Its end is waited for, but not for ever."""

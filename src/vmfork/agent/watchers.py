@@ -25,4 +25,5 @@ class WatcherRequests(Connection):
         exchange = LastingExchange(self._new_stream())
         request = message.notify_request(exchange.stream, limit_s)
         answer = await self._ask(exchange, request, "telling the programs in the guest of their fork", timeout_s)
-        return list(message.parse_outcomes(answer))
+        with self.making_sense():
+            return list(message.parse_outcomes(answer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -27,6 +28,11 @@ _DESCRIPTORS = 64 / 4096
 _BLUR_KIB = 4096
 # So much must be available in a guest beyond what it gives back.
 _MARGIN_MIB = 16
+# What the kernel says of these is short; a guest may say anything.
+_MOST_TOLD = 65_536
+_MOST_CPUS = 8192  # CONFIG_NR_CPUS_RANGE_END of x86 (arch/x86/Kconfig)
+_SPAN = re.compile(rb"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+_KIB, _HEX = re.compile(rb"[0-9]{1,15}"), re.compile(rb"[0-9a-f]{1,12}")
 
 
 class Steps:
@@ -142,11 +148,15 @@ def check_change(before_kib: int, after_kib: int, size_mib: int) -> None:
 
 def parse_cpus(text: bytes) -> frozenset[int]:
     """The CPUs in a list as the kernel writes it: `0-3,5`. Raises `ProtocolError` for anything else."""
-    try:
-        spans = [[int(end) for end in span.split(b"-", 1)] for span in text.strip().split(b",") if span]
-    except ValueError:
-        raise ProtocolError(f"{text!r} is not a list of CPUs") from None
-    return frozenset(cpu for span in spans for cpu in range(span[0], span[-1] + 1))
+    cpus: set[int] = set()
+    for span in filter(None, text.strip().split(b",")):
+        match = _SPAN.fullmatch(span)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        # In order, and each once: else a short list says more than there is time to count.
+        if not max(cpus, default=-1) < first <= last < _MOST_CPUS:
+            raise ProtocolError(f"{text[:80]!r} is not a list of CPUs")
+        cpus.update(range(first, last + 1))
+    return frozenset(cpus)
 
 
 async def _read_cpus(agent: AgentClient, which: str) -> frozenset[int]:
@@ -154,11 +164,10 @@ async def _read_cpus(agent: AgentClient, which: str) -> frozenset[int]:
 
 
 async def read_block_mib(agent: AgentClient) -> int:
-    text = await _read(agent, f"{_MEMORY}/block_size_bytes")
-    try:
-        return max(int(text, 16) // MIB, 1)
-    except ValueError:
-        raise ProtocolError(f"{text!r} is not a size of a block") from None
+    text = (await _read(agent, f"{_MEMORY}/block_size_bytes")).strip()
+    if not _HEX.fullmatch(text):
+        raise ProtocolError(f"{text[:80]!r} is not a size of a block")
+    return max(int(text, 16) // MIB, 1)
 
 
 async def _read_total_kib(agent: AgentClient) -> int:
@@ -167,13 +176,14 @@ async def _read_total_kib(agent: AgentClient) -> int:
 
 async def _read_memory_kib(agent: AgentClient, field: bytes) -> int:
     for line in (await _read(agent, "/proc/meminfo")).splitlines():
-        if line.startswith(field + b":"):
-            return int(line.split()[1])
+        name, _, rest = line.partition(b":")
+        if name == field and (number := _KIB.match(rest.strip())):
+            return int(number[0])
     raise ProtocolError(f"the guest's /proc/meminfo has no {field.decode()}")
 
 
 async def _read(agent: AgentClient, path: str) -> bytes:
-    return await agent.read_file(path, timeout_s=None)
+    return await agent.read_file(path, max_bytes=_MOST_TOLD, timeout_s=None)
 
 
 async def _set(agent: AgentClient, path: str, value: bytes) -> None:

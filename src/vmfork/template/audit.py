@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -27,6 +28,7 @@ Verdict = Literal["ok", "unsafe", "absent", "failed"]
 _LEAST_FORKS = 2
 _PROBE_LIMIT_S = 30.0
 _SHOWN = 60  # characters of a value in a detail
+_BITS, _MOST_TOLD = re.compile(r"[0-9]{1,9}", re.ASCII), 64
 # The kernel's generator is seeded with this many bits; it never reports more.
 _ENTROPY_BITS = 256
 _SWITCHED_OFF = {
@@ -72,7 +74,7 @@ class Fork(Protocol):
 
     async def shell(self, script: str, *, timeout_s: float | None) -> ExecResult: ...
 
-    async def read_file(self, path: str) -> bytes: ...
+    async def read_file(self, path: str, *, max_bytes: int | None) -> bytes: ...
 
     async def measure_clock_skew(self) -> float: ...
 
@@ -170,8 +172,9 @@ async def _best_skew(vm: Fork) -> float:
 
 
 async def _measure_entropy(vms: Sequence[Fork]) -> AuditRow:
-    counts = [(await vm.read_file("/proc/sys/kernel/random/entropy_avail")).decode().strip() for vm in vms]
-    least = min(int(count) for count in counts)
+    said = [await vm.read_file("/proc/sys/kernel/random/entropy_avail", max_bytes=_MOST_TOLD) for vm in vms]
+    counts = [text.decode(errors="replace").strip() for text in said]
+    least = min(int(count) if _BITS.fullmatch(count) else 0 for count in counts)
     return AuditRow(
         name="entropy",
         expect=f"{_ENTROPY_BITS} bits",

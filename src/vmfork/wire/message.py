@@ -354,6 +354,11 @@ def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:
     )
 
 
+def parse_protocol(outcome: ItemOutcome) -> int | None:
+    """The protocol in the outcome of `PROTOCOL_ITEM`; `None` for an agent that does not know the item."""
+    return _int(outcome.evidence, _PROTOCOL) if outcome.outcome == "ok" else None
+
+
 def parse_clock(payload: bytes) -> tuple[int, int]:
     """The answer to CLOCK: wall clock and monotonic clock in ns."""
     wall_ns, monotonic_ns = _fields(payload, 2, "the answer to clock")

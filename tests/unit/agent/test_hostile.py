@@ -201,6 +201,61 @@ def running_output(client: AgentClient) -> bytes:
     return run.stdout
 
 
+ANSWERS = {
+    "stat": lambda client: client.stat("/x"),
+    "read": lambda client: client.read_file("/x"),
+    "list": lambda client: client.list_dir("/x"),
+    "clock": lambda client: client.clock(),
+    "adopt": lambda client: client.adopt([("fork-id", b"f")]),
+    "quiesce": lambda client: client.quiesce(),
+    "grown": lambda client: client.grown(),
+    "notify": lambda client: client.notify(1.0),
+    "exec": lambda client: client.exec(Command(["x"])),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("answer", [b"nonsense", encode_fields(b"x"), encode_fields(b"x", b"ok", b"y", b"z")])
+async def test_an_answer_that_makes_no_sense_ends_all_calls_of_the_machine(line, name: str, answer: bytes) -> None:
+    client, peer = line
+    pending = asyncio.ensure_future(client.ping(timeout_s=None))
+    await peer.request(Opcode.PING)
+    asked = asyncio.ensure_future(ANSWERS[name](client))
+    stream = (await peer.frame()).stream
+    await peer.send(encode_frame(Kind.REPLY, stream, answer))
+    for call in (asked, pending):
+        with pytest.raises(ProtocolError):
+            await asyncio.wait_for(call, 30)
+    assert isinstance(client.lost, ProtocolError)
+
+
+@pytest.mark.parametrize("fields", [(), (b"protocol", b"ok", b"three"), (b"protocol", b"ok", b"9" * 400)])
+async def test_an_agent_that_tells_no_protocol_ends_the_line(fields) -> None:
+    ours, theirs = socket.socketpair()
+    peer = Peer(theirs)
+    async with await AgentClient.open(ours) as client:
+        for call in (client.write_file("/x", b""), client.adopt([])):
+            if client.lost is None:
+                asked, stream = await ask(peer, call, Opcode.ADOPT)
+                await peer.reply(stream, *fields)
+            else:
+                asked = call
+            with pytest.raises(ProtocolError):
+                await asked
+    theirs.close()
+
+
+async def test_a_program_whose_end_makes_no_sense_ends_the_line(line) -> None:
+    client, peer = line
+    starting, stream = await ask(peer, client.start_exec(Command(["x"])), Opcode.EXEC)
+    await peer.send(encode_frame(Kind.EVENT, stream, STARTED))
+    process = await starting
+    await peer.reply(stream, b"exit", b"100000000000000000000", b"5")
+    with pytest.raises(ProtocolError):
+        await process.wait(timeout_s=30)
+    assert isinstance(client.lost, ProtocolError)
+
+
 async def test_a_file_that_is_too_large_is_copied_once(line, monkeypatch) -> None:
     """Its error holds what came. The guest decides how many frames still follow before the caller hears of it."""
     client, peer = line

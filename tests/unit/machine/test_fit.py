@@ -34,7 +34,7 @@ class Guest:
         self.hangs = False
         self.lost_cpus: set[int] = set()  # what does not come online
 
-    async def read_file(self, path, *, timeout_s) -> bytes:
+    async def read_file(self, path, *, max_bytes, timeout_s) -> bytes:
         total_kib = (200 + sum(piece.size_mib for piece in self.pieces)) * 1024
         return {
             "present": b"0-2",
