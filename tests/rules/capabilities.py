@@ -74,6 +74,7 @@ CAPABILITIES = {
     "working-kvm": Capability("KVM does not run the guest here: make test-kvm runs this where it does", _always),
     "kvm-for-some": Capability("/dev/kvm is not there, or everybody's", _always),
     "refusing-kvm": Capability("KVM runs the guest here", _always),
+    "make": Capability("make is not installed", _has_program("make")),
     "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Images are built on the way, under emulation.
-pytestmark = [pytest.mark.vm, pytest.mark.limit_s(1200)]
+pytestmark = [pytest.mark.vm, pytest.mark.needs("make"), pytest.mark.limit_s(1200)]
 
 _BLOCK_LIMIT_S = 600
 _RUN = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
