@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.vm.least import boots_in_its_least
 from vmfork.image import ImageStore
 
@@ -11,6 +12,5 @@ pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.slow, pytest.mark.lim
 
 
 async def test_an_image_with_packages_boots_in_exactly_its_least_memory(working_kvm, instance) -> None:
-    if "packed" not in {image.name for image in ImageStore(instance.images).list_images()}:
-        pytest.skip("no image with packages was brought: `make test-kvm` brings one; elsewhere tests/vm build theirs")
+    need("packed-image", found="packed" in {image.name for image in ImageStore(instance.images).list_images()})
     await boots_in_its_least("packed", instance)

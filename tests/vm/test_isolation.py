@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
@@ -42,8 +43,7 @@ async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) ->
     assert record is not None
     assert record.isolation == isolation
     status = status_of(any_vm.pid)
-    if isolation.level == "none":
-        pytest.skip(f"this host keeps nothing: {isolation.missing}")
+    need("isolation", found=isolation.level != "none")
     assert (status["CapEff"], status["CapPrm"], status["NoNewPrivs"], status["Seccomp"]) == (
         "0" * 16,
         "0" * 16,
@@ -64,8 +64,7 @@ async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) ->
 
 
 async def test_a_fork_has_its_template_open_for_reading_alone(fork) -> None:
-    if fork.isolation.level == "none":
-        pytest.skip(f"this host keeps nothing: {fork.isolation.missing}")
+    need("isolation", found=fork.isolation.level != "none")
     opened = descriptors_of(fork.pid)
     # That of the state is closed once it is loaded.
     ours = {Path(path).name: mode for path, mode in opened.items() if path.endswith(("/memory", "/state"))}
@@ -91,8 +90,7 @@ async def test_the_keeper_has_nothing_of_our_environment_either(template, monkey
 async def test_each_machine_has_a_user_of_its_own_and_gives_it_back(template) -> None:
     vms = await template.fork_many(3)
     try:
-        if "user" not in vms[0].isolation.parts:
-            pytest.skip(f"this host gives none: {vms[0].isolation.missing}")
+        need("machine-users", found="user" in vms[0].isolation.parts)
         users = [int(status_of(vm.pid)["Uid"].split()[0]) for vm in vms]
         assert len({*users}) == 3
     finally:

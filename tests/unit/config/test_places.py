@@ -87,7 +87,7 @@ def test_what_the_environment_says_comes_first(shared) -> None:
     assert find_places({}, uid=0).runtime == Path("/run/vmfork")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.needs("root")
 def test_a_folder_is_whose_owner_it_has(tmp_path) -> None:
     os.chown(tmp_path, UID, UID)
     (tmp_path / "file").touch()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.unit.host.test_keeper import wait_text
 from tests.unit.system_calls import called, declared
 from vmfork.config.isolation import BY_DEFAULT
@@ -55,8 +56,7 @@ async def test_a_path_that_is_not_absolute_is_refused(log, tmp_path, root) -> No
 
 async def test_a_claim_on_a_user_is_held_until_the_program_has_ended(log, tmp_path) -> None:
     users = BY_DEFAULT.users
-    if not facts.has_ids(users.first, users.last):
-        pytest.skip("these user ids are not known here")
+    need("machine-users", found=facts.has_ids(users.first, users.last))
     with lease_user(users) as lease:
         user = lease.user
         process = start(log, tmp_path, Jail(lease=lease), "sleep", "1000")

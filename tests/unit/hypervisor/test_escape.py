@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import exit_code_of, fork_child
+from tests.rules.capabilities import need
 from vmfork.config.isolation import BY_DEFAULT
 from vmfork.host import facts, jail, keeper
 from vmfork.hypervisor.base import NOT_CONTAINED, Containment, ForkedRAM, Hardware, Isolation, Launch, Restore
@@ -138,8 +139,8 @@ def contained(containment: Containment, place: Path) -> Containment:
 @pytest.mark.needs("root", "namespaces")
 @pytest.mark.parametrize("containment", [FULL, NAMESPACES, MAPPED], ids=["full", "namespaces", "mapped"])
 async def test_in_a_root_of_its_own_nothing_gets_out(shared, tmp_path, containment) -> None:
-    if containment is FULL and not facts.has_ids(USERS.first, USERS.last):
-        pytest.skip("these user ids are not known here")
+    if containment is FULL:
+        need("machine-users", found=facts.has_ids(USERS.first, USERS.last))
     acts, told = await escape(shared, tmp_path, contained(containment, shared))
     check_refused(acts, absent=True)
     assert {"capabilities 0", "host 0", "end 0"} <= set(told)
@@ -150,8 +151,7 @@ async def test_in_a_root_of_its_own_nothing_gets_out(shared, tmp_path, containme
 
 @pytest.mark.needs("root")
 async def test_a_user_of_its_own_is_apart_without_namespaces_too(shared, tmp_path) -> None:
-    if not facts.has_ids(USERS.first, USERS.last):
-        pytest.skip("these user ids are not known here")
+    need("machine-users", found=facts.has_ids(USERS.first, USERS.last))
     acts, told = await escape(shared, tmp_path, BASIC_USER)
     check_refused(acts, absent=False)
     assert {"capabilities 0", "end 0"} <= set(told)
