@@ -608,6 +608,13 @@ def test_an_ordinary_user_with_room_for_one_template(user) -> None:
     forked = done("run", "--", "sh", "-c", "cat /x; id -u; echo err >&2; exit 5")
     assert (forked.status, forked.raw) == (5, b"a\n0\n")
     assert forked.err.splitlines()[-1] == "err"  # behind what is told of a /dev/kvm that is not ours
+    # He is told how his machines are kept, and has no more than that: only root can give each a user of its own.
+    checks = {check["name"]: check for check in json.loads(done("doctor", "--json").raw)["checks"]}
+    level, _, missing = checks["isolation"]["found"].partition(": ")
+    assert level in ("basic", "namespaces")
+    assert "without user: only root" in missing
+    done("run", "--require-isolation", level, "--", "true").check()
+    is_error(done("run", "--require-isolation", "full", "--", "true"), 125, "isolation 'full' is required", level)
     assert runtime.stat().st_uid == 65534
     assert "is whole" in done("template", "verify", "default").check().out
     audit = done("template", "audit", "default", "-n", "2").check()

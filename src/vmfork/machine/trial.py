@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,8 @@ async def prove(users: UserRange, *, runtime: Path, anew: bool = False) -> Proof
         proof = None if anew else _read(path)
         if proof is None or proof.key != key:
             proof = await _try_all(key, users, make_private(runtime))
-            write_whole(path, write_record(proof))
+            with suppress(OSError):  # a full file system: it is tried again by the next process
+                write_whole(path, write_record(proof))
         _proofs[known] = proof
     return _proofs[known]
 
