@@ -16,6 +16,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "files.h"
+
 /* How it works. Each step needs rights that a later one gives up: limits, namespaces, the root inside them, the user,
  * and last what capabilities are left. The root is a tmpfs with a mount point for each thing that is bound into it. It
  * is made read-only as a whole, and what was the root before is taken off the process's own table of mounts. */
@@ -137,24 +139,26 @@ static bool become(long user)
     return setgroups(0, NULL) == 0 && setresgid(group, group, group) == 0 && setresuid(id, id, id) == 0;
 }
 
-/* With no_new_privs none can be had again, by starting a program as root neither. */
+/* None can be had again, by starting a program as root neither: there are no new privileges. */
 static bool drop_capabilities(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
     memset(none, 0, sizeof none);
-    return syscall(SYS_capset, &header, none) == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+    return syscall(SYS_capset, &header, none) == 0;
 }
 
 const char *enter_jail(const struct jail *jail)
 {
     if (!limit(RLIMIT_CORE, 0) || !limit(RLIMIT_NOFILE, DESCRIPTORS) || !limit(RLIMIT_FSIZE, FILE_BYTES))
         return "limits";
-    if (jail->root != NULL) {
-        const char *failed = enter_namespaces(jail);
-        if (failed != NULL)
-            return failed;
-    }
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return "giving up new privileges";
+    const char *failed = jail->root != NULL ? enter_namespaces(jail) : NULL;
+    if (failed != NULL)
+        return failed;
+    if (jail->root == NULL && jail->bound_count > 0 && !open_only(jail->bound, jail->bound_count))
+        return "opening only its own files";
     /* The kernel counts the threads of a user. Of one who is also somebody else, the number says nothing. */
     if (jail->user >= 0 && !limit(RLIMIT_NPROC, THREADS))
         return "limits";

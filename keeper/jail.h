@@ -9,7 +9,7 @@ enum { BOUND_LIMIT = 512 };
 struct jail {
     /* A folder over which the program's own root is mounted, where only the program sees it; NULL: it has ours. */
     const char *root;
-    /* What of our root is in it, read-only, under the same path. */
+    /* What of our root is in it, read-only, under the same path. With our root: all that the program can open. */
     const char *bound[BOUND_LIMIT];
     int bound_count;
     /* The namespaces are those of a user namespace, in which we are the same user and nobody else exists. */

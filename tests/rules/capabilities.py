@@ -9,6 +9,7 @@ pytest --guaranteed root,qemu           where one of these is missing, the test 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import shutil
@@ -58,6 +59,11 @@ def _may_mount() -> bool:
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _has_landlock() -> bool:
+    """Its version is asked for (landlock_create_ruleset(2): 444 on every architecture)."""
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) >= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Capability:
     """`missing` is the reason that a skipped test shows."""
@@ -81,6 +87,7 @@ CAPABILITIES = {
     "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
+    "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),

@@ -20,6 +20,7 @@ class Jail:
 
     Over the folder `root` the program's own root is mounted, where nobody else sees it; what is in `bound` is there
     under its own path, read-only, and nothing else. With `root` it has a network, IPC and UTS namespace of its own too.
+    Without, it sees what is there, and can open what is in `bound` alone (Landlock); with neither, whatever it likes.
     All of them belong to a user namespace where they are `mapped`, as an ordinary user needs it. It becomes the user of
     `lease`, which the keeper holds until the program has ended.
     """
@@ -34,8 +35,8 @@ class Jail:
         options = []
         if self.root is not None:
             options += ["--root", str(self.root)]
-            for path in self.bound:
-                options += ["--bind", path]
+        for path in self.bound:
+            options += ["--bind", path]
         if self.mapped:
             options.append("--mapped")
         if self.lease is not None:

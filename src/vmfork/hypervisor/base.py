@@ -91,6 +91,7 @@ class Isolation:
     | --- | --- |
     | filter | a seccomp filter, no capability, limits, an empty environment, files that were opened for it |
     | namespaces | a root with nothing in it but its program, and an empty network |
+    | landlock | in place of that root, where there are no namespaces: no other file can be opened |
     | user | a user id that nothing else on the host has |
 
     `missing` says of each other part why it does not apply. docs/concepts/isolation.md has the levels.

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | full | filter, namespaces, user | root who may mount, and has the user ids |
 | namespaces | filter, namespaces | root who may mount, or a user who may make user namespaces |
-| basic | filter, and as root `user` where it may be | a kernel with seccomp |
+| basic | filter; landlock, where the kernel has it; as root user, where it may be | a kernel with seccomp |
 | none | | the policy is off, or the emulator is a script |
 """
 
@@ -18,7 +18,7 @@ from vmfork.errors import HostError
 from vmfork.host.jail import find_preload
 from vmfork.hypervisor.base import Containment, Isolation
 from vmfork.hypervisor.qemu import find_reads
-from vmfork.machine.trial import FILTER, NAMESPACES, PARTS, USER, prove
+from vmfork.machine.trial import FILTER, NAMESPACES, USER, prove
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,11 +50,10 @@ def check_isolation(isolation: Isolation, policy: IsolationPolicy) -> None:
 
 async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -> Containment:
     if policy.is_off:
-        return Containment(isolation=_isolation_of(dict.fromkeys(PARTS, "switched off")))
+        return Containment(isolation=_isolation_of({FILTER: "switched off"}))
     reads = await find_reads(binary, kept=places.emulators)
     if not reads.paths:
-        reason = f"{binary.path} is a script or a static program"
-        return Containment(isolation=_isolation_of(dict.fromkeys(PARTS, reason)))
+        return Containment(isolation=_isolation_of({FILTER: f"{binary.path} is a script or a static program"}))
     proof = await prove(policy.users, runtime=places.runtime)
     reasons = proof.reasons()
     if not reasons[USER] and proof.needs_mapping and not reasons[NAMESPACES]:
@@ -72,7 +71,7 @@ async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -
 def _isolation_of(reasons: dict[str, str]) -> Isolation:
     """`reasons` as `Proof.reasons` gives them. Without the filter there is nothing."""
     if reasons[FILTER]:
-        reasons = {part: reason or f"needs {FILTER}" for part, reason in reasons.items()}
+        reasons = {FILTER: reasons[FILTER], NAMESPACES: f"needs {FILTER}", USER: f"needs {FILTER}"}
     parts = tuple(part for part, reason in reasons.items() if not reason)
     level: IsolationLevel = "basic" if FILTER in parts else "none"
     if NAMESPACES in parts:

@@ -27,8 +27,7 @@ RECORD = "isolation.json"
 _LIMIT_S = 20.0
 _PREFIX = "vmfork-keeper: "
 
-FILTER, NAMESPACES, USER = "filter", "namespaces", "user"
-PARTS = (FILTER, NAMESPACES, USER)
+FILTER, NAMESPACES, LANDLOCK, USER = "filter", "namespaces", "landlock", "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,7 @@ class Proof:
     filter: str
     namespaces: str
     mapped: str
+    landlock: str
     user: str
 
     @property
@@ -50,9 +50,9 @@ class Proof:
         return bool(self.namespaces)
 
     def reasons(self) -> dict[str, str]:
-        """Each part, and why it does not apply; empty where it does."""
-        namespaces = self.namespaces and self.mapped
-        return {FILTER: self.filter, NAMESPACES: namespaces, USER: self.user}
+        """Each part, and why it does not apply; empty where it does. Landlock stands in for namespaces alone."""
+        reasons = {FILTER: self.filter, NAMESPACES: self.namespaces and self.mapped, USER: self.user}
+        return reasons | {LANDLOCK: self.landlock} if reasons[NAMESPACES] else reasons
 
 
 _proofs: dict[tuple[Path, UserRange], Proof] = {}
@@ -103,6 +103,7 @@ async def _try_all(key: str, users: UserRange, runtime: Path) -> Proof:
             filter=await _try(folder, NO_JAIL),
             namespaces=await _try(folder, root),
             mapped=await _try(folder, replace(root, mapped=True)),
+            landlock=await _try(folder, replace(root, root=None)),
             user=await _try_user(folder, users),
         )
 

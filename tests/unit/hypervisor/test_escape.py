@@ -48,6 +48,7 @@ FULL = Containment(isolation=Isolation(level="full", parts=("filter", "namespace
 NAMESPACES = Containment(isolation=Isolation(level="namespaces", parts=("filter", "namespaces")))
 MAPPED = replace(NAMESPACES, mapped=True)
 BASIC_USER = Containment(isolation=Isolation(level="basic", parts=("filter", "user")), users=USERS)
+LANDLOCK = Containment(isolation=Isolation(level="basic", parts=("filter", "landlock")))
 BASIC = Containment(isolation=Isolation(level="basic", parts=("filter",)))
 
 
@@ -157,6 +158,13 @@ async def test_a_user_of_its_own_is_apart_without_namespaces_too(shared, tmp_pat
     assert {"capabilities 0", "end 0"} <= set(told)
 
 
+@pytest.mark.needs("root", "landlock")
+async def test_with_landlock_nothing_is_read_either(shared, tmp_path) -> None:
+    acts, told = await escape(shared, tmp_path, contained(LANDLOCK, shared))
+    check_refused(acts, absent=False)
+    assert {"capabilities 0", "end 0"} <= set(told)
+
+
 @pytest.mark.needs("root")
 async def test_the_filter_alone_leaves_nothing_but_reading(shared, tmp_path) -> None:
     acts, told = await escape(shared, tmp_path, BASIC)
@@ -166,7 +174,13 @@ async def test_the_filter_alone_leaves_nothing_but_reading(shared, tmp_path) -> 
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize(
-    ("containment", "but", "absent"), [(MAPPED, set(), True), (BASIC, READS, False)], ids=["mapped", "basic"]
+    ("containment", "but", "absent"),
+    [
+        (MAPPED, set(), True),
+        pytest.param(LANDLOCK, set(), False, marks=pytest.mark.needs("landlock")),
+        (BASIC, READS, False),
+    ],
+    ids=["mapped", "landlock", "basic"],
 )
 def test_of_an_ordinary_user(shared, containment, but, absent) -> None:
     """The same for one who is not root; where he may not have a user namespace, it must not start at all."""

@@ -17,7 +17,7 @@ from vmfork.machine import isolation, trial
 from vmfork.machine.isolation import check_isolation, decide_containment
 from vmfork.machine.trial import Proof
 
-ALL = Proof(key="", filter="", namespaces="", mapped="", user="")
+ALL = Proof(key="", filter="", namespaces="", mapped="", landlock="", user="")
 LEVELS_OF = [
     (ALL, "full", ()),
     (replace(ALL, user="no"), "namespaces", ("user: no",)),
@@ -25,6 +25,8 @@ LEVELS_OF = [
     (replace(ALL, namespaces="no"), "namespaces", ("user: nobody else is in a user namespace",)),
     (replace(ALL, namespaces="no", mapped="never"), "basic", ("namespaces: never",)),
     (replace(ALL, namespaces="no", mapped="never", user="no"), "basic", ("namespaces: never", "user: no")),
+    (replace(ALL, namespaces="no", mapped="never", landlock="old"), "basic", ("namespaces: never", "landlock: old")),
+    (replace(ALL, landlock="old"), "full", ()),  # nothing to stand in for
     (replace(ALL, filter="no"), "none", ("filter: no", "namespaces: needs filter", "user: needs filter")),
 ]
 
@@ -53,7 +55,8 @@ async def test_the_level_is_what_the_parts_make(monkeypatch, places, binary, pro
     monkeypatch.setattr(isolation, "_find_hidden", lambda program, *, has_root: "")
     found = (await decide_containment(binary, BY_DEFAULT, places=places)).isolation
     assert (found.level, found.missing) == (level, missing)
-    assert {*found.parts} | {line.partition(":")[0] for line in missing} == {"filter", "namespaces", "user"}
+    named = {*found.parts} | {line.partition(":")[0] for line in missing}
+    assert named - {"landlock"} == {"filter", "namespaces", "user"}
 
 
 async def test_a_script_is_contained_by_nothing_and_named(tmp_path, places) -> None:

@@ -28,7 +28,7 @@ def make_jail(containment: Containment, *, folder: Path, opened: ExitStack) -> J
     users = containment.users if containment.has("user") else None
     return Jail(
         root=folder if has_root else None,
-        bound=(*containment.reads, str(find_preload())) if has_root else (),
+        bound=(*containment.reads, str(find_preload())) if has_root or containment.has("landlock") else (),
         mapped=containment.mapped and has_root,
         lease=None if users is None else opened.enter_context(lease_user(users)),
     )
