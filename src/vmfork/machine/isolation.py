@@ -53,7 +53,7 @@ async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -
         return Containment(isolation=_isolation_of({FILTER: "switched off"}))
     reads = await find_reads(binary, kept=places.emulators)
     if not reads.paths:
-        return Containment(isolation=_isolation_of({FILTER: f"{binary.path} is a script or a static program"}))
+        return Containment(isolation=_isolation_of({FILTER: f"{binary.path} is no program that loads libraries"}))
     proof = await prove(policy.users, runtime=places.runtime)
     reasons = proof.reasons()
     if not reasons[USER] and proof.needs_mapping and not reasons[NAMESPACES]:

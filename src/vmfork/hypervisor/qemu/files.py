@@ -41,8 +41,10 @@ _found: dict[str, Reads] = {}
 async def find_reads(binary: QemuBinary, *, kept: Path) -> Reads:
     """What `binary` reads. The answer is kept in the folder `kept` until it, or the host's libraries, are replaced.
 
-    Finding it takes about 50 ms, once. Raises `HostError` when it does not run.
+    Finding it takes about 50 ms, once. Raises `HostError` when it does not run. What is not there reads nothing.
     """
+    if not _is_there(binary.path):
+        return Reads()
     key = repr((str(binary.path), binary.stamp, _stamp_of_libraries()))
     if key not in _found:
         path = kept / f"reads-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -54,6 +56,10 @@ async def find_reads(binary: QemuBinary, *, kept: Path) -> Reads:
                 write_whole(path, write_record(known))
         _found[key] = known
     return _found[key]
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists()
 
 
 def _stamp_of_libraries() -> str:
