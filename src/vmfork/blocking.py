@@ -133,11 +133,14 @@ class VM:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers."""
-        return cls(portal.run(aio.VM.boot(config, env=env, files=files, progress=progress, places=places)))
+        return cls(
+            portal.run(aio.VM.boot(config, env=env, files=files, wait_s=wait_s, progress=progress, places=places))
+        )
 
     @staticmethod
     def list(*, places: Places | None = None) -> Sequence[VMRecord]:
@@ -473,10 +476,15 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
+        wait_s: float | None = None,
     ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers."""
         return VM(
-            portal.run(self._twin.fork(env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s))
+            portal.run(
+                self._twin.fork(
+                    env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s, wait_s=wait_s
+                )
+            )
         )
 
     def fork_many(
@@ -488,12 +496,15 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
+        wait_s: float | None = None,
     ) -> Sequence[VM]:
         """`count` forks, each as `fork` gives it, made several at a time."""
         return [
             VM(each)
             for each in portal.run(
-                self._twin.fork_many(count, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
+                self._twin.fork_many(
+                    count, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s, wait_s=wait_s
+                )
             )
         ]
 

@@ -4,6 +4,7 @@
 VMForkError                 code, hint
 ├── ConfigError             fix the input
 ├── HostError               fix the host: QEMU missing, memory short, permission, no space
+│   └── NoRoom              one more machine has no room now: close some, wait, or allow more
 ├── ImageError              an image could not be built or is unknown
 │   ├── ImageNotFound
 │   ├── ImageCorrupt
@@ -120,6 +121,24 @@ class HostError(VMForkError):
 
     def details(self) -> str:
         return self.log
+
+
+class NoRoom(HostError):
+    """The host has no room for what was to be started or added: too little of `resource` is left. Nothing was done.
+
+    `log`, and so `details()`, show the arithmetic. `waited_s` is how long room was waited for, in seconds.
+    """
+
+    code = "no-room"
+    # Any other machine would meet it too; one that is booted in place of a fork takes more.
+    mendable = False
+
+    def __init__(self, resource: str, reason: str, *, log: str = "", waited_s: float = 0.0, hint: str = "") -> None:
+        waited = f", after {waited_s:.1f} s" if waited_s else ""
+        super().__init__(f"the host has no room: {reason}{waited}", hint=hint, log=log)
+        self.resource = resource
+        self.reason = reason
+        self.waited_s = waited_s
 
 
 class ImageError(VMForkError):

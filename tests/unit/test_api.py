@@ -23,8 +23,9 @@ ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "ProtocolError", "SecretsPresent", "SetupError", "StoreBusy",
-    "TemplateCorrupt", "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "ProtocolError", "SecretsPresent",
+    "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError", "TemplateExists",
+    "TemplateNotFound", "TemplateStale",
     "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ SAMPLES = {
     errors.VMForkError: errors.VMForkError("it failed", hint="try again"),
     errors.ConfigError: errors.ConfigError("vm.cpus", 0, "must be 1 or more", hint="give 1"),
     errors.HostError: errors.HostError("no QEMU", hint="install it", log="the log"),
+    errors.NoRoom: errors.NoRoom("memory", "128 MiB are needed", log="the arithmetic", waited_s=1.5, hint="wait"),
     errors.ImageError: errors.ImageError("not built", hint="look", log="the log"),
     errors.ImageNotFound: errors.ImageNotFound("a b"),
     errors.ImageCorrupt: errors.ImageCorrupt("a b", "the kernel is missing"),
@@ -145,6 +146,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
         errors.SetupError,
     }  # fmt: skip
     users |= {errors.WrongContext, errors.InternalError}
+    users |= {errors.NoRoom}  # one that is booted in its place takes more
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}
 

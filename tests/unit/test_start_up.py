@@ -52,6 +52,6 @@ def test_a_fork_needs_neither_monitor_nor_bar() -> None:
 
 def test_the_help_says_of_each_command_what_the_command_says() -> None:
     for name, summary in _COMMANDS.items():
-        command = importlib.import_module(f"vmfork.cli.{name}").command
+        command = importlib.import_module(f"vmfork.cli.{name.replace('-', '_')}").command
         assert command.get_short_help_str(limit=200).rstrip(".") == summary.rstrip("."), name
         assert _Commands().get_command(None, name) is command

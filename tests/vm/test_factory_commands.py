@@ -141,3 +141,27 @@ def test_removing_a_template_tells_who_uses_it(settings) -> None:
             assert owners == {server.process.pid, forked.process.pid}
             assert forked.end(input=b"still here").check().out == "up\nstill here"
         assert vmfork("factory", "destroy", env=served).check().out.startswith("ended the VM cache server")
+
+
+def test_a_server_can_log_lines_of_json_that_say_which_machine(settings) -> None:
+    served = {**settings, "VMFORK_FACTORY_CACHE": "1"}
+    with Running("factory", "init", "--log-format", "json", env=served) as server:
+        server.wait_for("serving at")
+        vmfork("run", "-t", "own", "true", env=served).check()
+        vmfork("factory", "destroy", env=served).check()
+        lines = [json.loads(line) for line in server.end().check().err.splitlines()]
+    given = [line for line in lines if line.get("event") == "machine.detached"]
+    assert [line["template"] for line in given] == ["own"]
+    assert re.fullmatch(r"[0-9a-f]{12}", given[0]["vm_id"])
+    phases = [line["message"].split()[0].rstrip(",") for line in lines if line.get("event") == "server.phase"]
+    assert phases == ["starting", "serving", "draining"]
+
+
+def test_the_error_that_ends_a_server_is_in_its_log(settings) -> None:
+    served = {**settings, "VMFORK_FACTORY_CACHE": "60000"}
+    done = vmfork("factory", "init", "--log-format", "json", "--json", env=served)
+    assert done.status == 2
+    assert json.loads(done.out)["error"]["code"] == "config"
+    last = json.loads(done.err.splitlines()[-1])
+    assert (last["event"], last["error"], last["level"]) == ("server.failed", "config", "error")
+    assert all(json.loads(line)["logger"] for line in done.err.splitlines())

@@ -116,8 +116,9 @@ class Template:
     async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
-        `config` gives the emulator's path and the time limits of a fork, nothing else: what was booted is in the
-        template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        `config` gives the emulator's path, the time limits of a fork and what of the host it may have, nothing else:
+        what was booted is in the template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), and
+        `TemplateCorrupt`.
         """
         instance = Instance(places or find_places())
         return cls(await Source.open(name, config=config or VMConfig(), instance=instance))
@@ -157,27 +158,29 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
+        wait_s: float | None = None,
     ) -> VM:
         """A running VM that shares this template's memory copy-on-write, has an identity of its own, and answers.
 
         `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
         hooks run, mode 0600, folders made as needed; a `Path` as content is a file of the host, whose mode it keeps.
         Neither enters a template. With `cpus` or `memory_mib` the fork was grown to that size; `vm.hardware` tells what
-        memory was rounded up to.
+        memory was rounded up to. Where the host has no room for it, room is waited for, `wait_s` seconds at most (by
+        default the configuration's).
 
-        Raises `TemplateNotFound` when this generation is gone, `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and
-        `AdoptError` when the guest did not confirm an item within `timeout_s`, or a hook failed. Raises `ConfigError`
-        when the template has no room for the size, or is larger, and `FitError` and `HostError` when the fork could not
-        be grown. After any of them nothing is left.
+        Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
+        `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
+        within `timeout_s`, or a hook failed. Raises `ConfigError` when the template has no room for the size, or is
+        larger, and `FitError` and `HostError` when the fork could not be grown. After any of them nothing is left.
         """
         request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
-        return await self._fork(request, timeout_s=timeout_s)
+        return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
-    async def _fork(self, request: ForkRequest, *, timeout_s: float | None) -> VM:
+    async def _fork(self, request: ForkRequest, *, timeout_s: float | None, wait_s: float | None) -> VM:
         source = self._source
         source.check_request(request)
         with failure_traced("vmfork.fork", {"vmfork.template": self.name}):
-            base = await source.fork_base()
+            base = await source.fork_base(wait_s=wait_s)
             # Loaded the first time, while QEMU starts (docs/decisions/0008).
             from vmfork.api.vm import VM  # noqa: PLC0415
 
@@ -193,6 +196,7 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         timeout_s: float | None = None,
+        wait_s: float | None = None,
     ) -> Sequence[VM]:
         """`count` forks, each as `fork` gives it, made several at a time.
 
@@ -205,7 +209,7 @@ class Template:
 
             async def fork_one() -> None:
                 async with slots:
-                    vm = await self._fork(request, timeout_s=timeout_s)
+                    vm = await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
                     on_failure.push_async_callback(vm.aclose)
                     vms.append(vm)
 

@@ -85,21 +85,24 @@ class VM(GuestFiles, Described, Owner):
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
         `env` is the environment of every program in it; `files` are written into it as by `Template.fork`. It is no
-        fork, so no hooks run. The image `default` is built where it is missing. Raises `ImageNotFound`, `ConfigError`,
-        `HostError`, `LaunchError`, `AdoptError`; nothing is left after any of them.
+        fork, so no hooks run. The image `default` is built where it is missing. Where the host has no room for it, room
+        is waited for, `wait_s` seconds at most (by default the configuration's). Raises `NoRoom`, `ImageNotFound`,
+        `ConfigError`, `HostError`, `LaunchError`, `AdoptError`; nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
         from vmfork.machine.prepare import prepare  # noqa: PLC0415
 
         request = ForkRequest(env=env or {}, files=files or {})
         instance = Instance(places or find_places(), progress)
-        plan = await prepare(config or VMConfig(), instance)
+        config = config or VMConfig()
+        plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)
         base = await boot_base(plan, instance=instance)
         return cls(*await base.adopt(request, timeout_s=plan.boot_timeout_s))
 
@@ -248,10 +251,10 @@ class VM(GuestFiles, Described, Owner):
         memory that it was booted with. More memory is rounded up to whole blocks of 128 MiB; less is what is left
         without the pieces that were added last. File systems in memory grow with it, and do not shrink.
 
-        Raises `ConfigError` for a size that the machine cannot have, `HostError` when the host has not that much
-        memory, and `GuestError` while the machine is paused; nothing was done then. Raises `FitError` when the guest
-        has not the size within `timeout_s` seconds, or keeps memory that holds what it cannot move. The machine has its
-        old size again, or, where `rolled_back` is false, must be closed.
+        Raises `ConfigError` for a size that the machine cannot have, `NoRoom` when the host has not that much
+        memory to give, and `GuestError` while the machine is paused; nothing was done then. Raises `FitError` when the
+        guest has not the size within `timeout_s` seconds, or keeps memory that holds what it cannot move. The machine
+        has its old size again, or, where `rolled_back` is false, must be closed.
         """
         await fit(self._running, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from vmfork.admission.charge import Charge
+from vmfork.admission.rule import show_arithmetic
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import printable, show_json, shown_progress
@@ -26,9 +28,10 @@ from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.plan import make_hardware
+from vmfork.machine.room import count_room
 from vmfork.machine.trial import prove
 from vmfork.store.staging import STATE_HEADROOM
-from vmfork.units import MIB, format_bytes, format_mib
+from vmfork.units import MIB, format_bytes, format_count, format_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,9 +82,12 @@ def command(recheck: bool, verbose: bool, as_json: bool) -> int:
 
 
 async def examine(
-    config: VMConfig, places: Places, progress: ProgressListener, *, recheck: bool = False
+    config: VMConfig, places: Places, progress: ProgressListener, *, recheck: bool = False, may_boot: bool = True
 ) -> list[Check]:
-    """All findings. Where KVM and the image are here, boots a VM, unless KVM was proven before and not `recheck`."""
+    """All findings. Where KVM and the image are here, boots a VM, unless KVM was proven before and not `recheck`.
+
+    Unless it `may_boot`, nothing is booted.
+    """
     checks = []
     binary: QemuBinary | None = None
     try:
@@ -93,9 +99,9 @@ async def examine(
     checks += [image_check, *_check_building(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
     checks.append(await _check_isolation(config, binary, places))
-    kvm_check = await _check_kvm(config, image, binary, places, progress, recheck=recheck)
+    kvm_check = await _check_kvm(config, image, binary if may_boot else None, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
-    checks += [_check_memory(config), _check_space(config, places)]
+    checks += [_check_memory(config), _check_room(config, places), _check_space(config, places)]
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
 
@@ -215,6 +221,20 @@ def _check_memory(config: VMConfig) -> Check:
         f"{format_bytes(available)} available, a template of {format_mib(config.memory_mib)} needs {format_bytes(need)}"
     )
     return Check("memory", "ok", found) if need <= available else Check("memory", "fail", found, "free some memory")
+
+
+def _check_room(config: VMConfig, places: Places) -> Check:
+    """How many more forks of a template of the configuration's size the host has room for, with the arithmetic."""
+    limits = config.limits
+    if not limits.overcommit:
+        return Check("room", "note", "overcommit is 0: forks are started whatever the host has")
+    charge = Charge.of_fork(memory_mib=config.memory_mib, cpus=config.cpus, overcommit=limits.overcommit)
+    count, promised, readings = count_room(places.vms, charge, limits)
+    detail = "\n".join(show_arithmetic(promised, readings=readings, limits=limits))
+    found = f"{format_count(count, 'more fork')} of {format_mib(config.memory_mib)}, each counted with"
+    found += f" {format_mib(charge.share_mib)}; {format_count(promised.count, 'machine')} running"
+    todo = "" if count else "end machines or other programs, or raise overcommit in [vm]"
+    return Check("room", "ok" if count else "note", found, todo, detail)
 
 
 def _check_space(config: VMConfig, places: Places) -> Check:

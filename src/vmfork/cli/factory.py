@@ -52,8 +52,14 @@ def command() -> None:
     help="Fail where the template is there already, or use it where it fits. Default: --new; --ensure with "
     'build = "background" or a cache.',
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How a server tells what it does: for people, or one JSON object a line.",
+)
 @json_option
-def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
+def init(config_file: Path | None, new: bool | None, log_format: str, as_json: bool) -> None:
     """Build the factory's templates; with a cache, keep machines ready and serve them until ended."""
     settings = get_settings(config_file=config_file)
     config = settings.factory
@@ -61,7 +67,7 @@ def init(config_file: Path | None, new: bool | None, as_json: bool) -> None:
         if new:
             reason = "a server that starts again uses the template that is there"
             raise ConfigError("new", new, reason, hint="leave --new out, or set cache = 0")
-        serve_cache(settings, as_json=as_json)
+        serve_cache(settings, as_json=as_json, log_format=log_format)
         return
     if not config.template_names:
         hint = "set template = true in [factory] of vmfork.toml, or VMFORK_FACTORY_TEMPLATE=true"

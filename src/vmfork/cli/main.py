@@ -47,6 +47,7 @@ _COMMANDS = {
     "resize": "Give the detached machine ID another number of CPUs, or another size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",
+    "debug-bundle": "Collect what a bug report about machine ID needs in one tar.gz, without guest memory or secrets.",
     "bench": "Show what a fork costs here, beside the same fork made by hand.",
 }
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
@@ -67,7 +68,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, RUF100
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_late(f"vmfork.cli.{cmd_name}", "command")
+        command: click.Command = import_late(f"vmfork.cli.{cmd_name.replace('-', '_')}", "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, RUF100

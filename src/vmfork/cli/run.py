@@ -113,6 +113,7 @@ class _RunCommand(click.Command):
     "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
 )
 @no_factory_option
+@click.option("--wait", metavar="S", help="Wait this long for the host to have room for the fork: 30, 5m.")
 @click.option(
     "--timings", is_flag=True, help="Tell on standard error where the machine came from and where the time went."
 )
@@ -129,6 +130,7 @@ def command(
     as_json: bool,
     max_output: str | None,
     no_factory: bool,
+    wait: str | None,
     timings: bool,
     argv: tuple[str, ...],
 ) -> int:
@@ -138,8 +140,8 @@ def command(
     template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
     vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
     """
-    required = {"vm.require_isolation": require_isolation}
-    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **required})
+    made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
     limit_s = None if timeout is None else parse_duration_s(timeout, field="timeout")
     if limit_s is not None and limit_s <= 0:
         raise ConfigError("timeout", timeout, "must be more than 0", hint="leave it out for no limit")
@@ -152,7 +154,7 @@ def command(
 
     wanted = Wanted(
         settings=settings,
-        factory=None if no_factory else get_settings(required).factory,
+        factory=None if no_factory else get_settings(made).factory,
         template=name,
         files=placed,
         cpus=None if cpus is None else settings.vm.cpus,

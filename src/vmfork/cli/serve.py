@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import click
 
 import vmfork
+from vmfork.cli.logs import json_lines
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import prepare_image
-from vmfork.cli.show import shown_progress
+from vmfork.cli.show import command_hint, describe_failure, json_document, show_json, shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.config.endpoint import find_endpoint, find_metrics
-from vmfork.errors import ConfigError, DeadlineExceeded
+from vmfork.errors import ConfigError, DeadlineExceeded, VMForkError
 from vmfork.factory.capacity import check_pool
 from vmfork.factory.setup import check_templates
 from vmfork.host.wait import wait_readable
+from vmfork.journal import about
 from vmfork.rpc.endpoint import check_socket, find_server
 from vmfork.rpc.packages import check_packages, open_client
 from vmfork.rpc.status import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfork.config import FactoryConfig, Places
     from vmfork.config.loader import Settings
+    from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.service.cache.pools import Pools
+
+_log = logging.getLogger("vmfork")
 
 # Bounds the wait for a server that drains: it ends its machines and sends its last answers.
 _DRAIN_LIMIT_S = 30.0
 
 
-def serve_cache(settings: Settings, *, as_json: bool) -> None:
+def serve_cache(settings: Settings, *, as_json: bool, log_format: str) -> None:
     """Machines were served until a signal or `vmfork factory destroy`; the server drained.
 
-    With `as_json` one line on standard output tells when it serves for the first time, and where.
+    With `as_json` one line on standard output tells when it serves for the first time, and where. With the log format
+    `json`, standard error has lines of JSON alone; the error that ended it is the last of them.
     """
+    if log_format == "text":
+        with shown_progress() as progress:
+            _serve_cache(settings, progress, lambda text: click.echo(f"factory: {text}", err=True), as_json=as_json)
+        return
+    with json_lines() as progress:
+        try:
+            _serve_cache(settings, progress, _log_phase, as_json=as_json)
+        except VMForkError as error:
+            _log.error("%s", error, extra=about("server.failed", error=error.code))
+            if json_document.is_owed:
+                show_json({"error": describe_failure(error.code, str(error), command_hint(error))})
+            raise click.exceptions.Exit(2 if isinstance(error, ConfigError) else 1) from error
+
+
+def _log_phase(text: str) -> None:
+    _log.info("%s", text, extra=about("server.phase"))
+
+
+def _serve_cache(settings: Settings, progress: ProgressListener, tell: Callable[[str], None], *, as_json: bool) -> None:
     config, places = settings.factory, find_places()
     if config.remote:
         raise ConfigError(
@@ -74,17 +102,15 @@ def serve_cache(settings: Settings, *, as_json: bool) -> None:
             Phase.SERVING: f" at {endpoint}",
             Phase.DEGRADED: f": {server.state.last_error}",
         }
-        click.echo(f"factory: {phase.value}{more.get(phase, '')}", err=True)
+        tell(f"{phase.value}{more.get(phase, '')}")
 
-    with shown_progress() as progress:
+    async def make_pools() -> Pools:
+        await check_pool(config, instance=Instance(places, progress))
+        await check_templates(config, places=places)
+        await prepare_image(settings, progress)
+        return await open_pools(config, Instance(places, progress))
 
-        async def make_pools() -> Pools:
-            await check_pool(config, instance=Instance(places, progress))
-            await check_templates(config, places=places)
-            await prepare_image(settings, progress)
-            return await open_pools(config, Instance(places, progress))
-
-        run_async(serve(server, make_pools, metrics=metrics, on_change=show), on_first=server.quit)
+    run_async(serve(server, make_pools, metrics=metrics, on_change=show), on_first=server.quit)
 
 
 def _spell_size(config: FactoryConfig) -> str:

@@ -2,7 +2,7 @@
 
 from vmfork.config.instance import Budget, Instance
 from vmfork.config.places import Places, find_places
-from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, VMConfig, check_name
+from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, Limits, VMConfig, check_name
 
 __all__ = [
     "NAME",
@@ -11,6 +11,7 @@ __all__ = [
     "FactoryConfig",
     "ImageConfig",
     "Instance",
+    "Limits",
     "Places",
     "VMConfig",
     "check_name",

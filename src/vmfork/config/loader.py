@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 _LISTS = ("image.packages", "factory.templates")
 # Fields that a file may give as a least and a most.
 _RANGES = ("factory.cache",)
+_NUMBERS = {
+    **dict.fromkeys(("vm.cpus", "vm.max_cpus", "factory.cache", "factory.cache_min"), int),
+    **dict.fromkeys(("vm.overcommit", "vm.max_pressure"), float),
+}
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -201,11 +205,9 @@ def _from_text(field: str, text: str) -> Any:
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false", hint="write true or false")
         return truth
-    if field in ("vm.cpus", "vm.max_cpus", "factory.cache", "factory.cache_min"):
-        try:
-            return int(text)
-        except ValueError:
-            return text  # refused by VMConfig, which says why
+    if (number := _NUMBERS.get(field)) is not None:
+        with suppress(ValueError):  # refused by VMConfig, which says why
+            return number(text)
     return text
 
 

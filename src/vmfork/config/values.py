@@ -38,8 +38,11 @@ _ADDRESSABLE_MIB = 1 << 32
 _MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
+_MOST_OVERCOMMIT = 1024
 # Fields of `VMConfig` that say how a machine is made, not what it is.
-_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", "boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
+_LIMITS = ("overcommit", "reserve_mib", "max_pressure", "wait_s")
+_TIMES = ("boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
+_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", *_TIMES, *_LIMITS)
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
@@ -77,6 +80,12 @@ def _check_whole(field: str, value: object, *, low: int, high: int | None = None
 def _check_seconds(field: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= MAX_DURATION_S:
         raise ConfigError(field, value, f"{value!r} is not a positive number of seconds")
+
+
+def _check_number(field: str, value: object, *, low: float, high: float) -> None:
+    # Not a number compares as false.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(field, value, f"{value!r} is not a number from {low:g} to {high:g}")
 
 
 def _either(known: tuple[str, ...]) -> str:
@@ -123,6 +132,19 @@ class ImageConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of the host machines may be given (docs/decisions/0028). The fields are those of `VMConfig`."""
+
+    overcommit: float = 4.0
+    reserve_mib: int | None = None
+    max_pressure: float = 10.0
+    wait_s: float = 0.0
+
+
+_LIMITS_BY_DEFAULT = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VMConfig:
     """What a virtual machine is.
 
@@ -140,6 +162,11 @@ class VMConfig:
     that this host can do to keep an emulator from it, or `off`; a host that can do less than `require_isolation`
     (`none`, `basic`, `namespaces`, `full`) starts no machine. `user_ids` are those that machines become where root
     starts them, as `FIRST-LAST`.
+
+    A machine is started where the host has room for it. A fork is counted with the `overcommit`-th part of its RAM, a
+    booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
+    memory), and nothing is started while its tasks have waited for memory for more than `max_pressure` percent of the
+    last 10 s (0: whatever they wait). Where there is no room, it is waited for, `wait_s` seconds at most.
     """
 
     image: str = "default"
@@ -160,6 +187,10 @@ class VMConfig:
     isolation: IsolationChoice = "auto"
     require_isolation: IsolationLevel = "none"
     user_ids: str = DEFAULT_USERS
+    overcommit: float = _LIMITS_BY_DEFAULT.overcommit
+    reserve_mib: int | None = _LIMITS_BY_DEFAULT.reserve_mib
+    max_pressure: float = _LIMITS_BY_DEFAULT.max_pressure
+    wait_s: float = _LIMITS_BY_DEFAULT.wait_s
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -178,6 +209,12 @@ class VMConfig:
         _check_seconds("vm.fork_timeout_s", self.fork_timeout_s)
         _check_seconds("vm.hook_timeout_s", self.hook_timeout_s)
         self._check_isolation()
+        if self.overcommit != 0:
+            _check_number("vm.overcommit", self.overcommit, low=1, high=_MOST_OVERCOMMIT)
+        if self.reserve_mib is not None:
+            _check_whole("vm.reserve_mib", self.reserve_mib, low=0, high=_ADDRESSABLE_MIB)
+        _check_number("vm.max_pressure", self.max_pressure, low=0, high=100)
+        _check_number("vm.wait_s", self.wait_s, low=0, high=MAX_DURATION_S)
         if self.aslr not in get_args(ASLR):
             raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")
         if self.reseed not in get_args(Reseed):
@@ -190,6 +227,11 @@ class VMConfig:
         """What it asks of a machine's isolation."""
         users = parse_users(self.user_ids, field="vm.user_ids")
         return IsolationPolicy(is_off=self.isolation == "off", required=self.require_isolation, users=users)
+
+    @property
+    def limits(self) -> Limits:
+        """How much of the host its machines may be given."""
+        return Limits(**{name: getattr(self, name) for name in _LIMITS})
 
     @property
     def is_plain(self) -> bool:

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmfork.factory.health import Health
+from vmfork.journal import about
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,7 +52,8 @@ class BackgroundBuild:
         try:
             await self._build()
         except Exception as error:  # noqa: BLE001 - whatever it is, machines are booted meanwhile
-            _log.warning("the template could not be built: %s", error)
+            said = about("template.failed", error=getattr(error, "code", type(error).__name__))
+            _log.warning("the template could not be built: %s", error, extra=said)
             self._health.note_failure(error)
         else:
             self._health = Health(limit=1)

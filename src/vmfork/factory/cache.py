@@ -17,6 +17,7 @@ from vmfork.factory.discards import Discards
 from vmfork.factory.held import CacheStatus, Held
 from vmfork.factory.line import Line, result_of
 from vmfork.factory.starter import CONCURRENCY, Starter
+from vmfork.journal import about
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
@@ -375,6 +376,7 @@ class CacheFactory(Owner):
         self._line.leaving.discard(held)
         if detail:
             vm_id = held.base_vm.identity.vm_id
-            _log.warning("%s: %s is replaced, it is %s: %s", self.kind.name, vm_id, reason, detail)
+            said = about("pool.replaced", vm_id=vm_id, template=self.kind.template)
+            _log.warning("%s: %s is replaced, it is %s: %s", self.kind.name, vm_id, reason, detail, extra=said)
         self._discards.end(held, reason)
         self._fill()

@@ -27,6 +27,7 @@ from vmfork.factory.stats import Counts, FactoryStats
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
+from vmfork.journal import about
 from vmfork.machine.isolation import check_isolation
 from vmfork.machine.origin import Origin
 from vmfork.machine.request import ForkRequest
@@ -289,7 +290,8 @@ class Factory(Owner):
             self._counts.refused[miss.reason] += 1
             raise FallbackRefused(miss.reason, miss.detail)
         self._counts.fallbacks[miss.reason] += 1
-        _log.info("booting a machine: %s", miss.detail or miss.reason)
+        said = about("factory.fallback", template=request.template, error=miss.reason)
+        _log.info("booting a machine: %s", miss.detail or miss.reason, extra=said)
 
     def _refuses_fallback(self, miss: Miss, request: Request) -> bool:
         policy = self.config.fallback

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmfork.errors import TemplateError
+from vmfork.errors import NoRoom, TemplateError
 from vmfork.factory.held import Held
+from vmfork.journal import about
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 CONCURRENCY = 2
 # Between two failures of the base, doubled each time up to the last.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+# Where the host has no room, nothing failed, and a look costs it next to nothing.
+ROOM_PAUSE_S = 2.0
 PARK_LIMIT_S = 60.0
 
 
@@ -30,7 +33,8 @@ class Starter:
 
     `make_s` is what the last one took, in seconds.
 
-    A start that fails is tried again after a pause that doubles; `on_failure` is called first. Where the template of
+    A start that fails is tried again after a pause that doubles; `on_failure` is called first. One that the host has no
+    room for is not counted as failed: it waits, and `last_error` says for what. Where the template of
     the base is gone or does not fit, `rebuild` makes it again.
     """
 
@@ -126,12 +130,27 @@ class Starter:
         except TemplateError as error:
             if self._rebuild is None:
                 raise
-            _log.warning("%s is built again: %s", self._base.kind.name, error)
+            said = self._about("template.rebuilding", error)
+            _log.warning("%s is built again: %s", self._base.kind.name, error, extra=said)
             await self._rebuild()
 
     def _note_failure(self, error: Exception) -> None:
-        self.failed += 1
+        if isinstance(error, NoRoom):
+            self._note_full(error)
+        else:
+            self.failed += 1
+            self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
+            told = "%s: a start failed, next one in %.1f s: %s"
+            said = self._about("pool.start-failed", error)
+            _log.warning(told, self._base.kind.name, self._pause_s, error, extra=said)
         self.last_error = str(error)
-        self._pause_s = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2))
-        _log.warning("%s: a start failed, next one in %.1f s: %s", self._base.kind.name, self._pause_s, self.last_error)
         self._on_failure()
+
+    def _about(self, event: str, error: Exception) -> dict[str, Any]:
+        return about(event, template=self._base.kind.template, error=getattr(error, "code", type(error).__name__))
+
+    def _note_full(self, error: NoRoom) -> None:
+        if self._pause_s != ROOM_PAUSE_S:  # once, not at each look
+            said = self._about("pool.waits", error)
+            _log.warning("%s: waits for room: %s", self._base.kind.name, error, extra=said)
+        self._pause_s = ROOM_PAUSE_S

@@ -1,12 +1,13 @@
-"""How much memory our control groups still let us use: a container's limit is often far below the host's memory."""
+"""What our control groups still let us use: a container's limit is often far below what the host has."""
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from vmfork.host.procfs import read_whole
 
 _SELF = Path("/proc/self")
 
@@ -17,6 +18,24 @@ _FILES = {
     "cgroup2": ("memory.max", "memory.current", "inactive_file"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+# The file that a group has where it counts something.
+_MARKS = {
+    "memory": {kind: names[0] for kind, names in _FILES.items()},
+    "pids": {"cgroup2": "pids.max", "cgroup": "pids.max"},
+    "pressure": {"cgroup2": "memory.pressure"},
+}
+# Every fork asks for its groups. Looking for them takes four times as long as reading what they say, so it is done this
+# often: processes are seldom moved.
+_LOOK_EVERY_S = 10.0
+# Version 1 spells "no limit" as the largest number of whole pages that a long has.
+_NO_LIMIT = 1 << 62
+
+
+class MemoryRoom(NamedTuple):
+    """A group's limit, and what of it may still be used, in bytes."""
+
+    limit: int
+    left: int
 
 
 def memory_left_bytes(*, proc: Path = _SELF) -> int | None:
@@ -24,54 +43,85 @@ def memory_left_bytes(*, proc: Path = _SELF) -> int | None:
 
     A file that cannot be read counts as no limit: the kernel enforces it anyway.
     """
-    left = (_left_in(folder, *_FILES[kind]) for kind, folder in _groups(proc))
-    return min((amount for amount in left if amount is not None), default=None)
+    return None if (room := find_memory_room(proc=proc)) is None else room.left
 
 
-def _groups(proc: Path) -> Iterator[tuple[str, Path]]:
-    """Kind and folder of each group, ours first, as far up as we can see."""
-    paths = _own_paths(proc)
-    for kind, root, mounted in _mounts(proc):
-        if kind not in paths:
+def find_memory_room(*, proc: Path = _SELF) -> MemoryRoom | None:
+    """The group, ours or one above, that leaves the least memory; `None` without a limit."""
+    rooms = (_room_in(folder, *_FILES[kind]) for kind, folder in _groups(proc))
+    return min((room for room in rooms if room is not None), key=lambda room: room.left, default=None)
+
+
+def count_tasks_left(*, proc: Path = _SELF) -> int | None:
+    """How many more processes and threads our groups allow (pids.max, both versions); `None` without a limit."""
+    left = (_count_left_in(folder) for _, folder in _groups(proc, "pids"))
+    return min((count for count in left if count is not None), default=None)
+
+
+def locate_pressure(*, proc: Path = _SELF) -> str | None:
+    """The file that tells how our own group waits for memory (version 2 alone); `None` where there is none."""
+    return next((f"{folder}/memory.pressure" for _, folder in _groups(proc, "pressure")), None)
+
+
+def _groups(proc: Path, counted: str = "memory") -> tuple[tuple[str, str], ...]:
+    """Kind and folder of each group that counts what is `counted`, ours first, as far up as we can see."""
+    return _find_groups(proc, counted, int(time.monotonic() / _LOOK_EVERY_S))
+
+
+@lru_cache(maxsize=8)
+def _find_groups(proc: Path, counted: str, _at: int) -> tuple[tuple[str, str], ...]:
+    marks, paths = _MARKS[counted], _own_paths(proc, counted)
+    found: list[tuple[str, str]] = []
+    for kind, root, mounted in _mounts(proc, counted):
+        if kind not in paths or kind not in marks:
             continue
         # A container may see only a part of the hierarchy, and its path may still be told from the top.
         inside = paths[kind].removeprefix(root.rstrip("/")).lstrip("/")
         folder = mounted / inside
-        yield from ((kind, group) for group in (folder, *folder.parents) if group.is_relative_to(mounted))
+        groups = (group for group in (folder, *folder.parents) if group.is_relative_to(mounted))
+        found += [(kind, str(group)) for group in groups if (group / marks[kind]).exists()]
+    return tuple(found)
 
 
-def _own_paths(proc: Path) -> dict[str, str]:
+def _own_paths(proc: Path, counted: str) -> dict[str, str]:
     """Our path in the hierarchy of either version (cgroups(7): `ID:CONTROLLERS:PATH`)."""
     paths = {}
-    for line in _read(proc / "cgroup").splitlines():
+    for line in _read(f"{proc}/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             paths["cgroup2"] = path
-        elif "memory" in controllers.split(","):
+        elif counted in controllers.split(","):
             paths["cgroup"] = path
     return paths
 
 
-def _mounts(proc: Path) -> Iterator[tuple[str, str, Path]]:
-    """Kind, root and place of each mounted hierarchy that may count memory (proc(5), mountinfo)."""
-    for line in _read(proc / "mountinfo").splitlines():
+def _mounts(proc: Path, counted: str) -> list[tuple[str, str, Path]]:
+    """Kind, root and place of each mounted hierarchy that may count what is `counted` (proc(5), mountinfo)."""
+    found = []
+    for line in _read(f"{proc}/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         root, mounted = before.split()[3:5]
         kind, _, options = after.split()[:3]
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-            yield kind, root, Path(mounted)
+        if kind == "cgroup2" or (kind == "cgroup" and counted in options.split(",")):
+            found.append((kind, root, Path(mounted)))
+    return found
 
 
-def _left_in(group: Path, limit_file: str, use_file: str, reclaimable: str) -> int | None:
-    limit, use = _read(group / limit_file).strip(), _read(group / use_file).strip()
-    if not (limit.isdigit() and use.isdigit()):  # `max`, or no such file: the root has none
+def _room_in(group: str, limit_file: str, use_file: str, reclaimable: str) -> MemoryRoom | None:
+    limit = _read(f"{group}/{limit_file}").strip()
+    if not limit.isdigit() or int(limit) > _NO_LIMIT:  # `max`, or no such file: the root has none
         return None
-    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-    return max(0, int(limit) - int(use) + int(stat.get(reclaimable, 0)))
+    use = _read(f"{group}/{use_file}").strip()
+    if not use.isdigit():
+        return None
+    stat = dict(line.split() for line in _read(f"{group}/memory.stat").splitlines())
+    return MemoryRoom(int(limit), max(0, int(limit) - int(use) + int(stat.get(reclaimable, 0))))
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def _count_left_in(group: str) -> int | None:
+    most, now = _read(f"{group}/pids.max").strip(), _read(f"{group}/pids.current").strip()
+    return max(0, int(most) - int(now)) if most.isdigit() and now.isdigit() else None
+
+
+def _read(path: str) -> str:
+    return read_whole(path).decode(errors="replace")

@@ -8,8 +8,10 @@ import os
 import pwd
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from vmfork.host import cgroup
+from vmfork.host.procfs import read_whole
 
 # What a root who is root has: every user id up to that of nobody.
 _IDS = 65535
@@ -74,20 +76,39 @@ def cpu_name() -> str:
     return f"{fields.get('model name', 'unknown')} ({numbers}, flags {flags})"
 
 
+class HostMemory(NamedTuple):
+    """Bytes of RAM that we may use in all, and those of them that can be had without swapping.
+
+    The host's (MemTotal and MemAvailable, proc(5)), or a control group's where that has less.
+    """
+
+    total: int
+    available: int
+
+
+def read_memory() -> HostMemory:
+    """What there is for us at this moment."""
+    meminfo, room = read_whole("/proc/meminfo"), cgroup.find_memory_room()
+    host = HostMemory(_kib_in(meminfo, b"MemTotal:") * 1024, _kib_in(meminfo, b"MemAvailable:") * 1024)
+    return host if room is None else HostMemory(min(host.total, room.limit), min(host.available, room.left))
+
+
 def available_memory_bytes() -> int:
     """Bytes that can be used without swapping: MemAvailable (proc(5)), or less where a control group sets a limit."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    host = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    host = _kib_in(read_whole("/proc/meminfo"), b"MemAvailable:") * 1024
     ours = cgroup.memory_left_bytes()
     return host if ours is None else min(host, ours)
 
 
 def total_memory_bytes() -> int:
     """Bytes of RAM that the host has in all (MemTotal, proc(5))."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return _kib_in(read_whole("/proc/meminfo"), b"MemTotal:") * 1024
+
+
+def _kib_in(meminfo: bytes, name: bytes) -> int:
+    """The figure of the line `name`; 0 where there is no such line."""
+    line = meminfo.partition(name)[2].partition(b"\n")[0]
+    return int(line.split()[0]) if line else 0
 
 
 def free_space_bytes(path: Path) -> int:

@@ -6,13 +6,14 @@ import asyncio
 import fcntl
 import os
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import HostError
+from vmfork.errors import HostError, StoreBusy
 from vmfork.host.folders import NO_FILE, open_file
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
 
@@ -100,6 +101,31 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@asynccontextmanager
+async def locked_folder(folder: Path, *, wait_s: float) -> AsyncIterator[None]:
+    """Nobody else is in such a block for `folder`. Raises `StoreBusy` after `wait_s` seconds.
+
+    The lock is on the folder itself, so that nothing need be made for it, or be left.
+    """
+    fd, end = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), time.monotonic() + wait_s
+    try:
+        while not _try_lock(fd):
+            if time.monotonic() >= end:
+                raise StoreBusy(str(folder))
+            await asyncio.sleep(_RETRY_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _open(path: Path, missing: int) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmfork.host.procfs import read_whole
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -80,6 +82,18 @@ def read_resident(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def read_private(pid: int) -> int:
+    """Bytes of memory that process `pid` has for itself, no file's and not shared (proc(5), statm); 0 if it is gone.
+
+    Of a fork this is what its guest has written, and what the emulator holds.
+    """
+    try:
+        _, resident, shared, *_ = read_whole(f"/proc/{pid}/statm").split()
+    except ValueError:
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Mapped:

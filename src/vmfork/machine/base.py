@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import AsyncExitStack, suppress
@@ -13,6 +14,7 @@ from vmfork.adopt.thaw import thaw
 from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, ExecError
+from vmfork.journal import about
 from vmfork.machine.ending import explained, watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 # A rehearsal is adopting and a program, before a machine is parked. After three a take costs QEMU 15 ms of CPU time in
 # place of 18 (TCG, side by side on a busy host), after six no less.
 _REHEARSALS = 3
+_EVENTS = {"vmfork.boot": "machine.booted", "vmfork.fork": "machine.forked", "vmfork.take": "machine.taken"}
+_log = logging.getLogger("vmfork")
 
 
 class Adopted(NamedTuple):
@@ -175,7 +179,13 @@ class BaseVM(Described, Owner):
             total_s=self.spawn_s + self.answer_s + (ready - start),
         )
         trace_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
+        self._log_adoption(timings.total_s)
         return Adopted(running, adoption, timings)
+
+    def _log_adoption(self, took_s: float) -> None:
+        identity, event = self.identity, _EVENTS[self._kind]
+        said = about(event, vm_id=identity.vm_id, template=identity.template, took_s=round(took_s, 6))
+        _log.info("VM %s is ready after %.3f s", identity.vm_id, took_s, extra=said)
 
     @property
     def _kind(self) -> str:

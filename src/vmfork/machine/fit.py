@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, FitError, GuestError, HostError, VMForkError
-from vmfork.host import facts
+from vmfork.journal import about
 from vmfork.machine.growth import plan_change
 from vmfork.machine.hotplug import Steps, add_memory, read_block_mib, remove_memory, set_cpus
-from vmfork.units import MIB, format_mib
+from vmfork.machine.room import add_to_ticket, ticket_kept
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware
@@ -35,14 +36,15 @@ async def fit(
     """The guest has `cpus` CPUs online and `memory_mib` MiB: it was asked, and the machine's facts say so.
 
     `None` leaves a size as it is. More memory comes in whole blocks (128 MiB on x86), rounded up; less is what is left
-    without the pieces that came last. Raises `ConfigError` when the machine cannot have the size, `HostError`
-    when the host has not that much memory, and `GuestError` when the machine stands still; nothing was done then.
-    Raises `FitError` when the guest has not the size within `timeout_s` seconds, or keeps what it is to give back. The
-    machine has its old size again, or, where `rolled_back` is false, must be closed. On cancel it is given its old size
-    again, as far as the guest takes the steps back.
+    without the pieces that came last. Raises `ConfigError` when the machine cannot have the size, `NoRoom`
+    when the host has not that much memory to give, and `GuestError` when the machine stands still; nothing was done
+    then. Raises `FitError` when the guest has not the size within `timeout_s` seconds, or keeps what it is to give
+    back. The machine has its old size again, or, where `rolled_back` is false, must be closed. On cancel it is given
+    its old size again, as far as the guest takes the steps back.
     """
     async with running.resizing:
-        await _fit(running, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
+        with ticket_kept(running.folder):
+            await _fit(running, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
 
 
 async def _fit(running: Running, *, cpus: int | None, memory_mib: int | None, timeout_s: float) -> None:
@@ -58,7 +60,7 @@ async def _fit(running: Running, *, cpus: int | None, memory_mib: int | None, ti
             if change.added_mib:
                 block_mib = await read_block_mib(agent)
                 change = plan_change(before, cpus=cpus, memory_mib=memory_mib, block_mib=block_mib)
-                _check_host(change.added_mib)
+                await add_to_ticket(running.folder, change.added_mib)
             if cpus is not None:
                 await set_cpus(agent, before, change.cpus, steps)
             if change.added_mib:
@@ -78,22 +80,17 @@ async def _fit(running: Running, *, cpus: int | None, memory_mib: int | None, ti
         await steps.take_back()
         raise
     after = _changed(before, change)
+    if change.removed:
+        await add_to_ticket(running.folder, after.memory_mib - before.memory_mib)
     if memory_mib is not None and after.memory_mib != memory_mib:
         told = "VM %s has %d MiB for %d asked: its guest takes whole blocks"
         _log.info(told, running.id, after.memory_mib, memory_mib)
     running.change_hardware(after)
+    said = about("machine.resized", vm_id=running.id, template=running.template)
+    _log.info("VM %s has %d CPUs and %d MiB", running.id, after.cpus, after.memory_mib, extra=said)
 
 
 def _changed(before: Hardware, change: Change) -> Hardware:
     pieces = (*before.added_mib, change.added_mib) if change.added_mib else before.added_mib
     kept = pieces[: len(pieces) - change.removed]
     return replace(before, cpus=change.cpus, memory_mib=change.memory_of(before), added_mib=kept)
-
-
-def _check_host(added_mib: int) -> None:
-    available = facts.available_memory_bytes() // MIB
-    if added_mib > available:
-        raise HostError(
-            f"not enough memory: {format_mib(added_mib)} are to be added and {format_mib(available)} are available",
-            hint="free memory, or ask for less",
-        )

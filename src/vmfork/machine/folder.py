@@ -3,6 +3,7 @@
 ```
 VMS/ID/            0700
     lock           flock: held by the owner while it lives, and by the machine's keeper
+    ticket.json    what of the host it was promised (admission/)
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
@@ -21,15 +22,21 @@ import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
 
+from vmfork.admission.charge import Charge, Ticket
 from vmfork.host.folders import (
+    ABSENT,
+    NO_FILE,
     find_content,
     is_ours,
     is_private_folder,
     list_folder,
     list_ours,
     make_private,
+    read_file,
     write_whole,
 )
 from vmfork.host.lock import FileLock, is_locked
@@ -37,15 +44,13 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.records import read_record, write_record
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 # The file that makes a folder ours.
 LOCK = "lock"
 _NEW, _OLD = ".new-", ".old-"
 _ID = re.compile(r"[0-9a-f]{12}")
 _ON_ITS_WAY = re.compile(r"\.(new|old)-[0-9a-f]{12}")
 _RECORD = "vm.json"
+_TICKET = "ticket.json"
 _HANDLE = "handle.json"
 # A folder that is new for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
@@ -91,8 +96,8 @@ class VMFolder:
         self._lock = lock
 
     @classmethod
-    def create(cls, vms: Path, vm_id: str) -> Self:
-        """A private folder for `vm_id`, locked from its first moment under that name."""
+    def create(cls, vms: Path, vm_id: str, ticket: Ticket | None = None) -> Self:
+        """A private folder for `vm_id`, locked and with its ticket from its first moment under that name."""
         new = make_private(vms) / (_NEW + vm_id)
         new.mkdir(mode=0o700)
         with ExitStack() as on_failure:
@@ -100,6 +105,8 @@ class VMFolder:
             lock = FileLock.try_acquire(new / LOCK, holder=f"process {os.getpid()}")
             assert lock is not None  # nobody else knows the name
             on_failure.enter_context(lock)
+            if ticket is not None:
+                (new / _TICKET).write_bytes(write_record(ticket))
             new.rename(vms / vm_id)
             on_failure.pop_all()
         return cls(vms / vm_id, lock)
@@ -117,6 +124,10 @@ class VMFolder:
     def record(self, record: VMRecord) -> None:
         """The record is there for every process that may enter the folder."""
         write_whole(self.path / _RECORD, write_record(record))
+
+    def write_ticket(self, ticket: Ticket) -> None:
+        """The machine is promised what `ticket` says."""
+        write_whole(self.path / _TICKET, write_record(ticket))
 
     def write_handle(self, handle: bytes) -> None:
         """The handle is there: whoever may enter the folder can take the VM over with it."""
@@ -151,6 +162,40 @@ def find_record(folder: Path) -> VMRecord | None:
         return None if data is None else read_record(VMRecord, data)
     except ValueError:
         return None
+
+
+def find_ticket(folder: str | Path) -> Ticket | None:
+    """The ticket in a VM's folder; `None` when there is none, or it is damaged.
+
+    Raises `OSError` when that cannot be seen: others would be given what the machine was promised.
+    """
+    file = f"{folder}/{_TICKET}"
+    try:
+        info = os.stat(file)
+        return _read_ticket(file, (info.st_ino, info.st_mtime_ns, info.st_size))
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno in ABSENT | NO_FILE:
+            return None
+        raise
+
+
+@lru_cache(maxsize=4096)
+def _read_ticket(file: str, _version: tuple[int, ...]) -> Ticket:
+    # Each fork looks at the tickets of all machines: a look at the file costs a tenth of reading it. Each writing is a
+    # file of its own (`write_whole`); two of them within one tick of the clock have one time.
+    return read_record(Ticket, read_file(Path(file)))
+
+
+def list_charged(vms: Path) -> list[tuple[str, Charge]]:
+    """The folders of all machines that were promised something, each with its charge."""
+    try:
+        folders = [f"{vms}/{name}" for name in os.listdir(vms) if _ID.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    found = ((folder, find_ticket(folder)) for folder in folders)
+    return [(folder, ticket.charge) for folder, ticket in found if ticket is not None]
 
 
 def read_handle(folder: Path) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -14,6 +15,7 @@ from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
 from vmfork.host.folders import find_untrusted, is_ours
 from vmfork.hypervisor.qemu import QemuMachine
+from vmfork.journal import about
 from vmfork.machine.folder import LOCK, VMFolder, find_record, read_handle
 from vmfork.machine.handle import VMHandle, is_vm_id, new_token
 from vmfork.machine.running import Running, State
@@ -21,6 +23,9 @@ from vmfork.machine.running import Running, State
 if TYPE_CHECKING:
     from vmfork.adopt.handshake import Adoption
     from vmfork.machine.timings import Timings
+
+
+_log = logging.getLogger("vmfork")
 
 
 def check_ttl(ttl_s: float) -> float:
@@ -63,6 +68,8 @@ async def give_up(
         raise
     running.folder.release()
     running.state = "detached"
+    said = about("machine.detached", vm_id=running.id, template=running.template)
+    _log.info("VM %s has no owner any more", running.id, extra=said)
     return handle
 
 
@@ -95,6 +102,8 @@ async def take_over(handle: VMHandle) -> Running:
     except BaseException:
         await running.aclose()
         raise
+    said = about("machine.attached", vm_id=running.id, template=running.template)
+    _log.info("VM %s was taken over", running.id, extra=said)
     return running
 
 

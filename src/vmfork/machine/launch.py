@@ -13,15 +13,16 @@ from vmfork.config.isolation import BY_DEFAULT
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.facts import MachineFacts
-from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
+from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
+from vmfork.machine.room import charge_for, make_folder
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.adopt.todo import Thaw
-    from vmfork.config import Instance
+    from vmfork.config import Instance, Limits
     from vmfork.config.isolation import IsolationPolicy
     from vmfork.hypervisor.base import RAM
     from vmfork.hypervisor.qemu import QemuBinary
@@ -42,6 +43,7 @@ class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
     With `reseed` the fork's agent renews the kernel's random numbers. `policy`: what is asked of its isolation.
+    `limits` say how much of the host it may have.
     """
 
     template: str
@@ -50,6 +52,7 @@ class Frozen:
     memory_fd: int
     state_fd: int
     thaw: Thaw
+    limits: Limits
     reseed: bool = True
     policy: IsolationPolicy = BY_DEFAULT
 
@@ -59,8 +62,8 @@ async def boot_base(
 ) -> BaseVM:
     """A machine that was booted as planned and whose agent answers. With `memory_fd`, its RAM is in that file.
 
-    Raises `LaunchError` when it does not come up within the plan's limit. Nothing is left then. `watch` looks at the
-    guest while it boots; it costs a monitor, and a console that tells more.
+    Raises `NoRoom` when the host has none for it, and `LaunchError` when it does not come up within the plan's limit.
+    Nothing is left then. `watch` looks at the guest while it boots; it costs a monitor, and a console that tells more.
     """
     image = plan.image
     verbose = "" if watch is None else f" {_VERBOSE}"
@@ -71,6 +74,7 @@ async def boot_base(
         AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
         Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=plan.command_line + verbose),
         image=image.name,
+        limits=plan.limits,
         instance=instance,
         policy=plan.policy,
     )
@@ -80,7 +84,10 @@ async def boot_base(
 
 
 async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance) -> BaseVM:
-    """A machine that goes on where `frozen` stopped, as soon as QEMU has loaded it. That is not waited for."""
+    """A machine that goes on where `frozen` stopped, as soon as QEMU has loaded it. That is not waited for.
+
+    Raises `NoRoom` when the host has none for it.
+    """
     return await _launch(
         Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
         binary,
@@ -88,6 +95,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         ForkedRAM(frozen.memory_fd),
         Restore(frozen.state_fd),
         image=frozen.image,
+        limits=frozen.limits,
         instance=instance,
         policy=frozen.policy,
         todo=frozen.thaw,
@@ -102,6 +110,7 @@ async def _launch(
     start: Boot | Restore,
     *,
     image: str,
+    limits: Limits,
     instance: Instance,
     policy: IsolationPolicy,
     todo: Thaw | None = None,
@@ -111,7 +120,7 @@ async def _launch(
     containment = await decide_containment(binary, policy, places=instance.places)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
-        folder = VMFolder.create(vms, identity.vm_id)
+        folder = await make_folder(vms, identity.vm_id, charge_for(hardware, ram, limits), limits)
         on_failure.callback(folder.close)
         machine = QemuMachine.start(
             binary,

@@ -83,7 +83,8 @@ async def _measure(plan: Plan, instance: Instance) -> int:
     async def try_boot(memory_mib: int) -> VMForkError | None:
         config = VMConfig(cpus=_CPUS, memory_mib=memory_mib, cpu_model=plan.hardware.cpu_model, machine=kind)
         try:
-            await _boot_and_use(await make_plan(config, image=image, binary=plan.binary, accel=accel), instance)
+            trial = await make_plan(config, image=image, binary=plan.binary, accel=accel)
+            await _boot_and_use(replace(trial, limits=plan.limits), instance)
         except (LaunchError, GuestError) as error:
             return error
         return None

@@ -15,7 +15,7 @@ from vmfork.machine.traits import agent_reseeds, emulator_traits, guest_traits, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmfork.config import VMConfig
+    from vmfork.config import Limits, VMConfig
     from vmfork.config.isolation import IsolationPolicy
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
@@ -38,7 +38,8 @@ class Plan:
     """How machines of one kind are booted on this host. Nothing in it is left to decide.
 
     `reseed`: the guest's agent renews the kernel's random numbers. `traits` are what a template of such machines is
-    compared by. `policy`: what is asked of their isolation.
+    compared by. `policy`: what is asked of their isolation. `limits` say how much of the host
+    they may be given.
     """
 
     image: Image
@@ -50,6 +51,7 @@ class Plan:
     boot_timeout_s: float
     hook_timeout_s: float
     policy: IsolationPolicy
+    limits: Limits
 
 
 async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel: str) -> Plan:
@@ -76,6 +78,7 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
         boot_timeout_s=config.boot_timeout_s,
         hook_timeout_s=config.hook_timeout_s,
         policy=config.isolation_policy,
+        limits=config.limits,
     )
 
 

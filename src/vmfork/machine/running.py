@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
+from vmfork.journal import about
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
 from vmfork.owner import Owner
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
+
+_log = logging.getLogger("vmfork")
 
 State = Literal["running", "paused", "parked", "detached", "closed"]
 
@@ -162,6 +166,7 @@ class Running(Described, Owner):
                 self.end()
             return
         self.state = "closed"
+        self._log_end()
         async with AsyncExitStack() as stack:
             stack.callback(self.folder.close)
             stack.push_async_callback(self.machine.aclose)
@@ -172,9 +177,13 @@ class Running(Described, Owner):
         if self.state in ("detached", "closed"):
             return
         self.state = "closed"
+        self._log_end()
         self._agent.drop()
         self.machine.end()
         self.folder.close()
+
+    def _log_end(self) -> None:
+        _log.info("VM %s is ended", self.id, extra=about("machine.ended", vm_id=self.id, template=self.template))
 
     def __repr__(self) -> str:
         return f"<VM {self.id}, {self.state}>"

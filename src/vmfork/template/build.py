@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from contextlib import asynccontextmanager, contextmanager
@@ -12,6 +13,7 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.freeze.freeze import freeze
+from vmfork.journal import about
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
 from vmfork.machine.programs import run_program
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from vmfork.wire.message import Hello
 
 __all__ = ["Recipe", "Secrets", "build_template", "ensure_template"]
+
+_log = logging.getLogger("vmfork")
 
 # The ready command is tried this often: nothing tells when an arbitrary condition becomes true.
 _READY_PAUSE_S = 0.1
@@ -73,6 +77,8 @@ async def build_template(
         with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
             await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
+    took_s = round(sum(build.timings.values()), 3)
+    _log.info("template %r is ready", name, extra=about("template.built", template=name, took_s=took_s))
     return await Source.open(name, config=config, instance=instance)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Self
 
@@ -63,8 +64,9 @@ class Source:
     async def open(cls, name: str, *, config: VMConfig, instance: Instance) -> Self:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
-        `config` gives the emulator's path, its isolation and the time limits of a fork, nothing else: what was booted
-        is in the template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), `TemplateCorrupt`.
+        `config` gives the emulator's path, its isolation, the time limits of a fork and what of the host it may have,
+        nothing else: what was booted is in the template. Raises `TemplateNotFound`, `TemplateStale` (field, have,
+        want), and `TemplateCorrupt`.
         """
         with TemplateStore(instance.places.templates).open(name) as opened:
             manifest = opened.manifest
@@ -133,9 +135,14 @@ class Source:
                 whose=f"template {self.manifest.name!r}",
             )
 
-    async def fork_base(self) -> BaseVM:
-        """A machine restored from this generation. It has no identity yet: adopt it before use."""
-        m = self.manifest
+    async def fork_base(self, *, wait_s: float | None = None) -> BaseVM:
+        """A machine restored from this generation. It has no identity yet: adopt it before use.
+
+        Raises `NoRoom` when the host has none for it after `wait_s` seconds, by default those of the configuration.
+        """
+        m, limits = self.manifest, self._config.limits
+        if wait_s is not None:
+            limits = replace(limits, wait_s=wait_s)
         # The distribution may have replaced the emulator since this was opened.
         binary = await self._find_emulator()
         m.check_traits(emulator_traits(self.hardware, binary))
@@ -150,6 +157,7 @@ class Source:
                 thaw=Thaw(hooks=m.hooks, watchers=m.watchers),
                 reseed=agent_reseeds(m.traits["reseed"]),
                 policy=self._config.isolation_policy,
+                limits=limits,
             )
             return await restore_base(frozen, binary=binary, instance=self._instance)
 

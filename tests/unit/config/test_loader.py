@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmfork.config import loader
+from vmfork.config import Limits, loader
 from vmfork.config.loader import SECTIONS, load_settings
 from vmfork.errors import ConfigError
 
@@ -54,6 +54,31 @@ def test_a_pool_may_be_given_as_a_least_and_a_most(tmp_path):
     assert got.origins["factory.cache_min"] == got.origins["factory.cache"] == str(path)
     assert load_settings(path, {"VMFORK_FACTORY_CACHE_MIN": "2"}).factory.cache_min == 2
     assert load_settings(write(tmp_path, "[factory]\ncache = 3\n"), {}).factory.cache_min is None
+
+
+def test_what_of_the_host_machines_may_have_is_read_from_both(tmp_path):
+    path = write(tmp_path, "[vm]\novercommit = 2\nreserve_mib = '1G'\nwait_s = '1m'\n")
+    got = load_settings(path, {"VMFORK_VM_MAX_PRESSURE": "25.5", "VMFORK_VM_WAIT_S": "90s"})
+    assert got.vm.limits == Limits(overcommit=2, reserve_mib=1024, max_pressure=25.5, wait_s=90.0)
+    assert load_settings(path, {"VMFORK_VM_OVERCOMMIT": "0"}).vm.limits.overcommit == 0
+    assert got.vm.is_plain  # it asks for no other machine
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("overcommit", "0.5"),
+        ("overcommit", "much"),
+        ("overcommit", "nan"),
+        ("reserve_mib", "-1"),
+        ("max_pressure", "101"),
+        ("wait_s", "-1s"),
+    ],
+)
+def test_what_no_host_can_give_is_refused(field, value):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, {f"VMFORK_VM_{field.upper()}": value})
+    assert caught.value.field == f"vm.{field}"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.unit.factory.stand_in import StandInFactory
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, TemplateNotFound, TemplateStale
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, HostError, NoRoom, TemplateNotFound, TemplateStale
 from vmfork.factory import cache as cache_module
 from vmfork.factory import starter
 from vmfork.factory.cache import CacheFactory
@@ -89,6 +89,20 @@ async def test_a_base_that_fails_is_tried_again_after_pauses_that_double(where) 
         assert all(gap >= pause * 0.99 for gap, pause in zip(gaps, (0.02, 0.04, 0.08), strict=True))
         assert not pool.is_failing
         assert (await pool.get_base_vm()).state == "parked"
+
+
+async def test_a_pool_waits_for_room_looks_now_and_then_and_tells_it_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(starter, "ROOM_PAUSE_S", 0.05)
+    base = StandInFactory()
+    base.errors = [NoRoom("memory", "128 MiB are needed") for _ in range(4)]
+    async with opened(base, 1) as pool:
+        assert (pool.status().failed, pool.status().ready, pool.is_failing) == (0, 1, False)
+        assert pool.status().last_error == "the host has no room: 128 MiB are needed"
+        gaps = [later - earlier for earlier, later in zip(base.started_at, base.started_at[1:], strict=False)]
+        assert len(gaps) == 4
+        assert all(gap >= 0.05 * 0.99 for gap in gaps)
+    waits = [record for record in caplog.records if getattr(record, "event", "") == "pool.waits"]
+    assert [record.error for record in waits] == ["no-room"]
 
 
 async def test_callers_wait_through_failures() -> None:

@@ -75,11 +75,34 @@ def test_without_control_groups_nothing_is_limited(tmp_path) -> None:
     assert cgroup.memory_left_bytes(proc=tmp_path) is None
 
 
+@pytest.mark.parametrize("kind", [V2, V1])
+def test_the_tightest_number_of_tasks_on_the_way_up_counts(tmp_path, kind) -> None:
+    proc, mounted = tmp_path / "proc", tmp_path / "mounted"
+    proc.mkdir()
+    (proc / "cgroup").write_text("0::/a/b\n" if kind == V2 else "8:pids:/a/b\n4:memory:/elsewhere\n")
+    options = "rw" if kind == V2 else "rw,pids"
+    (proc / "mountinfo").write_text(f"35 31 0:32 / {mounted} rw - {kind} {kind} {options}\n")
+    (mounted / "a" / "b").mkdir(parents=True)
+    for name, most, now in (("a", "100", 70), ("a/b", "max", 5)):
+        (mounted / name / "pids.max").write_text(f"{most}\n")
+        (mounted / name / "pids.current").write_text(f"{now}\n")
+    assert cgroup.count_tasks_left(proc=proc) == 30
+    (mounted / "a" / "pids.current").write_text("120\n")
+    assert cgroup.count_tasks_left(proc=proc) == 0
+    own = mounted / "a" / "b" / "memory.pressure"
+    own.touch()
+    assert cgroup.locate_pressure(proc=proc) == (str(own) if kind == V2 else None)
+
+
+def test_the_largest_number_of_version_1_is_no_limit(host) -> None:
+    assert cgroup.find_memory_room(proc=host(V1, {"a": (str(2**63 - 4096), 130, 10)}, path="/a")) is None
+
+
 @pytest.fixture
 def real_group():
     """A group of this test's own below ours, with its limit file; a named skip where none can be made."""
     for kind, group in cgroup._groups(Path("/proc/self")):
-        own = group / f"vmfork-test-{os.getpid()}"
+        own = Path(group, f"vmfork-test-{os.getpid()}")
         limit = own / cgroup._FILES[kind][0]
         try:
             own.mkdir()
@@ -106,6 +129,32 @@ print(facts.available_memory_bytes())
 def test_a_real_limit_is_seen_from_inside(real_group) -> None:
     told = subprocess.run([sys.executable, "-c", TELL, real_group], capture_output=True, text=True, check=True)
     assert 0 < int(told.stdout) <= 64 * MIB < facts.available_memory_bytes()
+
+
+ASK = """
+import asyncio, os, sys
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+from vmfork.admission.charge import Charge
+from vmfork.config import Limits
+from vmfork.errors import NoRoom
+from vmfork.machine.room import make_folder
+fork = Charge.of_fork(memory_mib=256, cpus=1, overcommit=4)
+try:
+    asyncio.run(make_folder(Path(sys.argv[2], "vms"), "0123456789ab", fork, Limits()))
+except NoRoom as error:
+    print(error.details())
+"""
+
+
+def test_a_machine_that_does_not_fit_into_a_real_group_is_refused(real_group, tmp_path) -> None:
+    """64 MiB are the group's limit, of which a twentieth stays its own; the host has far more."""
+    asked = [sys.executable, "-c", ASK, real_group, tmp_path]
+    told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    rows = {line.split(" MiB")[0].rsplit(None, 1)[0].strip(): line.split() for line in told.splitlines()}
+    assert int(rows["available"][1]) <= 64
+    assert rows["- reserved"][2] == "3"
+    assert rows["needed"][1] == "128"
 
 
 async def test_a_template_that_does_not_fit_into_the_group_is_refused(tmp_path, monkeypatch) -> None:

@@ -7,13 +7,15 @@ import re
 
 import pytest
 
+from vmfork.admission.charge import Charge, Ticket
 from vmfork.adopt.identity import Identity
-from vmfork.errors import ConfigError, FitError, GuestError, HostError
+from vmfork.config import Limits
+from vmfork.errors import ConfigError, FitError, GuestError, HostError, NoRoom
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware, MemoryPiece
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.fit import fit
-from vmfork.machine.folder import VMFolder
+from vmfork.machine.folder import VMFolder, find_ticket
 from vmfork.machine.running import Running
 
 HARDWARE = Hardware(
@@ -100,6 +102,30 @@ async def test_it_grows_and_shrinks_to_what_it_was(running, guest) -> None:
     await fit(running, cpus=1, memory_mib=256)
     assert guest.size == ({0}, [])
     assert running.facts.hardware == HARDWARE
+
+
+async def test_growth_that_the_host_has_no_room_for_is_refused_and_nothing_was_done(running, guest) -> None:
+    charge = Charge(share_mib=128, most_mib=320, tasks=6)
+    ticket = Ticket(charge=charge, limits=Limits(reserve_mib=1 << 31))
+    running.folder.write_ticket(ticket)
+    with pytest.raises(NoRoom, match="256 MiB of memory are needed"):
+        await fit(running, cpus=2, memory_mib=512)
+    assert (guest.size, running.facts.hardware) == (({0}, []), HARDWARE)
+    assert find_ticket(running.folder.path) == ticket
+
+
+async def test_what_a_machine_was_promised_follows_its_size(running, guest) -> None:
+    charge = Charge(share_mib=128, most_mib=320, tasks=6)
+    running.folder.write_ticket(Ticket(charge=charge, limits=Limits(overcommit=0)))
+    await fit(running, memory_mib=512)
+    assert find_ticket(running.folder.path).charge == charge.grown(256)
+    guest.keeps = {256}
+    with pytest.raises(FitError):
+        await fit(running, memory_mib=256)
+    assert find_ticket(running.folder.path).charge == charge.grown(256)
+    guest.keeps = set()
+    await fit(running, memory_mib=256)
+    assert find_ticket(running.folder.path).charge == charge
 
 
 async def test_memory_that_the_guest_keeps_is_named_and_all_is_as_before(running, guest) -> None:

@@ -168,6 +168,7 @@ async def test_device_state_that_is_none(plan, places, tmp_path, state) -> None:
             memory_fd=memory.fileno(),
             state_fd=state_file.fileno(),
             thaw=Thaw(),
+            limits=plan.limits,
         )
         base = await restore_base(frozen, binary=plan.binary, instance=Instance(places))
         with pytest.raises(LaunchError) as failed:

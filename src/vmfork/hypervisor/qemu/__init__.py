@@ -8,10 +8,12 @@ from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
 from vmfork.hypervisor.qemu.board import Board, board_for, board_of
 from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
 from vmfork.hypervisor.qemu.files import find_reads
-from vmfork.hypervisor.qemu.machine import QemuMachine
+from vmfork.hypervisor.qemu.machine import CONSOLE, LOG, QemuMachine
 
 __all__ = [
     "AGENT_PORT",
+    "CONSOLE",
+    "LOG",
     "Abilities",
     "Board",
     "QemuBinary",
