@@ -84,7 +84,7 @@ async def _measure(plan: Plan, instance: Instance) -> int:
         config = VMConfig(cpus=_CPUS, memory_mib=memory_mib, cpu_model=plan.hardware.cpu_model, machine=kind)
         try:
             trial = await make_plan(config, image=image, binary=plan.binary, accel=accel)
-            await _boot_and_use(replace(trial, limits=plan.limits), instance)
+            await _boot_and_use(replace(trial, policy=plan.policy, limits=plan.limits), instance)
         except (LaunchError, GuestError) as error:
             return error
         return None
