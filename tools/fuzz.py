@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,48 +72,78 @@ def command_of(target: str) -> list[str]:
     return [str(binary)]
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a target runs: `root` is a folder that was made for it, and all that the agent's can see."""
+
+    target: str
+    root: Path
+    command: tuple[str, ...]
+
+    @property
+    def work(self) -> Path:
+        """The inputs."""
+        return self.root / "work"
+
+    @property
+    def finds(self) -> Path:
+        """Where the target tells what it found, as whoever it is by then."""
+        return self.root / "finds"
+
+    def inside(self, path: Path) -> str:
+        """The path as the target sees it."""
+        return f"/{path.relative_to(self.root)}" if self.target == "agent" else str(path)
+
+    def run(self, *arguments: str, log: Path) -> int:
+        leaks = f"detect_leaks={int(self.target != 'agent')}"
+        environ = {**os.environ, "VMFORK_FUZZ_ROOT": str(self.root), "ASAN_OPTIONS": leaks}
+        argv = ["nice", "-n", "19", *self.command, *arguments]
+        with log.open("w") as file:
+            return subprocess.run(argv, cwd=ROOT, env=environ, stdout=file, stderr=file, check=False).returncode
+
+
 def fuzz(target: str, seconds: int, *, keep: bool) -> bool:
     """True when nothing was found."""
     folder = BUILD / target
-    # Below the root that the agent's target takes; it may not enter it while it answers.
+    (folder / "found").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vmfork-fuzz-") as root:
-        Path(root).chmod(0o755)
-        work = Path(root, "work")
-        work.mkdir(mode=0o700)
-        # Where the target tells what it found, as whoever it is by then.
-        finds = Path(root, "finds")
-        finds.mkdir()
-        finds.chmod(0o777)
-        for path in [*(FUZZ / "corpus" / target).glob("*"), *folder.glob("found/*")]:
-            shutil.copy(path, work)
-        folder.mkdir(parents=True, exist_ok=True)
-        command = command_of(target)
-        inside = (lambda path: f"/{path.name}") if target == "agent" else str
-        environ = {**os.environ, "VMFORK_FUZZ_ROOT": root, "ASAN_OPTIONS": f"detect_leaks={int(target != 'agent')}"}
-        argv = ["nice", "-n", "19", *command, inside(work), f"-max_total_time={seconds}", f"-max_len={LONGEST}"]
-        argv += [f"-artifact_prefix={inside(finds)}/", "-print_final_stats=1", "-timeout=20", "-rss_limit_mb=2048"]
-        log = folder / "log"
-        with log.open("w") as file:
-            status = subprocess.run(argv, cwd=ROOT, env=environ, stdout=file, stderr=file, check=False).returncode
-        found = [*finds.iterdir()]
-        for path in found:
-            shutil.move(path, folder / path.name)
-        for path in work.iterdir():
-            (folder / "found").mkdir(exist_ok=True)
+        stage = Stage(target, Path(root), tuple(command_of(target)))
+        for path, mode in ((stage.root, 0o755), (stage.work, 0o700), (stage.finds, 0o777)):
+            path.mkdir(exist_ok=True)
+            path.chmod(mode)
+        for path in [*(FUZZ / "corpus" / target).iterdir(), *(folder / "found").iterdir()]:
+            shutil.copy(path, stage.work)
+        limits = f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", "-rss_limit_mb=2048"
+        told = f"-artifact_prefix={stage.inside(stage.finds)}/", "-print_final_stats=1"
+        status = stage.run(stage.inside(stage.work), *limits, *told, log=folder / "log")
+        found = [shutil.move(path, folder / path.name) for path in stage.finds.iterdir()]
+        for path in stage.work.iterdir():
             shutil.copy(path, folder / "found")
-        show(target, log.read_text(errors="replace"), status, [folder / path.name for path in found])
+        show(target, (folder / "log").read_text(errors="replace"), status, found)
         if keep and not found:
-            merge(target, command, environ, root)
+            add_to_corpus(stage)
     return status == 0 and not found
 
 
-def merge(target: str, command: list[str], environ: dict[str, str], root: str) -> None:
-    """What reaches something that the committed inputs do not is one of them from now on."""
-    kept, more = Path(root, "kept"), Path(root, "work")
-    shutil.copytree(FUZZ / "corpus" / target, kept)
-    names = [f"/{path.name}" if target == "agent" else str(path) for path in (kept, more)]
-    subprocess.run([*command, "-merge=1", *names], cwd=ROOT, env=environ, capture_output=True, check=True)
-    shutil.copytree(kept, FUZZ / "corpus" / target, dirs_exist_ok=True)
+def add_to_corpus(stage: Stage) -> None:
+    """Inputs that reach code which the committed ones do not are of them from now on, the shortest ones."""
+    corpus = FUZZ / "corpus" / stage.target
+    kept = {path.name for path in corpus.iterdir()}
+    paths = sorted(stage.work.iterdir(), key=lambda path: (path.name not in kept, path.stat().st_size, path.name))
+    for path in list_first(stage, paths):
+        shutil.copy(path, corpus)
+
+
+def list_first(stage: Stage, paths: list[Path]) -> list[Path]:
+    """Those that reach code which none before them does.
+
+    It is what a merge of libFuzzer's asks a child of its own for. It cannot start one below another root.
+    """
+    control = stage.finds / "control"
+    control.write_text("\n".join([str(len(paths)), "0", *map(stage.inside, paths)]) + "\n")
+    stage.run("-merge_inner=1", f"-merge_control_file={stage.inside(control)}", log=stage.root / "log")
+    told = (line.split() for line in control.read_text().splitlines() if line.startswith("COV "))
+    return [paths[int(number)] for _, number, *edges in told if edges]
 
 
 def show(target: str, log: str, status: int, found: list[Path]) -> None:
