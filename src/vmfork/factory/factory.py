@@ -254,7 +254,7 @@ class Factory(Owner):
         # Once it is adopted, leaving the block ends nothing.
         async with await base.get_base_vm(timeout_s=request.left_s(wanted.fork_timeout_s)) as base_vm:
             # One that came from a server was started as the server's configuration has it.
-            check_isolation(base_vm.facts.isolation, self.config.vm.isolation_policy)
+            check_isolation(base_vm.isolation, self.config.vm.isolation_policy)
             adopted = await base_vm.adopt(
                 request.fork_for(base_vm.hardware, want, choice),
                 timeout_s=wanted.fork_timeout_s,

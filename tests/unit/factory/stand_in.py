@@ -9,7 +9,7 @@ from typing import Self
 
 from vmfork.errors import HostError
 from vmfork.factory.kind import Kind
-from vmfork.hypervisor.base import Hardware
+from vmfork.hypervisor.base import Hardware, Isolation
 from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.machine.base import Adopted
 from vmfork.machine.request import ForkRequest
@@ -53,6 +53,7 @@ class StandInBaseVM:
     """A machine; `state` is where it is: started, parked, adopted, ended. `check_hangs` is a stopped QEMU."""
 
     pid = 4711
+    isolation = Isolation(level="namespaces")
     spawn_s, answer_s = 0.02, 0.03
 
     def __init__(self, number: int, generation: str, hardware: Hardware) -> None:
