@@ -355,6 +355,16 @@ async def test_a_machine_that_cannot_be_grown_is_closed_and_another_tried(world)
         assert (len(template.alive()), factory.stats().fallbacks) == (1, {"fit": 1})
 
 
+async def test_a_machine_that_is_kept_by_less_than_is_required_is_closed_and_one_is_booted(world) -> None:
+    """One of a pool or a server was started by somebody else's configuration; one that is booted, by ours."""
+    template = world.add("one", sized(1, 256))
+    required = VMConfig(require_isolation="full")  # what stands in for machines has `namespaces`
+    async with Factory(FactoryConfig(vm=required, templates=("one",))) as factory:
+        await factory.get_vm()
+        assert template.made
+        assert (template.alive(), factory.stats().given) == ([], {"direct": 1})
+
+
 async def test_a_hook_that_fails_is_the_users(world) -> None:
     template = world.add("one", sized(1, 256))
     async with Factory(FactoryConfig(templates=("one",))) as factory:
