@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 
 .PHONY: demo test test-packages test-debian13 test-kvm check fuzz bench bench-check bench-docs clean
 
-$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch])
+$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch])
 	tools/setup $(VENV)
 	touch $(STAMP)
 
