@@ -67,17 +67,24 @@ def translating() -> Iterator[None]:
 def translated(error: Exception) -> VMForkError:
     """What the system refused as a `HostError` with a hint; anything else is a bug, an `InternalError`.
 
-    An error of ours is itself, and says what to do where the system's refusal is its cause.
+    An error of ours is itself, and says what to do where the system's refusal is its cause, or it is the host's.
     """
     if isinstance(error, VMForkError):
         if not error.hint and isinstance(error.__cause__, OSError):
             error.hint = _hint_for(error.__cause__)
+        elif not error.hint and isinstance(error, HostError):
+            error.hint = _OTHER
         return error
     if isinstance(error, OSError):
         return _refused(error)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return HostError("no thread could be started", hint=_PROCESSES)
     return InternalError(f"{type(error).__name__}: {error}")
+
+
+def find_hint(said: str) -> str:
+    """What to do about the host's refusal that a program tells of; empty where it tells of none."""
+    return next((hint for number, hint in _HINTS.items() if os.strerror(number) in said), "")
 
 
 def _refused(error: OSError) -> HostError:

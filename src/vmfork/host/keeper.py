@@ -75,6 +75,7 @@ def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: fl
 
 # keeper.c: NOT_STARTED, and what it says then.
 REFUSED_STATUS, REFUSED_TEXT = 126, "cannot contain the program: "
+_LOST = "its keeper was killed or stopped, or the host was too busy for it: take another machine"
 
 # Nobody is there, or is any more.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
@@ -212,7 +213,7 @@ class KeptProcess(WatchedProcess):
         try:
             self._keeper.send(encode_request(Request.TAKEN))
         except OSError as error:
-            raise HostError("the machine was ended while it was taken over") from error
+            raise HostError("the machine was ended while it was taken over", hint=_LOST) from error
 
     async def park(self, parked: Parked, *, token: bytes, ttl_s: float) -> None:
         """The process has no owner. The keeper waits `ttl_s` seconds (0: for ever) for whoever knows `token`.
@@ -227,9 +228,9 @@ class KeptProcess(WatchedProcess):
                 self._pair.pass_on(number)
                 answer, _, _ = await _receive(self._keeper)
         except OSError as error:
-            raise HostError("the machine's keeper is gone, so it cannot be handed over") from error
+            raise HostError("the machine's keeper is gone, so it cannot be handed over", hint=_LOST) from error
         if answer is not Answer.OK:
-            raise HostError("the machine's keeper does not take it")
+            raise HostError("the machine's keeper does not take it", hint=_LOST)
 
     def release(self) -> None:
         """The connection to the keeper is closed. The process must be parked. It is still reaped, if it is a child."""
@@ -302,7 +303,7 @@ async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int
         async with asyncio.timeout(_ANSWER_LIMIT_S):
             await wait_readable(keeper.fileno())
     except TimeoutError as error:
-        raise DeadlineExceeded("an answer of the machine's keeper", _ANSWER_LIMIT_S) from error
+        raise DeadlineExceeded("an answer of the machine's keeper", _ANSWER_LIMIT_S, hint=_LOST) from error
     try:
         data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, 3, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:

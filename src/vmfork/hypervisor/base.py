@@ -145,6 +145,8 @@ class Launch:
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".
 HALTED = "System halted"
+# The hint where an emulator does not answer.
+HANGS = "its emulator was stopped, or the host is too busy: take another machine"
 
 
 class Watched(Protocol):

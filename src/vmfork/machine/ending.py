@@ -8,6 +8,7 @@ import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from vmfork.border import find_hint
 from vmfork.errors import (
     AdoptError,
     DeadlineExceeded,
@@ -38,6 +39,7 @@ SILENCE_LIMIT_S = 60.0
 _PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
 _at_work: set[asyncio.Future[None]] = set()
 _MEMORY = "give it more memory (memory_mib)"
+_UNKNOWN = "QEMU's log and the guest's console below may tell why; vmfork doctor looks at the host"
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
@@ -158,13 +160,14 @@ def is_out_of_memory(panic: str) -> bool:
 
 def launch_error(machine: Watched, reason: str, *, hint: str = "") -> LaunchError:
     """A machine that did not come up, with all that is known of why."""
+    log_tail = machine.log_tail()
     if machine.exit_code == -signal.SIGKILL:
         hint = _KILLED
     return LaunchError(
         reason,
         argv=machine.argv,
         exit_code=machine.exit_code,
-        log_tail=machine.log_tail(),
+        log_tail=log_tail,
         console_tail=machine.console_tail(),
-        hint=hint,
+        hint=hint or find_hint(log_tail) or _UNKNOWN,
     )

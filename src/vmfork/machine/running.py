@@ -13,6 +13,7 @@ from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
+from vmfork.hypervisor.base import HANGS
 from vmfork.journal import about
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
@@ -124,7 +125,7 @@ class Running(Described, Owner):
             async with asyncio.timeout(timeout_s):
                 await self.machine.resume()
         except TimeoutError:
-            raise DeadlineExceeded("letting the machine run on", timeout_s) from None
+            raise DeadlineExceeded("letting the machine run on", timeout_s, hint=HANGS) from None
         self.state = "running"
 
     async def check(self, *, timeout_s: float) -> None:
@@ -134,7 +135,7 @@ class Running(Described, Owner):
             async with asyncio.timeout(timeout_s):
                 await self.machine.check()
         except TimeoutError:
-            raise DeadlineExceeded(f"the machine {self.id}", timeout_s) from None
+            raise DeadlineExceeded(f"the machine {self.id}", timeout_s, hint=HANGS) from None
 
     def change_hardware(self, hardware: Hardware) -> None:
         """The machine was changed while it ran: it is `hardware` now, and its record says so."""

@@ -169,24 +169,24 @@ class TemplateStore:
             return opened.manifest
 
     def find_waste(self) -> list[Path]:
-        """Generations that no live process builds and no link names, at this moment: what a sweep would remove."""
-        return [path for folder in self._folders() if not is_locked(folder / BUILDING) for path in find_unnamed(folder)]
+        """Generations that no live process builds and no link names, and empty folders: what a sweep removes."""
+        left = [path for folder in self._folders() if not is_locked(folder / BUILDING) for path in find_unnamed(folder)]
+        return left + self._find_empty()
 
     def find_strangers(self) -> list[Path]:
         """What lies beside the templates, or in the folder of one, and is not ours. Nothing of ours touches it."""
         ours = self._folders()
         inside = [path for folder in ours for path in list_folder(folder) if not is_known(path)]
-        return sorted({*list_folder(self.folder)} - {*ours}) + inside
+        return sorted({*list_folder(self.folder)} - {*ours, *self._find_empty()}) + inside
 
     def sweep(self) -> list[str]:
         """Generations that no live process builds and no link names are gone. Gives what was removed.
 
-        So are empty folders: one was made, and its maker killed, before there was a lock in it. Strangers' things stay.
+        So are empty folders. Strangers' things stay.
         """
-        for path in list_folder(self.folder):
-            if NAME.fullmatch(path.name) and is_private_folder(path):
-                with suppress(OSError):  # there is something in it
-                    path.rmdir()
+        for path in self._find_empty():
+            with suppress(OSError):  # there is something in it now
+                path.rmdir()
         removed = []
         for folder in self._folders():
             lock = None
@@ -198,6 +198,11 @@ class TemplateStore:
                 removed += sweep_generations(folder)
                 remove_if_empty(folder)
         return removed
+
+    def _find_empty(self) -> list[Path]:
+        """Folders whose maker was killed before there was a lock in them, or their remover when there was none left."""
+        named = [path for path in list_folder(self.folder) if NAME.fullmatch(path.name)]
+        return [path for path in named if is_private_folder(path) and not list_folder(path)]
 
     def _folders(self) -> list[Path]:
         return list_ours(self.folder, NAME, marker=BUILDING)

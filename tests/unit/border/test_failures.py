@@ -89,6 +89,11 @@ def test_what_a_callback_raises_is_its_callers() -> None:
         raise passing.value
 
 
+def test_what_the_host_is_said_to_refuse_has_a_hint() -> None:
+    assert translated(HostError("the keeper does not take it")).hint
+    assert translated(HostError("the keeper does not take it", hint="take another")).hint == "take another"
+
+
 def test_a_host_without_a_thread_left_is_told() -> None:
     assert "ulimit -u" in translated(RuntimeError("can't start new thread")).hint
 

@@ -26,11 +26,13 @@ def left(places):
     generation = places.templates / "web" / "0123456789abcdef"
     staging = places.images / ".staging-0123456789abcdef"
     image = places.images / ("a" * 64)
+    empty = places.templates / "gone"
     for path in (generation, staging, image, places.images / "names"):
         path.mkdir(parents=True)
+    empty.mkdir(mode=0o700)
     (places.templates / "web" / "building").touch()
     (places.images / "locks").mkdir()
-    return {str(path) for path in (places.vms / vm, generation, staging, image)}
+    return {str(path) for path in (places.vms / vm, generation, empty, staging, image)}
 
 
 def test_a_new_instance_has_nothing_to_remove(places, capsys):

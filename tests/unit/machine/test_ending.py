@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from vmfork.errors import DeadlineExceeded, GuestError, MachineEnded
-from vmfork.machine.ending import find_panic, is_out_of_memory, watch_end
+from vmfork.machine.ending import find_panic, is_out_of_memory, launch_error, watch_end
 
 DEADLOCKED = "[    1.659154] Kernel panic - not syncing: System is deadlocked on memory"
 OOM = "Kernel panic - not syncing: Out of memory and no killable processes..."
@@ -26,6 +26,22 @@ TRAP = "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0
 def test_a_panic_is_found_on_the_console(console, panic, memory) -> None:
     assert find_panic(console) == panic
     assert is_out_of_memory(panic) == memory
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("qemu: qemu_thread_create: Resource temporarily unavailable\n", "ulimit -u"),
+        ("qemu-system-x86_64: cannot set up guest memory 'ram': Cannot allocate memory\n", "short of memory"),
+        ("qemu-system-x86_64: -nonsense: invalid option\n", "log"),
+        ("", "doctor"),
+    ],
+)
+def test_an_emulator_that_did_not_start_has_a_hint_in_what_it_said(said, hint) -> None:
+    machine = Ended("", answers=False)
+    machine.argv, machine.exit_code, machine.log_tail = (), -6, lambda: said
+    assert hint in launch_error(machine, "the machine did not start").hint
+    assert launch_error(machine, "the machine did not start", hint="give it time").hint == "give it time"
 
 
 class Ended:

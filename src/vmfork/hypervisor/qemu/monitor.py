@@ -13,6 +13,7 @@ from qemu.qmp import ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
 
 from vmfork.errors import DeadlineExceeded, HostError, VMForkError
+from vmfork.hypervisor.base import HANGS
 
 if TYPE_CHECKING:
     import socket
@@ -48,7 +49,7 @@ class Monitor:
             try:
                 await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
             except TimeoutError as error:
-                raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S) from error
+                raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S, hint=HANGS) from error
             except QMPError as error:
                 raise HostError(f"QEMU's monitor did not answer: {error}") from error
             on_failure.pop_all()
@@ -60,7 +61,8 @@ class Monitor:
         try:
             result = await asyncio.wait_for(self._client.execute(command, arguments or None), _COMMAND_LIMIT_S)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"QEMU's {command}", _COMMAND_LIMIT_S, detail="\n".join(self.transcript)) from error
+            detail = "\n".join(self.transcript)
+            raise DeadlineExceeded(f"QEMU's {command}", _COMMAND_LIMIT_S, hint=HANGS, detail=detail) from error
         except QMPError as error:
             self.transcript.append(f"<- {error}")
             what = "QEMU refused" if isinstance(error, ExecuteError) else "QEMU's monitor was lost at"
