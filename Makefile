@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-packages test-debian13 test-kvm check fuzz bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-debian13 test-kvm chaos soak check fuzz bench bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch])
 	tools/setup $(VENV)
@@ -26,6 +26,14 @@ test-kvm: $(STAMP)
 # Twenty popular packages, each in an image of its own, does its first real act in a fork: about half an hour under TCG.
 test-packages: $(STAMP)
 	$(BIN)/pytest tests/packages -q
+
+# Several hundred operations in which somebody is killed, stopped or refused. Other runs: make chaos CHAOS="--count 50".
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# 50 forks at once, 1,000 in a row, and 5 minutes of processes that race for one name.
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak $(SOAK)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.rules.traces import look
-from vmfork.config import Places, find_places
+from vmfork.aio import Template
+from vmfork.config import Places, VMConfig, find_places
 from vmfork.machine.folder import sweep_vms
 
 pytest_plugins = [f"tests.rules.{name}" for name in ("capabilities", "evidence", "leaks", "limits")]
 
+TEMPLATE = "test"
 HOME_KEY = pytest.StashKey[str]()
 
 
@@ -46,3 +49,13 @@ def instance() -> Iterator[Places]:
     if not kept:
         shutil.rmtree(home, ignore_errors=True)
     assert not left, f"the run left behind:\n{left}"
+
+
+@pytest.fixture(scope="session")
+def template_name(instance: Places) -> Iterator[str]:
+    """One template for all tests with machines of this process of the run."""
+    template = asyncio.run(
+        Template.build(TEMPLATE, VMConfig(), warm_up=["echo warm > /root/marker", "cat /proc/uptime > /root/uptime"])
+    )
+    yield TEMPLATE
+    asyncio.run(template.remove())

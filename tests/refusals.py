@@ -32,7 +32,7 @@ _PACKAGE = str(Path(vmfork.__file__).parent)
 _TESTS = str(Path(__file__).parent)
 _EVENTS = {
     "open", "os.chmod", "os.link", "os.listdir", "os.mkdir", "os.posix_spawn", "os.remove", "os.rename", "os.rmdir",
-    "os.scandir", "os.symlink", "os.truncate", "fcntl.flock", "fcntl.fcntl", "mmap.__new__", "shutil.rmtree",
+    "os.scandir", "os.symlink", "os.truncate", "fcntl.flock", "fcntl.fcntl", "mmap.__new__",
     "socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen",
 }  # fmt: skip
 _WRAPPED = (

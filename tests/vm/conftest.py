@@ -1,24 +1,10 @@
-"""One template for all tests with machines; `any_vm` runs on a booted and on a forked one."""
+"""Machines of the template that all tests share; `any_vm` runs on a booted and on a forked one."""
 
 from __future__ import annotations
-
-import asyncio
 
 import pytest
 
 from vmfork.aio import VM, Template
-from vmfork.config import VMConfig
-
-NAME = "test"
-
-
-@pytest.fixture(scope="session")
-def template_name(instance):
-    template = asyncio.run(
-        Template.build(NAME, VMConfig(), warm_up=["echo warm > /root/marker", "cat /proc/uptime > /root/uptime"])
-    )
-    yield NAME
-    asyncio.run(template.remove())
 
 
 @pytest.fixture

@@ -75,6 +75,8 @@ def encode_request(kind: Request, *, token: bytes = bytes(TOKEN_SIZE), ttl_s: fl
 
 # keeper.c: NOT_STARTED, and what it says then.
 REFUSED_STATUS, REFUSED_TEXT = 126, "cannot contain the program: "
+
+# The hint where it is gone, or says no more.
 _LOST = "its keeper was killed or stopped, or the host was too busy for it: take another machine"
 
 # Nobody is there, or is any more.

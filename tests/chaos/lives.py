@@ -1,0 +1,171 @@
+"""The operations: each prepares what it needs, and does its work inside `stage`, where its steps count.
+
+A step is a touch of the host that vmfork makes (`tests/refusals.py`), or something that its progress tells.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmfork.aio import VM, Factory, FactoryConfig, ImageConfig, Template, VMConfig, find_places
+from vmfork.image.build import build_image
+from vmfork.image.store import ImageStore
+from vmfork.machine.base import BaseVM
+from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
+from vmfork.store import TemplateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from vmfork.progress import ProgressListener
+
+LIMIT_S = 60.0
+# A detached machine that nobody takes is gone by itself, should everything else fail.
+TTL_S = 600.0
+# What the operations build, replace and remove.
+NEW, OLD = "chaos-new", "chaos-old"
+# In the guest: crashes it a moment after the fork has become another. The loop was frozen in a template's warm-up.
+CRASH_WHEN_ADOPTED = (
+    'f=/run/vmfork/fork-id; (was=$(cat $f); while [ "$(cat $f)" = "$was" ]; do :; done; sleep 0.0$(($$ % 10)); '
+    "echo c > /proc/sysrq-trigger) </dev/null >/dev/null 2>&1 &"
+)
+
+
+@dataclass
+class Stage:
+    """What a life is given. `steps` are counted inside `stage()`; `crash` has the guest crash during the work."""
+
+    template: str
+    steps: Callable[[], AbstractContextManager[None]]
+    progress: ProgressListener
+    crash: bool = False
+    seed: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    async def fork(self) -> VM:
+        """A fork whose guest, where it is to crash, does so within the next moments."""
+        vm = await (await Template.open(self.template)).fork()
+        if self.crash:
+            delay = random.Random(self.seed).uniform(0, 0.4)
+            crash = f"sleep {delay:.3f}; echo c > /proc/sysrq-trigger"
+            await vm.shell(f"setsid sh -c '{crash}' </dev/null >/dev/null 2>&1 &")
+        return vm
+
+
+async def fork(stage: Stage) -> None:
+    template = await Template.open(stage.template)
+    with stage.steps():
+        async with template.fork(files={"/run/given": "x"}, env={"A": "b"}) as vm:
+            (await vm.exec(["cat", "/run/given"], timeout_s=LIMIT_S)).check()
+
+
+async def adopt(stage: Stage) -> None:
+    """A machine that was nobody's becomes one's own, as a pool's does."""
+    template = await Template.open(stage.template)
+    base = await template._source.fork_base()
+    await base.park(timeout_s=LIMIT_S)
+    handle = await base.detach(ttl_s=TTL_S)
+    with stage.steps():
+        again = await BaseVM.attach(handle)
+        async with VM(*await again.adopt(timeout_s=LIMIT_S)) as vm:
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
+async def execute(stage: Stage) -> None:
+    async with await stage.fork() as vm:
+        with stage.steps():
+            (await vm.exec(["cat"], input=b"x" * 300_000, timeout_s=LIMIT_S)).check()
+            await vm.write_file("/tmp/x", b"x" * 300_000)
+            await vm.read_file("/tmp/x")
+            async with vm.start(["cat"], stdin=True) as process:
+                await process.write_stdin(b"x")
+                await process.close_stdin()
+                async for _ in process.output():
+                    pass
+            await vm.pause()
+            await vm.resume()
+
+
+async def hand_over(stage: Stage) -> None:
+    vm = await stage.fork()
+    with stage.steps():
+        handle = await vm.detach(ttl_s=TTL_S)
+        async with VM.attach(handle) as again:
+            (await again.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
+async def detach(stage: Stage) -> None:
+    """The process ends, and the machine stays for whoever takes it."""
+    vm = await stage.fork()
+    with stage.steps():
+        await vm.detach(ttl_s=TTL_S)
+
+
+async def build(stage: Stage) -> None:
+    with stage.steps():
+        await _build(stage, NEW)
+
+
+async def replace(stage: Stage) -> None:
+    with stage.steps():
+        await _build(stage, OLD, replace=True)
+
+
+async def remove(stage: Stage) -> None:
+    template = await Template.open(OLD)
+    with stage.steps():
+        await template.remove()
+
+
+async def _build(stage: Stage, name: str, *, replace: bool = False) -> None:
+    warm_up = ["echo c > /proc/sysrq-trigger" if stage.crash else "true"]
+    await Template.build(name, VMConfig(), warm_up=warm_up, ready="true", replace=replace, progress=stage.progress)
+
+
+async def image(stage: Stage) -> None:
+    """mmdebstrap's place is taken by a script that writes the same small tar each time; all else is real."""
+    store = ImageStore(Path(stage.options["images"]))
+    os.environ["PATH"] = f"{Path(__file__).with_name('bin')}:{os.environ['PATH']}"
+    with stage.steps():
+        await build_image("chaos", ImageConfig(bare=True), store=store, progress=stage.progress, rebuild=True)
+
+
+async def take(stage: Stage) -> None:
+    """A machine of a server's pool; it is booted in nobody's place."""
+    config = FactoryConfig(remote=True, fallback="refuse")
+    with stage.steps():
+        async with Factory(config) as factory, factory.get_vm(timeout_s=LIMIT_S) as vm:
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
+async def sweep(stage: Stage) -> None:
+    """Whoever asks what is there, beside what a killed process left, and a sweep of it."""
+    places = find_places()
+    for _ in range(2):
+        VMFolder.create(places.vms, new_vm_id()).release()
+    with stage.steps():
+        await VM.list()
+        await Template.list()
+        sweep_vms(places.vms)
+        TemplateStore(places.templates).sweep()
+        ImageStore(places.images).sweep()
+
+
+LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
+    "fork": fork,
+    "adopt": adopt,
+    "exec": execute,
+    "hand-over": hand_over,
+    "detach": detach,
+    "build": build,
+    "replace": replace,
+    "remove": remove,
+    "image": image,
+    "take": take,
+    "sweep": sweep,
+}

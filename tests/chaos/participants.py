@@ -1,0 +1,51 @@
+"""Who takes part in an operation, besides the process that asked for it: found among its descendants by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+# How the kernel calls them (comm). Before it becomes QEMU, that process is called after the file of the keeper.
+NAMES = {"keeper": ("vmfork-keeper",), "qemu": ("qemu-system-", "keeper-"), "mmdebstrap": ("mmdebstrap",)}
+LIBRARY, SERVER, GUEST, HOST = "library", "server", "guest", "host"
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of that process, and theirs."""
+    found: list[int] = []
+    with suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return [*found, *(below for child in found for below in descendants(child))]
+
+
+def find(participant: str, roots: list[int]) -> list[int]:
+    """The processes of that participant below `roots`."""
+    names = NAMES[participant]
+    return [pid for root in roots for pid in descendants(root) if _comm(pid).startswith(names)]
+
+
+def present(roots: list[int]) -> list[str]:
+    """The participants that run now below `roots`."""
+    seen = [_comm(pid) for root in roots for pid in descendants(root)]
+    return [participant for participant, names in NAMES.items() if any(comm.startswith(names) for comm in seen)]
+
+
+def strike(pids: list[int], number: signal.Signals) -> list[int]:
+    """The signal was sent to each; those it reached."""
+    reached = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+            reached.append(pid)
+    return reached
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
