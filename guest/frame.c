@@ -23,7 +23,7 @@ uint32_t read_u32(const uint8_t *b)
     return (uint32_t)b[0] << 24 | (uint32_t)b[1] << 16 | (uint32_t)b[2] << 8 | b[3];
 }
 
-static void write_u32(uint8_t *b, uint32_t value)
+void write_u32(uint8_t *b, uint32_t value)
 {
     b[0] = (uint8_t)(value >> 24);
     b[1] = (uint8_t)(value >> 16);

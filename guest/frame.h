@@ -29,6 +29,10 @@ enum opcode {
     OP_NET,
     OP_SHUTDOWN,
     OP_NOTIFY,
+    OP_PUT = 19,
+    OP_GET,
+    OP_MOVE,
+    OP_CHANGE,
 };
 
 struct frame {
@@ -53,6 +57,7 @@ enum parsed parser_next(struct parser *p, struct frame *frame);
 void parser_lose(struct parser *p);
 
 uint32_t read_u32(const uint8_t *bytes);
+void write_u32(uint8_t *bytes, uint32_t value);
 
 /* A frame is begun, filled with the put functions, then ended; `mark` ties the two together. */
 size_t frame_begin(struct buffer *out, uint8_t kind, uint32_t stream);

@@ -23,5 +23,9 @@ void do_quiesce(uint32_t stream, struct fields *f);
 void do_grown(uint32_t stream, struct fields *f);
 void do_shutdown(uint32_t stream, struct fields *f);
 void do_notify(uint32_t stream, struct fields *f);
+void do_put(uint32_t stream, struct fields *f);
+void do_get(uint32_t stream, struct fields *f);
+void do_move(uint32_t stream, struct fields *f);
+void do_change(uint32_t stream, struct fields *f);
 
 #endif

@@ -34,6 +34,10 @@ static const struct {
 #if PROTOCOL >= 3
     [OP_WRITE] = {do_write, 3, 4},
     [OP_GROWN] = {do_grown, 0, 0},
+    [OP_PUT] = {do_put, 3, 3},
+    [OP_GET] = {do_get, 2, 2},
+    [OP_MOVE] = {do_move, 2, 2},
+    [OP_CHANGE] = {do_change, 4, 4},
 #else
     [OP_WRITE] = {do_write, 3, 3},
 #endif

@@ -9,7 +9,7 @@
 #endif
 
 #if PROTOCOL >= 3
-#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown"
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify"
 #else

@@ -13,7 +13,7 @@ from vmfork import aio
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
-from vmfork.wire.given import MOST_BYTES
+from vmfork.wire.given import MOST_BYTES, MOST_COPIED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.config import FactoryConfig, Places, VMConfig
+    from vmfork.copied import Copied
     from vmfork.factory.stats import FactoryStats
     from vmfork.host.memory import MemoryUse
     from vmfork.hypervisor.base import Hardware, Isolation
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
     from vmfork.wire.frame import Channel
-    from vmfork.wire.given import GivenFile, GuestPath
+    from vmfork.wire.given import GivenFile, GuestPath, HostPath
     from vmfork.wire.message import DirEntry, ExecStatus, FileStat
 
 T = TypeVar("T")
@@ -349,11 +350,23 @@ class VM:
         """What the guest's file system says of `path`; links are not followed."""
         return portal.run(self._twin.stat(path))
 
+    def exists(self, path: GuestPath) -> bool:
+        """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
+        return portal.run(self._twin.exists(path))
+
     def list_dir(
-        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = None
+        self,
+        path: GuestPath,
+        *,
+        recursive: bool = False,
+        glob: str | None = None,
+        max_bytes: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
     ) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`. Without `timeout_s` there is no limit of time."""
-        return portal.run(self._twin.list_dir(path, max_bytes=max_bytes, timeout_s=timeout_s))
+        return portal.run(
+            self._twin.list_dir(path, recursive=recursive, glob=glob, max_bytes=max_bytes, timeout_s=timeout_s)
+        )
 
     def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`."""
@@ -362,6 +375,59 @@ class VM:
     def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
         portal.run(self._twin.make_dir(path, mode=mode, parents=parents))
+
+    def move(self, path: GuestPath, to: GuestPath) -> None:
+        """What was at the guest's `path` is at `to`, at once, in the place of a file or an empty folder there."""
+        portal.run(self._twin.move(path, to))
+
+    def chmod(self, path: GuestPath, mode: int) -> None:
+        """The guest's file or folder at `path` has that mode, such as 0o755. A link is followed."""
+        portal.run(self._twin.chmod(path, mode))
+
+    def chown(self, path: GuestPath, *, user: str = "", group: str = "") -> None:
+        """The guest's file or folder at `path` is `user`'s, and `group`'s: names or numbers. A link is followed."""
+        portal.run(self._twin.chown(path, user=user, group=group))
+
+    def put(
+        self,
+        local: HostPath,
+        guest: GuestPath,
+        *,
+        parents: bool = False,
+        archive: bool = False,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The guest has a copy of the host's file or folder `local` at `guest`; of a file, in the folder there."""
+        return portal.run(
+            self._twin.put(local, guest, parents=parents, archive=archive, progress=progress, timeout_s=timeout_s)
+        )
+
+    def get(
+        self,
+        guest: GuestPath,
+        local: HostPath,
+        *,
+        parents: bool = False,
+        archive: bool = False,
+        outside_links: bool = False,
+        max_bytes: int | None = MOST_COPIED,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The host has a copy of the guest's file or folder `guest` at `local`; of a file, in the folder there."""
+        return portal.run(
+            self._twin.get(
+                guest,
+                local,
+                parents=parents,
+                archive=archive,
+                outside_links=outside_links,
+                max_bytes=max_bytes,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -49,6 +49,7 @@ from vmfork.hint import Hint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfork.copied import Copied
 
 # How much of the end of a program's output is shown with an error; `stdout` and `stderr` keep all of it.
 _TAIL_SIZE = 8192
@@ -63,6 +64,7 @@ class VMForkError(Exception):
     `details()` gives what a person needs to look deeper (log tails), one block of text, possibly empty. A traceback
     shows both below the message, as notes (PEP 678).
     `mendable`: another try, or another machine, may do without the error; the same input need not meet it again.
+    `arrived`, of a copy that broke off, is what it had brought over; the message tells it too.
     """
 
     code: ClassVar[str] = "error"
@@ -72,6 +74,7 @@ class VMForkError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.arrived: Copied | None = None
 
     def __str__(self) -> str:
         return self.message

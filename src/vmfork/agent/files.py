@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.frame import FIRST_WITH_ROOM, Channel, encode_credit
 from vmfork.wire.given import MOST_BYTES
+from vmfork.wire.tree import read_names
 
 if TYPE_CHECKING:
     from vmfork.agent.exchange import Explain
@@ -23,15 +25,31 @@ _WIDE_WINDOW = 1024 * 1024
 
 _NO_SPACE = "remove something there, or take a machine with more memory (memory_mib): its files lie in it"
 _TOO_MUCH = "take more (max_bytes), or take it as a program writes it: vm.start(['cat', ...]) and its output()"
+_OLDER = "the agent in the guest is older than this vmfork: build the image and its templates again"
 _NEW_FILE_MODE = 0o644
 
 
-def _explain(operation: str, path: str) -> Explain:
+def explain_file(operation: str, path: str) -> Explain:
+    """What becomes of the agent's refusal."""
+
     def explain(failure: Failure) -> GuestFileError:
         if failure.code == ErrorCode.NO_SPACE:
             return GuestFileError(operation, path, failure.code, failure.message, hint=_NO_SPACE)
+        if failure.code == ErrorCode.UNSUPPORTED:
+            return GuestFileError(operation, path, failure.code, failure.message, hint=_OLDER)
         words = os.strerror(failure.errno) if failure.errno else failure.message
         return GuestFileError(operation, path, failure.code, words)
+
+    return explain
+
+
+def _explain_move(path: str) -> Explain:
+    def explain(failure: Failure) -> GuestFileError:
+        error = explain_file("move", path)(failure)
+        assert isinstance(error, GuestFileError)
+        if failure.errno == errno.EXDEV:
+            error.hint = "it would have to be copied: vm.exec(['mv', ...]) does"
+        return error
 
     return explain
 
@@ -87,7 +105,7 @@ class FileRequests(Connection):
         appears whole or not at all. A failure or a cancel may leave a part of what is appended, or written to a pipe, a
         device, a file of the kernel's, or a file with several names.
         """
-        upload = Upload(self._new_stream(), data, send=self.send, explain=_explain("write", path))
+        upload = Upload(self._new_stream(), data, send=self.send, explain=explain_file("write", path))
 
         def encode(protocol: int) -> bytes:
             is_old = protocol < FIRST_WITH_ROOM
@@ -105,7 +123,7 @@ class FileRequests(Connection):
 
     async def stat(self, path: str, *, timeout_s: float | None = 30.0) -> FileStat:
         """What is known of the file; a link is not followed."""
-        exchange = self._new_exchange(_explain("stat", path))
+        exchange = self._new_exchange(explain_file("stat", path))
         request = message.stat_request(exchange.stream, path)
         answer = await self._ask(exchange, request, f"looking at {path}", timeout_s)
         with self.making_sense():
@@ -127,7 +145,7 @@ class FileRequests(Connection):
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
         """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""
-        exchange = LastingExchange(self._new_stream(), explain=_explain("remove", path))
+        exchange = LastingExchange(self._new_stream(), explain=explain_file("remove", path))
         request = message.remove_request(exchange.stream, path, recursive=recursive)
         await self._ask(exchange, request, f"removing {path}", timeout_s)
 
@@ -135,12 +153,42 @@ class FileRequests(Connection):
         self, path: str, *, mode: int = 0o755, parents: bool = False, timeout_s: float | None = 30.0
     ) -> None:
         """The folder is there. With `parents` those above it too, and one that exists is no error."""
-        exchange = self._new_exchange(_explain("make", path))
+        exchange = self._new_exchange(explain_file("make", path))
         request = message.make_dir_request(exchange.stream, path, mode, parents=parents)
         await self._ask(exchange, request, f"making {path}", timeout_s)
 
+    async def list_tree(
+        self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
+    ) -> tuple[DirEntry, ...]:
+        """All that is in and below the folder, by paths from it on, sorted. `LimitExceeded` as by `list_dir`."""
+        download = self._new_download("list", path, f"listing {path}", max_bytes)
+        request = message.get_request(download.stream, path, names=True) + _widen(download.stream)
+        await self._ask(download, request, download.operation, timeout_s)
+        # A guest may list millions of names, which takes seconds: other machines of this process wait for the loop.
+        return await asyncio.to_thread(read_names, download.content)
+
+    async def move(self, path: str, to: str, *, timeout_s: float | None = 30.0) -> None:
+        """What was at `path` is at `to`, in the place of a file or an empty folder there."""
+        exchange = self._new_exchange(_explain_move(path))
+        request = message.move_request(exchange.stream, path, to)
+        await self._ask(exchange, request, f"moving {path}", timeout_s)
+
+    async def change(
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        user: str = "",
+        group: str = "",
+        timeout_s: float | None = 30.0,
+    ) -> None:
+        """The file has that mode, and that owner, each where it was given. A link is followed."""
+        exchange = self._new_exchange(explain_file("change", path))
+        request = message.change_request(exchange.stream, path, mode=mode, user=user, group=group)
+        await self._ask(exchange, request, f"changing {path}", timeout_s)
+
     def _new_download(self, verb: str, path: str, operation: str, max_bytes: int | None) -> Download:
-        explain = _explain(verb, path)
+        explain = explain_file(verb, path)
         return Download(
             self._new_stream(),
             operation,

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
-from vmfork.wire.given import MOST_BYTES, check_content, check_path
+from vmfork.errors import ConfigError, GuestFileError
+from vmfork.host.packing import check_source, measure
+from vmfork.host.unpacking import Place
+from vmfork.progress import ignore_progress
+from vmfork.wire.code import ErrorCode
+from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_content, check_local, check_path, name_of
+from vmfork.wire.pattern import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.client import AgentClient
-    from vmfork.wire.given import GuestPath
+    from vmfork.copied import Copied
+    from vmfork.progress import ProgressListener
+    from vmfork.wire.given import GuestPath, HostPath
     from vmfork.wire.message import DirEntry, FileStat
 
 _LIMIT_S = 60.0
@@ -58,14 +67,41 @@ class GuestFiles(ABC):
         """What the guest's file system says of `path`; links are not followed."""
         return await self._live_agent().stat(check_path(path))
 
+    async def exists(self, path: GuestPath) -> bool:
+        """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
+        try:
+            await self._live_agent().stat(check_path(path))
+        except GuestFileError as error:
+            if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
+                return False
+            raise
+        return True
+
     async def list_dir(
-        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = None
+        self,
+        path: GuestPath,
+        *,
+        recursive: bool = False,
+        glob: str | None = None,
+        max_bytes: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
     ) -> Sequence[DirEntry]:
         """The entries of the guest's folder `path`. Without `timeout_s` there is no limit of time.
 
-        Raises `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
+        With `recursive`, of all folders below it too, but for what is mounted there; their names are paths from `path`
+        on. `glob` leaves those that fit: `*`, `?` and `[...]` stand for parts of a name, `**` for any folders; without
+        a slash it is that of a name in whatever folder. Raises `ConfigError` for a `glob` that is none, and
+        `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
         """
-        return await self._live_agent().list_dir(check_path(path), max_bytes=max_bytes, timeout_s=timeout_s)
+        pattern = None if glob is None else Pattern(glob, field="glob")
+        if pattern is not None and pattern.needs_tree and not recursive:
+            raise ConfigError("glob", glob, f"{glob!r} looks into folders below", hint="give recursive=True")
+        agent, where = self._live_agent(), check_path(path)
+        ask = agent.list_tree if recursive else agent.list_dir
+        entries = await ask(where, max_bytes=max_bytes, timeout_s=timeout_s)
+        if pattern is None:
+            return entries
+        return await asyncio.to_thread(lambda: [entry for entry in entries if pattern.matches(entry.name)])
 
     async def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
         """Nothing is at the guest's `path`. A folder that is not empty needs `recursive`.
@@ -78,3 +114,88 @@ class GuestFiles(ABC):
     async def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
         await self._live_agent().make_dir(check_path(path), mode=mode, parents=parents)
+
+    async def move(self, path: GuestPath, to: GuestPath) -> None:
+        """What was at the guest's `path` is at `to`, at once, in the place of a file or an empty folder there.
+
+        Raises `GuestFileError` when `to` lies in another file system, or is a folder that is not empty.
+        """
+        await self._live_agent().move(check_path(path), check_path(to, field="to"))
+
+    async def chmod(self, path: GuestPath, mode: int) -> None:
+        """The guest's file or folder at `path` has that mode, such as 0o755. A link is followed."""
+        await self._live_agent().change(check_path(path), mode=mode)
+
+    async def chown(self, path: GuestPath, *, user: str = "", group: str = "") -> None:
+        """The guest's file or folder at `path` is `user`'s, and `group`'s: names or numbers. A link is followed.
+
+        What is not given stays. Raises `GuestFileError` (`no-user`) when the guest knows no such name.
+        """
+        if not (user or group):
+            raise ConfigError("user", user, "neither a user nor a group is given", hint="give user=, group=, or both")
+        await self._live_agent().change(check_path(path), user=user, group=group)
+
+    async def put(
+        self,
+        local: HostPath,
+        guest: GuestPath,
+        *,
+        parents: bool = False,
+        archive: bool = False,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The guest has a copy of the host's file or folder `local` at `guest`; of a file, in the folder there.
+
+        Modes, times, links and holes are kept. Everything is root's and lends no rights; with `archive`, owners (their
+        numbers) and set-user-ID are kept too. A folder that is there is added to, and keeps its mode and owner. What
+        else has a name of the copy is replaced, at once and whole; a folder by a file, or a file by a folder, is a
+        `GuestFileError`. With `parents`, missing folders were made. A link at `local` is followed. Devices, pipes and
+        sockets are `skipped`. After an error or a cancel, what had arrived stays: the error's `arrived` tells it.
+        """
+        source, path = check_local(local), check_path(guest, field="guest")
+        size = await asyncio.to_thread(check_source, source)
+        total = size if progress is ignore_progress else await asyncio.to_thread(measure, source)
+        return await self._live_agent().put(
+            source,
+            path,
+            parents=parents,
+            archive=archive,
+            size=size,
+            total=total,
+            progress=progress,
+            timeout_s=timeout_s,
+        )
+
+    async def get(
+        self,
+        guest: GuestPath,
+        local: HostPath,
+        *,
+        parents: bool = False,
+        archive: bool = False,
+        outside_links: bool = False,
+        max_bytes: int | None = MOST_COPIED,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The host has a copy of the guest's file or folder `guest` at `local`; of a file, in the folder there.
+
+        Otherwise as `put`. Everything is ours, and nothing has set-user-ID; with `archive`, owners (their numbers) are
+        kept. Nothing that the guest sends leaves the copy: no link is followed here, and one that leads out of the copy
+        is an error, unless `outside_links`, which keeps it as it is. What has the same name in a folder that is here is
+        replaced, so do not copy into one whose files matter. Raises `LimitExceeded` when there is more than `max_bytes`
+        (4 GiB by default, `None`: no limit); each name counts for 4,096 bytes beside its content. What is mounted below
+        `guest` is `skipped`.
+        """
+        path = check_path(guest, field="guest")
+        place = Place(
+            path=check_local(local),
+            name=name_of(path),
+            operation=f"copying {path}",
+            parents=parents,
+            archive=archive,
+            outside_links=outside_links,
+            max_bytes=max_bytes,
+        )
+        return await self._live_agent().get(path, place, progress=progress, timeout_s=timeout_s)

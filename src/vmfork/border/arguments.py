@@ -174,6 +174,8 @@ CHECKS: dict[str, Check] = {
     "float": _seconds,
     "float | None": _or_none(_seconds),
     "GuestPath": _path,
+    "HostPath": _path,
+    "str | None": _or_none(_text),
     "bytes": _content,
     "bytes | str": _content,
     "bytes | str | None": _or_none(_content),

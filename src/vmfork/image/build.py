@@ -6,28 +6,27 @@ import asyncio
 import errno
 import os
 import shutil
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
+from vmfork.host.thread import in_thread
 from vmfork.image import debootstrap, lz4, recipe, rootfs
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
 from vmfork.image.store import ImageStore, hash_file
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vmfork.config import ImageConfig
-
-T = TypeVar("T")
 
 _MIB = 1 << 20
 
@@ -140,10 +139,10 @@ async def _build(
         await debootstrap.run_mmdebstrap(config.suite, recipe.list_packages(config), tar, tmp=tmp, report=report)
         progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
         source = _Source(tar, config, agent, started_at=started_at)
-        image = await _in_thread(lambda stop: _pack(source, built, name=name, digest=digest, stop=stop))
+        image = await in_thread(lambda stop: _pack(source, built, name=name, digest=digest, stop=stop))
         lock, _ = await _lock(image.digest, store, ignore_progress)
         with lock:
-            await _in_thread(lambda _: store.commit(built, image.digest))
+            await in_thread(lambda _: store.commit(built, image.digest))
             store.link(name, image.digest)
             return store.open(name)
 
@@ -159,19 +158,6 @@ def _check_space(images_dir: Path) -> None:
 
 class _StoppedError(Exception):
     """The task that waits for the thread was cancelled."""
-
-
-async def _in_thread(work: Callable[[threading.Event], T]) -> T:
-    """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended."""
-    stop = threading.Event()
-    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        while not task.done():
-            await asyncio.wait([task])
-        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,10 @@ class Opcode(IntEnum):
     NET = 15
     SHUTDOWN = 16
     NOTIFY = 17
+    PUT = 19
+    GET = 20
+    MOVE = 21
+    CHANGE = 22
 
 
 class Channel(IntEnum):

@@ -9,10 +9,13 @@ from vmfork.errors import ConfigError
 
 # What a caller takes at once of what a guest sends, where it says nothing else: the guest decides how much there is.
 MOST_BYTES = 256 * 1024 * 1024
+# The same for what goes to files of the host.
+MOST_COPIED = 4 * 1024 * 1024 * 1024
 
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     GuestPath = str | os.PathLike[str]
+    HostPath = str | os.PathLike[str]
     # What a file of a guest is to hold: itself, or the file of the host that holds it.
     GivenFile: TypeAlias = "Buffer | str | os.PathLike[str] | PlacedFile"
 
@@ -23,11 +26,34 @@ def check_path(path: GuestPath, *, field: str = "path") -> str:
         text = os.fspath(path)
     except TypeError:
         raise ConfigError(field, path, f"{path!r} is not a path", hint="give text or a Path") from None
-    if not isinstance(text, str) or "\0" in text:
+    if not isinstance(text, str) or "\0" in text or not _is_encodable(text):
         raise ConfigError(field, path, f"{path!r} is not a path in a guest", hint="give text without NUL")
     if not text.startswith("/"):
         raise ConfigError(field, path, f"{text!r} is not absolute", hint=f"the guest has no current folder: /{text}?")
     return text
+
+
+def check_local(path: HostPath, *, field: str = "local") -> str:
+    """The host's path as text. Raises `ConfigError` when it is no path."""
+    text = os.fspath(path)
+    if not text or "\0" in text or not _is_encodable(text):
+        raise ConfigError(field, path, f"{path!r} is not a path", hint="give a path without NUL")
+    return text
+
+
+def _is_encodable(text: str) -> bool:
+    """As file names are; a lone surrogate that `os.fsdecode` did not make is not."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def name_of(path: str) -> str:
+    """The last name of the guest's absolute `path`; `root` where it has none, such as `/`."""
+    name = path.rstrip("/").rpartition("/")[2]
+    return "root" if name in ("", ".", "..") else name
 
 
 def check_content(content: Buffer | str, *, field: str) -> bytes:

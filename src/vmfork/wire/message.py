@@ -48,6 +48,7 @@ _MODE = _Quantity("mode", 0, 0o7777, base=8)
 _TIME = _Quantity("time in ns", -_I64 - 1, _I64)
 _OWNER = _Quantity("user or group", 0, 2**32 - 1)
 _COUNT = _Quantity("number of entries", 0, 2**31 - 1)
+_OF_FILES = {"mode": _MODE, "time": _TIME, "owner": _OWNER, "size": _SIZE}
 _DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
 _SHOWN = 40  # bytes of what is no number, in a message
 
@@ -225,6 +226,28 @@ def make_dir_request(stream: int, path: str, mode: int, *, parents: bool) -> byt
     return encode_request(stream, Opcode.MKDIR, encode_text(path), b"%o" % mode, _options({"parents": parents}))
 
 
+def put_request(stream: int, path: str, *, parents: bool, archive: bool, size: int) -> bytes:
+    """PUT; `size` is how many bytes of content will be sent, 0 where that is not known."""
+    options = _options({"parents": parents, "archive": archive})
+    return encode_request(stream, Opcode.PUT, encode_text(path), options, _number(size))
+
+
+def get_request(stream: int, path: str, *, names: bool = False) -> bytes:
+    """GET; with `names` no content comes."""
+    return encode_request(stream, Opcode.GET, encode_text(path), _options({"names": names}))
+
+
+def move_request(stream: int, path: str, to: str) -> bytes:
+    """MOVE."""
+    return encode_request(stream, Opcode.MOVE, encode_text(path), encode_text(to))
+
+
+def change_request(stream: int, path: str, *, mode: int | None = None, user: str = "", group: str = "") -> bytes:
+    """CHANGE; what is not given stays as it is."""
+    octal = b"" if mode is None else b"%o" % mode
+    return encode_request(stream, Opcode.CHANGE, encode_text(path), octal, encode_text(user), encode_text(group))
+
+
 def adopt_request(stream: int, items: Iterable[tuple[str, bytes]]) -> bytes:
     """ADOPT."""
     return encode_request(stream, Opcode.ADOPT, *(part for key, value in items for part in (key.encode(), value)))
@@ -255,6 +278,11 @@ def _int(field: bytes, what: _Quantity) -> int:
     if number is None or not what.least <= number <= what.most:
         raise ProtocolError(f"{field[:_SHOWN]!r} is no {what.name}")
     return number
+
+
+def parse_number(field: bytes, kind: Literal["mode", "time", "owner", "size"]) -> int:
+    """The number of a file in `field`. Raises `ProtocolError` when it is none, or out of Linux's range for it."""
+    return _int(field, _OF_FILES[kind])
 
 
 def _file_type(field: bytes) -> FileType:
@@ -312,6 +340,12 @@ def parse_read(payload: bytes) -> tuple[int, int]:
     """The answer to READ: the number of bytes sent, and the file's mode."""
     size, mode = _fields(payload, 2, "the answer to read")
     return _int(size, _SIZE), _int(mode, _MODE)
+
+
+def parse_copied(payload: bytes) -> tuple[int, int]:
+    """The answer to PUT and GET: the numbers of entries and of bytes of content."""
+    entries, size = _fields(payload, 2, "the end of a copy")
+    return _int(entries, _COUNT), _int(size, _SIZE)
 
 
 def parse_stat(payload: bytes) -> FileStat:

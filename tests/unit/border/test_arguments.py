@@ -38,6 +38,8 @@ WRONG = {
     "float": (*_NO_SECONDS, None),
     "float | None": _NO_SECONDS,
     "GuestPath": _NO_PATH,
+    "HostPath": _NO_PATH,
+    "str | None": (5, b"x", Path("/x"), ["x"]),
     "bytes": (*_NO_CONTENT, None),
     "bytes | str": (*_NO_CONTENT, None),
     "bytes | str | None": _NO_CONTENT,
@@ -56,7 +58,15 @@ WRONG = {
     "Path": (5, b"/x", None, "not/absolute"),
     "tuple[str, ...]": ("true", b"true", 5, None, [5]),
 }
-GOOD = {"str": "x", "Sequence[GuestPath]": ["true"], "GuestPath": "/x", "bytes | str": b"", "bytes": b"", "int": 1}
+GOOD = {
+    "str": "x",
+    "Sequence[GuestPath]": ["true"],
+    "GuestPath": "/x",
+    "HostPath": "/x",
+    "bytes | str": b"",
+    "bytes": b"",
+    "int": 1,
+}
 
 METHODS = {
     f"{name}.{key}": (kind, key)

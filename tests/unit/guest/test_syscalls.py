@@ -17,6 +17,7 @@ import pytest
 from tests.unit.system_calls import called, check_declared, declared, pid_of
 from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, VMForkError
+from vmfork.host.unpacking import Place
 from vmfork.image.recipe import find_agent
 from vmfork.wire.command import Command
 
@@ -84,8 +85,31 @@ async def use_files(client: AgentClient, folder: Path) -> None:
     assert await asyncio.to_thread((folder / "pipe").read_bytes) == b"nobody reads yet"
     await writing
     await client.list_dir(str(folder))
+    await use_trees(client, folder)
     await client.make_dir(str(folder / "deep" / "er"))
     await client.remove(str(folder / "deep"), recursive=True)
+
+
+async def use_trees(client: AgentClient, folder: Path) -> None:
+    tree = folder / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "file").write_bytes(b"x" * 200_000)
+    os.link(tree / "file", tree / "sub" / "again")
+    (tree / "link").symlink_to("file")
+    with (tree / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 20)
+        sparse.seek(1 << 19)
+        sparse.write(b"x")
+    for archive in (False, True):
+        await client.put(str(tree), str(folder / "new" / "copy"), parents=True, archive=archive)
+    # In memory: what is left of it is asked for with every MiB.
+    (tree / "large").write_bytes(b"x" * (3 << 20))
+    await client.put(str(tree), "/mnt/copy")
+    place = Place(path=str(folder / "back"), name="copy", operation="copying")
+    await client.get(str(folder / "new" / "copy"), place)
+    await client.list_tree(str(folder / "new"))
+    await client.move(str(folder / "new"), str(folder / "moved"))
+    await client.change(str(folder / "moved"), mode=0o700, user="daemon", group="daemon")
 
 
 async def adopt(client: AgentClient, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from vmfork.errors import ConfigError
-from vmfork.wire.given import PlacedFile, check_content, check_file, check_path
+from vmfork.wire.given import PlacedFile, check_content, check_file, check_local, check_path, name_of
 
 
 def test_paths_may_be_text_or_path_objects() -> None:
@@ -53,3 +53,14 @@ def test_a_file_of_the_host_keeps_its_mode_but_lends_no_rights(tmp_path) -> None
     for wrong in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match=f"files: {wrong} cannot be read"):
             check_file(wrong, field="files")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])
+def test_what_is_no_path_of_the_host_is_refused_by_name(path) -> None:
+    with pytest.raises(ConfigError, match="local"):
+        check_local(path)
+
+
+def test_the_last_name_of_a_path_is_a_name() -> None:
+    paths = ("/a/b", "/a/b//", "/", "/a/..", "/.", "/a/\udcff")
+    assert [name_of(path) for path in paths] == ["b", "b", "root", "root", "root", "\udcff"]

@@ -1,0 +1,157 @@
+"""Copies of files and trees, between the host and the guest."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmfork.agent.connection import Connection
+from vmfork.agent.deadline import deadline
+from vmfork.agent.files import explain_file
+from vmfork.agent.flow import Inflow, Outpour
+from vmfork.border import CallbackError, translated
+from vmfork.copied import Tally
+from vmfork.errors import ProtocolError, VMForkError
+from vmfork.host.packing import Packing
+from vmfork.host.thread import in_thread
+from vmfork.host.unpacking import Unpacking
+from vmfork.progress import Progress, ignore_progress
+from vmfork.wire import message
+from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_credit
+
+if TYPE_CHECKING:
+    from vmfork.copied import Copied
+    from vmfork.host.packing import Made
+    from vmfork.host.unpacking import Place
+    from vmfork.progress import ProgressListener
+
+# As guest/unpack.c has it.
+_MORE_CREDIT = FIRST_CREDIT
+# While the host writes what came, the guest reads on.
+_WIDE_WINDOW = 512 * 1024
+
+
+class _Arrivals:
+    """What of a tree is in its place: names in the order in which they are sent, as the agent uses their bytes up."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self._sent: deque[tuple[int, Made]] = deque()
+
+    def note(self, made: list[tuple[int, Made]]) -> None:
+        """These are about to be sent."""
+        self._sent += made
+
+    def count(self, taken: int) -> None:
+        """The agent used up that many bytes."""
+        while self._sent and self._sent[0][0] <= taken:
+            _, made = self._sent.popleft()
+            if made.kind == "other":
+                self.tally.skip(made.path)
+            else:
+                self.tally.add(made.kind, made.path, made.size_bytes)
+
+    def count_all(self) -> None:
+        """The agent used up everything."""
+        self.count(2**63)
+
+    @property
+    def at(self) -> str:
+        """The name that comes next."""
+        return self._sent[0][1].path if self._sent else "."
+
+
+class CopyRequests(Connection):
+    """Copies. A file arrives whole or not at all. The error of one that breaks off tells what had arrived."""
+
+    async def put(
+        self,
+        source: str,
+        path: str,
+        *,
+        parents: bool = False,
+        archive: bool = False,
+        size: int = 0,
+        total: int = 0,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The file or folder `source` of the host is at `path`, or the file in the folder there.
+
+        `size` is how many bytes of content it has, `total` the same for `progress`; 0 where that is not known.
+        """
+        explain = explain_file("copying to", path)
+        flow = Outpour(
+            self._new_stream(), widened=_MORE_CREDIT, send=self.send, wait_room=self.wait_room, explain=explain
+        )
+        request = message.put_request(flow.stream, path, parents=parents, archive=archive, size=size)
+        arrivals, packing = _Arrivals(), Packing(source)
+        try:
+            async with deadline(f"copying {source} to {path}", timeout_s):
+                await self._begin_in_turn(flow, lambda _: request)
+                while (batch := await in_thread(lambda _: packing.next_batch())).has_any:
+                    arrivals.note(batch.made)
+                    await flow.pour(batch.data)
+                    arrivals.count(flow.taken)
+                    progress(_tell("put", arrivals.tally.copied, total))
+                flow.end()
+                entries, _ = message.parse_copied(await flow.reply)
+        except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+            arrivals.count(flow.taken)
+            raise _broken(error, arrivals.tally.copied, arrivals.at) from _cause(error)
+        finally:
+            packing.close()
+            self.abandon(flow)
+        arrivals.count_all()
+        if entries != arrivals.tally.entries:
+            raise ProtocolError(f"the guest made {entries} names of {arrivals.tally.entries}")
+        return arrivals.tally.copied
+
+    async def get(
+        self,
+        path: str,
+        place: Place,
+        *,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The guest's file or folder at `path` is at the host's `place`."""
+        explain = explain_file("copying from", path)
+        flow = Inflow(self._new_stream(), widened=_WIDE_WINDOW, grant=self.grant, explain=explain)
+        request = message.get_request(flow.stream, path) + encode_credit(flow.stream, Channel.CONTENT, _WIDE_WINDOW)
+        unpacking = Unpacking(place)
+        try:
+            await in_thread(lambda _: unpacking.open())
+            async with deadline(place.operation, timeout_s):
+                await self._begin_in_turn(flow, lambda _: request)
+                while data := await flow.next_bytes():
+                    await in_thread(partial(unpacking.feed, data))
+                    flow.take(len(data))
+                    progress(_tell("get", unpacking.copied, 0))
+            unpacking.finish(*message.parse_copied(flow.reply.result()))
+        except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+            raise _broken(error, unpacking.copied, unpacking.at) from _cause(error)
+        finally:
+            unpacking.close()
+            self.abandon(flow)
+        return unpacking.copied
+
+
+def _tell(task: str, copied: Copied, total: int) -> Progress:
+    return Progress(task=task, step=copied.last, fraction=min(1.0, copied.size_bytes / total) if total else None)
+
+
+def _broken(error: Exception, copied: Copied, at: str) -> Exception:
+    """The error, which tells what had arrived."""
+    if isinstance(error, CallbackError):
+        return error
+    own = translated(error)
+    own.arrived = copied
+    own.message = f"{own.message} (at {at!r}; {copied})"
+    return own
+
+
+def _cause(error: Exception) -> BaseException | None:
+    """What the error of ours was made of."""
+    return error.__cause__ if isinstance(error, (VMForkError, CallbackError)) else error
