@@ -121,7 +121,8 @@ async def collect(vm_id: str, settings: Settings | None, places: Places) -> Bund
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     bundle.add("README.txt", _README.format(vm_id=vm_id, when=when).encode())
     # First: what else looks at the host may sweep what a dead owner left.
-    _add_machine(bundle, places.vms / vm_id, places)
+    with bundle.tried("machine"):
+        _add_machine(bundle, places.vms / vm_id, places)
     bundle.add("versions.json", _list_versions())
     if settings is None:
         bundle.missing["settings.json"] = bundle.missing["doctor.json"] = "the configuration is invalid: vmfork config"
@@ -180,10 +181,11 @@ def _read_tail(path: Path) -> bytes:
 
 
 def _describe_record(record: VMRecord) -> dict[str, Any]:
-    origin = record.facts.origin
+    origin, isolation = record.facts.origin, record.facts.isolation
     return {
         **{key: getattr(record, key) for key in _RECORD_FIELDS},
         "hardware": asdict(record.hardware),
+        "isolation": isolation and isolation.level,
         "origin": origin and {"kind": origin.kind, "reason": origin.reason},
     }
 
