@@ -21,6 +21,7 @@ from vmfork.errors import (
     HostError,
     ImageNotFound,
     LaunchError,
+    NoRoom,
     SetupError,
     TemplateNotFound,
     TemplateStale,
@@ -363,6 +364,19 @@ async def test_a_machine_that_is_kept_by_less_than_is_required_is_closed_and_one
         await factory.get_vm()
         assert template.made
         assert (template.alive(), factory.stats().given) == ([], {"direct": 1})
+
+
+async def test_a_host_without_room_is_told_and_nothing_larger_is_booted(world) -> None:
+    """A booted machine takes more than the fork that had no room."""
+    template = world.add("factory", sized(1, 256))
+    template.errors = [NoRoom("memory", "128 MiB of memory are needed, and 5 MiB can be promised")]
+    async with Factory(FactoryConfig(template=True, fallback="boot")) as factory:
+        with pytest.raises(NoRoom, match="5 MiB can be promised"):
+            await factory.get_vm()
+        assert world.planned == 0
+        assert not factory.stats().quarantined
+        await factory.get_vm()  # there is room now
+        assert (factory.stats().fallbacks, factory.stats().retries) == ({}, 0)
 
 
 async def test_a_hook_that_fails_is_the_users(world) -> None:
