@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.admission.charge import EMULATOR_MIB
 from vmfork.errors import ConfigError
 from vmfork.factory.choice import Want
 from vmfork.host import facts
@@ -16,6 +15,10 @@ if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
     from vmfork.factory.kind import Kind
 
+# A parked fork costs this much beyond what it shares: QEMU with its translated code, and the pages it wrote. Measured
+# 30 MiB with 256 MiB of RAM; more once it is used, which is what a machine is let in with (admission/charge.py).
+PARKED_FORK_MIB = 64
+
 
 def check_size(size: int, kind: Kind) -> None:
     """Raises `ConfigError`, with the arithmetic, when the host has no memory for `size` parked machines.
@@ -24,7 +27,7 @@ def check_size(size: int, kind: Kind) -> None:
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ConfigError("factory.cache", size, f"{size!r} is not a number of machines", hint="give 1 or more")
-    _check_room(size, each_mib=EMULATOR_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib))
+    _check_room(size, each_mib=PARKED_FORK_MIB + (0 if kind.shares_memory else kind.hardware.memory_mib))
 
 
 async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
@@ -38,12 +41,12 @@ async def check_pool(config: FactoryConfig, *, instance: Instance) -> None:
     ram_mib = Want.of(vm, images=ImageStore(instance.places.images)).config.memory_mib
     pools = max(1, len(config.template_names))
     if not config.template_names:
-        _check_room(config.cache, each_mib=EMULATOR_MIB + ram_mib)
+        _check_room(config.cache, each_mib=PARKED_FORK_MIB + ram_mib)
         return
     is_there = not config.template or await Source.find(
         config.template_name, vm, instance=instance, any_kind=vm.is_plain
     )
-    _check_room(config.cache, pools=pools, each_mib=EMULATOR_MIB, template_mib=0 if is_there else ram_mib)
+    _check_room(config.cache, pools=pools, each_mib=PARKED_FORK_MIB, template_mib=0 if is_there else ram_mib)
 
 
 def _check_room(size: int, *, each_mib: int, pools: int = 1, template_mib: int = 0) -> None:

@@ -89,14 +89,14 @@ def test_a_refusal_shows_the_arithmetic() -> None:
     promised = Promised(count=5, owed_mib=600)
     short = find_shortage(FORK, promised, readings=readings, limits=limits)
     assert short is not None
-    assert (short.resource, short.reason) == ("memory", "128 MiB of memory are needed, and 100 MiB can be promised")
+    assert (short.resource, short.reason) == ("memory", "160 MiB of memory are needed, and 100 MiB can be promised")
     shown = [line.split()[:4] for line in short.lines]
     assert ["available", "1000", "MiB"] in shown
     assert ["-", "reserved", "300", "MiB"] in shown
     assert ["-", "promised", "600", "MiB"] in shown
     assert ["=", "to", "give", "100"] in shown
-    assert shown[-1] == ["needed", "128", "MiB", "of"]
-    assert find_shortage(FORK, Promised(count=5, owed_mib=572), readings=readings, limits=limits) is None
+    assert shown[-1] == ["needed", "160", "MiB", "of"]
+    assert find_shortage(FORK, Promised(count=5, owed_mib=540), readings=readings, limits=limits) is None
 
 
 @pytest.mark.parametrize(

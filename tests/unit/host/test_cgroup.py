@@ -154,7 +154,7 @@ def test_a_machine_that_does_not_fit_into_a_real_group_is_refused(real_group, tm
     rows = {line.split(" MiB")[0].rsplit(None, 1)[0].strip(): line.split() for line in told.splitlines()}
     assert int(rows["available"][1]) <= 64
     assert rows["- reserved"][2] == "3"
-    assert rows["needed"][1] == "128"
+    assert rows["needed"][1] == "160"
 
 
 async def test_a_template_that_does_not_fit_into_the_group_is_refused(tmp_path, monkeypatch) -> None:
