@@ -16,7 +16,7 @@ from vmfork.errors import ConfigError, GuestError, GuestFileError
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.vm, pytest.mark.qemu]
 
 
 @pytest.fixture

@@ -14,14 +14,12 @@ from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
 from vmfork.errors import ConfigError
-from vmfork.wire.given import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
-    from vmfork.wire.given import PlacedFile
 
 
 class VerbGroup(click.Group):
@@ -91,11 +89,3 @@ def parse_variable(text: str) -> tuple[str, str]:
     if key not in os.environ:
         raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
     return key, os.environ[key]
-
-
-def read_placed_file(text: str) -> tuple[str, PlacedFile]:
-    """The guest's path in `HOST:GUEST`, and the host's file."""
-    host, colon, guest = text.rpartition(":")
-    if not colon or not host or not guest.startswith("/"):
-        raise ConfigError("file", text, f"{text!r} is not HOST:GUEST", hint="the guest's path is absolute: ./a:/tmp/a")
-    return guest, check_file(Path(host), field="file")

@@ -6,11 +6,13 @@ import asyncio
 import time
 from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmfork.border import translated
+from vmfork.cli.carry import fetch_outputs, read_baggage, read_output
 from vmfork.cli.loop import Interrupted, run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
@@ -22,7 +24,6 @@ from vmfork.cli.options import (
     memory_option,
     no_factory_option,
     parse_variable,
-    read_placed_file,
     template_option,
 )
 from vmfork.cli.show import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from vmfork.agent.process import GuestProcess
     from vmfork.api.vm import VM
+    from vmfork.cli.carry import Output
     from vmfork.machine.timings import Timings
 
 TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
@@ -101,7 +103,18 @@ class _RunCommand(click.Command):
 @template_option
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
 @click.option(
-    "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into the fork, with its mode. Repeatable."
+    "--file",
+    "files",
+    multiple=True,
+    metavar="HOST:GUEST",
+    help="Put a file or a folder into the fork, with modes. Repeatable.",
+)
+@click.option(
+    "--out",
+    "outs",
+    multiple=True,
+    metavar="GUEST[:HOST]",
+    help="Copy a file or a folder out of the fork when CMD has ended, also when it failed. Repeatable.",
 )
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
@@ -122,6 +135,7 @@ def command(
     name: str | None,
     variables: tuple[str, ...],
     files: tuple[str, ...],
+    outs: tuple[str, ...],
     workdir: str,
     timeout: str | None,
     cpus: int | None,
@@ -150,13 +164,14 @@ def command(
         hint = "give --json as well: without it output is passed on as it comes"
         raise ConfigError("max-output", max_output, "limits what --json keeps", hint=hint)
     env = dict(parse_variable(text) for text in variables)
-    placed = dict(read_placed_file(text) for text in files)
+    baggage = read_baggage(files)
+    outputs = [read_output(text) for text in outs]
 
     wanted = Wanted(
         settings=settings,
         factory=None if no_factory else get_settings(made).factory,
         template=name,
-        files=placed,
+        files=baggage.files,
         cpus=None if cpus is None else settings.vm.cpus,
         memory_mib=None if memory is None else settings.vm.memory_mib,
     )
@@ -165,8 +180,10 @@ def command(
         async with AsyncExitStack() as stack:
             with detailed_timings() if timings else nullcontext():
                 vm = await take_vm(wanted, stack)
+            await baggage.put_folders(vm)
             forked = time.perf_counter()
-            status = await _run(vm, argv, env=env, workdir=workdir, limit_s=limit_s, kept=kept if as_json else None)
+            run = partial(_run, vm, argv, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
+            status = await run(kept=kept if as_json else None)
             if timings:
                 click.echo(f"from    {vm.source}", err=True)
                 _show_timings(vm.timings, time.perf_counter() - forked)
@@ -186,7 +203,14 @@ def _show_timings(timings: Timings, program_s: float) -> None:
 
 
 async def _run(
-    vm: VM, argv: Sequence[str], *, env: dict[str, str], workdir: str, limit_s: float | None, kept: _Kept | None
+    vm: VM,
+    argv: Sequence[str],
+    *,
+    env: dict[str, str],
+    workdir: str,
+    limit_s: float | None,
+    outputs: Sequence[Output],
+    kept: _Kept | None,
 ) -> int:
     has_input = is_readable_input(0)
     begin = time.perf_counter()
@@ -202,7 +226,7 @@ async def _run(
         failure = error
         code, duration_s = OWN_FAILURE, time.perf_counter() - begin
     except BrokenPipeError:
-        return PIPE_CLOSED
+        code, duration_s = PIPE_CLOSED, time.perf_counter() - begin
     except TimeoutError as error:
         if limit_s is None or isinstance(error, DeadlineExceeded):
             raise
@@ -210,6 +234,8 @@ async def _run(
         code, duration_s = TIME_LIMIT, time.perf_counter() - begin
     if failure is not None:
         print_failure(str(failure), command_hint(failure), failure.details())
+    fetched = await fetch_outputs(vm, outputs)
+    code = code or _tell_missing(fetched)
     if kept is not None:
         show_json(
             {
@@ -219,11 +245,26 @@ async def _run(
                 "stdout": kept.text(Channel.STDOUT),
                 "stderr": kept.text(Channel.STDERR),
                 "duration_s": duration_s,
+                "out": [_describe_output(output) for output in fetched],
                 "timings": asdict(vm.timings),
                 "source": asdict(vm.source),
             }
         )
     return code
+
+
+def _tell_missing(fetched: Sequence[Output]) -> int:
+    """Each that is not here is told of; the exit status of a command that succeeded itself."""
+    failures = [output.failure for output in fetched if output.failure is not None]
+    for failure in failures:
+        print_failure(str(failure), command_hint(failure), failure.details())
+    return OWN_FAILURE if failures else 0
+
+
+def _describe_output(output: Output) -> dict[str, object]:
+    error = output.failure
+    told = error and describe_failure(error.code, str(error), command_hint(error))
+    return {"guest": output.guest, "host": output.host, "error": told}
 
 
 async def _stream(process: GuestProcess, kept: _Kept | None, *, has_input: bool) -> tuple[int, float]:

@@ -6,13 +6,16 @@ import asyncio
 import filecmp
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from vmfork.agent.client import AgentClient
 from vmfork.agent.flow import Outpour
 from vmfork.errors import ConfigError, DeadlineExceeded, GuestFileError, LimitExceeded
 from vmfork.host.unpacking import Place
+from vmfork.image.recipe import find_agent
 from vmfork.wire import message
 from vmfork.wire.tree import MOST_DEPTH, Entry, encode_entry, encode_piece, encode_up
 
@@ -345,3 +348,28 @@ async def test_mode_and_owner_are_changed_alone_or_together(agent, tmp_path: Pat
         with pytest.raises(GuestFileError) as caught:
             await agent.change(str(path), **who)
         assert reason(caught) == "no-user"
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that the process had at a time."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
+async def test_a_large_file_takes_no_more_memory_than_a_small_one(start_agent, tmp_path: Path) -> None:
+    """The shipped agent: sanitizers keep what was freed."""
+    with (tmp_path / "big").open("wb") as big:
+        for _ in range(64):
+            big.write(os.urandom(1 << 20))
+    running = start_agent(binary=find_agent())
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        tracemalloc.start()
+        try:
+            await client.put(str(tmp_path / "big"), str(tmp_path / "goal"))
+            await client.get(str(tmp_path / "goal"), place(tmp_path / "back"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert filecmp.cmp(tmp_path / "big", tmp_path / "back", shallow=False)
+        assert (peak_kib(running.process.pid) < 4096, peak < 16 << 20) == (True, True)
