@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # When a machine is handed out, its wall clock is within this of the host's.
 SKEW_LIMIT_S = 0.020
+_SHOWN = 200  # bytes of what the guest shows, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemO
             raise AdoptError(item, "the guest did not confirm it")
         found = outcomes[index]
         if found.outcome != "ok":
-            detail = found.evidence.decode(errors="replace")
+            detail = found.evidence[:_SHOWN].decode(errors="replace")
             raise AdoptError(item, f"{found.outcome}{': ' + detail if detail else ''}")
         _check_evidence(item, value, found.evidence)
 
@@ -71,12 +72,12 @@ def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemO
 def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
     if item == "entropy":
         if not evidence.isdigit():
-            raise AdoptError(item, f"the guest shows {evidence!r} for the kernel's entropy count")
+            raise AdoptError(item, f"the guest shows {evidence[:_SHOWN]!r} for the kernel's entropy count")
     elif item == "env":
         if evidence != value.partition(b"=")[0]:
-            raise AdoptError(item, f"the guest set {evidence!r}")
+            raise AdoptError(item, f"the guest set {evidence[:_SHOWN]!r}")
     elif evidence != value:
-        raise AdoptError(item, f"the guest shows {evidence!r}, not {value!r}")
+        raise AdoptError(item, f"the guest shows {evidence[:_SHOWN]!r}, not {value!r}")
 
 
 async def set_clock(

@@ -25,6 +25,7 @@ WATCHERS = "/run/vmfork/watchers"
 
 # The guest has this much less time than we, so that its own account of who kept silent arrives before our deadline.
 _ANSWER_MARGIN_S = 1.0
+_SHOWN = 1000  # bytes of what a watcher answered, in a message
 
 
 async def prepare_freeze(
@@ -87,7 +88,7 @@ async def _renew_watchers(agent: AgentClient, generation: str, timeout_s: float)
     except DeadlineExceeded as error:
         raise AdoptError("watchers", f"the agent did not answer for them within {timeout_s:g} s") from error
     for found in outcomes:
-        detail = found.evidence.decode(errors="replace")
+        detail = found.evidence[:_SHOWN].decode(errors="replace")
         if found.outcome == "timeout":
             raise AdoptError(
                 f"watcher {found.item}",

@@ -51,6 +51,7 @@ _COUNT = _Quantity("number of entries", 0, 2**31 - 1)
 _OF_FILES = {"mode": _MODE, "time": _TIME, "owner": _OWNER, "size": _SIZE}
 _DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
 _SHOWN = 40  # bytes of what is no number, in a message
+_MOST_NAME, _MOST_WORDS = 255, 1000  # bytes of what people are shown: a guest may fill a frame with them
 
 _NS_PER_S = 1_000_000_000
 _SPOKEN = ", ".join(map(str, sorted(SUPPORTED_PROTOCOLS)))
@@ -285,8 +286,13 @@ def parse_number(field: bytes, kind: Literal["mode", "time", "owner", "size"]) -
     return _int(field, _OF_FILES[kind])
 
 
+def _words(field: bytes, most: int = _MOST_NAME) -> str:
+    """The text in `field`, as far as it is shown."""
+    return field[:most].decode(errors="replace")
+
+
 def _file_type(field: bytes) -> FileType:
-    name = field.decode(errors="replace")
+    name = _words(field)
     if name not in get_args(FileType):
         raise ProtocolError(f"{name!r} is not a type of file")
     return cast(FileType, name)
@@ -295,7 +301,7 @@ def _file_type(field: bytes) -> FileType:
 def parse_error(payload: bytes) -> Failure:
     """What an ERROR frame says."""
     code, message, errno = _fields(payload, 3, "an error")
-    return Failure(code.decode(errors="replace"), message.decode(errors="replace"), _int(errno, _ERRNO))
+    return Failure(_words(code), _words(message, _MOST_WORDS), _int(errno, _ERRNO))
 
 
 def parse_hello(payload: bytes) -> Hello:
@@ -312,21 +318,21 @@ def parse_hello(payload: bytes) -> Hello:
         )
     _, version, boot_id, capabilities = _fields(payload, 4, "the answer to hello")
     names = frozenset(capabilities.decode(errors="replace").split(",")) - {""}
-    return Hello(protocol, version.decode(errors="replace"), boot_id.decode(errors="replace"), names)
+    return Hello(protocol, _words(version), _words(boot_id), names)
 
 
 def parse_started(payload: bytes) -> int:
     """The pid in the EVENT `started`."""
     name, pid = _fields(payload, 2, "an event")
     if name != b"started":
-        raise ProtocolError(f"there is no event {name!r}")
+        raise ProtocolError(f"there is no event {name[:_SHOWN]!r}")
     return _int(pid, _PID)
 
 
 def parse_exec(payload: bytes) -> ExecStatus:
     """The answer to EXEC."""
     kind, number, duration_ns = _fields(payload, 3, "the end of a process")
-    name = kind.decode(errors="replace")
+    name = _words(kind)
     if name not in get_args(EndKind):
         raise ProtocolError(f"a process does not end by {name!r}")
     return ExecStatus(
@@ -382,10 +388,7 @@ def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:
     if len(fields) % 3:
         raise ProtocolError(f"outcomes have three fields each, these are {len(fields)}")
     triples = [fields[at : at + 3] for at in range(0, len(fields), 3)]
-    return tuple(
-        ItemOutcome(item.decode(errors="replace"), outcome.decode(errors="replace"), evidence)
-        for item, outcome, evidence in triples
-    )
+    return tuple(ItemOutcome(_words(item), _words(outcome), evidence) for item, outcome, evidence in triples)
 
 
 def parse_protocol(outcome: ItemOutcome) -> int | None:

@@ -179,6 +179,23 @@ def test_a_number_that_linux_does_not_have_is_a_protocol_error(parse, fields) ->
     assert len(str(caught.value)) < 200
 
 
+def test_what_people_are_shown_of_a_guest_is_short() -> None:
+    long = b"x" * 200_000
+    failure = message.parse_error(encode_fields(long, long, b"5"))
+    hello = message.parse_hello(encode_fields(b"3", long, long, b"exec"))
+    (outcome,) = message.parse_outcomes(encode_fields(long, long, b"evidence"))
+    shown = [failure.code, failure.message, hello.agent_version, hello.boot_id, outcome.item, outcome.outcome]
+    assert max(map(len, shown)) == 1000
+    for parse, fields in (
+        (message.parse_started, (long, b"7")),
+        (message.parse_exec, (long, b"0", b"5")),
+        (message.parse_stat, (long, b"644", b"1", b"1", b"0", b"0", b"")),
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            parse(encode_fields(*fields))
+        assert len(str(caught.value)) < 400
+
+
 def test_the_codes_of_errors_are_those_of_the_document_and_of_the_agent() -> None:
     text = (ROOT / "docs" / "reference" / "wire.md").read_text().split("**Error codes:**")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z-]+)`", text)) == set(ErrorCode)
