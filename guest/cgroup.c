@@ -90,13 +90,43 @@ int cgroup_door(const struct cgroup *g)
     return g != NULL ? g->door : -1;
 }
 
+bool cgroup_write(const struct cgroup *g, const char *name, const char *text)
+{
+    int fd = open_file(g, name, O_WRONLY);
+    if (fd < 0)
+        return false;
+    bool done = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return done;
+}
+
+bool cgroup_read(const struct cgroup *g, const char *name, char *out, size_t size)
+{
+    int fd = open_file(g, name, O_RDONLY);
+    if (fd < 0)
+        return false;
+    ssize_t length = read(fd, out, size - 1);
+    out[length > 0 ? length : 0] = 0;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return length >= 0;
+}
+
+/* Only the root's group may hold processes and divide what it counts among the groups below, so an agent that is a
+ * service of another init is refused: EBUSY. */
+bool cgroups_count(const char *controllers)
+{
+    struct cgroup own = {.door = -1};
+    snprintf(own.path, sizeof own.path, "%s", find_home());
+    return own.path[0] != 0 && cgroup_write(&own, "cgroup.subtree_control", controllers);
+}
+
 void cgroup_kill(struct cgroup *g)
 {
-    int fd = open_file(g, "cgroup.kill", O_WRONLY);
-    if (fd < 0)
-        return;
-    g->is_killed = write(fd, "1", 1) == 1;
-    close(fd);
+    g->is_killed = cgroup_write(g, "cgroup.kill", "1");
 }
 
 static bool remove_group(struct cgroup *g)

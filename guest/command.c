@@ -10,17 +10,38 @@
 #include "memory.h"
 #include "version.h"
 
-enum { OPTION_STDIN = 1, OPTION_CLEAN_ENV = 2, OPTION_CONTAINED = 4, OPTION_ARGUMENTS = 8 };
+/* By their place below. */
+enum {
+    OPTION_STDIN,
+    OPTION_CLEAN_ENV,
+    OPTION_CONTAINED,
+    OPTION_ARGUMENTS,
+    OPTION_TERMINAL,
+    OPTION_ROWS,
+    OPTION_COLUMNS,
+    OPTION_MEMORY,
+    OPTION_PROCESSES,
+    OPTION_CPU,
+    OPTIONS_KNOWN,
+};
 /* HOME, USER and LOGNAME, with their values. */
 enum { ACCOUNT_VARIABLES = 3, ACCOUNT_TEXT = 2 * sizeof(struct account) };
 
+/* clang-format off */
 static const char *const OPTIONS[] = {
-    "stdin",     "clean-env",
+    "stdin", "clean-env",
 #if PROTOCOL >= 3
     "contained", "arguments",
 #endif
+#if PROTOCOL >= 4
+    "terminal", "rows=", "columns=", "memory=", "processes=", "cpu-ms=",
+#endif
     NULL,
 };
+/* clang-format on */
+
+/* A number that is larger is none of milliseconds, bytes or processes. */
+static const uint64_t LARGEST_LIMIT = INT64_MAX / 1000000;
 
 static size_t environ_count(void)
 {
@@ -117,25 +138,47 @@ enum command_read command_read_lists(struct command *c, struct fields *f)
     return read_argv(c, f, &text) && read_env(c, f, &used, &text) ? COMMAND_READ : COMMAND_BAD_FIELD;
 }
 
+bool command_read_window(uint64_t rows, uint64_t columns, struct winsize *out)
+{
+    if (rows < 1 || rows > USHRT_MAX || columns < 1 || columns > USHRT_MAX)
+        return false;
+    *out = (struct winsize){.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
+    return true;
+}
+
+static bool read_settings(struct command *c, const uint64_t *said)
+{
+    c->wants_stdin = said[OPTION_STDIN];
+    c->wants_clean_env = said[OPTION_CLEAN_ENV];
+    c->is_contained = said[OPTION_CONTAINED];
+    c->lists_follow = said[OPTION_ARGUMENTS];
+    c->wants_terminal = said[OPTION_TERMINAL];
+    c->limits = (struct limits){
+        .memory_bytes = said[OPTION_MEMORY],
+        .processes = said[OPTION_PROCESSES],
+        .cpu_ms = said[OPTION_CPU],
+    };
+    for (int i = OPTION_MEMORY; i <= OPTION_CPU; i++)
+        if (said[i] > LARGEST_LIMIT)
+            return false;
+    return !c->wants_terminal || command_read_window(said[OPTION_ROWS], said[OPTION_COLUMNS], &c->window);
+}
+
 enum command_read command_read_head(struct command *c, struct fields *f)
 {
     memset(c, 0, sizeof *c);
-    unsigned options;
+    uint64_t said[OPTIONS_KNOWN] = {0};
     char user[256];
     uint64_t argc;
-    if (!field_options(field_take(f), OPTIONS, &options))
+    if (!field_settings(field_take(f), OPTIONS, said))
         return COMMAND_BAD_OPTION;
-    if (!field_text(field_take(f), c->cwd, sizeof c->cwd) || !field_text(field_take(f), user, sizeof user) ||
-        !field_number(field_take(f), &argc) || argc < 1)
+    if (!read_settings(c, said) || !field_text(field_take(f), c->cwd, sizeof c->cwd) ||
+        !field_text(field_take(f), user, sizeof user) || !field_number(field_take(f), &argc) || argc < 1)
         return COMMAND_BAD_FIELD;
     c->argc = (size_t)argc;
     c->has_account = user[0] != 0;
     if (c->has_account && !account_find(user, &c->account))
         return COMMAND_NO_USER;
-    c->wants_stdin = options & OPTION_STDIN;
-    c->wants_clean_env = options & OPTION_CLEAN_ENV;
-    c->is_contained = options & OPTION_CONTAINED;
-    c->lists_follow = options & OPTION_ARGUMENTS;
     return COMMAND_READ;
 }
 

@@ -5,9 +5,11 @@
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 
 #include "fields.h"
 #include "launch.h"
+#include "limit.h"
 
 struct command {
     bool wants_stdin;
@@ -16,6 +18,10 @@ struct command {
     bool is_contained;
     /* argv and env are too long for the request, and come behind it. */
     bool lists_follow;
+    /* A terminal of this size in the place of pipes. */
+    bool wants_terminal;
+    struct winsize window;
+    struct limits limits;
     bool has_account;
     struct account account;
     char cwd[PATH_MAX];
@@ -27,6 +33,9 @@ struct command {
 };
 
 enum command_read { COMMAND_READ, COMMAND_BAD_OPTION, COMMAND_BAD_FIELD, COMMAND_NO_USER };
+
+/* False when no window has so many rows and columns. */
+bool command_read_window(uint64_t rows, uint64_t columns, struct winsize *out);
 
 /* The fields up to argc. */
 enum command_read command_read_head(struct command *c, struct fields *f);

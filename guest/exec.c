@@ -1,4 +1,4 @@
-/* EXEC and KILL. */
+/* EXEC, KILL and RESIZE. */
 #include "exec.h"
 
 #include <errno.h>
@@ -124,6 +124,25 @@ void do_kill(uint32_t stream, struct fields *f)
         cancel(stream, s);
     else if (!process_signal(s, (int)number))
         send_errno(stream, "the signal could not be sent", errno);
+    else
+        send_done(stream);
+}
+
+void do_resize(uint32_t stream, struct fields *f)
+{
+    uint64_t target, rows, columns;
+    struct winsize window;
+    bool is_read = field_number(field_take(f), &target) && field_number(field_take(f), &rows) &&
+                   field_number(field_take(f), &columns) && command_read_window(rows, columns, &window);
+    struct stream *s = is_read && target <= UINT32_MAX ? stream_find((uint32_t)target) : NULL;
+    if (!is_read)
+        send_invalid(stream, "a stream, rows and columns are needed, 1 to 65535 of each");
+    else if (s == NULL || !process_is(s))
+        send_error(stream, "not-found", "no program is open on that stream", 0);
+    else if (!process_has_terminal(s))
+        send_invalid(stream, "the program has no terminal");
+    else if (!process_resize(s, &window))
+        send_errno(stream, "the terminal could not be given that size", errno);
     else
         send_done(stream);
 }

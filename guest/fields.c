@@ -75,28 +75,57 @@ bool field_is_hex(struct field f, size_t length)
     return true;
 }
 
-static bool add_option(struct field option, const char *const *names, unsigned *out)
+/* Where the option stands among `names`, and what it says; -1 for an unknown one. */
+static int find_option(struct field option, const char *const *names, uint64_t *value)
 {
-    for (unsigned i = 0; names[i] != NULL; i++) {
-        if (field_is(option, names[i])) {
-            *out |= 1u << i;
-            return true;
+    for (int i = 0; names[i] != NULL; i++) {
+        size_t length = strlen(names[i]);
+        *value = 1;
+        if (names[i][length - 1] != '=') {
+            if (field_is(option, names[i]))
+                return i;
+        } else if (option.length > length && memcmp(option.bytes, names[i], length) == 0) {
+            struct field number = {option.bytes + length, option.length - length};
+            return field_number(number, value) ? i : -1;
         }
     }
-    return false;
+    return -1;
+}
+
+/* What stands before the next comma. */
+static struct field take_option(struct field *f)
+{
+    const uint8_t *comma = memchr(f->bytes, ',', f->length);
+    struct field option = {f->bytes, comma ? (size_t)(comma - f->bytes) : f->length};
+    size_t taken = option.length + (comma != NULL);
+    f->bytes += taken;
+    f->length -= taken;
+    return option;
+}
+
+bool field_settings(struct field f, const char *const *names, uint64_t *values)
+{
+    for (size_t i = 0; names[i] != NULL; i++)
+        values[i] = 0;
+    while (f.length > 0) {
+        uint64_t value;
+        int place = find_option(take_option(&f), names, &value);
+        if (place < 0)
+            return false;
+        values[place] = value;
+    }
+    return true;
 }
 
 bool field_options(struct field f, const char *const *names, unsigned *out)
 {
     *out = 0;
     while (f.length > 0) {
-        const uint8_t *comma = memchr(f.bytes, ',', f.length);
-        size_t length = comma ? (size_t)(comma - f.bytes) : f.length;
-        if (!add_option((struct field){f.bytes, length}, names, out))
+        uint64_t value;
+        int place = find_option(take_option(&f), names, &value);
+        if (place < 0)
             return false;
-        length += comma != NULL;
-        f.bytes += length;
-        f.length -= length;
+        *out |= 1u << place;
     }
     return true;
 }

@@ -34,5 +34,8 @@ bool field_is_hex(struct field f, size_t length);
 
 /* The options of a request as bits, in the order of `names`, which ends with NULL. False for an unknown option. */
 bool field_options(struct field f, const char *const *names, unsigned *out);
+/* As `field_options`. Behind a name that ends with '=' stands a decimal number, which is its value; that of another
+ * option is 1, and of one that is missing 0. */
+bool field_settings(struct field f, const char *const *names, uint64_t *values);
 
 #endif

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -105,6 +106,8 @@ static _Noreturn void child(const struct launch *l, volatile struct launch_failu
     setrlimit(RLIMIT_NOFILE, &files_of_programs);
     for (int i = 0; i < 3; i++)
         dup2(l->stdio[i], i);
+    if (l->has_terminal)
+        ioctl(0, TIOCSCTTY, 0);
     failure->step = LAUNCH_ACCOUNT;
     failure->error = 0;
     if (l->account != NULL && !become(l->account)) {

@@ -16,6 +16,8 @@ struct launch {
     /* NULL: the process stays what the agent is. */
     const struct account *account;
     int stdio[3];
+    /* They are a terminal, which becomes the one that controls its session. */
+    bool has_terminal;
     /* Where it goes through to its control group; -1: it stays in the agent's. */
     int cgroup_door;
 };

@@ -115,9 +115,10 @@ static void note_children(int signals)
     while (read(signals, told, sizeof told) > 0)
         ;
     int status;
+    struct rusage used;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        streams_child_ended(pid, status);
+    while ((pid = wait4(-1, &status, WNOHANG, &used)) > 0)
+        streams_child_ended(pid, status, &used);
     cgroups_sweep();
 }
 

@@ -11,6 +11,7 @@ void do_hello(uint32_t stream, struct fields *f);
 void do_ping(uint32_t stream, struct fields *f);
 void do_exec(uint32_t stream, struct fields *f);
 void do_kill(uint32_t stream, struct fields *f);
+void do_resize(uint32_t stream, struct fields *f);
 void do_read(uint32_t stream, struct fields *f);
 void do_write(uint32_t stream, struct fields *f);
 void do_stat(uint32_t stream, struct fields *f);

@@ -13,9 +13,12 @@
 #include "clock.h"
 #include "descent.h"
 #include "launch.h"
+#include "limit.h"
 #include "memory.h"
 #include "pipes.h"
 #include "stream.h"
+#include "terminal.h"
+#include "version.h"
 
 /* How a program lives.
  *
@@ -26,14 +29,19 @@
  * the pace of the credit; EOF for both, and the REPLY, come after the last of it. Its children may go on writing:
  * nobody waits.
  *
+ * With a terminal there are no pipes: what it shows goes out as standard output, and there is no standard error.
+ *
  * It is the leader of a session and of a process group, which is what a signal goes to. SIGKILL, and the
  * end of the client, reach all that it started: where it is contained, by a control group that nothing can leave; else
  * as far as that descends from it still. */
 
+/* Beside the channels: the processor time may be used up. */
+enum { EVENT_CPU = CHANNELS };
+
 struct output {
     int fd;
     bool ready;
-    /* Once the process has ended: what it left in the pipe. */
+    /* Once the process has ended: what it left in the pipe; of a terminal, more than it can have left. */
     size_t left;
 };
 
@@ -43,6 +51,11 @@ struct process {
     int status;
     int64_t started_ns;
     int64_t duration_ns;
+    struct usage used;
+    /* Of what was allowed: "memory", "cpu", or nothing. */
+    const char *exceeded;
+    struct limits limits;
+    int cpu_timer;
     struct output output[PIPES];
     /* NULL where it was not asked for, or cannot be had. */
     struct cgroup *cgroup;
@@ -50,6 +63,11 @@ struct process {
     bool input_ready;
     bool input_ended;
     struct buffer input_held;
+    bool has_terminal;
+    /* The last line that was typed has no end yet. */
+    bool is_mid_line;
+    /* How often the key for the end of input must still be typed. */
+    int ends_due;
 };
 
 static void end_output(struct stream *s, struct process *e, uint8_t channel)
@@ -58,16 +76,23 @@ static void end_output(struct stream *s, struct process *e, uint8_t channel)
     send_eof(s->id, channel);
 }
 
+/* A terminal that nobody has open says EIO until somebody opens it again. Most programs close theirs before they end,
+ * and one whose terminal we closed then would end by SIGHUP. */
+static bool may_say_more(const struct process *e, int error)
+{
+    return error == EAGAIN || error == EINTR || (error == EIO && e->has_terminal);
+}
+
 static void note_read(struct stream *s, struct process *e, uint8_t channel, long got)
 {
     struct output *o = &e->output[channel];
-    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
+    if (got == 0 || (got < 0 && !may_say_more(e, errno))) {
         end_output(s, e, channel);
         return;
     }
     if (got < 0) {
         o->ready = errno == EINTR;
-        /* The process is gone and someone else emptied the pipe. */
+        /* The process is gone, and this is all; or someone else emptied the pipe. */
         if (e->ended && !o->ready)
             end_output(s, e, channel);
         return;
@@ -90,32 +115,51 @@ static bool pump_output(struct stream *s, struct process *e, uint8_t channel)
     return true;
 }
 
-/* A process that closed its input takes nothing more: what the host sends is thrown away, so that it is not held up. */
+/* A process that closed its input takes nothing more: what the host sends is thrown away, so that it is not held up. A
+ * terminal may be opened again. */
 static void discard_input(struct stream *s, struct process *e)
 {
-    pipe_close(&e->input);
+    if (!e->has_terminal)
+        pipe_close(&e->input);
     stream_grant(s, buffer_length(&e->input_held));
     buffer_free(&e->input_held);
+}
+
+/* Whether a write that failed may be tried again, at once or when the input is ready. */
+static bool must_wait(struct process *e)
+{
+    e->input_ready = errno == EINTR;
+    return errno == EAGAIN || errno == EINTR;
+}
+
+/* All of the input was taken, and the program reads its end. */
+static bool end_input(struct process *e)
+{
+    while (e->ends_due > 0) {
+        if (!terminal_type_end(e->input) && must_wait(e))
+            return e->input_ready;
+        e->ends_due--;
+    }
+    pipe_close(&e->input);
+    return true;
 }
 
 static bool pump_input(struct stream *s, struct process *e)
 {
     size_t held = buffer_length(&e->input_held);
-    if (e->input < 0 || held == 0 || !e->input_ready)
+    if (e->input < 0 || !e->input_ready || (held == 0 && !e->input_ended))
         return false;
+    if (held == 0)
+        return end_input(e);
     ssize_t put = write(e->input, buffer_head(&e->input_held), held);
-    if (put < 0 && (errno == EAGAIN || errno == EINTR)) {
-        e->input_ready = errno == EINTR;
+    if (put < 0 && must_wait(e))
         return e->input_ready;
-    }
     if (put < 0) {
         discard_input(s, e);
         return true;
     }
     buffer_take(&e->input_held, (size_t)put);
     stream_grant(s, (size_t)put);
-    if (e->input_ended && buffer_length(&e->input_held) == 0)
-        pipe_close(&e->input);
     return true;
 }
 
@@ -126,6 +170,11 @@ static void finish(struct stream *s, struct process *e)
     put_text(outbox(), exited ? "exit" : "signal");
     put_number(outbox(), exited ? WEXITSTATUS(e->status) : WTERMSIG(e->status));
     put_number(outbox(), e->duration_ns);
+#if PROTOCOL >= 4
+    put_number(outbox(), e->used.cpu_ns);
+    put_number(outbox(), e->used.peak_bytes);
+    put_text(outbox(), e->exceeded);
+#endif
     end_reply(s->id, mark);
     stream_close(s);
 }
@@ -149,23 +198,21 @@ static void process_data(struct stream *s, const uint8_t *bytes, size_t length)
         stream_grant(s, length);
     else
         buffer_add(&e->input_held, bytes, length);
+    if (length > 0)
+        e->is_mid_line = bytes[length - 1] != '\n' && bytes[length - 1] != '\r';
 }
 
 static void process_eof(struct stream *s)
 {
     struct process *e = s->state;
+    if (e->input_ended)
+        return;
     e->input_ended = true;
-    if (buffer_length(&e->input_held) == 0)
-        pipe_close(&e->input);
-}
-
-static void process_ready(struct stream *s, uint8_t channel)
-{
-    struct process *e = s->state;
-    if (channel == CHANNEL_CONTENT)
-        e->input_ready = true;
-    else
-        e->output[channel].ready = true;
+    /* In the middle of a line the first one only ends that. */
+    e->ends_due = e->has_terminal ? 1 + e->is_mid_line : 0;
+    /* It is not waited for that a full pipe has room. */
+    if (e->input >= 0 && e->ends_due == 0 && buffer_length(&e->input_held) == 0)
+        end_input(e);
 }
 
 static bool kill_all(struct process *e)
@@ -177,12 +224,32 @@ static bool kill_all(struct process *e)
     return kill(-e->pid, SIGKILL) == 0 || errno == ESRCH;
 }
 
+static void check_cpu(struct process *e)
+{
+    if (e->ended || e->exceeded[0] != 0 || !limits_cpu_is_over(&e->limits, e->cgroup, e->cpu_timer))
+        return;
+    e->exceeded = "cpu";
+    kill_all(e);
+}
+
+static void process_ready(struct stream *s, uint8_t channel)
+{
+    struct process *e = s->state;
+    if (channel == EVENT_CPU)
+        check_cpu(e);
+    else if (channel == CHANNEL_CONTENT)
+        e->input_ready = true;
+    else
+        e->output[channel].ready = true;
+}
+
 static void process_close(struct stream *s)
 {
     struct process *e = s->state;
     if (!e->ended)
         kill_all(e);
     cgroup_leave(e->cgroup);
+    pipe_close(&e->cpu_timer);
     pipe_close(&e->input);
     pipe_close(&e->output[CHANNEL_STDOUT].fd);
     pipe_close(&e->output[CHANNEL_STDERR].fd);
@@ -190,23 +257,41 @@ static void process_close(struct stream *s)
     free(e);
 }
 
+static size_t left_in(const struct process *e, const struct output *o)
+{
+    int left = 0;
+    if (e->has_terminal)
+        return TERMINAL_HOLDS;
+    ioctl(o->fd, FIONREAD, &left);
+    return (size_t)left;
+}
+
+static void note_usage(struct process *e, const struct rusage *used)
+{
+    e->used = usage_of_child(used);
+    if (!limits_are_set(&e->limits))
+        return;
+    e->used = usage_of_group(e->cgroup, e->used);
+    if (e->exceeded[0] == 0 && limits_memory_is_over(e->cgroup))
+        e->exceeded = "memory";
+}
+
 /* What is in the pipe at this moment is all the process wrote; what comes later is from its children, who may never
  * stop. */
-static void process_ended(struct stream *s, int status)
+static void process_ended(struct stream *s, int status, const struct rusage *used)
 {
     struct process *e = s->state;
+    note_usage(e, used);
     e->ended = true;
     e->status = status;
     e->duration_ns = monotonic_ns() - e->started_ns;
     for (uint8_t channel = CHANNEL_STDOUT; channel <= CHANNEL_STDERR; channel++) {
         struct output *o = &e->output[channel];
-        int left = 0;
         if (o->fd < 0)
             continue;
-        ioctl(o->fd, FIONREAD, &left);
-        o->left = (size_t)left;
+        o->left = left_in(e, o);
         o->ready = true;
-        if (left == 0)
+        if (o->left == 0)
             end_output(s, e, channel);
     }
 }
@@ -221,9 +306,13 @@ static const struct stream_kind PROCESS = {
     .close = process_close,
 };
 
-static struct process *process_new(const struct pipes *p)
+static struct process *process_new(const struct command *c, const struct pipes *p)
 {
     struct process *e = zeroed(sizeof *e);
+    e->has_terminal = c->wants_terminal;
+    e->limits = c->limits;
+    e->exceeded = "";
+    e->cpu_timer = -1;
     e->ended = true;
     e->input = p->ours[CHANNEL_CONTENT];
     e->output[CHANNEL_STDOUT].fd = p->ours[CHANNEL_STDOUT];
@@ -282,15 +371,37 @@ static pid_t start(const struct command *c, const struct pipes *p, const struct 
         .home = home_of(c),
         .account = c->has_account ? &c->account : NULL,
         .stdio = {p->theirs[0], p->theirs[1], p->theirs[2]},
+        .has_terminal = c->wants_terminal,
         .cgroup_door = cgroup_door(g),
     };
     return launch_start(&l, failure);
 }
 
+/* False with errno set. A group that only helps to end the program may be missing; one that is to limit it, not. */
+static bool hold(struct stream *s, struct process *e, const struct command *c)
+{
+    bool is_limited = limits_are_set(&c->limits);
+    e->cgroup = c->is_contained || is_limited ? cgroup_make() : NULL;
+    if (!is_limited)
+        return true;
+    if (e->cgroup == NULL || !limits_apply(&c->limits, e->cgroup))
+        return false;
+    if (c->limits.cpu_ms == 0)
+        return true;
+    e->cpu_timer = limits_watch_cpu(&c->limits);
+    if (e->cpu_timer >= 0)
+        stream_watch(s, e->cpu_timer, EVENT_CPU);
+    return e->cpu_timer >= 0;
+}
+
 static void start_on(struct stream *s, struct process *e, const struct command *c, const struct pipes *p)
 {
     struct launch_failure failure;
-    e->cgroup = c->is_contained ? cgroup_make() : NULL;
+    if (!hold(s, e, c)) {
+        send_error(s->id, "unsupported", "this machine cannot limit what one program uses", errno);
+        stream_close(s);
+        return;
+    }
     e->started_ns = monotonic_ns();
     e->ended = false;
     e->pid = s->child = start(c, p, e->cgroup, &failure);
@@ -304,15 +415,22 @@ static void start_on(struct stream *s, struct process *e, const struct command *
     stream_close(s);
 }
 
+static bool open_ends(struct pipes *p, const struct command *c)
+{
+    if (c->wants_terminal)
+        return terminal_open(p, &c->window, c->has_account ? &c->account : NULL);
+    return pipes_open(p, c->wants_stdin);
+}
+
 /* The slot comes first: a process that has no place to answer to is not started. */
 void process_start(uint32_t stream, const struct command *c)
 {
     struct pipes p;
-    if (!pipes_open(&p, c->wants_stdin)) {
-        send_errno(stream, "no pipe could be made", errno);
+    if (!open_ends(&p, c)) {
+        send_errno(stream, c->wants_terminal ? "no terminal could be made" : "no pipe could be made", errno);
         pipes_close(p.ours);
     } else {
-        struct process *e = process_new(&p);
+        struct process *e = process_new(c, &p);
         struct stream *s = stream_new(stream, &PROCESS, e);
         if (s != NULL)
             start_on(s, e, c, &p);
@@ -336,6 +454,19 @@ bool process_signal(struct stream *s, int number)
     if (number == SIGKILL)
         return kill_all(e);
     return kill(-e->pid, number) == 0 || errno == ESRCH;
+}
+
+bool process_has_terminal(const struct stream *s)
+{
+    const struct process *e = s->state;
+    return e->has_terminal;
+}
+
+bool process_resize(struct stream *s, const struct winsize *window)
+{
+    const struct process *e = s->state;
+    int ours = e->output[CHANNEL_STDOUT].fd;
+    return ours < 0 || terminal_resize(ours, window);
 }
 
 bool processes_are_open(void)

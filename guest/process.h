@@ -14,6 +14,9 @@ bool process_is(const struct stream *s);
 /* To its process group; SIGKILL to all that it started. Nothing is done once it has ended. False with
  * errno set. */
 bool process_signal(struct stream *s, int number);
+bool process_has_terminal(const struct stream *s);
+/* Its terminal has that size, or is gone. False with errno set. */
+bool process_resize(struct stream *s, const struct winsize *window);
 bool processes_are_open(void);
 
 #endif

@@ -41,6 +41,9 @@ static const struct {
 #else
     [OP_WRITE] = {do_write, 3, 3},
 #endif
+#if PROTOCOL >= 4
+    [OP_RESIZE] = {do_resize, 3, 3},
+#endif
 };
 /* clang-format on */
 

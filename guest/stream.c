@@ -77,14 +77,14 @@ bool streams_have(const struct stream_kind *kind)
     return false;
 }
 
-void streams_child_ended(pid_t pid, int status)
+void streams_child_ended(pid_t pid, int status, const struct rusage *used)
 {
     for (size_t i = 0; i < slots; i++) {
         struct stream *s = streams[i];
         if (s == NULL || s->child != pid)
             continue;
         s->child = 0;
-        s->kind->child_ended(s, status);
+        s->kind->child_ended(s, status, used);
         return;
     }
 }

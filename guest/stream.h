@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 enum { CHANNEL_CONTENT = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2, CHANNEL_ARGUMENTS = 3, CHANNELS = 4 };
@@ -29,8 +30,8 @@ struct stream_kind {
     bool (*pump)(struct stream *s);
     /* Readiness of a descriptor that was registered with `stream_watch`. */
     void (*ready)(struct stream *s, uint8_t channel);
-    /* The child that `stream.child` names has ended, with this status of wait(2). */
-    void (*child_ended)(struct stream *s, int status);
+    /* The child that `stream.child` names has ended, with this status and use of wait4(2). */
+    void (*child_ended)(struct stream *s, int status, const struct rusage *used);
     /* Lets go of everything: processes killed, descriptors closed, temporary files gone. */
     void (*close)(struct stream *s);
 };
@@ -57,7 +58,7 @@ void stream_close(struct stream *s);
 void forget_client(void);
 bool streams_pump(void);
 /* Tells the stream whose child it was, if one is open. */
-void streams_child_ended(pid_t pid, int status);
+void streams_child_ended(pid_t pid, int status, const struct rusage *used);
 
 /* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. A file, or a device
  * that is always ready, has none. */

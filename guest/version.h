@@ -5,10 +5,12 @@
 #define AGENT_VERSION "0.1.0"
 
 #ifndef PROTOCOL
-#define PROTOCOL 3
+#define PROTOCOL 4
 #endif
 
-#if PROTOCOL >= 3
+#if PROTOCOL >= 4
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits"
+#elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify"

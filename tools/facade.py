@@ -43,6 +43,11 @@ from __future__ import annotations
 _NEXT = """
 async def _next(pieces: AsyncIterator[T]) -> T:
     return await anext(pieces)
+
+
+async def _close(pieces: AsyncIterator[T]) -> None:
+    assert isinstance(pieces, AsyncGenerator)
+    await pieces.aclose()
 """
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -86,7 +91,11 @@ class Facade:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.for_types: set[str] = set()
-        self.at_run_time = {"from vmfork import aio", "from vmfork.portal import portal"}
+        self.at_run_time = {
+            "from collections.abc import AsyncGenerator",
+            "from vmfork import aio",
+            "from vmfork.portal import portal",
+        }
 
     def add_class(self, name: str, paths: tuple[str, ...]) -> None:
         parts = [path.partition(":")[::2] for path in (f"{paths[0]}:{name}", *paths[1:])]
@@ -194,8 +203,11 @@ def arguments(node: Function) -> str:
 _ITERATED = """\
 pieces = {call}
 with suppress(StopAsyncIteration):
-    while True:
-        yield portal.run(_next(pieces))"""
+    try:
+        while True:
+            yield portal.run(_next(pieces))
+    finally:
+        portal.finish(_close(pieces))"""
 
 
 def body(owner: str, node: Function, decorators: list[str], result: str) -> list[str]:

@@ -12,7 +12,7 @@ from vmfork.late import late_names
 if TYPE_CHECKING:
     from vmfork import aio
     from vmfork.blocking import VM, Factory, GuestProcess, Template
-    from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         VMNotFound,
         WrongContext,
     )
+    from vmfork.machine.event import ProgramEvent
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
@@ -88,6 +89,8 @@ __all__ = [
     "NoRoom",
     "Places",
     "Probe",
+    "ProgramEvent",
+    "ProgramLimits",
     "ProtocolError",
     "SecretsPresent",
     "SetupError",

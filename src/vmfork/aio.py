@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
-    from vmfork.config import FactoryConfig, ImageConfig, Places, VMConfig, find_places
+    from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         WrongContext,
     )
     from vmfork.factory import Factory
+    from vmfork.machine.event import ProgramEvent
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
@@ -71,10 +72,13 @@ _HOMES = {
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
-    **dict.fromkeys(("FactoryConfig", "ImageConfig", "Places", "VMConfig", "find_places"), "vmfork.config"),
+    **dict.fromkeys(
+        ("FactoryConfig", "ImageConfig", "ProgramLimits", "Places", "VMConfig", "find_places"), "vmfork.config"
+    ),
     "load_settings": "vmfork.config.loader",
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
     "ExecResult": "vmfork.machine.result",
+    "ProgramEvent": "vmfork.machine.event",
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
     "detailed_timings": "vmfork.machine.trace",
@@ -109,6 +113,8 @@ __all__ = [
     "NoRoom",
     "Places",
     "Probe",
+    "ProgramEvent",
+    "ProgramLimits",
     "ProtocolError",
     "SecretsPresent",
     "SetupError",

@@ -87,9 +87,10 @@ static void become(uid_t user)
 static void note_children(void)
 {
     int status;
+    struct rusage used;
     pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        streams_child_ended(pid, status);
+    while ((pid = wait4(-1, &status, WNOHANG, &used)) > 0)
+        streams_child_ended(pid, status, &used);
 }
 
 static void note_events(void)

@@ -89,6 +89,7 @@ CAPABILITIES = {
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
     "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
+    "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),
     "numpy": Capability("NumPy is not installed", _has_module("numpy")),

@@ -16,8 +16,8 @@ import vmfork.aio
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "GuestProcess", "Template"}
 VALUES = {
-    "ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "VMConfig", "VMHandle", "detailed_timings",
-    "find_places", "load_settings",
+    "ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
+    "VMHandle", "detailed_timings", "find_places", "load_settings",
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",

@@ -11,11 +11,11 @@ from tests.vm.agents import add_image, compile_agent_of, compile_faulty_agent
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.errors import AdoptError, ExecError, LaunchError, ProtocolError, TemplateStale, VMForkError
+from vmfork.errors import AdoptError, ExecError, GuestError, LaunchError, ProtocolError, TemplateStale, VMForkError
 from vmfork.image import ImageStore
 from vmfork.machine import launch
 from vmfork.template import source as source_module
-from vmfork.wire.frame import PROTOCOL
+from vmfork.wire.frame import FIRST_WITH_ROOM, PROTOCOL
 
 pytestmark = pytest.mark.vm
 
@@ -102,7 +102,7 @@ def old_image(template_name, instance, tmp_path):
         ImageStore(instance.images).remove(name)
 
 
-@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize("protocol", [1, 2, 3])
 async def test_an_agent_of_a_previous_protocol_is_served(old_image, protocol) -> None:
     template = await Template.build("old", VMConfig(image=old_image(protocol)))
     try:
@@ -113,8 +113,11 @@ async def test_an_agent_of_a_previous_protocol_is_served(old_image, protocol) ->
             await vm.write_file("/tmp/d/f", "x", parents=True)
             assert (await vm.stat("/tmp/d/f")).mode == 0o644
             await vm.remove("/tmp/d", recursive=True)
-            with pytest.raises(ExecError, match="bytes"):
-                await vm.exec(["true", *["x" * 100_000] * 3])
+            if protocol < FIRST_WITH_ROOM:
+                with pytest.raises(ExecError, match="bytes"):
+                    await vm.exec(["true", *["x" * 100_000] * 3])
+            with pytest.raises(GuestError, match="has no terminals"):
+                await vm.start(["sh"], pty=(24, 80))
     finally:
         await template.remove()
 

@@ -180,11 +180,11 @@ class Connection(Owner):
         """The agent may send `count` bytes more on a channel of a stream."""
         self._line.grant(stream, channel, count)
 
-    def kill_nowait(self, stream: int) -> None:
-        """SIGKILL is on its way to what was started on that stream; a transfer on it is given up."""
+    def kill_nowait(self, stream: int, signal: int = signals.SIGKILL) -> None:
+        """The signal is on its way to what was started on that stream; a transfer on it is given up."""
         if self.lost is None:
             exchange = self._new_exchange()
-            self._begin(exchange, kill_request(exchange.stream, stream, signals.SIGKILL))
+            self._begin(exchange, kill_request(exchange.stream, stream, signal))
 
     def abandon(self, exchange: Exchange) -> None:
         """The exchange is abandoned, here and in the agent. Returns without waiting."""

@@ -11,7 +11,7 @@ from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, MOST_CREDIT, Channel, encode_data, encode_eof
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vmfork.wire.message import Failure
 
@@ -320,7 +320,8 @@ class Run(Exchange):
 class CollectedRun(Run):
     """A process whose output is kept and whose input, if any, is given beforehand.
 
-    Of both streams together `limit_bytes` are kept. Where there is more, `is_full` says so, and `on_full` is called.
+    What comes on a channel that has a sink is given to that, and not kept. Of both streams together `limit_bytes` are
+    kept. Where there is more, `is_full` says so, and `on_full` is called.
     """
 
     def __init__(
@@ -329,6 +330,7 @@ class CollectedRun(Run):
         content: bytes | None,
         limit_bytes: int | None,
         *,
+        sinks: Mapping[Channel, Callable[[bytes], object]],
         send: Send,
         grant: Grant,
         explain: Explain,
@@ -336,6 +338,7 @@ class CollectedRun(Run):
     ) -> None:
         super().__init__(stream, send=send, explain=explain)
         self.is_full = False
+        self._sinks = sinks
         self._on_full = on_full
         self._room = Room(limit_bytes)
         self._input = None if content is None else Outflow(send, stream, content)
@@ -363,14 +366,26 @@ class CollectedRun(Run):
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Kept, and the process may write as much again."""
-        if self.is_full:
+        if self.is_full or self.has_ended:
             return
         self._intake.receive(channel, len(data))
+        if (sink := self._sinks.get(channel)) is not None:
+            self._pass_on(sink, channel, data)
+            return
         kept = self._room.cut(data)
         self._kept[channel] += kept
         if len(kept) < len(data):
             self.is_full = True
             self._on_full(self)
+        else:
+            self._intake.take(channel, len(data))
+
+    def _pass_on(self, sink: Callable[[bytes], object], channel: Channel, data: bytes) -> None:
+        """`sink` was given the bytes; what it raises is the end of the run."""
+        try:
+            sink(data)
+        except Exception as error:  # noqa: BLE001 - raised where the run is awaited; the line has no part in it
+            self.fail(error)
         else:
             self._intake.take(channel, len(data))
 
@@ -383,7 +398,8 @@ class CollectedRun(Run):
 class StreamedRun(Run):
     """A process whose output waits until it is taken, and whose input comes while it runs.
 
-    `started` becomes the pid. `changed` is what to await for the next thing to happen.
+    `started` becomes the pid. `changed` is what to await for the next thing to happen. `late` is what its end raises
+    when its time was up before; `lifetime` looks after that.
     """
 
     def __init__(self, stream: int, *, send: Send, grant: Grant, explain: Explain) -> None:
@@ -391,6 +407,8 @@ class StreamedRun(Run):
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
+        self.late: Exception | None = None
+        self.lifetime: asyncio.Task[None] | None = None
         self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
         self._changed: asyncio.Future[None] | None = None
 
@@ -432,6 +450,9 @@ class StreamedRun(Run):
         """The process has ended."""
         if not self.started.done():
             raise ProtocolError(f"the program on stream {self.stream} has ended, and was never started")
+        if self.late is not None:
+            self.fail(self.late)
+            return
         super().on_reply(payload)
         self._notify()
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.deadline import deadline
 from vmfork.border import guarded
-from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
+from vmfork.wire.command import check_window, find_signal
 from vmfork.wire.frame import Channel, encode_data, encode_eof
 from vmfork.wire.given import check_content
 from vmfork.wire.message import ExecStatus, parse_exec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vmfork.agent.exchange import Exchange, StreamedRun
     from vmfork.host.bound import Bound
+    from vmfork.wire.command import Window
 
 _CHUNK_SIZE = 65_536
 _END_LIMIT_S = 5.0
@@ -40,6 +42,8 @@ class ProcessLine(Protocol):
 
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None) -> None: ...
 
+    async def resize(self, stream: int, window: Window, *, timeout_s: float | None) -> None: ...
+
     def abandon(self, exchange: Exchange) -> None: ...
 
 
@@ -56,12 +60,22 @@ class GuestProcess(Owner):
     name: str
     """What it is called in errors: its command line."""
 
-    def __init__(self, line: ProcessLine, exchange: StreamedRun, *, name: str, pid: int, has_stdin: bool) -> None:
+    def __init__(
+        self,
+        line: ProcessLine,
+        exchange: StreamedRun,
+        *,
+        name: str,
+        pid: int,
+        has_stdin: bool,
+        has_terminal: bool = False,
+    ) -> None:
         self.pid = pid
         self.name = name
         self._line = line
         self._exchange = exchange
-        self._stdin_closed = not has_stdin
+        self._stdin_closed = not (has_stdin or has_terminal)
+        self._has_terminal = has_terminal
 
     def __repr__(self) -> str:
         return f"<GuestProcess {self.pid} {self.name!r}, {'ended' if self.has_ended else 'running'}>"
@@ -99,7 +113,8 @@ class GuestProcess(Owner):
 
         Waits while 65,536 bytes are unread. When the program has ended, or closed its standard input, the bytes are
         thrown away in silence; `wait` tells the end. Raises `Closed` after `close_stdin`, and when the program was
-        started without `stdin=True`.
+        started without `stdin=True`. A terminal takes what is typed into it: its line discipline makes signals of
+        control characters, and cuts lines after 4,095 bytes.
         """
         if self._stdin_closed:
             raise Closed(f"the standard input of {self.name}")
@@ -122,19 +137,36 @@ class GuestProcess(Owner):
             run.reply.result()
 
     async def close_stdin(self) -> None:
-        """The program reads the end of its standard input. Closing twice is no error."""
+        """The program reads the end of its standard input. Closing twice is no error.
+
+        At a terminal the key for the end of input is typed once, as Ctrl-D is (twice where a line was begun): whoever
+        reads lines there reads the end, a program that reads keys reads the key, and another that reads after it waits.
+        """
         self._line.bound.check()
         if not self._stdin_closed and not self.has_ended:
             self._line.send(encode_eof(self._exchange.stream, Channel.CONTENT))
         self._stdin_closed = True
 
-    async def kill(self, signal: int = signals.SIGKILL, *, timeout_s: float | None = 10.0) -> None:
+    async def kill(self, signal: int | str = signals.SIGKILL, *, timeout_s: float | None = 10.0) -> None:
         """The signal was sent to the program's process group. Nothing happens when it has ended.
 
-        SIGKILL was sent to everything that it started.
+        A number, or a name such as `SIGINT` or `INT`. SIGKILL was sent to everything that it started. At a terminal,
+        the job in the foreground is sent SIGINT by `write_stdin(b"\\x03")`, as Ctrl-C does.
         """
+        number = find_signal(signal)
         if not self.has_ended:
-            await self._line.kill(self._exchange.stream, signal, timeout_s=timeout_s)
+            await self._line.kill(self._exchange.stream, number, timeout_s=timeout_s)
+
+    async def resize(self, rows: int, columns: int, *, timeout_s: float | None = 10.0) -> None:
+        """The program's terminal has that size, and who runs in it was told (SIGWINCH). Nothing once it has ended.
+
+        Raises `ConfigError` when it has no terminal.
+        """
+        window = check_window(rows, columns)
+        if not self._has_terminal:
+            raise ConfigError("rows", rows, f"{self.name} has no terminal", hint="start it with pty=(rows, columns)")
+        if not self.has_ended:
+            await self._line.resize(self._exchange.stream, window, timeout_s=timeout_s)
 
     async def wait(self, *, timeout_s: float | None = None) -> ExecStatus:
         """How the program ended. Takes no output: a program that wrote 65,536 bytes waits until `output` takes them.

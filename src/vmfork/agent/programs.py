@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal as signals
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,15 +17,17 @@ from vmfork.errors import DeadlineExceeded, ExecError, GuestError, LimitExceeded
 from vmfork.hint import Hint
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
-from vmfork.wire.frame import FIRST_WITH_ROOM
+from vmfork.wire.command import NO_LIMITS
+from vmfork.wire.frame import FIRST_WITH_ROOM, FIRST_WITH_TERMINALS
 from vmfork.wire.given import MOST_BYTES
 from vmfork.wire.message import LISTS_IN_REQUEST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmfork.agent.exchange import Explain, Run
-    from vmfork.wire.command import Command
+    from vmfork.wire.command import Command, Window
+    from vmfork.wire.frame import Channel
     from vmfork.wire.message import ExecStatus, Failure
 
 # After its limit a process is killed. It has this long to be gone, and its output to be here.
@@ -33,6 +37,7 @@ _TOO_MUCH = Hint(
     "take more (max_output), or take it as it comes: vm.start(...) and its output()",
     "have it write to a file of the guest",
 )
+_TOO_OLD = "build the image and its templates again with this vmfork"
 _TOO_LONG = "write it to a file of the guest, or send it as input"
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
@@ -42,6 +47,13 @@ def _name_of(argv: Sequence[str]) -> str:
     """The command for a message: one line, not too long."""
     line = shlex.join(argv)
     return line if len(line) <= _NAME_LIMIT else line[: _NAME_LIMIT - 1] + "…"
+
+
+def _check_needs_neither(command: Command) -> None:
+    """Raises `GuestError` when the command asks for what came with `FIRST_WITH_TERMINALS`."""
+    if command.window is not None or command.limits != NO_LIMITS:
+        what = "terminals" if command.window is not None else "limits for one program"
+        raise GuestError(f"the agent in this machine has no {what}", hint=_TOO_OLD)
 
 
 def _explain(command: Command) -> Explain:
@@ -72,30 +84,47 @@ class ProgramRequests(Connection):
     when the folder or the user is not there.
     """
 
-    async def start_exec(self, command: Command, *, timeout_s: float | None = 30.0) -> GuestProcess:
-        """The program runs. `timeout_s` bounds its start, not its life."""
+    async def start_exec(
+        self,
+        command: Command,
+        *,
+        timeout_s: float | None = 30.0,
+        life_s: float | None = None,
+        grace_s: float = 0.0,
+    ) -> GuestProcess:
+        """The program runs. `timeout_s` bounds its start, `life_s` its life, after which it ends as that of `exec`.
+
+        `DeadlineExceeded` is raised then by who waits for its end or takes its output, behind the last of it.
+        """
         run = StreamedRun(self._new_stream(), send=self.send, grant=self.grant, explain=_explain(command))
         name = _name_of(command.argv)
         try:
             async with deadline(f"starting {name}", timeout_s):
-                await self._begin_run(run, command)
+                await self._begin_run(run, command, contained=life_s is not None)
                 pid = await run.started
         except BaseException:
             self.abandon(run)
             raise
-        return GuestProcess(self, run, name=name, pid=pid, has_stdin=command.stdin)
+        if life_s is not None:
+            run.lifetime = asyncio.create_task(self._end_when_late(run, name, life_s, grace_s))
+        has_terminal = command.window is not None
+        return GuestProcess(self, run, name=name, pid=pid, has_stdin=command.stdin, has_terminal=has_terminal)
 
     async def exec(
         self,
         command: Command,
         *,
         input: bytes | None = None,  # noqa: A002 - the name subprocess.run has for it
+        sinks: Mapping[Channel, Callable[[bytes], object]] | None = None,
         max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
+        grace_s: float = 0.0,
     ) -> tuple[ExecStatus, bytes, bytes]:
         """How the program ended, and what it wrote to standard output and to standard error.
 
-        Its standard input is `input`, then at its end. At the limit it is killed with everything that it started, and
+        Its standard input is `input`, then at its end. What comes on a channel that has a sink is given to that, and
+        not kept; what the sink raises ends the program, and is raised. At the limit the program's process group is sent
+        SIGTERM, where there is a `grace_s`; after that it is killed with everything that it started, and
         `DeadlineExceeded` has what was written so far. On cancel it is killed too. Whatever it leaves running when it
         ends by itself runs on. Once both streams together have more than `max_output` bytes it is killed as well, and
         `LimitExceeded` has the first of them.
@@ -107,6 +136,7 @@ class ProgramRequests(Connection):
             self._new_stream(),
             input,
             max_output,
+            sinks=sinks or {},
             send=self.send,
             grant=self.grant,
             explain=_explain(command),
@@ -118,9 +148,7 @@ class ProgramRequests(Connection):
                 # The deadline cancels what is awaited, and the end is still wanted then.
                 payload = await asyncio.shield(run.reply)
         except DeadlineExceeded as error:
-            if self.is_open(run):
-                self.kill_nowait(run.stream)
-                await asyncio.wait([run.reply], timeout=_KILL_LIMIT_S)
+            await self._end_late(run, grace_s)
             raise DeadlineExceeded(error.operation, error.limit_s, stdout=run.stdout, stderr=run.stderr) from None
         finally:
             self.abandon(run)
@@ -130,6 +158,26 @@ class ProgramRequests(Connection):
             status = message.parse_exec(payload)
         return status, run.stdout, run.stderr
 
+    async def _end_late(self, run: Run, grace_s: float) -> None:
+        """It was sent SIGTERM, and SIGKILL when the grace was over, and has ended, as far as that can be waited for."""
+        if grace_s and self.is_open(run):
+            self.kill_nowait(run.stream, signals.SIGTERM)
+            await asyncio.wait([run.reply], timeout=grace_s)
+        if self.is_open(run):
+            self.kill_nowait(run.stream)
+            await asyncio.wait([run.reply], timeout=_KILL_LIMIT_S)
+
+    async def _end_when_late(self, run: StreamedRun, name: str, life_s: float, grace_s: float) -> None:
+        """The run has ended, by itself or because its time was up."""
+        await asyncio.wait([run.reply], timeout=life_s)
+        if run.has_ended:
+            return
+        run.late = DeadlineExceeded(name, life_s)
+        await self._end_late(run, grace_s)
+        # Whoever reads too slowly to see the end gets what has come, and the error.
+        self.abandon(run)
+        run.fail(run.late)
+
     def _stop(self, run: CollectedRun) -> None:
         """The program is being killed. Its end is waited for, but not for ever."""
         self.end_nowait(run.stream)
@@ -137,21 +185,27 @@ class ProgramRequests(Connection):
 
     async def kill(self, stream: int, signal: int, *, timeout_s: float | None = 10.0) -> None:
         """The process group on that stream got the signal, SIGKILL all that was started there, or it had ended."""
-        exchange = self._new_exchange(_explain_kill)
+        exchange = self._new_exchange(_explain_gone("the signal was not sent"))
         request = message.kill_request(exchange.stream, stream, signal)
-        try:
+        with suppress(_HasEndedError):
             await self._ask(exchange, request, "sending a signal", timeout_s)
-        except _HasEndedError:
-            return
+
+    async def resize(self, stream: int, window: Window, *, timeout_s: float | None = 10.0) -> None:
+        """The terminal of the program on that stream has the size of `window`, or the program had ended."""
+        exchange = self._new_exchange(_explain_gone("the terminal has not the new size"))
+        request = message.resize_request(exchange.stream, stream, window)
+        with suppress(_HasEndedError):
+            await self._ask(exchange, request, "resizing a terminal", timeout_s)
 
     async def _begin_run(self, run: Run, command: Command, *, contained: bool = False) -> None:
         def encode(protocol: int) -> bytes:
             has_room = protocol >= FIRST_WITH_ROOM
             request, lists = message.exec_request(run.stream, command, contained=contained and has_room)
+            if protocol < FIRST_WITH_TERMINALS:
+                _check_needs_neither(command)
             if lists and not has_room:
                 reason = f"arguments and environment have {len(lists)} bytes, its agent takes {LISTS_IN_REQUEST}"
-                hint = "build the image and its templates again"
-                raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason, hint=hint)
+                raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason, hint=_TOO_OLD)
             if lists:
                 run.send_lists(lists)
             return request
@@ -160,10 +214,12 @@ class ProgramRequests(Connection):
 
 
 class _HasEndedError(GuestError):
-    """The process that was to be signalled has ended."""
+    """The process that the request was about has ended."""
 
 
-def _explain_kill(failure: Failure) -> GuestError:
-    if failure.code == ErrorCode.NOT_FOUND:
-        return _HasEndedError(failure.message)
-    return GuestError(f"the signal was not sent: {failure.message}")
+def _explain_gone(what: str) -> Explain:
+    def explain(failure: Failure) -> GuestError:
+        kind = _HasEndedError if failure.code == ErrorCode.NOT_FOUND else GuestError
+        return kind(f"{what}: {failure.message}")
+
+    return explain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import ConfigError
 from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import FIT_LIMIT_S, fit
@@ -21,21 +23,23 @@ from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
 from vmfork.machine.launch import boot_base
-from vmfork.machine.programs import run_program
+from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
-from vmfork.wire.command import Command, shell_argv
+from vmfork.wire.command import NO_LIMITS, Command, Window, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
-    from vmfork.config import Places
+    from vmfork.config import Places, ProgramLimits
+    from vmfork.machine.decoding import OutputListener
+    from vmfork.machine.event import ProgramEvent
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.origin import Origin
@@ -139,26 +143,57 @@ class VM(GuestFiles, Described, Owner):
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002 - the name subprocess gave it
         clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        on_stdout: OutputListener | None = None,
+        on_stderr: OutputListener | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
+        grace_s: float = 0.0,
         check: bool = False,
     ) -> ExecResult:
         """The program has ended; what it wrote and its exit status. `argv` goes to the program as it is, no shell.
 
         A non-zero status is a result, not an error, unless `check`. Raises `ExecError` (127, 126) when the program
-        cannot be started. After `timeout_s` seconds it is killed with everything that it started, and
-        `DeadlineExceeded` carries what it wrote so far. Without `timeout_s` there is no limit. Once standard output and
+        cannot be started. After `timeout_s` seconds its process group is sent SIGTERM, where there is a `grace_s`; that
+        many seconds later it is killed with everything that it started, and `DeadlineExceeded` carries what it wrote so
+        far. Without `timeout_s` there is no limit. Once standard output and
         error together have more than `max_output` bytes (256 MiB by default, `None`: no limit) it is killed too, and
         `LimitExceeded` carries the first of them. On cancel it is killed with everything that it started and that has
         not left it as a daemon. Whatever it leaves running when it ends by itself runs on; what that writes is not
         waited for.
+
+        `on_stdout` and `on_stderr` are called with each piece of output when it comes, in the event loop; output with a
+        listener is in no result, so that any amount may come. A piece is bytes, or text with `encoding` and `errors`
+        (Python's names; UTF-8 and `strict` where only the other is given), of which characters are never cut. They also
+        say how the result's `stdout` and `stderr` are decoded; where that is strict and fails, `ExecError` has the
+        bytes. What a listener raises ends the program, and is raised as it is.
+
+        `limits` holds the program, with all that it starts, to so much processor time, memory and processes; the
+        result's `exceeded` says for which of them it was killed. Raises `GuestError` when the machine has no way to.
         """
         command = Command(
-            [os.fspath(part) for part in argv], env=env or {}, cwd=os.fspath(cwd), user=user, clean_env=clean_env
+            [os.fspath(part) for part in argv],
+            env=env or {},
+            cwd=os.fspath(cwd),
+            user=user,
+            clean_env=clean_env,
+            limits=limits or NO_LIMITS,
         )
+        decoding = find_decoding(encoding, errors)
         data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
-        result = await run_program(self._running, command, input=data, max_output=max_output, timeout_s=timeout_s)
+        result = await run_program(
+            self._running,
+            command,
+            input=data,
+            listeners=find_listeners(on_stdout, on_stderr),
+            decoding=decoding,
+            max_output=max_output,
+            timeout_s=timeout_s,
+            grace_s=grace_s,
+        )
         if not self.timings.first_exec_s:
             self._note_first(time.perf_counter() - begun)
         return result.check() if check else result
@@ -177,8 +212,14 @@ class VM(GuestFiles, Described, Owner):
         user: str = "",
         input: bytes | str | None = None,  # noqa: A002
         clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        on_stdout: OutputListener | None = None,
+        on_stderr: OutputListener | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
         max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
+        grace_s: float = 0.0,
         check: bool = False,
     ) -> ExecResult:
         """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
@@ -189,8 +230,14 @@ class VM(GuestFiles, Described, Owner):
             user=user,
             input=input,
             clean_env=clean_env,
+            limits=limits,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            encoding=encoding,
+            errors=errors,
             max_output=max_output,
             timeout_s=timeout_s,
+            grace_s=grace_s,
             check=check,
         )
 
@@ -203,12 +250,18 @@ class VM(GuestFiles, Described, Owner):
         cwd: GuestPath = "",
         user: str = "",
         stdin: bool = False,
+        pty: tuple[int, int] | None = None,
         clean_env: bool = False,
+        limits: ProgramLimits | None = None,
         timeout_s: float = 30.0,
     ) -> GuestProcess:
         """The program runs; its owner streams what it writes, feeds it, signals it and waits for it.
 
-        `timeout_s` bounds the start, not the run. Raises `ExecError` (127, 126) when it cannot be started.
+        With `pty`, rows and columns, it has a terminal of that size, which controls its session: Ctrl-C reaches the job
+        in the foreground, `resize` gives it another size, and TERM is `xterm-256color` unless `env` says otherwise.
+        What it writes, to standard error too, and the echo of what it is sent come as one stream, standard output; it
+        has standard input without `stdin`. `limits` are as for `exec`. `timeout_s` bounds the start, not the run.
+        Raises `ExecError` (127, 126) when it cannot be started.
         """
         command = Command(
             [os.fspath(part) for part in argv],
@@ -217,8 +270,46 @@ class VM(GuestFiles, Described, Owner):
             user=user,
             stdin=stdin,
             clean_env=clean_env,
+            window=None if pty is None else Window(*pty),
+            limits=limits or NO_LIMITS,
         )
         return await self._live_agent().start_exec(command, timeout_s=timeout_s)
+
+    async def stream(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+    ) -> AsyncIterator[ProgramEvent]:
+        """Runs the program and gives what it writes, as it comes; the last event is its end, with the result.
+
+        Standard output and standard error come apart, each in its order, and between them as the agent read them. Any
+        amount may come: a reader that is slow makes the program wait. With `encoding` or `errors` an event has its text
+        as well. The program runs no longer than events are asked for: leaving the loop ends it, with `aclosing` at
+        once. A non-zero status is no error. Raises `ExecError` (127, 126) when it cannot be started; `timeout_s` and
+        `grace_s` are as for `exec`, and `DeadlineExceeded` comes behind what was written.
+        """
+        command = Command(
+            [os.fspath(part) for part in argv],
+            env=env or {},
+            cwd=os.fspath(cwd),
+            user=user,
+            clean_env=clean_env,
+            limits=limits or NO_LIMITS,
+        )
+        decoding = find_decoding(encoding, errors)
+        events = stream_program(self._running, command, decoding=decoding, timeout_s=timeout_s, grace_s=grace_s)
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def ping(self, *, timeout_s: float = 5.0) -> float:
         """The agent answered; the round trip in seconds."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vmfork.border.failures import CallbackError
-from vmfork.config import FactoryConfig, Places, VMConfig
+from vmfork.config import FactoryConfig, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
 from vmfork.units import MAX_DURATION_S
@@ -18,15 +18,16 @@ from vmfork.units import MAX_DURATION_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmfork.progress import Progress
-
     Check = Callable[[str, Any], Any]
 
 # What a parameter of that name may be, wherever it is; any other whole number is 0 or more.
-_RANGES = {"count": (1, 65_535), "cpus": (1, 255), "memory_mib": (1, 1 << 32), "mode": (0, 0o7777), "signal": (1, 64)}
+_RANGES = {"count": (1, 65_535), "cpus": (1, 255), "memory_mib": (1, 1 << 32), "mode": (0, 0o7777)}
+# A terminal's, struct winsize of ioctl_tty(2).
+_RANGES |= {"rows": (1, 65_535), "columns": (1, 65_535)}
 _LARGEST = (1 << 63) - 1
 _LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
 _LINE = 60
+_WINDOW_HINT = "give both as whole numbers: (24, 80)"
 
 
 class Arguments:
@@ -74,6 +75,21 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _refuse(name, value, "text")
     return value
+
+
+def _signal(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise _refuse(name, value, "a signal", "give its name or its number")
+    return value
+
+
+def _window(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise _refuse(name, value, "rows and columns", _WINDOW_HINT)
+    low, high = _RANGES["rows"]
+    if not all(isinstance(each, int) and not isinstance(each, bool) and low <= each <= high for each in value):
+        raise _refuse(name, value, f"rows and columns from {low} to {high}", _WINDOW_HINT)
+    return tuple(value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -144,20 +160,24 @@ def _of(kind: type) -> Check:
     return check
 
 
-def _listener(name: str, value: Any) -> Any:
+def _listener_to(what: str) -> Check:
     """The listener; what it raises passes through vmfork as it is."""
-    if not callable(value):
-        raise _refuse(name, value, "something to call with each Progress")
-    if value is ignore_progress:
-        return ignore_progress
 
-    def told(event: Progress, /) -> None:
-        try:
-            value(event)
-        except Exception as error:
-            raise CallbackError(error) from error
+    def check(name: str, value: Any) -> Any:
+        if not callable(value):
+            raise _refuse(name, value, f"something to call with each {what}")
+        if value is ignore_progress:
+            return ignore_progress
 
-    return told
+        def told(event: Any, /) -> None:
+            try:
+                value(event)
+            except Exception as error:
+                raise CallbackError(error) from error
+
+        return told
+
+    return check
 
 
 def _or_none(check: Check) -> Check:
@@ -171,6 +191,9 @@ CHECKS: dict[str, Check] = {
     "bool": _flag,
     "int": _whole,
     "int | None": _or_none(_whole),
+    "int | str": _signal,
+    "tuple[int, int] | None": _or_none(_window),
+    "ProgramLimits | None": _or_none(_of(ProgramLimits)),
     "float": _seconds,
     "float | None": _or_none(_seconds),
     "GuestPath": _path,
@@ -184,7 +207,8 @@ CHECKS: dict[str, Check] = {
     "Sequence[str]": _list_of(_text),
     "Sequence[GuestPath]": _list_of(_path),
     "Sequence[Probe]": _list_of(_anything),
-    "ProgressListener": _listener,
+    "ProgressListener": _listener_to("Progress"),
+    "OutputListener | None": _or_none(_listener_to("piece of output")),
     "Places | None": _or_none(_of(Places)),
     "VMConfig | None": _or_none(_of(VMConfig)),
     "FactoryConfig | None": _or_none(_of(FactoryConfig)),

@@ -4,8 +4,8 @@
 0    done                                   1    failed: host, image, guest, template
 2    wrong input or usage                   3    factory status: off      4    template audit: not safe
 130  Ctrl-C      143  SIGTERM      129  SIGHUP
-run: the command's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a shell,
-141  nobody reads its output any more
+run, shell: the program's own status; 124 time limit, 125 vmfork failed (wrong usage too), 126, 127, 128+n as a
+shell, 141  nobody reads its output any more
 ```
 """
 
@@ -44,6 +44,7 @@ _COMMANDS = {
     "image": "Build, list and remove images.",
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
+    "shell": "Open a login shell in a fresh fork, or in the detached machine ID.",
     "resize": "Give the detached machine ID another number of CPUs, or another size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",

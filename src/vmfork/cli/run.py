@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from vmfork.border import translated
 from vmfork.cli.carry import fetch_outputs, read_baggage, read_output
-from vmfork.cli.loop import Interrupted, run_async
+from vmfork.cli.loop import run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
     VARIABLE_HELP,
@@ -30,10 +29,11 @@ from vmfork.cli.show import (
     command_hint,
     describe_failure,
     print_failure,
-    show_error,
     show_json,
 )
-from vmfork.cli.streams import is_readable_input, read_some, write_all
+from vmfork.cli.status import OWN_FAILURE, PIPE_CLOSED, TIME_LIMIT, ProgramCommand
+from vmfork.cli.streams import beside, feed, is_readable_input, write_all
+from vmfork.cli.terminal import check_terminal, lend_terminal, read_window, terminal_env
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, LimitExceeded, VMForkError
 from vmfork.machine.trace import detailed_timings
 from vmfork.units import MIB, parse_duration_s, parse_size_mib
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from vmfork.api.vm import VM
     from vmfork.cli.carry import Output
     from vmfork.machine.timings import Timings
-
-TIME_LIMIT, OWN_FAILURE, PIPE_CLOSED = 124, 125, 141
+    from vmfork.wire.command import Window
+    from vmfork.wire.message import ExecStatus
 
 _NOT_STARTED = {
     126: "a program has its execute bit set, and its interpreter is in the image",
@@ -74,32 +74,7 @@ class _Kept:
         return self._streams[channel].decode(errors="replace")
 
 
-class _WrongUsage(click.UsageError):
-    exit_code = OWN_FAILURE
-
-
-class _RunCommand(click.Command):
-    """Every failure that is not the command's own has exit status 125, wrong usage too."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise _WrongUsage(error.format_message(), error.ctx) from error
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (Interrupted, click.exceptions.Exit):
-            raise
-        except BrokenPipeError:
-            return PIPE_CLOSED
-        except Exception as error:  # noqa: BLE001 - a bug must not look like the command's own status either
-            show_error(translated(error))
-        return OWN_FAILURE
-
-
-@click.command("run", cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+@click.command("run", cls=ProgramCommand, context_settings={"allow_interspersed_args": False})
 @template_option
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
 @click.option(
@@ -116,6 +91,9 @@ class _RunCommand(click.Command):
     metavar="GUEST[:HOST]",
     help="Copy a file or a folder out of the fork when CMD has ended, also when it failed. Repeatable.",
 )
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on, as is always done.")
+@click.option("--tty", is_flag=True, help="Give CMD a terminal: ours, for as long as it runs.")
+@click.option("-it", "-ti", "both", is_flag=True, help="The two above. Alone, -t names a template.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
@@ -136,6 +114,9 @@ def command(
     variables: tuple[str, ...],
     files: tuple[str, ...],
     outs: tuple[str, ...],
+    interactive: bool,
+    tty: bool,
+    both: bool,
     workdir: str,
     timeout: str | None,
     cpus: int | None,
@@ -163,7 +144,11 @@ def command(
     if max_output is not None and not as_json:
         hint = "give --json as well: without it output is passed on as it comes"
         raise ConfigError("max-output", max_output, "limits what --json keeps", hint=hint)
-    env = dict(parse_variable(text) for text in variables)
+    del interactive  # input is passed on all the same
+    has_terminal = tty or both
+    if has_terminal:
+        _check_lending(as_json=as_json)
+    env = (terminal_env() if has_terminal else {}) | dict(parse_variable(text) for text in variables)
     baggage = read_baggage(files)
     outputs = [read_output(text) for text in outs]
 
@@ -183,7 +168,7 @@ def command(
             await baggage.put_folders(vm)
             forked = time.perf_counter()
             run = partial(_run, vm, argv, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
-            status = await run(kept=kept if as_json else None)
+            status = await run(kept=kept if as_json else None, window=read_window() if has_terminal else None)
             if timings:
                 click.echo(f"from    {vm.source}", err=True)
                 _show_timings(vm.timings, time.perf_counter() - forked)
@@ -202,6 +187,13 @@ def _show_timings(timings: Timings, program_s: float) -> None:
             click.echo(f"{name:8}{seconds * 1000:9.1f} ms", err=True)
 
 
+def _check_lending(*, as_json: bool) -> None:
+    check_terminal()
+    if as_json:
+        hint = "leave out one of the two"
+        raise ConfigError("tty", None, "what is shown on a terminal is not kept for --json", hint=hint)
+
+
 async def _run(
     vm: VM,
     argv: Sequence[str],
@@ -211,13 +203,19 @@ async def _run(
     limit_s: float | None,
     outputs: Sequence[Output],
     kept: _Kept | None,
+    window: Window | None,
 ) -> int:
     has_input = is_readable_input(0)
     begin = time.perf_counter()
     failure: VMForkError | None = None
     try:
-        async with asyncio.timeout(limit_s), await vm.start(argv, env=env, cwd=workdir, stdin=has_input) as process:
-            code, duration_s = await _stream(process, kept, has_input=has_input)
+        started = vm.start(argv, env=env, cwd=workdir, stdin=has_input, pty=window)
+        async with asyncio.timeout(limit_s), started as process:
+            if window is not None:
+                status = await lend_terminal(process)
+            else:
+                status = await _stream(process, kept, has_input=has_input)
+            code, duration_s = status.exit_code, status.duration_s
     except ExecError as error:  # 126, 127
         error.hint = error.hint or _NOT_STARTED.get(error.exit_code, "")
         failure = error
@@ -267,26 +265,12 @@ def _describe_output(output: Output) -> dict[str, object]:
     return {"guest": output.guest, "host": output.host, "error": told}
 
 
-async def _stream(process: GuestProcess, kept: _Kept | None, *, has_input: bool) -> tuple[int, float]:
-    """The process has ended, and its output was passed on, or kept. Gives its exit status and its seconds."""
-    feeding = asyncio.create_task(_feed(process)) if has_input else None
-    try:
+async def _stream(process: GuestProcess, kept: _Kept | None, *, has_input: bool) -> ExecStatus:
+    """The process has ended, and its output was passed on, or kept."""
+    async with beside(feed(process)) if has_input else nullcontext():
         async for channel, data in process.output():
             if kept is not None:
                 kept.add(channel, data, of=process.name)
             else:
                 await write_all(1 if channel == Channel.STDOUT else 2, data)
-        status = await process.wait()
-    finally:
-        if feeding is not None:
-            feeding.cancel()
-            with suppress(asyncio.CancelledError, VMForkError):
-                await feeding
-    return status.exit_code, status.duration_s
-
-
-async def _feed(process: GuestProcess) -> None:
-    """The process has read all of our standard input, and its end."""
-    while data := await read_some(0):
-        await process.write_stdin(data)
-    await process.close_stdin()
+        return await process.wait()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
+from vmfork.errors import VMForkError
 from vmfork.host.wait import wait_readable, wait_writable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from typing import Any
+
+    from vmfork.agent.process import GuestProcess
 
 _READ_SIZE = 65_536
 # A pipe that polls writable takes this much without blocking (PIPE_BUF, pipe(7)).
@@ -41,3 +51,22 @@ async def write_all(fd: int, data: bytes) -> None:
             rest = rest[os.write(fd, rest[:_WRITE_SIZE]) :]
         except BlockingIOError:  # whoever gave it to us made it non-blocking
             await wait_writable(fd)
+
+
+async def feed(process: GuestProcess) -> None:
+    """The process has read all of our standard input, and its end."""
+    while data := await read_some(0):
+        await process.write_stdin(data)
+    await process.close_stdin()
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """`work` is done beside the block, and given up at its end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, VMForkError):
+            await task

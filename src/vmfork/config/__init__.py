@@ -2,6 +2,7 @@
 
 from vmfork.config.instance import Budget, Instance
 from vmfork.config.places import Places, find_places
+from vmfork.config.program import ProgramLimits
 from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, Limits, VMConfig, check_name
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Instance",
     "Limits",
     "Places",
+    "ProgramLimits",
     "VMConfig",
     "check_name",
     "find_places",

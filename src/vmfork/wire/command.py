@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import os
+import signal as signals
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from vmfork.config import ProgramLimits
 from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SHELL = "/bin/sh"
+# What a program with a terminal finds in TERM, where nobody says more. Every Debian has its description.
+TERM = "xterm-256color"
+
+_LAST_SIGNAL = 64  # _NSIG, signal(7)
+_MOST_CELLS = 65_535  # struct winsize, ioctl_tty(2)
+
+
+class Window(NamedTuple):
+    """The size of a terminal, in characters."""
+
+    rows: int
+    columns: int
+
+
+NO_LIMITS = ProgramLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +37,9 @@ class Command:
 
     `argv` goes to the program as it is; no shell reads it. The program is looked up in the PATH it is given. `env` is
     added to the agent's environment, or stands alone with `clean_env`. `cwd` is by default the user's home, or `/`.
-    Without `stdin` the program reads `/dev/null`. Raises `ConfigError` when a name or a value is not text, or holds a
-    NUL.
+    Without `stdin` the program reads `/dev/null`. With `window` it has a terminal of that size in the place of pipes,
+    and TERM says which kind, unless `env` does. Raises `ConfigError` when a name or a value is not text, or holds a
+    NUL, and for a window that none has.
     """
 
     argv: Sequence[str]
@@ -30,10 +48,15 @@ class Command:
     user: str = ""
     stdin: bool = False
     clean_env: bool = False
+    window: Window | None = None
+    limits: ProgramLimits = NO_LIMITS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "argv", _check_argv(self.argv))
         object.__setattr__(self, "env", check_env(self.env))
+        if self.window is not None:
+            object.__setattr__(self, "window", check_window(*self.window))
+            object.__setattr__(self, "env", {"TERM": TERM, **self.env})
         for name in ("cwd", "user"):
             if not _is_text(getattr(self, name)):
                 raise ConfigError(name, getattr(self, name), "must be text without NUL")
@@ -42,6 +65,32 @@ class Command:
 def shell_argv(script: str) -> tuple[str, ...]:
     """The arguments that make the guest's shell run `script`."""
     return SHELL, "-c", script
+
+
+def find_signal(signal: int | str) -> int:
+    """Its number, of a number or a name with or without SIG. Raises `ConfigError` when Linux has no such signal."""
+    if isinstance(signal, str):
+        name = signal.upper()
+        found = signals.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+        number = 0 if found is None else int(found)
+    else:
+        number = signal
+    if not _is_whole(number, _LAST_SIGNAL):
+        hint = f"give a name such as SIGTERM or INT, or a number from 1 to {_LAST_SIGNAL}"
+        raise ConfigError("signal", signal, f"{signal!r} is not a signal", hint=hint)
+    return number
+
+
+def check_window(rows: int, columns: int) -> Window:
+    """A terminal's size. Raises `ConfigError` when none can have it."""
+    for name, value in (("rows", rows), ("columns", columns)):
+        if not _is_whole(value, _MOST_CELLS):
+            raise ConfigError(name, value, f"{value!r} is not a whole number from 1 to {_MOST_CELLS}")
+    return Window(rows, columns)
+
+
+def _is_whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def check_env(env: Mapping[str, str]) -> dict[str, str]:

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 from vmfork.errors import ProtocolError
 
-PROTOCOL = 3
-# Protocol 1 lacks NOTIFY, and 1 and 2 lack what `FIRST_WITH_ROOM` names; all else is the same.
-SUPPORTED_PROTOCOLS = frozenset({1, 2, PROTOCOL})
+PROTOCOL = 4
+# Protocol 1 lacks NOTIFY, 1 and 2 what `FIRST_WITH_ROOM` names, and all before 4 what `FIRST_WITH_TERMINALS` does; all
+# else is the same.
+SUPPORTED_PROTOCOLS = frozenset({1, 2, 3, PROTOCOL})
 FIRST_WITH_NOTIFY = 2
 # It has contained programs, commands longer than a frame, WRITE without a mode and with a size, GROWN, and more open
 # requests.
 FIRST_WITH_ROOM = 3
+# It has terminals and RESIZE, limits for one program, and tells what a program used.
+FIRST_WITH_TERMINALS = 4
 
 # Requests that an agent has open at most; one of an older protocol has fewer.
 MOST_OPEN = 1024
@@ -71,6 +74,7 @@ class Opcode(IntEnum):
     NET = 15
     SHUTDOWN = 16
     NOTIFY = 17
+    RESIZE = 18
     PUT = 19
     GET = 20
     MOVE = 21

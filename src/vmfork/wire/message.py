@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from vmfork.errors import ProtocolError
+from vmfork.units import MIB
 from vmfork.wire.frame import (
     PAYLOAD_LIMIT,
     PROTOCOL,
@@ -21,10 +22,11 @@ from vmfork.wire.frame import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from vmfork.wire.command import Command
+    from vmfork.wire.command import Command, Window
 
 FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
+Exceeded = Literal["", "cpu", "memory"]
 
 
 class _Quantity(NamedTuple):
@@ -84,11 +86,17 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class ExecStatus:
-    """How a process ended: with an exit status, or by a signal. `duration_s` is the guest's measure."""
+    """How a process ended: with an exit status, or by a signal. `duration_s` is the guest's measure, as all here."""
 
     kind: EndKind
     number: int
     duration_s: float
+    cpu_s: float | None = None
+    """Processor time, of the program and all it waited for; `None` where the agent is too old to tell."""
+    peak_memory_bytes: int | None = None
+    """The most memory it had: its largest process, or, with limits, all of it together."""
+    exceeded: Exceeded = ""
+    """The limit it was killed for: `cpu`, `memory`, or none."""
 
     @property
     def exit_code(self) -> int:
@@ -153,8 +161,10 @@ def _number(value: int) -> bytes:
     return b"%d" % value
 
 
-def _options(chosen: Mapping[str, bool]) -> bytes:
-    return ",".join(name for name, is_chosen in chosen.items() if is_chosen).encode()
+def _options(chosen: Mapping[str, bool | int | None]) -> bytes:
+    """The names of those that are chosen; a number stands behind its name."""
+    said = (name if value is True else f"{name}={value}" for name, value in chosen.items() if value)
+    return ",".join(said).encode()
 
 
 def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
@@ -165,12 +175,23 @@ def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
 def exec_request(stream: int, command: Command, *, contained: bool = False) -> tuple[bytes, bytes]:
     """EXEC, and the arguments and variables when they are too long for it: they go over a channel of their own.
 
-    SIGKILL ends all that a `contained` program started. An agent before `FIRST_WITH_ROOM` knows neither.
+    SIGKILL ends all that a `contained` program started. An agent before `FIRST_WITH_ROOM` knows neither, one before
+    `FIRST_WITH_TERMINALS` neither windows nor limits.
     """
     arguments = map(encode_text, command.argv)
     variables = (encode_text(f"{name}={value}") for name, value in command.env.items())
     lists = encode_fields(*arguments, *variables)
-    options = {"stdin": command.stdin, "clean-env": command.clean_env, "contained": contained}
+    limits = command.limits
+    options: dict[str, bool | int | None] = {
+        "stdin": command.stdin,
+        "clean-env": command.clean_env,
+        "contained": contained,
+        "memory": limits.memory_mib and limits.memory_mib * MIB,
+        "processes": limits.processes,
+        "cpu-ms": None if limits.cpu_s is None else math.ceil(limits.cpu_s * 1000),
+    }
+    if command.window is not None:
+        options |= {"terminal": True, **command.window._asdict()}
     place = encode_text(command.cwd), encode_text(command.user), _number(len(command.argv))
     if len(lists) <= LISTS_IN_REQUEST:
         return encode_request(stream, Opcode.EXEC, _options(options), *place, behind=lists), b""
@@ -180,6 +201,11 @@ def exec_request(stream: int, command: Command, *, contained: bool = False) -> t
 def kill_request(stream: int, target: int, signal: int) -> bytes:
     """KILL of what runs on the stream `target`."""
     return encode_request(stream, Opcode.KILL, _number(target), _number(signal))
+
+
+def resize_request(stream: int, target: int, window: Window) -> bytes:
+    """RESIZE of the terminal of what runs on the stream `target`."""
+    return encode_request(stream, Opcode.RESIZE, _number(target), _number(window.rows), _number(window.columns))
 
 
 def read_request(stream: int, path: str, offset: int, length: int | None) -> bytes:
@@ -264,12 +290,16 @@ def notify_request(stream: int, limit_s: float) -> bytes:
     return encode_request(stream, Opcode.NOTIFY, _number(max(1, math.ceil(limit_s * 1000))))
 
 
-def _fields(payload: bytes, count: int, what: str) -> tuple[bytes, ...]:
+def _some_fields(payload: bytes, counts: tuple[int, ...], what: str) -> tuple[bytes, ...]:
     # A frame has room for 65,536 empty fields, which take 10 ms to tell apart.
-    fields = decode_fields(payload, most=count)
-    if len(fields) != count:
-        raise ProtocolError(f"{what} has {count} fields, this one {len(fields)}")
+    fields = decode_fields(payload, most=max(counts))
+    if len(fields) not in counts:
+        raise ProtocolError(f"{what} has {' or '.join(map(str, counts))} fields, this one {len(fields)}")
     return fields
+
+
+def _fields(payload: bytes, count: int, what: str) -> tuple[bytes, ...]:
+    return _some_fields(payload, (count,), what)
 
 
 def _int(field: bytes, what: _Quantity) -> int:
@@ -330,8 +360,8 @@ def parse_started(payload: bytes) -> int:
 
 
 def parse_exec(payload: bytes) -> ExecStatus:
-    """The answer to EXEC."""
-    kind, number, duration_ns = _fields(payload, 3, "the end of a process")
+    """The answer to EXEC; what the program used is missing in that of an agent before `FIRST_WITH_TERMINALS`."""
+    kind, number, duration_ns, *used = _some_fields(payload, (3, 6), "the end of a process")
     name = _words(kind)
     if name not in get_args(EndKind):
         raise ProtocolError(f"a process does not end by {name!r}")
@@ -339,7 +369,15 @@ def parse_exec(payload: bytes) -> ExecStatus:
         cast(EndKind, name),
         _int(number, _STATUS if name == "exit" else _SIGNAL),
         _int(duration_ns, _DURATION) / _NS_PER_S,
+        *(_used(*used) if used else ()),
     )
+
+
+def _used(cpu_ns: bytes, peak: bytes, limit: bytes) -> tuple[float, int, Exceeded]:
+    exceeded = _words(limit)
+    if exceeded not in get_args(Exceeded):
+        raise ProtocolError(f"there is no limit {exceeded!r}")
+    return _int(cpu_ns, _DURATION) / _NS_PER_S, _int(peak, _SIZE), cast(Exceeded, exceeded)
 
 
 def parse_read(payload: bytes) -> tuple[int, int]:

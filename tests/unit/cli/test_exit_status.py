@@ -6,7 +6,7 @@ import re
 import signal
 from pathlib import Path
 
-from vmfork.cli import audit, factory, loop, main, run
+from vmfork.cli import audit, factory, loop, main, status
 
 MANUAL = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
 
@@ -32,9 +32,9 @@ def in_the_code() -> set[int]:
         main._INTERRUPTED,
         factory._OFF,
         audit.UNSAFE,
-        run.TIME_LIMIT,
-        run.OWN_FAILURE,
-        run.PIPE_CLOSED,
+        status.TIME_LIMIT,
+        status.OWN_FAILURE,
+        status.PIPE_CLOSED,
         *(loop.Interrupted(number).exit_status for number in loop._STOPPING),
         *FROM_THE_GUEST,
     }
@@ -47,4 +47,4 @@ def test_the_three_tables_agree() -> None:
 
 def test_statuses_of_signals_are_the_shells() -> None:
     assert main._INTERRUPTED == 128 + signal.SIGINT
-    assert run.PIPE_CLOSED == 128 + signal.SIGPIPE
+    assert status.PIPE_CLOSED == 128 + signal.SIGPIPE

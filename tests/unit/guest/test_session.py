@@ -42,7 +42,19 @@ def exec_request(stream: int, argv: list[str], *, stdin: bool = False) -> bytes:
 
 
 NONCE = bytes(range(16))
-CAPABILITIES = {"exec", "files", "adopt", "clock", "quiesce", "shutdown", "notify", "grown"}
+CAPABILITIES = {
+    "exec",
+    "files",
+    "adopt",
+    "clock",
+    "quiesce",
+    "shutdown",
+    "notify",
+    "grown",
+    "trees",
+    "terminal",
+    "limits",
+}
 EXEC_CAT = exec_request(7, ["cat"], stdin=True)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"])
 
@@ -108,7 +120,7 @@ def test_arguments_that_make_no_sense_are_refused(agent_binary: Path) -> None:
 async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, compile_variant, protocol: int) -> None:
     running = start_agent(binary=compile_variant(f"protocol-{protocol}", f"-DPROTOCOL={protocol}"))
     async with await AgentClient.open(running.sock.dup()) as client:
-        with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1, 2, {PROTOCOL}"):
+        with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1, 2, 3, {PROTOCOL}"):
             await client.hello(take_over=False)
 
 
@@ -116,7 +128,10 @@ async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start
     running = start_agent(binary=compile_variant("protocol-1", "-DPROTOCOL=1"))
     async with await AgentClient.open(running.sock.dup()) as client:
         hello = await client.hello(take_over=False)
-        assert (hello.protocol, hello.capabilities) == (1, CAPABILITIES - {"notify", "grown"})
+        assert (hello.protocol, hello.capabilities) == (
+            1,
+            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits"},
+        )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)

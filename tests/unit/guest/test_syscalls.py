@@ -19,7 +19,7 @@ from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, VMForkError
 from vmfork.host.unpacking import Place
 from vmfork.image.recipe import find_agent
-from vmfork.wire.command import Command
+from vmfork.wire.command import Command, Window
 
 LIMIT_S = 30
 INIT = 'execve("/init"'
@@ -54,6 +54,11 @@ async def work(sock: socket.socket, folder: Path) -> None:
 async def run_programs(client: AgentClient) -> None:
     await client.exec(Command(["cat"]), input=b"x" * 300_000, timeout_s=LIMIT_S)
     await client.exec(Command(["true"], user="nobody", cwd="/"), timeout_s=LIMIT_S)
+    async with await client.start_exec(Command(["cat"], user="nobody", cwd="/", window=Window(24, 80))) as typing:
+        await typing.resize(25, 90)
+        await typing.write_stdin(b"a line and a half\nhalf")
+        await typing.close_stdin()
+        assert [_ async for _ in typing.output()]
     with pytest.raises(VMForkError):
         await client.exec(Command(["no-such-program"]), timeout_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded):

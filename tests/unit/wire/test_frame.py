@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.errors import ProtocolError
+from vmfork.wire.command import Window
 from vmfork.wire.frame import (
     FIRST_CREDIT,
     IDLE,
@@ -32,7 +33,7 @@ from vmfork.wire.frame import (
     encode_frame,
     encode_request,
 )
-from vmfork.wire.message import notify_request
+from vmfork.wire.message import notify_request, resize_request
 
 SPECIFICATION = Path(__file__).parents[3] / "docs" / "reference" / "wire.md"
 
@@ -42,6 +43,7 @@ LITERALS = {
     '"hi" to stdin of stream 7': encode_data(7, Channel.CONTENT, b"hi"),
     "EOF of stdin of stream 7": encode_eof(7, Channel.CONTENT),
     "CREDIT 4096 for stdout of 7": encode_credit(7, Channel.STDOUT, 4096),
+    "RESIZE of 7 to 24 by 80, on 8": resize_request(8, 7, Window(24, 80)),
     "NOTIFY on stream 4, 500 ms": notify_request(4, 0.5),
     "ERROR not-found on stream 3": encode_frame(Kind.ERROR, 3, encode_fields(b"not-found", b"", b"2")),
 }

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmfork.config import ProgramLimits
 from vmfork.errors import ProtocolError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
-from vmfork.wire.command import Command
+from vmfork.wire.command import Command, Window
 from vmfork.wire.frame import PROTOCOL, FrameParser, Kind, decode_fields, encode_fields
 from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
 
@@ -49,7 +50,18 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
             3,
             (b"stdin,clean-env", b"/w", b"u", b"2", b"a", b"b c", b"K=V=1"),
         ),
+        (
+            message.exec_request(
+                5, Command(["a"], window=Window(24, 80), limits=ProgramLimits(cpu_s=1.5, memory_mib=2, processes=3))
+            )[0],
+            3,
+            (
+                b"memory=2097152,processes=3,cpu-ms=1500,terminal,rows=24,columns=80",
+                *(b"", b"", b"1", b"a", b"TERM=xterm-256color"),
+            ),
+        ),
         (message.kill_request(5, 9, 15), 4, (b"9", b"15")),
+        (message.resize_request(5, 9, Window(24, 80)), 18, (b"9", b"24", b"80")),
         (message.read_request(5, "/f", 7, None), 5, (b"/f", b"7", b"")),
         (message.read_request(5, "/f", 0, 3), 5, (b"/f", b"0", b"3")),
         (
@@ -90,6 +102,8 @@ def test_answers_become_values() -> None:
         2, "0.1.0", "9f43c15e-ec58-44aa-bd80-17a1c159becc", frozenset({"exec", "files"})
     )
     assert message.parse_exec(encode_fields(b"exit", b"3", b"1500000000")) == ExecStatus("exit", 3, 1.5)
+    used = encode_fields(b"signal", b"9", b"1500000000", b"250000000", b"1048576", b"memory")
+    assert message.parse_exec(used) == ExecStatus("signal", 9, 1.5, 0.25, 1_048_576, "memory")
     assert message.parse_started(encode_fields(b"started", b"42")) == 42
     assert message.parse_read(encode_fields(b"12", b"644")) == (12, 0o644)
     assert message.parse_stat(encode_fields(b"link", b"777", b"3", b"5", b"0", b"1", b"to")) == FileStat(
@@ -135,7 +149,7 @@ def test_a_command_that_fits_into_no_frame_comes_behind_its_request() -> None:
 @pytest.mark.parametrize("fields", [(b"9", b"9.0"), (b"0", b"0.0.1", b"", b"")])
 def test_another_protocol_is_refused_by_both_numbers(fields: tuple[bytes, ...]) -> None:
     with pytest.raises(
-        ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks 1, 2, {PROTOCOL}"
+        ProtocolError, match=rf"protocol {fields[0].decode()}, this vmfork speaks 1, 2, 3, {PROTOCOL}"
     ) as caught:
         message.parse_hello(encode_fields(*fields))
     assert caught.value.hint

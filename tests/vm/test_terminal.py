@@ -1,0 +1,199 @@
+"""`vmfork run -it` and `vmfork shell`, at a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.at_terminal import IN_A_SHELL, AtTerminal
+from tests.vm.cli_runner import COMMAND, environment, left_of, vmfork
+from vmfork.aio import VM, Template
+
+pytestmark = [pytest.mark.vm, pytest.mark.qemu]
+
+BASH = ("bash", "--norc", "-i")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(instance):
+    yield
+    assert left_of(instance.runtime) == []
+
+
+@pytest.fixture
+def at_bash(template_name):
+    """A shell at a terminal, with its prompt."""
+
+    def start(*options: str, **more) -> AtTerminal:
+        at = AtTerminal(*COMMAND, "run", "-it", "-t", template_name, "-e", "PS1=$ ", *options, "--", *BASH, **more)
+        at.wait_for("$ ")
+        return at
+
+    return start
+
+
+def test_keys_size_and_jobs_are_the_guests(at_bash) -> None:
+    with at_bash(rows=31, columns=97, env={"TERM": "screen", "LANG": "C.UTF-8", "LC_TIME": "C"}) as at:
+        assert at.is_raw
+        at.type("echo $TERM $LANG $LC_TIME; stty size\n")
+        at.wait_for("screen C.UTF-8 C\r\n31 97\r\n")
+        at.resize(40, 100)
+        at.type("trap 'stty size' WINCH; while [ \"$(stty size)\" != '40 100' ]; do sleep 0.01; done; echo re''sized\n")
+        at.wait_for("resized")
+        at.type("sh -c 'echo be''gun; exec sleep 60'\n")
+        at.wait_for("begun")
+        at.type("\x03")
+        at.wait_for("$ ")
+        at.type("echo status $?.\n")
+        at.wait_for("status 130.")
+        at.type("sh -c 'echo be''gun; exec sleep 60'\n")
+        at.wait_for("begun")
+        at.type("\x1a")
+        at.wait_for("Stopped")
+        at.type("kill %1; echo ki''lled\n")
+        at.wait_for("killed")
+        at.type("cat > /tmp/typed; echo st''ored\n")
+        at.type("a line\n\x04")
+        at.wait_for("stored")
+        at.type("(exit 7)\n")
+        at.type("\x04")
+        status, _ = at.end()
+        assert (status, at.is_as_before) == (7, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_from_elsewhere_ends_it_and_gives_the_terminal_back(at_bash, number) -> None:
+    with at_bash() as at:
+        assert at.is_raw
+        at.process.send_signal(number)
+        status, shown = at.end()
+        assert (status, at.is_as_before) == (128 + number, True)
+        assert f"interrupted by {number.name}" in shown
+
+
+def test_the_end_of_the_guest_gives_the_terminal_back(at_bash) -> None:
+    with at_bash() as at:
+        at.type("echo o > /proc/sysrq-trigger\n")
+        status, shown = at.end()
+        assert (status, at.is_as_before) == (125, True)
+        assert "error: " in shown
+
+
+def test_a_time_limit_gives_the_terminal_back(at_bash) -> None:
+    with at_bash("--timeout", "1s") as at:
+        status, shown = at.end()
+        assert (status, at.is_as_before) == (124, True)
+        assert "error: " in shown
+
+
+def test_what_stops_us_finds_the_terminal_as_it_was_and_we_go_on(template_name) -> None:
+    run = ("run", "-it", "-t", template_name, "-e", "PS1=$ ", "--", *BASH)
+    with AtTerminal(*IN_A_SHELL, *COMMAND, *run) as at:
+        at.wait_for("job ")
+        job = int(at.wait_for("."))
+        at.wait_for("$ ")
+        os.kill(job, signal.SIGTSTP)
+        at.wait_for("stopped, in order: True")
+        at.resize(33, 99)
+        at.type("fg\n")
+        at.wait_raw()
+        at.type("while [ \"$(stty size)\" != '33 99' ]; do sleep 0.01; done; echo re''sized\n")
+        at.wait_for("resized")
+        assert at.is_raw
+        at.type("exit\n")
+        assert (at.end()[0], at.is_as_before) == (0, True)
+
+
+def test_a_large_output_arrives_whole(template_name) -> None:
+    with AtTerminal(*COMMAND, "run", "-it", "-t", template_name, "sh", "-c", "seq 300000; echo the end") as at:
+        status, shown = at.end()
+    assert status == 0
+    assert shown == "".join(f"{number}\r\n" for number in range(1, 300_001)) + "the end\r\n"
+
+
+def test_without_a_terminal_it_is_refused_and_nothing_is_forked(template_name) -> None:
+    for argv in (["run", "-it", "-t", template_name, "true"], ["run", "--tty", "true"], ["shell"], ["shell", "0" * 12]):
+        done = vmfork(*argv)
+        assert (done.status, done.raw) == (125, b"")
+        assert "standard input is not a terminal" in done.err
+        assert "hint: " in done.err
+    with AtTerminal(*COMMAND, "run", "-it", "--json", "-t", template_name, "true") as at:
+        status, shown = at.end()
+        assert (status, "leave out one of the two" in shown) == (125, True)
+
+
+def test_a_shell_is_a_login_shell_with_a_prompt(template_name) -> None:
+    with AtTerminal(*COMMAND, "shell", "-t", template_name, "-e", "PS1=none") as at:
+        at.wait_for("# ")
+        at.type("shopt -q login_shell && echo lo''gin $SHELL $PWD; hostname\n")
+        at.wait_for("login /bin/bash /root")
+        at.wait_for("vm-")
+        at.type("exit 3\n")
+        assert (at.end()[0], at.is_as_before) == (3, True)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGHUP])
+def test_a_shell_in_a_detached_machine_leaves_it_running(template_name, number) -> None:
+    async def detach() -> str:
+        async with await Template.open(template_name) as template, template.fork() as vm:
+            await vm.exec(["touch", "/root/here"])
+            await vm.detach(ttl_s=600)
+            return vm.id
+
+    async def look(vm_id: str) -> tuple[bool, bool]:
+        async with VM.attach(vm_id) as vm:
+            return await vm.exists("/root/marked"), (await vm.exec(["true"])).ok
+
+    vm_id = asyncio.run(detach())
+    with AtTerminal(*COMMAND, "shell", vm_id) as at:
+        at.wait_for("# ")
+        at.type("test -e /root/here && touch /root/marked && echo ma''rked\n")
+        at.wait_for("marked")
+        if number:
+            at.process.send_signal(number)
+        else:
+            at.type("exit\n")
+        assert (at.end()[0], at.is_as_before) == (128 + number if number else 0, True)
+    assert asyncio.run(look(vm_id)) == (True, True)
+
+
+@pytest.mark.parametrize("option", [["--cpus", "2"], ["-t", "test"], ["--file", "/etc/passwd:/x"]])
+def test_what_is_for_a_fork_is_refused_for_a_machine(option) -> None:
+    with AtTerminal(*COMMAND, "shell", *option, "0" * 12) as at:
+        status, shown = at.end()
+    assert status == 125
+    assert "leave out the ID" in shown
+
+
+@pytest.mark.needs("tmux")
+def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> None:
+    def tmux(*argv: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null", *argv],
+            capture_output=True, text=True, check=True, timeout=60, env=environment({"TERM": "xterm"}),
+        )  # fmt: skip
+        return done.stdout
+
+    script = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
+    tmux("new-session", "-d", "-s", "t", "-x", "90", "-y", "20", script)
+    try:
+        assert "PID" in shown_when(tmux, "load average")
+        tmux("resize-window", "-t", "t", "-x", "60", "-y", "12")
+        tmux("send-keys", "-t", "t", "q")
+        assert "ended with 0" in shown_when(tmux, "ended with")
+    finally:
+        tmux("kill-server")
+
+
+def shown_when(tmux, text: str) -> str:
+    """The window's content once it has `text`: tmux tells no event of that."""
+    for _ in range(600):
+        if text in (shown := tmux("capture-pane", "-p", "-t", "t")):
+            return shown
+        time.sleep(0.1)
+    pytest.fail(f"no {text!r} in {shown!r}")
