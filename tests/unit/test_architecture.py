@@ -179,8 +179,8 @@ def is_installed(name: str) -> bool:
 
 def fuzzers() -> list[str]:
     """What `make fuzz` installs for itself; the set-up of the tests does not."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    return [re.split(r"[^\w-]", requirement)[0] for requirement in extras["fuzz"]]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    return [re.split(r"[^\w-]", requirement)[0] for requirement in groups["fuzz"]]
 
 
 def modules_that_say(pattern: str) -> set[str]:
