@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vmfork.agent.exchange import Exchange
 
-KINDS = "ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill"
+KINDS = "ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree"
 STREAMS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 GREETED = 0xFF
 NONCE = b"0123456789abcdef"
@@ -43,6 +43,8 @@ def _ask(client: AgentClient, kind: str) -> Coroutine:
             return client.read_file("/x", max_bytes=_MOST_OUTPUT, timeout_s=None)
         case "list":
             return client.list_dir("/x", timeout_s=None)
+        case "tree":
+            return client.list_tree("/x", timeout_s=None)
         case "write":
             return client.write_file("/x", b"w" * 100, timeout_s=None)
         case "stat":

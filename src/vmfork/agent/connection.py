@@ -270,15 +270,16 @@ class Connection(Owner):
         try:
             yield
         except ProtocolError as error:
-            self._end_with(error)
+            self.end_with_nonsense(error)
             raise
         except Exception as error:  # as where frames are taken: whatever a guest makes of us
-            self._end_with(broken := explain_nonsense(error))
+            self.end_with_nonsense(broken := explain_nonsense(error))
             raise broken from error
 
-    def _end_with(self, reason: ProtocolError) -> None:
-        if self.lost is None:
-            self.fail(reason)
+    def end_with_nonsense(self, error: Exception) -> None:
+        """The connection has ended, where the error says that what the agent sent makes no sense."""
+        if self.lost is None and isinstance(error, ProtocolError):
+            self.fail(error)
 
     async def _learn_protocol(self) -> int:
         if self._protocol is None:

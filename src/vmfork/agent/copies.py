@@ -98,6 +98,7 @@ class CopyRequests(Connection):
                 flow.end()
                 entries, _ = message.parse_copied(await flow.reply)
         except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+            self.end_with_nonsense(error)
             arrivals.count(flow.taken)
             raise _broken(error, arrivals.tally.copied, arrivals.at) from _cause(error)
         finally:
@@ -131,6 +132,7 @@ class CopyRequests(Connection):
                     progress(_tell("get", unpacking.copied, 0))
             unpacking.finish(*message.parse_copied(flow.reply.result()))
         except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+            self.end_with_nonsense(error)
             raise _broken(error, unpacking.copied, unpacking.at) from _cause(error)
         finally:
             unpacking.close()

@@ -165,7 +165,8 @@ class FileRequests(Connection):
         request = message.get_request(download.stream, path, names=True) + _widen(download.stream)
         await self._ask(download, request, download.operation, timeout_s)
         # A guest may list millions of names, which takes seconds: other machines of this process wait for the loop.
-        return await asyncio.to_thread(read_names, download.content)
+        with self.making_sense():
+            return await asyncio.to_thread(read_names, download.content)
 
     async def move(self, path: str, to: str, *, timeout_s: float | None = 30.0) -> None:
         """What was at `path` is at `to`, in the place of a file or an empty folder there."""
