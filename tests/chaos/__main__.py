@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import io
 import json
 import os
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from tests.chaos import aftermath, runs
 from tests.chaos.lives import CRASH_WHEN_ADOPTED, OLD
+from tests.chaos.runs import REFUSED
 from tests.chaos.troubles import TROUBLES
-from tests.refusals import NUMBERS
 from tests.unit.image.test_build import MEMBERS
 from vmfork.aio import Template, VMConfig, find_places
 from vmfork.host.tmpfs import mount_tmpfs, unmount
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 KILL, STOP = "SIGKILL", "SIGSTOP"
 _MACHINE = (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("guest", "crash"))
 _STOPPED = (("qemu", STOP), ("keeper", STOP))
-_REFUSED = tuple(("host", errno.errorcode[number]) for number in NUMBERS)
+_REFUSED = (("host", REFUSED),)
 # Who takes part in what, and how much of all runs it gets: those that boot a guest take seconds.
 PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "fork": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from tests.chaos import aftermath
 from tests.chaos.actor import Asked
 from tests.chaos.participants import NAMES
 from tests.chaos.troubles import TROUBLES, Troubled
+from tests.refusals import NUMBERS
 
 ROOT = Path(__file__).parents[2]
 # The longest that a life may take, of which each wait has a limit; beyond that it hangs.
@@ -107,6 +109,8 @@ def _limited(actor: subprocess.Popen[str], told: Told) -> Iterator[None]:
         timer.cancel()
 
 
+# The deed of a host that refuses a step, with a number that is drawn.
+REFUSED = "refusal"
 # A step's name, and who of NAMES took part at that moment.
 Step = tuple[str, Sequence[str]]
 
@@ -135,7 +139,8 @@ def strike(
     step = random.choice(sorted({name for name, _ in met or steps}))
     template = instance.dying if participant == "guest" and life in ("fork", "adopt") else instance.template
     nth = random.choice([at for at, each in enumerate(_named(steps, step), 1) if each in met] or [1])
-    asked = Asked(life, template, step, nth, participant, deed, seed=seed, options=dict(options))
+    sign = errno.errorcode[random.choice(NUMBERS)] if deed == REFUSED else deed
+    asked = Asked(life, template, step, nth, participant, sign, seed=seed, options=dict(options))
     return _judge(instance, asked, participant, deed, delay_s=random.uniform(0, 2))
 
 

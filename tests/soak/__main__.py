@@ -44,6 +44,7 @@ def main() -> int:
             told["race"] = _race(asked.racers, asked.race_s)
         told["left"] = _left_after_one_sweep()
     finally:
+        asyncio.run(_remove("soak", "raced"))
         shutil.rmtree(folder)
     print(json.dumps(told, indent=1))
     return int(bool(told["left"]) or not told.get("in_a_row", {}).get("flat", True))
@@ -60,13 +61,10 @@ def _arguments() -> argparse.Namespace:
 
 async def _with_template(asked: argparse.Namespace, told: dict[str, Any]) -> None:
     template = await Template.build("soak", VMConfig())
-    try:
-        if asked.at_once:
-            told["at_once"] = await _at_once(template, asked.at_once)
-        if asked.in_a_row:
-            told["in_a_row"] = await _in_a_row(template, asked.in_a_row)
-    finally:
-        await template.remove()
+    if asked.at_once:
+        told["at_once"] = await _at_once(template, asked.at_once)
+    if asked.in_a_row:
+        told["in_a_row"] = await _in_a_row(template, asked.in_a_row)
 
 
 async def _at_once(template: Template, count: int) -> dict[str, Any]:
@@ -126,14 +124,12 @@ def _race(racers: int, seconds: float) -> dict[str, Any]:
     assert [process.returncode for process in processes] == [0] * racers, "a racer met what it did not expect"
     for out, _ in ended:
         done.update(json.loads(out))
-    asyncio.run(_remove("raced"))
     return {"racers": racers, "seconds": seconds, "done": dict(sorted(done.items()))}
 
 
-async def _remove(name: str) -> None:
-    for template in await Template.list():
-        if template == name:
-            await (await Template.open(name)).remove()
+async def _remove(*names: str) -> None:
+    for name in {*names} & {*await Template.list()}:
+        await (await Template.open(name)).remove()
 
 
 def _left_after_one_sweep() -> list[str]:
