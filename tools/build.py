@@ -26,22 +26,33 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is built from all C files of one folder: a static program, or a library for another program to load."""
+    """What is built from all C files of one folder: a static program, or a library for another program to load.
+
+    `borrowed` are files of other folders that it is made of too.
+    """
 
     sources: Path
     output: Path
     is_library: bool = False
+    borrowed: tuple[Path, ...] = ()
 
     def is_current(self) -> bool:
         """True when it is newer than everything it is made of."""
-        inputs = [*self.sources.glob("*.[ch]"), Path(__file__)]
+        headers = [path.with_suffix(".h") for path in self.borrowed]
+        inputs = [*self.sources.glob("*.[ch]"), *self.borrowed, *headers, Path(__file__)]
         return self.output.exists() and all(path.stat().st_mtime < self.output.stat().st_mtime for path in inputs)
 
 
 def compile_program(
-    sources: Path, output: Path, *, target: str = TARGET, defines: Sequence[str] = (), is_library: bool = False
+    sources: Path,
+    output: Path,
+    *,
+    target: str = TARGET,
+    defines: Sequence[str] = (),
+    is_library: bool = False,
+    borrowed: Sequence[Path] = (),
 ) -> Path:
-    """`output` is made from all C files in `sources`, static and stripped. It was replaced by rename.
+    """`output` is made from all C files in `sources` and those `borrowed`, static and stripped; replaced by rename.
 
     A library needs no other than glibc, 2.17 or newer, which the program that loads it has.
 
@@ -54,7 +65,7 @@ def compile_program(
     kind = ("-target", LIBRARY_TARGET, "-shared", "-fPIC") if is_library else ("-target", target, "-static")
     argv = [sys.executable, "-m", "ziglang", "cc", *kind, "-Os", "-s", *FLAGS]
     argv += [f"-D{define}" for define in defines]
-    argv += [*(str(path) for path in sorted(sources.glob("*.c"))), "-o", str(temporary)]
+    argv += [*(str(path) for path in (*sorted(sources.glob("*.c")), *borrowed)), "-o", str(temporary)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         temporary.unlink(missing_ok=True)
@@ -63,10 +74,17 @@ def compile_program(
     return output
 
 
+# The broker speaks the agent's protocol and is an owner to the keeper: their own code reads and writes both.
+_OF_BROKER = (
+    *(ROOT / "guest" / f"{part}.c" for part in ("frame", "buffer", "fields", "number")),
+    ROOT / "keeper" / "message.c",
+)
+
 PROGRAMS = (
     Program(ROOT / "guest", PACKAGE / "image" / "data" / "agent-x86_64"),
     Program(ROOT / "keeper", PACKAGE / "host" / "data" / "keeper-x86_64"),
     Program(ROOT / "preload", PACKAGE / "host" / "data" / "preload-x86_64.so", is_library=True),
+    Program(ROOT / "broker", PACKAGE / "host" / "data" / "broker-x86_64", borrowed=_OF_BROKER),
 )
 
 
@@ -74,7 +92,7 @@ def build_missing() -> list[Path]:
     """Every program is made from its sources as they are. Gives their places."""
     for program in PROGRAMS:
         if not program.is_current():
-            compile_program(program.sources, program.output, is_library=program.is_library)
+            compile_program(program.sources, program.output, is_library=program.is_library, borrowed=program.borrowed)
     return [program.output for program in PROGRAMS]
 
 

@@ -17,6 +17,7 @@ from vmfork.wire.frame import NONCE_SIZE, TAKE_OVER_PREAMBLE, Opcode, encode_req
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmfork.wire.frame import BrokerOpcode
     from vmfork.wire.message import ClockReading, Hello, ItemOutcome
 
 
@@ -95,6 +96,11 @@ class AgentClient(ProgramRequests, FileRequests, CopyRequests, WatcherRequests):
     async def shutdown(self, *, timeout_s: float | None = 30.0) -> None:
         """The guest is about to power off."""
         await self._command(Opcode.SHUTDOWN, "shutting the guest down", timeout_s)
+
+    async def ask_broker(self, opcode: BrokerOpcode, *fields: bytes, operation: str, timeout_s: float = 30.0) -> bytes:
+        """The answer of the broker that this client is connected to. An agent knows none of these requests."""
+        exchange = self._new_exchange()
+        return await self._ask(exchange, encode_request(exchange.stream, opcode, *fields), operation, timeout_s)
 
     async def _command(self, opcode: Opcode, operation: str, limit_s: float | None) -> bytes:
         exchange = self._new_exchange()

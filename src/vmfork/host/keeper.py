@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from vmfork.errors import DeadlineExceeded, HostError, StoreBusy, VMNotFound
 from vmfork.host.jail import NO_JAIL
-from vmfork.host.process import WatchedProcess, identify, spawn
+from vmfork.host.process import WatchedProcess, identify, read_argv, spawn
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.host.wait import wait_readable
 
@@ -193,7 +193,7 @@ class KeptProcess(WatchedProcess):
                 if _tells_absence(error):
                     raise VMNotFound(vm_id) from error
                 raise
-            answer, _, passed = await _receive(keeper)
+            answer, _, passed = await receive_answer(keeper)
             for fd in passed:
                 on_failure.callback(os.close, fd)
             if answer is Answer.BUSY:
@@ -201,7 +201,7 @@ class KeptProcess(WatchedProcess):
             if answer is not Answer.OK:
                 raise VMNotFound(vm_id, "the handle is of an earlier time" if answer is Answer.REFUSED else "")
             try:
-                process = cls(identity, _read_argv(identity.pid), keeper, None)
+                process = cls(identity, read_argv(identity.pid), keeper, None)
             except ProcessLookupError as error:
                 raise VMNotFound(vm_id) from error
             on_failure.callback(process.forget)  # another process may have the pid by now; it was only watched
@@ -225,10 +225,10 @@ class KeptProcess(WatchedProcess):
         request = encode_request(Request.DETACH, token=token, ttl_s=ttl_s)
         try:
             socket.send_fds(self._keeper, [request], parked)
-            answer, number, _ = await _receive(self._keeper)
+            answer, number, _ = await receive_answer(self._keeper)
             if answer is Answer.HELLO and self._pair is not None:
                 self._pair.pass_on(number)
-                answer, _, _ = await _receive(self._keeper)
+                answer, _, _ = await receive_answer(self._keeper)
         except OSError as error:
             raise HostError("the machine's keeper is gone, so it cannot be handed over", hint=_LOST) from error
         if answer is not Answer.OK:
@@ -251,7 +251,7 @@ class KeptProcess(WatchedProcess):
         try:
             # A keeper that is no child of ours closes its end as its last act. One that hangs is not waited for.
             with suppress(DeadlineExceeded, OSError):
-                while (await _receive(self._keeper))[0] is not None:
+                while (await receive_answer(self._keeper))[0] is not None:
                     pass
         finally:
             self._keeper.close()
@@ -298,7 +298,7 @@ def _know_nothing() -> None:
     """`None`: nobody can know the exit status of a process that is no child of theirs."""
 
 
-async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int, ...]]:
+async def receive_answer(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int, ...]]:
     """The next answer, its number, and the descriptors passed with it. `None` as answer: the keeper has ended."""
     keeper.setblocking(False)
     try:
@@ -317,10 +317,3 @@ async def _receive(keeper: socket.socket) -> tuple[Answer | None, int, tuple[int
         for fd in passed:
             os.close(fd)
         return None, 0, ()
-
-
-def _read_argv(pid: int) -> tuple[str, ...]:
-    try:
-        return tuple(os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1])
-    except OSError:
-        return ()

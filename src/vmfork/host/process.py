@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
+from vmfork.host.wait import wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,14 @@ def read_stat(pid: int) -> list[bytes]:
     # The second, the command's name, may hold spaces and parentheses: it ends with the last ')'.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return [] if fields[0] in (b"Z", b"X") else fields
+
+
+def read_argv(pid: int) -> tuple[str, ...]:
+    """The command line of the process; empty for none."""
+    try:
+        return tuple(os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1])
+    except OSError:
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,19 @@ def read_starved_s(pid: int) -> float:
             with suppress(OSError):  # the thread has ended
                 waited_ns += int(Path(f"/proc/{pid}/task/{name}/schedstat").read_bytes().split()[1])
     return waited_ns / 1e9
+
+
+async def wait_ended(identity: ProcessIdentity) -> None:
+    """The process has ended. It need not be a child, and nothing was done to it."""
+    try:
+        fd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if identity.is_alive():
+            await wait_readable(fd)
+    finally:
+        os.close(fd)
 
 
 class WatchedProcess:

@@ -81,6 +81,14 @@ class Opcode(IntEnum):
     CHANGE = 22
 
 
+class BrokerOpcode(IntEnum):
+    """What a client asks the broker of a detached machine. No agent knows these."""
+
+    STATUS = 240
+    RELEASE = 241
+    END = 242
+
+
 class Channel(IntEnum):
     """Where the bytes of a DATA frame belong.
 
@@ -134,7 +142,7 @@ def decode_fields(payload: bytes, *, most: int = PAYLOAD_LIMIT) -> tuple[bytes, 
     return tuple(fields)
 
 
-def encode_request(stream: int, opcode: Opcode, *fields: bytes, behind: bytes = b"") -> bytes:
+def encode_request(stream: int, opcode: Opcode | BrokerOpcode, *fields: bytes, behind: bytes = b"") -> bytes:
     """A REQUEST frame. `behind` are fields that were encoded before."""
     return encode_frame(Kind.REQUEST, stream, bytes((opcode,)) + encode_fields(*fields) + behind)
 

@@ -1,0 +1,263 @@
+#include "request.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "../guest/fatal.h"
+#include "../guest/fields.h"
+#include "../keeper/message.h"
+#include "line.h"
+#include "release.h"
+#include "stream.h"
+
+/* What becomes of a request. One that is not here is unknown: what it would mean by its numbers is not known either. */
+enum rule { REFUSED_AS_UNKNOWN, PASSED, AIMED, SENDING, RUNNING, OWNERS };
+
+/* clang-format off */
+static const uint8_t RULES[] = {
+    [OP_PING] = PASSED,
+    [OP_EXEC] = RUNNING,
+    [OP_KILL] = AIMED,
+    [OP_READ] = PASSED,
+    [OP_WRITE] = SENDING,
+    [OP_STAT] = PASSED,
+    [OP_LIST] = PASSED,
+    [OP_REMOVE] = PASSED,
+    [OP_MKDIR] = PASSED,
+    [OP_ADOPT] = OWNERS,
+    [OP_CLOCK] = PASSED,
+    [OP_QUIESCE] = OWNERS,
+    [OP_GROWN] = OWNERS,
+    [OP_SHUTDOWN] = OWNERS,
+    [OP_NOTIFY] = OWNERS,
+    [OP_RESIZE] = AIMED,
+    [OP_PUT] = SENDING,
+    [OP_GET] = PASSED,
+    [OP_MOVE] = PASSED,
+    [OP_CHANGE] = PASSED,
+};
+/* clang-format on */
+
+static uint8_t greeting[1024];
+static size_t greeting_length;
+
+void request_set_greeting(const uint8_t *bytes, size_t length)
+{
+    if (length > sizeof greeting)
+        fatal("a greeting that is too long");
+    memcpy(greeting, bytes, length);
+    greeting_length = length;
+}
+
+/* As the agent does: nothing of what the client had before is left. */
+static const char *greet(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    struct field nonce = fields->count == 2 ? field_take(fields) : (struct field){NULL, 0};
+    if (nonce.length != NONCE_LENGTH) {
+        client_send_error(client, frame->stream, "invalid", "a nonce of 16 bytes and a protocol number are needed");
+        return NULL;
+    }
+    streams_abandon(client);
+    buffer_take(&client->queue, buffer_length(&client->queue));
+    buffer_add(&client->queue, nonce.bytes, nonce.length);
+    client_send(client, REPLY, frame->stream, greeting, greeting_length);
+    return NULL;
+}
+
+static struct stream *open_stream(struct client *client, const struct frame *frame)
+{
+    struct stream *s = stream_new(client, frame->stream);
+    if (s == NULL)
+        client_send_error(client, frame->stream, "busy", "too many requests are open");
+    return s;
+}
+
+static void pass(struct client *client, const struct frame *frame, uint8_t input, uint8_t next_input)
+{
+    struct stream *s = open_stream(client, frame);
+    if (s == NULL)
+        return;
+    s->input = input;
+    s->next_input = next_input;
+    line_send(REQUEST, s->id, frame->payload, frame->length);
+}
+
+/* The first field is a stream of the client's. The agent knows it by another number. */
+static void aim(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    uint64_t number = 0;
+    bool is_number = fields->count > 0 && field_number(field_take(fields), &number) && number <= UINT32_MAX;
+    const struct stream *target = is_number ? stream_of(client, (uint32_t)number) : NULL;
+    if (target == NULL) {
+        client_send_error(client, frame->stream, is_number ? "not-found" : "invalid",
+                          is_number ? "nothing is open on that stream" : "a stream is needed");
+        return;
+    }
+    struct stream *s = open_stream(client, frame);
+    if (s == NULL)
+        return;
+    size_t mark = frame_begin(line_queue(), REQUEST, s->id);
+    put_u8(line_queue(), frame->payload[0]);
+    put_number(line_queue(), target->id);
+    buffer_add(line_queue(), fields->next, (size_t)(fields->end - fields->next));
+    frame_end(line_queue(), mark);
+}
+
+static bool has_option(struct field options, const char *name)
+{
+    size_t length = strlen(name);
+    while (options.length >= length) {
+        const uint8_t *comma = memchr(options.bytes, ',', options.length);
+        size_t own = comma ? (size_t)(comma - options.bytes) : options.length;
+        if (own == length && memcmp(options.bytes, name, length) == 0)
+            return true;
+        if (comma == NULL)
+            return false;
+        options.bytes += own + 1;
+        options.length -= own + 1;
+    }
+    return false;
+}
+
+/* Arguments that follow the request come on a channel of their own, and only then the program's input. */
+static void run(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    bool follow = fields->count > 0 && has_option(field_take(fields), "arguments");
+    pass(client, frame, follow ? CHANNEL_ARGUMENTS : CHANNEL_CONTENT, follow ? CHANNEL_CONTENT : NO_CHANNEL);
+}
+
+static void put_count(struct client *client, const char *name, int64_t count)
+{
+    put_text(&client->queue, name);
+    put_number(&client->queue, count);
+}
+
+static void tell_status(struct client *client, const struct frame *frame)
+{
+    size_t mark = frame_begin(&client->queue, REPLY, frame->stream);
+    put_count(client, "clients", clients_count());
+    put_count(client, "requests", streams_count());
+    frame_end(&client->queue, mark);
+}
+
+static void release(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    struct field token = fields->count == 1 ? field_take(fields) : (struct field){NULL, 0};
+    if (token.length != TOKEN_SIZE)
+        client_send_error(client, frame->stream, "invalid", "a token of 16 bytes is needed");
+    else if (release_is_asked() || streams_count() > streams_count_of(NULL))
+        client_send_error(client, frame->stream, "busy", "something of a client still runs in the guest");
+    else
+        release_ask(client, frame->stream, token.bytes);
+}
+
+static void stop(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    uint64_t grace_ms;
+    if (fields->count != 1 || !field_number(field_take(fields), &grace_ms)) {
+        client_send_error(client, frame->stream, "invalid", "how long the guest has is needed, in ms");
+        return;
+    }
+    stop_in(grace_ms);
+    client_send(client, REPLY, frame->stream, NULL, 0);
+}
+
+static void answer_own(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    if (frame->payload[0] == OP_STATUS)
+        tell_status(client, frame);
+    else if (frame->payload[0] == OP_RELEASE)
+        release(client, frame, fields);
+    else if (frame->payload[0] == OP_END)
+        stop(client, frame, fields);
+    else
+        client_send_error(client, frame->stream, "unsupported", "this broker does not know the request");
+}
+
+static enum rule rule_of(uint8_t opcode)
+{
+    return opcode < sizeof RULES ? RULES[opcode] : REFUSED_AS_UNKNOWN;
+}
+
+static const char *handle_request(struct client *client, const struct frame *frame)
+{
+    struct fields fields;
+    if (frame->length < 1 || !fields_open(&fields, frame->payload + 1, frame->length - 1))
+        return "a request that is not a list of fields";
+    uint8_t opcode = frame->payload[0];
+    if (frame->stream == 0 || (opcode != OP_HELLO && stream_of(client, frame->stream) != NULL))
+        return "a stream number that is 0 or in use";
+    if (opcode == OP_HELLO)
+        return greet(client, frame, &fields);
+    if (opcode >= OP_OWN) {
+        answer_own(client, frame, &fields);
+        return NULL;
+    }
+    switch (rule_of(opcode)) {
+    case PASSED:
+        pass(client, frame, NO_CHANNEL, NO_CHANNEL);
+        break;
+    case SENDING:
+        pass(client, frame, CHANNEL_CONTENT, NO_CHANNEL);
+        break;
+    case RUNNING:
+        run(client, frame, &fields);
+        break;
+    case AIMED:
+        aim(client, frame, &fields);
+        break;
+    case OWNERS:
+        client_send_error(client, frame->stream, "denied", "only the owner of a machine may ask for that");
+        break;
+    case REFUSED_AS_UNKNOWN:
+        client_send_error(client, frame->stream, "unsupported", "this broker does not know the request");
+    }
+    return NULL;
+}
+
+static const char *handle_data(struct stream *s, const struct frame *frame)
+{
+    uint8_t channel = frame->payload[0];
+    size_t length = frame->length - 1;
+    if (channel != s->input || length > s->allowed[channel])
+        return "data that was not allowed";
+    s->allowed[channel] -= length;
+    line_send(DATA, s->id, frame->payload, frame->length);
+    return NULL;
+}
+
+static const char *handle_eof(struct stream *s, const struct frame *frame)
+{
+    if (frame->payload[0] != s->input)
+        return "the end of a channel that has none";
+    s->input = s->next_input;
+    s->next_input = NO_CHANNEL;
+    line_send(END_OF_FILE, s->id, frame->payload, frame->length);
+    return NULL;
+}
+
+static bool is_sound(const struct frame *frame)
+{
+    size_t least = frame->kind == CREDIT ? 5 : 1;
+    bool fits = frame->kind == DATA ? frame->length >= least : frame->length == least;
+    return fits && frame->payload[0] < CHANNELS;
+}
+
+const char *handle_client_frame(struct client *client, const struct frame *frame)
+{
+    if (frame->kind == REQUEST)
+        return handle_request(client, frame);
+    bool may_come = frame->kind == DATA || frame->kind == END_OF_FILE || frame->kind == CREDIT;
+    if (!may_come || !is_sound(frame))
+        return "a frame the host may not send";
+    struct stream *s = stream_of(client, frame->stream);
+    /* The two sides may have crossed on the wire. */
+    if (s == NULL)
+        return NULL;
+    if (frame->kind == DATA)
+        return handle_data(s, frame);
+    if (frame->kind == END_OF_FILE)
+        return handle_eof(s, frame);
+    stream_hold(s, frame->payload[0], read_u32(frame->payload + 1));
+    return NULL;
+}

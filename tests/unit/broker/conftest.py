@@ -1,0 +1,104 @@
+"""A broker with a machine: the broker and the keeper are the real ones, the machine is a sleeper.
+
+Its agent is the real one, as a process of the host, or the other end of the line in the hands of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.children import wait_gone
+from tests.unit.agent.peer import Peer
+from vmfork.agent.client import AgentClient
+from vmfork.host.broker import BROKER_SOCKET, StartingBroker
+from vmfork.host.keeper import KeptProcess, Parked
+from vmfork.host.sockets import connect_unix
+from vmfork.wire.frame import PROTOCOL, encode_fields
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+AGENT = Path(__file__).parents[3] / "src" / "vmfork" / "image" / "data" / f"agent-{os.uname().machine}"
+TOKEN = b"t" * 16
+GREETING = encode_fields(b"%d" % PROTOCOL, b"a test's", b"a-boot-id", b"notify")
+LIMIT_S = 20
+
+
+class Brokered:
+    """A machine that a broker owns, and what the test has of it."""
+
+    def __init__(self, folder: Path, process: KeptProcess, broker_pid: int, guest: socket.socket) -> None:
+        self.folder = folder
+        self.process = process
+        self.pid = broker_pid
+        self.pidfd = os.pidfd_open(broker_pid)
+        self.guest = guest
+
+    def connect(self) -> socket.socket:
+        return connect_unix(self.folder / BROKER_SOCKET)
+
+    async def client(self) -> AgentClient:
+        """One that was greeted. The test closes it, or ends with it."""
+        client = await AgentClient.open(self.connect())
+        await client.hello(take_over=False, timeout_s=LIMIT_S)
+        return client
+
+    def why_ended(self) -> str:
+        """Once the broker has ended: what it left for others to read."""
+        assert wait_gone(self.pidfd, limit_s=LIMIT_S)
+        found = json.loads((self.folder / "ended.json").read_text())
+        return str(found["reason"])
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        self.guest.close()
+
+
+@pytest.fixture
+async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
+    async with AsyncExitStack() as always:
+
+        async def start(*, ttl_s: float = 0.0, idle_ttl_s: float = 0.0, agent: bool = True) -> Brokered:
+            lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            log = os.open(tmp_path / "qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+            always.callback(os.close, lock)
+            always.callback(os.close, log)
+            process = KeptProcess.start(["sleep", "1000"], log_fd=log, listen_at=tmp_path / "keeper.sock", lock_fd=lock)
+            always.push_async_callback(process.aclose)
+            line, theirs = socket.socketpair()
+            console, guest = socket.socketpair()
+            with line, console:
+                await process.park(Parked(line.fileno(), console.fileno(), log), token=TOKEN, ttl_s=60)
+            process.release()
+            if agent:
+                start_agent(theirs, tmp_path, always)
+            broker = await StartingBroker.start(tmp_path, log_fd=log)
+            always.callback(broker.close)
+            await broker.take(token=TOKEN, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, greeting=GREETING)
+            brokered = Brokered(tmp_path, process, broker.pid, guest)
+            always.callback(brokered.close)
+            brokered.peer = Peer(theirs) if not agent else None
+            if not agent:
+                always.callback(theirs.close)
+            return brokered
+
+        yield start
+
+
+def start_agent(sock: socket.socket, folder: Path, always: AsyncExitStack) -> None:
+    root = folder / "root"
+    (root / "etc").mkdir(parents=True)
+    with sock:
+        agent = subprocess.Popen(
+            [AGENT, "--fd", str(sock.fileno()), "--root", str(root)], pass_fds=[sock.fileno()], env={"PATH": os.defpath}
+        )
+    always.callback(agent.wait, LIMIT_S)  # it ends with its line
+    always.callback(agent.kill)
