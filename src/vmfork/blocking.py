@@ -154,9 +154,9 @@ class VM:
         )
 
     @staticmethod
-    def list(*, places: Places | None = None) -> Sequence[VMRecord]:
+    def list(*, label: str = "", places: Places | None = None) -> Sequence[VMRecord]:
         """Records of the VMs that run now under these places, whoever owns them, oldest first."""
-        return portal.run(aio.VM.list(places=places))
+        return portal.run(aio.VM.list(label=label, places=places))
 
     @property
     def facts(self) -> MachineFacts:
@@ -343,8 +343,17 @@ class VM:
 
     @classmethod
     def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
-        """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile."""
+        """The VM that was detached with this handle, or under this id or name, is ours; it ran on meanwhile."""
         return cls(portal.run(aio.VM.attach(vm, places=places)))
+
+    @classmethod
+    def connect(cls, vm: str, *, places: Places | None = None) -> VM:
+        """We are one of the clients of the VM that was started under this name or id. Closing it ends nothing."""
+        return cls(portal.run(aio.VM.connect(vm, places=places)))
+
+    def stop(self, *, grace_s: float = 10.0) -> None:
+        """The machine has ended: its guest was told to power off, and had `grace_s` seconds for it."""
+        portal.run(self._twin.stop(grace_s=grace_s))
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
@@ -362,6 +371,16 @@ class VM:
     def id(self) -> str:
         """12 hex digits; no other VM has or had them."""
         return self._twin.id
+
+    @property
+    def name(self) -> str:
+        """What it was named by whoever started it; empty where it has no name."""
+        return self._twin.name
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What it was labelled with by whoever started it."""
+        return self._twin.labels
 
     @property
     def template(self) -> str:
@@ -627,6 +646,38 @@ class Template:
             portal.run(
                 self._twin.fork(
                     env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s, wait_s=wait_s
+                )
+            )
+        )
+
+    def start(
+        self,
+        *,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+    ) -> VM:
+        """A fork that outlives its maker. What is given is one of its clients, as by `VM.connect`."""
+        return VM(
+            portal.run(
+                self._twin.start(
+                    name=name,
+                    labels=labels,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    timeout_s=timeout_s,
+                    wait_s=wait_s,
                 )
             )
         )

@@ -29,6 +29,8 @@ VMForkError                 code, hint
 ├── FallbackRefused         no machine of the factory is to be had, and none may be booted: mend what `reason` says
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── VMNotFound              no VM of that id waits to be taken over
+├── VMExists                a living VM has that name: take another, or end that one
+├── NotOwner                only the owner of a VM may do that, and this is one of its clients: attach it
 ├── StoreBusy               another process works on the same name: wait, or look who
 ├── DeadlineExceeded        also a TimeoutError
 ├── WrongContext            used in a forked child, another event loop, or a callback of ours: make it where it is used
@@ -565,6 +567,33 @@ class VMNotFound(VMForkError):
         )
         self.vm_id = vm_id
         self.reason = reason
+
+
+class VMExists(VMForkError):
+    """A VM that lives has the name; it is `vm_id`."""
+
+    code = "vm-exists"
+
+    def __init__(self, name: str, vm_id: str) -> None:
+        super().__init__(
+            f"VM {vm_id} is named {name!r}", hint=f"take another name, or end that one: vmfork stop {name}"
+        )
+        self.name = name
+        self.vm_id = vm_id
+
+
+class NotOwner(VMForkError):
+    """Only the owner of a VM may do `what`, and this is one of its clients. Nothing was done."""
+
+    code = "not-owner"
+
+    def __init__(self, what: str, vm_id: str) -> None:
+        super().__init__(
+            f"only the owner of VM {vm_id} may {what}, and this is one of its clients",
+            hint="take it over, when no other client uses it: VM.attach(id)",
+        )
+        self.what = what
+        self.vm_id = vm_id
 
 
 class FallbackRefused(VMForkError):

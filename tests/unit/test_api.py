@@ -23,10 +23,10 @@ ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "ProtocolError", "SecretsPresent",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "ProtocolError", "SecretsPresent",
     "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError", "TemplateExists",
     "TemplateNotFound", "TemplateStale",
-    "VMForkError", "VMNotFound", "WrongContext",
+    "VMExists", "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 
 # Spelt otherwise where nobody awaits.

@@ -44,6 +44,8 @@ SAMPLES = {
     errors.FallbackRefused: errors.FallbackRefused("template-not-found", "no template is named 'py'"),
     errors.FitError: errors.FitError("4 CPUs", "CPU 2 is broken", left="CPU 1 (busy)", log="the log"),
     errors.VMNotFound: errors.VMNotFound("0123456789ab", "it ended"),
+    errors.VMExists: errors.VMExists("web", "0123456789ab"),
+    errors.NotOwner: errors.NotOwner("detach it", "0123456789ab"),
     errors.StoreBusy: errors.StoreBusy("template py", "pid 7"),
     errors.DeadlineExceeded: errors.DeadlineExceeded("exec", 1.5, hint="wait", stdout=b"o", stderr=b"e", detail="log"),
     errors.WrongContext: errors.WrongContext("VM 1", "belongs to another event loop", hint="make it here"),
@@ -145,7 +147,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
         errors.ConfigError, errors.ExecError, errors.HookError, errors.LimitExceeded, errors.SecretsPresent,
         errors.SetupError,
     }  # fmt: skip
-    users |= {errors.WrongContext, errors.InternalError}
+    users |= {errors.WrongContext, errors.InternalError, errors.VMExists, errors.NotOwner}
     users |= {errors.NoRoom}  # one that is booted in its place takes more
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vmfork.cli.main import _COMMANDS, _Commands
+from vmfork.cli.main import _COMMANDS, _Commands, module_of
 
 REPORT = "\nimport sys; print('\\n'.join(sys.modules), file=sys.stderr)"
 HELP = "import sys; sys.argv = ['vmfork', *{args}]\nfrom vmfork.__main__ import main\nassert main() == 0"
@@ -41,7 +41,7 @@ def test_values_and_errors_come_without_the_event_loop(name) -> None:
 def test_help_loads_no_command(args) -> None:
     modules = modules_after(HELP.format(args=args))
     assert loaded(modules, HEAVY) == []
-    assert loaded(modules, tuple(f"vmfork.cli.{name}" for name in _COMMANDS)) == []
+    assert loaded(modules, tuple(map(module_of, _COMMANDS))) == []
 
 
 def test_a_fork_needs_neither_monitor_nor_bar() -> None:
@@ -52,6 +52,6 @@ def test_a_fork_needs_neither_monitor_nor_bar() -> None:
 
 def test_the_help_says_of_each_command_what_the_command_says() -> None:
     for name, summary in _COMMANDS.items():
-        command = importlib.import_module(f"vmfork.cli.{name.replace('-', '_')}").command
+        command = importlib.import_module(module_of(name)).command
         assert command.get_short_help_str(limit=200).rstrip(".") == summary.rstrip("."), name
         assert _Commands().get_command(None, name) is command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
-from vmfork.machine.request import ForkRequest
+from vmfork.machine.request import ForkRequest, Standing
 from vmfork.machine.trace import failure_traced
 from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
@@ -176,7 +176,14 @@ class Template:
         request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
-    async def _fork(self, request: ForkRequest, *, timeout_s: float | None, wait_s: float | None) -> VM:
+    async def _fork(
+        self,
+        request: ForkRequest,
+        *,
+        timeout_s: float | None,
+        wait_s: float | None,
+        standing: Standing | None = None,
+    ) -> VM:
         source = self._source
         source.check_request(request)
         with failure_traced("vmfork.fork", {"vmfork.template": self.name}):
@@ -185,7 +192,37 @@ class Template:
             from vmfork.api.vm import VM  # noqa: PLC0415
 
             limit_s = source.fork_timeout_s if timeout_s is None else timeout_s
-            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=source.hook_timeout_s))
+            hook_limit_s = source.hook_timeout_s
+            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=hook_limit_s, standing=standing))
+
+    @gives_owner
+    async def start(
+        self,
+        *,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+    ) -> VM:
+        """A fork that outlives its maker. What is given is one of its clients, as by `VM.connect`.
+
+        It is found by its id or its `name`, which no other living VM has, and listed by its `labels`. It ends when it
+        is stopped, after `ttl_s` seconds, and after `idle_ttl_s` seconds without a client; 0 is never. All else is as
+        for `fork`.
+
+        Raises what `fork` raises, `VMExists` when a living VM has the name, and `ConfigError` for an invalid name,
+        label or time. After any of them nothing is left.
+        """
+        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
+        standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
+        self._source.check_standing(standing)
+        return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s, standing=standing)
 
     async def fork_many(
         self,

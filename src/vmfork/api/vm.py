@@ -15,16 +15,18 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import ConfigError
 from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
-from vmfork.machine.handover import check_ttl, find_handle, give_up, take_over
+from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.launch import boot_base
+from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
-from vmfork.machine.request import ForkRequest
+from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
@@ -111,9 +113,13 @@ class VM(GuestFiles, Described, Owner):
         return cls(*await base.adopt(request, timeout_s=plan.boot_timeout_s))
 
     @staticmethod
-    async def list(*, places: Places | None = None) -> Sequence[VMRecord]:
-        """Records of the VMs that run now under these places, whoever owns them, oldest first."""
-        return await asyncio.to_thread(list_records, (places or find_places()).vms)
+    async def list(*, label: str = "", places: Places | None = None) -> Sequence[VMRecord]:
+        """Records of the VMs that run now under these places, whoever owns them, oldest first.
+
+        `label` is `KEY=VALUE`, or `KEY` for any value of it: only VMs with that label are given.
+        """
+        records = await asyncio.to_thread(list_records, (places or find_places()).vms)
+        return [record for record in records if has_label(record.labels, label)]
 
     def __repr__(self) -> str:
         source = f"fork of {self.template!r}" if self.template else "booted"
@@ -347,6 +353,7 @@ class VM(GuestFiles, Described, Owner):
         guest has not the size within `timeout_s` seconds, or keeps memory that holds what it cannot move. The machine
         has its old size again, or, where `rolled_back` is false, must be closed.
         """
+        self._running.check_owner("change its size")
         await fit(self._running, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s)
 
     async def detach(self, *, ttl_s: float = 0.0) -> VMHandle:
@@ -356,24 +363,52 @@ class VM(GuestFiles, Described, Owner):
         program started by it still runs; nothing has changed then. After another error, and on cancel, the VM is gone.
         """
         check_ttl(ttl_s)
+        self._running.check_owner("detach it")
         return await give_up(self._running, timings=self.timings, adoption=self.adoption, ttl_s=ttl_s)
 
     @classmethod
     @gives_owner
     async def attach(cls, vm: VMHandle | str, *, places: Places | None = None) -> VM:
-        """The VM that was detached with this handle, or under this id, is ours; it ran on meanwhile.
+        """The VM that was detached with this handle, or under this id or name, is ours; it ran on meanwhile.
 
-        Raises `VMNotFound` when none waits, `StoreBusy` when somebody owns it, and `ConfigError` for a machine that has
-        no identity yet. On cancel it is gone.
+        One that was started on its own has clients until then; they lose it. Raises `VMNotFound` when none waits,
+        `StoreBusy` when somebody owns it, `GuestError` while a program of a client runs, and `ConfigError` for a
+        machine that has no identity yet. On cancel it is gone.
         """
         if not isinstance(vm, (VMHandle, str)):
             raise ConfigError("vm", vm, f"{vm!r} is no handle", hint="give what detach() returned, or the VM's id")
-        handle = vm if isinstance(vm, VMHandle) else await _find_handle(vm, places)
-        if handle.adoption is None:
-            raise ConfigError("handle", handle.id, f"machine {handle.id} has no identity yet", hint="it is a factory's")
-        running = await take_over(handle)
-        watch_end(running.machine, running.agent)
+        if isinstance(vm, VMHandle):
+            return cls._of(await take_over(check_adopted(vm)), vm)
+        handle, has_broker = await asyncio.to_thread(find_waiting, (places or find_places()).vms, vm)
+        return cls._of(await (take_back(handle) if has_broker else take_over(handle)), handle)
+
+    @classmethod
+    @gives_owner
+    async def connect(cls, vm: str, *, places: Places | None = None) -> VM:
+        """We are one of the clients of the VM that was started under this name or id. Closing it ends nothing.
+
+        Its beginning is enough of an id. What only an owner may do (`resize`, `detach`) raises `NotOwner`. A program
+        that a client has running ends with that client. Raises `VMNotFound`, `StoreBusy` for a VM that has one owner
+        and no clients, and `ConfigError` when several ids begin so.
+        """
+        vms = (places or find_places()).vms
+        handle = await asyncio.to_thread(lambda: find_shared(vms, find_vm(vms, vm)))
+        return cls._of(await join(handle), handle)
+
+    @classmethod
+    def _of(cls, running: Running, handle: VMHandle) -> VM:
+        """What was just taken over, or joined, with the handle."""
+        assert handle.adoption is not None
+        if not running.is_shared:
+            watch_end(running.machine, running.agent)
         return cls(running, handle.adoption, handle.timings)
+
+    async def stop(self, *, grace_s: float = 10.0) -> None:
+        """The machine has ended: its guest was told to power off, and had `grace_s` seconds for it.
+
+        Any client may do that to a machine that has clients.
+        """
+        await stop(self._running, grace_s=grace_s)
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
@@ -395,7 +430,3 @@ class VM(GuestFiles, Described, Owner):
 
     def _live_agent(self) -> AgentClient:
         return self._running.agent
-
-
-async def _find_handle(vm_id: str, places: Places | None) -> VMHandle:
-    return await asyncio.to_thread(find_handle, (places or find_places()).vms, vm_id)

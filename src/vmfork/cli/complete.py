@@ -26,6 +26,11 @@ def vm_ids(_context: click.Context, _option: click.Parameter, incomplete: str) -
     return _matching("vms", incomplete)
 
 
+def shared_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that `start` made whose names or ids begin with what was typed."""
+    return _matching("shared", incomplete)
+
+
 def _matching(kind: str, incomplete: str) -> list[str]:
     from vmfork.cli.names import LISTS  # noqa: PLC0415 - a command that runs, and a help, need no completion
 

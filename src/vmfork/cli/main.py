@@ -45,12 +45,22 @@ _COMMANDS = {
     "template": "Build, list, show, verify, audit and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "shell": "Open a login shell in a fresh fork, or in the detached machine ID.",
+    "start": "Start a machine that outlives this command, and print its id.",
+    "ps": "List the machines that run, whoever owns them.",
+    "show": "Show what is known of machine ID, which runs or ended not long ago.",
+    "logs": "Print what machine ID wrote to its console, the last 64 KiB at least.",
+    "pause": "Let each machine ID stand still.",
+    "resume": "Let each machine ID run on, with the host's clock.",
+    "stop": "End each machine ID that `start` made.",
+    "wait": "Wait until machine ID has ended, and print why.",
     "resize": "Give the detached machine ID another number of CPUs, or another size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",
     "debug-bundle": "Collect what a bug report about machine ID needs in one tar.gz, without guest memory or secrets.",
     "bench": "Show what a fork costs here, beside the same fork made by hand.",
 }
+# What commands show with is called `show`, and what they log with `logs`.
+_MODULES = {"show": "details", "logs": "console"}
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
 
 _EPILOG = """\b
@@ -60,8 +70,13 @@ Configuration:   vmfork.toml, VMFORK_<SECTION>_<FIELD>, options; see `vmfork con
 """
 
 
+def module_of(name: str) -> str:
+    """Where the command lives."""
+    return f"vmfork.cli.{_MODULES.get(name, name).replace('-', '_')}"
+
+
 class _Commands(click.Group):
-    """Each command lives in the module of its name, imported when asked for."""
+    """Each command lives in the module of its name, or the one in `_MODULES`, imported when asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002, RUF100
         return list(_COMMANDS)
@@ -69,7 +84,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002, RUF100
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = import_late(f"vmfork.cli.{cmd_name.replace('-', '_')}", "command")
+        command: click.Command = import_late(module_of(cmd_name), "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002, RUF100

@@ -89,3 +89,11 @@ def parse_variable(text: str) -> tuple[str, str]:
     if key not in os.environ:
         raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
     return key, os.environ[key]
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """Key and value of `K=V`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ConfigError("label", text, f"{text!r} is not K=V", hint="write --label KEY=VALUE")
+    return key, value

@@ -15,11 +15,12 @@ from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, ExecError
 from vmfork.journal import about
+from vmfork.machine.broker import stand_alone
 from vmfork.machine.ending import explained, watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
-from vmfork.machine.handover import check_ttl, give_up, take_over
-from vmfork.machine.request import ForkRequest
+from vmfork.machine.handover import give_up, take_over
+from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
 from vmfork.machine.trace import is_detailed, trace_machine
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.handle import VMHandle
+    from vmfork.machine.request import Standing
     from vmfork.wire.message import Hello
 
     # Waits for the greeting, and raises `LaunchError` when it sees that none will come.
@@ -130,12 +132,15 @@ class BaseVM(Described, Owner):
         timeout_s: float,
         hook_timeout_s: float = 30.0,
         clock: Callable[[], int] = time.time_ns,
+        standing: Standing | None = None,
     ) -> Adopted:
         """A machine of its own, as `request` asks, confirmed by its guest item by item. It is the caller's now.
 
         `clock` gives the wall clock the guest takes on, ns since 1970. Raises `AdoptError` when the guest does not
         confirm within `timeout_s`, or a hook fails or takes longer than `hook_timeout_s`. Raises `LaunchError` when the
         machine ended, and what `fit` raises when it could not be grown. It is destroyed then, and on cancel.
+
+        With `standing` it is a broker's, and the caller one of its clients. Raises what `stand_alone` raises.
         """
         start = time.perf_counter()
         running, identity = self._running, self.identity
@@ -180,6 +185,8 @@ class BaseVM(Described, Owner):
         )
         trace_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
         self._log_adoption(timings.total_s)
+        if standing is not None:
+            running = await stand_alone(running, standing, adoption=adoption, timings=timings)
         return Adopted(running, adoption, timings)
 
     def _log_adoption(self, took_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ class MachineFacts:
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
     where there is none. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it. `isolation`: how
-    far its hypervisor is kept from the host.
+    far its hypervisor is kept from the host. `name`, of which there is one among the living, and `labels` are its
+    starter's; empty where it gave none.
     """
 
     identity: Identity
@@ -31,6 +33,8 @@ class MachineFacts:
     created_at: str = field(default_factory=_now)
     origin: Origin | None = None
     isolation: Isolation = NOT_ISOLATED
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Described:
@@ -47,6 +51,16 @@ class Described:
     def id(self) -> str:
         """12 hex digits; no other VM has or had them."""
         return self.facts.identity.vm_id
+
+    @property
+    def name(self) -> str:
+        """What it was named by whoever started it; empty where it has no name."""
+        return self.facts.name
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What it was labelled with by whoever started it."""
+        return self.facts.labels
 
     @property
     def template(self) -> str:

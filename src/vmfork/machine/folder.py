@@ -6,6 +6,9 @@ VMS/ID/            0700
     ticket.json    what of the host it was promised (admission/)
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
+    broker.json    the same, while its broker owns it; without the token, which the broker is given when it is asked
+    broker.sock    where clients connect, while its broker owns it
+    ended.json     when and why its broker ended it
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, on its way to its name
 VMS/.old-ID/       the same, on its way out
@@ -15,6 +18,7 @@ Whatever else lies in VMS is a stranger's, and left alone.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import Self
 
 from vmfork.admission.charge import Charge, Ticket
+from vmfork.host.broker import BROKER_SOCKET
 from vmfork.host.folders import (
     ABSENT,
     NO_FILE,
@@ -41,6 +46,8 @@ from vmfork.host.folders import (
 )
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.process import ProcessIdentity
+from vmfork.machine import ended
+from vmfork.machine.ended import End, bury, read_end
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.records import read_record, write_record
 
@@ -52,6 +59,7 @@ _ON_ITS_WAY = re.compile(r"\.(new|old)-[0-9a-f]{12}")
 _RECORD = "vm.json"
 _TICKET = "ticket.json"
 _HANDLE = "handle.json"
+_BROKER = "broker.json"
 # A folder that is new for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
 
@@ -133,8 +141,14 @@ class VMFolder:
         """The handle is there: whoever may enter the folder can take the VM over with it."""
         write_whole(self.path / _HANDLE, handle)
 
+    def write_brokered(self, handle: bytes) -> None:
+        """The machine is a broker's: whoever may enter the folder can be its client."""
+        write_whole(self.path / _BROKER, handle)
+
     def remove_handle(self) -> None:
-        (self.path / _HANDLE).unlink(missing_ok=True)
+        """Nobody but us can be the machine's owner or client."""
+        for name in (_HANDLE, _BROKER, BROKER_SOCKET):
+            (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         """The folder stays, for whoever takes the VM over."""
@@ -145,6 +159,19 @@ class VMFolder:
         if not self._lock.closed:
             _remove(self.path)
             self._lock.close()
+
+
+class BorrowedFolder(VMFolder):
+    """The folder of a VM that is not ours: it is read, and stays as it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def record(self, record: VMRecord) -> None:
+        """Nothing: the owner keeps the record."""
+
+    def close(self) -> None:
+        """Nothing: the owner removes it."""
 
 
 def new_vm_id() -> str:
@@ -203,10 +230,27 @@ def read_handle(folder: Path) -> bytes | None:
     return find_content(folder / _HANDLE)
 
 
+def read_brokered(folder: Path) -> bytes | None:
+    """What the starter of a VM left for its clients; `None` where it has no broker. Raises `OSError`."""
+    return find_content(folder / _BROKER)
+
+
 def list_records(vms: Path) -> list[VMRecord]:
     """Records of the VMs that are alive, oldest first. Raises `OSError` when one cannot be seen."""
     records = [find_record(folder) for folder in list_ours(vms, _ID, marker=LOCK)]
     return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
+
+
+def folder_of(vms: Path, vm_id: str) -> Path:
+    """The folder of a VM that lives, or of one that ended and had a broker."""
+    living = vms / vm_id
+    return living if living.exists() else vms.with_name(ended.FOLDER) / vm_id
+
+
+def list_ended(vms: Path) -> list[tuple[VMRecord, End]]:
+    """What is still known of VMs that had a broker and have ended, oldest end first."""
+    found = [(find_record(folder), read_end(folder)) for folder in ended.list_ended(vms, name=_ID, marker=LOCK)]
+    return [(record, end) for record, end in found if record is not None]
 
 
 def find_waste(vms: Path) -> list[Path]:
@@ -222,6 +266,7 @@ def find_strangers(vms: Path) -> list[Path]:
 def sweep_vms(vms: Path) -> list[str]:
     """VMs whose owner died are gone, process and folder; gives their ids. What is not ours was not touched.
 
+    What is known of one that had a broker is kept for a while (`machine/ended.py`).
     One of which the host refused to tell the process stays for the next sweep: without its folder nobody would find it.
     """
     for folder in _find_nameless(vms):
@@ -237,9 +282,21 @@ def sweep_vms(vms: Path) -> list[str]:
             record = find_record(folder)
             if record is not None:
                 record.process.kill()
-            _remove(folder)
+            if record is not None and read_brokered(folder) is not None:
+                bury(folder, name=_ID, marker=LOCK)
+            else:
+                _remove(folder)
             swept.append(folder.name)
     return swept
+
+
+async def sweep_ended(folder: Path, *, wait_s: float = 10.0) -> None:
+    """The folder of a VM whose process has ended is swept, once its keeper has ended too."""
+    with suppress(OSError):  # swept by another
+        lock = await FileLock.acquire(folder / LOCK, wait_s=wait_s)
+        if lock is not None:
+            lock.close()
+    await asyncio.to_thread(sweep_vms, folder.parent)
 
 
 def _is_vm(path: Path) -> bool:

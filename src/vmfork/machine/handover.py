@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from contextlib import AsyncExitStack
@@ -28,22 +27,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vmfork")
 
 
-def check_ttl(ttl_s: float) -> float:
-    """`ttl_s` itself. Raises `ConfigError` when it cannot be a time to live."""
-    if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not math.isfinite(ttl_s) or ttl_s < 0:
-        raise ConfigError("ttl_s", ttl_s, "the time to live must be a number of seconds; 0 is no limit")
-    return float(ttl_s)
-
-
-async def give_up(
-    running: Running, *, timings: Timings, adoption: Adoption | None = None, todo: Thaw | None = None, ttl_s: float
+def make_handle(
+    running: Running, *, timings: Timings, adoption: Adoption | None, todo: Thaw | None = None, ttl_s: float
 ) -> VMHandle:
-    """Nobody owns the machine; its keeper ends it in `ttl_s` seconds (0: never) unless it is taken with the handle.
-
-    `adoption` is that of a VM, and missing for a base. Raises `GuestError` while something of ours runs under its
-    agent: nothing has changed then. After any other failure, and on cancel, the machine is gone.
-    """
-    handle = VMHandle(
+    """What the machine's next owner needs. Nothing was done yet."""
+    return VMHandle(
         facts=running.facts,
         folder=str(running.folder.path),
         process=running.machine.identity,
@@ -54,6 +42,24 @@ async def give_up(
         todo=todo or Thaw(),
         ends_at=time.time() + ttl_s if ttl_s else 0.0,
     )
+
+
+def check_adopted(handle: VMHandle) -> VMHandle:
+    """`handle` itself. Raises `ConfigError` for that of a machine that has no identity yet."""
+    if handle.adoption is None:
+        raise ConfigError("handle", handle.id, f"machine {handle.id} has no identity yet", hint="it is a factory's")
+    return handle
+
+
+async def give_up(
+    running: Running, *, timings: Timings, adoption: Adoption | None = None, todo: Thaw | None = None, ttl_s: float
+) -> VMHandle:
+    """Nobody owns the machine; its keeper ends it in `ttl_s` seconds (0: never) unless it is taken with the handle.
+
+    `adoption` is that of a VM, and missing for a base. Raises `GuestError` while something of ours runs under its
+    agent: nothing has changed then. After any other failure, and on cancel, the machine is gone.
+    """
+    handle = make_handle(running, timings=timings, adoption=adoption, todo=todo, ttl_s=ttl_s)
     agent = running.agent
     try:
         with await agent.release() as sock:

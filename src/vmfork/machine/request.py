@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from vmfork.config import check_name
 from vmfork.errors import ConfigError
 from vmfork.wire.command import check_env
 from vmfork.wire.given import check_file, check_path
@@ -47,6 +49,43 @@ class ForkRequest:
     def grows(self) -> bool:
         """Whether it asks for a size."""
         return self.cpus is not None or self.memory_mib is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a machine stands on its own: what it is called, and when it ends by itself.
+
+    It ends after `ttl_s` seconds, and after `idle_ttl_s` seconds without a client; 0 is never. Raises `ConfigError` for
+    an invalid name, label or time.
+    """
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ttl_s: float = 0.0
+    idle_ttl_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name:
+            check_name(self.name)
+        object.__setattr__(self, "labels", _check_labels(self.labels))
+        for name in ("ttl_s", "idle_ttl_s"):
+            check_ttl(getattr(self, name), field=name)
+
+
+def check_ttl(ttl_s: float, *, field: str = "ttl_s") -> float:
+    """`ttl_s` itself. Raises `ConfigError`, naming `field`, when it cannot be a time to live."""
+    if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not math.isfinite(ttl_s) or ttl_s < 0:
+        raise ConfigError(field, ttl_s, "the time to live must be a number of seconds; 0 is no limit")
+    return float(ttl_s)
+
+
+def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not isinstance(key, str) or not key or "=" in key or not key.isprintable():
+            raise ConfigError("labels", key, f"{key!r} is not the key of a label", hint="write KEY=VALUE")
+        if not isinstance(value, str) or not value.isprintable():
+            raise ConfigError("labels", value, f"the value of the label {key} is not a line of text")
+    return dict(labels)
 
 
 def _check_files(files: Mapping[str, GivenFile]) -> dict[str, PlacedFile]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from vmfork.adopt.handshake import set_clock
-from vmfork.errors import Closed, DeadlineExceeded
+from vmfork.errors import Closed, DeadlineExceeded, NotOwner
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.hypervisor.base import HANGS
@@ -20,6 +20,8 @@ from vmfork.machine.folder import VMRecord
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
@@ -49,17 +51,28 @@ class Running(Described, Owner):
     | detached | as it was    | whoever has the handle: take it over. This object: nothing                    |
     | closed   | gone         | nobody                                                                        |
 
+    With `shared` it is not ours: its broker owns it, and we are one of its clients. Then there is no parking and no
+    giving up, and to close it ends our connection alone.
+
     What is known of the machine is in `facts`, a value: it is passed on as a whole.
     """
 
     def __init__(
-        self, facts: MachineFacts, *, folder: VMFolder, machine: Machine, agent: AgentClient, state: State = "running"
+        self,
+        facts: MachineFacts,
+        *,
+        folder: VMFolder,
+        machine: Machine,
+        agent: AgentClient,
+        state: State = "running",
+        shared: bool = False,
     ) -> None:
         self.bound = Bound(f"VM {facts.identity.vm_id}")
         self.facts: MachineFacts = facts
         self.folder = folder
         self.machine = machine
         self.state = state
+        self.is_shared = shared
         self.resizing = asyncio.Lock()
         self._agent = agent
 
@@ -86,6 +99,12 @@ class Running(Described, Owner):
         if self.state == "closed":
             raise Closed(f"VM {self.id}")
         self.bound.check_process()
+
+    def check_owner(self, what: str) -> None:
+        """As `check_open`. Raises `NotOwner` for one of several clients; `what` is what only an owner may do."""
+        self.check_open()
+        if self.is_shared:
+            raise NotOwner(what, self.id)
 
     def _check(self, *states: State) -> None:
         self.check_open()
@@ -140,6 +159,11 @@ class Running(Described, Owner):
     def change_hardware(self, hardware: Hardware) -> None:
         """The machine was changed while it ran: it is `hardware` now, and its record says so."""
         self.facts = replace(self.facts, hardware=hardware)
+        self.record(owner_pid=os.getpid())
+
+    def name_it(self, name: str, labels: Mapping[str, str]) -> None:
+        """The machine is called `name` and has `labels`; its record says so."""
+        self.facts = replace(self.facts, name=name, labels=labels)
         self.record(owner_pid=os.getpid())
 
     def note_origin(self, origin: Origin) -> None:

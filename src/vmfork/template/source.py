@@ -18,6 +18,7 @@ from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
+from vmfork.machine.naming import check_vm_name
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
 from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vmfork.config import Instance
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.machine.base import BaseVM
-    from vmfork.machine.request import ForkRequest
+    from vmfork.machine.request import ForkRequest, Standing
     from vmfork.store import Manifest
 
 _log = logging.getLogger("vmfork")
@@ -134,6 +135,11 @@ class Source:
                 memory_mib=request.memory_mib,
                 whose=f"template {self.manifest.name!r}",
             )
+
+    def check_standing(self, standing: Standing) -> None:
+        """Raises `VMExists` when a living VM has the name that is asked for; then nobody need make a fork."""
+        if standing.name:
+            check_vm_name(standing.name, self._instance.places.vms)
 
     async def fork_base(self, *, wait_s: float | None = None) -> BaseVM:
         """A machine restored from this generation. It has no identity yet: adopt it before use.

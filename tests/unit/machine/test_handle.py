@@ -18,7 +18,8 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.handle import HANDLE_VERSION, VMHandle, new_token
-from vmfork.machine.handover import check_ttl, find_handle
+from vmfork.machine.handover import find_handle
+from vmfork.machine.request import check_ttl
 from vmfork.machine.timings import Timings
 
 IDENTITY = Identity.fresh("0123456789ab", template="py")

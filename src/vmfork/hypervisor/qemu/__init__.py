@@ -9,6 +9,7 @@ from vmfork.hypervisor.qemu.board import Board, board_for, board_of
 from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
 from vmfork.hypervisor.qemu.files import find_reads
 from vmfork.hypervisor.qemu.machine import CONSOLE, LOG, QemuMachine
+from vmfork.hypervisor.qemu.shared import SharedQemu
 
 __all__ = [
     "AGENT_PORT",
@@ -18,6 +19,7 @@ __all__ = [
     "Board",
     "QemuBinary",
     "QemuMachine",
+    "SharedQemu",
     "ask_abilities",
     "board_for",
     "board_of",

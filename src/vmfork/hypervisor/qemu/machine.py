@@ -305,12 +305,17 @@ class QemuMachine:
         # QEMU greets one client at a time: of two that open it together, the second would wait for ever.
         async with self._opening:
             if self._monitor is None:
-                # Most forks live and die without a word to their monitor. A call that needs it pays for the import and
-                # the greeting (docs/decisions/0001).
-                from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
-
-                self._monitor = await Monitor.open(connect_unix(self._folder / QMP_SOCKET))
+                self._monitor = await open_monitor(self._folder)
             return self._monitor
+
+
+async def open_monitor(folder: Path) -> Monitor:
+    """The monitor of the machine in `folder`, which the caller closes. QEMU greets one client at a time."""
+    # Most forks live and die without a word to their monitor. A call that needs it pays for the import and the greeting
+    # (docs/decisions/0001).
+    from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
+
+    return await Monitor.open(connect_unix(folder / QMP_SOCKET))
 
 
 def _take_socket(fds: list[int], on_failure: AsyncExitStack) -> socket.socket:

@@ -1,0 +1,92 @@
+"""The machines that commands are about: those that run, and those that ended not long ago."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmfork.api.vm import VM
+from vmfork.cli.complete import shared_vms
+from vmfork.cli.loop import run_async
+from vmfork.cli.show import show_json
+from vmfork.config import find_places
+from vmfork.errors import VMNotFound
+from vmfork.machine.folder import list_ended, list_records, read_brokered, sweep_vms
+from vmfork.machine.naming import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from vmfork.machine.ended import End
+    from vmfork.machine.folder import VMRecord
+
+id_argument = click.argument("vm_id", metavar="ID", shell_complete=shared_vms)
+ids_argument = click.argument("vm_ids", nargs=-1, required=True, metavar="ID...", shell_complete=shared_vms)
+
+
+def find(text: str) -> tuple[VMRecord, End | None]:
+    """The record of the machine that `text` names, and how it ended if it has. A living one is found first.
+
+    Raises `VMNotFound`, and `ConfigError` when several ids begin so.
+    """
+    found = list_machines(with_ended=True)
+    living = [record for record, end in found if end is None]
+    try:
+        record = choose(living, text)
+    except VMNotFound:
+        record = choose([record for record, end in found[::-1] if end is not None], text)
+    return next(each for each in found if each[0] is record)
+
+
+def list_machines(*, with_ended: bool) -> Sequence[tuple[VMRecord, End | None]]:
+    vms = find_places().vms
+    sweep_vms(vms)  # so that one that ended just now is among those that have
+    living = [(record, None) for record in list_records(vms)]
+    return [*list_ended(vms), *living] if with_ended else living
+
+
+def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
+    """What `--json` tells."""
+    told: dict[str, Any] = {
+        "id": record.id,
+        "name": record.name,
+        "labels": dict(record.labels),
+        "template": record.template,
+        "image": record.image,
+        "state": "ended" if end is not None else _state(record),
+        "cpus": record.cpus,
+        "memory_mib": record.memory_mib,
+        "accel": record.accel,
+        "isolation": record.isolation.level,
+        "created_at": record.created_at,
+    }
+    if end is None:
+        return told | {"pid": record.pid, "owner_pid": record.owner_pid}
+    ended_at = datetime.fromtimestamp(end.at, UTC).isoformat(timespec="milliseconds")
+    return told | {"ended_at": ended_at, "reason": end.reason}
+
+
+def _state(record: VMRecord) -> str:
+    """`shared`: a broker owns it, and clients may connect. `owned`: it has one owner. `waiting`: it has none."""
+    if read_brokered(find_places().vms / record.id) is not None:
+        return "shared"
+    return "owned" if record.owner_pid else "waiting"
+
+
+def on_each(vm_ids: Sequence[str], act: Callable[[VM], Coroutine[Any, Any, None]], done: str, *, as_json: bool) -> None:
+    """`act` was done to one machine after the other, as their client; the first that fails ends it."""
+
+    async def work(vm_id: str) -> str:
+        async with VM.connect(vm_id) as vm:
+            await act(vm)
+            return vm.id
+
+    ids = []
+    for vm_id in vm_ids:
+        ids.append(run_async(work(vm_id)))
+        if not as_json:
+            click.echo(ids[-1])
+    if as_json:
+        show_json({done: ids})

@@ -1,0 +1,97 @@
+"""A QEMU that a broker owns, as one of the broker's clients has it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+from vmfork.errors import Closed, VMNotFound
+from vmfork.host.folders import tail_of
+from vmfork.host.process import WatchedProcess, read_argv
+from vmfork.hypervisor.qemu.machine import CONSOLE, QemuMachine, describe_end, open_monitor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from vmfork.host.process import ProcessIdentity
+    from vmfork.hypervisor.qemu.monitor import Monitor
+
+
+class SharedQemu(QemuMachine):
+    """A machine that is watched, and paused or let run; closing it leaves it as it is.
+
+    What else its base class does is an owner's. `Running` asks it of no machine that is shared.
+    """
+
+    def __init__(self, process: WatchedProcess, *, name: str, folder: Path) -> None:
+        self._process = process  # type: ignore[assignment] # no keeper: there is nothing to hand over
+        self._name = name
+        self._folder = folder
+        self._opening = asyncio.Lock()
+        self._is_open = True
+
+    @classmethod
+    def watch(cls, identity: ProcessIdentity, *, name: str, folder: Path) -> Self:
+        """The machine in `folder`, whose process is `identity`. Raises `VMNotFound` when that has ended."""
+        try:
+            process = WatchedProcess(identity, read_argv(identity.pid), lambda: None)
+        except ProcessLookupError as error:
+            raise VMNotFound(name) from error
+        if not identity.is_alive():
+            process.forget()
+            raise VMNotFound(name)
+        return cls(process, name=name, folder=folder)
+
+    def on_halt(self, callback: Callable[[], None], /) -> None:
+        """Nothing: a guest that halts is its owner's to end."""
+
+    def console_tail(self) -> str:
+        """The last lines that the guest wrote to its console, 4 KiB at most."""
+        return tail_of(self._folder / CONSOLE)
+
+    @property
+    def console_bytes(self) -> int:
+        return (self._folder / CONSOLE).stat().st_size
+
+    async def pause(self) -> None:
+        """The virtual CPUs stand still."""
+        async with self._briefly() as monitor:
+            await monitor.execute("stop")
+
+    async def resume(self) -> None:
+        """The virtual CPUs run."""
+        async with self._briefly() as monitor:
+            await monitor.execute("cont")
+
+    async def is_running(self) -> bool:
+        """The virtual CPUs are not stopped."""
+        async with self._briefly() as monitor:
+            return bool((await monitor.execute("query-status"))["running"])
+
+    async def check(self) -> None:
+        """QEMU answered, so its main loop runs; the guest may stand still."""
+        await self.is_running()
+
+    async def aclose(self) -> None:
+        """Nobody watches the machine here any more. It runs on."""
+        self.end()
+
+    def end(self) -> None:
+        """As `aclose`, at once and without an event loop."""
+        if self._is_open and not self._process.has_ended:
+            self._process.forget()
+        self._is_open = False
+
+    @asynccontextmanager
+    async def _briefly(self) -> AsyncIterator[Monitor]:
+        """QEMU greets one client at a time, so none keeps the monitor: another waits until it is free."""
+        if self._process.has_ended:
+            raise Closed(f"machine {self._name}", describe_end(None))
+        async with self._opening:
+            monitor = await open_monitor(self._folder)
+            try:
+                yield monitor
+            finally:
+                await monitor.aclose()
