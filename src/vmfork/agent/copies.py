@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -105,8 +106,9 @@ class CopyRequests(Connection):
             packing.close()
             self.abandon(flow)
         arrivals.count_all()
-        if entries != arrivals.tally.entries:
-            raise ProtocolError(f"the guest made {entries} names of {arrivals.tally.entries}")
+        with self.making_sense():
+            if entries != arrivals.tally.entries:
+                raise ProtocolError(f"the guest made {entries} names of {arrivals.tally.entries}")
         return arrivals.tally.copied
 
     async def get(
@@ -148,7 +150,7 @@ def _broken(error: Exception, copied: Copied, at: str) -> Exception:
     """The error, which tells what had arrived."""
     if isinstance(error, CallbackError):
         return error
-    own = translated(error)
+    own = copy(translated(error))  # the reason that a line was lost is everybody's
     own.arrived = copied
     own.message = f"{own.message} (at {at!r}; {copied})"
     return own

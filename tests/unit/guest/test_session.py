@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import GuestError, ProtocolError
+from vmfork.errors import GuestError, GuestFileError, ProtocolError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     PAYLOAD_LIMIT,
@@ -124,7 +124,9 @@ async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, comp
             await client.hello(take_over=False)
 
 
-async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start_agent, compile_variant) -> None:
+async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new_by_name(
+    start_agent, compile_variant, tmp_path: Path
+) -> None:
     running = start_agent(binary=compile_variant("protocol-1", "-DPROTOCOL=1"))
     async with await AgentClient.open(running.sock.dup()) as client:
         hello = await client.hello(take_over=False)
@@ -134,6 +136,9 @@ async def test_an_agent_of_the_protocol_before_is_served_and_cannot_notify(start
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
+        with pytest.raises(GuestFileError, match="does not know") as refused:
+            await client.put(str(tmp_path), str(tmp_path / "copy"))
+        assert (refused.value.reason, "older" in refused.value.hint) == ("unsupported", True)
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")
 
