@@ -113,7 +113,13 @@ def fuzz(target: str, seconds: int, *, keep: bool) -> bool:
             path.chmod(mode)
         for path in [*(FUZZ / "corpus" / target).iterdir(), *(folder / "found").iterdir()]:
             shutil.copy(path, stage.work)
-        limits = f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", "-rss_limit_mb=2048"
+        limits = (
+            f"-max_total_time={seconds}",
+            f"-max_len={LONGEST}",
+            "-timeout=20",
+            "-rss_limit_mb=2048",
+            "-handle_xfsz=0",
+        )
         told = f"-artifact_prefix={stage.inside(stage.finds)}/", "-print_final_stats=1"
         status = stage.run(stage.inside(stage.work), *limits, *told, log=folder / "log")
         found = [shutil.move(path, folder / path.name) for path in stage.finds.iterdir()]
