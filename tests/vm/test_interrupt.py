@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.cli_runner import Running, left_of, processes_of, vmfork
+from tests.vm.cli_runner import COMMAND, Running, left_of, processes_of, vmfork
 
 pytestmark = pytest.mark.vm
 
@@ -58,7 +58,8 @@ def test_while_input_streams(template_name) -> None:
 
 def test_a_hangup_ends_a_run_unless_it_is_ignored(template_name) -> None:
     script = "echo up; read line; echo $line"
-    with Running("run", "-t", template_name, "sh", "-c", script, stdin=subprocess.PIPE) as running:
+    hearing = ("env", "--default-signal=HUP", *COMMAND)  # whoever runs the tests may ignore it, as nohup does
+    with Running("run", "-t", template_name, "sh", "-c", script, command=hearing, stdin=subprocess.PIPE) as running:
         interrupt_at(running, "up", signal.SIGHUP, fd=1)
     nohup = ("nohup", sys.executable, "-m", "vmfork")
     with Running("run", "-t", template_name, "sh", "-c", script, command=nohup, stdin=subprocess.PIPE) as running:

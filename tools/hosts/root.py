@@ -80,7 +80,7 @@ def _make_root(folder: Path, suite: str, packages: Sequence[str], kernel: str) -
             maker.wait()
     if maker.returncode or unpacked.returncode:
         raise RootError(f"mmdebstrap {suite}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-30:]))
-    (root / "dev").mkdir()
+    (root / "dev").mkdir(exist_ok=True)  # Debian 13's mmdebstrap packs an empty one, Debian 12's none
     _list_packages(root, folder / "packages")
 
 

@@ -19,6 +19,9 @@ from tests.unit.store.probe import MEMORY_BYTES, mounts_below
 from vmfork.errors import TemplateNotFound
 from vmfork.host import folders, tmpfs
 
+# A process for each of some hundred steps: 60 s were too few on a host where eight others worked.
+pytestmark = pytest.mark.limit_s(300)
+
 CALLS = {
     "os.mkdir",
     "os.rename",
