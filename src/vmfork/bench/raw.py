@@ -16,8 +16,6 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from vmfork.host.environ import bare_environ
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -138,7 +136,7 @@ class Fork:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=tuple(fds.values()),
-                env=bare_environ(),
+                env={},
             )
         finally:
             theirs.close()
