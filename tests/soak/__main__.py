@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,8 @@ async def _remove(*names: str) -> None:
 
 
 def _left_after_one_sweep() -> list[str]:
-    assert command(["gc"]) == 0
+    with redirect_stdout(sys.stderr):
+        assert command(["gc"]) == 0
     return left_of(find_places().runtime)
 
 
