@@ -93,13 +93,15 @@ def test_what_stops_us_finds_the_terminal_as_it_was_and_we_go_on() -> None:
         at.wait_for("job ")
         job = int(at.wait_for("."))
         at.wait_for("up")
+        shown = ""
         for _ in range(2):  # it is heard again after it was heard
             os.kill(job, signal.SIGTSTP)
-            at.wait_for("stopped, in order: True")
+            shown += at.wait_for("stopped, in order: True")
             at.resize(33, 99)
             at.type("fg\n")
             at.wait_raw()
-        at.wait_for("resized")
+        if "resized" not in shown:
+            at.wait_for("resized")
         at.type("on\n")
         assert (at.end()[0], at.is_as_before) == (5, True)
 
