@@ -234,6 +234,27 @@ def test_a_machine_that_has_one_owner_has_no_clients(template_name) -> None:
         assert b"StoreBusy" in done.stderr
 
 
+def test_exec_ends_as_the_command_did(template_name) -> None:
+    vm_id = command("start", "-t", template_name, "-e", "FROM=start").check().out.strip()
+    try:
+        done = command("exec", vm_id[:10], "sh", "-c", "cat; echo $FROM$MORE >&2; exit 7", input=b"in")
+        assert (done.status, done.raw, done.err) == (7, b"in", "start\n")
+        assert command("exec", "-e", "MORE=!", "-w", "/tmp", vm_id, "sh", "-c", "echo $MORE; pwd").out == "!\n/tmp\n"
+        assert command("exec", vm_id, "no-such-program").status == 127
+        assert command("exec", "--timeout", "0.2", vm_id, "sleep", "1000").status == 124
+        kept = json.loads(command("exec", "--json", vm_id, "sh", "-c", "echo out; exit 3").out)
+        assert (kept["exit_code"], kept["stdout"], kept["error"]) == (3, "out\n", None)
+        assert command("exec", "no-such-machine", "true").status == 125
+        assert command("exec", vm_id).status == 125
+        running = Running("exec", vm_id, "sh", "-c", "echo $$; exec sleep 1000")
+        running.wait_for("\n", fd=1)
+        running.process.kill()
+        running.process.communicate(timeout=LIMIT_S)
+        assert command("exec", vm_id, "sh", "-c", "pgrep -x sleep").status == 1
+    finally:
+        command("stop", "--grace", "0", vm_id).check()
+
+
 def shown(*argv: str) -> dict | list:
     return json.loads(command(*argv, "--json").check().out)
 

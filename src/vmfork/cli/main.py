@@ -46,6 +46,7 @@ _COMMANDS = {
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "shell": "Open a login shell in a fresh fork, or in the detached machine ID.",
     "start": "Start a machine that outlives this command, and print its id.",
+    "exec": "Run CMD in machine ID, pass its input and output through.",
     "ps": "List the machines that run, whoever owns them.",
     "show": "Show what is known of machine ID, which runs or ended not long ago.",
     "logs": "Print what machine ID wrote to its console, the last 64 KiB at least.",

@@ -1,0 +1,69 @@
+"""`vmfork exec`: one command in a machine that `start` made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vmfork.api.vm import VM
+from vmfork.cli.found import id_argument
+from vmfork.cli.loop import run_async
+from vmfork.cli.options import VARIABLE_HELP, json_option, parse_variable
+from vmfork.cli.program import check_lending, make_kept, parse_limit, run_command
+from vmfork.cli.status import ProgramCommand
+from vmfork.cli.terminal import read_window, terminal_env
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command("exec", cls=ProgramCommand, context_settings={"allow_interspersed_args": False})
+@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
+@click.option("-i", "--interactive", is_flag=True, help="Pass standard input on, as is always done.")
+@click.option("-t", "--tty", is_flag=True, help="Give CMD a terminal: ours, for as long as it runs.")
+@click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
+@click.option("-u", "--user", default="", metavar="USER", help="Run as this user of the guest, a name or a number.")
+@click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
+@json_option
+@click.option(
+    "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
+)
+@id_argument
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
+def command(
+    variables: Sequence[str],
+    interactive: bool,
+    tty: bool,
+    workdir: str,
+    user: str,
+    timeout: str | None,
+    as_json: bool,
+    max_output: str | None,
+    vm_id: str,
+    argv: Sequence[str],
+) -> int:
+    """Run CMD in machine ID, pass its input and output through.
+
+    Others may use the machine meanwhile. The exit status is as that of `run`. When this command ends, so does CMD.
+    """
+    limit_s, kept = parse_limit(timeout), make_kept(max_output, as_json=as_json)
+    del interactive  # input is passed on all the same
+    if tty:
+        check_lending(as_json=as_json)
+    env = (terminal_env() if tty else {}) | dict(parse_variable(text) for text in variables)
+
+    async def work() -> int:
+        async with VM.connect(vm_id) as vm:
+            return await run_command(
+                vm,
+                argv,
+                env=env,
+                workdir=workdir,
+                user=user,
+                limit_s=limit_s,
+                kept=kept,
+                window=read_window() if tty else None,
+            )
+
+    return run_async(work())
