@@ -84,7 +84,7 @@ def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(key, str) or not key or "=" in key or not key.isprintable():
             raise ConfigError("labels", key, f"{key!r} is not the key of a label", hint="write KEY=VALUE")
         if not isinstance(value, str) or not value.isprintable():
-            raise ConfigError("labels", value, f"the value of the label {key} is not a line of text")
+            raise ConfigError("labels", value, f"the value of the label {key} must be a line of text")
     return dict(labels)
 
 
