@@ -48,7 +48,8 @@ class AtTerminal:
         self._theirs = theirs  # open for as long as we look at its modes
         self.seen = b""
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *argv],
+            # Whoever runs the tests may ignore a hang-up, as nohup does.
+            ["env", "--default-signal=HUP", "setsid", "--ctty", *argv],
             env={**os.environ, "TERM": "xterm", **(env or {})},
             stdin=theirs,
             stdout=theirs,

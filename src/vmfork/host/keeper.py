@@ -98,7 +98,7 @@ def find_keeper() -> Path:
 class _Pair:
     """A child and its keeper. Both are children of this process, which reaps them whoever owns them by then."""
 
-    # Keepers that were passed on with their process. The loop that would reap them may be gone, so they are looked at
+    # Processes that were passed on, and their keepers. The loop that would reap them may be gone, so they are looked at
     # whenever another is started.
     passed_on: ClassVar[set[int]] = set()
 
@@ -108,17 +108,20 @@ class _Pair:
         self.keeper_pid: int | None = None
 
     def pass_on(self, keeper_pid: int) -> None:
-        """The keeper is reaped by its pid from now on: its socket is about to be closed."""
+        """Both are reaped by their pids from now on: the child may outlive us, and the socket is about to close."""
         self.keeper_pid = keeper_pid
-        self.passed_on.add(keeper_pid)
+        self.passed_on.update((self._child.pid, keeper_pid))
+        self._child.returncode = 0  # else it warns, once it is dropped, that its process still runs
 
     def collect(self) -> int:
-        """The child's exit status. It has ended, or is about to."""
-        status = self._child.wait()
-        pid = self.keeper_pid or _read_hello(self._keeper)
-        if pid is not None:
-            _reap(pid)
-            self.passed_on.discard(pid)
+        """The child's exit status, 0 when another has collected it. It has ended, or is about to."""
+        if self.keeper_pid is None:
+            status, keeper_pid = self._child.wait(), _read_hello(self._keeper)
+        else:
+            status, keeper_pid = _wait(self._child.pid), self.keeper_pid
+        if keeper_pid is not None:
+            _reap(keeper_pid)
+        self.passed_on.difference_update((self._child.pid, keeper_pid))
         return status
 
     def end(self) -> None:
@@ -275,6 +278,13 @@ def _read_hello(keeper: socket.socket) -> int | None:
     return number if kind == Answer.HELLO else None
 
 
+def _wait(pid: int) -> int:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return 0
+
+
 def _reap(pid: int) -> None:
     with suppress(ChildProcessError):
         # A child that was not reaped keeps its pid. It ends by itself, unless somebody stopped it.
@@ -284,7 +294,7 @@ def _reap(pid: int) -> None:
 
 
 def _reap_passed_on() -> None:
-    """Keepers whose process has ended are reaped; those that still keep one are left alone."""
+    """What was passed on and has ended is reaped."""
     for pid in list(_Pair.passed_on):
         try:
             ended = os.waitpid(pid, os.WNOHANG)[0] == pid
