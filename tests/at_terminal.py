@@ -48,8 +48,8 @@ class AtTerminal:
         self._theirs = theirs  # open for as long as we look at its modes
         self.seen = b""
         self.process = subprocess.Popen(
-            # Whoever runs the tests may ignore a hang-up, as nohup does.
-            ["env", "--default-signal=HUP", "setsid", "--ctty", *argv],
+            # Whoever runs the tests may ignore them, as nohup does, and a shell for what it starts in the background.
+            ["env", "--default-signal=HUP,INT", "setsid", "--ctty", *argv],
             env={**os.environ, "TERM": "xterm", **(env or {})},
             stdin=theirs,
             stdout=theirs,
