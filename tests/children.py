@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def fork_child(body: Callable[[], object]) -> int:
     """The pid of a child process that runs `body` and ends, with status 1 where it raised."""
-    # That of the blocking API, which is there for good once a test has used it, is idle now, and a child begins anew.
-    others = {*threading.enumerate()} - {threading.current_thread(), portal._thread}
+    others = {*threading.enumerate()} - {threading.current_thread(), *_threads_of_the_blocking_api()}
     assert not others, f"a lock held by another thread would be held for ever in the child: {others}"
     with warnings.catch_warnings():
         # Python 3.12 and newer warn of any other thread; here there is one of C, which watches for tests that hang.
@@ -34,6 +33,12 @@ def fork_child(body: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _threads_of_the_blocking_api() -> set[threading.Thread | None]:
+    """They are there for good once a test has used it: idle now, and a child begins anew."""
+    executor = getattr(portal._loop, "_default_executor", None)
+    return {portal._thread, *(executor._threads if executor is not None else ())}
 
 
 def exit_code_of(pid: int) -> int:
