@@ -163,7 +163,8 @@ def test_a_shell_in_a_detached_machine_leaves_it_running(template_name, number) 
             return await vm.exists("/root/done"), (await vm.exec(["true"])).ok
 
     given = subprocess.run([*GIVING, template_name], capture_output=True, text=True, check=True, timeout=120)
-    assert given.stderr == ""  # nor is it warned that the machine runs on
+    # Nor is it warned that the machine runs on. On a busy host the loop tells, for -X dev, of a step that took long.
+    assert [line for line in given.stderr.splitlines() if not line.startswith("Executing <")] == []
     vm_id = given.stdout.strip()
     with AtTerminal(*COMMAND, "shell", vm_id) as at:
         at.wait_for("# ")
