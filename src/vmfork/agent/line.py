@@ -208,6 +208,6 @@ def _has_unread(sock: socket.socket) -> bool:
 
 
 def _gone(cause: OSError | None) -> GuestError:
-    error = GuestError("the machine's agent is gone")
+    error = GuestError("the machine's agent is gone", hint="the machine has ended, or is about to: take another")
     error.__cause__ = cause
     return error
