@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -89,14 +90,17 @@ async def wait_end(process: KeptProcess) -> int | None:
     return await asyncio.wait_for(process.wait(), LIMIT_S)
 
 
-async def test_what_is_parked_is_had_again_with_all_that_was_left(kept, path, belongings, lock) -> None:
-    first = kept()
+async def test_what_is_parked_is_had_again_with_all_that_was_left(path, belongings, lock, log) -> None:
+    # Until it is the program it is still the keeper's own, by its arguments.
+    argv = (sys.executable, "-c", "print('up', flush=True); import time; time.sleep(1000)")
+    first = KeptProcess.start(argv, log_fd=log[1], listen_at=path, lock_fd=lock)
+    assert os.read(log[0], 100) == b"up\n"
     await belongings.park(first)
     first.release()
     second, passed = await take(first, path)
     second.confirm()
     assert second.pid == first.pid
-    assert second.argv == ("sleep", "1000")
+    assert second.argv == argv
     line, console, lock_again = passed
     assert os.path.samestat(os.fstat(lock_again), os.fstat(lock))
     os.write(line, b"to the agent")
