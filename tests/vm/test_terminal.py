@@ -198,7 +198,7 @@ def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> N
     script = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
     tmux("new-session", "-d", "-s", "t", "-x", "90", "-y", "20", script)
     try:
-        assert "PID" in shown_when(tmux, "load average")
+        assert "load average" in shown_when(tmux, "PID")  # the last that is drawn of its head
         tmux("resize-window", "-t", "t", "-x", "60", "-y", "12")
         tmux("send-keys", "-t", "t", "q")
         assert "ended with 0" in shown_when(tmux, "ended with")

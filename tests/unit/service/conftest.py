@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from contextlib import asynccontextmanager
 
-import grpc
 import pytest
 
 from tests.unit.service.stand_in import StandInPool
@@ -14,23 +12,6 @@ from vmfork.config import VMConfig
 from vmfork.rpc.client import CacheClient
 from vmfork.service.cache import CacheServer
 from vmfork.service.cache.pools import Pools
-
-
-@pytest.fixture(scope="module", autouse=True)
-def grpc_runtime():
-    """gRPC's runtime lives through a module's tests, and ends when nothing of theirs is left.
-
-    It ends with the last channel or server, wherever that is collected. With calls of a stopped server still held by
-    the collector, that aborted the process once in seven runs (grpcio 1.85.3: its poller thread races with its end).
-    """
-
-    async def hold() -> None:
-        grpc.aio.init_grpc_aio()
-
-    asyncio.run(hold())
-    yield
-    gc.collect()
-    grpc.aio.shutdown_grpc_aio()
 
 
 class Running:
