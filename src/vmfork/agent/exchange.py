@@ -7,6 +7,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vmfork.agent.change import Change
 from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, MOST_CREDIT, Channel, encode_data, encode_eof
 
@@ -398,8 +399,8 @@ class CollectedRun(Run):
 class StreamedRun(Run):
     """A process whose output waits until it is taken, and whose input comes while it runs.
 
-    `started` becomes the pid. `changed` is what to await for the next thing to happen. `late` is what its end raises
-    when its time was up before; `lifetime` looks after that.
+    `started` becomes the pid. `change` tells that output came, credit, or the end. `late` is what its end raises when
+    its time was up before; `lifetime` looks after that.
     """
 
     def __init__(self, stream: int, *, send: Send, grant: Grant, explain: Explain) -> None:
@@ -407,22 +408,10 @@ class StreamedRun(Run):
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
+        self.change = Change()
         self.late: Exception | None = None
         self.lifetime: asyncio.Task[None] | None = None
         self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
-        self._changed: asyncio.Future[None] | None = None
-
-    async def changed(self) -> None:
-        """Something came: output, credit, or the end."""
-        if self._changed is None:
-            self._changed = quiet_future()
-        # Several may wait for the same change, and one of them be cancelled.
-        await asyncio.shield(self._changed)
-
-    def _notify(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-        self._changed = None
 
     def on_started(self, pid: int) -> None:
         """The program runs."""
@@ -435,7 +424,7 @@ class StreamedRun(Run):
         # Without bytes it would cost no credit, and as many as the guest likes would wait.
         if data:
             self.waiting.append((channel, data))
-            self._notify()
+            self.change.tell()
 
     def take(self, channel: Channel, count: int) -> None:
         """`count` bytes of what waited were used up, and the agent may send as many again."""
@@ -444,7 +433,7 @@ class StreamedRun(Run):
     def on_input_credit(self, count: int) -> None:
         """The process took input."""
         self.credit = add_credit(self.credit, count)
-        self._notify()
+        self.change.tell()
 
     def on_reply(self, payload: bytes) -> None:
         """The process has ended."""
@@ -454,11 +443,11 @@ class StreamedRun(Run):
             self.fail(self.late)
             return
         super().on_reply(payload)
-        self._notify()
+        self.change.tell()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
         if not self.started.done():
             self.started.set_exception(error)
         super().fail(error)
-        self._notify()
+        self.change.tell()

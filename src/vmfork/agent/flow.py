@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from vmfork.agent.exchange import Exchange, Intake, Lane, add_credit, quiet_future
+from vmfork.agent.change import Change
+from vmfork.agent.exchange import Exchange, Intake, Lane, add_credit
 from vmfork.errors import ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_data, encode_eof
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable
 
     from vmfork.agent.exchange import Explain, Grant, Send
@@ -17,35 +17,55 @@ if TYPE_CHECKING:
 _CHUNK_SIZE = 65_536
 
 
+class Taker(Protocol):
+    """A request whose channel 0 takes what the host sends, as far as `credit` goes."""
+
+    stream: int
+    credit: int
+    change: Change
+
+    @property
+    def has_ended(self) -> bool: ...
+
+
+async def pour(taker: Taker, data: bytes | bytearray, *, send: Send, wait_room: Callable[[], Awaitable[None]]) -> bool:
+    """Whether all of it is on its way; not when the request ended before.
+
+    `wait_room` waits while the line has much that was not sent yet, whatever credit the agent gives.
+    """
+    rest = memoryview(data)
+    while rest:
+        await wait_room()
+        if taker.has_ended:
+            return False
+        size = min(taker.credit, _CHUNK_SIZE, len(rest))
+        if size == 0:
+            await taker.change.next()
+            continue
+        taker.credit -= size
+        send(encode_data(taker.stream, Channel.CONTENT, bytes(rest[:size])))
+        rest = rest[size:]
+    return True
+
+
 class _Flow(Exchange):
-    """A request of some length. `changed` is what to await for the next thing to happen."""
+    """A request of some length. `change` tells that bytes came, credit, or the end."""
 
     lane = Lane.FILES
 
     def __init__(self, stream: int, *, explain: Explain) -> None:
         super().__init__(stream, explain=explain)
-        self._changed: asyncio.Future[None] | None = None
-
-    async def changed(self) -> None:
-        """Something came: bytes, credit, or the end."""
-        if self._changed is None:
-            self._changed = quiet_future()
-        await self._changed
-
-    def _notify(self) -> None:
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
-        self._changed = None
+        self.change = Change()
 
     def on_reply(self, payload: bytes) -> None:
         """The agent is done."""
         super().on_reply(payload)
-        self._notify()
+        self.change.tell()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
         super().fail(error)
-        self._notify()
+        self.change.tell()
 
 
 class Inflow(_Flow):
@@ -60,12 +80,12 @@ class Inflow(_Flow):
         """Held until taken. The credit bounds how much that can be, whatever the guest would send."""
         self._intake.receive(channel, len(data))
         self._waiting += data
-        self._notify()
+        self.change.tell()
 
     async def next_bytes(self) -> bytes:
         """What came; empty at the end. Raises what ended the request."""
         while not self._waiting and not self.has_ended:
-            await self.changed()
+            await self.change.next()
         data, self._waiting = bytes(self._waiting), bytearray()
         if not data:
             self.reply.result()
@@ -78,10 +98,7 @@ class Inflow(_Flow):
 
 
 class Outpour(_Flow):
-    """Channel 0 of the host. `taken` is how many bytes the agent has used up, as far as it said.
-
-    `wait_room` waits while the line has much that was not sent yet, whatever credit the agent gives.
-    """
+    """Channel 0 of the host. `taken` is how many bytes the agent has used up, as far as it said."""
 
     def __init__(
         self, stream: int, *, widened: int, send: Send, wait_room: Callable[[], Awaitable[None]], explain: Explain
@@ -89,32 +106,22 @@ class Outpour(_Flow):
         super().__init__(stream, explain=explain)
         self._send = send
         self._wait_room = wait_room
-        self._credit = FIRST_CREDIT
+        self.credit = FIRST_CREDIT
         # The agent allows as much more at once: that is nothing it has used up.
         self.taken = -widened
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """The agent took that much."""
         if channel is Channel.CONTENT:
-            self._credit = add_credit(self._credit, count)
+            self.credit = add_credit(self.credit, count)
             self.taken += count
-            self._notify()
+            self.change.tell()
 
     async def pour(self, data: bytes | bytearray) -> None:
         """All of it is on its way. Raises what ended the request."""
-        rest = memoryview(data)
-        while rest:
-            await self._wait_room()
-            if self.has_ended:
-                self.reply.result()
-                raise ProtocolError("the agent ended a copy before its end")
-            size = min(self._credit, _CHUNK_SIZE, len(rest))
-            if size == 0:
-                await self.changed()
-                continue
-            self._credit -= size
-            self._send(encode_data(self.stream, Channel.CONTENT, bytes(rest[:size])))
-            rest = rest[size:]
+        if not await pour(self, data, send=self._send, wait_room=self._wait_room):
+            self.reply.result()
+            raise ProtocolError("the agent ended a copy before its end")
 
     def end(self) -> None:
         """Nothing more comes."""

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
+from vmfork.agent.change import Change
 from vmfork.errors import GuestError, ProtocolError
 from vmfork.wire.frame import HEADER_SIZE, FrameParser, encode_credit
 
@@ -44,7 +45,7 @@ class Line:
         self._on_lost = on_lost
         self._unsent = bytearray()
         self._ungranted: dict[tuple[int, Channel], int] = {}
-        self._room: asyncio.Future[None] | None = None
+        self._room = Change()
         self._resting: asyncio.TimerHandle | None = None
         self._for_nobody = 0
         self._is_open = True
@@ -66,15 +67,7 @@ class Line:
     async def wait_room(self) -> None:
         """Less than `MOST_UNSENT` bytes wait to be sent, or the line is closed."""
         while self._is_open and len(self._unsent) >= MOST_UNSENT:
-            if self._room is None:
-                self._room = self._loop.create_future()
-            # Several may wait, and one of them be cancelled.
-            await asyncio.shield(self._room)
-
-    def _tell_room(self) -> None:
-        if self._room is not None:
-            self._room.set_result(None)
-        self._room = None
+            await self._room.next()
 
     def grant(self, stream: int, channel: Channel, count: int) -> None:
         """Credit is on its way. For a guest that reads nothing it is added up, so that no queue of it grows."""
@@ -92,7 +85,7 @@ class Line:
         self._stop_listening()
         self._sock.close()
         self._unsent.clear()
-        self._tell_room()
+        self._room.tell()
 
     def drop(self) -> None:
         """The socket is closed. For when the event loop that read it does not run any more."""
@@ -141,7 +134,7 @@ class Line:
     def _write(self) -> None:
         del self._unsent[: self._send_now(self._unsent)]
         if len(self._unsent) < MOST_UNSENT:
-            self._tell_room()
+            self._room.tell()
         if not self._unsent and self._is_open:
             self._loop.remove_writer(self._sock)
             ungranted, self._ungranted = self._ungranted, {}

@@ -7,12 +7,13 @@ import signal as signals
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.deadline import deadline
+from vmfork.agent.flow import pour
 from vmfork.border import guarded
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
 from vmfork.wire.command import check_window, find_signal
-from vmfork.wire.frame import Channel, encode_data, encode_eof
+from vmfork.wire.frame import Channel, encode_eof
 from vmfork.wire.given import check_content
 from vmfork.wire.message import ExecStatus, parse_exec
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vmfork.host.bound import Bound
     from vmfork.wire.command import Window
 
-_CHUNK_SIZE = 65_536
 _END_LIMIT_S = 5.0
 
 
@@ -106,7 +106,7 @@ class GuestProcess(Owner):
             if run.has_ended:
                 run.reply.result()
                 return
-            await run.changed()
+            await run.change.next()
 
     async def write_stdin(self, data: bytes, *, timeout_s: float | None = None) -> None:
         """The guest has the bytes; the program may not have read them yet.
@@ -120,21 +120,10 @@ class GuestProcess(Owner):
             raise Closed(f"the standard input of {self.name}")
         self._line.bound.check()
         async with deadline(f"writing to {self.name}", timeout_s):
-            await self._send_stdin(memoryview(check_content(data, field="data")))
-
-    async def _send_stdin(self, rest: memoryview) -> None:
-        run = self._exchange
-        while rest and not run.has_ended:
-            await self._line.wait_room()
-            size = min(run.credit, _CHUNK_SIZE, len(rest))
-            if size == 0:
-                await run.changed()
-                continue
-            run.credit -= size
-            self._line.send(encode_data(run.stream, Channel.CONTENT, bytes(rest[:size])))
-            rest = rest[size:]
-        if run.has_ended:
-            run.reply.result()
+            content = check_content(data, field="data")
+            await pour(self._exchange, content, send=self._line.send, wait_room=self._line.wait_room)
+        if self._exchange.has_ended:
+            self._exchange.reply.result()
 
     async def close_stdin(self) -> None:
         """The program reads the end of its standard input. Closing twice is no error.

@@ -179,14 +179,7 @@ class VM(GuestFiles, Described, Owner):
         `limits` holds the program, with all that it starts, to so much processor time, memory and processes; the
         result's `exceeded` says for which of them it was killed. Raises `GuestError` when the machine has no way to.
         """
-        command = Command(
-            [os.fspath(part) for part in argv],
-            env=env or {},
-            cwd=os.fspath(cwd),
-            user=user,
-            clean_env=clean_env,
-            limits=limits or NO_LIMITS,
-        )
+        command = _make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
         decoding = find_decoding(encoding, errors)
         data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
@@ -269,15 +262,9 @@ class VM(GuestFiles, Described, Owner):
         has standard input without `stdin`. `limits` are as for `exec`. `timeout_s` bounds the start, not the run.
         Raises `ExecError` (127, 126) when it cannot be started.
         """
-        command = Command(
-            [os.fspath(part) for part in argv],
-            env=env or {},
-            cwd=os.fspath(cwd),
-            user=user,
-            stdin=stdin,
-            clean_env=clean_env,
-            window=None if pty is None else Window(*pty),
-            limits=limits or NO_LIMITS,
+        window = None if pty is None else Window(*pty)
+        command = _make_command(
+            argv, env=env, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env, window=window, limits=limits
         )
         return await self._live_agent().start_exec(command, timeout_s=timeout_s)
 
@@ -303,14 +290,7 @@ class VM(GuestFiles, Described, Owner):
         once. A non-zero status is no error. Raises `ExecError` (127, 126) when it cannot be started; `timeout_s` and
         `grace_s` are as for `exec`, and `DeadlineExceeded` comes behind what was written.
         """
-        command = Command(
-            [os.fspath(part) for part in argv],
-            env=env or {},
-            cwd=os.fspath(cwd),
-            user=user,
-            clean_env=clean_env,
-            limits=limits or NO_LIMITS,
-        )
+        command = _make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
         decoding = find_decoding(encoding, errors)
         events = stream_program(self._running, command, decoding=decoding, timeout_s=timeout_s, grace_s=grace_s)
         async with aclosing(events):
@@ -430,3 +410,27 @@ class VM(GuestFiles, Described, Owner):
 
     def _live_agent(self) -> AgentClient:
         return self._running.agent
+
+
+def _make_command(
+    argv: Sequence[GuestPath],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: GuestPath,
+    user: str,
+    clean_env: bool,
+    limits: ProgramLimits | None,
+    stdin: bool = False,
+    window: Window | None = None,
+) -> Command:
+    """The command, of what a caller may give: paths for text, and `None` for nothing."""
+    return Command(
+        [os.fspath(part) for part in argv],
+        env=env or {},
+        cwd=os.fspath(cwd),
+        user=user,
+        stdin=stdin,
+        clean_env=clean_env,
+        window=window,
+        limits=limits or NO_LIMITS,
+    )
