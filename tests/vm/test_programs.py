@@ -36,7 +36,9 @@ async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(any_vm) -> None:
         await shell.write_stdin(b"stty size; sh -c 'echo be''gun; exec cat'\n")
         assert b"40 100\r\n" in await until(pieces, b"begun")
         await shell.write_stdin(b"\x1a")
-        await until(pieces, b"Stopped")
+        seen = await until(pieces, b"Stopped")
+        # The line goes on with the job's command, which `fg` shows once more: what is waited for next is that.
+        await until(pieces, b"$ ", seen.partition(b"Stopped")[2])
         await shell.write_stdin(b"fg\n")
         await until(pieces, b"exec cat")
         await shell.write_stdin(b"again\n")
