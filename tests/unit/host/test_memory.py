@@ -15,6 +15,8 @@ from vmfork.host.tmpfs import mount_tmpfs, unmount
 
 PAGE = mmap.PAGESIZE
 PAGES = 64
+# Always given: a library of another file system may have the inode number too.
+RAM_BYTES = PAGES * PAGE
 # A size that no other anonymous mapping here has.
 ODD_BYTES = 12_345 * PAGE
 
@@ -52,7 +54,7 @@ def touch(mapping, pages, *, write=False):
 
 def test_ram_that_was_not_touched_costs_nothing(ram):
     with mapped(ram[0]):
-        use = read_memory(os.getpid(), ram_inode=ram[1])
+        use = read_memory(os.getpid(), ram_inode=ram[1], ram_bytes=RAM_BYTES)
     assert (use.guest_rss, use.guest_private, use.guest_shared) == (0, 0, 0)
     assert use.rss >= use.pss > 0
     assert use.rss >= use.private > 0
@@ -62,10 +64,10 @@ def test_read_pages_are_shared_and_written_ones_private(ram):
     with mapped(ram[0]) as mapping:
         mapping.madvise(mmap.MADV_RANDOM)
         touch(mapping, range(PAGES))
-        read = read_memory(os.getpid(), ram_inode=ram[1])
+        read = read_memory(os.getpid(), ram_inode=ram[1], ram_bytes=RAM_BYTES)
         assert (read.guest_rss, read.guest_private) == (PAGES * PAGE, 0)
         touch(mapping, range(0, PAGES, 4), write=True)
-        written = read_memory(os.getpid(), ram_inode=ram[1])
+        written = read_memory(os.getpid(), ram_inode=ram[1], ram_bytes=RAM_BYTES)
     assert (written.guest_rss, written.guest_private) == (PAGES * PAGE, PAGES // 4 * PAGE)
     assert written.guest_shared == PAGES * 3 // 4 * PAGE
 
@@ -74,7 +76,7 @@ def test_a_file_mapped_shared_has_no_private_page_however_often_it_is_written(ra
     """A template machine's RAM while it is made; the kernel calls pages of a file with one user private."""
     with mapped(ram[0], mmap.MAP_SHARED) as mapping:
         touch(mapping, range(PAGES), write=True)
-        use = read_memory(os.getpid(), ram_inode=ram[1])
+        use = read_memory(os.getpid(), ram_inode=ram[1], ram_bytes=RAM_BYTES)
     assert (use.guest_rss, use.guest_private) == (PAGES * PAGE, 0)
 
 
@@ -84,7 +86,7 @@ def test_all_mappings_of_the_file_count_and_those_of_others_do_not(ram):
     with mapped(ram[0]) as first, mapped(ram[0]) as second, mapped(other) as third:
         for mapping, pages in ((first, 2), (second, 3), (third, 16)):
             touch(mapping, range(pages), write=True)
-        use = read_memory(os.getpid(), ram_inode=ram[1])
+        use = read_memory(os.getpid(), ram_inode=ram[1], ram_bytes=RAM_BYTES)
     os.close(other)
     assert use.guest_private == 5 * PAGE
 
@@ -145,7 +147,7 @@ def test_another_process_shares_what_it_has_not_written(ram):
         touch(mapping, range(PAGES))
         pid = fork_child(read_and_write)
         os.read(ready[0], 1)
-        use = read_memory(pid, ram_inode=ram[1])
+        use = read_memory(pid, ram_inode=ram[1], ram_bytes=RAM_BYTES)
         os.write(end[1], b"x")
         assert exit_code_of(pid) == 0
     # The child has our mapping too, which fork(2) copied: its read pages are in neither's name.
