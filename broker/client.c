@@ -53,7 +53,6 @@ void client_send(struct client *client, uint8_t kind, uint32_t id, const uint8_t
     size_t mark = frame_begin(&client->queue, kind, id);
     buffer_add(&client->queue, payload, length);
     frame_end(&client->queue, mark);
-    client->is_gone |= buffer_length(&client->queue) > BEYOND;
 }
 
 void client_send_error(struct client *client, uint32_t id, const char *code, const char *message)
@@ -75,7 +74,8 @@ void client_flush(struct client *client)
         else
             client->is_gone |= errno != EAGAIN && errno != EINTR;
     }
-    client->is_gone |= client->is_leaving && buffer_length(queue) == 0;
+    size_t left = buffer_length(queue);
+    client->is_gone |= left > BEYOND || (client->is_leaving && left == 0);
 }
 
 void client_read(struct client *client)

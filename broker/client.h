@@ -37,10 +37,10 @@ void client_remove(struct client *client);
 /* Less waits for the client than what stops its credit. */
 bool client_has_room(const struct client *client);
 
-/* The frame waits for the client. One that leaves more unread than any that reads ever would is gone. */
+/* The frame waits for the client. */
 void client_send(struct client *client, uint8_t kind, uint32_t id, const uint8_t *payload, size_t length);
 void client_send_error(struct client *client, uint32_t id, const char *code, const char *message);
-/* What can be written is written. */
+/* What can be written is written. One that leaves more unread than any that reads ever would is gone. */
 void client_flush(struct client *client);
 /* What it sent is in its parser. */
 void client_read(struct client *client);

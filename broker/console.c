@@ -21,8 +21,8 @@ static void shorten(off_t size)
 {
     static char kept[KEPT];
     ssize_t got = pread(console_log, kept, KEPT, size - KEPT);
-    if (ftruncate(console_log, 0) == 0 && got > 0 && write(console_log, kept, (size_t)got) < 0)
-        return;
+    if (ftruncate(console_log, 0) == 0 && got > 0)
+        (void)!write(console_log, kept, (size_t)got);
 }
 
 bool console_drain(int console)
@@ -34,5 +34,7 @@ bool console_drain(int console)
     struct stat log;
     if (fstat(console_log, &log) == 0 && log.st_size + size > LOG_LIMIT)
         shorten(log.st_size);
-    return write(console_log, text, (size_t)size) >= 0 || errno == ENOSPC;
+    /* A disk that takes nothing costs the log: a guest whose console nobody reads would stand still. */
+    (void)!write(console_log, text, (size_t)size);
+    return true;
 }

@@ -4,8 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../keeper/clock.h"
 #include "../keeper/message.h"
-#include "clock.h"
 #include "console.h"
 #include "ending.h"
 #include "line.h"

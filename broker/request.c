@@ -100,22 +100,18 @@ static void aim(struct client *client, const struct frame *frame, struct fields 
     put_u8(line_queue(), frame->payload[0]);
     put_number(line_queue(), target->id);
     buffer_add(line_queue(), fields->next, (size_t)(fields->end - fields->next));
-    frame_end(line_queue(), mark);
+    if (frame_end(line_queue(), mark))
+        return;
+    /* The agent's number may have more digits, and only nonsense fills a frame so far. */
+    stream_close(s);
+    client_send_error(client, frame->stream, "invalid", "the wrong number of fields");
 }
 
 static bool has_option(struct field options, const char *name)
 {
-    size_t length = strlen(name);
-    while (options.length >= length) {
-        const uint8_t *comma = memchr(options.bytes, ',', options.length);
-        size_t own = comma ? (size_t)(comma - options.bytes) : options.length;
-        if (own == length && memcmp(options.bytes, name, length) == 0)
+    while (options.length > 0)
+        if (field_is(field_take_option(&options), name))
             return true;
-        if (comma == NULL)
-            return false;
-        options.bytes += own + 1;
-        options.length -= own + 1;
-    }
     return false;
 }
 

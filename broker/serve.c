@@ -7,8 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../keeper/clock.h"
 #include "client.h"
-#include "clock.h"
 #include "console.h"
 #include "ending.h"
 #include "line.h"

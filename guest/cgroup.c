@@ -57,11 +57,20 @@ static const char *find_home(void)
     return home;
 }
 
+struct file_path {
+    char text[PATH_MAX + 32];
+};
+
+static struct file_path path_in(const char *group, const char *name)
+{
+    struct file_path path;
+    snprintf(path.text, sizeof path.text, "%s/%s", group, name);
+    return path;
+}
+
 static int open_file(const struct cgroup *g, const char *name, int flags)
 {
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof path, "%s/%s", g->path, name);
-    return open(path, flags | O_CLOEXEC);
+    return open(path_in(g->path, name).text, flags | O_CLOEXEC);
 }
 
 static bool make_group(struct cgroup *g)
@@ -92,36 +101,21 @@ int cgroup_door(const struct cgroup *g)
 
 bool cgroup_write(const struct cgroup *g, const char *name, const char *text)
 {
-    int fd = open_file(g, name, O_WRONLY);
-    if (fd < 0)
-        return false;
-    bool done = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-    int error = errno;
-    close(fd);
-    errno = error;
-    return done;
+    return overwrite_file(path_in(g->path, name).text, text, strlen(text));
 }
 
-bool cgroup_read(const struct cgroup *g, const char *name, char *out, size_t size)
+void cgroup_read(const struct cgroup *g, const char *name, char *out, size_t size)
 {
-    int fd = open_file(g, name, O_RDONLY);
-    if (fd < 0)
-        return false;
-    ssize_t length = read(fd, out, size - 1);
-    out[length > 0 ? length : 0] = 0;
-    int error = errno;
-    close(fd);
-    errno = error;
-    return length >= 0;
+    read_text(path_in(g->path, name).text, out, size);
 }
 
 /* Only the root's group may hold processes and divide what it counts among the groups below, so an agent that is a
  * service of another init is refused: EBUSY. */
 bool cgroups_count(const char *controllers)
 {
-    struct cgroup own = {.door = -1};
-    snprintf(own.path, sizeof own.path, "%s", find_home());
-    return own.path[0] != 0 && cgroup_write(&own, "cgroup.subtree_control", controllers);
+    const char *home = find_home();
+    return home[0] != 0 &&
+           overwrite_file(path_in(home, "cgroup.subtree_control").text, controllers, strlen(controllers));
 }
 
 void cgroup_kill(struct cgroup *g)

@@ -12,9 +12,9 @@ struct cgroup *cgroup_make(void);
 /* The groups below the agent's count what is named, such as "+memory": from then on they have its files. False with
  * errno set. */
 bool cgroups_count(const char *controllers);
-/* A file of the group is written, or read as text. False with errno set. */
+/* A file of the group is written; false with errno set. Or read as text, which is empty where it cannot be. */
 bool cgroup_write(const struct cgroup *g, const char *name, const char *text);
-bool cgroup_read(const struct cgroup *g, const char *name, char *out, size_t size);
+void cgroup_read(const struct cgroup *g, const char *name, char *out, size_t size);
 /* What a process writes "0" to so that it, and what it starts, is in the group. */
 int cgroup_door(const struct cgroup *g);
 /* SIGKILL to every process in the group, and to those they start meanwhile. */

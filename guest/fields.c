@@ -92,8 +92,7 @@ static int find_option(struct field option, const char *const *names, uint64_t *
     return -1;
 }
 
-/* What stands before the next comma. */
-static struct field take_option(struct field *f)
+struct field field_take_option(struct field *f)
 {
     const uint8_t *comma = memchr(f->bytes, ',', f->length);
     struct field option = {f->bytes, comma ? (size_t)(comma - f->bytes) : f->length};
@@ -109,7 +108,7 @@ bool field_settings(struct field f, const char *const *names, uint64_t *values)
         values[i] = 0;
     while (f.length > 0) {
         uint64_t value;
-        int place = find_option(take_option(&f), names, &value);
+        int place = find_option(field_take_option(&f), names, &value);
         if (place < 0)
             return false;
         values[place] = value;
@@ -122,7 +121,7 @@ bool field_options(struct field f, const char *const *names, unsigned *out)
     *out = 0;
     while (f.length > 0) {
         uint64_t value;
-        int place = find_option(take_option(&f), names, &value);
+        int place = find_option(field_take_option(&f), names, &value);
         if (place < 0)
             return false;
         *out |= 1u << place;

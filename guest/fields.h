@@ -37,5 +37,7 @@ bool field_options(struct field f, const char *const *names, unsigned *out);
 /* As `field_options`. Behind a name that ends with '=' stands a decimal number, which is its value; that of another
  * option is 1, and of one that is missing 0. */
 bool field_settings(struct field f, const char *const *names, uint64_t *values);
+/* The first of the options, which is taken off. */
+struct field field_take_option(struct field *f);
 
 #endif

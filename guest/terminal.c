@@ -27,25 +27,16 @@ static int open_theirs(int ours)
     return ioctl(ours, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 }
 
-static bool has_all(const int fds[PIPES])
-{
-    for (int i = 0; i < PIPES; i++)
-        if (fds[i] < 0)
-            return false;
-    return true;
-}
-
 bool terminal_open(struct pipes *p, const struct winsize *window, const struct account *owner)
 {
     *p = (struct pipes){{-1, -1, -1}, {-1, -1, -1}};
     int ours = p->ours[STDOUT_FILENO] = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (ours < 0)
         return false;
-    p->ours[STDIN_FILENO] = copy_of(ours);
-    p->theirs[0] = open_theirs(ours);
-    p->theirs[1] = copy_of(p->theirs[0]);
-    p->theirs[2] = copy_of(p->theirs[0]);
-    if (p->ours[STDIN_FILENO] < 0 || !has_all(p->theirs) || !terminal_resize(ours, window))
+    /* One after the other: errno is to be that of the first that fails. */
+    bool has_all = (p->ours[STDIN_FILENO] = copy_of(ours)) >= 0 && (p->theirs[0] = open_theirs(ours)) >= 0 &&
+                   (p->theirs[1] = copy_of(p->theirs[0])) >= 0 && (p->theirs[2] = copy_of(p->theirs[0])) >= 0;
+    if (!has_all || !terminal_resize(ours, window))
         return false;
     /* Its group, tty, stays: who may write to it is as on any terminal. */
     return owner == NULL || fchown(p->theirs[0], owner->uid, (gid_t)-1) == 0;

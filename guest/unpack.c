@@ -123,6 +123,14 @@ static void name_temporary(struct unpack *u)
     snprintf(u->temporary, sizeof u->temporary, ".vmfork-%d-put-%u", (int)getpid(), count++);
 }
 
+/* There is something under the temporary name, to be removed when it does not come to its place. */
+static bool hold_temporary(struct unpack *u, bool made)
+{
+    if (!made)
+        u->temporary[0] = 0;
+    return made;
+}
+
 static bool go_in(struct unpack *u, int fd, bool made)
 {
     if (fd < 0)
@@ -201,9 +209,7 @@ static bool open_file(struct unpack *u)
     u->fd = openat(u->last->fd, u->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     u->piece_left = 0;
     u->written_to = 0;
-    if (u->fd < 0)
-        u->temporary[0] = 0;
-    return u->fd >= 0;
+    return hold_temporary(u, u->fd >= 0);
 }
 
 static bool own_link(const struct unpack *u)
@@ -216,11 +222,8 @@ static bool make_link(struct unpack *u)
 {
     int at = u->last->fd;
     name_temporary(u);
-    if (symlinkat(u->entry.target, at, u->temporary) != 0) {
-        u->temporary[0] = 0;
-        return false;
-    }
-    return own_link(u) && set_time(at, u->temporary, entry_time(&u->entry)) && put_in_place(u);
+    return hold_temporary(u, symlinkat(u->entry.target, at, u->temporary) == 0) && own_link(u) &&
+           set_time(at, u->temporary, entry_time(&u->entry)) && put_in_place(u);
 }
 
 /* The folder that is the tree's root, from which paths of the stream count. */
@@ -251,10 +254,8 @@ static bool make_hard_link(struct unpack *u)
     if (u->depth < 2 || leads_up(u->entry.target))
         return fail_with(SENSELESS);
     name_temporary(u);
-    if (linkat(root_of(u), u->entry.target, at, u->temporary, 0) != 0) {
-        u->temporary[0] = 0;
+    if (!hold_temporary(u, linkat(root_of(u), u->entry.target, at, u->temporary, 0) == 0))
         return false;
-    }
     bool done = renameat(at, u->temporary, at, u->entry.name) == 0;
     int error = errno;
     unlinkat(at, u->temporary, 0);
@@ -279,12 +280,6 @@ static bool take_name(struct unpack *u)
     return true;
 }
 
-static void leave_folder(struct unpack *u)
-{
-    go_out(u);
-    u->root_done |= u->depth == 1;
-}
-
 static bool make_entry(struct unpack *u)
 {
     if (!take_name(u))
@@ -299,7 +294,7 @@ static bool make_entry(struct unpack *u)
     case ENTRY_HARD:
         return make_hard_link(u);
     case ENTRY_UP:
-        leave_folder(u);
+        go_out(u);
         return true;
     default:
         return fail_with(SENSELESS);

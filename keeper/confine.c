@@ -257,11 +257,8 @@ static void write_filter(struct program *program, uint32_t self)
         judge(program, DENIED[index], SECCOMP_RET_ERRNO | EPERM);
     /* Its flags lie in memory, where a filter cannot look; who is told that there is none uses clone. */
     judge(program, SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);
-    /* Threads are allowed. */
-    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3));
-    load(program, offsetof(struct seccomp_data, args));
-    add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 1, 0));
-    give(program, SECCOMP_RET_ERRNO | EPERM);
+    const uint32_t threads[] = {CLONE_THREAD};
+    judge_by(program, SYS_clone, 0, BPF_JSET, threads, 1, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO | EPERM);
     give(program, SECCOMP_RET_ALLOW);
 }
 

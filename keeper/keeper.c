@@ -102,7 +102,6 @@ struct start {
 static bool read_option(const char *name, const char *value, struct start *start, struct kept *kept)
 {
     struct jail *jail = &start->jail;
-    start->jailed = true;
     if (strcmp(name, "--root") == 0)
         jail->root = value;
     else if (strcmp(name, "--bind") == 0 && jail->bound_count < BOUND_LIMIT)
@@ -120,9 +119,10 @@ static bool read_option(const char *name, const char *value, struct start *start
 static bool read_options(char **argv, struct start *start, struct kept *kept)
 {
     kept->lease = start->jail.user = -1;
+    start->jailed = *argv != NULL && strcmp(*argv, "--") != 0;
     for (; *argv != NULL && strcmp(*argv, "--") != 0; argv++) {
         if (strcmp(*argv, "--confined") == 0)
-            start->confined = start->jailed = true;
+            start->confined = true;
         else if (strcmp(*argv, "--mapped") == 0)
             start->jail.mapped = true;
         else if (argv[1] == NULL || !read_option(*argv, argv[1], start, kept))

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "message.h"
 
 /* How it works. One poll waits for everything: the program's end, the owner's socket and the owner's end, callers, the
@@ -18,16 +18,14 @@
  * Every other way out is `end`. */
 
 enum { CALLER_LIMIT = 8, LOG_LIMIT = 128 * 1024 };
-enum { CONFIRM_LIMIT_MS = 5000, CALL_LIMIT_MS = 5000, LONGEST_WAIT_MS = 3600 * 1000 };
+enum { CONFIRM_LIMIT_MS = 5000, CALL_LIMIT_MS = 5000 };
 enum { PROCESS, OWNER, OWNER_PROCESS, LISTENER, CONSOLE, CALLERS };
-
-static const int64_t NEVER = INT64_MAX;
 
 static enum { OWNED, PARKED, OFFERED } state = OWNED;
 static struct kept kept;
 static int owner_process = -1;
 static uint8_t token[TOKEN_SIZE];
-static int64_t deadline = INT64_MAX;
+static int64_t deadline = NEVER;
 /* What an owner passed on: the line to the agent, the console, and the log the console goes to while nobody owns. */
 static int parked[PASSED_LIMIT] = {-1, -1, -1};
 static int64_t logged;
@@ -35,13 +33,6 @@ static struct {
     int socket;
     int64_t deadline;
 } callers[CALLER_LIMIT];
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static void release(int *descriptor)
 {
@@ -76,8 +67,7 @@ static void park(struct received *received)
 {
     memcpy(parked, received->passed, sizeof parked);
     memcpy(token, received->request.token, TOKEN_SIZE);
-    uint64_t ttl_ms = received->request.ttl_ms;
-    deadline = ttl_ms > 0 && ttl_ms < (uint64_t)INT64_MAX / 2 ? now_ms() + (int64_t)ttl_ms : NEVER;
+    deadline = deadline_in(received->request.ttl_ms);
     logged = 0;
     state = PARKED;
     /* What an owner that is gone by now asked for is done all the same. */
@@ -198,10 +188,7 @@ static int wait_ms(void)
     for (int index = 0; index < CALLER_LIMIT; index++)
         if (callers[index].socket >= 0 && callers[index].deadline < next)
             next = callers[index].deadline;
-    if (next == NEVER)
-        return -1;
-    int64_t left = next - now_ms();
-    return (int)(left < 0 ? 0 : left > LONGEST_WAIT_MS ? LONGEST_WAIT_MS : left);
+    return wait_until(next);
 }
 
 static void check_deadlines(void)

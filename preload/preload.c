@@ -1,9 +1,7 @@
 /* Loaded into an emulator before its own libraries. It opens what the emulator was passed, by the name that the
  * emulator knows it by. See README.md. */
-#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +54,9 @@ int open(const char *path, int flags, ...)
 {
     va_list more;
     va_start(more, flags);
-    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+    /* O_TMPFILE holds O_DIRECTORY, with which no mode is passed. */
+    int makes = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+    mode_t mode = makes ? va_arg(more, mode_t) : 0;
     va_end(more);
     return open_any(path, flags, mode);
 }
@@ -71,11 +71,12 @@ int __open_2(const char *path, int flags)
 
 int __open64_2(const char *path, int flags) __attribute__((alias("__open_2")));
 
-/* fopen(3): "r", "w" or "a", and then "+", "e" and others in any order. */
+/* fopen(3): "r", "w" or "a", and then "+", "e", "x" and others in any order. */
 static int read_mode(const char *mode)
 {
     int flags = *mode == 'w' ? O_CREAT | O_TRUNC : *mode == 'a' ? O_CREAT | O_APPEND : 0;
     flags |= strchr(mode, '+') != NULL ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
+    flags |= strchr(mode, 'x') != NULL ? O_EXCL : 0;
     return strchr(mode, 'e') != NULL ? flags | O_CLOEXEC : flags;
 }
 

@@ -77,7 +77,7 @@ def compile_program(
 # The broker speaks the agent's protocol and is an owner to the keeper: their own code reads and writes both.
 _OF_BROKER = (
     *(ROOT / "guest" / f"{part}.c" for part in ("frame", "buffer", "fields", "number")),
-    ROOT / "keeper" / "message.c",
+    *(ROOT / "keeper" / f"{part}.c" for part in ("message", "clock")),
 )
 
 PROGRAMS = (
