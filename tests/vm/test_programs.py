@@ -40,7 +40,7 @@ async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(any_vm) -> None:
         # The line goes on with the job's command, which `fg` shows once more: what is waited for next is that.
         await until(pieces, b"$ ", seen.partition(b"Stopped")[2])
         await shell.write_stdin(b"fg\n")
-        await until(pieces, b"exec cat")
+        await until(pieces, b"exec cat'\r\n")  # the end of the line is written apart
         await shell.write_stdin(b"again\n")
         # The job reads, so it is in the foreground: Ctrl-C reaches it, and not the shell.
         await until(pieces, b"again\r\nagain")
