@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 
 .PHONY: demo test test-packages test-debian13 test-kvm chaos soak check fuzz bench bench-check bench-docs clean
 
-$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch])
+$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch])
 	tools/setup $(VENV)
 	touch $(STAMP)
 

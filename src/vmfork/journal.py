@@ -21,3 +21,8 @@ def about(event: str, *, vm_id: str = "", template: str = "", error: str = "", t
     """The `extra` of a log call about `event`; what is empty is left out."""
     said = {"event": event, "vm_id": vm_id, "template": template, "error": error, "took_s": took_s}
     return {name: value for name, value in said.items() if value}
+
+
+def code_of(error: BaseException) -> str:
+    """The code of an error of ours, the class of another."""
+    return getattr(error, "code", type(error).__name__)

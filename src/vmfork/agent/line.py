@@ -163,8 +163,6 @@ class Line:
                 if not self._is_open:
                     return
             self.parser.check()
-        except ProtocolError as error:
-            self._lose(error)
         except Exception as error:  # noqa: BLE001 - whatever a guest makes of us, its calls end with it and do not wait
             self._lose(explain_nonsense(error))
         else:
@@ -184,7 +182,9 @@ class Line:
 
 
 def explain_nonsense(error: Exception) -> ProtocolError:
-    """The reason that ends a line, for an error that nobody foresaw."""
+    """The reason that ends a line: the error itself, or one that says what nobody foresaw."""
+    if isinstance(error, ProtocolError):
+        return error
     broken = ProtocolError(f"what the agent in the guest sent makes no sense: {error!r}")
     broken.__cause__ = error
     return broken

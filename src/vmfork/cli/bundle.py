@@ -27,7 +27,6 @@ import tarfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vmfork
@@ -35,7 +34,7 @@ from vmfork.cli.doctor import examine
 from vmfork.errors import VMForkError
 from vmfork.host.folders import is_ours, open_file
 from vmfork.host.memory import read_private, read_resident
-from vmfork.host.process import read_stat
+from vmfork.host.process import read_argv, read_stat
 from vmfork.hypervisor.qemu import CONSOLE, LOG
 from vmfork.image import ImageStore
 from vmfork.machine.folder import LOCK, find_record, find_strangers, find_ticket, find_waste, list_records
@@ -45,6 +44,7 @@ from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from vmfork.config import Places
     from vmfork.config.loader import Settings
@@ -194,7 +194,7 @@ def _describe_process(record: VMRecord, bundle: Bundle) -> dict[str, Any]:
     if not record.process.is_alive():
         return {"alive": False}
     pid = record.pid
-    argv = [os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+    argv = [*read_argv(pid)]
     if "-append" in argv:
         at = argv.index("-append") + 1
         bundle.hide(argv[at])

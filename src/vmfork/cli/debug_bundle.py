@@ -16,7 +16,7 @@ from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.errors import ConfigError
 from vmfork.host.folders import write_whole
-from vmfork.machine.handle import is_vm_id
+from vmfork.machine.folder import is_vm_id
 from vmfork.units import format_bytes
 
 if TYPE_CHECKING:

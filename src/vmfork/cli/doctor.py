@@ -18,6 +18,7 @@ from vmfork.cli.show import printable, show_json, shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.errors import ImageError, VMForkError
 from vmfork.host import facts, kvm
+from vmfork.host.broker import find_broker
 from vmfork.host.jail import find_preload
 from vmfork.host.keeper import find_keeper
 from vmfork.image import ImageStore
@@ -99,7 +100,7 @@ async def examine(
     image, image_check = _check_image(config, places)
     checks += [image_check, *_check_building(built=image is not None), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
-    checks.append(_check_shipped("preload", find_preload))
+    checks += [_check_shipped("preload", find_preload), _check_shipped("broker", find_broker)]
     checks.append(await _check_isolation(config, binary, places))
     kvm_check = await _check_kvm(config, image, binary if may_boot else None, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]

@@ -9,8 +9,8 @@ import click
 from vmfork.api.vm import VM
 from vmfork.cli.found import id_argument
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import VARIABLE_HELP, json_option, parse_variable
-from vmfork.cli.program import check_lending, make_kept, parse_limit, run_command
+from vmfork.cli.options import VARIABLE_HELP, json_option, parse_limit, parse_variable
+from vmfork.cli.program import check_lending, make_kept, run_command
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 
@@ -47,7 +47,7 @@ def command(
 
     Others may use the machine meanwhile. The exit status is as that of `run`. When this command ends, so does CMD.
     """
-    limit_s, kept = parse_limit(timeout), make_kept(max_output, as_json=as_json)
+    limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     del interactive  # input is passed on all the same
     if tty:
         check_lending(as_json=as_json)

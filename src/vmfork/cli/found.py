@@ -7,23 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmfork.api.vm import VM
 from vmfork.cli.complete import shared_vms
-from vmfork.cli.loop import run_async
-from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
 from vmfork.machine.folder import list_ended, list_records, read_brokered, sweep_vms
 from vmfork.machine.naming import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Sequence
 
     from vmfork.machine.ended import End
     from vmfork.machine.folder import VMRecord
 
 id_argument = click.argument("vm_id", metavar="ID", shell_complete=shared_vms)
-ids_argument = click.argument("vm_ids", nargs=-1, required=True, metavar="ID...", shell_complete=shared_vms)
 
 
 def find(text: str) -> tuple[VMRecord, End | None]:
@@ -73,20 +69,3 @@ def _state(record: VMRecord) -> str:
     if read_brokered(find_places().vms / record.id) is not None:
         return "shared"
     return "owned" if record.owner_pid else "waiting"
-
-
-def on_each(vm_ids: Sequence[str], act: Callable[[VM], Coroutine[Any, Any, None]], done: str, *, as_json: bool) -> None:
-    """`act` was done to one machine after the other, as their client; the first that fails ends it."""
-
-    async def work(vm_id: str) -> str:
-        async with VM.connect(vm_id) as vm:
-            await act(vm)
-            return vm.id
-
-    ids = []
-    for vm_id in vm_ids:
-        ids.append(run_async(work(vm_id)))
-        if not as_json:
-            click.echo(ids[-1])
-    if as_json:
-        show_json({done: ids})

@@ -14,6 +14,7 @@ from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
 from vmfork.errors import ConfigError
+from vmfork.units import parse_duration_s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,3 +98,13 @@ def parse_label(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise ConfigError("label", text, f"{text!r} is not K=V", hint="write --label KEY=VALUE")
     return key, value
+
+
+def parse_limit(text: str | None, *, field: str) -> float | None:
+    """Seconds, more than none; `None` is no limit. Raises `ConfigError` for a time that would be over at once."""
+    if text is None:
+        return None
+    seconds = parse_duration_s(text, field=field)
+    if seconds == 0:
+        raise ConfigError(field, text, "must be more than 0", hint="leave it out for no limit")
+    return seconds

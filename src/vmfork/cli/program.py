@@ -14,7 +14,7 @@ from vmfork.cli.status import OWN_FAILURE, PIPE_CLOSED, TIME_LIMIT
 from vmfork.cli.streams import beside, feed, is_readable_input, write_all
 from vmfork.cli.terminal import check_terminal, lend_terminal
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, LimitExceeded, VMForkError
-from vmfork.units import MIB, parse_duration_s, parse_size_mib
+from vmfork.units import MIB, parse_size_mib
 from vmfork.wire.frame import Channel
 from vmfork.wire.given import MOST_BYTES
 
@@ -49,14 +49,6 @@ class Kept:
 
     def text(self, channel: Channel) -> str:
         return self._streams[channel].decode(errors="replace")
-
-
-def parse_limit(text: str | None) -> float | None:
-    """Seconds, more than none; `None` is no limit."""
-    limit_s = None if text is None else parse_duration_s(text, field="timeout")
-    if limit_s is not None and limit_s <= 0:
-        raise ConfigError("timeout", text, "must be more than 0", hint="leave it out for no limit")
-    return limit_s
 
 
 def make_kept(max_output: str | None, *, as_json: bool) -> Kept | None:

@@ -20,10 +20,11 @@ from vmfork.cli.options import (
     json_option,
     memory_option,
     no_factory_option,
+    parse_limit,
     parse_variable,
     template_option,
 )
-from vmfork.cli.program import check_lending, make_kept, parse_limit, run_command
+from vmfork.cli.program import check_lending, make_kept, run_command
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.machine.trace import detailed_timings
@@ -95,7 +96,7 @@ def command(
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
-    limit_s, kept = parse_limit(timeout), make_kept(max_output, as_json=as_json)
+    limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     del interactive  # input is passed on all the same
     has_terminal = tty or both
     if has_terminal:

@@ -45,7 +45,7 @@ SHELL=$shell exec "$shell" -l
 @click.command("shell", cls=ProgramCommand)
 @click.argument("vm_id", required=False, metavar="[ID]", shell_complete=vm_ids)
 @template_option
-@click.option("-e", "--env", "variables", multiple=True, metavar="K=V", help="Set a variable. Repeatable.")
+@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable, or pass K on.")
 @click.option(
     "--file",
     "files",

@@ -15,12 +15,11 @@ from vmfork.cli.options import (
     json_option,
     memory_option,
     parse_label,
+    parse_limit,
     parse_variable,
     template_option,
 )
 from vmfork.cli.show import show_json
-from vmfork.errors import ConfigError
-from vmfork.units import parse_duration_s
 
 if TYPE_CHECKING:
     from vmfork.api.vm import VM
@@ -34,7 +33,11 @@ if TYPE_CHECKING:
 @click.option("--idle-ttl", metavar="TIME", help="End it when nobody was connected for this time. Default: never.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
 @click.option(
-    "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file into it, with its mode. Repeatable."
+    "--file",
+    "files",
+    multiple=True,
+    metavar="HOST:GUEST",
+    help="Put a file or folder into it, with modes. Repeatable.",
 )
 @cpus_option
 @memory_option
@@ -57,7 +60,7 @@ def command(
     until its time to live is over, or until the host ends; several processes may use it at the same time.
     """
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
-    ttl_s, idle_ttl_s = _parse_ttl(ttl, "ttl"), _parse_ttl(idle_ttl, "idle-ttl")
+    ttl_s, idle_ttl_s = parse_limit(ttl, field="ttl") or 0.0, parse_limit(idle_ttl, field="idle-ttl") or 0.0
     env = dict(parse_variable(text) for text in variables)
     baggage = read_baggage(files)
     labelled = dict(parse_label(text) for text in labels)
@@ -86,13 +89,3 @@ def command(
         show_json({"id": vm.id, "name": vm.name})
     else:
         click.echo(vm.id)
-
-
-def _parse_ttl(text: str | None, field: str) -> float:
-    """Seconds; 0 where it was left out. Raises `ConfigError` for one that would be over at once."""
-    if text is None:
-        return 0.0
-    seconds = parse_duration_s(text, field=field)
-    if seconds == 0:
-        raise ConfigError(field, text, "must be more than 0", hint="leave it out for no limit")
-    return seconds

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmfork.cli.found import ids_argument, on_each
+from vmfork.cli.each import ids_argument, on_each
 from vmfork.cli.options import json_option
 from vmfork.units import parse_duration_s
 

@@ -31,10 +31,11 @@ class ProgramLimits:
             reason = f"{self.cpu_s!r} is not a number of seconds from 0.001 to {MAX_DURATION_S:,}"
             raise ConfigError("cpu_s", self.cpu_s, reason, hint="leave it out for no limit")
         for name, most in (("memory_mib", _MOST_MIB), ("processes", _MOST_PROCESSES)):
-            if (value := getattr(self, name)) is not None and not _is_whole(value, most):
+            if (value := getattr(self, name)) is not None and not is_whole(value, most):
                 reason = f"{value!r} is not a whole number from 1 to {most:,}"
                 raise ConfigError(name, value, reason, hint="leave it out for no limit")
 
 
-def _is_whole(value: object, most: int) -> bool:
+def is_whole(value: object, most: int) -> bool:
+    """Whether `value` is a whole number from 1 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most

@@ -18,7 +18,7 @@ from vmfork.factory.kind import Listener
 from vmfork.factory.remote import open_remote
 from vmfork.factory.slot import ABSENT, Slot
 from vmfork.factory.template import Past, TemplateFactory, find_own_recipe, find_past
-from vmfork.journal import about
+from vmfork.journal import about, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -128,7 +128,7 @@ class Bases:
         # A cache that is merely empty has not failed: many callers asked at once.
         if isinstance(error, DeadlineExceeded) and not (isinstance(base, CacheFactory) and base.is_failing):
             return
-        said = about("base.failed", template=base.kind.template, error=getattr(error, "code", type(error).__name__))
+        said = about("base.failed", template=base.kind.template, error=code_of(error))
         _log.warning("%s gave no machine: %s", base.kind.name, error, extra=said)
         # A cache that is stuck says so at once, and serves again as soon as it can. A rest would last longer.
         if (watched := self._find(base)) is None or (isinstance(base, CacheFactory) and base.is_stuck):

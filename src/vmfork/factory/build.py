@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmfork.factory.health import Health
-from vmfork.journal import about
+from vmfork.journal import about, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,7 +52,7 @@ class BackgroundBuild:
         try:
             await self._build()
         except Exception as error:  # noqa: BLE001 - whatever it is, machines are booted meanwhile
-            said = about("template.failed", error=getattr(error, "code", type(error).__name__))
+            said = about("template.failed", error=code_of(error))
             _log.warning("the template could not be built: %s", error, extra=said)
             self._health.note_failure(error)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import NoRoom, TemplateError
 from vmfork.factory.held import Held
-from vmfork.journal import about
+from vmfork.journal import about, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -147,7 +147,7 @@ class Starter:
         self._on_failure()
 
     def _about(self, event: str, error: Exception) -> dict[str, Any]:
-        return about(event, template=self._base.kind.template, error=getattr(error, "code", type(error).__name__))
+        return about(event, template=self._base.kind.template, error=code_of(error))
 
     def _note_full(self, error: NoRoom) -> None:
         if self._pause_s != ROOM_PAUSE_S:  # once, not at each look

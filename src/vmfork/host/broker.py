@@ -10,13 +10,16 @@ import socket
 import struct
 from contextlib import ExitStack
 from functools import cache
-from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import HostError
 from vmfork.host.keeper import TOKEN_SIZE, Answer, receive_answer
 from vmfork.host.process import spawn
+from vmfork.host.shipped import find_shipped
 from vmfork.host.sockets import listen_unix
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Where clients connect, in the machine's folder.
 BROKER_SOCKET = "broker.sock"
@@ -27,13 +30,7 @@ _START = struct.Struct(f"<{TOKEN_SIZE}sQQ")
 @cache
 def find_broker() -> Path:
     """The broker's binary as the package ships it. Raises `HostError` when it was not built."""
-    path = Path(__file__).with_name("data") / f"broker-{os.uname().machine}"
-    if not path.is_file():
-        raise HostError(
-            f"the broker is missing from this installation: {path}",
-            hint="install vmfork again; its build step compiles it: pip install --force-reinstall vmfork",
-        )
-    return path
+    return find_shipped(f"broker-{os.uname().machine}", what="the broker")
 
 
 class StartingBroker:

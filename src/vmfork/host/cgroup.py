@@ -38,16 +38,11 @@ class MemoryRoom(NamedTuple):
     left: int
 
 
-def memory_left_bytes(*, proc: Path = _SELF) -> int | None:
-    """Bytes the process described by `proc` may still use in its group and every group above; `None` without a limit.
+def find_memory_room(*, proc: Path = _SELF) -> MemoryRoom | None:
+    """The group, ours or one above, that leaves the process of `proc` the least memory; `None` without a limit.
 
     A file that cannot be read counts as no limit: the kernel enforces it anyway.
     """
-    return None if (room := find_memory_room(proc=proc)) is None else room.left
-
-
-def find_memory_room(*, proc: Path = _SELF) -> MemoryRoom | None:
-    """The group, ours or one above, that leaves the least memory; `None` without a limit."""
     rooms = (_room_in(folder, *_FILES[kind]) for kind, folder in _groups(proc))
     return min((room for room in rooms if room is not None), key=lambda room: room.left, default=None)
 
@@ -69,10 +64,11 @@ def _groups(proc: Path, counted: str = "memory") -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=8)
-def _find_groups(proc: Path, counted: str, _at: int) -> tuple[tuple[str, str], ...]:
-    marks, paths = _MARKS[counted], _own_paths(proc, counted)
+def _find_groups(proc: Path, counted: str, at: int) -> tuple[tuple[str, str], ...]:
+    of_ours, mounts = _read_own(proc, at)
+    marks, paths = _MARKS[counted], _own_paths(of_ours, counted)
     found: list[tuple[str, str]] = []
-    for kind, root, mounted in _mounts(proc, counted):
+    for kind, root, mounted in _mounts(mounts, counted):
         if kind not in paths or kind not in marks:
             continue
         # A container may see only a part of the hierarchy, and its path may still be told from the top.
@@ -83,10 +79,16 @@ def _find_groups(proc: Path, counted: str, _at: int) -> tuple[tuple[str, str], .
     return tuple(found)
 
 
-def _own_paths(proc: Path, counted: str) -> dict[str, str]:
+@lru_cache(maxsize=4)
+def _read_own(proc: Path, _at: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lines of our `cgroup` and of `mountinfo`, once for all that is counted: each template of root's is a mount."""
+    return tuple(_read(f"{proc}/cgroup").splitlines()), tuple(_read(f"{proc}/mountinfo").splitlines())
+
+
+def _own_paths(lines: tuple[str, ...], counted: str) -> dict[str, str]:
     """Our path in the hierarchy of either version (cgroups(7): `ID:CONTROLLERS:PATH`)."""
     paths = {}
-    for line in _read(f"{proc}/cgroup").splitlines():
+    for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             paths["cgroup2"] = path
@@ -95,10 +97,10 @@ def _own_paths(proc: Path, counted: str) -> dict[str, str]:
     return paths
 
 
-def _mounts(proc: Path, counted: str) -> list[tuple[str, str, Path]]:
+def _mounts(lines: tuple[str, ...], counted: str) -> list[tuple[str, str, Path]]:
     """Kind, root and place of each mounted hierarchy that may count what is `counted` (proc(5), mountinfo)."""
     found = []
-    for line in _read(f"{proc}/mountinfo").splitlines():
+    for line in lines:
         before, _, after = line.partition(" - ")
         root, mounted = before.split()[3:5]
         kind, _, options = after.split()[:3]

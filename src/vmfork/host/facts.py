@@ -95,9 +95,7 @@ def read_memory() -> HostMemory:
 
 def available_memory_bytes() -> int:
     """Bytes that can be used without swapping: MemAvailable (proc(5)), or less where a control group sets a limit."""
-    host = _kib_in(read_whole("/proc/meminfo"), b"MemAvailable:") * 1024
-    ours = cgroup.memory_left_bytes()
-    return host if ours is None else min(host, ours)
+    return read_memory().available
 
 
 def total_memory_bytes() -> int:

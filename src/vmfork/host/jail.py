@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.errors import HostError
+from vmfork.host.shipped import find_shipped
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmfork.host.users import UserLease
 
 
@@ -50,10 +51,4 @@ NO_JAIL = Jail()
 @cache
 def find_preload() -> Path:
     """The library that opens for an emulator what it was passed (preload/README.md). `HostError` when it is missing."""
-    path = Path(__file__).with_name("data") / f"preload-{os.uname().machine}.so"
-    if not path.is_file():
-        raise HostError(
-            f"the emulator's library is missing from this installation: {path}",
-            hint="install vmfork again; its build step compiles it: pip install --force-reinstall vmfork",
-        )
-    return path
+    return find_shipped(f"preload-{os.uname().machine}.so", what="the emulator's library")

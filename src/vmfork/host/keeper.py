@@ -13,19 +13,20 @@ import struct
 from contextlib import ExitStack, suppress
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from vmfork.errors import DeadlineExceeded, HostError, StoreBusy, VMNotFound
 from vmfork.host.jail import NO_JAIL
 from vmfork.host.process import WatchedProcess, identify, read_argv, spawn
+from vmfork.host.shipped import find_shipped
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.host.wait import wait_readable
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vmfork.host.jail import Jail
     from vmfork.host.process import ProcessIdentity
@@ -86,13 +87,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, er
 @cache
 def find_keeper() -> Path:
     """The keeper's binary as the package ships it. Raises `HostError` when it was not built."""
-    path = Path(__file__).with_name("data") / f"keeper-{os.uname().machine}"
-    if not path.is_file():
-        raise HostError(
-            f"the keeper is missing from this installation: {path}",
-            hint="install vmfork again; its build step compiles it: pip install --force-reinstall vmfork",
-        )
-    return path
+    return find_shipped(f"keeper-{os.uname().machine}", what="the keeper")
 
 
 class _Pair:

@@ -93,9 +93,7 @@ def is_somebody(user: int) -> bool:
 
 
 @cache
-def read_subordinate(
-    files: tuple[Path, ...] = (Path("/etc/subuid"), Path("/etc/subgid")),
-) -> tuple[tuple[int, int], ...]:
+def read_subordinate(files: tuple[Path, ...] = _SUBORDINATE) -> tuple[tuple[int, int], ...]:
     """First id and count of each range in such files; lines that are none are passed over."""
     lines = [line for path in files for line in _read_lines(path)]
     fields = [line.split(":")[1:] for line in lines]

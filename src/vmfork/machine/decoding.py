@@ -12,7 +12,7 @@ from vmfork.errors import ConfigError, GuestError
 # Is called with each piece of output: bytes, or text where an encoding was asked for.
 OutputListener: TypeAlias = Callable[[Any], object]
 
-_REMEDY = "give errors='replace', or leave the encoding out and take the bytes"
+REMEDY = "give errors='replace', or leave the encoding out and take the bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Decoder:
         try:
             return self._decoder.decode(data, is_last)
         except UnicodeError as error:
-            raise GuestError(f"{self._of} is not {self._how.encoding}: {error}", hint=_REMEDY) from error
+            raise GuestError(f"{self._of} is not {self._how.encoding}: {error}", hint=REMEDY) from error
 
 
 def find_decoding(encoding: str | None, errors: str | None) -> Decoding | None:

@@ -179,6 +179,11 @@ def new_vm_id() -> str:
     return secrets.token_hex(6)
 
 
+def is_vm_id(text: str) -> bool:
+    """Whether `text` can be the id of a VM."""
+    return _ID.fullmatch(text) is not None
+
+
 def find_record(folder: Path) -> VMRecord | None:
     """The record in a VM's folder, a newer vmfork's too; `None` when it was not written yet or is damaged.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -14,13 +13,12 @@ from vmfork.errors import ConfigError
 from vmfork.host.keeper import TOKEN_SIZE
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine.facts import Described, MachineFacts
+from vmfork.machine.folder import is_vm_id
 from vmfork.machine.timings import Timings
 from vmfork.records import VERSION, OtherVersion, read_record, write_record
 
 # Raised with every change of the fields, and of what is said to a keeper.
 HANDLE_VERSION = 2
-
-_VM_ID = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +88,3 @@ def _no_handle(data: bytes, reason: str) -> ConfigError:
 def new_token() -> str:
     """A token nobody can guess."""
     return secrets.token_hex(TOKEN_SIZE)
-
-
-def is_vm_id(text: str) -> bool:
-    """Whether `text` can be the id of a VM."""
-    return _VM_ID.fullmatch(text) is not None

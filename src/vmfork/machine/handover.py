@@ -15,8 +15,8 @@ from vmfork.errors import ConfigError, HostError, StoreBusy, VMNotFound
 from vmfork.host.folders import find_untrusted, is_ours
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.journal import about
-from vmfork.machine.folder import LOCK, VMFolder, find_record, read_handle
-from vmfork.machine.handle import VMHandle, is_vm_id, new_token
+from vmfork.machine.folder import LOCK, VMFolder, find_record, is_vm_id, read_handle
+from vmfork.machine.handle import VMHandle, new_token
 from vmfork.machine.running import Running, State
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import ConfigError, StoreBusy, VMExists, VMNotFound
 from vmfork.host.lock import FileLock
-from vmfork.machine.folder import list_records
-from vmfork.machine.handle import is_vm_id
+from vmfork.machine.folder import is_vm_id, list_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import ConfigError, ExecError
-from vmfork.machine.decoding import PLAIN
+from vmfork.machine.decoding import PLAIN, REMEDY
 from vmfork.machine.event import ProgramEvent
 from vmfork.machine.result import ExecResult
 from vmfork.machine.trace import trace_program
@@ -142,6 +142,6 @@ def _checked(result: ExecResult) -> ExecResult:
                 f"what it wrote is not {result.decoding.encoding}: {error.args[-1]}",
                 stdout=result.stdout_bytes,
                 stderr=result.stderr_bytes,
-                hint="give errors='replace', or leave the encoding out and take the bytes",
+                hint=REMEDY,
             ) from error
     return result

@@ -7,7 +7,7 @@ import signal as signals
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmfork.config import ProgramLimits
+from vmfork.config.program import ProgramLimits, is_whole
 from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def find_signal(signal: int | str) -> int:
         number = 0 if found is None else int(found)
     else:
         number = signal
-    if not _is_whole(number, _LAST_SIGNAL):
+    if not is_whole(number, _LAST_SIGNAL):
         hint = f"give a name such as SIGTERM or INT, or a number from 1 to {_LAST_SIGNAL}"
         raise ConfigError("signal", signal, f"{signal!r} is not a signal", hint=hint)
     return number
@@ -84,13 +84,9 @@ def find_signal(signal: int | str) -> int:
 def check_window(rows: int, columns: int) -> Window:
     """A terminal's size. Raises `ConfigError` when none can have it."""
     for name, value in (("rows", rows), ("columns", columns)):
-        if not _is_whole(value, _MOST_CELLS):
+        if not is_whole(value, _MOST_CELLS):
             raise ConfigError(name, value, f"{value!r} is not a whole number from 1 to {_MOST_CELLS}")
     return Window(rows, columns)
-
-
-def _is_whole(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def check_env(env: Mapping[str, str]) -> dict[str, str]:

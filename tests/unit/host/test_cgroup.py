@@ -47,32 +47,37 @@ def host(tmp_path):
     return make
 
 
+def left_bytes(*, proc):
+    room = cgroup.find_memory_room(proc=proc)
+    return None if room is None else room.left
+
+
 @pytest.mark.parametrize("kind", [V2, V1])
 def test_the_tightest_group_on_the_way_up_counts(host, kind) -> None:
     proc = host(kind, {"a": (1000, 300, 0), "a/b": (800, 50, 0), "c": (1, 1, 0)}, path="/a/b")
-    assert cgroup.memory_left_bytes(proc=proc) == 700 * MIB
+    assert left_bytes(proc=proc) == 700 * MIB
 
 
 @pytest.mark.parametrize("kind", [V2, V1])
 def test_cache_that_is_given_back_is_not_counted_as_used(host, kind) -> None:
-    assert cgroup.memory_left_bytes(proc=host(kind, {"a": (100, 90, 40)}, path="/a")) == 50 * MIB
+    assert left_bytes(proc=host(kind, {"a": (100, 90, 40)}, path="/a")) == 50 * MIB
 
 
 def test_a_group_above_its_limit_has_nothing_left(host) -> None:
-    assert cgroup.memory_left_bytes(proc=host(V2, {"a": (100, 130, 10)}, path="/a")) == 0
+    assert left_bytes(proc=host(V2, {"a": (100, 130, 10)}, path="/a")) == 0
 
 
 def test_no_limit_and_no_such_file_limit_nothing(host) -> None:
-    assert cgroup.memory_left_bytes(proc=host(V2, {"a": ("max", 130, 10)}, path="/a/b/c")) is None
+    assert left_bytes(proc=host(V2, {"a": ("max", 130, 10)}, path="/a/b/c")) is None
 
 
 @pytest.mark.parametrize(("path", "root"), [("/docker/1", "/docker/1"), ("/", "/"), ("/../../x", "/")])
 def test_in_a_container_the_mount_is_what_it_may_see(host, path, root) -> None:
-    assert cgroup.memory_left_bytes(proc=host(V2, {"": (512, 12, 0)}, path=path, root=root)) == 500 * MIB
+    assert left_bytes(proc=host(V2, {"": (512, 12, 0)}, path=path, root=root)) == 500 * MIB
 
 
 def test_without_control_groups_nothing_is_limited(tmp_path) -> None:
-    assert cgroup.memory_left_bytes(proc=tmp_path) is None
+    assert left_bytes(proc=tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", [V2, V1])
@@ -158,7 +163,7 @@ def test_a_machine_that_does_not_fit_into_a_real_group_is_refused(real_group, tm
 
 
 async def test_a_template_that_does_not_fit_into_the_group_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(cgroup, "memory_left_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(cgroup, "find_memory_room", lambda: cgroup.MemoryRoom(1000 * MIB, 100 * MIB))
     with pytest.raises(HostError, match="not enough memory: the template needs 136 MiB, 100 MiB can be had") as short:
         await TemplateStore(tmp_path / "templates").stage("one", memory_bytes=128 * MIB)
     assert short.value.hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed, HostError
@@ -19,7 +19,7 @@ from vmfork.hypervisor.qemu.console import ConsoleTail
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from vmfork.host.process import ProcessIdentity
@@ -185,20 +185,22 @@ class QemuMachine:
 
     async def pause(self) -> None:
         """The virtual CPUs stand still."""
-        await (await self._get_monitor()).execute("stop")
+        async with self._asking() as monitor:
+            await monitor.execute("stop")
 
     async def resume(self) -> None:
         """The virtual CPUs run."""
-        await (await self._get_monitor()).execute("cont")
+        async with self._asking() as monitor:
+            await monitor.execute("cont")
 
     async def is_running(self) -> bool:
         """The virtual CPUs are not stopped."""
-        status = await (await self._get_monitor()).execute("query-status")
-        return bool(status["running"])
+        async with self._asking() as monitor:
+            return bool((await monitor.execute("query-status"))["running"])
 
     async def check(self) -> None:
         """QEMU answered, so its main loop runs; the guest may stand still."""
-        await (await self._get_monitor()).execute("query-status")
+        await self.is_running()
 
     async def wait_stopped(self) -> str:
         """The virtual CPUs stand still; gives QEMU's run state, such as `internal-error` (QMP reference, RunState)."""
@@ -296,6 +298,11 @@ class QemuMachine:
         for name in (AGENT_SOCKET, QMP_SOCKET, KEEPER_SOCKET):
             with suppress(FileNotFoundError):
                 (self._folder / name).unlink()
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Monitor]:
+        """QEMU may be asked in the block. The connection is kept."""
+        yield await self._get_monitor()
 
     async def _get_monitor(self) -> Monitor:
         if self._detached:

@@ -55,25 +55,6 @@ class SharedQemu(QemuMachine):
     def console_bytes(self) -> int:
         return (self._folder / CONSOLE).stat().st_size
 
-    async def pause(self) -> None:
-        """The virtual CPUs stand still."""
-        async with self._briefly() as monitor:
-            await monitor.execute("stop")
-
-    async def resume(self) -> None:
-        """The virtual CPUs run."""
-        async with self._briefly() as monitor:
-            await monitor.execute("cont")
-
-    async def is_running(self) -> bool:
-        """The virtual CPUs are not stopped."""
-        async with self._briefly() as monitor:
-            return bool((await monitor.execute("query-status"))["running"])
-
-    async def check(self) -> None:
-        """QEMU answered, so its main loop runs; the guest may stand still."""
-        await self.is_running()
-
     async def aclose(self) -> None:
         """Nobody watches the machine here any more. It runs on."""
         self.end()
@@ -85,7 +66,7 @@ class SharedQemu(QemuMachine):
         self._is_open = False
 
     @asynccontextmanager
-    async def _briefly(self) -> AsyncIterator[Monitor]:
+    async def _asking(self) -> AsyncIterator[Monitor]:
         """QEMU greets one client at a time, so none keeps the monitor: another waits until it is free."""
         if self._process.has_ended:
             raise Closed(f"machine {self._name}", describe_end(None))
