@@ -11,7 +11,7 @@
 
 #include "../guest/number.h"
 #include "../keeper/message.h"
-#include "console.h"
+#include "kept.h"
 #include "owner.h"
 #include "request.h"
 #include "serve.h"
@@ -52,7 +52,7 @@ static _Noreturn void own(int start, int listener)
     ssize_t got = receive_start(start, &message);
     if (got < 0)
         _exit(1);
-    if (!console_open() || !take_machine(message.token, &machine)) {
+    if (!kept_open() || !take_machine(message.token, &machine)) {
         send_answer(start, REFUSED, 0, NULL, 0);
         _exit(1);
     }

@@ -6,8 +6,8 @@
 
 #include "../keeper/clock.h"
 #include "../keeper/message.h"
-#include "console.h"
 #include "ending.h"
+#include "kept.h"
 #include "line.h"
 #include "stream.h"
 
@@ -57,7 +57,7 @@ void release_work(const struct machine *machine, const struct parser *line)
     if (asking == NULL)
         return;
     if (is_quiet(line)) {
-        if (!give_up_machine(machine, console_log, asked_token, TAKE_LIMIT_MS))
+        if (!give_up_machine(machine, kept_console()->file, asked_token, TAKE_LIMIT_MS))
             end_machine("its keeper did not take it back");
         client_send(asking, REPLY, asked_by, NULL, 0);
         client_flush(asking);

@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "../guest/fields.h"
+#include "kept.h"
 #include "stream.h"
 
 static void deliver(const struct stream *s, const struct frame *frame)
@@ -63,9 +64,18 @@ static const char *take_progress(const struct stream *s, const struct frame *fra
     return NULL;
 }
 
+static bool is_lost(const struct frame *frame)
+{
+    struct fields fields;
+    return fields_open(&fields, frame->payload, frame->length) && fields.count == 3 &&
+           field_is(field_take(&fields), "protocol");
+}
+
 const char *handle_guest_frame(const struct frame *frame)
 {
     struct stream *s = stream_find(frame->stream);
+    if (s != NULL && s->is_kept && frame->kind != REQUEST && !(frame->kind == ERROR && is_lost(frame)))
+        return kept_take(s, frame);
     switch (frame->kind) {
     case REPLY:
         return take_answer(s, frame);

@@ -6,6 +6,7 @@
 #include "../guest/fatal.h"
 #include "../guest/fields.h"
 #include "../keeper/message.h"
+#include "kept.h"
 #include "line.h"
 #include "release.h"
 #include "stream.h"
@@ -58,6 +59,7 @@ static const char *greet(struct client *client, const struct frame *frame, struc
         return NULL;
     }
     streams_abandon(client);
+    kept_forget(client);
     buffer_take(&client->queue, buffer_length(&client->queue));
     buffer_add(&client->queue, nonce.bytes, nonce.length);
     client_send(client, REPLY, frame->stream, greeting, greeting_length);
@@ -133,6 +135,7 @@ static void tell_status(struct client *client, const struct frame *frame)
     size_t mark = frame_begin(&client->queue, REPLY, frame->stream);
     put_count(client, "clients", clients_count());
     put_count(client, "requests", streams_count());
+    put_count(client, "background", kept_running());
     frame_end(&client->queue, mark);
 }
 
@@ -141,8 +144,9 @@ static void release(struct client *client, const struct frame *frame, struct fie
     struct field token = fields->count == 1 ? field_take(fields) : (struct field){NULL, 0};
     if (token.length != TOKEN_SIZE)
         client_send_error(client, frame->stream, "invalid", "a token of 16 bytes is needed");
-    else if (release_is_asked() || streams_count() > streams_count_of(NULL))
-        client_send_error(client, frame->stream, "busy", "something of a client still runs in the guest");
+    else if (release_is_asked() || streams_count() > streams_count_of(NULL) || kept_running() > 0)
+        client_send_error(client, frame->stream, "busy",
+                          "something still runs in the guest, for a client or in the background");
     else
         release_ask(client, frame->stream, token.bytes);
 }
@@ -158,6 +162,69 @@ static void stop(struct client *client, const struct frame *frame, struct fields
     client_send(client, REPLY, frame->stream, NULL, 0);
 }
 
+static bool take_number(struct fields *fields, uint64_t most, uint64_t *out)
+{
+    return field_number(field_take(fields), out) && *out <= most;
+}
+
+/* A program's number, then the fields of EXEC, of which the first are the options. */
+static struct stream *open_background(struct client *client, uint32_t id, struct fields *fields, const char **why_not)
+{
+    uint64_t number;
+    *why_not = "invalid";
+    if (fields->count <= 5 || !take_number(fields, UINT32_MAX, &number) || number == 0)
+        return NULL;
+    struct fields command = *fields;
+    if (has_option(field_take(&command), "arguments")) {
+        *why_not = "too-long";
+        return NULL;
+    }
+    return kept_start(client, id, (uint32_t)number, why_not);
+}
+
+static void run_in_background(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    const char *why_not;
+    struct stream *s = open_background(client, frame->stream, fields, &why_not);
+    if (s == NULL) {
+        client_send_error(client, frame->stream, why_not, "the program was not started in the background");
+        return;
+    }
+    size_t mark = frame_begin(line_queue(), REQUEST, s->id);
+    put_u8(line_queue(), OP_EXEC);
+    buffer_add(line_queue(), fields->next, (size_t)(fields->end - fields->next));
+    frame_end(line_queue(), mark);
+}
+
+static void tell_output(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    uint64_t number, from_out, from_err;
+    if (fields->count != 3 || !take_number(fields, UINT32_MAX, &number) || !take_number(fields, INT64_MAX, &from_out) ||
+        !take_number(fields, INT64_MAX, &from_err))
+        client_send_error(client, frame->stream, "invalid", "a number and two places are needed");
+    else if (!kept_tell(client, frame->stream, (uint32_t)number, from_out, from_err))
+        client_send_error(client, frame->stream, "not-found", "no program has that number");
+}
+
+static void signal_kept(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    uint64_t number, signal;
+    bool is_read = fields->count == 2 && take_number(fields, UINT32_MAX, &number) && take_number(fields, 64, &signal);
+    const struct stream *target = is_read ? kept_find((uint32_t)number) : NULL;
+    if (target == NULL) {
+        client_send_error(client, frame->stream, is_read ? "not-found" : "invalid", "no program of that number runs");
+        return;
+    }
+    struct stream *s = open_stream(client, frame);
+    if (s == NULL)
+        return;
+    size_t mark = frame_begin(line_queue(), REQUEST, s->id);
+    put_u8(line_queue(), OP_KILL);
+    put_number(line_queue(), target->id);
+    put_number(line_queue(), (int64_t)signal);
+    frame_end(line_queue(), mark);
+}
+
 static void answer_own(struct client *client, const struct frame *frame, struct fields *fields)
 {
     if (frame->payload[0] == OP_STATUS)
@@ -166,6 +233,12 @@ static void answer_own(struct client *client, const struct frame *frame, struct 
         release(client, frame, fields);
     else if (frame->payload[0] == OP_END)
         stop(client, frame, fields);
+    else if (frame->payload[0] == OP_BACKGROUND)
+        run_in_background(client, frame, fields);
+    else if (frame->payload[0] == OP_OUTPUT)
+        tell_output(client, frame, fields);
+    else if (frame->payload[0] == OP_SIGNAL)
+        signal_kept(client, frame, fields);
     else
         client_send_error(client, frame->stream, "unsupported", "this broker does not know the request");
 }

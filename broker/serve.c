@@ -9,8 +9,8 @@
 
 #include "../keeper/clock.h"
 #include "client.h"
-#include "console.h"
 #include "ending.h"
+#include "kept.h"
 #include "line.h"
 #include "release.h"
 #include "reply.h"
@@ -42,7 +42,7 @@ static int64_t earliest(int64_t one, int64_t other)
 static _Noreturn void end_by_itself(void)
 {
     for (int piece = 0; piece < LAST_PIECES && own.console >= 0; piece++)
-        if (!console_drain(own.console))
+        if (!log_drain(kept_console(), own.console))
             own.console = -1;
     end_machine(stop_deadline() != NEVER ? "it was stopped" : "it ended by itself");
 }
@@ -92,8 +92,6 @@ static void accept_client(void)
                       (peer.uid == geteuid() || peer.uid == 0) && client_add(socket) != NULL;
     if (!is_welcome)
         close(socket);
-    else
-        idle_ends_at = NEVER;
 }
 
 static void break_off(struct client *client, uint32_t stream, const char *how)
@@ -143,13 +141,22 @@ static void see_off(struct client *client)
 {
     streams_abandon(client);
     release_forget(client);
+    kept_forget(client);
     client_remove(client);
-    if (clients_count() == 0)
+}
+
+/* It is idle without a client and without a program in the background. */
+static void watch_idleness(void)
+{
+    if (clients_count() > 0 || kept_running() > 0)
+        idle_ends_at = NEVER;
+    else if (idle_ends_at == NEVER)
         idle_ends_at = deadline_in(life.idle_ttl_ms);
 }
 
 static void write_all(void)
 {
+    kept_notify();
     for (int index = 0; index < CLIENT_LIMIT; index++) {
         struct client *client = &clients[index];
         if (client->socket < 0)
@@ -210,12 +217,13 @@ static void step(void)
         read_keeper();
     if (polled[LINE].revents & ~POLLOUT)
         read_line();
-    if (polled[CONSOLE].revents && !console_drain(own.console))
+    if (polled[CONSOLE].revents && !log_drain(kept_console(), own.console))
         own.console = -1;
     serve_clients(polled);
     if (polled[LISTENER].revents)
         accept_client();
     write_all();
+    watch_idleness();
     release_work(&own, &line);
     check_deadlines();
 }
@@ -226,8 +234,9 @@ _Noreturn void serve(const struct machine *machine, int listener, struct lifetim
     listener_fd = listener;
     life = lifetime;
     ends_at = deadline_in(life.ttl_ms);
-    idle_ends_at = deadline_in(life.idle_ttl_ms);
+    idle_ends_at = NEVER;
     clients_init();
+    watch_idleness();
     line_open(own.line);
     while (true)
         step();

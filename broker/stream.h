@@ -22,6 +22,8 @@ struct stream {
     uint32_t client_id;
     /* NULL where its client has left, or it is the broker's own: what comes is thrown away. */
     struct client *client;
+    /* It is a program's that runs in the background. */
+    bool is_kept;
     /* The one channel on which the client may send, and the one that it may use after that one's end. */
     uint8_t input;
     uint8_t next_input;

@@ -87,6 +87,9 @@ class BrokerOpcode(IntEnum):
     STATUS = 240
     RELEASE = 241
     END = 242
+    BACKGROUND = 243
+    OUTPUT = 244
+    SIGNAL = 245
 
 
 class Channel(IntEnum):

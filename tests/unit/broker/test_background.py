@@ -1,0 +1,145 @@
+"""Programs in the background outlive their client, keep the end of what they wrote, and are found by any client."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.children import wait_gone
+from tests.unit.broker.test_clients import is_gone, sh
+from tests.unit.broker.test_machine import ask
+from vmfork.errors import GuestError
+from vmfork.wire.frame import BrokerOpcode, decode_fields
+from vmfork.wire.message import parse_exec, parse_started
+
+ROOM = b"65536"
+
+
+async def begin(client, number: int, script: str) -> int:
+    """The pid of what runs then."""
+    command = (b"", b"/", b"", b"3", b"sh", b"-c", script.encode())
+    return parse_started(await ask(client, BrokerOpcode.BACKGROUND, b"%d" % number, *command))
+
+
+async def read(client, number: int, out: int = 0, err: int = 0):
+    """Where the pieces begin, the pieces, and the end, which is empty while the program runs."""
+    fields = decode_fields(await ask(client, BrokerOpcode.OUTPUT, *(b"%d" % each for each in (number, out, err))))
+    return int(fields[0]), fields[1], int(fields[2]), fields[3], fields[4]
+
+
+async def read_to_end(client, number: int):
+    out, err, end = b"", b"", b""
+    while not end:
+        _, more_out, _, more_err, end = await read(client, number, len(out), len(err))
+        out, err = out + more_out, err + more_err
+    return out, err, parse_exec(end)
+
+
+async def test_it_runs_on_when_its_client_has_left_and_another_reads_it(start) -> None:
+    brokered = await start()
+    starter = await brokered.client()
+    fifo = brokered.folder / "fifo"
+    await begin(starter, 1, f"echo first; echo error >&2; mkfifo {fifo}; read line < {fifo}; echo $line; exit 7")
+    await starter.aclose()
+    client = await brokered.client()
+    assert (await read(client, 1))[1] == b"first\n"
+    status, _, _ = await client.exec(sh(f"while [ ! -p {fifo} ]; do sleep 0.01; done; echo last > {fifo}"))
+    assert status.exit_code == 0
+    out, err, end = await read_to_end(client, 1)
+    assert (out, err, end.exit_code) == (b"first\nlast\n", b"error\n", 7)
+    assert (brokered.folder / "programs" / "1.out").read_bytes() == out
+    assert parse_exec((brokered.folder / "programs" / "1.end").read_bytes()).exit_code == 7
+    await client.aclose()
+
+
+async def test_of_much_output_the_end_is_kept(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    await begin(client, 1, "seq 1 500000")
+    out, place = b"", 1 << 40
+    end = b""
+    while not end:
+        _, _, _, _, end = await read(client, 1, place)
+    first, out, _, _, _ = await read(client, 1)
+    assert first > 3_000_000
+    while more := (await read(client, 1, first + len(out)))[1]:
+        out += more
+    assert out.endswith(b"499999\n500000\n")
+    assert len(out) >= 65536
+    assert (brokered.folder / "programs" / "1.out").stat().st_size <= 131072
+    await client.aclose()
+
+
+async def test_whoever_waits_is_told_when_there_is_something(start) -> None:
+    brokered = await start()
+    one, other = await brokered.client(), await brokered.client()
+    await begin(one, 1, "read line < /dev/zero; sleep 1000")
+    waiting = [asyncio.ensure_future(read(client, 1)) for client in (one, other)]
+    console = asyncio.ensure_future(read(other, 0))
+    brokered.guest.send(b"on the console\n")
+    assert (await console)[1] == b"on the console\n"
+    await ask(other, BrokerOpcode.SIGNAL, b"1", b"%d" % signal.SIGTERM)
+    for told in waiting:
+        status = parse_exec((await told)[4])
+        assert (status.kind, status.number) == ("signal", signal.SIGTERM)
+    with pytest.raises(GuestError, match="no program of that number runs"):
+        await ask(other, BrokerOpcode.SIGNAL, b"1", b"15")
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_what_cannot_be_started_is_told_and_leaves_its_number_free(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    command = b"", b"/", b"", b"1", b"no-such-program"
+    with pytest.raises(GuestError, match="not-found"):
+        await ask(client, BrokerOpcode.BACKGROUND, b"1", *command)
+    with pytest.raises(GuestError, match="no program has that number"):
+        await read(client, 1)
+    await begin(client, 1, "exit 0")
+    with pytest.raises(GuestError, match="exists"):
+        await begin(client, 1, "exit 0")
+    for wrong in ((b"0", *command), (b"x", *command), (b"1",), ()):
+        with pytest.raises(GuestError, match="invalid"):
+            await ask(client, BrokerOpcode.BACKGROUND, *wrong)
+    with pytest.raises(GuestError, match="too-long"):
+        await ask(client, BrokerOpcode.BACKGROUND, b"2", b"stdin,arguments", b"/", b"", b"1", b"true")
+    await client.aclose()
+
+
+async def test_a_program_that_runs_keeps_the_machine_from_being_idle_or_given_up(start) -> None:
+    brokered = await start(idle_ttl_s=0.2)
+    client = await brokered.client()
+    await begin(client, 1, "sleep 0.8")
+    with pytest.raises(GuestError, match="still runs"):
+        await ask(client, BrokerOpcode.RELEASE, b"t" * 16)
+    await client.aclose()
+    assert not wait_gone(brokered.pidfd, limit_s=0.5)
+    assert brokered.why_ended() == "nobody used it for as long as it may be idle"
+    assert (brokered.folder / "programs" / "1.end").exists()
+
+
+async def test_the_oldest_that_has_ended_makes_room(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    await begin(client, 1, "sleep 1000")
+    for number in range(2, 66):
+        await begin(client, number, "echo $$")
+        await read_to_end(client, number)
+    with pytest.raises(GuestError, match="no program has that number"):
+        await read(client, 2)
+    assert not (brokered.folder / "programs" / "2.out").exists()
+    assert (await read(client, 3))[4] != b""
+    await ask(client, BrokerOpcode.SIGNAL, b"1", b"9")
+    await read_to_end(client, 1)
+    await client.aclose()
+
+
+async def test_it_ends_with_the_machine(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    pid = await begin(client, 1, "sleep 1000")
+    await ask(client, BrokerOpcode.END, b"0")
+    assert await is_gone(pid)
