@@ -9,7 +9,7 @@
 
 #include "../guest/fields.h"
 
-enum { MOST = 64, WAITERS = 256, END_LIMIT = 128, TOLD_LIMIT = 60 * 1024, LEAST_GRANT = 16 * 1024 };
+enum { MOST = 64, WAITERS = 256, END_LIMIT = 256, TOLD_LIMIT = 60 * 1024, LEAST_GRANT = 16 * 1024 };
 enum { CHANNEL_OUT = 1, CHANNEL_ERR = 2 };
 
 /* Slot 0 is the console. */

@@ -264,6 +264,7 @@ class VM:
         pty: tuple[int, int] | None = None,
         clean_env: bool = False,
         limits: ProgramLimits | None = None,
+        background: bool = False,
         timeout_s: float = 30.0,
     ) -> GuestProcess:
         """The program runs; its owner streams what it writes, feeds it, signals it and waits for it."""
@@ -278,10 +279,19 @@ class VM:
                     pty=pty,
                     clean_env=clean_env,
                     limits=limits,
+                    background=background,
                     timeout_s=timeout_s,
                 )
             )
         )
+
+    def programs(self) -> Sequence[GuestProcess]:
+        """The programs in the background, whoever started them, also those of the last that have ended."""
+        return [GuestProcess(each) for each in portal.run(self._twin.programs())]
+
+    def program(self, pid: int) -> GuestProcess:
+        """The program in the background with this process id. Raises `GuestError` when there is none."""
+        return GuestProcess(portal.run(self._twin.program(pid)))
 
     def stream(
         self,

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
 from vmfork.agent.programs import ProgramRequests
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vmfork.wire.message import ClockReading, Hello, ItemOutcome
 
 
-class AgentClient(ProgramRequests, FileRequests, CopyRequests, WatcherRequests):
+class AgentClient(BackgroundRequests, ProgramRequests, FileRequests, CopyRequests, WatcherRequests):
     """The requests about the agent and the machine as a whole, beside those about programs and files.
 
     Every call raises `DeadlineExceeded` after its `timeout_s` seconds (`None`: no limit), `GuestError` when the guest

@@ -43,7 +43,7 @@ _TOO_LONG = "write it to a file of the guest, or send it as input"
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell says it
 
 
-def _name_of(argv: Sequence[str]) -> str:
+def name_of(argv: Sequence[str]) -> str:
     """The command for a message: one line, not too long."""
     line = shlex.join(argv)
     return line if len(line) <= _NAME_LIMIT else line[: _NAME_LIMIT - 1] + "…"
@@ -56,7 +56,9 @@ def _check_needs_neither(command: Command) -> None:
         raise GuestError(f"the agent in this machine has no {what}", hint=_TOO_OLD)
 
 
-def _explain(command: Command) -> Explain:
+def explain_start(command: Command) -> Explain:
+    """What it means that the command was not started."""
+
     def explain(failure: Failure) -> GuestError:
         match failure.code:
             case ErrorCode.NOT_FOUND:
@@ -72,7 +74,7 @@ def _explain(command: Command) -> Explain:
             case ErrorCode.NO_USER:
                 return GuestError(f"the guest has no user {command.user!r}", hint="its users are in its /etc/passwd")
             case _:
-                return GuestError(f"{_name_of(command.argv)} was not started: {failure.message} ({failure.code})")
+                return GuestError(f"{name_of(command.argv)} was not started: {failure.message} ({failure.code})")
 
     return explain
 
@@ -96,8 +98,8 @@ class ProgramRequests(Connection):
 
         `DeadlineExceeded` is raised then by who waits for its end or takes its output, behind the last of it.
         """
-        run = StreamedRun(self._new_stream(), send=self.send, grant=self.grant, explain=_explain(command))
-        name = _name_of(command.argv)
+        run = StreamedRun(self._new_stream(), send=self.send, grant=self.grant, explain=explain_start(command))
+        name = name_of(command.argv)
         try:
             async with deadline(f"starting {name}", timeout_s):
                 await self._begin_run(run, command, contained=life_s is not None)
@@ -131,7 +133,7 @@ class ProgramRequests(Connection):
         """
         if command.stdin != (input is not None):
             command = replace(command, stdin=input is not None)
-        name = _name_of(command.argv)
+        name = name_of(command.argv)
         run = CollectedRun(
             self._new_stream(),
             input,
@@ -139,7 +141,7 @@ class ProgramRequests(Connection):
             sinks=sinks or {},
             send=self.send,
             grant=self.grant,
-            explain=_explain(command),
+            explain=explain_start(command),
             on_full=self._stop,
         )
         try:

@@ -13,8 +13,9 @@ from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
-from vmfork.errors import ConfigError
+from vmfork.errors import ConfigError, GuestError
 from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.machine.background import find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
@@ -252,6 +253,7 @@ class VM(GuestFiles, Described, Owner):
         pty: tuple[int, int] | None = None,
         clean_env: bool = False,
         limits: ProgramLimits | None = None,
+        background: bool = False,
         timeout_s: float = 30.0,
     ) -> GuestProcess:
         """The program runs; its owner streams what it writes, feeds it, signals it and waits for it.
@@ -261,12 +263,36 @@ class VM(GuestFiles, Described, Owner):
         What it writes, to standard error too, and the echo of what it is sent come as one stream, standard output; it
         has standard input without `stdin`. `limits` are as for `exec`. `timeout_s` bounds the start, not the run.
         Raises `ExecError` (127, 126) when it cannot be started.
+
+        In a machine that was started on its own (`Template.start`), a program in the `background` runs on when we
+        leave, and any client finds it (`programs`). Of what it writes the end is kept, at least 64 KiB of each stream.
         """
         window = None if pty is None else Window(*pty)
         command = _make_command(
             argv, env=env, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env, window=window, limits=limits
         )
+        if background:
+            return await start_background(self._running, command, timeout_s=timeout_s)
         return await self._live_agent().start_exec(command, timeout_s=timeout_s)
+
+    async def programs(self) -> Sequence[GuestProcess]:
+        """The programs in the background, whoever started them, also those of the last that have ended.
+
+        At most 64, in the order in which they were started.
+        """
+        self._running.check_open()
+        found = await asyncio.to_thread(list_programs, self._running.folder.path)
+        return [find_process(self._running, program) for program in found]
+
+    async def program(self, pid: int) -> GuestProcess:
+        """The program in the background with this process id. Raises `GuestError` when there is none.
+
+        Of several that had it one after the other, the last.
+        """
+        for process in reversed(await self.programs()):
+            if process.pid == pid:
+                return process
+        raise GuestError(f"no program in the background has the process id {pid}", hint="see vm.programs()")
 
     async def stream(
         self,

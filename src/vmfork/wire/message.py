@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 from vmfork.errors import ProtocolError
 from vmfork.units import MIB
 from vmfork.wire.frame import (
+    HEADER_SIZE,
     PAYLOAD_LIMIT,
     PROTOCOL,
     SUPPORTED_PROTOCOLS,
+    BrokerOpcode,
     Opcode,
     decode_fields,
     encode_fields,
@@ -198,6 +200,23 @@ def exec_request(stream: int, command: Command, *, contained: bool = False) -> t
     return encode_request(stream, Opcode.EXEC, _options({**options, "arguments": True}), *place), lists
 
 
+def background_request(stream: int, number: int, command: Command) -> bytes | None:
+    """BACKGROUND, which a broker takes; `None` when the arguments are too long for one request."""
+    request, lists = exec_request(stream, command)
+    fields = request[HEADER_SIZE + 1 :]
+    return None if lists else encode_request(stream, BrokerOpcode.BACKGROUND, _number(number), behind=fields)
+
+
+def output_request(stream: int, number: int, from_out: int, from_err: int) -> bytes:
+    """OUTPUT of program `number`, from these bytes on."""
+    return encode_request(stream, BrokerOpcode.OUTPUT, *map(_number, (number, from_out, from_err)))
+
+
+def signal_request(stream: int, number: int, signal: int) -> bytes:
+    """SIGNAL for program `number`."""
+    return encode_request(stream, BrokerOpcode.SIGNAL, _number(number), _number(signal))
+
+
 def kill_request(stream: int, target: int, signal: int) -> bytes:
     """KILL of what runs on the stream `target`."""
     return encode_request(stream, Opcode.KILL, _number(target), _number(signal))
@@ -378,6 +397,23 @@ def _used(cpu_ns: bytes, peak: bytes, limit: bytes) -> tuple[float, int, Exceede
     if exceeded not in get_args(Exceeded):
         raise ProtocolError(f"there is no limit {exceeded!r}")
     return _int(cpu_ns, _DURATION) / _NS_PER_S, _int(peak, _SIZE), cast(Exceeded, exceeded)
+
+
+class KeptOutput(NamedTuple):
+    """What a broker has of a program: each stream's piece with its place, and how it ended."""
+
+    from_out: int
+    stdout: bytes
+    from_err: int
+    stderr: bytes
+    end: ExecStatus | None
+
+
+def parse_output(payload: bytes) -> KeptOutput:
+    """The answer to OUTPUT."""
+    from_out, stdout, from_err, stderr, end = _fields(payload, 5, "a program's output")
+    places = _int(from_out, _SIZE), _int(from_err, _SIZE)
+    return KeptOutput(places[0], stdout, places[1], stderr, parse_exec(end) if end else None)
 
 
 def parse_read(payload: bytes) -> tuple[int, int]:
