@@ -293,6 +293,16 @@ class VM:
         """The program in the background with this process id. Raises `GuestError` when there is none."""
         return GuestProcess(portal.run(self._twin.program(pid)))
 
+    def follow_console(self) -> Iterator[bytes]:
+        """What the guest writes to its console, from what is kept of it on, until the machine ends."""
+        pieces = self._twin.follow_console()
+        with suppress(StopAsyncIteration):
+            try:
+                while True:
+                    yield portal.run(_next(pieces))
+            finally:
+                portal.finish(_close(pieces))
+
     def stream(
         self,
         argv: Sequence[GuestPath],

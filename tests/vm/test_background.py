@@ -1,13 +1,16 @@
-"""Programs in the background of a machine that stands alone: found again, read, signalled, waited for, by any client."""
+"""Programs in the background of a machine that stands alone: found again, read, signalled, awaited, by any client."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 
 import pytest
 
 import vmfork
+from tests.vm.cli_runner import Running
+from tests.vm.cli_runner import vmfork as command
 from tests.vm.test_detached import end
 from tests.vm.test_handover import LIMIT_S
 from vmfork.aio import VM
@@ -109,3 +112,44 @@ def test_the_blocking_form(template_name) -> None:
         assert [each.pid for each in vm.programs()] == [process.pid]
         assert vm.program(process.pid).wait().exit_code == 3
         vm.stop(grace_s=0)
+
+
+def test_a_machine_begins_with_a_command(template_name) -> None:
+    script = "echo out; echo err >&2; sleep 0.3; echo last; exit 3"
+    vm_id = command("start", "-t", template_name, "-w", "/tmp", "--", "sh", "-c", script).check().out.strip()
+    try:
+        followed = command("logs", "-f", vm_id).check()
+        assert (followed.out, followed.err) == ("out\nlast\n", "err\n")
+        told = json.loads(command("logs", vm_id, "--json").check().out)
+        assert (told["exit_code"], told["stdout"], told["stderr"]) == (3, "out\nlast\n", "err\n")
+        (shown,) = json.loads(command("show", vm_id, "--json").check().out)["programs"]
+        assert (shown["exit_code"], shown["argv"][0]) == (3, "sh")
+        pid = command("exec", "-d", vm_id, "sh", "-c", "echo second; exec sleep 1000").check().out.strip()
+        reader = Running("logs", "-f", "--pid", pid, vm_id)
+        reader.wait_for("second", fd=1)
+        assert "exit status 3" in command("show", vm_id).check().out
+        command("exec", vm_id, "kill", pid).check()
+        reader.end()
+        console = Running("logs", "-f", "--console", vm_id)
+        command("exec", vm_id, "sh", "-c", "echo on the console > /dev/console").check()
+        console.wait_for("on the console", fd=1)
+        assert command("logs", "--pid", "1", vm_id).status == 1
+    finally:
+        command("stop", "--grace", "0", vm_id).check()
+    assert console.end().status == 0
+    assert command("logs", vm_id).check().out == "out\nlast\n"
+
+
+def test_run_leaves_it_running(template_name) -> None:
+    vm_id = command("run", "-d", "-t", template_name, "-e", "A=b", "sh", "-c", "echo $A").check().out.strip()
+    assert command("logs", "-f", vm_id).check().out == "b\n"
+    command("stop", "--grace", "0", vm_id).check()
+    refused = command("run", "-d", "--timeout", "3", "-t", template_name, "true")
+    assert (refused.status, "timeout" in refused.err) == (125, True)
+
+
+def test_a_command_that_cannot_be_started_leaves_no_machine(template_name) -> None:
+    done = command("start", "-t", template_name, "--name", "none", "--", "no-such-program")
+    assert (done.status, done.out) == (1, "")
+    assert "no-such-program" in done.err
+    assert json.loads(command("ps", "--json").check().out) == []

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import vmfork
-from tests.vm.cli_runner import Running
+from tests.at_terminal import AtTerminal
+from tests.vm.cli_runner import COMMAND, Running
 from tests.vm.cli_runner import vmfork as command
 from tests.vm.test_handover import LIMIT_S, python, wait_ended
 from vmfork.aio import VM
@@ -337,3 +338,22 @@ async def test_qemu_is_killed_and_its_clients_are_told(template) -> None:
         with pytest.raises(MachineEnded):
             await vm.exec(["sleep", "1000"])
         await asyncio.to_thread(forget, vm)
+
+
+def test_a_shell_and_a_command_at_a_terminal_leave_it_to_the_others(template_name) -> None:
+    vm_id = command("start", "-t", template_name, "--name", "shared").check().out.strip()
+    try:
+        with AtTerminal(*COMMAND, "shell", "shared") as at:
+            at.wait_for("# ")
+            at.type("echo in the sh''ell\n")
+            at.wait_for("in the shell")
+            assert command("exec", vm_id, "pgrep", "-x", "bash").status == 0
+            at.type("exit 3\n")
+            assert (at.end()[0], at.is_as_before) == (3, True)
+        with AtTerminal(*COMMAND, "exec", "-it", vm_id, "sh", "-c", "tty; read line; exit $line") as at:
+            at.wait_for("/dev/pts/")
+            at.type("5\n")
+            assert (at.end()[0], at.is_as_before) == (5, True)
+        assert command("exec", vm_id, "true").status == 0
+    finally:
+        command("stop", "--grace", "0", vm_id).check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
-from vmfork.errors import ConfigError, GuestError
+from vmfork.errors import ConfigError, GuestError, MachineEnded
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.machine.background import find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
@@ -293,6 +293,22 @@ class VM(GuestFiles, Described, Owner):
             if process.pid == pid:
                 return process
         raise GuestError(f"no program in the background has the process id {pid}", hint="see vm.programs()")
+
+    async def follow_console(self) -> AsyncIterator[bytes]:
+        """What the guest writes to its console, from what is kept of it on, until the machine ends.
+
+        For a client of a machine that stands alone. Raises `ConfigError` for any other.
+        """
+        self._running.check_open()
+        if not self._running.is_shared:
+            hint = "see console_tail()"
+            raise ConfigError("vm", self.id, "only of a machine that stands alone is the console kept so", hint=hint)
+        place = 0
+        with suppress(MachineEnded):
+            while True:
+                told = await self._running.agent.read_kept(0, place, 0)
+                yield told.stdout
+                place = told.from_out + len(told.stdout)
 
     async def stream(
         self,

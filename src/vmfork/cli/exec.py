@@ -11,8 +11,10 @@ from vmfork.cli.found import id_argument
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VARIABLE_HELP, json_option, parse_limit, parse_variable
 from vmfork.cli.program import check_lending, make_kept, run_command
+from vmfork.cli.show import show_json
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
+from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on, as is always done.")
 @click.option("-t", "--tty", is_flag=True, help="Give CMD a terminal: ours, for as long as it runs.")
+@click.option("-d", "--detach", is_flag=True, help="Leave CMD running in the background, and print its process id.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("-u", "--user", default="", metavar="USER", help="Run as this user of the guest, a name or a number.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
@@ -35,6 +38,7 @@ def command(
     variables: Sequence[str],
     interactive: bool,
     tty: bool,
+    detach: bool,
     workdir: str,
     user: str,
     timeout: str | None,
@@ -45,16 +49,26 @@ def command(
 ) -> int:
     """Run CMD in machine ID, pass its input and output through.
 
-    Others may use the machine meanwhile. The exit status is as that of `run`. When this command ends, so does CMD.
+    Others may use the machine meanwhile. The exit status is as that of `run`. When this command ends, so does CMD,
+    but for -d: then it runs on, and `vmfork logs --pid` shows what it writes.
     """
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     del interactive  # input is passed on all the same
+    if detach and (tty or timeout is not None or max_output is not None):
+        raise ConfigError("detach", True, "nobody is there for a terminal or a limit", hint="leave out -d")
     if tty:
         check_lending(as_json=as_json)
     env = (terminal_env() if tty else {}) | dict(parse_variable(text) for text in variables)
 
     async def work() -> int:
         async with VM.connect(vm_id) as vm:
+            if detach:
+                process = await vm.start(argv, env=env, cwd=workdir, user=user, background=True)
+                if as_json:
+                    show_json({"id": vm.id, "pid": process.pid})
+                else:
+                    click.echo(process.pid)
+                return 0
             return await run_command(
                 vm,
                 argv,

@@ -25,11 +25,15 @@ from vmfork.cli.options import (
     template_option,
 )
 from vmfork.cli.program import check_lending, make_kept, run_command
+from vmfork.cli.start import Alone, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
+from vmfork.errors import ConfigError
 from vmfork.machine.trace import detailed_timings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmfork.machine.timings import Timings
 
 
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on, as is always done.")
 @click.option("--tty", is_flag=True, help="Give CMD a terminal: ours, for as long as it runs.")
 @click.option("-it", "-ti", "both", is_flag=True, help="The two above. Alone, -t names a template.")
+@click.option("-d", "--detach", is_flag=True, help="Leave the machine and CMD running, and print its id: see start.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
@@ -76,6 +81,7 @@ def command(
     interactive: bool,
     tty: bool,
     both: bool,
+    detach: bool,
     workdir: str,
     timeout: str | None,
     cpus: int | None,
@@ -97,6 +103,21 @@ def command(
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
+    if detach:
+        passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
+        _check_detached(passed | {"timings": timings, "wait": wait})
+        alone = Alone(
+            template=name,
+            settings=settings,
+            baggage=read_baggage(files),
+            env=dict(parse_variable(text) for text in variables),
+            argv=argv,
+            workdir=workdir,
+            cpus=None if cpus is None else settings.vm.cpus,
+            memory_mib=None if memory is None else settings.vm.memory_mib,
+        )
+        start_alone(alone, as_json=as_json)
+        return 0
     del interactive  # input is passed on all the same
     has_terminal = tty or both
     if has_terminal:
@@ -128,6 +149,13 @@ def command(
             return status
 
     return run_async(work())
+
+
+def _check_detached(options: Mapping[str, object]) -> None:
+    """Raises `ConfigError` for an option that means nothing for what is left running."""
+    for name, value in options.items():
+        if value:
+            raise ConfigError(name, value, "is for a command that is waited for", hint="leave out -d")
 
 
 def _show_timings(timings: Timings, program_s: float) -> None:

@@ -24,7 +24,9 @@ from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import check_terminal, lend_terminal, read_window, terminal_env
 from vmfork.config import find_places
 from vmfork.errors import ConfigError
+from vmfork.machine.folder import read_brokered
 from vmfork.machine.handover import find_handle
+from vmfork.machine.naming import find_vm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -122,8 +124,14 @@ async def _forked(wanted: Wanted, baggage: Baggage) -> AsyncIterator[VM]:
 
 @asynccontextmanager
 async def _borrowed(vm_id: str) -> AsyncIterator[VM]:
-    """The detached machine is ours in the block, and nobody's behind it."""
-    handle = find_handle(find_places().vms, vm_id)
+    """The machine may be used in the block. One that has no clients is ours alone there, and nobody's behind it."""
+    vms = find_places().vms
+    vm_id = find_vm(vms, vm_id).id
+    if read_brokered(vms / vm_id) is not None:
+        async with VM.connect(vm_id) as vm:
+            yield vm
+        return
+    handle = find_handle(vms, vm_id)
     async with VM.attach(handle) as vm:
         try:
             yield vm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -22,10 +23,63 @@ from vmfork.cli.options import (
 from vmfork.cli.show import show_json
 
 if TYPE_CHECKING:
-    from vmfork.api.vm import VM
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.cli.carry import Baggage
+    from vmfork.config.loader import Settings
 
 
-@click.command("start")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """A machine that is to outlive the command, and the program that it begins with, if any."""
+
+    template: str | None
+    settings: Settings
+    baggage: Baggage
+    env: Mapping[str, str]
+    argv: Sequence[str] = ()
+    workdir: str = ""
+    cpus: int | None = None
+    memory_mib: int | None = None
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ttl_s: float = 0.0
+    idle_ttl_s: float = 0.0
+
+
+def start_alone(wanted: Alone, *, as_json: bool) -> None:
+    """The machine runs, its program too, and its id was printed. After a failure nothing is left."""
+    told = run_async(_start(wanted))
+    if as_json:
+        show_json(told)
+    else:
+        click.echo(told["id"])
+
+
+async def _start(wanted: Alone) -> dict[str, object]:
+    template = await find_template(wanted.template, wanted.settings)
+    async with template.start(
+        name=wanted.name,
+        labels=wanted.labels,
+        ttl_s=wanted.ttl_s,
+        idle_ttl_s=wanted.idle_ttl_s,
+        env=wanted.env,
+        files=wanted.baggage.files,
+        cpus=wanted.cpus,
+        memory_mib=wanted.memory_mib,
+    ) as vm:
+        told: dict[str, object] = {"id": vm.id, "name": vm.name}
+        try:
+            await wanted.baggage.put_folders(vm)
+            if wanted.argv:
+                told["pid"] = (await vm.start(wanted.argv, cwd=wanted.workdir, background=True)).pid
+        except BaseException:
+            await vm.stop(grace_s=0)
+            raise
+    return told
+
+
+@click.command("start", context_settings={"allow_interspersed_args": False})
 @template_option
 @click.option("--name", "vm_name", default="", metavar="NAME", help="Call it so. No other living machine may have it.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label it. Repeatable.")
@@ -33,15 +87,13 @@ if TYPE_CHECKING:
 @click.option("--idle-ttl", metavar="TIME", help="End it when nobody was connected for this time. Default: never.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
 @click.option(
-    "--file",
-    "files",
-    multiple=True,
-    metavar="HOST:GUEST",
-    help="Put a file or folder into it, with modes. Repeatable.",
+    "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file or a folder into it, with modes."
 )
 @cpus_option
 @memory_option
+@click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
 @json_option
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 def command(
     name: str | None,
     vm_name: str,
@@ -52,40 +104,29 @@ def command(
     files: tuple[str, ...],
     cpus: int | None,
     memory: str | None,
+    workdir: str,
     as_json: bool,
+    argv: Sequence[str],
 ) -> None:
     """Start a machine that outlives this command, and print its id.
 
     It is a fork of the template named with -t, else of `default`, built the first time. It runs until `vmfork stop`,
-    until its time to live is over, or until the host ends; several processes may use it at the same time.
+    until its time to live is over, or until the host ends; several processes may use it at the same time. CMD runs in
+    it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended.
     """
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
-    ttl_s, idle_ttl_s = parse_limit(ttl, field="ttl") or 0.0, parse_limit(idle_ttl, field="idle-ttl") or 0.0
-    env = dict(parse_variable(text) for text in variables)
-    baggage = read_baggage(files)
-    labelled = dict(parse_label(text) for text in labels)
-
-    async def work() -> VM:
-        template = await find_template(name, settings)
-        async with template.start(
-            name=vm_name,
-            labels=labelled,
-            ttl_s=ttl_s,
-            idle_ttl_s=idle_ttl_s,
-            env=env,
-            files=baggage.files,
-            cpus=None if cpus is None else settings.vm.cpus,
-            memory_mib=None if memory is None else settings.vm.memory_mib,
-        ) as vm:
-            try:
-                await baggage.put_folders(vm)
-            except BaseException:
-                await vm.stop(grace_s=0)
-                raise
-            return vm
-
-    vm = run_async(work())
-    if as_json:
-        show_json({"id": vm.id, "name": vm.name})
-    else:
-        click.echo(vm.id)
+    wanted = Alone(
+        template=name,
+        settings=settings,
+        baggage=read_baggage(files),
+        env=dict(parse_variable(text) for text in variables),
+        argv=argv,
+        workdir=workdir,
+        cpus=None if cpus is None else settings.vm.cpus,
+        memory_mib=None if memory is None else settings.vm.memory_mib,
+        name=vm_name,
+        labels=dict(parse_label(text) for text in labels),
+        ttl_s=parse_limit(ttl, field="ttl") or 0.0,
+        idle_ttl_s=parse_limit(idle_ttl, field="idle-ttl") or 0.0,
+    )
+    start_alone(wanted, as_json=as_json)
