@@ -45,6 +45,8 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "exec": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
     "hand-over": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),
     "detach": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
+    "start": (4, (*_MACHINE, ("broker", KILL), *_STOPPED, *_REFUSED)),
+    "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_REFUSED)),
     "build": (3, (*_MACHINE, *_REFUSED)),
     "replace": (3, (*_MACHINE, *_REFUSED)),
     "remove": (1, (("library", KILL), *_REFUSED)),

@@ -18,7 +18,7 @@ from tests.vm.cli_runner import left_of
 from vmfork.aio import VM, StoreBusy, Template, TemplateNotFound, VMForkError, VMNotFound, find_places
 from vmfork.cli.main import main as command
 from vmfork.machine.base import BaseVM
-from vmfork.machine.folder import sweep_vms
+from vmfork.machine.folder import read_brokered, sweep_vms
 from vmfork.machine.handover import find_handle
 from vmfork.store import TemplateStore
 
@@ -77,7 +77,11 @@ async def _take_waiting() -> None:
 
 
 async def _take(vm_id: str) -> None:
-    handle = find_handle(find_places().vms, vm_id)
+    vms = find_places().vms
+    if read_brokered(vms / vm_id) is not None:
+        await _use(vm_id)
+        return
+    handle = find_handle(vms, vm_id)
     if handle.adoption is None:
         await (await BaseVM.attach(handle)).aclose()
         return
@@ -85,6 +89,16 @@ async def _take(vm_id: str) -> None:
         if not handle.paused:
             with suppress(VMForkError):  # its guest may have crashed meanwhile
                 await vm.exec(["true"], timeout_s=END_LIMIT_S)
+
+
+async def _use(vm_id: str) -> None:
+    """A machine that stands alone is used by another client, and ended. Who was stopped goes on first."""
+    strike(descendants(os.getpid()), signal.SIGCONT)
+    async with VM.connect(vm_id) as vm:
+        with suppress(VMForkError):  # its guest may have crashed meanwhile, its keeper been killed
+            await vm.exec(["true"], timeout_s=END_LIMIT_S)
+        with suppress(VMForkError):
+            await vm.stop(grace_s=0)
 
 
 def _end_processes() -> None:

@@ -106,6 +106,28 @@ async def detach(stage: Stage) -> None:
         await vm.detach(ttl_s=TTL_S)
 
 
+async def start(stage: Stage) -> None:
+    """The process ends, and the machine stays, its broker's, for whoever is its client."""
+    template = await Template.open(stage.template)
+    with stage.steps():
+        async with template.start(name=f"chaos-{os.getpid()}", ttl_s=TTL_S) as vm:
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
+async def connect(stage: Stage) -> None:
+    """Two clients of one machine, a program in its background, and an owner in the end."""
+    template = await Template.open(stage.template)
+    async with template.start(ttl_s=TTL_S) as vm:
+        with stage.steps():
+            async with VM.connect(vm.id) as other:
+                process = await vm.start(["sh", "-c", "read line < /dev/zero; echo x"], background=True)
+                (await other.exec(["cat"], input=b"x" * 300_000, timeout_s=LIMIT_S)).check()
+                await process.kill()
+                await process.wait(timeout_s=LIMIT_S)
+                async with VM.attach(vm.id) as owner:
+                    (await owner.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
 async def build(stage: Stage) -> None:
     with stage.steps():
         await _build(stage, NEW)
@@ -162,6 +184,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "exec": execute,
     "hand-over": hand_over,
     "detach": detach,
+    "start": start,
+    "connect": connect,
     "build": build,
     "replace": replace,
     "remove": remove,

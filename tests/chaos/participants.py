@@ -8,7 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 # How the kernel calls them (comm). Before it becomes QEMU, that process is called after the file of the keeper.
-NAMES = {"keeper": ("vmfork-keeper",), "qemu": ("qemu-system-", "keeper-"), "mmdebstrap": ("mmdebstrap",)}
+NAMES = {
+    "keeper": ("vmfork-keeper",),
+    "qemu": ("qemu-system-", "keeper-"),
+    "broker": ("vmfork-broker", "broker-"),
+    "mmdebstrap": ("mmdebstrap",),
+}
 LIBRARY, SERVER, GUEST, HOST = "library", "server", "guest", "host"
 
 
