@@ -1,14 +1,18 @@
-"""A broker with a machine: the broker and the keeper are the real ones, the machine is a sleeper.
+"""A broker with a machine: the keeper is the real one, the machine is a sleeper.
+
+The broker is compiled with sanitizers, but for what is asked of the one that is shipped.
 
 Its agent is the real one, as a process of the host, or the other end of the line in the hands of the test.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
 import subprocess
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,19 +21,56 @@ import pytest
 
 from tests.children import wait_gone
 from tests.unit.agent.peer import Peer
+from tests.unit.guest.conftest import FLAGS, compiler
 from vmfork.agent.client import AgentClient
+from vmfork.host import broker as host_broker
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
 from vmfork.host.keeper import KeptProcess, Parked
 from vmfork.host.sockets import connect_unix
 from vmfork.wire.frame import PROTOCOL, encode_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-AGENT = Path(__file__).parents[3] / "src" / "vmfork" / "image" / "data" / f"agent-{os.uname().machine}"
+ROOT = Path(__file__).parents[3]
+AGENT = ROOT / "src" / "vmfork" / "image" / "data" / f"agent-{os.uname().machine}"
 TOKEN = b"t" * 16
 GREETING = encode_fields(b"%d" % PROTOCOL, b"a test's", b"a-boot-id", b"notify")
 LIMIT_S = 20
+
+
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory) -> Path:
+    """The broker with sanitizers in it."""
+    spec = importlib.util.spec_from_file_location("vmfork_build_of_broker", ROOT / "tools" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = build  # dataclasses look their module up
+    spec.loader.exec_module(build)
+    (program,) = (each for each in build.PROGRAMS if each.sources.name == "broker")
+    out = tmp_path_factory.mktemp("broker") / "broker"
+    sources = [*sorted(program.sources.glob("*.c")), *program.borrowed]
+    subprocess.run([*compiler(), *FLAGS, *map(str, sources), "-o", str(out)], check=True)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def broker_binary(request, monkeypatch, tmp_path) -> Iterator[None]:
+    """The one with sanitizers, unless the test asks for the `shipped` one. None of them complained."""
+    if "shipped" not in request.fixturenames:
+        binary = request.getfixturevalue("sanitized")
+        monkeypatch.setattr(host_broker, "find_broker", lambda: binary)
+    yield
+    log = tmp_path / "qemu.log"
+    said = log.read_text() if log.exists() else ""
+    assert "Sanitizer" not in said, said
+    assert "runtime error" not in said, said
+
+
+@pytest.fixture
+def shipped() -> None:
+    """The broker is the one that the package ships."""
 
 
 class Brokered:

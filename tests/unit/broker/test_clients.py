@@ -104,7 +104,7 @@ async def test_what_a_client_that_leaves_had_running_ends_and_nothing_else(start
     await staying.aclose()
 
 
-async def test_a_client_that_does_not_read_holds_up_nobody(start) -> None:
+async def test_a_client_that_does_not_read_holds_up_nobody(shipped, start) -> None:
     brokered = await start()
     with brokered.connect() as deaf:
         deaf.setblocking(True)
@@ -121,7 +121,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody(start) -> None:
         await client.aclose()
 
 
-async def test_what_it_costs_at_rest(start) -> None:
+async def test_what_it_costs_at_rest(shipped, start) -> None:
     brokered = await start()
     client = await brokered.client()
     await client.exec(sh("head -c 3000000 /dev/zero"), timeout_s=LIMIT_S)

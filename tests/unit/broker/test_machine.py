@@ -203,7 +203,7 @@ async def test_a_guest_that_sends_beyond_its_credit_is_ended(start) -> None:
 
 
 @pytest.mark.needs("strace")
-async def test_it_makes_the_system_calls_its_readme_declares(start, tmp_path, monkeypatch) -> None:
+async def test_it_makes_the_system_calls_its_readme_declares(shipped, start, tmp_path, monkeypatch) -> None:
     trace, traced = tmp_path / "trace", tmp_path / "traced"
     traced.write_text(f'#!/bin/sh\nexec strace -D -f -o {trace} {host_broker.find_broker()} "$@"\n')
     traced.chmod(0o755)
