@@ -357,3 +357,20 @@ def test_a_shell_and_a_command_at_a_terminal_leave_it_to_the_others(template_nam
         assert command("exec", vm_id, "true").status == 0
     finally:
         command("stop", "--grace", "0", vm_id).check()
+
+
+def test_top_tells_what_each_takes_and_counts_what_is_shared_once(template_name) -> None:
+    with vmfork.Template.open(template_name).fork() as one, vmfork.Template.open(template_name).fork() as other:
+        told = shown("top")
+        uses = {each["id"]: each for each in told["machines"]}
+        assert {one.id, other.id} <= set(uses)
+        assert 0 < uses[one.id]["shared_bytes"] <= told["shared_bytes"]
+        assert told["shared_bytes"] < sum(each["shared_bytes"] for each in told["machines"])
+        assert told["own_bytes"] >= sum(uses[vm.id]["own_bytes"] for vm in (one, other)) > 0
+        assert one.id in command("top", "--once").check().out
+        with AtTerminal(*COMMAND, "top", "--interval", "100ms") as at:
+            at.wait_for(other.id)
+            at.wait_for("%")
+            at.type("\x03")
+            assert at.end()[0] == 130
+    assert command("top", "--interval", "0").status == 2
