@@ -95,10 +95,10 @@ async def test_of_seventy_one_after_the_other_the_last_64_are_kept(template) -> 
 
 
 async def test_a_machine_that_ends_ends_it_and_tells_whoever_waits(template) -> None:
-    async with template.start() as vm:
-        process = await vm.start(["sleep", "1000"], background=True)
+    async with template.start() as vm, VM.connect(vm.id) as other:
+        process = await other.start(["sleep", "1000"], background=True)
         waiting = asyncio.ensure_future(process.wait())
-        await vm.ping()
+        await other.ping()
         await end(vm)
         with pytest.raises(MachineEnded):
             await waiting
