@@ -57,12 +57,13 @@ size_t log_read(const struct log *log, uint64_t *from, void *into, size_t limit)
     return got > 0 ? (size_t)got : 0;
 }
 
-bool log_drain(struct log *log, int console)
+bool log_drain(struct log *log, int console, void (*look)(const char *text, size_t length))
 {
     char text[PIECE];
     ssize_t size = recv(console, text, sizeof text, MSG_DONTWAIT);
     if (size <= 0)
         return size < 0 && (errno == EAGAIN || errno == EINTR);
     log_add(log, text, (size_t)size);
+    look(text, (size_t)size);
     return true;
 }

@@ -21,7 +21,7 @@ void log_add(struct log *log, const void *bytes, size_t length);
 /* Up to `limit` bytes from number `*from` on, or from the first that is still there, which `*from` says then. */
 size_t log_read(const struct log *log, uint64_t *from, void *into, size_t limit);
 
-/* What the guest wrote to its console is in the log. False at the console's end. */
-bool log_drain(struct log *log, int console);
+/* What the guest wrote to its console is in the log, and was looked at. False at the console's end. */
+bool log_drain(struct log *log, int console, void (*look)(const char *text, size_t length));
 
 #endif

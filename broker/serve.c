@@ -10,6 +10,7 @@
 #include "../keeper/clock.h"
 #include "client.h"
 #include "ending.h"
+#include "halt.h"
 #include "kept.h"
 #include "line.h"
 #include "release.h"
@@ -42,7 +43,7 @@ static int64_t earliest(int64_t one, int64_t other)
 static _Noreturn void end_by_itself(void)
 {
     for (int piece = 0; piece < LAST_PIECES && own.console >= 0; piece++)
-        if (!log_drain(kept_console(), own.console))
+        if (!log_drain(kept_console(), own.console, halt_look))
             own.console = -1;
     end_machine(stop_deadline() != NEVER ? "it was stopped" : "it ended by itself");
 }
@@ -187,6 +188,8 @@ static void check_deadlines(void)
     int64_t now = now_ms();
     if (now >= stop_deadline())
         end_machine("it was stopped");
+    if (now >= halt_deadline())
+        end_machine("its guest halted");
     if (now >= ends_at)
         end_machine("its time to live is over");
     if (now >= idle_ends_at)
@@ -210,14 +213,15 @@ static void step(void)
     };
     for (int index = 0; index < CLIENT_LIMIT; index++)
         polled[CLIENTS + index] = (struct pollfd){clients[index].socket, client_events(&clients[index]), 0};
-    int64_t deadline = earliest(earliest(ends_at, idle_ends_at), earliest(stop_deadline(), release_deadline()));
+    int64_t asked = earliest(earliest(stop_deadline(), release_deadline()), halt_deadline());
+    int64_t deadline = earliest(earliest(ends_at, idle_ends_at), asked);
     if (poll(polled, CLIENTS + CLIENT_LIMIT, has_work_left() ? 0 : wait_until(deadline)) < 0)
         return;
     if (polled[KEEPER].revents)
         read_keeper();
     if (polled[LINE].revents & ~POLLOUT)
         read_line();
-    if (polled[CONSOLE].revents && !log_drain(kept_console(), own.console))
+    if (polled[CONSOLE].revents && !log_drain(kept_console(), own.console, halt_look))
         own.console = -1;
     serve_clients(polled);
     if (polled[LISTENER].revents)

@@ -202,6 +202,18 @@ async def test_a_guest_that_sends_beyond_its_credit_is_ended(start) -> None:
     await client.aclose()
 
 
+async def test_a_guest_that_halts_is_ended_and_one_that_only_says_so_is_not(start) -> None:
+    brokered = await start(agent=False)
+    brokered.guest.send(b"reboot: SystemSystem hal")
+    brokered.guest.send(b"ted\n")
+    stream, _ = await asyncio.wait_for(brokered.peer.request(Opcode.PING), LIMIT_S)
+    await brokered.peer.reply(stream)
+    brokered.guest.send(b"Power off not available: System halted instead\n")
+    await asyncio.wait_for(brokered.peer.request(Opcode.PING), LIMIT_S)
+    assert brokered.why_ended() == "its guest halted"
+    await wait_end(brokered)
+
+
 @pytest.mark.needs("strace")
 async def test_it_makes_the_system_calls_its_readme_declares(shipped, start, tmp_path, monkeypatch) -> None:
     trace, traced = tmp_path / "trace", tmp_path / "traced"

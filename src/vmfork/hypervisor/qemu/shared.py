@@ -45,7 +45,7 @@ class SharedQemu(QemuMachine):
         return cls(process, name=name, folder=folder)
 
     def on_halt(self, callback: Callable[[], None], /) -> None:
-        """Nothing: a guest that halts is its owner's to end."""
+        """Nothing: a guest that halts is its broker's to end."""
 
     def console_tail(self) -> str:
         """The last lines that the guest wrote to its console, 4 KiB at most."""
