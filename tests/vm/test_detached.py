@@ -374,3 +374,12 @@ def test_top_tells_what_each_takes_and_counts_what_is_shared_once(template_name)
             at.type("\x03")
             assert at.end()[0] == 130
     assert command("top", "--interval", "0").status == 2
+
+
+def test_stop_ends_a_machine_that_waits_for_an_owner_and_none_that_has_one(template_name) -> None:
+    with vmfork.Template.open(template_name).fork() as vm:
+        taken = command("stop", vm.id)
+        assert (taken.status, f"process {os.getpid()}" in taken.err) == (1, True)
+        handle = vm.detach(ttl_s=600)
+    assert command("stop", "--grace", "0", handle.id).check().out == f"{handle.id}\n"
+    assert not handle.path.exists()

@@ -13,15 +13,23 @@ from vmfork.cli.show import show_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 ids_argument = click.argument("vm_ids", nargs=-1, required=True, metavar="ID...", shell_complete=shared_vms)
 
 
-def on_each(vm_ids: Sequence[str], act: Callable[[VM], Coroutine[Any, Any, None]], done: str, *, as_json: bool) -> None:
+def on_each(
+    vm_ids: Sequence[str],
+    act: Callable[[VM], Coroutine[Any, Any, None]],
+    done: str,
+    *,
+    as_json: bool,
+    entered: Callable[[str], AbstractAsyncContextManager[VM]] = VM.connect,
+) -> None:
     """`act` was done to one machine after the other, as their client; the first that fails ends it."""
 
     async def work(vm_id: str) -> str:
-        async with VM.connect(vm_id) as vm:
+        async with entered(vm_id) as vm:
             await act(vm)
             return vm.id
 

@@ -53,7 +53,7 @@ _COMMANDS = {
     "logs": "Print what machine ID wrote: the command that it was started with, else its console.",
     "pause": "Let each machine ID stand still.",
     "resume": "Let each machine ID run on, with the host's clock.",
-    "stop": "End each machine ID that `start` made.",
+    "stop": "End each machine ID that `start` made, or that waits for an owner.",
     "wait": "Wait until machine ID has ended, and print why.",
     "resize": "Give the detached machine ID another number of CPUs, or another size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.api.vm import VM
 from vmfork.cli.each import ids_argument, on_each
 from vmfork.cli.options import json_option
+from vmfork.config import find_places
+from vmfork.machine.naming import find_vm
 from vmfork.units import parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 _GRACE_S = 10.0
 
@@ -21,6 +25,15 @@ _GRACE_S = 10.0
 @click.option("--grace", metavar="TIME", help="Its guest has this long to power off; 0 is none. Default: 10s.")
 @json_option
 def command(vm_ids: Sequence[str], grace: str | None, as_json: bool) -> None:
-    """End each machine ID that `start` made. It is gone when this command ends."""
+    """End each machine ID that `start` made, or that waits for an owner. It is gone when this command ends."""
     grace_s = _GRACE_S if grace is None else parse_duration_s(grace, field="grace")
-    on_each(vm_ids, lambda vm: vm.stop(grace_s=grace_s), "stopped", as_json=as_json)
+    on_each(vm_ids, lambda vm: vm.stop(grace_s=grace_s), "stopped", as_json=as_json, entered=_enter)
+
+
+@asynccontextmanager
+async def _enter(vm_id: str) -> AsyncIterator[VM]:
+    """The machine may be stopped in the block: as its client, or, where it waits for an owner, as that."""
+    record = find_vm(find_places().vms, vm_id)
+    is_waiting = not record.owner_pid
+    async with VM.attach(record.id) if is_waiting else VM.connect(record.id) as vm:
+        yield vm
