@@ -59,8 +59,7 @@ static _Noreturn void own(int start, int listener)
     explicit_bzero(message.token, sizeof message.token);
     request_set_greeting(message.greeting, (size_t)got - offsetof(struct start_message, greeting));
     send_answer(start, OK, 0, NULL, 0);
-    close(start);
-    serve(&machine, listener, (struct lifetime){message.ttl_ms, message.idle_ttl_ms});
+    serve(&machine, listener, start, (struct lifetime){message.ttl_ms, message.idle_ttl_ms});
 }
 
 int main(int argc, char **argv)

@@ -24,11 +24,13 @@
  * credit. Clients are read while the line has room: what one of them sends faster stays in its socket, and stops it
  * there. */
 
-enum { KEEPER, LINE, CONSOLE, LISTENER, CLIENTS };
-enum { READ_SIZE = 65536, LAST_PIECES = 32 };
+enum { KEEPER, LINE, CONSOLE, LISTENER, STARTER, CLIENTS };
+enum { READ_SIZE = 65536, LAST_PIECES = 32, STARTER_LIMIT_MS = 60 * 1000 };
 
 static struct machine own;
 static int listener_fd;
+/* Whoever started it, until that is its client or has ended; then -1. */
+static int starter_fd;
 static struct lifetime life;
 static int64_t ends_at, idle_ends_at;
 static struct parser line;
@@ -80,6 +82,14 @@ static void read_keeper(void)
     ssize_t got = recv(own.keeper, &byte, sizeof byte, MSG_DONTWAIT);
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
         end_by_itself();
+}
+
+/* Its times begin when whoever wanted it has it: a start may take long on a busy host. */
+static void see_off_starter(void)
+{
+    close(starter_fd);
+    starter_fd = -1;
+    ends_at = deadline_in(life.ttl_ms);
 }
 
 static void accept_client(void)
@@ -149,7 +159,7 @@ static void see_off(struct client *client)
 /* It is idle without a client and without a program in the background. */
 static void watch_idleness(void)
 {
-    if (clients_count() > 0 || kept_running() > 0)
+    if (starter_fd >= 0 || clients_count() > 0 || kept_running() > 0)
         idle_ends_at = NEVER;
     else if (idle_ends_at == NEVER)
         idle_ends_at = deadline_in(life.idle_ttl_ms);
@@ -210,6 +220,7 @@ static void step(void)
         [LINE] = {own.line, (short)(POLLIN | (buffer_length(line_queue()) > 0 ? POLLOUT : 0)), 0},
         [CONSOLE] = {own.console, POLLIN, 0},
         [LISTENER] = {has_place ? listener_fd : -1, POLLIN, 0},
+        [STARTER] = {starter_fd, POLLIN, 0},
     };
     for (int index = 0; index < CLIENT_LIMIT; index++)
         polled[CLIENTS + index] = (struct pollfd){clients[index].socket, client_events(&clients[index]), 0};
@@ -226,18 +237,22 @@ static void step(void)
     serve_clients(polled);
     if (polled[LISTENER].revents)
         accept_client();
+    if (polled[STARTER].revents)
+        see_off_starter();
     write_all();
     watch_idleness();
     release_work(&own, &line);
     check_deadlines();
 }
 
-_Noreturn void serve(const struct machine *machine, int listener, struct lifetime lifetime)
+_Noreturn void serve(const struct machine *machine, int listener, int starter, struct lifetime lifetime)
 {
     own = *machine;
     listener_fd = listener;
+    starter_fd = starter;
     life = lifetime;
-    ends_at = deadline_in(life.ttl_ms);
+    /* A starter that stands still does not make it live for ever. */
+    ends_at = life.ttl_ms > 0 ? deadline_in(life.ttl_ms + STARTER_LIMIT_MS) : NEVER;
     idle_ends_at = NEVER;
     clients_init();
     watch_idleness();

@@ -13,6 +13,7 @@ struct lifetime {
     uint64_t idle_ttl_ms;
 };
 
-_Noreturn void serve(const struct machine *machine, int listener, struct lifetime lifetime);
+/* The times begin when `starter`, the line to whoever started it, is closed by it. */
+_Noreturn void serve(const struct machine *machine, int listener, int starter, struct lifetime lifetime);
 
 #endif

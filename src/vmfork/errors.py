@@ -28,7 +28,7 @@ VMForkError                 code, hint
 │   └── TemplateElsewhere   it is mounted in another mount namespace: use it there, or build it outside
 ├── FallbackRefused         no machine of the factory is to be had, and none may be booted: mend what `reason` says
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
-├── VMNotFound              no VM of that id waits to be taken over
+├── VMNotFound              no VM of that name or id lives, or waits to be taken over
 ├── VMExists                a living VM has that name: take another, or end that one
 ├── NotOwner                only the owner of a VM may do that, and this is one of its clients: attach it
 ├── StoreBusy               another process works on the same name: wait, or look who
@@ -554,17 +554,22 @@ class FitError(VMForkError):
         return self.log
 
 
+_LISTED = Hint(
+    "VM.list() gives those that live",
+    command="vmfork ps -a lists those that live, and those started on their own that ended not long ago",
+)
+_ATTACHED_ONCE = "a VM can be attached once after each detach, and only while it lives"
+
+
 class VMNotFound(VMForkError):
-    """No VM `vm_id` waits for a new owner here: it never did, was ended, or its time to live is over."""
+    """There is no VM `vm_id` to be had: it never was, has ended, or its time to live is over."""
 
     code = "vm-not-found"
     mendable = True
 
-    def __init__(self, vm_id: str, reason: str = "") -> None:
-        super().__init__(
-            f"no VM {vm_id!r} waits for a new owner" + (f": {reason}" if reason else ""),
-            hint="a VM can be attached once after each detach, and only while it lives",
-        )
+    def __init__(self, vm_id: str, reason: str = "", *, hint: str = "") -> None:
+        said = f"there is no VM {vm_id!r}: {reason}" if reason else f"no VM {vm_id!r} waits for a new owner"
+        super().__init__(said, hint=hint or (_LISTED if reason else _ATTACHED_ONCE))
         self.vm_id = vm_id
         self.reason = reason
 

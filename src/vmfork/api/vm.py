@@ -411,7 +411,7 @@ class VM(GuestFiles, Described, Owner):
 
         Its beginning is enough of an id. What only an owner may do (`resize`, `detach`) raises `NotOwner`. A program
         that a client has running ends with that client. Raises `VMNotFound`, `StoreBusy` for a VM that has one owner
-        and no clients, and `ConfigError` when several ids begin so.
+        and no clients, and `ConfigError` for one that waits for an owner, or when several ids begin so.
         """
         vms = (places or find_places()).vms
         handle = await asyncio.to_thread(lambda: find_shared(vms, find_vm(vms, vm)))

@@ -37,7 +37,15 @@ from vmfork.host.memory import read_private, read_resident
 from vmfork.host.process import read_argv, read_stat
 from vmfork.hypervisor.qemu import CONSOLE, LOG
 from vmfork.image import ImageStore
-from vmfork.machine.folder import LOCK, find_record, find_strangers, find_ticket, find_waste, list_records
+from vmfork.machine.folder import (
+    LOCK,
+    find_record,
+    find_strangers,
+    find_ticket,
+    find_waste,
+    folder_of,
+    list_records,
+)
 from vmfork.machine.plan import KERNEL_ARGS
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
@@ -122,7 +130,7 @@ async def collect(vm_id: str, settings: Settings | None, places: Places) -> Bund
     bundle.add("README.txt", _README.format(vm_id=vm_id, when=when).encode())
     # First: what else looks at the host may sweep what a dead owner left.
     with bundle.tried("machine"):
-        _add_machine(bundle, places.vms / vm_id, places)
+        _add_machine(bundle, folder_of(places.vms, vm_id), places)
     bundle.add("versions.json", _list_versions())
     if settings is None:
         bundle.missing["settings.json"] = bundle.missing["doctor.json"] = "the configuration is invalid: vmfork config"

@@ -21,14 +21,24 @@ def image_names(_context: click.Context, _option: click.Parameter, incomplete: s
     return _matching("images", incomplete)
 
 
-def vm_ids(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """The detached machines whose ids begin with what was typed."""
-    return _matching("vms", incomplete)
+def waiting_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that wait for an owner whose names or ids begin with what was typed."""
+    return _matching("waiting", incomplete)
 
 
 def shared_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """The machines that `start` made whose names or ids begin with what was typed."""
     return _matching("shared", incomplete)
+
+
+def free_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Both: the machines that no other process owns."""
+    return _matching("free", incomplete)
+
+
+def living_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that run whose names or ids begin with what was typed."""
+    return _matching("living", incomplete)
 
 
 def _matching(kind: str, incomplete: str) -> list[str]:

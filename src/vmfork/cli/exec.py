@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
 )
 @id_argument
-@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="CMD [ARG]...")
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
 def command(
     variables: Sequence[str],
     interactive: bool,
@@ -52,6 +52,7 @@ def command(
     Others may use the machine meanwhile. The exit status is as that of `run`. When this command ends, so does CMD,
     but for -d: then it runs on, and `vmfork logs --pid` shows what it writes.
     """
+    argv = _without_dashes(argv)
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     del interactive  # input is passed on all the same
     if detach and (tty or timeout is not None or max_output is not None):
@@ -81,3 +82,11 @@ def command(
             )
 
     return run_async(work())
+
+
+def _without_dashes(argv: Sequence[str]) -> Sequence[str]:
+    """The command, where `--` stands before it: `exec ID -- CMD`. Raises `ConfigError` when nothing follows."""
+    command = argv[1:] if argv[0] == "--" else argv
+    if not command:
+        raise ConfigError("cmd", "", "no command was given", hint="vmfork exec ID CMD [ARG]...")
+    return command

@@ -12,7 +12,7 @@ from vmfork.config import find_places
 from vmfork.errors import VMNotFound
 from vmfork.machine.background import list_programs, read_status
 from vmfork.machine.folder import folder_of, list_ended, list_records, read_brokered, sweep_vms
-from vmfork.machine.naming import choose
+from vmfork.machine.naming import NEITHER, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,8 @@ def find(text: str) -> tuple[VMRecord, End | None]:
     try:
         record = choose(living, text)
     except VMNotFound:
-        record = choose([record for record, end in found[::-1] if end is not None], text)
+        ended = [record for record, end in found[::-1] if end is not None]
+        record = choose(ended, text, missing=NEITHER)
     return next(each for each in found if each[0] is record)
 
 

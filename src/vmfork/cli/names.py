@@ -1,4 +1,4 @@
-"""The names of the templates and images that are kept here, for completion."""
+"""The names of the templates, images and machines that are here, for completion."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from vmfork.store import TemplateStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmfork.machine.folder import VMRecord
+
 
 def _list_templates() -> Sequence[str]:
     return TemplateStore(find_places().templates).list_names()
@@ -21,19 +23,24 @@ def _list_images() -> Sequence[str]:
     return [image.name for image in ImageStore(find_places().images).list_images()]
 
 
-def _list_vms() -> Sequence[str]:
-    return [record.id for record in list_records(find_places().vms) if not record.owner_pid]
-
-
-def _list_shared() -> Sequence[str]:
-    vms = find_places().vms
-    records = [record for record in list_records(vms) if read_brokered(vms / record.id) is not None]
+def _list_vms(is_meant: Callable[[VMRecord], bool]) -> Sequence[str]:
+    records = [record for record in list_records(find_places().vms) if is_meant(record)]
     return [name for record in records for name in (record.name, record.id) if name]
+
+
+def _waits(record: VMRecord) -> bool:
+    return not record.owner_pid
+
+
+def _is_shared(record: VMRecord) -> bool:
+    return read_brokered(find_places().vms / record.id) is not None
 
 
 LISTS: Mapping[str, Callable[[], Sequence[str]]] = {
     "templates": _list_templates,
     "images": _list_images,
-    "vms": _list_vms,
-    "shared": _list_shared,
+    "waiting": lambda: _list_vms(_waits),
+    "shared": lambda: _list_vms(_is_shared),
+    "free": lambda: _list_vms(lambda record: _waits(record) or _is_shared(record)),
+    "living": lambda: _list_vms(lambda _: True),
 }

@@ -7,43 +7,57 @@ from typing import TYPE_CHECKING
 import click
 
 from vmfork.api.vm import VM
-from vmfork.cli.complete import vm_ids
+from vmfork.cli.complete import waiting_vms
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import cpus_option, json_option, memory_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, FitError
+from vmfork.machine.folder import read_brokered
 from vmfork.machine.handover import find_handle
+from vmfork.machine.naming import find_vm
 from vmfork.units import format_mib, parse_size_mib
 
 if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware
+    from vmfork.machine.handle import VMHandle
 
 
 @click.command("resize")
-@click.argument("vm_id", metavar="ID", shell_complete=vm_ids)
+@click.argument("vm_id", metavar="ID", shell_complete=waiting_vms)
 @cpus_option
 @memory_option
 @json_option
 def command(vm_id: str, cpus: int | None, memory: str | None, as_json: bool) -> None:
-    """Give the detached machine ID another number of CPUs, or another size of memory, while it runs.
+    """Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.
 
     It grows to what it was booted with room for, and shrinks to one CPU and the memory it was booted with. It is taken
-    over for that moment; whoever has a handle of it finds it under its id afterwards.
+    over for that moment; whoever has a handle of it finds it under its id afterwards. A machine that `start` made has
+    the size that `start` gave it.
     """
     if cpus is None and memory is None:
         raise ConfigError("size", None, "no size was given", hint="give --cpus, --memory, or both")
     memory_mib = None if memory is None else parse_size_mib(memory, field="memory")
-    hardware = run_async(_resize(vm_id, cpus, memory_mib))
+    handle = _find(vm_id)
+    hardware = run_async(_resize(handle, cpus, memory_mib))
     if as_json:
-        show_json({"id": vm_id, "cpus": hardware.cpus, "memory_mib": hardware.memory_mib})
+        show_json({"id": handle.id, "cpus": hardware.cpus, "memory_mib": hardware.memory_mib})
         return
-    click.echo(f"machine {vm_id}: {hardware.cpus} CPU, {format_mib(hardware.memory_mib)}")
+    click.echo(f"machine {handle.id}: {hardware.cpus} CPU, {format_mib(hardware.memory_mib)}")
 
 
-async def _resize(vm_id: str, cpus: int | None, memory_mib: int | None) -> Hardware:
+def _find(text: str) -> VMHandle:
+    """The handle of the machine that `text` names. Raises `ConfigError` for one that has clients."""
+    vms = find_places().vms
+    record = find_vm(vms, text)
+    if read_brokered(vms / record.id) is not None:
+        hint = "vmfork start --cpus N --memory SIZE gives a machine of that size"
+        raise ConfigError("id", record.id, f"machine {record.id} has clients, and the size it was given", hint=hint)
+    return find_handle(vms, record.id)
+
+
+async def _resize(handle: VMHandle, cpus: int | None, memory_mib: int | None) -> Hardware:
     """What the machine is made of then. It is nobody's again, with what was left of its time to live."""
-    handle = find_handle(find_places().vms, vm_id)
     async with await VM.attach(handle) as vm:
         is_whole = True
         try:

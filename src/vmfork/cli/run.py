@@ -23,12 +23,14 @@ from vmfork.cli.options import (
     parse_limit,
     parse_variable,
     template_option,
+    wait_option,
 )
 from vmfork.cli.program import check_lending, make_kept, run_command
-from vmfork.cli.start import Alone, start_alone
+from vmfork.cli.start import Alone, read_standing, standing_options, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.errors import ConfigError
+from vmfork.machine.request import Standing
 from vmfork.machine.trace import detailed_timings
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 @click.option("--tty", is_flag=True, help="Give CMD a terminal: ours, for as long as it runs.")
 @click.option("-it", "-ti", "both", is_flag=True, help="The two above. Alone, -t names a template.")
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine and CMD running, and print its id: see start.")
+@standing_options
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
     "--max-output", metavar="SIZE", help="With --json, end a command that writes more than this. Default: 256M."
 )
 @no_factory_option
-@click.option("--wait", metavar="S", help="Wait this long for the host to have room for the fork: 30, 5m.")
+@wait_option
 @click.option(
     "--timings", is_flag=True, help="Tell on standard error where the machine came from and where the time went."
 )
@@ -82,6 +85,10 @@ def command(
     tty: bool,
     both: bool,
     detach: bool,
+    vm_name: str,
+    labels: tuple[str, ...],
+    ttl: str | None,
+    idle_ttl: str | None,
     workdir: str,
     timeout: str | None,
     cpus: int | None,
@@ -103,9 +110,10 @@ def command(
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
+    standing = read_standing(vm_name, labels, ttl, idle_ttl)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
-        _check_detached(passed | {"timings": timings, "wait": wait})
+        _check_detached(passed | {"timings": timings})
         alone = Alone(
             template=name,
             settings=settings,
@@ -115,9 +123,13 @@ def command(
             workdir=workdir,
             cpus=None if cpus is None else settings.vm.cpus,
             memory_mib=None if memory is None else settings.vm.memory_mib,
+            standing=standing,
         )
         start_alone(alone, as_json=as_json)
         return 0
+    if standing != Standing():
+        reason = "a machine that ends with this command has no name, labels or times"
+        raise ConfigError("detach", False, reason, hint="add -d")
     del interactive  # input is passed on all the same
     has_terminal = tty or both
     if has_terminal:

@@ -9,7 +9,7 @@ import click
 
 from vmfork.api.vm import VM
 from vmfork.cli.carry import read_baggage
-from vmfork.cli.complete import vm_ids
+from vmfork.cli.complete import free_vms
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
@@ -45,7 +45,7 @@ SHELL=$shell exec "$shell" -l
 
 
 @click.command("shell", cls=ProgramCommand)
-@click.argument("vm_id", required=False, metavar="[ID]", shell_complete=vm_ids)
+@click.argument("vm_id", required=False, metavar="[ID]", shell_complete=free_vms)
 @template_option
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable, or pass K on.")
 @click.option(
@@ -69,11 +69,11 @@ def command(
     memory: str | None,
     no_factory: bool,
 ) -> int:
-    """Open a login shell in a fresh fork, or in the detached machine ID.
+    """Open a login shell in a fresh fork, or in machine ID.
 
-    The fork comes from where that of `run` comes from, and nothing is left of it. The machine ID is ours alone for as
-    long as the shell runs, and nobody's again afterwards, with what was left of its time to live. The exit status is
-    the shell's; 125 when vmfork failed.
+    The fork comes from where that of `run` comes from, and nothing is left of it. A machine that `start` made others
+    may use meanwhile. One that waits for an owner is ours alone for as long as the shell runs, and waits again
+    afterwards, with what was left of its time to live. The exit status is the shell's; 125 when vmfork failed.
     """
     check_terminal()
     env = terminal_env() | dict(parse_variable(text) for text in variables)

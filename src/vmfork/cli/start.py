@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -13,20 +13,25 @@ from vmfork.cli.machine import find_template
 from vmfork.cli.options import (
     cpus_option,
     get_settings,
+    isolation_option,
     json_option,
     memory_option,
     parse_label,
     parse_limit,
     parse_variable,
     template_option,
+    wait_option,
 )
 from vmfork.cli.show import show_json
+from vmfork.machine.request import Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmfork.cli.carry import Baggage
     from vmfork.config.loader import Settings
+
+_F = TypeVar("_F", bound="Callable[..., object]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +46,7 @@ class Alone:
     workdir: str = ""
     cpus: int | None = None
     memory_mib: int | None = None
-    name: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    ttl_s: float = 0.0
-    idle_ttl_s: float = 0.0
+    standing: Standing
 
 
 def start_alone(wanted: Alone, *, as_json: bool) -> None:
@@ -59,10 +61,10 @@ def start_alone(wanted: Alone, *, as_json: bool) -> None:
 async def _start(wanted: Alone) -> dict[str, object]:
     template = await find_template(wanted.template, wanted.settings)
     async with template.start(
-        name=wanted.name,
-        labels=wanted.labels,
-        ttl_s=wanted.ttl_s,
-        idle_ttl_s=wanted.idle_ttl_s,
+        name=wanted.standing.name,
+        labels=wanted.standing.labels,
+        ttl_s=wanted.standing.ttl_s,
+        idle_ttl_s=wanted.standing.idle_ttl_s,
         env=wanted.env,
         files=wanted.baggage.files,
         cpus=wanted.cpus,
@@ -79,18 +81,39 @@ async def _start(wanted: Alone) -> dict[str, object]:
     return told
 
 
+def standing_options(command: _F) -> _F:
+    """The options that say how a machine stands on its own; `read_standing` reads them."""
+    for option in (
+        click.option("--idle-ttl", metavar="TIME", help="End it when nobody used it for this time. Default: never."),
+        click.option("--ttl", metavar="TIME", help="End it after this time: 30, 5m, 1h. Default: never."),
+        click.option("--label", "labels", multiple=True, metavar="K=V", help="Label it. Repeatable."),
+        click.option("--name", "vm_name", default="", metavar="NAME", help="Its name, of no other living machine."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_standing(name: str, labels: Sequence[str], ttl: str | None, idle_ttl: str | None) -> Standing:
+    """What the options say. Raises `ConfigError` for an invalid name, label or time."""
+    return Standing(
+        name=name,
+        labels=dict(parse_label(text) for text in labels),
+        ttl_s=parse_limit(ttl, field="ttl") or 0.0,
+        idle_ttl_s=parse_limit(idle_ttl, field="idle-ttl") or 0.0,
+    )
+
+
 @click.command("start", context_settings={"allow_interspersed_args": False})
 @template_option
-@click.option("--name", "vm_name", default="", metavar="NAME", help="Call it so. No other living machine may have it.")
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="Label it. Repeatable.")
-@click.option("--ttl", metavar="TIME", help="End it after this time: 30, 5m, 1h. Default: never.")
-@click.option("--idle-ttl", metavar="TIME", help="End it when nobody was connected for this time. Default: never.")
+@standing_options
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
 @click.option(
     "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file or a folder into it, with modes."
 )
 @cpus_option
 @memory_option
+@isolation_option
+@wait_option
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
@@ -104,6 +127,8 @@ def command(
     files: tuple[str, ...],
     cpus: int | None,
     memory: str | None,
+    require_isolation: str | None,
+    wait: str | None,
     workdir: str,
     as_json: bool,
     argv: Sequence[str],
@@ -114,7 +139,8 @@ def command(
     until its time to live is over, or until the host ends; several processes may use it at the same time. CMD runs in
     it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended.
     """
-    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory})
+    made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
     wanted = Alone(
         template=name,
         settings=settings,
@@ -124,9 +150,6 @@ def command(
         workdir=workdir,
         cpus=None if cpus is None else settings.vm.cpus,
         memory_mib=None if memory is None else settings.vm.memory_mib,
-        name=vm_name,
-        labels=dict(parse_label(text) for text in labels),
-        ttl_s=parse_limit(ttl, field="ttl") or 0.0,
-        idle_ttl_s=parse_limit(idle_ttl, field="idle-ttl") or 0.0,
+        standing=read_standing(vm_name, labels, ttl, idle_ttl),
     )
     start_alone(wanted, as_json=as_json)

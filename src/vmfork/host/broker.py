@@ -64,8 +64,9 @@ class StartingBroker:
     async def take(self, *, token: bytes, ttl_s: float, idle_ttl_s: float, greeting: bytes) -> None:
         """The broker owns the machine that waits at its keeper under `token`.
 
-        It ends the machine after `ttl_s` seconds, and after `idle_ttl_s` without a client; 0 is no limit. `greeting` is
-        what it answers to HELLO. Raises `HostError` when it could not take the machine.
+        It ends the machine after `ttl_s` seconds, and after `idle_ttl_s` without a client; 0 is no limit. Both count
+        from when this is closed. `greeting` is what it answers to HELLO. Raises `HostError` when it could not take the
+        machine.
         """
         limits_ms = [round(limit_s * 1000) or int(limit_s > 0) for limit_s in (ttl_s, idle_ttl_s)]
         try:

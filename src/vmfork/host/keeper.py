@@ -197,7 +197,9 @@ class KeptProcess(WatchedProcess):
             if answer is Answer.BUSY:
                 raise StoreBusy(f"VM {vm_id}", "another process", hint="it must be detached there first")
             if answer is not Answer.OK:
-                raise VMNotFound(vm_id, "the handle is of an earlier time" if answer is Answer.REFUSED else "")
+                if answer is Answer.REFUSED:
+                    raise VMNotFound(vm_id, "the handle is of an earlier time", hint="attach it by its id")
+                raise VMNotFound(vm_id)
             try:
                 process = cls(identity, read_argv(identity.pid), keeper, None)
             except ProcessLookupError as error:

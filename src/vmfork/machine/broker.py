@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, GuestError, HostError, StoreBusy, VMNotFound
+from vmfork.hint import Hint
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
 from vmfork.host.sockets import Peer, connect_unix
 from vmfork.hypervisor.qemu import LOG, SharedQemu
@@ -47,13 +48,13 @@ async def stand_alone(running: Running, standing: Standing, *, adoption: Adoptio
         on_failure.callback(running.machine.identity.kill)  # whoever owns it by then
         on_failure.push_async_callback(running.aclose)
         await give_name(running, standing.name, standing.labels, vms=running.folder.path.parent)
-        client = await join(await _entrust(running, standing, adoption=adoption, timings=timings))
+        client = await _entrust(running, standing, adoption=adoption, timings=timings)
         on_failure.pop_all()
     return client
 
 
-async def _entrust(running: Running, standing: Standing, *, adoption: Adoption, timings: Timings) -> VMHandle:
-    """A broker owns the machine, and `running` is detached. Gives what clients need.
+async def _entrust(running: Running, standing: Standing, *, adoption: Adoption, timings: Timings) -> Running:
+    """A broker owns the machine, `running` is detached, and we are a client. Its times to live have begun.
 
     After a failure it may be ours or nobody's: then its keeper ends it in half a minute.
     """
@@ -70,7 +71,7 @@ async def _entrust(running: Running, standing: Standing, *, adoption: Adoption, 
         running.state = "detached"
         lasting = {"ttl_s": standing.ttl_s, "idle_ttl_s": standing.idle_ttl_s}
         await broker.take(token=token, greeting=_encode_greeting(greeting), **lasting)
-    return shared
+        return await join(shared)
 
 
 # What clients read: the broker is told a new one when it is to give the machine up.
@@ -103,13 +104,18 @@ def find_waiting(vms: Path, text: str) -> tuple[VMHandle, bool]:
 
 
 def find_shared(vms: Path, record: VMRecord) -> VMHandle:
-    """What a client needs of the machine. Raises `StoreBusy` when it has an owner, or none, in place of a broker."""
+    """What a client needs of the machine.
+
+    Raises `StoreBusy` when it has one owner, and `ConfigError` when it waits for one.
+    """
     data = read_brokered(vms / record.id)
     if data is not None:
         return VMHandle.from_json(data)
-    holder = f"process {record.owner_pid}" if record.owner_pid else ""
-    hint = "it has one owner and no clients: attach it once it was detached; Template.start gives one with clients"
-    raise StoreBusy(f"VM {record.id}", holder, hint=hint)
+    if record.owner_pid:
+        hint = "it has one owner and no clients; what Template.start, or vmfork start, makes has clients"
+        raise StoreBusy(f"VM {record.id}", f"process {record.owner_pid}", hint=hint)
+    hint = Hint("VM.attach takes it over", command="vmfork shell, resize and stop take it over for their time")
+    raise ConfigError("vm", record.id, f"VM {record.id} waits for one owner, and has no clients", hint=hint)
 
 
 async def join(handle: VMHandle) -> Running:

@@ -120,7 +120,7 @@ def _find_folder(handle: VMHandle) -> Path:
     process of ours: what belongs to the machine is then removed, and the process killed. So the folder must be ours by
     every step of its path, and the process the one that its former owner recorded there.
     """
-    no_machine = VMNotFound(handle.id, "the handle is of no machine of this user")
+    no_machine = VMNotFound(handle.id, "the handle is of no machine of this user", hint="attach it by its id")
     try:
         path = Path(os.path.realpath(handle.path, strict=True))
         untrusted = find_untrusted(path)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vmfork.machine.running import Running
 
 _LOCK_LIMIT_S = 30.0
+# What is missing where the machines that ended not long ago were looked at as well.
+NEITHER = "no living VM has that name or id, and none that ended not long ago had it"
 
 
 def check_vm_name(name: str, vms: Path) -> None:
@@ -59,12 +61,15 @@ def find_vm(vms: Path, text: str) -> VMRecord:
     return choose(list_records(vms), text)
 
 
-def choose(records: Sequence[VMRecord], text: str) -> VMRecord:
-    """The one of `records` that `text` names. Raises `VMNotFound`, and `ConfigError` when several ids begin so."""
+def choose(records: Sequence[VMRecord], text: str, *, missing: str = "no living VM has that name or id") -> VMRecord:
+    """The one of `records` that `text` names.
+
+    Raises `VMNotFound`, which says what is `missing`, and `ConfigError` when several ids begin so.
+    """
     named = [record for record in records if text and text in (record.name, record.id)]
     found = named or [record for record in records if text and record.id.startswith(text)]
     if not found:
-        raise VMNotFound(text, "no living VM has that name or id")
+        raise VMNotFound(text, missing)
     if len(found) > 1:
         ids = ", ".join(record.id for record in found)
         raise ConfigError("vm", text, f"{text!r} is the beginning of several ids: {ids}", hint="give more of it")

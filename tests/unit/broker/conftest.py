@@ -83,6 +83,9 @@ class Brokered:
         self.pidfd = os.pidfd_open(broker_pid)
         self.guest = guest
 
+    let_go: Callable[[], None]
+    """Its starter has it, or has ended: its times begin. Done already unless it was `held`."""
+
     def connect(self) -> socket.socket:
         return connect_unix(self.folder / BROKER_SOCKET)
 
@@ -107,7 +110,9 @@ class Brokered:
 async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
     async with AsyncExitStack() as always:
 
-        async def start(*, ttl_s: float = 0.0, idle_ttl_s: float = 0.0, agent: bool = True) -> Brokered:
+        async def start(
+            *, ttl_s: float = 0.0, idle_ttl_s: float = 0.0, agent: bool = True, held: bool = False
+        ) -> Brokered:
             lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             log = os.open(tmp_path / "qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
             always.callback(os.close, lock)
@@ -124,7 +129,10 @@ async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
             broker = await StartingBroker.start(tmp_path, log_fd=log)
             always.callback(broker.close)
             await broker.take(token=TOKEN, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, greeting=GREETING)
+            if not held:
+                broker.close()
             brokered = Brokered(tmp_path, process, broker.pid, guest)
+            brokered.let_go = broker.close
             always.callback(brokered.close)
             brokered.peer = Peer(theirs) if not agent else None
             if not agent:

@@ -110,13 +110,17 @@ async def test_what_cannot_be_started_is_told_and_leaves_its_number_free(start) 
 
 
 async def test_a_program_that_runs_keeps_the_machine_from_being_idle_or_given_up(start) -> None:
-    brokered = await start(idle_ttl_s=0.2)
+    brokered = await start(idle_ttl_s=0.2, held=True)
     client = await brokered.client()
-    await begin(client, 1, "sleep 0.8")
+    brokered.let_go()
+    await begin(client, 1, "sleep 1000")
     with pytest.raises(GuestError, match="still runs"):
         await ask(client, BrokerOpcode.RELEASE, b"t" * 16)
     await client.aclose()
     assert not wait_gone(brokered.pidfd, limit_s=0.5)
+    client = await brokered.client()
+    await ask(client, BrokerOpcode.SIGNAL, b"1", b"9")
+    await client.aclose()
     assert brokered.why_ended() == "nobody used it for as long as it may be idle"
     assert (brokered.folder / "programs" / "1.end").exists()
 

@@ -71,22 +71,31 @@ async def test_it_is_nobodys_child(start) -> None:
 
 
 async def test_the_time_to_live_is_kept_while_a_client_is_there(start) -> None:
-    brokered = await start(ttl_s=0.3)
+    brokered = await start(ttl_s=0.3, held=True)
     client = await brokered.client()
+    brokered.let_go()
     assert brokered.why_ended() == "its time to live is over"
     await wait_end(brokered)
     await client.aclose()
 
 
 async def test_it_is_idle_without_a_client_and_not_with_one(start) -> None:
-    brokered = await start(idle_ttl_s=0.3)
+    brokered = await start(idle_ttl_s=0.3, held=True)
     client = await brokered.client()
+    brokered.let_go()
     # A client that says nothing is one all the same. That this takes longer than the limit is no matter of the host's.
     assert not wait_gone(brokered.pidfd, limit_s=0.6)
     await client.ping(timeout_s=LIMIT_S)
     await client.aclose()
     assert brokered.why_ended() == "nobody used it for as long as it may be idle"
     await wait_end(brokered)
+
+
+async def test_its_times_begin_when_its_starter_has_it(start) -> None:
+    brokered = await start(ttl_s=0.2, idle_ttl_s=0.1, held=True)
+    assert not wait_gone(brokered.pidfd, limit_s=0.5)
+    brokered.let_go()
+    assert brokered.why_ended() == "nobody used it for as long as it may be idle"
 
 
 async def test_a_machine_that_nobody_ever_used_is_idle_too(start) -> None:

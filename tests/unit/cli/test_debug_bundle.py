@@ -138,7 +138,7 @@ def test_a_wrong_configuration_is_told_and_the_rest_is_there(places, tmp_path, m
 
 
 @pytest.mark.parametrize("vm_id", ["../../etc", "", "0123456789AB", "0123456789abc"])
-def test_what_is_no_id_is_wrong_input(places, tmp_path, capsys, vm_id) -> None:
-    assert main(["debug-bundle", vm_id]) == 2
-    assert "is not the id of a machine" in capsys.readouterr().err
+def test_what_names_no_machine_is_refused(places, tmp_path, capsys, vm_id) -> None:
+    assert main(["debug-bundle", vm_id]) == 1
+    assert f"there is no VM {vm_id!r}" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.tar.gz"))

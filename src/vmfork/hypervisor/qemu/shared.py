@@ -38,10 +38,10 @@ class SharedQemu(QemuMachine):
         try:
             process = WatchedProcess(identity, read_argv(identity.pid), lambda: None)
         except ProcessLookupError as error:
-            raise VMNotFound(name) from error
+            raise VMNotFound(name, "it has ended") from error
         if not identity.is_alive():
             process.forget()
-            raise VMNotFound(name)
+            raise VMNotFound(name, "it has ended")
         return cls(process, name=name, folder=folder)
 
     def on_halt(self, callback: Callable[[], None], /) -> None:
