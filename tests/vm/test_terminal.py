@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.at_terminal import IN_A_SHELL, AtTerminal
+from tests.children import wait_gone
 from tests.vm.cli_runner import COMMAND, environment, left_of, vmfork
 from vmfork.aio import VM
 
@@ -197,6 +198,7 @@ def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> N
 
     script = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
     tmux("new-session", "-d", "-s", "t", "-x", "90", "-y", "20", script)
+    both = [os.pidfd_open(int(pid)) for pid in tmux("display-message", "-p", "-t", "t", "#{pid} #{pane_pid}").split()]
     try:
         assert "load average" in shown_when(tmux, "PID")  # the last that is drawn of its head
         tmux("resize-window", "-t", "t", "-x", "60", "-y", "12")
@@ -204,6 +206,9 @@ def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> N
         assert "ended with 0" in shown_when(tmux, "ended with")
     finally:
         tmux("kill-server")
+        for pidfd in both:
+            assert wait_gone(pidfd, limit_s=60)
+            os.close(pidfd)
 
 
 def shown_when(tmux, text: str) -> str:
