@@ -144,13 +144,26 @@ class VM:
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers."""
         return cls(
-            portal.run(aio.VM.boot(config, env=env, files=files, wait_s=wait_s, progress=progress, places=places))
+            portal.run(
+                aio.VM.boot(
+                    config,
+                    env=env,
+                    files=files,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    wait_s=wait_s,
+                    progress=progress,
+                    places=places,
+                )
+            )
         )
 
     @staticmethod
@@ -658,6 +671,8 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -665,7 +680,14 @@ class Template:
         return VM(
             portal.run(
                 self._twin.fork(
-                    env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s, wait_s=wait_s
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    timeout_s=timeout_s,
+                    wait_s=wait_s,
                 )
             )
         )
@@ -710,6 +732,8 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Sequence[VM]:
@@ -718,7 +742,15 @@ class Template:
             VM(each)
             for each in portal.run(
                 self._twin.fork_many(
-                    count, env=env, files=files, cpus=cpus, memory_mib=memory_mib, timeout_s=timeout_s, wait_s=wait_s
+                    count,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    timeout_s=timeout_s,
+                    wait_s=wait_s,
                 )
             )
         ]

@@ -330,7 +330,7 @@ class MachineEnded(GuestError):
 
     0 is a guest that powered off or panicked. `None` is not known: the machine was taken over from another process.
     `panic` is what its kernel said when it panicked, else empty. A guest that `halted`, so that nothing could run in it
-    any more, was ended by vmfork.
+    any more, was ended by vmfork. `reason` is why vmfork ended it, as `its time to live is over`, else empty.
     """
 
     code = "machine-ended"
@@ -341,16 +341,19 @@ class MachineEnded(GuestError):
         *,
         panic: str = "",
         halted: bool = False,
+        reason: str = "",
         log_tail: str = "",
         console_tail: str = "",
         hint: str = "",
     ) -> None:
         how = "" if exit_code is None else f" (QEMU exit status {exit_code})"
-        why = f": the guest's kernel panicked: {panic}" if panic else ": its guest halted" if halted else how
+        found = f"the guest's kernel panicked: {panic}" if panic else "its guest halted" if halted else reason
+        why = f": {found}" if found else how
         super().__init__(f"the machine ended{why}", hint=hint, console_tail=console_tail)
         self.exit_code = exit_code
         self.panic = panic
         self.halted = halted
+        self.reason = reason
         self.log_tail = log_tail
 
     def details(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ class Connection(Owner):
         self._open: dict[int, Exchange] = {}
         self._none_open: asyncio.Future[None] | None = None
         self._last_stream = 0
+        self._last_used = time.monotonic()
         self._reason_limit_s = 0.0
         self._losing: asyncio.TimerHandle | None = None
         # The answers to HELLO and ADOPT tell it, and a fork begins with ADOPT: hardly anybody need ask.
@@ -97,6 +99,11 @@ class Connection(Owner):
         self.lost = self.lost or Closed("the connection to the machine's agent")
         self._silence = None
         self._line.drop()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request ended; 0 while one is open."""
+        return 0.0 if self._open else time.monotonic() - self._last_used
 
     async def release(self) -> socket.socket:
         """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
@@ -306,6 +313,7 @@ class Connection(Owner):
 
     def _forget(self, stream: int) -> None:
         del self._open[stream]
+        self._last_used = time.monotonic()
         if (places := self._taken.pop(stream, None)) is not None:
             places.release()
         if not self._open and self._none_open is not None and not self._none_open.done():

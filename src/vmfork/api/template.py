@@ -157,6 +157,8 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -166,14 +168,18 @@ class Template:
         hooks run, mode 0600, folders made as needed; a `Path` as content is a file of the host, whose mode it keeps.
         Neither enters a template. With `cpus` or `memory_mib` the fork was grown to that size; `vm.hardware` tells what
         memory was rounded up to. Where the host has no room for it, room is waited for, `wait_s` seconds at most (by
-        default the configuration's).
+        default the configuration's). It ends by itself after `ttl_s` seconds, and after `idle_ttl_s` seconds without a
+        request to its guest, a program that runs being one; 0 is never. Whoever uses it then gets `MachineEnded` with
+        the `reason`. The event loop sees to that: while that stands still, so does the time.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
         within `timeout_s`, or a hook failed. Raises `ConfigError` when the template has no room for the size, or is
         larger, and `FitError` and `HostError` when the fork could not be grown. After any of them nothing is left.
         """
-        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
+        request = ForkRequest(
+            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s
+        )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
     async def _fork(
@@ -232,6 +238,8 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> Sequence[VM]:
@@ -239,7 +247,9 @@ class Template:
 
         When one fails, all are closed and its error is raised.
         """
-        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
+        request = ForkRequest(
+            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s
+        )
         slots = asyncio.Semaphore(_CONCURRENCY)
         async with AsyncExitStack() as on_failure:
             vms: list[VM] = []

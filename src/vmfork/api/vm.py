@@ -92,21 +92,24 @@ class VM(GuestFiles, Described, Owner):
         *,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
-        `env` is the environment of every program in it; `files` are written into it as by `Template.fork`. It is no
-        fork, so no hooks run. The image `default` is built where it is missing. Where the host has no room for it, room
-        is waited for, `wait_s` seconds at most (by default the configuration's). Raises `NoRoom`, `ImageNotFound`,
-        `ConfigError`, `HostError`, `LaunchError`, `AdoptError`; nothing is left after any of them.
+        `env` is the environment of every program in it; `files` are written into it as by `Template.fork`, and `ttl_s`
+        and `idle_ttl_s` are as there. It is no fork, so no hooks run. The image `default` is built where it is missing.
+        Where the host has no room for it, room is waited for, `wait_s` seconds at most (by default the
+        configuration's). Raises `NoRoom`, `ImageNotFound`, `ConfigError`, `HostError`, `LaunchError`, `AdoptError`;
+        nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
         from vmfork.machine.prepare import prepare  # noqa: PLC0415
 
-        request = ForkRequest(env=env or {}, files=files or {})
+        request = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         instance = Instance(places or find_places(), progress)
         config = config or VMConfig()
         plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)

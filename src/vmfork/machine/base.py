@@ -20,6 +20,7 @@ from vmfork.machine.ending import explained, watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
 from vmfork.machine.handover import give_up, take_over
+from vmfork.machine.lifetime import limit_life
 from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
@@ -185,6 +186,7 @@ class BaseVM(Described, Owner):
         )
         trace_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
         self._log_adoption(timings.total_s)
+        limit_life(running.machine, running.agent, ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         if standing is not None:
             running = await stand_alone(running, standing, adoption=adoption, timings=timings)
         return Adopted(running, adoption, timings)

@@ -17,8 +17,9 @@ from vmfork.hint import Hint
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
 from vmfork.host.sockets import Peer, connect_unix
 from vmfork.hypervisor.qemu import LOG, SharedQemu
+from vmfork.machine.ended import read_reason
 from vmfork.machine.ending import watch_end
-from vmfork.machine.folder import BorrowedFolder, read_brokered, sweep_ended
+from vmfork.machine.folder import BorrowedFolder, folder_of, read_brokered, sweep_ended
 from vmfork.machine.handle import VMHandle, new_token
 from vmfork.machine.handover import check_adopted, find_handle, make_handle, take_over
 from vmfork.machine.naming import find_vm, give_name
@@ -125,10 +126,15 @@ async def join(handle: VMHandle) -> Running:
         machine = SharedQemu.watch(handle.process, name=handle.id, folder=handle.path)
         on_failure.push_async_callback(machine.aclose)
         await agent.hello(take_over=False, timeout_s=_GREET_LIMIT_S)
-        watch_end(machine, agent)
+        watch_end(machine, agent, find_reason=lambda: _find_reason(handle))
         running = Running(handle.facts, folder=BorrowedFolder(handle.path), machine=machine, agent=agent, shared=True)
         on_failure.pop_all()
     return running
+
+
+def _find_reason(handle: VMHandle) -> str:
+    """Why its broker ended the machine; empty where the broker did not, or was killed."""
+    return read_reason(folder_of(handle.path.parent, handle.id))
 
 
 async def take_back(handle: VMHandle) -> Running:

@@ -40,10 +40,20 @@ class End:
 
 def read_end(folder: Path) -> End:
     """What the machine's broker wrote; where it was killed, when its folder last changed."""
+    return _find_note(folder) or End(_UNTOLD, folder.stat().st_mtime)
+
+
+def read_reason(folder: Path) -> str:
+    """Why the machine's broker ended it; empty where it said nothing."""
+    note = _find_note(folder)
+    return "" if note is None else note.reason
+
+
+def _find_note(folder: Path) -> End | None:
     with suppress(OSError, ValueError):
         if (data := find_content(folder / _NOTE)) is not None:
             return read_record(End, data)
-    return End(_UNTOLD, folder.stat().st_mtime)
+    return None
 
 
 def bury(folder: Path, *, name: re.Pattern[str], marker: str) -> None:

@@ -22,7 +22,7 @@ from vmfork.host.keeper import REFUSED_STATUS, REFUSED_TEXT
 from vmfork.hypervisor.base import HALTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from vmfork.agent.client import AgentClient
     from vmfork.hypervisor.base import Machine, Watched
@@ -43,12 +43,20 @@ _UNKNOWN = "QEMU's log and the guest's console below may tell why; vmfork doctor
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
-def watch_end(machine: Machine, agent: AgentClient) -> None:
-    """Whoever waits for the agent is told when the machine ends, halts, or says nothing any more: every wait ends."""
-    machine.on_exit(lambda _code: agent.fail(_machine_ended(machine)))
+def watch_end(machine: Machine, agent: AgentClient, *, find_reason: Callable[[], str] = str) -> None:
+    """Whoever waits for the agent is told when the machine ends, halts, or says nothing any more: every wait ends.
+
+    `find_reason` tells why somebody else ended it, once it has ended; empty where nobody did.
+    """
+    machine.on_exit(lambda _code: _tell_end(machine, agent, find_reason))
     agent.await_reason(_EXIT_GRACE_S)
     machine.on_halt(lambda: _keep(_end_halted(machine, agent)))
     agent.watch_silence(SILENCE_LIMIT_S, lambda: _keep(_end_silent(machine, agent)))
+
+
+def _tell_end(machine: Machine, agent: AgentClient, find_reason: Callable[[], str]) -> None:
+    if not isinstance(agent.lost, MachineEnded):  # else it was ended by us, and why is known
+        agent.fail(_machine_ended(machine, find_reason()))
 
 
 def _keep(work: Coroutine[Any, Any, None]) -> None:
@@ -133,7 +141,7 @@ def check_contained(machine: Watched) -> None:
         )
 
 
-def _machine_ended(machine: Watched) -> MachineEnded:
+def _machine_ended(machine: Watched, reason: str = "") -> MachineEnded:
     panic = find_panic(machine.console_tail())
     halted = HALTED in machine.console_tail()
     hint = _MEMORY if is_out_of_memory(panic) else "take another machine; its console tells what it did"
@@ -141,6 +149,7 @@ def _machine_ended(machine: Watched) -> MachineEnded:
         machine.exit_code,
         panic=panic,
         halted=halted,
+        reason=reason,
         log_tail=machine.log_tail(),
         console_tail=machine.console_tail(),
         hint=_KILLED if machine.exit_code == -signal.SIGKILL and not halted else hint,

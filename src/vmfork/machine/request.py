@@ -23,14 +23,17 @@ class ForkRequest:
 
     `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
     hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
-    It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. Raises `ConfigError` for an invalid
-    variable, path or size.
+    It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. It ends after `ttl_s` seconds, and after
+    `idle_ttl_s` without a request to its guest; 0 is never. Raises `ConfigError` for an invalid variable, path, size or
+    time.
     """
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     files: Mapping[str, GivenFile] = field(default_factory=dict, repr=False)
     cpus: int | None = None
     memory_mib: int | None = None
+    ttl_s: float = 0.0
+    idle_ttl_s: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "env", check_env(self.env))
@@ -39,6 +42,8 @@ class ForkRequest:
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
                 raise ConfigError(name, size, f"{size!r} is not a whole number", hint=f"give {name} as a number")
+        for name in ("ttl_s", "idle_ttl_s"):
+            check_ttl(getattr(self, name), field=name)
 
     @property
     def placed(self) -> Mapping[str, PlacedFile]:
