@@ -127,7 +127,7 @@ struct stream *kept_start(struct client *client, uint32_t id, uint32_t number, c
         return NULL;
     }
     k->stream = s->id;
-    s->is_kept = true;
+    s->is_kept = s->is_program = true;
     return s;
 }
 

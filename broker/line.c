@@ -8,6 +8,7 @@ enum { QUEUE_LIMIT = 256 * 1024 };
 
 static int line_fd = -1;
 static struct buffer queue;
+static struct traffic traffic;
 
 void line_open(int line)
 {
@@ -48,6 +49,16 @@ void line_send_kill(uint32_t id, uint32_t target)
     frame_end(&queue, mark);
 }
 
+const struct traffic *line_traffic(void)
+{
+    return &traffic;
+}
+
+void line_note_received(size_t bytes)
+{
+    traffic.received += bytes;
+}
+
 bool line_flush(void)
 {
     if (buffer_length(&queue) == 0)
@@ -56,5 +67,6 @@ bool line_flush(void)
     if (sent < 0)
         return errno == EAGAIN || errno == EINTR;
     buffer_take(&queue, (size_t)sent);
+    traffic.sent += (uint64_t)sent;
     return true;
 }

@@ -18,6 +18,13 @@ void line_send(uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
 void line_send_credit(uint32_t id, uint8_t channel, uint32_t bytes);
 /* What is open on the stream `target` gets SIGKILL, or is given up. `id` is the request's own stream. */
 void line_send_kill(uint32_t id, uint32_t target);
+/* Bytes that went to the agent and that came from it. */
+struct traffic {
+    uint64_t sent;
+    uint64_t received;
+};
+const struct traffic *line_traffic(void);
+void line_note_received(size_t bytes);
 /* What can be written is written. False when the agent is gone. */
 bool line_flush(void);
 

@@ -79,6 +79,7 @@ static void pass(struct client *client, const struct frame *frame, uint8_t input
     struct stream *s = open_stream(client, frame);
     if (s == NULL)
         return;
+    s->is_program = frame->payload[0] == OP_EXEC;
     s->input = input;
     s->next_input = next_input;
     line_send(REQUEST, s->id, frame->payload, frame->length);
@@ -136,6 +137,9 @@ static void tell_status(struct client *client, const struct frame *frame)
     put_count(client, "clients", clients_count());
     put_count(client, "requests", streams_count());
     put_count(client, "background", kept_running());
+    put_count(client, "programs", streams_count_programs());
+    put_count(client, "sent", (int64_t)line_traffic()->sent);
+    put_count(client, "received", (int64_t)line_traffic()->received);
     frame_end(&client->queue, mark);
 }
 

@@ -65,8 +65,10 @@ static void read_line(void)
     ssize_t got = recv(own.line, buffer_room(&line.held, READ_SIZE), READ_SIZE, MSG_DONTWAIT);
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
         end_by_itself();
-    if (got > 0)
+    if (got > 0) {
         buffer_grow(&line.held, (size_t)got);
+        line_note_received((size_t)got);
+    }
     while ((parsed = parser_next(&line, &frame)) != PARSED_NOTHING) {
         const char *how = parsed == PARSED_FRAME ? handle_guest_frame(&frame) : "bytes that are no frame";
         if (how != NULL)

@@ -73,6 +73,14 @@ int streams_count_of(const struct client *client)
     return count;
 }
 
+int streams_count_programs(void)
+{
+    int count = 0;
+    for (size_t slot = 0; slot < used; slot++)
+        count += streams[slot].id != 0 && streams[slot].is_program;
+    return count;
+}
+
 /* Few large pieces: a piece for each frame would cost the guest more than it allows. */
 static void pass_on(struct stream *s, uint8_t channel)
 {

@@ -22,7 +22,8 @@ struct stream {
     uint32_t client_id;
     /* NULL where its client has left, or it is the broker's own: what comes is thrown away. */
     struct client *client;
-    /* It is a program's that runs in the background. */
+    /* It is a program's, and one's that runs in the background. */
+    bool is_program;
     bool is_kept;
     /* The one channel on which the client may send, and the one that it may use after that one's end. */
     uint8_t input;
@@ -45,6 +46,8 @@ void stream_close(struct stream *s);
 /* How many are open; those of a client alone, or with NULL those of nobody. */
 int streams_count(void);
 int streams_count_of(const struct client *client);
+/* The programs that run, those in the background too. */
+int streams_count_programs(void);
 
 /* The client allows more on a channel, some of it now and the rest once it has read. */
 void stream_hold(struct stream *s, uint8_t channel, uint32_t bytes);

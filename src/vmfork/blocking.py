@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmfork.machine.origin import Origin
     from vmfork.machine.result import ExecResult
     from vmfork.machine.timings import Timings
+    from vmfork.machine.use import Stats
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
@@ -391,6 +392,10 @@ class VM:
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         return self._twin.memory()
+
+    def stats(self) -> Stats:
+        """What it takes of the host now, what went through it, and how many programs vmfork runs in it."""
+        return portal.run(self._twin.stats())
 
     def console_tail(self) -> str:
         """The end of what the guest wrote to its serial console."""

@@ -15,7 +15,7 @@ from vmfork.errors import Closed, ConfigError, ExecError, GuestError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.command import find_signal
-from vmfork.wire.frame import Channel
+from vmfork.wire.frame import BrokerOpcode, Channel, encode_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,6 +41,14 @@ class BackgroundRequests(Connection):
         answer = await self._ask(exchange, request, "starting a program in the background", timeout_s)
         with self.making_sense():
             return message.parse_started(answer)
+
+    async def count(self, *, timeout_s: float | None = 30.0) -> dict[str, int]:
+        """What the broker counts: `programs` that run, bytes `sent` to the guest and `received` from it, and others."""
+        exchange = self._new_exchange()
+        request = encode_request(exchange.stream, BrokerOpcode.STATUS)
+        answer = await self._ask(exchange, request, "asking the machine's broker", timeout_s)
+        with self.making_sense():
+            return message.parse_counts(answer)
 
     async def read_kept(self, number: int, from_out: int, from_err: int) -> KeptOutput:
         """What the program wrote from there on, once there is something or it has ended. 0 is the machine's console."""

@@ -105,6 +105,15 @@ class Connection(Owner):
         """Seconds since the last request ended; 0 while one is open."""
         return 0.0 if self._open else time.monotonic() - self._last_used
 
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """The bytes that were sent to the agent, and those that came from it."""
+        return self._line.sent_bytes, self._line.received_bytes
+
+    def count_programs(self) -> int:
+        """How many programs run for this client."""
+        return sum(exchange.lane is Lane.PROGRAMS for exchange in self._open.values())
+
     async def release(self) -> socket.socket:
         """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
 

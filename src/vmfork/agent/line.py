@@ -40,6 +40,7 @@ class Line:
     ) -> None:
         sock.setblocking(False)
         self.parser = FrameParser()
+        self.sent_bytes = self.received_bytes = 0
         self._sock = sock
         self._on_frame = on_frame
         self._on_lost = on_lost
@@ -119,13 +120,15 @@ class Line:
 
     def _send_now(self, data: bytes | bytearray) -> int:
         try:
-            return self._sock.send(data)
+            sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
             # The loop tells it, not `send` itself: whoever sends is still setting its request up.
             self._loop.call_soon(self._lose_if_open, error)
             return len(data)
+        self.sent_bytes += sent
+        return sent
 
     def _lose_if_open(self, error: OSError) -> None:
         if self._is_open:
@@ -152,6 +155,7 @@ class Line:
         if not data:
             self._lose(_gone(None))
             return
+        self.received_bytes += len(data)
         self._take(data)
 
     def _take(self, data: bytes) -> None:

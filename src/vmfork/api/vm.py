@@ -28,6 +28,7 @@ from vmfork.machine.launch import boot_base
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, check_ttl
+from vmfork.machine.use import read_stats
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.units import MIB
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.running import Running
     from vmfork.machine.timings import Timings
+    from vmfork.machine.use import Stats
     from vmfork.progress import ProgressListener
     from vmfork.wire.given import GivenFile, GuestPath
 
@@ -444,6 +446,13 @@ class VM(GuestFiles, Described, Owner):
             ram_bytes=self.hardware.base_memory_mib * MIB,
             added_bytes=[size * MIB for size in self.hardware.added_mib],
         )
+
+    async def stats(self) -> Stats:
+        """What it takes of the host now, what went through it, and how many programs vmfork runs in it.
+
+        Raises `MachineEnded`.
+        """
+        return await read_stats(self._running)
 
     def console_tail(self) -> str:
         """The end of what the guest wrote to its serial console."""

@@ -11,7 +11,7 @@ from vmfork.cli.complete import shared_vms
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
 from vmfork.machine.background import list_programs, read_status
-from vmfork.machine.folder import folder_of, list_ended, list_records, read_brokered, sweep_vms
+from vmfork.machine.folder import folder_of, forget_ended, list_ended, list_records, read_brokered, sweep_vms
 from vmfork.machine.naming import NEITHER, choose
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def find(text: str) -> tuple[VMRecord, End | None]:
 def list_machines(*, with_ended: bool) -> Sequence[tuple[VMRecord, End | None]]:
     vms = find_places().vms
     sweep_vms(vms)  # so that one that ended just now is among those that have
+    forget_ended(vms)
     living = [(record, None) for record in list_records(vms)]
     return [*list_ended(vms), *living] if with_ended else living
 

@@ -10,7 +10,7 @@ from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.image import ImageStore
-from vmfork.machine.folder import find_strangers, find_waste, sweep_vms
+from vmfork.machine.folder import find_strangers, find_waste, forget_ended, sweep_vms
 from vmfork.store import TemplateStore
 from vmfork.units import format_count
 
@@ -57,5 +57,6 @@ def _find_strangers(places: Places) -> list[Path]:
 
 def _sweep(places: Places) -> None:
     sweep_vms(places.vms)
+    forget_ended(places.vms)
     TemplateStore(places.templates).sweep()
     ImageStore(places.images).sweep()

@@ -49,6 +49,7 @@ _COMMANDS = {
     "exec": "Run CMD in machine ID, pass its input and output through.",
     "ps": "List the machines that run, whoever owns them.",
     "show": "Show what is known of machine ID, which runs or ended not long ago.",
+    "stats": "Show what machine ID takes of the host now: CPU, memory of its own, memory that it shares.",
     "top": "Show what each machine takes of the host, as it changes, and what they share.",
     "logs": "Print what machine ID wrote: the command that it was started with, else its console.",
     "pause": "Let each machine ID stand still.",

@@ -16,22 +16,47 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_COLUMNS = ("id", "name", "template", "state", "cpus", "memory", "created", "labels")
+_BOOTED = "(booted)"
+
+
 @click.command("ps")
 @click.option("-a", "--all", "with_ended", is_flag=True, help="Those that ended not long ago as well.")
-@click.option("--filter", "label", default="", metavar="K[=V]", help="Those with this label alone.")
+@click.option("--filter", "labels", multiple=True, metavar="K[=V]", help="Those with this label alone. Repeatable.")
+@click.option("--tree", is_flag=True, help="Below the template that each comes from.")
 @json_option
-def command(with_ended: bool, label: str, as_json: bool) -> None:
+def command(with_ended: bool, labels: Sequence[str], tree: bool, as_json: bool) -> None:
     """List the machines that run, whoever owns them.
 
     Of machines that `start` made and that have ended, -a lists the last 64, for a day.
     """
     found = list_machines(with_ended=with_ended)
-    told = [describe(record, end) for record, end in found if has_label(record.labels, label)]
+    told = [describe(record, end) for record, end in found if all(has_label(record.labels, each) for each in labels)]
     if as_json:
-        show_json(told)
-        return
-    columns = ("id", "name", "template", "state", "cpus", "memory", "created", "labels")
-    show_table([column.upper() for column in columns], [_row(each) for each in told])
+        show_json(_by_template(told) if tree else told)
+    elif tree:
+        _show_tree(_by_template(told))
+    else:
+        show_table([column.upper() for column in _COLUMNS], [_row(each) for each in told])
+
+
+def _by_template(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each template with its machines; an empty name is that of those that were booted."""
+    names = sorted({each["template"] for each in told})
+    return [{"template": name, "machines": [each for each in told if each["template"] == name]} for name in names]
+
+
+def _show_tree(groups: Sequence[dict[str, Any]]) -> None:
+    """One template a line, and below it one machine a line, in columns."""
+    lines: list[Sequence[object]] = []
+    for group in groups:
+        machines = group["machines"]
+        lines.append((group["template"] or _BOOTED, "", "", "", "", "", ""))
+        for each in machines:
+            branch = "└─" if each is machines[-1] else "├─"
+            machine_id, name, _, *others = _row(each)
+            lines.append((f"{branch} {machine_id}", name, *others))
+    show_table(["TEMPLATE", *(column.upper() for column in _COLUMNS if column not in ("id", "template"))], lines)
 
 
 def _row(told: dict[str, Any]) -> Sequence[object]:

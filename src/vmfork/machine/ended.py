@@ -6,11 +6,13 @@ RUNTIME/ended/ID/        what the machine's folder was
     ended.json           when and why its broker ended it; missing where the broker was killed
     console.log qemu.log
 ```
-The last 64 are kept, for a day.
+The last 64 are told of, for a day. The next command that lists them removes the others, as does the next end of one;
+where all of them together have more than 64 MiB, the oldest go before their time.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -19,13 +21,14 @@ from typing import TYPE_CHECKING
 
 from vmfork.host.folders import find_content, list_ours, make_private
 from vmfork.records import read_record
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
     import re
     from pathlib import Path
 
 FOLDER = "ended"
-KEPT_COUNT, KEPT_S = 64, 24 * 3600.0
+KEPT_COUNT, KEPT_S, KEPT_BYTES = 64, 24 * 3600.0, 64 * MIB
 _NOTE = "ended.json"
 _UNTOLD = "its broker was killed"
 
@@ -40,7 +43,11 @@ class End:
 
 def read_end(folder: Path) -> End:
     """What the machine's broker wrote; where it was killed, when its folder last changed."""
-    return _find_note(folder) or End(_UNTOLD, folder.stat().st_mtime)
+    if (note := _find_note(folder)) is not None:
+        return note
+    with suppress(OSError):
+        return End(_UNTOLD, folder.stat().st_mtime)
+    return End(_UNTOLD, 0.0)  # forgotten just now, by another process
 
 
 def read_reason(folder: Path) -> str:
@@ -62,11 +69,39 @@ def bury(folder: Path, *, name: re.Pattern[str], marker: str) -> None:
     folder.rename(graves / folder.name)
     for socket in (graves / folder.name).glob("*.sock"):
         socket.unlink(missing_ok=True)
-    kept = list_ended(folder.parent, name=name, marker=marker)
-    for old in [path for path in kept if time.time() - read_end(path).at > KEPT_S] + kept[:-KEPT_COUNT]:
-        shutil.rmtree(old, ignore_errors=True)
+    forget_old(folder.parent, name=name, marker=marker)
+
+
+def forget_old(vms: Path, *, name: re.Pattern[str], marker: str) -> None:
+    """Nothing is kept of machines beyond what the drawing above says."""
+    kept_bytes = 0
+    graves = list_ours(vms.with_name(FOLDER), name, marker=marker)
+    for count, path in enumerate(sorted(graves, key=_ended_at, reverse=True)):
+        kept_bytes += _size(path)
+        # The last one to end is told of, whatever it wrote.
+        if _is_over(path) or count >= KEPT_COUNT or (count and kept_bytes > KEPT_BYTES):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def list_ended(vms: Path, *, name: re.Pattern[str], marker: str) -> list[Path]:
-    """The folders of the ended machines of `vms`, in the order of their ends."""
-    return sorted(list_ours(vms.with_name(FOLDER), name, marker=marker), key=lambda path: read_end(path).at)
+    """The folders of the ended machines of `vms` that are told of, in the order of their ends."""
+    graves = list_ours(vms.with_name(FOLDER), name, marker=marker)
+    return sorted((path for path in graves if not _is_over(path)), key=_ended_at)[-KEPT_COUNT:]
+
+
+def _ended_at(path: Path) -> float:
+    return read_end(path).at
+
+
+def _is_over(path: Path) -> bool:
+    return time.time() - _ended_at(path) > KEPT_S
+
+
+def _size(folder: Path) -> int:
+    """Bytes in the files below; what goes meanwhile counts nothing."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for each in names:
+            with suppress(OSError):
+                size += os.lstat(f"{parent}/{each}").st_size
+    return size

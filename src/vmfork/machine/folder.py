@@ -258,6 +258,11 @@ def list_ended(vms: Path) -> list[tuple[VMRecord, End]]:
     return [(record, end) for record, end in found if record is not None]
 
 
+def forget_ended(vms: Path) -> None:
+    """VMs that ended too long ago to be told of are forgotten (`machine/ended.py`)."""
+    ended.forget_old(vms, name=_ID, marker=LOCK)
+
+
 def find_waste(vms: Path) -> list[Path]:
     """Folders of VMs whose owner died, and of those that never came to be, as they are at this moment."""
     return [folder for folder in list_ours(vms, _ID, marker=LOCK) if not is_locked(folder / LOCK)] + _find_nameless(vms)

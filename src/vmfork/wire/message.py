@@ -399,6 +399,10 @@ def _used(cpu_ns: bytes, peak: bytes, limit: bytes) -> tuple[float, int, Exceede
     return _int(cpu_ns, _DURATION) / _NS_PER_S, _int(peak, _SIZE), cast(Exceeded, exceeded)
 
 
+# Fields in the answer to STATUS: names and counts.
+_MOST_COUNTS = 64
+
+
 class KeptOutput(NamedTuple):
     """What a broker has of a program: each stream's piece with its place, and how it ended."""
 
@@ -414,6 +418,14 @@ def parse_output(payload: bytes) -> KeptOutput:
     from_out, stdout, from_err, stderr, end = _fields(payload, 5, "a program's output")
     places = _int(from_out, _SIZE), _int(from_err, _SIZE)
     return KeptOutput(places[0], stdout, places[1], stderr, parse_exec(end) if end else None)
+
+
+def parse_counts(payload: bytes) -> dict[str, int]:
+    """The answer to STATUS: what a broker counts, by name."""
+    told = decode_fields(payload, most=_MOST_COUNTS)
+    if len(told) % 2:
+        raise ProtocolError(f"counts have two fields each, these are {len(told)}")
+    return {_words(name): _int(count, _SIZE) for name, count in zip(told[::2], told[1::2], strict=True)}
 
 
 def parse_read(payload: bytes) -> tuple[int, int]:

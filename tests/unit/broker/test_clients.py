@@ -210,3 +210,20 @@ async def test_a_client_that_breaks_the_protocol_is_let_go_and_the_line_is_as_be
     status, _, _ = await other.exec(sh("exit 7"), timeout_s=LIMIT_S)
     assert status.exit_code == 7
     await other.aclose()
+
+
+async def test_what_runs_and_what_went_through_is_counted_for_all_of_them(start) -> None:
+    brokered = await start()
+    one, other = await brokered.client(), await brokered.client()
+    before = await one.count()
+    process = await other.start_exec(sh("read line; echo $line", stdin=True))
+    during = await one.count()
+    assert (before["programs"], during["programs"], during["clients"]) == (0, 1, 2)
+    await process.write_stdin(b"x" * 50_000 + b"\n")
+    await process.wait(timeout_s=LIMIT_S)
+    after = await one.count()
+    assert after["programs"] == 0
+    for way in ("sent", "received"):
+        assert 50_000 <= after[way] - before[way] < 100_000
+    for client in (one, other):
+        await client.aclose()

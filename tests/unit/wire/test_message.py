@@ -29,6 +29,8 @@ PARSERS = [
     message.parse_stat,
     message.parse_outcomes,
     message.parse_clock,
+    message.parse_output,
+    message.parse_counts,
 ]
 
 
