@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
     from vmfork.wire.frame import Channel
-    from vmfork.wire.given import GivenFile, GuestPath, HostPath
+    from vmfork.wire.given import GivenFile, GuestPath, HostPath, OpenFile
     from vmfork.wire.message import DirEntry, ExecStatus, FileStat
 
 T = TypeVar("T")
@@ -489,6 +489,10 @@ class VM:
         """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
         return portal.run(self._twin.exists(path))
 
+    def is_dir(self, path: GuestPath) -> bool:
+        """Whether there is a folder at the guest's `path`, or a link to one."""
+        return portal.run(self._twin.is_dir(path))
+
     def list_dir(
         self,
         path: GuestPath,
@@ -530,13 +534,34 @@ class VM:
         *,
         parents: bool = False,
         archive: bool = False,
+        follow_link: bool = True,
         progress: ProgressListener = ignore_progress,
         timeout_s: float | None = None,
     ) -> Copied:
         """The guest has a copy of the host's file or folder `local` at `guest`; of a file, in the folder there."""
         return portal.run(
-            self._twin.put(local, guest, parents=parents, archive=archive, progress=progress, timeout_s=timeout_s)
+            self._twin.put(
+                local,
+                guest,
+                parents=parents,
+                archive=archive,
+                follow_link=follow_link,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
         )
+
+    def put_tar(
+        self,
+        tar: OpenFile,
+        guest: GuestPath,
+        *,
+        archive: bool = False,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """What is in the tar that the open file `tar` gives is in the guest's folder `guest`, which was there."""
+        return portal.run(self._twin.put_tar(tar, guest, archive=archive, progress=progress, timeout_s=timeout_s))
 
     def get(
         self,
@@ -545,6 +570,7 @@ class VM:
         *,
         parents: bool = False,
         archive: bool = False,
+        follow_link: bool = True,
         outside_links: bool = False,
         max_bytes: int | None = MOST_COPIED,
         progress: ProgressListener = ignore_progress,
@@ -556,6 +582,31 @@ class VM:
                 guest,
                 local,
                 parents=parents,
+                archive=archive,
+                follow_link=follow_link,
+                outside_links=outside_links,
+                max_bytes=max_bytes,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def get_tar(
+        self,
+        guest: GuestPath,
+        tar: OpenFile,
+        *,
+        archive: bool = False,
+        outside_links: bool = False,
+        max_bytes: int | None = MOST_COPIED,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The open file `tar` was given a tar of the guest's file or folder `guest`, below its own name."""
+        return portal.run(
+            self._twin.get_tar(
+                guest,
+                tar,
                 archive=archive,
                 outside_links=outside_links,
                 max_bytes=max_bytes,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import closing
 from copy import copy
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.connection import Connection
 from vmfork.agent.deadline import deadline
@@ -14,23 +14,50 @@ from vmfork.agent.flow import Inflow, Outpour
 from vmfork.border import CallbackError, translated
 from vmfork.copied import Tally
 from vmfork.errors import ProtocolError, VMForkError
-from vmfork.host.packing import Packing
-from vmfork.host.thread import in_thread
-from vmfork.host.unpacking import Unpacking
 from vmfork.progress import Progress, ignore_progress
 from vmfork.wire import message
 from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_credit
 
 if TYPE_CHECKING:
     from vmfork.copied import Copied
-    from vmfork.host.packing import Made
-    from vmfork.host.unpacking import Place
+    from vmfork.host.packing import Batch, Made
     from vmfork.progress import ProgressListener
 
 # As guest/unpack.c has it.
 _MORE_CREDIT = FIRST_CREDIT
 # While the host writes what came, the guest reads on.
 _WIDE_WINDOW = 512 * 1024
+
+
+class Source(Protocol):
+    """The bytes of a tree, read as they are asked for. `shown` is what it is called in errors."""
+
+    shown: str
+
+    async def next_batch(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Takes the bytes of a tree. `copied` is what is whole so far, `at` the name that came last."""
+
+    @property
+    def operation(self) -> str: ...
+
+    @property
+    def copied(self) -> Copied: ...
+
+    @property
+    def at(self) -> str: ...
+
+    async def open(self) -> None: ...
+
+    async def take(self, data: bytes) -> None: ...
+
+    async def finish(self, entries: int, size_bytes: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Arrivals:
@@ -68,7 +95,7 @@ class CopyRequests(Connection):
 
     async def put(
         self,
-        source: str,
+        source: Source,
         path: str,
         *,
         parents: bool = False,
@@ -78,68 +105,67 @@ class CopyRequests(Connection):
         progress: ProgressListener = ignore_progress,
         timeout_s: float | None = None,
     ) -> Copied:
-        """The file or folder `source` of the host is at `path`, or the file in the folder there.
+        """The file or folder that `source` reads is at `path`, or the file in the folder there. The source is closed.
 
         `size` is how many bytes of content it has, `total` the same for `progress`; 0 where that is not known.
         """
-        explain = explain_file("copying to", path)
-        flow = Outpour(
-            self._new_stream(), widened=_MORE_CREDIT, send=self.send, wait_room=self.wait_room, explain=explain
-        )
-        request = message.put_request(flow.stream, path, parents=parents, archive=archive, size=size)
-        arrivals, packing = _Arrivals(), Packing(source)
-        try:
-            async with deadline(f"copying {source} to {path}", timeout_s):
-                await self._begin_in_turn(flow, lambda _: request)
-                while (batch := await in_thread(lambda _: packing.next_batch())).has_any:
-                    arrivals.note(batch.made)
-                    await flow.pour(batch.data)
-                    arrivals.count(flow.taken)
-                    progress(_tell("put", arrivals.tally.copied, total))
-                flow.end()
-                entries, _ = message.parse_copied(await flow.reply)
-        except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
-            self.end_with_nonsense(error)
-            arrivals.count(flow.taken)
-            raise _broken(error, arrivals.tally.copied, arrivals.at) from _cause(error)
-        finally:
-            packing.close()
-            self.abandon(flow)
-        arrivals.count_all()
-        with self.making_sense():
-            if entries != arrivals.tally.entries:
-                raise ProtocolError(f"the guest made {entries} names of {arrivals.tally.entries}")
-        return arrivals.tally.copied
+        with closing(source):
+            explain = explain_file("copying to", path)
+            flow = Outpour(
+                self._new_stream(), widened=_MORE_CREDIT, send=self.send, wait_room=self.wait_room, explain=explain
+            )
+            request = message.put_request(flow.stream, path, parents=parents, archive=archive, size=size)
+            arrivals = _Arrivals()
+            try:
+                async with deadline(f"copying {source.shown} to {path}", timeout_s):
+                    await self._begin_in_turn(flow, lambda _: request)
+                    while (batch := await source.next_batch()).has_any:
+                        arrivals.note(batch.made)
+                        await flow.pour(batch.data)
+                        arrivals.count(flow.taken)
+                        progress(_tell("put", arrivals.tally.copied, total))
+                    flow.end()
+                    entries, _ = message.parse_copied(await flow.reply)
+            except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+                self.end_with_nonsense(error)
+                arrivals.count(flow.taken)
+                raise _broken(error, arrivals.tally.copied, arrivals.at) from _cause(error)
+            finally:
+                self.abandon(flow)
+            arrivals.count_all()
+            with self.making_sense():
+                if entries != arrivals.tally.entries:
+                    raise ProtocolError(f"the guest made {entries} names of {arrivals.tally.entries}")
+            return arrivals.tally.copied
 
     async def get(
         self,
         path: str,
-        place: Place,
+        sink: Sink,
         *,
         progress: ProgressListener = ignore_progress,
         timeout_s: float | None = None,
     ) -> Copied:
-        """The guest's file or folder at `path` is at the host's `place`."""
-        explain = explain_file("copying from", path)
-        flow = Inflow(self._new_stream(), widened=_WIDE_WINDOW, grant=self.grant, explain=explain)
-        request = message.get_request(flow.stream, path) + encode_credit(flow.stream, Channel.CONTENT, _WIDE_WINDOW)
-        unpacking = Unpacking(place)
-        try:
-            await in_thread(lambda _: unpacking.open())
-            async with deadline(place.operation, timeout_s):
-                await self._begin_in_turn(flow, lambda _: request)
-                while data := await flow.next_bytes():
-                    await in_thread(partial(unpacking.feed, data))
-                    flow.take(len(data))
-                    progress(_tell("get", unpacking.copied, 0))
-            unpacking.finish(*message.parse_copied(flow.reply.result()))
-        except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
-            self.end_with_nonsense(error)
-            raise _broken(error, unpacking.copied, unpacking.at) from _cause(error)
-        finally:
-            unpacking.close()
-            self.abandon(flow)
-        return unpacking.copied
+        """`sink`, which is closed, has taken the guest's file or folder at `path`."""
+        with closing(sink):
+            explain = explain_file("copying from", path)
+            flow = Inflow(self._new_stream(), widened=_WIDE_WINDOW, grant=self.grant, explain=explain)
+            request = message.get_request(flow.stream, path) + encode_credit(flow.stream, Channel.CONTENT, _WIDE_WINDOW)
+            try:
+                await sink.open()
+                async with deadline(sink.operation, timeout_s):
+                    await self._begin_in_turn(flow, lambda _: request)
+                    while data := await flow.next_bytes():
+                        await sink.take(data)
+                        flow.take(len(data))
+                        progress(_tell("get", sink.copied, 0))
+                    await sink.finish(*message.parse_copied(flow.reply.result()))
+            except Exception as error:  # noqa: BLE001 - whatever ends a copy, its error tells what arrived
+                self.end_with_nonsense(error)
+                raise _broken(error, sink.copied, sink.at) from _cause(error)
+            finally:
+                self.abandon(flow)
+            return sink.copied
 
 
 def _tell(task: str, copied: Copied, total: int) -> Progress:

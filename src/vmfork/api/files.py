@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import ABC, abstractmethod
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
 from vmfork.errors import ConfigError, GuestFileError
-from vmfork.host.packing import check_source, measure
-from vmfork.host.unpacking import Place
+from vmfork.host.packing import Packing, base_name, check_source, measure
+from vmfork.host.unpacking import Place, Unpacking
 from vmfork.progress import ignore_progress
 from vmfork.wire.code import ErrorCode
-from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_content, check_local, check_path, name_of
+from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_content, check_local, check_open, check_path, name_of
 from vmfork.wire.pattern import Pattern
+from vmfork.wire.tree import encode_link_alone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.copied import Copied
     from vmfork.progress import ProgressListener
-    from vmfork.wire.given import GuestPath, HostPath
+    from vmfork.wire.given import GuestPath, HostPath, OpenFile
     from vmfork.wire.message import DirEntry, FileStat
 
 _LIMIT_S = 60.0
@@ -76,6 +80,10 @@ class GuestFiles(ABC):
                 return False
             raise
         return True
+
+    async def is_dir(self, path: GuestPath) -> bool:
+        """Whether there is a folder at the guest's `path`, or a link to one."""
+        return await self.exists(f"{check_path(path)}/.")
 
     async def list_dir(
         self,
@@ -142,6 +150,7 @@ class GuestFiles(ABC):
         *,
         parents: bool = False,
         archive: bool = False,
+        follow_link: bool = True,
         progress: ProgressListener = ignore_progress,
         timeout_s: float | None = None,
     ) -> Copied:
@@ -150,14 +159,17 @@ class GuestFiles(ABC):
         Modes, times, links and holes are kept. Everything is root's and lends no rights; with `archive`, owners (their
         numbers) and set-user-ID are kept too. A folder that is there is added to, and keeps its mode and owner. What
         else has a name of the copy is replaced, at once and whole; a folder by a file, or a file by a folder, is a
-        `GuestFileError`. With `parents`, missing folders were made. A link at `local` is followed. Devices, pipes and
-        sockets are `skipped`. After an error or a cancel, what had arrived stays: the error's `arrived` tells it.
+        `GuestFileError`. With `parents`, missing folders were made. A link at `local` is followed, or, without
+        `follow_link`, copied itself. Devices, pipes and sockets are `skipped`. After an error or a cancel, what had
+        arrived stays: the error's `arrived` tells it.
         """
         source, path = check_local(local), check_path(guest, field="guest")
+        if not follow_link and await asyncio.to_thread(os.path.islink, source):
+            return await self._put_link(source, path, archive=archive, timeout_s=timeout_s)
         size = await asyncio.to_thread(check_source, source)
         total = size if progress is ignore_progress else await asyncio.to_thread(measure, source)
         return await self._live_agent().put(
-            source,
+            Packing(source),
             path,
             parents=parents,
             archive=archive,
@@ -167,6 +179,44 @@ class GuestFiles(ABC):
             timeout_s=timeout_s,
         )
 
+    async def _put_link(self, source: str, path: str, *, archive: bool, timeout_s: float | None) -> Copied:
+        if await self.is_dir(path):
+            folder, name = path, base_name(source)
+        else:
+            folder, name = os.path.split(path)
+            await self._check_folder(folder)
+        packing = Packing.of_link(source, name)
+        copied = await self._live_agent().put(packing, folder, archive=archive, timeout_s=timeout_s)
+        return replace(copied, folders=0)
+
+    async def _check_folder(self, path: str) -> None:
+        if not await self.is_dir(path):
+            raise GuestFileError("copying to", path, ErrorCode.NOT_DIRECTORY, "there is no such folder")
+
+    async def put_tar(
+        self,
+        tar: OpenFile,
+        guest: GuestPath,
+        *,
+        archive: bool = False,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """What is in the tar that the open file `tar` gives is in the guest's folder `guest`, which was there.
+
+        It is read from its descriptor, from where that stands to the end of the tar, and may be compressed. Otherwise
+        as `put`: each file appears whole. Raises `ConfigError` for what is no tar, ends before its end, or has a name
+        with `..`; what came before stays.
+        """
+        path = check_path(guest, field="guest")
+        fd = check_open(tar, field="tar")
+        await self._check_folder(path)
+        from vmfork.host.tar import TarPacking  # noqa: PLC0415 - tarfile takes 10 ms to import
+
+        return await self._live_agent().put(
+            TarPacking(fd), path, archive=archive, progress=progress, timeout_s=timeout_s
+        )
+
     async def get(
         self,
         guest: GuestPath,
@@ -174,6 +224,7 @@ class GuestFiles(ABC):
         *,
         parents: bool = False,
         archive: bool = False,
+        follow_link: bool = True,
         outside_links: bool = False,
         max_bytes: int | None = MOST_COPIED,
         progress: ProgressListener = ignore_progress,
@@ -189,6 +240,7 @@ class GuestFiles(ABC):
         `guest` is `skipped`.
         """
         path = check_path(guest, field="guest")
+        agent = self._live_agent()
         place = Place(
             path=check_local(local),
             name=name_of(path),
@@ -198,4 +250,45 @@ class GuestFiles(ABC):
             outside_links=outside_links,
             max_bytes=max_bytes,
         )
-        return await self._live_agent().get(path, place, progress=progress, timeout_s=timeout_s)
+        if not follow_link and (told := await agent.stat(path)).type == "link":
+            return await _make_link(place, told)
+        return await agent.get(path, Unpacking(place), progress=progress, timeout_s=timeout_s)
+
+    async def get_tar(
+        self,
+        guest: GuestPath,
+        tar: OpenFile,
+        *,
+        archive: bool = False,
+        outside_links: bool = False,
+        max_bytes: int | None = MOST_COPIED,
+        progress: ProgressListener = ignore_progress,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """The open file `tar` was given a tar of the guest's file or folder `guest`, below its own name.
+
+        Below `.` where `guest` ends with `/.`. It goes to the descriptor, and is not compressed; a hole is zeros.
+        Otherwise as `get`. A tar that breaks off has no end, so that whatever reads it sees that.
+        """
+        path = check_path(guest, field="guest")
+        fd = check_open(tar, field="tar")
+        from vmfork.host.tar import TarUnpacking  # noqa: PLC0415 - tarfile takes 10 ms to import
+
+        sink = TarUnpacking(
+            fd,
+            prefix="." if path.endswith("/.") else name_of(path),
+            operation=f"copying {path}",
+            archive=archive,
+            outside_links=outside_links,
+            max_bytes=max_bytes,
+        )
+        return await self._live_agent().get(path, sink, progress=progress, timeout_s=timeout_s)
+
+
+async def _make_link(place: Place, told: FileStat) -> Copied:
+    """The link that the guest tells of is at the place, or in the folder there."""
+    place = await asyncio.to_thread(place.within_folder)
+    with closing(Unpacking(place)) as sink:
+        await sink.open()
+        await sink.take(encode_link_alone(os.fsencode(place.name), told))
+        return replace(sink.copied, folders=0)

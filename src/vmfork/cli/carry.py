@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
     from vmfork.api.vm import VM
     from vmfork.wire.given import PlacedFile
 
+_PLACES = re.compile(r"(.+):(/[^:]*)(?::([0-7]{1,4}))?", re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True)
 class Baggage:
-    """What goes into a fork: `files` before its hooks run, `folders` of the host when it is ready. By guest's path."""
+    """What goes into a fork: `files` before its hooks run, `folders` of the host when it is ready. By guest's path.
+
+    A folder has a mode where it is to have another one there.
+    """
 
     files: dict[str, PlacedFile]
-    folders: dict[str, Path]
+    folders: dict[str, tuple[Path, int | None]]
 
     async def put_folders(self, vm: VM) -> None:
         """They are in the guest."""
-        for guest, folder in self.folders.items():
+        for guest, (folder, mode) in self.folders.items():
             await vm.put(folder, guest, parents=True)
+            if mode is not None:
+                await vm.chmod(guest, mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +48,27 @@ class Output:
 
 
 def read_baggage(texts: Sequence[str]) -> Baggage:
-    """Each `HOST:GUEST` of `texts`, a file or a folder."""
+    """Each `HOST:GUEST[:MODE]` of `texts`, a file or a folder."""
     baggage = Baggage({}, {})
     for text in texts:
-        host, colon, guest = text.rpartition(":")
-        if not colon or not host or not guest.startswith("/"):
-            hint = "the guest's path is absolute: ./a:/tmp/a"
-            raise ConfigError("file", text, f"{text!r} is not HOST:GUEST", hint=hint)
+        host, guest, mode = _split(text)
         path = Path(host)
         if path.is_dir():
-            baggage.folders[check_path(guest, field="file")] = path
+            baggage.folders[check_path(guest, field="file")] = path, mode
         else:
-            baggage.files[guest] = check_file(path, field="file")
+            file = check_file(path, field="file")
+            baggage.files[guest] = file if mode is None else file._replace(mode=mode)
     return baggage
+
+
+def _split(text: str) -> tuple[str, str, int | None]:
+    """The places and the mode. A guest's path begins with a slash, and has no colon."""
+    found = _PLACES.fullmatch(text)
+    if found is None:
+        hint = "the guest's path is absolute, a mode octal: ./a:/tmp/a, or ./a:/tmp/a:755"
+        raise ConfigError("file", text, f"{text!r} is not HOST:GUEST[:MODE]", hint=hint)
+    host, guest, mode = found.groups()
+    return host, guest, None if mode is None else int(mode, 8)
 
 
 def read_output(text: str) -> Output:

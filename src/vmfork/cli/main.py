@@ -47,6 +47,7 @@ _COMMANDS = {
     "shell": "Open a login shell in a fresh fork, or in machine ID.",
     "start": "Start a machine that outlives this command, and print its id.",
     "exec": "Run CMD in machine ID, pass its input and output through.",
+    "cp": "Copy a file or a folder into a machine that `start` made, or out of it.",
     "ps": "List the machines that run, whoever owns them.",
     "show": "Show what is known of machine ID, which runs or ended not long ago.",
     "stats": "Show what machine ID takes of the host now: CPU, memory of its own, memory that it shares.",

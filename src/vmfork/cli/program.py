@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from vmfork.cli.carry import fetch_outputs
 from vmfork.cli.show import command_hint, describe_failure, print_failure, show_json
 from vmfork.cli.status import OWN_FAILURE, PIPE_CLOSED, TIME_LIMIT
-from vmfork.cli.streams import beside, feed, is_readable_input, write_all
+from vmfork.cli.streams import beside, feed, is_readable_input
 from vmfork.cli.terminal import check_terminal, lend_terminal
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, LimitExceeded, VMForkError
+from vmfork.host.wait import write_all
 from vmfork.units import MIB, parse_size_mib
 from vmfork.wire.frame import Channel
 from vmfork.wire.given import MOST_BYTES

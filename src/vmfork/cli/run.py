@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--file",
     "files",
     multiple=True,
-    metavar="HOST:GUEST",
+    metavar="HOST:GUEST[:MODE]",
     help="Put a file or a folder into the fork, with modes. Repeatable.",
 )
 @click.option(

@@ -52,7 +52,7 @@ SHELL=$shell exec "$shell" -l
     "--file",
     "files",
     multiple=True,
-    metavar="HOST:GUEST",
+    metavar="HOST:GUEST[:MODE]",
     help="Put a file or a folder into the fork, with modes. Repeatable.",
 )
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Begin in this folder of the guest.")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
+
+from vmfork.progress import ignore_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,6 +97,19 @@ def shown_progress() -> Iterator[ProgressListener]:
         shown.close()
 
 
+@contextmanager
+def shown_later(*, quiet: bool) -> Iterator[ProgressListener]:
+    """The same for work that mostly is short: a bar once it has lasted a second, and nothing but on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield ignore_progress
+        return
+    shown = _Bar(delay_s=1.0)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
 class _Lines:
     def __init__(self) -> None:
         self._last = ""
@@ -111,10 +127,13 @@ class _Lines:
 class _Bar:
     """A bar from the first event on: a command that waits for nothing does not load what draws it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, delay_s: float = 0.0) -> None:
         self._bar: Bar | None = None
+        self._begin = time.monotonic() + delay_s
 
     def __call__(self, event: Progress, /) -> None:
+        if time.monotonic() < self._begin:
+            return
         if self._bar is None:
             from vmfork.cli.bar import Bar  # noqa: PLC0415 - rich takes 60 ms to import
 

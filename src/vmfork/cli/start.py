@@ -108,7 +108,7 @@ def read_standing(name: str, labels: Sequence[str], ttl: str | None, idle_ttl: s
 @standing_options
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
 @click.option(
-    "--file", "files", multiple=True, metavar="HOST:GUEST", help="Put a file or a folder into it, with modes."
+    "--file", "files", multiple=True, metavar="HOST:GUEST[:MODE]", help="Put a file or a folder into it, with modes."
 )
 @cpus_option
 @memory_option

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import VMForkError
-from vmfork.host.wait import wait_readable, wait_writable
+from vmfork.host.wait import wait_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
 
 _READ_SIZE = 65_536
-# A pipe that polls writable takes this much without blocking (PIPE_BUF, pipe(7)).
-_WRITE_SIZE = 4096
 
 
 def is_readable_input(fd: int) -> bool:
@@ -37,20 +34,6 @@ async def read_some(fd: int) -> bytes:
         return os.read(fd, _READ_SIZE)
     except OSError:  # closed, or the terminal has gone: the same as its end
         return b""
-
-
-async def write_all(fd: int, data: bytes) -> None:
-    """All of `data` went to `fd`. Raises `BrokenPipeError` when nobody reads it any more."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    rest = memoryview(data)
-    while rest:
-        if not poll.poll(0):
-            await wait_writable(fd)
-        try:
-            rest = rest[os.write(fd, rest[:_WRITE_SIZE]) :]
-        except BlockingIOError:  # whoever gave it to us made it non-blocking
-            await wait_writable(fd)
 
 
 async def feed(process: GuestProcess) -> None:

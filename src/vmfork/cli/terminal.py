@@ -23,8 +23,9 @@ import tty
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vmfork.cli.streams import beside, feed, write_all
+from vmfork.cli.streams import beside, feed
 from vmfork.errors import ConfigError, VMForkError
+from vmfork.host.wait import write_all
 from vmfork.wire.command import Window
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmfork.errors import ConfigError
+from vmfork.host.thread import in_thread
 from vmfork.wire.tree import (
     LARGEST_ENTRY,
     MOST_DEPTH,
@@ -19,7 +20,8 @@ from vmfork.wire.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator
+    from typing import Self
 
     from vmfork.wire.tree import EntryType
 
@@ -69,6 +71,11 @@ def check_source(path: str) -> int:
     raise ConfigError("local", path, f"{path!r} is neither a file nor a folder", hint="give one that is")
 
 
+def base_name(path: str) -> str:
+    """What is at `path` is called so in its folder; `root` where that is the root."""
+    return os.path.basename(os.path.abspath(path)) or "root"
+
+
 def measure(path: str) -> int:
     """How many bytes of content are at and below `path`, about: it is for a progress bar."""
     total = check_source(path)
@@ -90,19 +97,11 @@ def _has_holes(st: os.stat_result) -> bool:
     return st.st_blocks * 512 < st.st_size
 
 
-class Packing:
-    """Reads the file or folder at `path`, which `check_source` was asked about, a batch at a time.
+class Parts:
+    """Gathers parts of a tree, each with the name that it completes, into batches."""
 
-    A link at `path` is followed, no other. What is gone when it is come to is left out. A file that shrinks meanwhile
-    ends earlier, one that grows where it did at first.
-    """
-
-    def __init__(self, path: str) -> None:
-        given = os.path.abspath(os.fsencode(path))
-        self._name = os.path.basename(given) or b"root"
-        self._path = os.path.realpath(given)
-        self._first_names: dict[tuple[int, int], bytes] = {}
-        self._parts = self._pack_root()
+    def __init__(self, parts: Generator[tuple[bytes, Made | None]]) -> None:
+        self._parts = parts
         self._end = 0
 
     def next_batch(self) -> Batch:
@@ -116,6 +115,36 @@ class Packing:
             if len(batch.data) >= _BATCH_SIZE:
                 break
         return batch
+
+    def close(self) -> None:
+        """What gave the parts holds nothing open."""
+        self._parts.close()
+
+
+class Packing:
+    """Reads the file or folder at `path`, which `check_source` was asked about, a batch at a time.
+
+    A link at `path` is followed, no other. What is gone when it is come to is left out. A file that shrinks meanwhile
+    ends earlier, one that grows where it did at first.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.shown = path
+        self._name = os.fsencode(base_name(path))
+        self._path = os.path.realpath(os.fsencode(path))
+        self._first_names: dict[tuple[int, int], bytes] = {}
+        self._parts = Parts(self._pack_root())
+
+    @classmethod
+    def of_link(cls, path: str, name: str) -> Self:
+        """The link at `path` itself, called `name`, in a folder that is there."""
+        packing = cls(path)
+        packing._parts = Parts(_pack_link(path, os.fsencode(name)))
+        return packing
+
+    async def next_batch(self) -> Batch:
+        """The next bytes; none at the end."""
+        return await in_thread(lambda _: self._parts.next_batch())
 
     def close(self) -> None:
         """No file is open."""
@@ -170,7 +199,9 @@ class Packing:
                 yield encode_entry(_entry("hard", name, st, first)), Made("hard", os.fsdecode(inside))
             else:
                 entry = _entry("file", name, st, SHARED if st.st_nlink > 1 else b"")
-                yield from _pack_content(fd, entry, os.fsdecode(inside), has_holes=_has_holes(st))
+                pieces = _read(fd, entry.size, has_holes=_has_holes(st))
+                size = entry.size if _has_holes(st) else None
+                yield from encode_content(entry, pieces, os.fsdecode(inside), size=size)
         finally:
             os.close(fd)
 
@@ -182,17 +213,26 @@ class Packing:
         return None if first is inside else first
 
 
+def _pack_link(path: str, name: bytes) -> Generator[tuple[bytes, Made | None]]:
+    st = os.lstat(path)
+    link = _entry("link", name, st, os.fsencode(os.readlink(path)))
+    yield encode_entry(_entry("dir", b"root", st)), Made("dir", ".")
+    yield encode_entry(link) + encode_up(), Made("link", os.fsdecode(name))
+
+
 def _entry(kind: EntryType, name: bytes, st: os.stat_result, target: bytes = b"") -> Entry:
     return Entry(kind, name, stat.S_IMODE(st.st_mode), st.st_mtime_ns, st.st_uid, st.st_gid, st.st_size, target)
 
 
-def _pack_content(fd: int, entry: Entry, path: str, *, has_holes: bool) -> Iterator[tuple[bytes, Made | None]]:
-    """The entry, the file's bytes without its holes, its end."""
-    head, size, at = encode_entry(entry), 0, 0
-    for offset, data in _read(fd, entry.size, has_holes=has_holes):
+def encode_content(
+    entry: Entry, pieces: Iterable[tuple[int, bytes]], path: str, *, size: int | None
+) -> Iterator[tuple[bytes, Made | None]]:
+    """The entry of a file, its bytes without its holes, its end: at `size`, or where the last piece ends."""
+    head, sent, at = encode_entry(entry), 0, 0
+    for offset, data in pieces:
         yield head + encode_piece(offset, data), None
-        head, size, at = b"", size + len(data), offset + len(data)
-    yield head + encode_piece(entry.size if has_holes else at, b""), Made("file", path, size)
+        head, sent, at = b"", sent + len(data), offset + len(data)
+    yield head + encode_piece(at if size is None else size, b""), Made("file", path, sent)
 
 
 def _read(fd: int, size: int, *, has_holes: bool) -> Iterator[tuple[int, bytes]]:

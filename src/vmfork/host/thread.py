@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[[threading.Event], T]) -> T:
-    """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended."""
+async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable[[], None] = lambda: None) -> T:
+    """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended.
+
+    `interrupt` is called on cancel too: it wakes a thread that waits for something.
+    """
     stop = threading.Event()
     task = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         stop.set()
+        interrupt()
         while not task.done():
             await asyncio.wait([task])
         raise

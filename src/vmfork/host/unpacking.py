@@ -7,11 +7,13 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.copied import Tally
 from vmfork.errors import ConfigError, HostError, LimitExceeded, ProtocolError
+from vmfork.host.thread import in_thread
 from vmfork.wire.tree import SHARED, Entry, FileEnd, Piece, TreeParser
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a name counts for beside its content, so that one limit bounds empty files too: a block of most file systems.
 _SIZE_OF_A_NAME = 4096
 
-_LEADS_OUT = "outside_links=True keeps such links as they are: follow none of them here"
+LEADS_OUT = "outside_links=True keeps such links as they are: follow none of them here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,13 @@ class Place:
     archive: bool = False
     outside_links: bool = False
     max_bytes: int | None = None
+
+    def within_folder(self) -> Place:
+        """The same place, said by the folder that it is in, which must be there, and its name."""
+        if os.path.isdir(self.path):
+            return self
+        folder, name = os.path.split(self.path)
+        return replace(self, path=folder or ".", name=name)
 
 
 @dataclass(slots=True)
@@ -97,7 +106,20 @@ class Unpacking:
         """The name that came last, from the folder that is copied on."""
         return os.fsdecode(b"/".join(self._path)) or "."
 
-    def open(self) -> None:
+    @property
+    def operation(self) -> str:
+        """What is done, in errors."""
+        return self._place.operation
+
+    async def open(self) -> None:
+        """As `open_place`, in a thread."""
+        await in_thread(lambda _: self.open_place())
+
+    async def take(self, data: bytes) -> None:
+        """As `feed`, in a thread."""
+        await in_thread(partial(self.feed, data))
+
+    def open_place(self) -> None:
         """The folder that will hold the root is there. Raises `ConfigError` when it is not."""
         path = os.path.realpath(os.fsencode(self._place.path))
         self._merges = os.path.isdir(path)
@@ -125,7 +147,11 @@ class Unpacking:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, self._shown()) from error
 
-    def finish(self, entries: int, size_bytes: int) -> None:
+    async def finish(self, entries: int, size_bytes: int) -> None:
+        """As `check_whole`."""
+        self.check_whole(entries, size_bytes)
+
+    def check_whole(self, entries: int, size_bytes: int) -> None:
         """Raises `ProtocolError` when the tree is not whole, or not what the guest says that it sent."""
         sent, came = (entries, size_bytes), (self._entries, self._size_bytes)
         if not self._parser.has_ended or sent != came:
@@ -267,9 +293,9 @@ class Unpacking:
             raise HostError(f"{self._shown()} is a folder here", hint="remove it, or copy to another place") from error
 
     def _make_link(self, entry: Entry, depth: int) -> None:
-        if not (self._place.outside_links or _stays_inside(entry.target, depth)):
+        if not (self._place.outside_links or stays_inside(entry.target, depth)):
             target = os.fsdecode(entry.target)
-            raise HostError(f"the link {self.at!r} leads out of what is copied, to {target!r}", hint=_LEADS_OUT)
+            raise HostError(f"the link {self.at!r} leads out of what is copied, to {target!r}", hint=LEADS_OUT)
         os.symlink(entry.target, self._temporary, dir_fd=self._here)
         if self._place.archive:
             os.chown(self._temporary, entry.uid, entry.gid, dir_fd=self._here, follow_symlinks=False)
@@ -309,7 +335,7 @@ class Unpacking:
         return fd
 
 
-def _stays_inside(target: bytes, depth: int) -> bool:
+def stays_inside(target: bytes, depth: int) -> bool:
     """Whether a link in a folder `depth` below the root leads to what is in the tree, whatever other links there are.
 
     `..` may only come first. Behind a name it goes up from where that leads: with `a` a link to `../..`, `a/..` may be

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from vmfork.errors import ConfigError
 
@@ -12,10 +12,18 @@ MOST_BYTES = 256 * 1024 * 1024
 # The same for what goes to files of the host.
 MOST_COPIED = 4 * 1024 * 1024 * 1024
 
+
+class HasFileno(Protocol):
+    """An open file, pipe or socket of the host."""
+
+    def fileno(self) -> int: ...
+
+
 if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
     GuestPath = str | os.PathLike[str]
     HostPath = str | os.PathLike[str]
+    OpenFile: TypeAlias = "int | HasFileno"
     # What a file of a guest is to hold: itself, or the file of the host that holds it.
     GivenFile: TypeAlias = "Buffer | str | os.PathLike[str] | PlacedFile"
 
@@ -39,6 +47,18 @@ def check_local(path: HostPath, *, field: str = "local") -> str:
     if not text or "\0" in text or not _is_encodable(text):
         raise ConfigError(field, path, f"{path!r} is not a path", hint="give a path without NUL")
     return text
+
+
+def check_open(file: OpenFile, *, field: str) -> int:
+    """The descriptor of what is open. Raises `ConfigError` when nothing is."""
+    try:
+        fd = file if isinstance(file, int) else file.fileno()
+        os.fstat(fd)
+    except (AttributeError, TypeError, ValueError, OSError, OverflowError) as error:
+        raise ConfigError(
+            field, file, f"{file!r} is no open file", hint="give an open file, a pipe or a socket"
+        ) from error
+    return fd
 
 
 def _is_encodable(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -11,6 +12,8 @@ from vmfork.wire.message import DirEntry, decode_text, parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmfork.wire.message import FileStat
 
 EntryType = Literal["file", "dir", "link", "hard", "other"]
 
@@ -80,6 +83,13 @@ def encode_up() -> bytes:
     """The end of a folder."""
     fields = encode_fields(b"up")
     return _LENGTH.pack(len(fields)) + fields
+
+
+def encode_link_alone(name: bytes, told: FileStat) -> bytes:
+    """A tree of a folder with nothing in it but a link, which is called `name`."""
+    numbers = told.mode, told.mtime_ns, told.uid, told.gid, told.size
+    link = Entry("link", name, *numbers, os.fsencode(told.target))
+    return encode_entry(Entry("dir", b"root", *numbers)) + encode_entry(link) + encode_up()
 
 
 def encode_piece(offset: int, data: bytes) -> bytes:

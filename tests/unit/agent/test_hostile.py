@@ -13,7 +13,8 @@ from tests.unit.agent.peer import Peer
 from vmfork.agent.client import AgentClient
 from vmfork.agent.line import FRAMES_A_TURN, MOST_UNSENT
 from vmfork.errors import GuestError, LimitExceeded, ProtocolError
-from vmfork.host.unpacking import Place
+from vmfork.host.packing import Packing
+from vmfork.host.unpacking import Place, Unpacking
 from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     FIRST_CREDIT,
@@ -207,8 +208,10 @@ ANSWERS = {
     "read": lambda client: client.read_file("/x"),
     "list": lambda client: client.list_dir("/x"),
     "list-tree": lambda client: client.list_tree("/x"),
-    "put": lambda client: client.put(__file__, "/x"),
-    "get": lambda client: client.get("/x", Place(path="/dev/shm/vmfork-none", name="x", operation="copying")),
+    "put": lambda client: client.put(Packing(__file__), "/x"),
+    "get": lambda client: client.get(
+        "/x", Unpacking(Place(path="/dev/shm/vmfork-none", name="x", operation="copying"))
+    ),
     "clock": lambda client: client.clock(),
     "adopt": lambda client: client.adopt([("fork-id", b"f")]),
     "quiesce": lambda client: client.quiesce(),

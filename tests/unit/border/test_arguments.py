@@ -62,6 +62,7 @@ WRONG = {
     "Sequence[str]": _NO_LIST,
     "Sequence[GuestPath]": _NO_LIST,
     "Sequence[Probe]": ("x", 5, None, ["x"], [5]),
+    "OpenFile": ("x", None, -1, 1 << 40, b"x"),
     "ProgressListener": (5, "x", None),
     "OutputListener | None": (5, "x", [print]),
     "Places | None": (5, "/x", Path("/x")),
@@ -81,6 +82,7 @@ GOOD = {
     "bytes | str": b"",
     "bytes": b"",
     "int": 1,
+    "OpenFile": 0,
 }
 
 METHODS = {

@@ -14,6 +14,7 @@ import pytest
 
 from vmfork.agent.client import AgentClient
 from vmfork.errors import GuestError, GuestFileError, ProtocolError
+from vmfork.host.packing import Packing
 from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     PAYLOAD_LIMIT,
@@ -137,7 +138,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
         with pytest.raises(GuestFileError, match="does not know") as refused:
-            await client.put(str(tmp_path), str(tmp_path / "copy"))
+            await client.put(Packing(str(tmp_path)), str(tmp_path / "copy"))
         assert (refused.value.reason, "older" in refused.value.hint) == ("unsupported", True)
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")

@@ -17,7 +17,8 @@ import pytest
 from tests.unit.system_calls import called, check_declared, declared, pid_of
 from vmfork.agent.client import AgentClient
 from vmfork.errors import DeadlineExceeded, VMForkError
-from vmfork.host.unpacking import Place
+from vmfork.host.packing import Packing
+from vmfork.host.unpacking import Place, Unpacking
 from vmfork.image.recipe import find_agent
 from vmfork.wire.command import Command, Window
 
@@ -106,11 +107,11 @@ async def use_trees(client: AgentClient, folder: Path) -> None:
         sparse.seek(1 << 19)
         sparse.write(b"x")
     for archive in (False, True):
-        await client.put(str(tree), str(folder / "new" / "copy"), parents=True, archive=archive)
+        await client.put(Packing(str(tree)), str(folder / "new" / "copy"), parents=True, archive=archive)
     # In memory: what is left of it is asked for with every MiB.
     (tree / "large").write_bytes(b"x" * (3 << 20))
-    await client.put(str(tree), "/mnt/copy")
-    place = Place(path=str(folder / "back"), name="copy", operation="copying")
+    await client.put(Packing(str(tree)), "/mnt/copy")
+    place = Unpacking(Place(path=str(folder / "back"), name="copy", operation="copying"))
     await client.get(str(folder / "new" / "copy"), place)
     await client.list_tree(str(folder / "new"))
     await client.move(str(folder / "new"), str(folder / "moved"))

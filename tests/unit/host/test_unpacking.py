@@ -36,7 +36,7 @@ def unpack(tree: bytes, path: Path | str, **options) -> Unpacking:
     """The tree was made at `path`; what it raised is raised, and nothing half made is left."""
     unpacking = Unpacking(Place(path=str(path), name="asked-for", operation="copying", **options))
     try:
-        unpacking.open()
+        unpacking.open_place()
         unpacking.feed(tree, threading.Event())
     finally:
         unpacking.close()
@@ -190,7 +190,7 @@ def test_what_breaks_off_leaves_no_half_file_and_its_folders_as_they_are_to_be(t
     assert stat.S_IMODE((tmp_path / "new" / "d").stat().st_mode) == 0o750
     assert (made.copied.files, made.at) == (0, "d/f")
     with pytest.raises(ProtocolError):
-        made.finish(3, 50)
+        made.check_whole(3, 50)
 
 
 def test_what_was_there_stays_when_its_successor_breaks_off(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_place_in_no_folder_is_refused_by_name_unless_parents(tmp_path: Path) 
 
 def test_the_count_of_the_guest_must_be_ours(tmp_path: Path) -> None:
     made = unpack(folder("r", file("f"), entry("other", "o")), tmp_path / "new")
-    made.finish(3, 1)
+    made.check_whole(3, 1)
     for wrong in ((2, 1), (4, 1), (3, 0)):
         with pytest.raises(ProtocolError):
-            made.finish(*wrong)
+            made.check_whole(*wrong)

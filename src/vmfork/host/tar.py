@@ -1,0 +1,373 @@
+"""A tar on a descriptor as the bytes of a tree (`wire/tree.py`), and such bytes as a tar."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import tarfile
+import time
+from typing import TYPE_CHECKING, Any
+
+from vmfork.copied import Tally
+from vmfork.errors import ConfigError, HostError, LimitExceeded, ProtocolError
+from vmfork.host.packing import Made, Parts, encode_content
+from vmfork.host.thread import in_thread
+from vmfork.host.unpacking import LEADS_OUT, stays_inside
+from vmfork.host.wait import write_all
+from vmfork.wire.tree import (
+    MOST_DEPTH,
+    SHARED,
+    Entry,
+    FileEnd,
+    Piece,
+    TreeParser,
+    encode_entry,
+    encode_up,
+    is_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from typing import Self
+
+    from vmfork.copied import Copied
+    from vmfork.host.packing import Batch
+    from vmfork.wire.tree import EntryType, Part
+
+_PIECE_SIZE = 65_536
+_BLOCK = tarfile.BLOCKSIZE
+_ZEROS = bytes(_PIECE_SIZE)
+_NO_TAR = "give a tar, or one that gzip, bzip2 or xz made smaller"
+# A file of /proc tells no size, and a tar has it before the content.
+_MOST_UNSIZED = 1024 * 1024
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+class _Input:
+    """A descriptor to read, by a thread that `interrupt` wakes. One that was interrupted is at its end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        for each in (fd, self._wake):
+            self._poll.register(each, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """All of `size` bytes, less at the end."""
+        data = bytearray()
+        while len(data) < size:
+            if any(fd == self._wake for fd, _ in self._poll.poll()):
+                break
+            try:
+                more = os.read(self._fd, size - len(data))
+            except BlockingIOError:  # whoever gave it to us made it non-blocking
+                continue
+            if not more:
+                break
+            data += more
+        return bytes(data)
+
+    def interrupt(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """The descriptor is as it was given, and stays open."""
+        os.close(self._wake)
+
+
+class _Member(tarfile.TarInfo):
+    """A header. What is none is told: tarfile takes it for the end, and so does it a tar that was cut off."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) != _BLOCK:
+            raise tarfile.ReadError("it ends before its end")
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not any(buf):
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+class TarPacking:
+    """Reads the tar on `fd`, compressed or not, a batch at a time. What is in it goes into a folder that is there.
+
+    A name that begins with `/` counts from that folder on. One with `..` is refused, and so is a file that ends before
+    its end. What no tree can have (devices, pipes) is skipped.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.shown = "a tar"
+        self._input = _Input(fd)
+        self._parts = Parts(self._pack())
+
+    async def next_batch(self) -> Batch:
+        """The next bytes; none at the end. Raises `ConfigError` for what is no tar."""
+        return await in_thread(lambda _: self._next_batch(), interrupt=self._input.interrupt)
+
+    def close(self) -> None:
+        """The descriptor stays open, wherever reading it has come to."""
+        self._parts.close()
+        self._input.close()
+
+    def _next_batch(self) -> Batch:
+        try:
+            return self._parts.next_batch()
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise ConfigError("tar", "-", f"what came is no whole tar: {error}", hint=_NO_TAR) from error
+
+    def _pack(self) -> Generator[tuple[bytes, Made | None]]:
+        where: list[bytes] = []
+        yield encode_entry(_folder(b"root")), Made("dir", ".")
+        source: Any = self._input  # all that a stream is asked for is `read`
+        with tarfile.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, however many come
+                *folders, name = _names_of(member.name) or [b""]
+                if name:
+                    yield from _go_to(where, folders)
+                    yield from _pack_member(tar, member, where, name)
+        yield from _go_to(where, [])
+        yield encode_up(), None
+
+
+def _names_of(path: str) -> list[bytes]:
+    """The folders on the way, and the name; nothing for the root itself."""
+    names = [name for name in os.fsencode(path).split(b"/") if name not in (b"", b".")]
+    if not all(map(is_name, names)) or len(names) >= MOST_DEPTH:
+        raise ConfigError("tar", path, f"the tar has {path!r}, which is no name inside a folder", hint=_NO_TAR)
+    return names
+
+
+def _go_to(where: list[bytes], folders: list[bytes]) -> Iterator[tuple[bytes, Made | None]]:
+    """Leaves and enters folders until we are in `folders`. One that no member of the tar made has mode 0755."""
+    while where != folders[: len(where)]:
+        where.pop()
+        yield encode_up(), None
+    for name in folders[len(where) :]:
+        where.append(name)
+        yield encode_entry(_folder(name)), Made("dir", os.fsdecode(b"/".join(where)))
+
+
+def _folder(name: bytes) -> Entry:
+    return Entry("dir", name, 0o755, time.time_ns(), 0, 0, 0)
+
+
+def _pack_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, where: list[bytes], name: bytes
+) -> Iterator[tuple[bytes, Made | None]]:
+    path = os.fsdecode(b"/".join([*where, name]))
+    if member.isdir():
+        yield encode_entry(_entry("dir", name, member)), Made("dir", path)
+        where.append(name)
+    elif member.issym():
+        yield encode_entry(_entry("link", name, member, os.fsencode(member.linkname))), Made("link", path)
+    elif member.islnk():
+        first = b"/".join(_names_of(member.linkname))
+        yield encode_entry(_entry("hard", name, member, first)), Made("hard", path)
+    elif member.isfile():
+        yield from encode_content(_entry("file", name, member, SHARED), _read(tar, member), path, size=member.size)
+    else:
+        yield b"", Made("other", path)
+
+
+def _entry(kind: EntryType, name: bytes, member: tarfile.TarInfo, target: bytes = b"") -> Entry:
+    return Entry(kind, name, member.mode & 0o7777, _mtime_ns(member), member.uid, member.gid, member.size, target)
+
+
+def _mtime_ns(member: tarfile.TarInfo) -> int:
+    """A float has not all digits of the text that it was read from."""
+    whole, _, part = member.pax_headers.get("mtime", "").partition(".")
+    if not part.isdigit():
+        return int(member.mtime * 1_000_000_000)
+    ns = abs(int(whole)) * 1_000_000_000 + int(part[:9].ljust(9, "0"))
+    return -ns if whole.startswith("-") else ns
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[tuple[int, bytes]]:
+    """The content, without holes where the tar has them: then its pieces lie one behind the other."""
+    stream: Any = tar.fileobj
+    stream.seek(member.offset_data)
+    for at, size in getattr(member, "sparse", None) or [(0, member.size)]:
+        for offset in range(at, at + size, _PIECE_SIZE):
+            data = stream.read(min(_PIECE_SIZE, at + size - offset))
+            yield offset, data
+            if len(data) < min(_PIECE_SIZE, at + size - offset):
+                raise tarfile.ReadError("it ends before its end")
+
+
+class TarUnpacking:
+    """Writes the tree that comes as a tar to `fd`, each name below `prefix`.
+
+    With `archive` owners and all of the mode are the guest's; else all is ours, and nothing has set-user-ID. A link
+    that leads out of the tree is refused, unless `outside_links`. A hole is zeros; a file that has become shorter ends
+    with zeros. A tar of more than `max_bytes` is a `LimitExceeded` that names `operation`.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        *,
+        prefix: str,
+        operation: str,
+        archive: bool = False,
+        outside_links: bool = False,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.operation = operation
+        self._fd = fd
+        self._prefix = os.fsencode(prefix)
+        self._archive = archive
+        self._outside_links = outside_links
+        self._max_bytes = max_bytes
+        self._parser = TreeParser()
+        self._tally = Tally()
+        self._path: list[bytes] = []
+        self._depth = 0
+        self._file: Entry | None = None
+        self._unsized: bytearray | None = None
+        self._written = 0
+        self._shared: set[bytes] = set()
+        self._entries = self._size_bytes = self._tar_bytes = 0
+
+    @property
+    def copied(self) -> Copied:
+        """What was written so far."""
+        return self._tally.copied
+
+    @property
+    def at(self) -> str:
+        """The name that came last."""
+        return os.fsdecode(b"/".join(self._path)) or "."
+
+    async def open(self) -> None:
+        """Nothing to make ready."""
+
+    async def take(self, data: bytes) -> None:
+        """What `data` completes was written."""
+        for part in self._parser.feed(data):
+            for piece in self._make(part):
+                await write_all(self._fd, piece)
+
+    async def finish(self, entries: int, size_bytes: int) -> None:
+        """The tar is whole. Raises `ProtocolError` when the tree is not, or not what the guest says that it sent."""
+        if not self._parser.has_ended or (entries, size_bytes) != (self._entries, self._size_bytes):
+            raise ProtocolError(f"the guest sent {entries} names, {self._entries} came")
+        await write_all(self._fd, bytes(2 * _BLOCK))
+
+    def close(self) -> None:
+        """The descriptor stays open."""
+
+    def _make(self, part: Part) -> Iterator[bytes]:
+        match part:
+            case Piece():
+                yield from self._write(part)
+            case FileEnd():
+                yield from self._end_file(part.size)
+            case Entry():
+                yield from self._make_entry(part)
+            case _:
+                self._depth -= 1
+
+    def _make_entry(self, entry: Entry) -> Iterator[bytes]:
+        self._entries += 1
+        inside = max(0, self._depth - 1)
+        del self._path[inside:]
+        if self._depth:
+            self._path.append(entry.name)
+        if entry.type == "other":
+            self._tally.skip(self.at)
+        elif entry.type == "file":
+            self._file, self._written = entry, 0
+            self._unsized = None if entry.size else bytearray()
+            if entry.size:
+                yield self._head(entry, entry.size)
+        else:
+            self._check_target(entry, inside)
+            yield self._head(entry, 0)
+            self._tally.add(entry.type, self.at)
+            self._depth += entry.type == "dir"
+
+    def _check_target(self, entry: Entry, depth: int) -> None:
+        if entry.type == "hard" and entry.target not in self._shared:
+            raise ProtocolError(f"{self.at!r} is to be another name of {entry.target!r}, which did not come")
+        if entry.type == "link" and not (self._outside_links or stays_inside(entry.target, depth)):
+            target = os.fsdecode(entry.target)
+            raise HostError(f"the link {self.at!r} leads out of what is copied, to {target!r}", hint=LEADS_OUT)
+
+    def _write(self, piece: Piece) -> Iterator[bytes]:
+        assert self._file is not None
+        self._size_bytes += len(piece.data)
+        if self._unsized is not None:
+            if piece.offset + len(piece.data) > _MOST_UNSIZED:
+                raise HostError(f"{self.at!r} tells no size, and has much", hint="copy it without a tar")
+            self._unsized += bytes(piece.offset - len(self._unsized)) + piece.data
+            return
+        if piece.offset + len(piece.data) > self._file.size:
+            raise ProtocolError(f"{self.at!r} is longer than the guest said")
+        yield from _zeros(piece.offset - self._written)
+        yield piece.data
+        self._written = piece.offset + len(piece.data)
+
+    def _end_file(self, size: int) -> Iterator[bytes]:
+        assert self._file is not None
+        if self._unsized is not None:
+            content = bytes(self._unsized[:size])
+            yield self._head(self._file, len(content))
+            yield content
+            self._written = len(content)
+        else:
+            yield from _zeros(self._file.size - self._written)
+            self._written = self._file.size
+        yield bytes(-self._written % _BLOCK)
+        if self._file.target == SHARED:
+            self._shared.add(b"/".join(self._path))
+        self._tally.add("file", self.at, self._written)
+        self._file = None
+
+    def _head(self, entry: Entry, size: int) -> bytes:
+        info = tarfile.TarInfo(self._name_of(self._path))
+        info.type = _TYPES[entry.type]
+        info.size = size
+        info.mode = entry.mode if self._archive else entry.mode & ~_SET_ID
+        info.uid, info.gid = (entry.uid, entry.gid) if self._archive else (os.geteuid(), os.getegid())
+        if entry.type == "link":
+            info.linkname = os.fsdecode(entry.target)
+        elif entry.type == "hard":
+            info.linkname = self._name_of(entry.target.split(b"/"))
+        info.mtime = entry.mtime_ns // 1_000_000_000
+        head = _encode_time(entry.mtime_ns) + info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        self._tar_bytes += len(head) + size
+        if self._max_bytes is not None and self._tar_bytes > self._max_bytes:
+            raise LimitExceeded(self.operation, self._max_bytes, hint="allow more (max_bytes); a hole counts too")
+        return head
+
+    def _name_of(self, path: list[bytes]) -> str:
+        return os.fsdecode(b"/".join([self._prefix, *path]))
+
+
+_TYPES = {"dir": tarfile.DIRTYPE, "file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
+
+
+def _encode_time(time_ns: int) -> bytes:
+    """A record of pax (POSIX.1-2001) for the member that follows, where its own header cannot tell the time.
+
+    It tells that alone. In Python's own, a name that is no text comes with a word that GNU tar does not know.
+    """
+    whole, ns = divmod(time_ns, 1_000_000_000)
+    if not ns or whole < 0:
+        return b""
+    record = b" mtime=%d.%09d\n" % (whole, ns)
+    record = b"%d" % (len(record) + 2) + record  # its length, of two digits, counts itself
+    head = tarfile.TarInfo("pax")
+    head.type, head.size = tarfile.XHDTYPE, len(record)
+    return head.tobuf(tarfile.USTAR_FORMAT) + record.ljust(_BLOCK, b"\0")
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count > 0:
+        yield _ZEROS[:count]
+        count -= _PIECE_SIZE
