@@ -8,23 +8,31 @@ import os
 from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
+from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import Download, LastingExchange, Upload
-from vmfork.errors import GuestFileError, ProtocolError
+from vmfork.agent.flow import Inflow
+from vmfork.errors import GuestFileError, LimitExceeded, ProtocolError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.frame import FIRST_WITH_ROOM, Channel, encode_credit
 from vmfork.wire.given import MOST_BYTES
-from vmfork.wire.tree import read_names
+from vmfork.wire.listing import FolderNames, Listing, TreeNames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmfork.agent.exchange import Explain
     from vmfork.wire.message import DirEntry, Failure, FileStat
 
 # More credit from the start, for content that is kept anyway: else a transfer costs a round trip every 64 KiB.
 _WIDE_WINDOW = 1024 * 1024
+# Of names less comes at once: reading a thousand takes 3 ms, in which nobody else has the loop.
+_LIST_WINDOW = 128 * 1024
+_MANY = 20_000
 
 _NO_SPACE = "remove something there, or take a machine with more memory (memory_mib): its files lie in it"
 _TOO_MUCH = "take more (max_bytes), or take it as a program writes it: vm.start(['cat', ...]) and its output()"
+_TOO_MANY = "take more (max_bytes), or list the folders below one by one"
 _OLDER = "the agent in the guest is older than this vmfork: build the image and its templates again"
 _NEW_FILE_MODE = 0o644
 
@@ -54,12 +62,12 @@ def _explain_move(path: str) -> Explain:
     return explain
 
 
+def _names_request(stream: int, path: str) -> bytes:
+    return message.get_request(stream, path, names=True)
+
+
 def _widen(stream: int) -> bytes:
     return encode_credit(stream, Channel.CONTENT, _WIDE_WINDOW)
-
-
-def _sort_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
-    return tuple(sorted(message.parse_entries(content, answer), key=lambda entry: entry.name))
 
 
 class FileRequests(Connection):
@@ -132,16 +140,8 @@ class FileRequests(Connection):
     async def list_dir(
         self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
     ) -> tuple[DirEntry, ...]:
-        """What the folder holds, sorted by name. `LimitExceeded` when the list takes more than `max_bytes` to send."""
-        download = self._new_download("list", path, f"listing {path}", max_bytes)
-        request = message.list_request(download.stream, path) + _widen(download.stream)
-        answer = await self._ask(download, request, download.operation, timeout_s)
-        content = download.content
-        with self.making_sense():
-            if len(content) <= _WIDE_WINDOW:
-                return _sort_entries(content, answer)
-            # A guest may list millions of names, which takes seconds; other machines of this process wait for the loop.
-            return await asyncio.to_thread(_sort_entries, content, answer)
+        """What the folder holds, sorted by name. `LimitExceeded` when that takes more than `max_bytes` of memory."""
+        return await self._list(path, message.list_request, Listing(FolderNames(), max_bytes), timeout_s)
 
     async def remove(self, path: str, *, recursive: bool = False, timeout_s: float | None = 60.0) -> None:
         """The file or empty folder is gone; with `recursive` a folder and what is below it, on its file system."""
@@ -161,12 +161,30 @@ class FileRequests(Connection):
         self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
     ) -> tuple[DirEntry, ...]:
         """All that is in and below the folder, by paths from it on, sorted. `LimitExceeded` as by `list_dir`."""
-        download = self._new_download("list", path, f"listing {path}", max_bytes)
-        request = message.get_request(download.stream, path, names=True) + _widen(download.stream)
-        await self._ask(download, request, download.operation, timeout_s)
-        # A guest may list millions of names, which takes seconds: other machines of this process wait for the loop.
+        return await self._list(path, _names_request, Listing(TreeNames(), max_bytes), timeout_s)
+
+    async def _list(
+        self, path: str, encode: Callable[[int, str], bytes], listing: Listing, timeout_s: float | None
+    ) -> tuple[DirEntry, ...]:
+        """Each piece is read as it comes: a list of names takes several times what its bytes do."""
+        operation = f"listing {path}"
+        flow = Inflow(self._new_stream(), widened=_LIST_WINDOW, grant=self.grant, explain=explain_file("list", path))
+        request = encode(flow.stream, path) + encode_credit(flow.stream, Channel.CONTENT, _LIST_WINDOW)
+        try:
+            async with deadline(operation, timeout_s):
+                await self._begin_in_turn(flow, lambda _: request)
+                while data := await flow.next_bytes():
+                    with self.making_sense():
+                        has_room = listing.add(data)
+                    if not has_room:
+                        raise LimitExceeded(operation, listing.max_bytes or 0, hint=_TOO_MANY)
+                    flow.take(len(data))
+        finally:
+            self.abandon(flow)
         with self.making_sense():
-            return await asyncio.to_thread(read_names, download.content)
+            listing.check_end(flow.reply.result())
+        # A guest may list a million names, which takes a second to sort: other machines of this process have the loop.
+        return await asyncio.to_thread(listing.sort) if len(listing) > _MANY else listing.sort()
 
     async def move(self, path: str, to: str, *, timeout_s: float | None = 30.0) -> None:
         """What was at `path` is at `to`, in the place of a file or an empty folder there."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmfork.border import guarded
 from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import Packing, base_name, check_source, measure
+from vmfork.host.tar import TarPacking, TarUnpacking
 from vmfork.host.unpacking import Place, Unpacking
 from vmfork.progress import ignore_progress
 from vmfork.wire.code import ErrorCode
@@ -211,8 +212,6 @@ class GuestFiles(ABC):
         path = check_path(guest, field="guest")
         fd = check_open(tar, field="tar")
         await self._check_folder(path)
-        from vmfork.host.tar import TarPacking  # noqa: PLC0415 - tarfile takes 10 ms to import
-
         return await self._live_agent().put(
             TarPacking(fd), path, archive=archive, progress=progress, timeout_s=timeout_s
         )
@@ -272,8 +271,6 @@ class GuestFiles(ABC):
         """
         path = check_path(guest, field="guest")
         fd = check_open(tar, field="tar")
-        from vmfork.host.tar import TarUnpacking  # noqa: PLC0415 - tarfile takes 10 ms to import
-
         sink = TarUnpacking(
             fd,
             prefix="." if path.endswith("/.") else name_of(path),

@@ -14,7 +14,6 @@ from vmfork.config import FactoryConfig, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
 from vmfork.units import MAX_DURATION_S
-from vmfork.wire.given import check_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,10 +123,6 @@ def _path(name: str, value: Any) -> str:
     return text
 
 
-def _open_file(name: str, value: Any) -> int:
-    return check_open(value, field=name)
-
-
 def _content(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         try:
@@ -203,7 +198,6 @@ CHECKS: dict[str, Check] = {
     "float | None": _or_none(_seconds),
     "GuestPath": _path,
     "HostPath": _path,
-    "OpenFile": _open_file,
     "str | None": _or_none(_text),
     "bytes": _content,
     "bytes | str": _content,

@@ -22,7 +22,7 @@ from vmfork.wire.frame import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmfork.wire.command import Command, Window
 
@@ -454,18 +454,15 @@ def parse_stat(payload: bytes) -> FileStat:
     )
 
 
-def parse_entries(content: bytes, answer: bytes) -> tuple[DirEntry, ...]:
-    """What LIST sent as data, checked against the number in its answer."""
-    count = _int(_fields(answer, 1, "the answer to list")[0], _COUNT)
-    fields = decode_fields(content, most=5 * count)
-    if len(fields) != 5 * count:
-        raise ProtocolError(f"{count} entries have {5 * count} fields, these are {len(fields)}")
-    entries = []
-    for at in range(0, len(fields), 5):
-        name, kind, mode, size, mtime_ns = fields[at : at + 5]
-        numbers = _int(mode, _MODE), _int(size, _SIZE), _int(mtime_ns, _TIME)
-        entries.append(DirEntry(decode_text(name), _file_type(kind), *numbers))
-    return tuple(entries)
+def parse_count(payload: bytes) -> int:
+    """The answer to LIST: how many entries it sent."""
+    return _int(_fields(payload, 1, "the answer to list")[0], _COUNT)
+
+
+def parse_entry(fields: Sequence[bytes]) -> DirEntry:
+    """One entry that LIST sent."""
+    name, kind, mode, size, mtime_ns = fields
+    return DirEntry(decode_text(name), _file_type(kind), _int(mode, _MODE), _int(size, _SIZE), _int(mtime_ns, _TIME))
 
 
 def parse_outcomes(payload: bytes) -> tuple[ItemOutcome, ...]:

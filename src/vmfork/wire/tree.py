@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from vmfork.errors import ProtocolError
 from vmfork.wire.frame import decode_fields, encode_fields
-from vmfork.wire.message import DirEntry, decode_text, parse_number
+from vmfork.wire.message import parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,27 +202,3 @@ class TreeParser:
         if self._depth > MOST_DEPTH:
             raise ProtocolError(f"a tree is {self._depth} folders deep, at most {MOST_DEPTH} are allowed")
         self.has_ended = self._depth == 0
-
-
-def read_names(content: bytes) -> tuple[DirEntry, ...]:
-    """All names of a folder's tree without content, by their paths below its root, sorted."""
-    parser, folders, root = TreeParser(names_only=True), [b""], None
-    found: list[DirEntry] = []
-    for part in parser.feed(content):
-        if isinstance(part, Up):
-            folders.pop()
-        elif isinstance(part, Entry):
-            root = root or part
-            path = folders[-1] + part.name
-            if part is not root:
-                found.append(_describe(part, path))
-            if part.type == "dir":
-                folders.append(b"" if part is root else path + b"/")
-    if not parser.has_ended or root is None or root.type != "dir":
-        raise ProtocolError("a list of names that is not a folder's, or ends before its end")
-    return tuple(sorted(found, key=lambda entry: entry.name))
-
-
-def _describe(entry: Entry, path: bytes) -> DirEntry:
-    kind = "file" if entry.type == "hard" else entry.type
-    return DirEntry(decode_text(path), kind, entry.mode, entry.size, entry.mtime_ns)

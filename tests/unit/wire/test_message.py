@@ -15,7 +15,7 @@ from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.command import Command, Window
 from vmfork.wire.frame import PROTOCOL, FrameParser, Kind, decode_fields, encode_fields
-from vmfork.wire.message import ClockReading, DirEntry, ExecStatus, FileStat, Hello, ItemOutcome
+from vmfork.wire.message import ClockReading, ExecStatus, FileStat, Hello, ItemOutcome
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,15 +117,6 @@ def test_answers_become_values() -> None:
     )
     assert message.parse_clock(encode_fields(b"7", b"8")) == (7, 8)
     assert ClockReading(7, 8, 6, 9).wall_ns == 7
-
-
-def test_entries_are_checked_against_their_number() -> None:
-    content = encode_fields(b"\xffname", b"file", b"644", b"1", b"2")
-    (entry,) = message.parse_entries(content, encode_fields(b"1"))
-    assert entry == DirEntry("\udcffname", "file", 0o644, 1, 2)
-    assert message.encode_text(entry.name) == b"\xffname"
-    with pytest.raises(ProtocolError):
-        message.parse_entries(content, encode_fields(b"2"))
 
 
 def test_an_exit_code_is_a_shells() -> None:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.errors import ProtocolError
-from vmfork.wire.message import DirEntry
 from vmfork.wire.tree import (
     LARGEST_ENTRY,
     MOST_DEPTH,
@@ -24,7 +23,6 @@ from vmfork.wire.tree import (
     encode_piece,
     encode_up,
     is_name,
-    read_names,
 )
 
 SPECIFICATION = Path(__file__).parents[3] / "docs" / "reference" / "wire.md"
@@ -124,16 +122,3 @@ def test_half_an_entry_is_not_given_on_and_half_a_piece_is() -> None:
     assert [*parser.feed(TREE[: head - 1])] == [FOLDER]
     assert [*parser.feed(TREE[head - 1 : head + 13])] == [FILE, Piece(0, b"a")]
     assert [*parser.feed(TREE[head + 13 :])] == [Piece(1, b"bc"), FileEnd(3), Up()]
-
-
-def test_names_become_paths_in_order() -> None:
-    sub = FOLDER._replace(name=b"sub")
-    tree = b"".join(map(encode_entry, (FOLDER, FILE._replace(name=b"z"), sub, FILE))) + encode_up() * 2
-    assert read_names(tree) == (
-        DirEntry("sub", "dir", 0o755, 0, 1),
-        DirEntry("sub/f", "file", 0o644, 3, 2),
-        DirEntry("z", "file", 0o644, 3, 2),
-    )
-    for wrong in (encode_entry(FOLDER), encode_entry(FILE), b""):
-        with pytest.raises(ProtocolError):
-            read_names(wrong)
