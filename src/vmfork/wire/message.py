@@ -340,11 +340,14 @@ def _words(field: bytes, most: int = _MOST_NAME) -> str:
     return field[:most].decode(errors="replace")
 
 
+# The same text for all: a list of a million names would have as many.
+_FILE_TYPES = {name.encode(): cast(FileType, name) for name in get_args(FileType)}
+
+
 def _file_type(field: bytes) -> FileType:
-    name = _words(field)
-    if name not in get_args(FileType):
-        raise ProtocolError(f"{name!r} is not a type of file")
-    return cast(FileType, name)
+    if field not in _FILE_TYPES:
+        raise ProtocolError(f"{_words(field)!r} is not a type of file")
+    return _FILE_TYPES[field]
 
 
 def parse_error(payload: bytes) -> Failure:
