@@ -100,7 +100,7 @@ class GuestFiles(ABC):
         With `recursive`, of all folders below it too, but for what is mounted there; their names are paths from `path`
         on. `glob` leaves those that fit: `*`, `?` and `[...]` stand for parts of a name, `**` for any folders; without
         a slash it is that of a name in whatever folder. Raises `ConfigError` for a `glob` that is none, and
-        `LimitExceeded` when the list takes more than `max_bytes` (256 MiB by default: some millions of entries).
+        `LimitExceeded` when the list takes more than `max_bytes` of memory (256 MiB by default: some 800,000 names).
         """
         pattern = None if glob is None else Pattern(glob, field="glob")
         if pattern is not None and pattern.needs_tree and not recursive:
