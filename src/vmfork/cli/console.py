@@ -11,10 +11,10 @@ from vmfork.cli.found import find, id_argument
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
-from vmfork.cli.streams import write_all
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, GuestError
 from vmfork.host.folders import find_content
+from vmfork.host.wait import write_all
 from vmfork.hypervisor.qemu import CONSOLE
 from vmfork.machine.background import list_programs, read_output, read_status
 from vmfork.machine.folder import folder_of
