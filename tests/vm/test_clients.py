@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -11,7 +10,7 @@ import random
 import pytest
 
 from tests.vm.cli_runner import vmfork as command
-from tests.vm.test_detached import broker_of, end, forget
+from tests.vm.test_detached import broker_of, end, folder_of
 from tests.vm.test_handover import LIMIT_S
 from vmfork.aio import VM
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError, MachineEnded
@@ -55,7 +54,7 @@ async def test_a_program_that_ignores_term_is_killed_after_its_grace(vm) -> None
     with pytest.raises(DeadlineExceeded) as error:
         await vm.exec(["bash", "-c", script], timeout_s=1, grace_s=0.2)
     assert error.value.operation
-    assert (await vm.shell("pgrep -f deaf", timeout_s=LIMIT_S)).stdout == ""
+    assert (await vm.shell("pgrep -f '[d]eaf'", timeout_s=LIMIT_S)).stdout == ""
     kept = await vm.start(["bash", "-c", script], background=True)
     await anext(aiter(kept.output()))
     await kept.kill("TERM")
@@ -73,7 +72,7 @@ async def test_a_guest_that_goes_down_tells_its_clients_and_its_name_is_free(tem
         with pytest.raises(MachineEnded):
             await other.ping()
         await other.stop(grace_s=0)
-        await asyncio.to_thread(forget, vm)
+        assert not folder_of(vm).exists()
     async with template.start(name="down") as again:
         await again.stop(grace_s=0)
 
@@ -84,8 +83,12 @@ async def test_what_makes_no_sense_is_named_and_the_machine_goes_on(vm, template
         await vm.exec(["true"], env=big, timeout_s=LIMIT_S)
     with pytest.raises(ExecError, match="too long"):
         await vm.start(["true"], env=big, background=True)
-    with pytest.raises(ConfigError, match="env"):
-        await template.start(env=big)
+    for one_too_large in ({"BIG": "x" * 131_072}, big):
+        with pytest.raises(ConfigError, match="env"):
+            await template.start(env=one_too_large)
+    largest = {"A": "x" * 131_069} | {f"V{number}": "x" * 97_000 for number in range(1)}
+    async with await template.fork(env=largest) as fork:
+        assert (await fork.shell("printf %s $A | wc -c", timeout_s=LIMIT_S)).stdout == "131069\n"
     with pytest.raises(GuestError, match="no user 'nobody-such'"):
         await vm.exec(["true"], user="nobody-such", timeout_s=LIMIT_S)
     kept = await vm.start(["printf", r"\377\376ok"], background=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import ConfigError, GuestError, HostError, StoreBusy, VMNotFound
+from vmfork.errors import ConfigError, GuestError, HostError, MachineEnded, StoreBusy, VMNotFound
 from vmfork.hint import Hint
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
 from vmfork.host.sockets import Peer, connect_unix
@@ -164,7 +164,8 @@ async def stop(running: Running, *, grace_s: float) -> None:
     machine = running.machine
     if running.is_shared:
         ms = b"%d" % round(grace_s * 1000)
-        await running.agent.ask_broker(BrokerOpcode.END, ms, operation="stopping the machine")
+        with suppress(MachineEnded):  # it has ended already, and is cleaned up after all the same
+            await running.agent.ask_broker(BrokerOpcode.END, ms, operation="stopping the machine")
         await machine.wait()
         await sweep_ended(running.folder.path)
     elif grace_s > 0:

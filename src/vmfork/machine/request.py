@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from vmfork.wire.given import GivenFile, PlacedFile
 
 
+# Request and answer of ADOPT are a frame each (wire/frame.py), with some hundred bytes of other items. A variable costs
+# up to 24 bytes beside its own in either.
+_MOST_ENV, _ITEM_BYTES = 240 * 1024, 24
+# MAX_ARG_STRLEN (linux/binfmts.h), without the NUL.
+_MOST_VARIABLE = 128 * 1024 - 1
+_IN_A_FILE = "put it into a file of the guest: files="
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkRequest:
     """What one machine gets beyond its template. None of it enters a template.
@@ -36,7 +44,7 @@ class ForkRequest:
     idle_ttl_s: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "env", check_env(self.env))
+        object.__setattr__(self, "env", _check_room(check_env(self.env)))
         object.__setattr__(self, "files", _check_files(self.files))
         for name in ("cpus", "memory_mib"):
             size = getattr(self, name)
@@ -82,6 +90,20 @@ def check_ttl(ttl_s: float, *, field: str = "ttl_s") -> float:
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not math.isfinite(ttl_s) or ttl_s < 0:
         raise ConfigError(field, ttl_s, "the time to live must be a number of seconds; 0 is no limit")
     return float(ttl_s)
+
+
+def _check_room(env: dict[str, str]) -> dict[str, str]:
+    """`env` itself. Raises `ConfigError` for a variable that no program could have, and for more than fits a fork."""
+    total = 0
+    for key, value in env.items():
+        size = sum(len(part.encode("utf-8", "surrogateescape")) for part in (key, "=", value))
+        total += size + _ITEM_BYTES
+        if size > _MOST_VARIABLE:
+            raise ConfigError("env", key, f"{key} has {size:,} bytes, Linux takes {_MOST_VARIABLE:,}", hint=_IN_A_FILE)
+    if total > _MOST_ENV:
+        reason = f"the variables have more than {_MOST_ENV // 1024} KiB together"
+        raise ConfigError("env", len(env), reason, hint=_IN_A_FILE)
+    return env
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
