@@ -26,6 +26,7 @@ OUTPUT = PACKAGE / "blocking.py"
 # class of its module, or named behind a colon.
 CLASSES = {
     "GuestProcess": ("agent/process.py",),
+    "Watch": ("agent/watch.py",),
     "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),

@@ -11,7 +11,7 @@ from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork import aio
-    from vmfork.blocking import VM, Factory, GuestProcess, Template
+    from vmfork.blocking import VM, Factory, GuestProcess, Template, Watch
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
@@ -56,11 +56,12 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
     from vmfork.template.probes import Probe
+    from vmfork.wire.event import FileEvent
 
 __version__ = "0.1.0"
 
 # What waits has a blocking form here; values and errors are the same objects as in vmfork.aio.
-_BLOCKING = ("VM", "Factory", "GuestProcess", "Template")
+_BLOCKING = ("VM", "Factory", "GuestProcess", "Template", "Watch")
 
 __all__ = [
     "VM",
@@ -73,6 +74,7 @@ __all__ = [
     "Factory",
     "FactoryConfig",
     "FallbackRefused",
+    "FileEvent",
     "FitError",
     "GuestError",
     "GuestFileError",
@@ -110,6 +112,7 @@ __all__ = [
     "VMForkError",
     "VMHandle",
     "VMNotFound",
+    "Watch",
     "WrongContext",
     "aio",
     "detailed_timings",

@@ -11,6 +11,7 @@ from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
+    from vmfork.agent.watch import Watch
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
     from vmfork.template.probes import Probe
+    from vmfork.wire.event import FileEvent
 
 _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
@@ -74,6 +76,8 @@ _HOMES = {
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
     "GuestProcess": "vmfork.agent.process",
+    "Watch": "vmfork.agent.watch",
+    "FileEvent": "vmfork.wire.event",
     **dict.fromkeys(
         ("FactoryConfig", "ImageConfig", "ProgramLimits", "Places", "VMConfig", "find_places"), "vmfork.config"
     ),
@@ -97,6 +101,7 @@ __all__ = [
     "Factory",
     "FactoryConfig",
     "FallbackRefused",
+    "FileEvent",
     "FitError",
     "GuestError",
     "GuestFileError",
@@ -134,6 +139,7 @@ __all__ = [
     "VMForkError",
     "VMHandle",
     "VMNotFound",
+    "Watch",
     "WrongContext",
     "detailed_timings",
     "find_places",

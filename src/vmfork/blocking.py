@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
+    from vmfork.wire.event import FileEvent
     from vmfork.wire.frame import Channel
     from vmfork.wire.given import GivenFile, GuestPath, HostPath, OpenFile
     from vmfork.wire.message import DirEntry, ExecStatus, FileStat
@@ -105,6 +106,50 @@ class GuestProcess:
 
     def close(self) -> None:
         """The program does not run any more, and its output is thrown away."""
+        portal.finish(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Watch:
+    """A file or folder of the guest that is watched, until `aclose()` or the end of the `with` block.
+
+    The blocking form of `vmfork.aio.Watch`.
+    """
+
+    def __init__(self, twin: aio.Watch) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def path(self) -> str:
+        """What is watched."""
+        return self._twin.path
+
+    def next(self, *, timeout_s: float | None = None) -> FileEvent | None:
+        """What happened next; `None` once nothing more can: what was watched is gone."""
+        return portal.run(self._twin.next(timeout_s=timeout_s))
+
+    def events(self) -> Iterator[FileEvent]:
+        """What happens, as it happens, until the end. The agent's loss is raised after what came before it."""
+        pieces = self._twin.events()
+        with suppress(StopAsyncIteration):
+            try:
+                while True:
+                    yield portal.run(_next(pieces))
+            finally:
+                portal.finish(_close(pieces))
+
+    def close(self) -> None:
+        """Nothing is watched any more."""
         portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:
@@ -514,6 +559,10 @@ class VM:
     def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
         portal.run(self._twin.make_dir(path, mode=mode, parents=parents))
+
+    def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = 60.0) -> Watch:
+        """What happens to the guest's file or folder `path` is told from now on, by `events` of what this gives."""
+        return Watch(portal.run(self._twin.watch(path, recursive=recursive, timeout_s=timeout_s)))
 
     def move(self, path: GuestPath, to: GuestPath) -> None:
         """What was at the guest's `path` is at `to`, at once, in the place of a file or an empty folder there."""

@@ -14,9 +14,9 @@ import vmfork
 import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
-WAITING = {"VM", "Factory", "GuestProcess", "Template"}
+WAITING = {"VM", "Factory", "GuestProcess", "Template", "Watch"}
 VALUES = {
-    "ExecResult", "FactoryConfig", "ImageConfig", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
+    "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
     "VMHandle", "detailed_timings", "find_places", "load_settings",
 }  # fmt: skip
 ERRORS = {

@@ -10,6 +10,7 @@ from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
 from vmfork.agent.programs import ProgramRequests
+from vmfork.agent.watch import WatchRequests
 from vmfork.agent.watchers import WatcherRequests
 from vmfork.errors import GuestError
 from vmfork.wire import message
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vmfork.wire.message import ClockReading, Hello, ItemOutcome
 
 
-class AgentClient(BackgroundRequests, ProgramRequests, FileRequests, CopyRequests, WatcherRequests):
+class AgentClient(BackgroundRequests, ProgramRequests, FileRequests, CopyRequests, WatchRequests, WatcherRequests):
     """The requests about the agent and the machine as a whole, beside those about programs and files.
 
     Every call raises `DeadlineExceeded` after its `timeout_s` seconds (`None`: no limit), `GuestError` when the guest

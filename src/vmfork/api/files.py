@@ -14,6 +14,7 @@ from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import Packing, base_name, check_source, measure
 from vmfork.host.tar import TarPacking, TarUnpacking
 from vmfork.host.unpacking import Place, Unpacking
+from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.wire.code import ErrorCode
 from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_content, check_local, check_open, check_path, name_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmfork.agent.client import AgentClient
+    from vmfork.agent.watch import Watch
     from vmfork.copied import Copied
     from vmfork.progress import ProgressListener
     from vmfork.wire.given import GuestPath, HostPath, OpenFile
@@ -123,6 +125,17 @@ class GuestFiles(ABC):
     async def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
         """The guest has a folder at `path`."""
         await self._live_agent().make_dir(check_path(path), mode=mode, parents=parents)
+
+    @gives_owner
+    async def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = _LIMIT_S) -> Watch:
+        """What happens to the guest's file or folder `path` is told from now on, by `events` of what this gives.
+
+        Of a folder that is what happens to the names in it; with `recursive`, in all below it too, but for what is
+        mounted there. What was made in a new folder at the same time may be told twice. A link at `path` is followed.
+        Raises `GuestFileError` when there is nothing, or (`busy`) when there are more than 8,192 folders below.
+        `timeout_s` bounds the beginning.
+        """
+        return await self._live_agent().watch(check_path(path), recursive=recursive, timeout_s=timeout_s)
 
     async def move(self, path: GuestPath, to: GuestPath) -> None:
         """What was at the guest's `path` is at `to`, at once, in the place of a file or an empty folder there.

@@ -48,6 +48,7 @@ _COMMANDS = {
     "start": "Start a machine that outlives this command, and print its id.",
     "exec": "Run CMD in machine ID, pass its input and output through.",
     "cp": "Copy a file or a folder into a machine that `start` made, or out of it.",
+    "watch": "Print what happens to the file or folder PATH of machine ID, as it happens, until it is gone.",
     "ps": "List the machines that run, whoever owns them.",
     "show": "Show what is known of machine ID, which runs or ended not long ago.",
     "stats": "Show what machine ID takes of the host now: CPU, memory of its own, memory that it shares.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfork.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROTOCOL = 4
 # Protocol 1 lacks NOTIFY, 1 and 2 what `FIRST_WITH_ROOM` names, and all before 4 what `FIRST_WITH_TERMINALS` does; all
@@ -79,6 +82,7 @@ class Opcode(IntEnum):
     GET = 20
     MOVE = 21
     CHANGE = 22
+    WATCH = 26
 
 
 class BrokerOpcode(IntEnum):
@@ -143,6 +147,46 @@ def decode_fields(payload: bytes, *, most: int = PAYLOAD_LIMIT) -> tuple[bytes, 
             raise ProtocolError("a field is longer than its frame")
         fields.append(payload[start:at])
     return tuple(fields)
+
+
+class RecordParser:
+    """Bytes in any pieces become records of `count` fields, each of no more than `most` bytes in all."""
+
+    def __init__(self, count: int, *, most: int) -> None:
+        self._held = bytearray()
+        self._count = count
+        self._most = most
+
+    @property
+    def is_idle(self) -> bool:
+        """It stands between two records."""
+        return not self._held
+
+    def feed(self, data: bytes) -> Iterator[list[bytes]]:
+        """The records that `data` completes. Raises `ProtocolError` for one that is too long."""
+        self._held += data
+        at = 0
+        try:
+            while (fields := self._cut(at)) is not None:
+                at += sum(map(len, fields)) + self._count * _U32.size
+                yield fields
+        finally:
+            del self._held[:at]
+
+    def _cut(self, at: int) -> list[bytes] | None:
+        """The fields of the next record, where all of them are there."""
+        held, begin, fields = self._held, at, []
+        for _ in range(self._count):
+            start = at + _U32.size
+            if len(held) < start:
+                return None
+            at = start + _U32.unpack_from(held, at)[0]
+            if at - begin > self._most:
+                raise ProtocolError(f"{self._count} fields are announced that have more than {self._most} bytes")
+            if len(held) < at:
+                return None
+            fields.append(bytes(held[start:at]))
+        return fields
 
 
 def encode_request(stream: int, opcode: Opcode | BrokerOpcode, *fields: bytes, behind: bytes = b"") -> bytes:

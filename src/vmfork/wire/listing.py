@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.errors import ProtocolError
+from vmfork.wire.frame import RecordParser
 from vmfork.wire.message import DirEntry, decode_text, parse_count, parse_entry
 from vmfork.wire.tree import LARGEST_ENTRY, Entry, TreeParser, Up
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FIELDS = 5
-_LENGTH = struct.Struct(">I")
 # Measured with CPython 3.11, beside the name: the entry, its numbers as they are allotted, its places in three lists.
 _COST = 240
 
@@ -31,41 +30,20 @@ class FolderNames:
     """What LIST sends: five fields for each entry."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._parser = RecordParser(_FIELDS, most=LARGEST_ENTRY)
         self._count = 0
 
     def feed(self, data: bytes) -> Iterator[DirEntry]:
         """The entries that `data` completes."""
-        self._held += data
-        at = 0
-        try:
-            while (fields := self._cut(at)) is not None:
-                at += sum(map(len, fields)) + _FIELDS * _LENGTH.size
-                self._count += 1
-                yield parse_entry(fields)
-        finally:
-            del self._held[:at]
+        for fields in self._parser.feed(data):
+            self._count += 1
+            yield parse_entry(fields)
 
     def check_end(self, answer: bytes) -> None:
         """Raises `ProtocolError` unless exactly as many came as the agent sent."""
         sent = parse_count(answer)
-        if self._held or self._count != sent:
+        if not self._parser.is_idle or self._count != sent:
             raise ProtocolError(f"the agent sent {sent} entries, {self._count} came")
-
-    def _cut(self, at: int) -> list[bytes] | None:
-        """The fields of the next entry, where all of them are there."""
-        held, begin, fields = self._held, at, []
-        for _ in range(_FIELDS):
-            start = at + _LENGTH.size
-            if len(held) < start:
-                return None
-            at = start + _LENGTH.unpack_from(held, at)[0]
-            if at - begin > LARGEST_ENTRY:
-                raise ProtocolError(f"an entry of a folder has more than {LARGEST_ENTRY} bytes")
-            if len(held) < at:
-                return None
-            fields.append(bytes(held[start:at]))
-        return fields
 
 
 class TreeNames:

@@ -51,6 +51,7 @@ _SIZE = _Quantity("size", 0, _I64)
 _MODE = _Quantity("mode", 0, 0o7777, base=8)
 _TIME = _Quantity("time in ns", -_I64 - 1, _I64)
 _OWNER = _Quantity("user or group", 0, 2**32 - 1)
+_PAIR = _Quantity("pair", 0, 2**32 - 1)
 _COUNT = _Quantity("number of entries", 0, 2**31 - 1)
 _OF_FILES = {"mode": _MODE, "time": _TIME, "owner": _OWNER, "size": _SIZE}
 _DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
@@ -278,6 +279,11 @@ def put_request(stream: int, path: str, *, parents: bool, archive: bool, size: i
     return encode_request(stream, Opcode.PUT, encode_text(path), options, _number(size))
 
 
+def watch_request(stream: int, path: str, *, recursive: bool) -> bytes:
+    """Asks to be told what happens to the file or folder, or to all below it."""
+    return encode_request(stream, Opcode.WATCH, encode_text(path), _options({"recursive": recursive}))
+
+
 def get_request(stream: int, path: str, *, names: bool = False) -> bytes:
     """GET; with `names` no content comes."""
     return encode_request(stream, Opcode.GET, encode_text(path), _options({"names": names}))
@@ -455,6 +461,11 @@ def parse_stat(payload: bytes) -> FileStat:
         gid=_int(gid, _OWNER),
         target=decode_text(target),
     )
+
+
+def parse_pair(field: bytes) -> int:
+    """What both halves of a move have in common."""
+    return _int(field, _PAIR)
 
 
 def parse_count(payload: bytes) -> int:

@@ -87,7 +87,7 @@ GOOD = {
 
 METHODS = {
     f"{name}.{key}": (kind, key)
-    for name in ("Factory", "GuestProcess", "Template", "VM")
+    for name in ("Factory", "GuestProcess", "Template", "VM", "Watch")
     for kind in (getattr(aio, name),)
     for key, member in inspect.getmembers(kind, callable)
     if not key.startswith("_") and inspect.isfunction(inspect.unwrap(getattr(member, "__func__", member)))

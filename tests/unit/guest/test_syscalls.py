@@ -92,6 +92,10 @@ async def use_files(client: AgentClient, folder: Path) -> None:
     await writing
     await client.list_dir(str(folder))
     await use_trees(client, folder)
+    async with await client.watch(str(folder), recursive=True) as watch:
+        (folder / "moved").rename(folder / "again")
+        while (event := await watch.next()) is not None and event.kind != "moved-here":
+            pass
     await client.make_dir(str(folder / "deep" / "er"))
     await client.remove(str(folder / "deep"), recursive=True)
 
