@@ -91,6 +91,7 @@ async def test_what_makes_no_sense_is_named_and_the_machine_goes_on(vm, template
         assert (await fork.shell("printf %s $A | wc -c", timeout_s=LIMIT_S)).stdout == "131069\n"
     with pytest.raises(GuestError, match="no user 'nobody-such'"):
         await vm.exec(["true"], user="nobody-such", timeout_s=LIMIT_S)
+    assert (await vm.shell("kill -9 1; echo on", timeout_s=LIMIT_S)).stdout == "on\n"  # its agent is nobody's to kill
     kept = await vm.start(["printf", r"\377\376ok"], background=True)
     assert [each async for each in kept.output()] == [(Channel.STDOUT, b"\xff\xfeok")]
     told = json.loads(command("logs", vm.id, "--json").check().out)

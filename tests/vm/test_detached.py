@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -219,8 +221,9 @@ async def test_users_killed_at_random_leave_it_to_the_others(template) -> None:
         users = [subprocess.Popen([sys.executable, "-c", USER, vm.id], stdout=-1) for _ in range(5)]
         for user in users:
             assert user.stdout is not None
-            await asyncio.to_thread(user.stdout.readline)
-        for user in users:
+            for _ in range(random.randrange(1, 5)):
+                await asyncio.to_thread(user.stdout.readline)
+        for user in random.sample(users, len(users)):
             user.kill()
             await asyncio.to_thread(user.communicate)
             assert (await vm.exec(["echo", "on"], timeout_s=LIMIT_S)).stdout == "on\n"
@@ -278,7 +281,11 @@ def test_the_commands(template_name) -> None:
         )
         assert shown("ps", "--filter", "job=9") == []
         assert vm_id in command("ps").check().out
-        assert shown("show", vm_id[:6])["id"] == vm_id
+        told = shown("show", vm_id[:6])
+        assert told["id"] == vm_id
+        left_s = datetime.fromisoformat(told["ends_at"]).timestamp() - time.time()
+        assert 0 < left_s <= 3600
+        assert "ends_at" in command("show", "cli").check().out
         assert "to the console" in shown("logs", "cli")["console"]
         assert command("pause", "cli").check().out == f"{vm_id}\n"
         assert command("resume", "cli").check().out == f"{vm_id}\n"

@@ -10,8 +10,7 @@ import click
 from vmfork.cli.complete import shared_vms
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
-from vmfork.machine.background import list_programs, read_status
-from vmfork.machine.folder import folder_of, forget_ended, list_ended, list_records, read_brokered, sweep_vms
+from vmfork.machine.folder import forget_ended, list_ended, list_records, read_brokered, sweep_vms
 from vmfork.machine.naming import NEITHER, choose
 
 if TYPE_CHECKING:
@@ -65,16 +64,6 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         return told | {"pid": record.pid, "owner_pid": record.owner_pid}
     ended_at = datetime.fromtimestamp(end.at, UTC).isoformat(timespec="milliseconds")
     return told | {"ended_at": ended_at, "reason": end.reason}
-
-
-def list_background(record: VMRecord) -> list[dict[str, Any]]:
-    """Its programs in the background; `exit_code` is `None` for one that runs, or ran when the machine ended."""
-    folder = folder_of(find_places().vms, record.id)
-    found = [(program, read_status(folder, program)) for program in list_programs(folder)]
-    return [
-        {"pid": program.pid, "argv": program.argv, "exit_code": None if status is None else status.exit_code}
-        for program, status in found
-    ]
 
 
 def _state(record: VMRecord) -> str:

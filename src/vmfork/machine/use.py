@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import MachineEnded
+from vmfork.errors import GuestError, MachineEnded
 from vmfork.host.memory import MemoryUse, read_memory
 from vmfork.host.process import read_stat
 from vmfork.machine.folder import list_records
@@ -61,6 +61,8 @@ async def read_stats(running: Running) -> Stats:
         raise agent.lost.with_traceback(None)
     if running.is_shared:
         counts = await agent.count()
+        if "programs" not in counts:
+            raise GuestError("the machine's broker is of an older vmfork, and does not count", hint="start another")
         sent, received, programs = counts["sent"], counts["received"], counts["programs"]
     else:
         (sent, received), programs = agent.traffic, agent.count_programs()
