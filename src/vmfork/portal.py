@@ -58,9 +58,12 @@ class Portal:
         except BaseException:
             work.close()  # it was never awaited, on purpose
             raise
-        called_from.set(find_caller())
         done: Future[None] = Future()
-        future = asyncio.run_coroutine_threadsafe(_marking_end(work, done), loop)
+        asked = called_from.set(find_caller())
+        try:
+            future = asyncio.run_coroutine_threadsafe(_marking_end(work, done), loop)
+        finally:
+            called_from.reset(asked)  # what this thread makes by itself later is made elsewhere
         try:
             return future.result()
         except BaseException:

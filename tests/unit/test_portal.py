@@ -127,3 +127,19 @@ portal.run(answer())
 )
 def test_the_end_of_the_interpreter_is_never_waited_for(before, after, told) -> None:
     assert told in run_program(PROGRAM.format(before=before, after=after)).stdout
+
+
+def test_what_a_thread_makes_by_itself_after_a_call_was_made_where_it_made_it() -> None:
+    run_program(
+        BEGIN
+        + """
+from vmfork.host.bound import Bound, find_caller
+
+async def make():
+    return Bound("it").made_at
+
+asked = find_caller(); made = portal.run(make())
+assert made == asked, made
+assert asyncio.run(make()) != made
+"""
+    )

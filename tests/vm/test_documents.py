@@ -109,7 +109,8 @@ class Reader:
 def make_commands(folder: Path) -> Path:
     folder.mkdir(parents=True)
     # What is installed is what the tests run in: make is not to install anything, however new the sources are.
-    programs = {"vmfork": COMMAND, "python": (sys.executable,), "make": (_MAKE, "-o", ".venv/.ready")}
+    make = (_MAKE, "-o", ".venv/.ready", f"BIN={Path(sys.executable).parent}")
+    programs = {"vmfork": COMMAND, "python": (sys.executable,), "make": make}
     if shutil.which("curl") is None:
         programs["curl"] = (sys.executable, "-c", _CURL)
     for name, argv in programs.items():

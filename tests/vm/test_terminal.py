@@ -104,8 +104,9 @@ def test_the_end_of_the_guest_gives_the_terminal_back(at_bash) -> None:
         assert "error: " in shown
 
 
-def test_a_time_limit_gives_the_terminal_back(at_bash) -> None:
-    with at_bash("--timeout", "1s") as at:
+def test_a_time_limit_gives_the_terminal_back(template_name) -> None:
+    with AtTerminal(*COMMAND, "run", "-it", "-t", template_name, "--timeout", "3s", "--", *BASH) as at:
+        at.wait_raw()
         status, shown = at.end()
         assert (status, at.is_as_before) == (124, True)
         assert "error: " in shown

@@ -94,7 +94,7 @@ class _Pair:
     """A child and its keeper. Both are children of this process, which reaps them whoever owns them by then."""
 
     # Processes that were passed on, and their keepers. The loop that would reap them may be gone, so they are looked at
-    # whenever another is started.
+    # whenever another is started or one of them is dropped.
     passed_on: ClassVar[set[int]] = set()
 
     def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket) -> None:
@@ -134,6 +134,10 @@ class KeptProcess(WatchedProcess):
         super().__init__(identity, argv, pair.collect if pair is not None else _know_nothing)
         self._keeper = keeper
         self._pair = pair
+
+    def __del__(self) -> None:
+        super().__del__()
+        _reap_passed_on()
 
     @classmethod
     def start(

@@ -346,6 +346,33 @@ async def test_a_keeper_that_is_gone_takes_nothing_over(kept, path, belongings) 
         await take(process, path)
 
 
+def test_the_end_of_the_loop_that_watched_it_leaves_neither_descriptor_nor_zombie(kept, belongings) -> None:
+    """Who starts a machine that outlives him may have many loops."""
+
+    async def pass_on() -> KeptProcess:
+        process = kept()
+        await belongings.park(process)
+        process.release()
+        return process
+
+    before = set(os.listdir("/proc/self/fd"))
+    process = asyncio.run(pass_on())
+    pid = process.pid
+    (keeper_pid,) = set(children()) - {pid}
+    os.kill(pid, signal.SIGKILL)
+    wait_ended(pid, keeper_pid)
+    assert {pid, keeper_pid} <= set(children())
+    del process
+    assert not {pid, keeper_pid} & set(children())
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def wait_ended(*pids: int) -> None:
+    """Children, which become zombies."""
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
