@@ -91,11 +91,18 @@ async def test_it_is_idle_without_a_client_and_not_with_one(start) -> None:
     await wait_end(brokered)
 
 
-async def test_its_times_begin_when_its_starter_has_it(start) -> None:
-    brokered = await start(ttl_s=0.2, idle_ttl_s=0.1, held=True)
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"ttl_s": 0.2}, "its time to live is over"),
+        ({"idle_ttl_s": 0.2}, "nobody used it for as long as it may be idle"),
+    ],
+)
+async def test_its_times_begin_when_its_starter_has_it(start, limits, reason) -> None:
+    brokered = await start(held=True, **limits)
     assert not wait_gone(brokered.pidfd, limit_s=0.5)
     brokered.let_go()
-    assert brokered.why_ended() == "nobody used it for as long as it may be idle"
+    assert brokered.why_ended() == reason
 
 
 async def test_a_machine_that_nobody_ever_used_is_idle_too(start) -> None:

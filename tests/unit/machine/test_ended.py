@@ -46,7 +46,7 @@ def leave(vms, *, ago_s: float = 0, size: int = 0, told: bool = True, template: 
 
 
 def test_a_machine_is_told_of_for_a_day_and_then_forgotten(vms, capsys) -> None:
-    young, old = leave(vms, ago_s=23 * HOUR_S), leave(vms, ago_s=23.999 * HOUR_S)
+    young, old = leave(vms, ago_s=23 * HOUR_S), leave(vms, ago_s=23.5 * HOUR_S)
     sweep_vms(vms)
     assert [record.id for record, _ in list_ended(vms)] == [old, young]
     (vms.with_name("ended") / old / "ended.json").write_text(json.dumps({"reason": "x", "at": time.time() - 86_401}))
