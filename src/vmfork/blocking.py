@@ -910,6 +910,8 @@ class Factory:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from."""
@@ -922,6 +924,8 @@ class Factory:
                     files=files,
                     cpus=cpus,
                     memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
                     timeout_s=timeout_s,
                 )
             )

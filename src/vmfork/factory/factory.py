@@ -119,6 +119,8 @@ class Factory(Owner):
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from.
@@ -126,7 +128,8 @@ class Factory(Owner):
         With `template` it is a fork of the template of that name. Without a configuration it has the factory's. When
         that asks for nothing in particular (it `is_plain`), or a template is named, the VM is what the first template,
         pool or server gives. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for
-        a machine of a cache (by default the configuration's `fork_timeout_s`).
+        a machine of a cache (by default the configuration's `fork_timeout_s`). It ends by itself after `ttl_s` seconds,
+        and after `idle_ttl_s` without a request to its guest, as a fork of `Template.fork`.
 
         When no such machine can be had, one of another template, which was warmed up in another way, is never given in
         its place: a VM is booted, or `FallbackRefused` is raised, as `fallback` says.
@@ -135,7 +138,7 @@ class Factory(Owner):
         only larger machines are ready. Raises `SetupError` when a hook of the template or a file given here failed, and
         `LaunchError`, `AdoptError`, `HostError`. Nothing is left after any of them.
         """
-        fork = ForkRequest(env=env or {}, files=files or {})
+        fork = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
         if config is None and not (template or self.config.vm.is_plain):
             config = self.config.vm

@@ -388,6 +388,15 @@ async def test_a_hook_that_fails_is_the_users(world) -> None:
         assert (factory.stats().retries, factory.stats().fallbacks) == (0, {})
 
 
+async def test_its_times_go_to_the_machine(world) -> None:
+    world.add("one", sized(1, 256))
+    async with Factory(FactoryConfig(templates=("one",))) as factory:
+        vm = await factory.get_vm(ttl_s=3, idle_ttl_s=2)
+        assert (vm.base.request.ttl_s, vm.base.request.idle_ttl_s) == (3, 2)
+        vm = await factory.get_vm()
+        assert (vm.base.request.ttl_s, vm.base.request.idle_ttl_s) == (0, 0)
+
+
 async def test_a_wrong_environment_costs_no_machine(world) -> None:
     template = world.add("one", sized(1, 256))
     async with Factory(FactoryConfig(templates=("one",))) as factory:
@@ -395,6 +404,8 @@ async def test_a_wrong_environment_costs_no_machine(world) -> None:
             await factory.get_vm(env={"A=B": "c"})
         with pytest.raises(ConfigError):
             await factory.get_vm(files={"relative": "x"})
+        with pytest.raises(ConfigError, match="ttl_s"):
+            await factory.get_vm(ttl_s=-1)
         assert template.made == []
 
 
