@@ -288,7 +288,13 @@ def test_the_commands(template_name) -> None:
         assert "ends_at" in command("show", "cli").check().out
         assert "to the console" in shown("logs", "cli")["console"]
         assert command("pause", "cli").check().out == f"{vm_id}\n"
+        assert shown("show", "cli")["paused"] is True
+        assert "shared, paused" in command("ps").check().out
+        waiting = Running("exec", "cli", "echo", "ran on")
+        waiting.wait_for(f"note: machine {vm_id} is paused")
         assert command("resume", "cli").check().out == f"{vm_id}\n"
+        assert waiting.end().check().out == "ran on\n"
+        assert shown("show", "cli")["paused"] is False
         assert command("logs", "cli").check().out.count("to the console") == 1
         waiting = Running("wait", "cli", "--json")
     finally:

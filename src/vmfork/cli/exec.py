@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmfork.api.vm import VM
-from vmfork.cli.found import id_argument
+from vmfork.cli.found import id_argument, tell_paused
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VARIABLE_HELP, json_option, parse_limit, parse_variable
 from vmfork.cli.program import check_lending, make_kept, run_command
@@ -63,6 +63,7 @@ def command(
 
     async def work() -> int:
         async with VM.connect(vm_id) as vm:
+            tell_paused(vm.id)
             if detach:
                 process = await vm.start(argv, env=env, cwd=workdir, user=user, background=True)
                 if as_json:

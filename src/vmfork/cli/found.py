@@ -10,7 +10,7 @@ import click
 from vmfork.cli.complete import shared_vms
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
-from vmfork.machine.folder import forget_ended, list_ended, list_records, read_brokered, sweep_vms
+from vmfork.machine.folder import forget_ended, is_paused, list_ended, list_records, read_brokered, sweep_vms
 from vmfork.machine.naming import NEITHER, choose
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         "template": record.template,
         "image": record.image,
         "state": "ended" if end is not None else _state(record),
+        "paused": end is None and is_paused(find_places().vms / record.id),
         "cpus": record.cpus,
         "memory_mib": record.memory_mib,
         "accel": record.accel,
@@ -64,6 +65,12 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         return told | {"pid": record.pid, "owner_pid": record.owner_pid}
     ended_at = datetime.fromtimestamp(end.at, UTC).isoformat(timespec="milliseconds")
     return told | {"ended_at": ended_at, "reason": end.reason}
+
+
+def tell_paused(vm_id: str) -> None:
+    """Whoever is about to wait for a guest that stands still was told on standard error."""
+    if is_paused(find_places().vms / vm_id):
+        click.echo(f"note: machine {vm_id} is paused, and does nothing until: vmfork resume {vm_id}", err=True)
 
 
 def _state(record: VMRecord) -> str:

@@ -62,5 +62,6 @@ def _show_tree(groups: Sequence[dict[str, Any]]) -> None:
 def _row(told: dict[str, Any]) -> Sequence[object]:
     labels = ",".join(f"{key}={value}" for key, value in told["labels"].items())
     state = f"ended: {told['reason']}" if told["state"] == "ended" else told["state"]
+    state += ", paused" if told["paused"] else ""
     size = format_mib(told["memory_mib"])
     return told["id"], told["name"], told["template"], state, told["cpus"], size, told["created_at"][:19], labels

@@ -10,6 +10,7 @@ import click
 from vmfork.api.vm import VM
 from vmfork.cli.carry import read_baggage
 from vmfork.cli.complete import free_vms
+from vmfork.cli.found import tell_paused
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
@@ -127,6 +128,7 @@ async def _borrowed(vm_id: str) -> AsyncIterator[VM]:
     """The machine may be used in the block. One that has no clients is ours alone there, and nobody's behind it."""
     vms = find_places().vms
     vm_id = find_vm(vms, vm_id).id
+    tell_paused(vm_id)
     if read_brokered(vms / vm_id) is not None:
         async with VM.connect(vm_id) as vm:
             yield vm

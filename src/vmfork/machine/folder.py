@@ -8,6 +8,7 @@ VMS/ID/            0700
     handle.json    only while nobody owns it: what the next owner needs
     broker.json    the same, while its broker owns it; without the token, which the broker is given when it is asked
     broker.sock    where clients connect, while its broker owns it
+    paused         there while its guest stands still, because its owner or a client paused it
     ended.json     when and why its broker ended it
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, on its way to its name
@@ -36,6 +37,7 @@ from vmfork.host.folders import (
     ABSENT,
     NO_FILE,
     find_content,
+    find_info,
     is_ours,
     is_private_folder,
     list_folder,
@@ -60,6 +62,7 @@ _RECORD = "vm.json"
 _TICKET = "ticket.json"
 _HANDLE = "handle.json"
 _BROKER = "broker.json"
+_PAUSED = "paused"
 # A folder that is new for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
 
@@ -150,6 +153,14 @@ class VMFolder:
         for name in (_HANDLE, _BROKER, BROKER_SOCKET):
             (self.path / name).unlink(missing_ok=True)
 
+    def note_paused(self, *, paused: bool) -> None:
+        """Others see whether the guest stands still. Where the host refuses the file, they do not."""
+        with suppress(OSError):
+            if paused:
+                (self.path / _PAUSED).touch(mode=0o600)
+            else:
+                (self.path / _PAUSED).unlink(missing_ok=True)
+
     def release(self) -> None:
         """The folder stays, for whoever takes the VM over."""
         self._lock.close()
@@ -238,6 +249,11 @@ def read_handle(folder: Path) -> bytes | None:
 def read_brokered(folder: Path) -> bytes | None:
     """What the starter of a VM left for its clients; `None` where it has no broker. Raises `OSError`."""
     return find_content(folder / _BROKER)
+
+
+def is_paused(folder: Path) -> bool:
+    """Whether whoever paused the VM last has not let it run on. Told a moment too early where they were killed then."""
+    return find_info(folder / _PAUSED) is not None
 
 
 def list_records(vms: Path) -> list[VMRecord]:

@@ -112,7 +112,14 @@ class Running(Described, Owner):
 
     async def pause(self) -> None:
         """The guest stands still; its memory stays. On cancel it does, or is about to: `resume` lets it run on."""
-        await self._stop("paused")
+        self._check("running", "paused")
+        # Before it does: a guest that stands still is never taken for one that runs.
+        self.folder.note_paused(paused=True)
+        try:
+            await self._stop("paused")
+        except Exception:
+            self.folder.note_paused(paused=self.state == "paused")
+            raise
 
     async def park(self) -> None:
         """As `pause`, for a machine that is nobody's yet. Its taker gives it an identity and a clock."""
@@ -135,6 +142,7 @@ class Running(Described, Owner):
         self._check("running", "paused")
         await self.machine.resume()
         self.state = "running"
+        self.folder.note_paused(paused=False)
         await set_clock(self._agent, timeout_s=timeout_s)
 
     async def unpark(self, *, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from vmfork.errors import Closed, DeadlineExceeded, GuestError, HostError
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine.facts import MachineFacts
-from vmfork.machine.folder import VMFolder, VMRecord, find_record, list_records
+from vmfork.machine.folder import VMFolder, VMRecord, find_record, is_paused, list_records
 from vmfork.machine.running import Running
 from vmfork.wire.message import ClockReading
 
@@ -80,8 +80,9 @@ async def running(tmp_path):
 
 async def test_a_machine_stands_still_and_runs_on(running) -> None:
     await running.pause()
-    assert (running.state, running.stands_still) == ("paused", True)
+    assert (running.state, running.stands_still, is_paused(running.folder.path)) == ("paused", True, True)
     await running.resume(timeout_s=1)
+    assert not is_paused(running.folder.path)
     await running.park()
     assert (running.state, running.stands_still) == ("parked", True)
     await running.unpark(timeout_s=1)
@@ -95,14 +96,14 @@ async def test_a_clock_that_cannot_be_proven_is_told_and_the_guest_runs_all_the_
     running.agent.off_s = 5.0
     with pytest.raises(GuestError, match="could not be proven"):
         await running.resume(timeout_s=0.05)
-    assert running.state == "running"
+    assert (running.state, is_paused(running.folder.path)) == ("running", False)
 
 
 async def test_a_pause_the_hypervisor_refused_changed_nothing(running) -> None:
     running.machine.fails = HostError("no")
     with pytest.raises(HostError):
         await running.pause()
-    assert running.state == "running"
+    assert (running.state, is_paused(running.folder.path)) == ("running", False)
 
 
 async def test_a_cancelled_pause_may_have_stopped_the_guest_and_resume_mends_it(running) -> None:
@@ -112,10 +113,16 @@ async def test_a_cancelled_pause_may_have_stopped_the_guest_and_resume_mends_it(
     pausing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pausing
-    assert running.state == "paused"
+    assert (running.state, is_paused(running.folder.path)) == ("paused", True)
     running.machine.hangs = False
     await running.resume(timeout_s=1)
-    assert running.state == "running"
+    assert (running.state, is_paused(running.folder.path)) == ("running", False)
+
+
+async def test_a_host_that_refuses_the_note_is_no_reason_not_to_pause(running, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "touch", lambda *_args, **_options: (_ for _ in ()).throw(OSError(28, "no space")))
+    await running.pause()
+    assert running.state == "paused"
 
 
 @pytest.mark.parametrize("act", ["check", "unpark"])
