@@ -36,6 +36,7 @@ static const uint8_t RULES[] = {
     [OP_GET] = PASSED,
     [OP_MOVE] = PASSED,
     [OP_CHANGE] = PASSED,
+    [OP_CONNECT] = SENDING,
     [OP_WATCH] = PASSED,
 };
 /* clang-format on */

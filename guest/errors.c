@@ -12,7 +12,7 @@ static const struct {
     {EROFS, "denied"},         {EEXIST, "exists"},           {EISDIR, "is-directory"},     {ENOTDIR, "not-directory"},
     {ENOTEMPTY, "not-empty"},  {ENOSPC, "no-space"},         {EDQUOT, "no-space"},         {EBUSY, "busy"},
     {ETXTBSY, "busy"},         {EINVAL, "invalid"},          {ENAMETOOLONG, "invalid"},    {ELOOP, "invalid"},
-    {E2BIG, "invalid"},
+    {E2BIG, "invalid"},       {ECONNREFUSED, "refused"},     {ECONNRESET, "reset"},
 };
 /* clang-format on */
 

@@ -34,6 +34,7 @@ enum opcode {
     OP_GET,
     OP_MOVE,
     OP_CHANGE,
+    OP_CONNECT,
     OP_WATCH = 26,
 };
 

@@ -28,6 +28,7 @@ void do_put(uint32_t stream, struct fields *f);
 void do_get(uint32_t stream, struct fields *f);
 void do_move(uint32_t stream, struct fields *f);
 void do_change(uint32_t stream, struct fields *f);
+void do_connect(uint32_t stream, struct fields *f);
 void do_watch(uint32_t stream, struct fields *f);
 
 #endif

@@ -43,6 +43,7 @@ static const struct {
 #endif
 #if PROTOCOL >= 4
     [OP_RESIZE] = {do_resize, 3, 3},
+    [OP_CONNECT] = {do_connect, 1, 1},
     [OP_WATCH] = {do_watch, 2, 2},
 #endif
 };

@@ -15,6 +15,7 @@
 #include "operation.h"
 #include "path.h"
 #include "stream.h"
+#include "tunnel.h"
 #include "version.h"
 
 void do_hello(uint32_t stream, struct fields *f)
@@ -72,6 +73,7 @@ void do_quiesce(uint32_t stream, struct fields *f)
         send_error(stream, "busy", "a process is running", EBUSY);
         return;
     }
+    tunnels_reset();
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_item("exec", "ok", "");
     put_item("sync", sync_all(), "");

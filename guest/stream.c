@@ -12,7 +12,7 @@
 
 /* Each may be a program with three pipes. A request that finds no slot is refused; a host that queues those beyond this
  * number, as vmfork does, never meets that. */
-enum { MOST_STREAMS = 1024 };
+enum { MOST_STREAMS = 1024, MOST_TUNNELS = 256 };
 
 /* Open streams, and NULL where one was closed. Grows as needed: a template holds one slot, not a thousand. */
 static struct stream **streams;
@@ -27,8 +27,6 @@ void streams_open(int epoll)
 static struct stream **add_slots(void)
 {
     size_t more = slots ? slots * 2 : 16;
-    if (more > MOST_STREAMS)
-        return NULL;
     struct stream **grown = realloc(streams, more * sizeof *streams);
     if (grown == NULL)
         fatal("out of memory");
@@ -37,6 +35,14 @@ static struct stream **add_slots(void)
     struct stream **first = streams + slots;
     slots = more;
     return first;
+}
+
+static bool are_too_many(bool tunnels)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < slots; i++)
+        count += streams[i] != NULL && streams[i]->kind->is_tunnel == tunnels;
+    return count >= (tunnels ? MOST_TUNNELS : MOST_STREAMS);
 }
 
 static struct stream **free_slot(void)
@@ -49,11 +55,11 @@ static struct stream **free_slot(void)
 
 struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *state)
 {
-    struct stream **slot = free_slot();
-    if (slot == NULL) {
-        send_error(id, "busy", "too many requests are open", 0);
+    if (are_too_many(kind->is_tunnel)) {
+        send_error(id, "busy", kind->is_tunnel ? "too many connections are open" : "too many requests are open", 0);
         return NULL;
     }
+    struct stream **slot = free_slot();
     struct stream *s = zeroed(sizeof *s);
     *s = (struct stream){.id = id, .kind = kind, .state = state, .granted = FIRST_CREDIT};
     for (size_t i = 0; i < CHANNELS; i++)
@@ -75,6 +81,13 @@ bool streams_have(const struct stream_kind *kind)
         if (streams[i] != NULL && streams[i]->kind == kind)
             return true;
     return false;
+}
+
+void streams_each(const struct stream_kind *kind, void (*act)(struct stream *s))
+{
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->kind == kind)
+            act(streams[i]);
 }
 
 void streams_child_ended(pid_t pid, int status, const struct rusage *used)

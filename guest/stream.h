@@ -21,6 +21,8 @@ struct stream;
  * none returns, and the process that writes stands still in its pipe. `granted` is what we still allow the host on
  * the channel it sends on; `stream_grant` gives back what was used up. */
 struct stream_kind {
+    /* Counted apart: tunnels never take the places of programs and files. */
+    bool is_tunnel;
     /* The one channel on which the host may send. */
     uint8_t channel;
     /* Bytes for it, already within the credit; NULL where the host may send none. */
@@ -53,6 +55,8 @@ struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *sta
 /* NULL where no such stream is open. */
 struct stream *stream_find(uint32_t id);
 bool streams_have(const struct stream_kind *kind);
+/* `act` is called with each that is open, and may close it. */
+void streams_each(const struct stream_kind *kind, void (*act)(struct stream *s));
 void stream_close(struct stream *s);
 /* Everything the present client had open or was owed is dropped. */
 void forget_client(void);

@@ -27,7 +27,9 @@ OUTPUT = PACKAGE / "blocking.py"
 CLASSES = {
     "GuestProcess": ("agent/process.py",),
     "Watch": ("agent/watch.py",),
-    "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py"),
+    "GuestConnection": ("agent/tunnel.py",),
+    "Forward": ("network/forward.py",),
+    "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py", "api/ports.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
 }

@@ -11,6 +11,7 @@ from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
+    from vmfork.agent.tunnel import GuestConnection
     from vmfork.agent.watch import Watch
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         MachineEnded,
         NoRoom,
         NotOwner,
+        PortError,
         ProtocolError,
         SecretsPresent,
         SetupError,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
+    from vmfork.network.forward import Forward
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
 
@@ -65,8 +68,8 @@ _ERRORS = (
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "ProtocolError", "SecretsPresent",
-    "SetupError", "StoreBusy", "TemplateCorrupt",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
+    "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMExists",
     "VMForkError", "VMNotFound", "WrongContext",
 )  # fmt: skip
@@ -75,6 +78,7 @@ _HOMES = {
     "VM": "vmfork.api.vm",
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
+    "GuestConnection": "vmfork.agent.tunnel",
     "GuestProcess": "vmfork.agent.process",
     "Watch": "vmfork.agent.watch",
     "FileEvent": "vmfork.wire.event",
@@ -87,6 +91,7 @@ _HOMES = {
     "ProgramEvent": "vmfork.machine.event",
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
+    "Forward": "vmfork.network.forward",
     "detailed_timings": "vmfork.machine.trace",
 }
 
@@ -103,6 +108,8 @@ __all__ = [
     "FallbackRefused",
     "FileEvent",
     "FitError",
+    "Forward",
+    "GuestConnection",
     "GuestError",
     "GuestFileError",
     "GuestProcess",
@@ -120,6 +127,7 @@ __all__ = [
     "NoRoom",
     "NotOwner",
     "Places",
+    "PortError",
     "Probe",
     "ProgramEvent",
     "ProgramLimits",

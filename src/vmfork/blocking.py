@@ -161,6 +161,106 @@ class Watch:
         self.close()
 
 
+class GuestConnection:
+    """A TCP connection to a port of the guest, without a port on the host. What comes waits in the guest until `read`.
+
+    The blocking form of `vmfork.aio.GuestConnection`.
+    """
+
+    def __init__(self, twin: aio.GuestConnection) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def port(self) -> int:
+        """The port in the guest."""
+        return self._twin.port
+
+    def read(self, size: int = 65536, *, timeout_s: float | None = None) -> bytes:
+        """What came, at least one byte and at most `size`; empty once the guest has sent all it will."""
+        return portal.run(self._twin.read(size, timeout_s=timeout_s))
+
+    def write(self, data: bytes, *, timeout_s: float | None = None) -> None:
+        """The bytes are on their way. Waits while the program in the guest has 65,536 bytes of them to read."""
+        portal.run(self._twin.write(data, timeout_s=timeout_s))
+
+    def write_eof(self) -> None:
+        """The program in the guest reads to the end, and may still answer. Again it does nothing."""
+        portal.run(self._twin.write_eof())
+
+    def abort(self) -> None:
+        """The connection is gone at once, and the program in the guest is told that its peer is lost."""
+        portal.run(self._twin.abort())
+
+    def close(self) -> None:
+        """The connection is closed. What was written has arrived, unless nobody read it for five seconds."""
+        portal.finish(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Forward:
+    """A port, or a Unix socket, of the host that leads to a port of the guest.
+
+    The blocking form of `vmfork.aio.Forward`.
+    """
+
+    def __init__(self, twin: aio.Forward) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def guest_port(self) -> int:
+        """The port in the guest."""
+        return self._twin.guest_port
+
+    @property
+    def host(self) -> str:
+        """The address that it listens at; empty for a Unix socket."""
+        return self._twin.host
+
+    @property
+    def host_port(self) -> int:
+        """The port that it listens at; 0 for a Unix socket."""
+        return self._twin.host_port
+
+    @property
+    def path(self) -> str:
+        """The path of the Unix socket that it listens at; empty for a port."""
+        return self._twin.path
+
+    def wait_closed(self) -> None:
+        """It was closed, or its machine has ended."""
+        portal.run(self._twin.wait_closed())
+
+    def close(self) -> None:
+        """Nobody listens there any more, and its connections are reset. Closing again does nothing."""
+        portal.finish(self._twin.aclose())
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as it is given: `127.0.0.1:8080`, `[::1]:8080`, or a path."""
+        return self._twin.address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class VM:
     """Owner of one running machine. Leaving its `with` block leaves nothing behind.
 
@@ -663,6 +763,18 @@ class VM:
                 timeout_s=timeout_s,
             )
         )
+
+    def open_connection(self, port: int, *, timeout_s: float = 30.0) -> GuestConnection:
+        """A connection to who listens at `port` in the guest; no port of the host leads there."""
+        return GuestConnection(portal.run(self._twin.open_connection(port, timeout_s=timeout_s)))
+
+    def forward(self, guest_port: int, host: str = "127.0.0.1:0", *, timeout_s: float = 30.0) -> Forward:
+        """A port of the host that leads to `guest_port`. Nobody need listen there yet."""
+        return Forward(portal.run(self._twin.forward(guest_port, host, timeout_s=timeout_s)))
+
+    def wait_for_port(self, port: int, *, timeout_s: float = 30.0) -> None:
+        """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller."""
+        portal.run(self._twin.wait_for_port(port, timeout_s=timeout_s))
 
     def __enter__(self) -> Self:
         return self

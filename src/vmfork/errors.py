@@ -13,6 +13,7 @@ VMForkError                 code, hint
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
 │   ├── GuestFileError      a file operation failed in the guest
+│   ├── PortError           a connection to a port of the guest was refused or lost: wait for the port, or connect again
 │   ├── LimitExceeded       more came than the caller takes at once: allow more, or stream it; it has what came
 │   ├── MachineEnded        the machine ended while it was in use: exit code, log and console tail; take another
 │   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
@@ -322,6 +323,20 @@ class GuestFileError(GuestError):
         super().__init__(f"{operation} {path}: {message or reason}", hint=hint)
         self.operation = operation
         self.path = path
+        self.reason = reason
+
+
+class PortError(GuestError):
+    """A connection to `port` of the guest was refused or lost. `reason` is the agent's error code.
+
+    `refused`: nothing listens there. `reset`: the program ended, or let go of it. `busy`: too many are open.
+    """
+
+    code = "port"
+
+    def __init__(self, port: int, reason: str, message: str = "", *, hint: str = "") -> None:
+        super().__init__(f"port {port} of the guest: {message or reason}", hint=hint)
+        self.port = port
         self.reason = reason
 
 

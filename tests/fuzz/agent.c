@@ -2,8 +2,8 @@
  * replay.c.
  *
  * The first byte says in pieces of how many bytes the others come. What they ask for is done. So the process has
- * another root, the folder in VMFORK_FUZZ_ROOT, and is nobody while it answers; no program is there, and what was made
- * is taken away behind each input. */
+ * another root, the folder in VMFORK_FUZZ_ROOT, and is nobody while it answers; it has a network of its own, no program
+ * is there, and what was made is taken away behind each input. */
 #include <ftw.h>
 #include <grp.h>
 #include <sched.h>
@@ -51,7 +51,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     (void)argv;
     const char *root = getenv("VMFORK_FUZZ_ROOT");
     is_root = geteuid() == 0;
-    if (root == NULL || (!is_root && unshare(CLONE_NEWUSER) != 0))
+    /* A network of its own: CONNECT would lead to the services of the host. */
+    if (root == NULL || unshare(is_root ? CLONE_NEWNET : CLONE_NEWUSER | CLONE_NEWNET) != 0)
         skip("another root is needed: be root, or allow user namespaces, and say VMFORK_FUZZ_ROOT");
     if (chroot(root) != 0 || chdir("/") != 0 || (is_root && setgroups(0, NULL) != 0))
         skip(root);

@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from vmfork.agent.client import AgentClient
 from vmfork.agent.process import GuestProcess
+from vmfork.agent.tunnel import GuestConnection
 from vmfork.errors import ProtocolError, VMForkError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import FIRST_CREDIT, PROTOCOL
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from vmfork.agent.exchange import Exchange
 
-KINDS = "ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree"
+KINDS = (
+    "ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree",
+    "connect",
+)  # fmt: skip
 STREAMS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 GREETED = 0xFF
 NONCE = b"0123456789abcdef"
@@ -57,6 +61,8 @@ def _ask(client: AgentClient, kind: str) -> Coroutine:
             return client.quiesce(timeout_s=None)
         case "notify":
             return client.notify(1.0, timeout_s=None)
+        case "connect":
+            return client.open_tunnel(80, timeout_s=None)
         case "kill":
             return client.kill(STREAMS["start"], 15, timeout_s=None)
         case "greet":
@@ -86,6 +92,7 @@ def _held_by(exchange: Exchange) -> int:
     waiting = getattr(exchange, "waiting", ())
     assert all(data for _, data in waiting), "what has no bytes costs no credit"
     kept = getattr(exchange, "_kept", b"")
+    kept = kept or getattr(exchange, "_waiting", b"")
     return sum(len(data) for _, data in waiting) + sum(map(len, kept.values() if isinstance(kept, dict) else [kept]))
 
 
@@ -106,9 +113,18 @@ async def take(data: bytes) -> None:
         async with asyncio.timeout(_LIMIT_S):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(_follow(each) for each in outcomes if isinstance(each, GuestProcess)))
+            await asyncio.gather(*(_read(each) for each in outcomes if isinstance(each, GuestConnection)))
     for outcome in outcomes:
         if isinstance(outcome, BaseException) and not isinstance(outcome, VMForkError):
             raise outcome
+
+
+async def _read(connection: GuestConnection) -> None:
+    try:
+        while await connection.read():
+            pass
+    except VMForkError:
+        return
 
 
 async def _follow(process: GuestProcess) -> None:

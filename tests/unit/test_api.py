@@ -14,7 +14,7 @@ import vmfork
 import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
-WAITING = {"VM", "Factory", "GuestProcess", "Template", "Watch"}
+WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Template", "Watch"}
 VALUES = {
     "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Places", "Probe", "ProgramEvent", "ProgramLimits",
     "VMConfig", "VMHandle", "detailed_timings", "find_places", "load_settings",
@@ -23,9 +23,9 @@ ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "ProtocolError", "SecretsPresent",
-    "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError", "TemplateExists",
-    "TemplateNotFound", "TemplateStale",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
+    "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError",
+    "TemplateExists", "TemplateNotFound", "TemplateStale",
     "VMExists", "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ SAMPLES = {
     errors.GuestError: errors.GuestError("no answer", hint="look", console_tail="panic"),
     errors.ExecError: errors.ExecError(["a", "b c"], 9, "failed", stdout=b"out", stderr=b"err", hint="look"),
     errors.GuestFileError: errors.GuestFileError("read", "/x", "not-found", "no such file"),
+    errors.PortError: errors.PortError(80, "refused", "nothing listens there", hint="wait"),
     errors.LimitExceeded: errors.LimitExceeded(
         "reading /x", 3, content=b"abc", stdout=b"o", stderr=b"e", hint="stream it"
     ),

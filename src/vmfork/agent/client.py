@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
+from vmfork.agent.ports import PortRequests
 from vmfork.agent.programs import ProgramRequests
 from vmfork.agent.watch import WatchRequests
 from vmfork.agent.watchers import WatcherRequests
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from vmfork.wire.message import ClockReading, Hello, ItemOutcome
 
 
-class AgentClient(BackgroundRequests, ProgramRequests, FileRequests, CopyRequests, WatchRequests, WatcherRequests):
+class AgentClient(
+    BackgroundRequests,
+    ProgramRequests,
+    FileRequests,
+    CopyRequests,
+    WatchRequests,
+    PortRequests,
+    WatcherRequests,
+):
     """The requests about the agent and the machine as a whole, beside those about programs and files.
 
     Every call raises `DeadlineExceeded` after its `timeout_s` seconds (`None`: no limit), `GuestError` when the guest

@@ -19,6 +19,7 @@ from vmfork.wire.frame import (
     FIRST_WITH_ROOM,
     MOST_OPEN,
     MOST_OPEN_BEFORE,
+    MOST_TUNNELS,
     Channel,
     Kind,
     Opcode,
@@ -35,7 +36,6 @@ from vmfork.wire.message import (
     parse_error,
     parse_outcomes,
     parse_protocol,
-    parse_started,
 )
 
 if TYPE_CHECKING:
@@ -117,23 +117,31 @@ class Connection(Owner):
     async def release(self) -> socket.socket:
         """The socket, in a state in which another client can go on; this one is closed. The caller closes the socket.
 
-        Requests that were given up have two seconds to end. Raises `GuestError` when something still runs; nothing has
-        changed then.
+        Connections to ports end. They, and requests that were given up, have two seconds for it. Raises `GuestError`
+        when something still runs; nothing else has changed then.
         """
         if self.lost is not None:
             raise self.lost.with_traceback(None)
-        if all(exchange.lane is None for exchange in self._open.values()):
+        given_up = Closed("the connection to the machine's agent", how="was given up when the machine was detached")
+        if all(exchange.lane in (None, Lane.TUNNELS) for exchange in self._open.values()):
+            self._end_tunnels(given_up)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_SETTLE_LIMIT_S):
                     await self._wait_none_open()
         if self._open or not self._line.is_quiet:
             hint = "wait for it, or close it, before the machine is detached"
             raise GuestError("something still runs under the machine's agent", hint=hint)
-        self.lost = Closed("the connection to the machine's agent", how="was given up when the machine was detached")
+        self.lost = given_up
         if not self.closed.done():
             self.closed.set_result(None)
         self._stop_listening()
         return self._line.release()
+
+    def _end_tunnels(self, reason: Exception) -> None:
+        """Connections to ports end with `reason`, which is no fault of theirs: nothing runs because of them."""
+        for exchange in [each for each in self._open.values() if each.lane is Lane.TUNNELS]:
+            self.abandon(exchange)
+            exchange.fail(reason)
 
     def _stop_listening(self) -> None:
         if self._silence is not None:
@@ -357,7 +365,9 @@ class Connection(Owner):
 
 
 def _make_places(lane: Lane, protocol: int) -> asyncio.Semaphore:
-    """One in sixteen is kept for files."""
+    """One in sixteen is kept for files; tunnels are counted apart."""
+    if lane is Lane.TUNNELS:
+        return asyncio.Semaphore(MOST_TUNNELS)
     most = MOST_OPEN if protocol >= FIRST_WITH_ROOM else MOST_OPEN_BEFORE
     return asyncio.Semaphore(most // 16 if lane is Lane.FILES else most - most // 16)
 
@@ -368,7 +378,6 @@ def _take_progress(exchange: Exchange, frame: Frame) -> None:
     elif frame.kind is Kind.CREDIT:
         exchange.on_credit(*decode_credit(frame.payload))
     elif frame.kind is Kind.EVENT:
-        exchange.on_started(parse_started(frame.payload))
+        exchange.on_event(frame.payload)
     else:
-        # The end of a channel tells nothing that the REPLY does not.
-        decode_eof(frame.payload)
+        exchange.on_eof(decode_eof(frame.payload))

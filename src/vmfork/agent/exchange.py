@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vmfork.agent.change import Change
 from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, MOST_CREDIT, Channel, encode_data, encode_eof
+from vmfork.wire.message import parse_started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,10 +116,11 @@ class Outflow:
 
 
 class Lane(Enum):
-    """The kind of place that a request takes while it stays open. Programs never take the last place of a file."""
+    """The kind of place that a request takes while it stays open. None takes the last place of another."""
 
     PROGRAMS = "programs"
     FILES = "files"
+    TUNNELS = "tunnels"
 
 
 class Exchange:
@@ -140,13 +142,16 @@ class Exchange:
     def on_begun(self) -> None:
         """The request is on its way."""
 
-    def on_started(self, pid: int) -> None:
-        """EVENT `started`."""
-        raise ProtocolError(f"stream {self.stream} starts nothing, yet process {pid} was started on it")
+    def on_event(self, payload: bytes) -> None:
+        """EVENT."""
+        raise ProtocolError(f"{len(payload)} bytes of news came on stream {self.stream}, on which nothing happens")
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """DATA."""
         raise ProtocolError(f"{len(data)} bytes came on channel {channel} of stream {self.stream}, which has none")
+
+    def on_eof(self, channel: Channel) -> None:
+        """EOF. Of most it tells nothing that the REPLY does not."""
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """CREDIT."""
@@ -178,7 +183,7 @@ class Leftover(Exchange):
         self.reply = original.reply
         self._original = original
 
-    def on_started(self, pid: int) -> None:
+    def on_event(self, payload: bytes) -> None:
         """Of no interest."""
 
     def on_data(self, channel: Channel, data: bytes) -> None:
@@ -357,8 +362,9 @@ class CollectedRun(Run):
         """What it wrote to standard error so far."""
         return bytes(self._kept[Channel.STDERR])
 
-    def on_started(self, pid: int) -> None:
-        """Nobody asks for the number."""
+    def on_event(self, payload: bytes) -> None:
+        """It runs. Nobody asks for the number."""
+        parse_started(payload)
 
     def on_told(self) -> None:
         """The input follows."""
@@ -413,8 +419,9 @@ class StreamedRun(Run):
         self.lifetime: asyncio.Task[None] | None = None
         self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
 
-    def on_started(self, pid: int) -> None:
+    def on_event(self, payload: bytes) -> None:
         """The program runs."""
+        pid = parse_started(payload)
         if not self.started.done():
             self.started.set_result(pid)
 

@@ -82,6 +82,17 @@ class Inflow(_Flow):
         self._waiting += data
         self.change.tell()
 
+    @property
+    def has_waiting(self) -> bool:
+        """Something came that was not taken yet."""
+        return bool(self._waiting)
+
+    def cut(self, most: int) -> bytes:
+        """The first `most` bytes of what waits, which do not wait any more."""
+        data = bytes(self._waiting[:most])
+        del self._waiting[:most]
+        return data
+
     async def next_bytes(self) -> bytes:
         """What came; empty at the end. Raises what ended the request."""
         while not self._waiting and not self.has_ended:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
+from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import ConfigError, GuestError, MachineEnded
@@ -58,7 +59,7 @@ _RESUME_LIMIT_S = 60.0
 
 
 @guarded
-class VM(GuestFiles, Described, Owner):
+class VM(GuestFiles, GuestPorts, Described, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
     Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 # What a parameter of that name may be, wherever it is; any other whole number is 0 or more.
 _RANGES = {"count": (1, 65_535), "cpus": (1, 255), "memory_mib": (1, 1 << 32), "mode": (0, 0o7777)}
+_LARGEST = (1 << 63) - 1
+_RANGES |= {"port": (1, 65_535), "guest_port": (1, 65_535), "size": (1, _LARGEST)}
 # A terminal's, struct winsize of ioctl_tty(2).
 _RANGES |= {"rows": (1, 65_535), "columns": (1, 65_535)}
-_LARGEST = (1 << 63) - 1
 _LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
 _LINE = 60
 _WINDOW_HINT = "give both as whole numbers: (24, 80)"

@@ -41,6 +41,10 @@ VARIABLE_HELP = (
     "Set a variable. Repeatable. K alone takes its value from the environment: "
     "what stands on a command line, every user of this host can see."
 )
+PORT_HELP = (
+    "Forward a port of the host to a port of the guest. Repeatable. HOST is a port, ADDRESS:PORT or the path of a "
+    "socket; without it a free port of 127.0.0.1 is taken."
+)
 WARM_UP_HELP = f"For --run and --ready: {VARIABLE_HELP[0].lower()}{VARIABLE_HELP[1:]}"
 
 # Eager, so that a mistake in the other options is told in JSON too.

@@ -13,6 +13,7 @@ from vmfork.cli.carry import read_baggage, read_output
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
+    PORT_HELP,
     VARIABLE_HELP,
     cpus_option,
     get_settings,
@@ -32,6 +33,7 @@ from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.errors import ConfigError
 from vmfork.machine.request import Standing
 from vmfork.machine.trace import detailed_timings
+from vmfork.network.address import parse_forward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 @click.option("-d", "--detach", is_flag=True, help="Leave the machine and CMD running, and print its id: see start.")
 @standing_options
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
+@click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
@@ -90,6 +93,7 @@ def command(
     ttl: str | None,
     idle_ttl: str | None,
     workdir: str,
+    ports: tuple[str, ...],
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
@@ -113,7 +117,7 @@ def command(
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
-        _check_detached(passed | {"timings": timings})
+        _check_detached(passed | {"timings": timings, "port": ports})
         alone = Alone(
             template=name,
             settings=settings,
@@ -136,6 +140,7 @@ def command(
         check_lending(as_json=as_json)
     env = (terminal_env() if has_terminal else {}) | dict(parse_variable(text) for text in variables)
     baggage = read_baggage(files)
+    wanted_ports = [parse_forward(text) for text in ports]
     outputs = [read_output(text) for text in outs]
 
     wanted = Wanted(
@@ -152,6 +157,9 @@ def command(
             with detailed_timings() if timings else nullcontext():
                 vm = await take_vm(wanted, stack)
             await baggage.put_folders(vm)
+            for host, guest in wanted_ports:
+                opened = await stack.enter_async_context(vm.forward(guest, str(host)))
+                click.echo(f"port    {opened.guest_port} -> {opened.address}", err=True)
             forked = time.perf_counter()
             run = partial(run_command, vm, argv, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
             status = await run(kept=kept, window=read_window() if has_terminal else None)

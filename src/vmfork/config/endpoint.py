@@ -33,7 +33,7 @@ def find_endpoint(endpoint: str, places: Places) -> Path:
 def check_socket_path(text: str, *, field: str, hint: str = "") -> Path:
     """The path in `text`, with or without `unix:` before it."""
     if not isinstance(text, str) or "\0" in text or "\n" in text:
-        raise ConfigError(field, text, f"{text!r} is not the path of a Unix socket")
+        raise ConfigError(field, text, f"{text!r} is not the path of a Unix socket", hint="write /path/NAME.sock")
     path = text.removeprefix(_SCHEME).removeprefix("//")
     if not path.startswith("/") or path.endswith("/"):
         raise ConfigError(field, text, f"{text!r} is not an absolute path of a socket", hint="write /path/NAME.sock")

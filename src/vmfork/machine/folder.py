@@ -10,6 +10,7 @@ VMS/ID/            0700
     broker.sock    where clients connect, while its broker owns it
     paused         there while its guest stands still, because its owner or a client paused it
     ended.json     when and why its broker ended it
+    port-*.json    what leads into it (machine/ports.py)
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, on its way to its name
 VMS/.old-ID/       the same, on its way out

@@ -23,5 +23,7 @@ class ErrorCode(StrEnum):
     NO_SPACE = "no-space"
     TOO_LONG = "too-long"
     BUSY = "busy"
+    REFUSED = "refused"
+    RESET = "reset"
     CANCELLED = "cancelled"
     IO = "io"

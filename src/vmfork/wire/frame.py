@@ -26,6 +26,8 @@ FIRST_WITH_TERMINALS = 4
 # Requests that an agent has open at most; one of an older protocol has fewer.
 MOST_OPEN = 1024
 MOST_OPEN_BEFORE = 64
+# Connections to ports of the guest, which are counted apart.
+MOST_TUNNELS = 256
 
 PAYLOAD_LIMIT = 262_144
 FIRST_CREDIT = 65_536
@@ -82,6 +84,7 @@ class Opcode(IntEnum):
     GET = 20
     MOVE = 21
     CHANGE = 22
+    CONNECT = 23
     WATCH = 26
 
 

@@ -300,6 +300,11 @@ def change_request(stream: int, path: str, *, mode: int | None = None, user: str
     return encode_request(stream, Opcode.CHANGE, encode_text(path), octal, encode_text(user), encode_text(group))
 
 
+def connect_request(stream: int, port: int) -> bytes:
+    """CONNECT."""
+    return encode_request(stream, Opcode.CONNECT, _number(port))
+
+
 def adopt_request(stream: int, items: Iterable[tuple[str, bytes]]) -> bytes:
     """ADOPT."""
     return encode_request(stream, Opcode.ADOPT, *(part for key, value in items for part in (key.encode(), value)))
@@ -385,6 +390,13 @@ def parse_started(payload: bytes) -> int:
     if name != b"started":
         raise ProtocolError(f"there is no event {name[:_SHOWN]!r}")
     return _int(pid, _PID)
+
+
+def check_connected(payload: bytes) -> None:
+    """Raises `ProtocolError` unless it is the EVENT `connected`."""
+    (name,) = _fields(payload, 1, "the event of a connection")
+    if name != b"connected":
+        raise ProtocolError(f"there is no event {name[:_SHOWN]!r} of a connection")
 
 
 def parse_exec(payload: bytes) -> ExecStatus:

@@ -359,3 +359,47 @@ async def test_a_line_may_be_closed_while_it_rests(line) -> None:
     resting = client._line._resting
     await client.aclose()
     assert resting.cancelled()
+
+
+CONNECTED = encode_fields(b"connected")
+
+
+@pytest.mark.parametrize(
+    ("frames", "match"),
+    [
+        ([(Kind.DATA, b"\0early")], "outside of its connection"),
+        ([(Kind.REPLY, b"")], "never stood"),
+        ([(Kind.EVENT, STARTED)], "more than 1 fields"),
+        ([(Kind.EVENT, encode_fields(b"closed"))], "no event b'closed'"),
+        ([(Kind.EVENT, CONNECTED), (Kind.EOF, b"\0"), (Kind.DATA, b"\0late")], "outside of its connection"),
+        ([(Kind.EVENT, CONNECTED), (Kind.DATA, b"\1other")], "which has none"),
+        ([(Kind.EVENT, CONNECTED), (Kind.DATA, bytes(FIRST_CREDIT + 2))], "where 65536 may"),
+        ([(Kind.EVENT, CONNECTED), (Kind.CREDIT, b"\0" + MOST_CREDIT.to_bytes(4))], "bytes ahead"),
+    ],
+)
+async def test_a_connection_that_keeps_to_nothing_ends_the_line(line, frames, match: str) -> None:
+    client, peer = line
+    connecting, stream = await ask(peer, client.open_tunnel(80, timeout_s=None), Opcode.CONNECT)
+    await peer.send(b"".join(encode_frame(kind, stream, payload) for kind, payload in frames))
+    with pytest.raises(ProtocolError, match=match):
+        await (await connecting).read(timeout_s=30)
+        await client.ping(timeout_s=30)
+    assert isinstance(client.lost, ProtocolError)
+
+
+async def test_what_a_connection_sends_and_nobody_reads_is_held_as_far_as_the_credit(line) -> None:
+    client, peer = line
+    connecting, stream = await ask(peer, client.open_tunnel(80), Opcode.CONNECT)
+    await peer.send(encode_frame(Kind.EVENT, stream, CONNECTED))
+    connection = await connecting
+    sent = await send_until_lost(client, peer, encode_data(stream, Channel.CONTENT, b"o" * 4096), most=1000)
+    assert sent < 1000
+    assert len(connection._tunnel._waiting) == FIRST_CREDIT
+
+
+async def test_events_on_what_has_none_end_the_line(line) -> None:
+    client, peer = line
+    asking, stream = await ask(peer, client.ping(), Opcode.PING)
+    await peer.send(encode_frame(Kind.EVENT, stream, CONNECTED))
+    with pytest.raises(ProtocolError, match="nothing happens"):
+        await asking

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.broker.conftest import LIMIT_S
-from vmfork.errors import ExecError, GuestError
+from vmfork.errors import ExecError, GuestError, PortError
 from vmfork.wire.command import Command
 from vmfork.wire.frame import Channel, Kind, Opcode, encode_data, encode_frame, encode_request
 
@@ -227,3 +227,45 @@ async def test_what_runs_and_what_went_through_is_counted_for_all_of_them(start)
         assert 50_000 <= after[way] - before[way] < 100_000
     for client in (one, other):
         await client.aclose()
+
+
+async def test_connections_to_ports_go_through_and_end_with_their_client(start) -> None:
+    """The agent runs on the host, so the port that it connects to is one of the host."""
+    brokered = await start()
+    lost = asyncio.Event()
+    content = os.urandom(3_000_000)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            lost.set()
+        writer.close()
+
+    async def both_ways(client) -> None:
+        connection = await client.open_tunnel(port)
+        writing = asyncio.ensure_future(connection.write(content, timeout_s=LIMIT_S))
+        got = b""
+        while len(got) < len(content):
+            got += await connection.read(timeout_s=LIMIT_S)
+        await writing
+        await connection.write_eof()
+        assert (got, await connection.read(timeout_s=LIMIT_S)) == (content, b"")
+        await connection.aclose()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    clients = [await brokered.client() for _ in range(3)]
+    await asyncio.gather(*map(both_ways, clients))
+    leaving = await clients[0].open_tunnel(port)
+    await leaving.write(b"a")
+    assert await leaving.read() == b"a"
+    clients[0].drop()  # as when its process is killed
+    await asyncio.wait_for(lost.wait(), LIMIT_S)
+    with pytest.raises(PortError, match="a port from 1 to 65535"):
+        await clients[1].open_tunnel(0)
+    for client in clients[1:]:
+        await client.aclose()
+    server.close()

@@ -45,6 +45,7 @@ def exec_request(stream: int, argv: list[str], *, stdin: bool = False) -> bytes:
 NONCE = bytes(range(16))
 CAPABILITIES = {
     "exec",
+    "ports",
     "files",
     "adopt",
     "clock",
@@ -133,13 +134,17 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         hello = await client.hello(take_over=False)
         assert (hello.protocol, hello.capabilities) == (
             1,
-            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits"},
+            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits", "ports"},
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
         with pytest.raises(GuestFileError, match="does not know") as refused:
             await client.put(Packing(str(tmp_path)), str(tmp_path / "copy"))
         assert (refused.value.reason, "older" in refused.value.hint) == ("unsupported", True)
+        for asking in (client.open_tunnel(80), client.check_ports()):
+            with pytest.raises(GuestError, match="has no ports") as told:
+                await asking
+            assert "build the image" in told.value.hint
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")
 

@@ -46,6 +46,7 @@ async def work(sock: socket.socket, folder: Path) -> None:
         await client.hello(take_over=False)
         await run_programs(client)
         await use_files(client, folder)
+        await use_ports(client)
         await adopt(client, folder)
         await client.clock()
         await client.quiesce()
@@ -98,6 +99,25 @@ async def use_files(client: AgentClient, folder: Path) -> None:
             pass
     await client.make_dir(str(folder / "deep" / "er"))
     await client.remove(str(folder / "deep"), recursive=True)
+
+
+async def use_ports(client: AgentClient) -> None:
+    """To the end, given up, and refused."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for is_whole in (True, False):
+            connection = await client.open_tunnel(port)
+            with listener.accept()[0] as service:
+                service.send(b"hello")
+                assert await connection.read() == b"hello"
+                if is_whole:
+                    await connection.write_eof()
+                    assert await asyncio.to_thread(service.recv, 1) == b""
+                    await connection.aclose()
+                else:
+                    await connection.abort()
+    with pytest.raises(VMForkError):
+        await client.open_tunnel(port)
 
 
 async def use_trees(client: AgentClient, folder: Path) -> None:

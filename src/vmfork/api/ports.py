@@ -1,0 +1,54 @@
+"""The ports of a guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmfork.border import guarded
+from vmfork.machine.ports import forward
+from vmfork.network.address import parse_address
+from vmfork.network.listening import wait_listening
+from vmfork.owner import gives_owner
+
+if TYPE_CHECKING:
+    from vmfork.agent.tunnel import GuestConnection
+    from vmfork.machine.running import Running
+    from vmfork.network.forward import Forward
+
+_LIMIT_S = 30.0
+_FREE_PORT = "127.0.0.1:0"
+
+
+@guarded
+class GuestPorts:
+    """What a machine does with the TCP ports of its guest: those of its loopback, 127.0.0.1 or else ::1."""
+
+    _running: Running
+
+    @gives_owner
+    async def open_connection(self, port: int, *, timeout_s: float = _LIMIT_S) -> GuestConnection:
+        """A connection to who listens at `port` in the guest; no port of the host leads there.
+
+        Raises `PortError` when nobody listens, and `GuestError` when the machine's agent is too old for it.
+        """
+        return await self._running.agent.open_tunnel(port, timeout_s=timeout_s)
+
+    @gives_owner
+    async def forward(self, guest_port: int, host: str = _FREE_PORT, *, timeout_s: float = _LIMIT_S) -> Forward:
+        """A port of the host that leads to `guest_port`. Nobody need listen there yet.
+
+        `host` is `PORT`, `ADDRESS:PORT` (port 0 is a free one: `host_port` says which), or the path of a Unix socket,
+        which only this user can connect to. Who connects while nobody listens in the guest is reset. A port of the
+        loopback is open to every user of the host; another address to whoever reaches it.
+
+        Raises `ConfigError` for an address that is none, `HostError` when it is taken, or no address of this host, and
+        `GuestError` when the machine's agent is too old for it.
+        """
+        return await forward(self._running, guest_port, parse_address(host), timeout_s=timeout_s)
+
+    async def wait_for_port(self, port: int, *, timeout_s: float = _LIMIT_S) -> None:
+        """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller.
+
+        Raises `DeadlineExceeded` when nobody does within `timeout_s` seconds.
+        """
+        await wait_listening(self._running.agent, port, timeout_s=timeout_s)

@@ -1,0 +1,173 @@
+"""A port of the host that leads to a port of a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmfork.border import guarded
+from vmfork.errors import VMForkError
+from vmfork.host.bound import Bound
+from vmfork.host.dropped import close_dropped
+from vmfork.network.address import bound_address, listen
+from vmfork.network.splice import reset_on_close, splice
+from vmfork.owner import Owner
+from vmfork.wire.frame import MOST_TUNNELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfork.agent.client import AgentClient
+    from vmfork.network.address import HostAddress
+
+    Note = Callable[[str], Callable[[], None]]
+
+# How long a listener rests that could not take a connection: the process has no descriptor left, or the host no memory.
+_REST_S = 0.5
+
+
+def _note_nothing(_address: str) -> Callable[[], None]:
+    return lambda: None
+
+
+@guarded
+class Forward(Owner):
+    """A port, or a Unix socket, of the host that leads to a port of the guest.
+
+    It ends with `aclose()`, or its `async with` block, with its machine, and with its process. Connections end with it.
+    """
+
+    guest_port: int
+    """The port in the guest."""
+    host: str
+    """The address that it listens at; empty for a Unix socket."""
+    host_port: int
+    """The port that it listens at; 0 for a Unix socket."""
+    path: str
+    """The path of the Unix socket that it listens at; empty for a port."""
+
+    def __init__(
+        self, agent: AgentClient, guest_port: int, *, listener: socket.socket, address: HostAddress, note: Note
+    ) -> None:
+        self.guest_port = guest_port
+        self.host = address.host
+        self.host_port = address.port
+        self.path = "" if address.path is None else str(address.path)
+        self._agent = agent
+        self._address = address
+        self._listener = listener
+        self._inode = _inode_of(self.path)
+        self._bound = Bound(f"the forwarding of {address}")
+        # As many as the guest takes: others wait in the kernel's queue.
+        self._places = asyncio.Semaphore(MOST_TUNNELS)
+        self._carrying: set[asyncio.Task[None]] = set()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._forget = note(self.address)
+        self._accepting = asyncio.create_task(self._accept_all())
+        agent.closed.add_done_callback(self._end_with_machine)
+
+    def __repr__(self) -> str:
+        return f"<Forward {self._address} to port {self.guest_port}{'' if self._is_open else ', closed'}>"
+
+    async def wait_closed(self) -> None:
+        """It was closed, or its machine has ended."""
+        await asyncio.shield(self._closed)
+
+    def __del__(self) -> None:
+        if self._is_open:
+            close_dropped(self, self._bound, self._end)
+
+    async def aclose(self) -> None:
+        """Nobody listens there any more, and its connections are reset. Closing again does nothing."""
+        if not self._bound.is_here:
+            if not self._bound.is_forked and not await self._bound.run_there(self.aclose):
+                self._end()
+            return
+        tasks = [self._accepting, *self._carrying]
+        self._end()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as it is given: `127.0.0.1:8080`, `[::1]:8080`, or a path."""
+        return str(self._address)
+
+    @property
+    def _is_open(self) -> bool:
+        return self._listener.fileno() >= 0
+
+    def _end_with_machine(self, _closed: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._is_open:
+            return
+        if not self._bound.is_stranded:
+            self._agent.closed.remove_done_callback(self._end_with_machine)
+            for task in (self._accepting, *self._carrying):
+                task.cancel()
+            if not self._closed.done():
+                self._closed.set_result(None)
+        # A path may lead to the socket of somebody else by now.
+        if self.path and _inode_of(self.path) == self._inode:
+            with suppress(OSError):
+                os.unlink(self.path)
+        self._listener.close()
+        self._forget()
+
+    async def _accept_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._places.acquire()
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except ConnectionAbortedError:
+                self._places.release()
+            except OSError:
+                self._places.release()
+                await asyncio.sleep(_REST_S)
+            else:
+                task = asyncio.create_task(self._carry(client))
+                self._carrying.add(task)
+                task.add_done_callback(self._carrying.discard)
+
+    async def _carry(self, client: socket.socket) -> None:
+        """The client was served, and is let go: reset, where the guest's port refused it or was lost."""
+        try:
+            with client:
+                await self._serve(client)
+        finally:
+            self._places.release()
+
+    async def _serve(self, client: socket.socket) -> None:
+        is_whole = False
+        try:
+            if client.family != socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with await self._agent.open_tunnel(self.guest_port) as connection:
+                await splice(client, connection)
+            is_whole = True
+        except (VMForkError, OSError):
+            pass  # the client is told by the reset
+        finally:
+            if not is_whole:
+                reset_on_close(client)
+
+
+def start_forward(agent: AgentClient, guest_port: int, address: HostAddress, *, note: Note = _note_nothing) -> Forward:
+    """Who connects to `address` is connected to the guest's port from now on. Raises `HostError`.
+
+    `note` is told the address, and gives what is called when nobody listens there any more.
+    """
+    listener = listen(address)
+    return Forward(agent, guest_port, listener=listener, address=bound_address(listener, address), note=note)
+
+
+def _inode_of(path: str) -> tuple[int, int] | None:
+    with suppress(OSError):
+        info = os.lstat(path)
+        return info.st_dev, info.st_ino
+    return None

@@ -1,0 +1,50 @@
+"""A socket of the host's and a connection to a guest, made one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from vmfork.errors import VMForkError
+
+if TYPE_CHECKING:
+    from vmfork.agent.tunnel import GuestConnection
+
+_CHUNK_SIZE = 65_536
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger, socket(7)
+
+
+async def splice(client: socket.socket, connection: GuestConnection) -> None:
+    """What either sent went to the other, until both had ended, or one was lost: then the other is reset.
+
+    Closes neither.
+    """
+    try:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(_inwards(client, connection))
+            both.create_task(_outwards(client, connection))
+    except* (OSError, VMForkError):
+        reset_on_close(client)
+        await connection.abort()
+
+
+def reset_on_close(client: socket.socket) -> None:
+    """Closed, the socket tells its peer that the other side was lost. A Unix socket has no such word."""
+    if client.family != socket.AF_UNIX:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+async def _inwards(client: socket.socket, connection: GuestConnection) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(client, _CHUNK_SIZE):
+        await connection.write(data)
+    await connection.write_eof()
+
+
+async def _outwards(client: socket.socket, connection: GuestConnection) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await connection.read(_CHUNK_SIZE):
+        await loop.sock_sendall(client, data)
+    client.shutdown(socket.SHUT_WR)

@@ -1,0 +1,380 @@
+"""CONNECT: connections to ports of the guest, which here are the host's own; and what listens for them on the host."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmfork.agent.client import AgentClient
+from vmfork.errors import Closed, DeadlineExceeded, PortError
+from vmfork.network.address import HostAddress, parse_address
+from vmfork.network.forward import start_forward
+from vmfork.network.listening import wait_listening
+from vmfork.wire.command import Command
+from vmfork.wire.frame import MOST_TUNNELS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from vmfork.network.forward import Forward
+
+    Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+LOOPBACK = HostAddress("127.0.0.1")
+LIMIT_S = 30.0
+# More than every buffer between a writer and a reader that does not read.
+PLENTY = 64 * 1024 * 1024
+
+
+@asynccontextmanager
+async def served(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """The port of a service, each of whose callers `serve` is given."""
+
+    async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            await serve(reader, writer)
+
+    server = await asyncio.start_server(each, host, 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+async def total(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers once the caller has said all: only half-closing gets an answer."""
+    writer.write(hashlib.sha256(await reader.read()).hexdigest().encode())
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
+@asynccontextmanager
+async def forwarded(agent: AgentClient, port: int) -> AsyncIterator[Forward]:
+    async with start_forward(agent, port, LOOPBACK) as forward:
+        yield forward
+
+
+async def read_all(connection) -> bytes:
+    pieces = []
+    while piece := await connection.read(timeout_s=LIMIT_S):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def open_files(agent_pid: int | str) -> int:
+    return len(os.listdir(f"/proc/{agent_pid}/fd"))
+
+
+def agent_pid() -> int:
+    """The one child of ours that is an agent."""
+    mine = [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+    for pid in mine:
+        try:
+            with open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline") as line:
+                if stat.read().rsplit(")")[-1].split()[1] == str(os.getpid()) and "--fd" in line.read():
+                    return pid
+        except OSError:
+            continue
+    raise AssertionError("no agent runs")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_what_is_written_is_answered(agent, host) -> None:
+    async with served(echo, host) as port, await agent.open_tunnel(port) as connection:
+        for data in (b"a", b"x" * 300_000, b""):
+            await connection.write(data)
+            got = b""
+            while len(got) < len(data):
+                got += await connection.read(timeout_s=LIMIT_S)
+            assert got == data
+
+
+async def test_half_of_a_connection_ends(agent) -> None:
+    data = os.urandom(1_000_000)
+    async with served(total) as port, await agent.open_tunnel(port) as connection:
+        await connection.write(data)
+        await connection.write_eof()
+        await connection.write_eof()
+        assert await read_all(connection) == hashlib.sha256(data).hexdigest().encode()
+        assert await connection.read() == b""
+        with pytest.raises(Closed, match="for writing"):
+            await connection.write(b"more")
+    with pytest.raises(Closed):
+        await connection.read()
+
+
+async def test_what_was_written_arrives_when_the_connection_is_closed(agent) -> None:
+    came: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def keep(reader: asyncio.StreamReader, _writer: object) -> None:
+        came.set_result(await reader.read())
+
+    async with served(keep) as port:
+        async with await agent.open_tunnel(port) as connection:
+            await connection.write(b"x" * 200_000)
+        assert len(await came) == 200_000
+
+
+async def test_a_connection_that_is_given_up_is_a_reset_in_the_guest(agent) -> None:
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def keep(reader: asyncio.StreamReader, _writer: object) -> None:
+        try:
+            await reader.read()
+        except ConnectionResetError as error:
+            ended.set_result(type(error).__name__)
+        else:
+            ended.set_result("an end in order")
+
+    async with served(keep) as port:
+        connection = await agent.open_tunnel(port)
+        await connection.write(b"half of a mes")
+        await connection.abort()
+        assert await ended == "ConnectionResetError"
+        with pytest.raises(Closed):
+            await connection.write(b"sage")
+
+
+async def test_a_port_at_which_nobody_listens_refuses(agent) -> None:
+    with pytest.raises(PortError, match="nothing listens at that port") as told:
+        await agent.open_tunnel(free_port())
+    assert told.value.reason == "refused"
+    assert "wait_for_port" in told.value.hint
+
+
+async def test_a_port_that_is_none_is_invalid(agent) -> None:
+    for port in (0, 65_536, -1):
+        with pytest.raises(PortError, match="a port from 1 to 65535 is needed"):
+            await agent.open_tunnel(port)
+    await agent.ping()
+
+
+async def test_a_program_that_ends_in_the_middle_is_an_error_behind_what_it_said(agent) -> None:
+    script = "import os, socket\ns = socket.create_server(('127.0.0.1', 0))\nprint(s.getsockname()[1], flush=True)\n"
+    script += "c, _ = s.accept(); c.recv(1); c.send(b'half'); c.recv(1); os.kill(os.getpid(), 9)"
+    async with await agent.start_exec(Command(["python3", "-c", script])) as process:
+        port = int((await anext(process.output()))[1])
+        async with await agent.open_tunnel(port) as connection:
+            # The last byte, which it never reads, makes its end a reset.
+            await connection.write(b"go!")
+            assert await connection.read() == b"half"
+            with pytest.raises(PortError, match="lost") as told:
+                await read_all(connection)
+            assert told.value.reason == "reset"
+
+
+async def test_a_slow_reader_stops_the_writer_and_a_slow_program_stops_us(agent) -> None:
+    sent = 0
+
+    async def pour(_reader: object, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        while sent < PLENTY:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    async with served(pour) as port, await agent.open_tunnel(port) as connection:
+        with pytest.raises(DeadlineExceeded):
+            await connection.write(b"y" * PLENTY, timeout_s=0.5)
+        before = sent
+        await agent.ping()
+        assert sent == before < PLENTY
+        await connection.read()
+        await connection.abort()  # to close it would wait for a program that reads nothing
+
+
+async def test_a_read_waits_no_longer_than_it_may(agent) -> None:
+    async with served(total) as port, await agent.open_tunnel(port) as connection:
+        with pytest.raises(DeadlineExceeded, match=f"port {port}"):
+            await connection.read(timeout_s=0.05)
+        await connection.write_eof()
+        assert len(await read_all(connection)) == 64
+
+
+async def test_megabytes_go_through_whole_both_ways(agent) -> None:
+    size = 20_000_000
+    block = os.urandom(1_000_000)
+    want = hashlib.sha256(block * 20).hexdigest()
+
+    async def give(_reader: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(block * 20)
+        await writer.drain()
+
+    async with served(give) as giving, served(total) as taking, forwarded(agent, taking) as forward:
+        async with await agent.open_tunnel(giving) as connection:
+            data = await read_all(connection)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (size, want)
+        reader, writer = await connect(forward.host_port)
+        writer.write(data)
+        writer.write_eof()
+        assert (await reader.read()).decode() == want
+        writer.close()
+
+
+async def test_as_many_as_may_be_open_are_served_and_one_more_has_its_turn(agent) -> None:
+    async with served(echo) as port, AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(await agent.open_tunnel(port)) for _ in range(MOST_TUNNELS)]
+        await asyncio.gather(*(each.write(b"%d" % number) for number, each in enumerate(connections)))
+        answers = await asyncio.gather(*(each.read() for each in connections))
+        assert answers == [b"%d" % number for number in range(MOST_TUNNELS)]
+        # Neither programs nor files wait for them.
+        assert (await agent.exec(Command(["echo", "up"])))[1] == b"up\n"
+        with pytest.raises(DeadlineExceeded):
+            await agent.open_tunnel(port, timeout_s=0.05)
+        waiting = asyncio.ensure_future(agent.open_tunnel(port))
+        await connections[0].aclose()
+        async with await waiting as connection:
+            await connection.write(b"my turn")
+            assert await connection.read() == b"my turn"
+
+
+async def test_a_thousand_connections_leave_nothing(agent) -> None:
+    async with served(echo) as port, forwarded(agent, port) as forward:
+
+        async def use(number: int) -> None:
+            reader, writer = await connect(forward.host_port)
+            writer.write(b"%d" % number)
+            assert await reader.read(100) == b"%d" % number
+            if number % 3 == 0:
+                writer.write_eof()
+                assert await reader.read() == b""
+            writer.close()
+
+        async def refused() -> None:
+            with pytest.raises(PortError):
+                await agent.open_tunnel(free_port())
+
+        await use(0)
+        pid = agent_pid()
+        before = open_files(pid), open_files("self")
+        for number in range(0, 1000, 20):
+            await asyncio.gather(*(use(number + each) for each in range(20)), refused())
+        while forward._carrying:
+            await asyncio.wait(forward._carrying)
+        await agent.ping()
+        # Callers and the service are of this process too, and close in their own time.
+        after = open_files(pid), open_files("self")
+        assert after[0] == before[0]
+        assert after[1] < before[1] + 10
+
+
+async def test_a_frozen_machine_has_no_connections(agent) -> None:
+    async with served(echo) as port, forwarded(agent, port) as forward:
+        reader, writer = await connect(forward.host_port)
+        writer.write(b"a")
+        assert await reader.read(1) == b"a"
+        async with await agent.open_tunnel(port) as connection:
+            await agent.quiesce()
+            with pytest.raises(PortError, match="before the machine is frozen"):
+                await connection.read()
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+        # The port still leads there.
+        reader, writer = await connect(forward.host_port)
+        writer.write(b"b")
+        assert await reader.read(1) == b"b"
+        writer.close()
+
+
+async def test_a_client_of_a_port_that_refuses_is_reset(agent) -> None:
+    async with forwarded(agent, free_port()) as forward:
+        reader, writer = await connect(forward.host_port)
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+
+
+async def test_a_client_that_dies_is_a_reset_in_the_guest(agent) -> None:
+    lost = asyncio.Event()
+
+    async def give(_reader: object, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+        except ConnectionError:
+            lost.set()
+
+    async with served(give) as port, forwarded(agent, port) as forward:
+        reader, writer = await connect(forward.host_port)
+        await reader.read(1)
+        writer.transport.abort()
+        await asyncio.wait_for(lost.wait(), LIMIT_S)
+
+
+async def test_the_port_ends_with_its_owner_with_its_agent_and_takes_connections_along(agent) -> None:
+    async with served(echo) as port:
+        forward = start_forward(agent, port, LOOPBACK)
+        reader, writer = await connect(forward.host_port)
+        writer.write(b"a")
+        assert await reader.read(1) == b"a"
+        await forward.aclose()
+        await forward.aclose()
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        with pytest.raises(ConnectionRefusedError):
+            await connect(forward.host_port)
+        writer.close()
+        with_agent = start_forward(agent, port, LOOPBACK)
+        await agent.aclose()
+        await with_agent.aclose()
+        with pytest.raises(ConnectionRefusedError):
+            await connect(with_agent.host_port)
+
+
+async def test_a_socket_of_the_host_leads_into_the_guest(agent, tmp_path: Path) -> None:
+    path = tmp_path / "service.sock"
+    async with served(echo) as port:
+        async with start_forward(agent, port, parse_address(str(path))) as forward:
+            assert (forward.path, forward.host_port, forward.host) == (str(path), 0, "")
+            assert path.stat().st_mode & 0o777 == 0o600
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"a")
+            assert await reader.read(1) == b"a"
+            writer.close()
+        assert not path.exists()
+
+
+async def test_a_port_is_waited_for_and_nobody_calls(agent) -> None:
+    called = asyncio.Event()
+
+    async def note(_reader: object, _writer: object) -> None:
+        called.set()
+
+    async with served(note) as port:
+        await wait_listening(agent, port, timeout_s=LIMIT_S)
+    async with served(note, "::1") as port:
+        await wait_listening(agent, port, timeout_s=LIMIT_S)
+        waiting = asyncio.ensure_future(wait_listening(agent, free := free_port(), timeout_s=LIMIT_S))
+        late = await asyncio.start_server(note, "127.0.0.1", free)
+        await waiting
+        late.close()
+    with pytest.raises(DeadlineExceeded, match="waiting for somebody to listen at port"):
+        await wait_listening(agent, free_port(), timeout_s=0.05)
+    assert not called.is_set()
+
+
+async def test_an_agent_says_that_it_has_ports(agent) -> None:
+    await agent.check_ports()

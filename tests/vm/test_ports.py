@@ -1,0 +1,296 @@
+"""Ports of a guest: from Python and from the host, of forks, of detached machines, and to the end of each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+
+import vmfork
+from tests.vm.cli_runner import Running
+from tests.vm.cli_runner import vmfork as command
+from tests.vm.test_detached import end
+from vmfork.aio import VM, Template
+from vmfork.config import find_places
+from vmfork.errors import Closed, ConfigError, HostError, PortError
+from vmfork.machine.folder import sweep_ended
+
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
+
+LIMIT_S = 60.0
+PORT = 8000
+# Says who it is: the id that the fork was given after the server was started.
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = open("/run/vmfork/fork-id", "rb").read().strip()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_POST(self):
+        import hashlib
+        digest, left = hashlib.sha256(), int(self.headers["Content-Length"])
+        while left:
+            piece = self.rfile.read(min(left, 65536))
+            digest.update(piece)
+            left -= len(piece)
+        body = digest.hexdigest().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer.request_queue_size = 300
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+START = "cat > /root/server.py <<'END'\n" + SERVER + "END\nsetsid python3 /root/server.py >/dev/null 2>&1 &"
+READY = "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8000))'"
+
+
+@pytest.fixture(scope="module")
+def warm(instance):
+    """A template with a server that is warm: it has answered."""
+    ready = f"until {READY} 2>/dev/null; do sleep 0.1; done"
+    template = asyncio.run(Template.build("ports", warm_up=[START, ready]))
+    yield "ports"
+    asyncio.run(template.remove())
+
+
+@pytest.fixture
+async def served(warm) -> Template:
+    return await Template.open(warm)
+
+
+async def get(port: int, host: str = "127.0.0.1") -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+    return await _ask(reader, writer)
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes = b"") -> bytes:
+    head = f"POST / HTTP/1.1\r\nContent-Length: {len(body)}\r\n" if body else "GET / HTTP/1.1\r\n"
+    writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), LIMIT_S)
+    writer.close()
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+async def test_twenty_forks_of_a_warm_server_answer_each_with_its_own_id(served) -> None:
+    async with AsyncExitStack() as stack:
+        forks = await served.fork_many(20)
+        for vm in forks:
+            await stack.enter_async_context(vm)
+        ports = [await stack.enter_async_context(vm.forward(PORT)) for vm in forks]
+        answers = await asyncio.gather(*(get(port.host_port) for port in ports))
+        assert answers == [vm.id.encode() for vm in forks]
+        assert len({port.host_port for port in ports}) == 20
+
+
+async def test_a_port_of_either_loopback_a_path_and_python_itself_lead_to_it(served, tmp_path) -> None:
+    async with served.fork() as vm:
+        async with vm.forward(PORT, "[::1]:0") as six, vm.forward(PORT, str(tmp_path / "s")) as path:
+            assert await get(six.host_port, "::1") == vm.id.encode()
+            assert await _ask(*await asyncio.open_unix_connection(path.path)) == vm.id.encode()
+            with pytest.raises(HostError, match=f"{six.host_port}.*in use"):
+                await vm.forward(PORT, six.address)
+        async with vm.open_connection(PORT) as connection:
+            await connection.write(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b""
+            while piece := await connection.read(timeout_s=LIMIT_S):
+                answer += piece
+            assert answer.endswith(vm.id.encode())
+        with pytest.raises(PortError, match="nothing listens"):
+            await vm.open_connection(PORT + 1)
+
+
+async def test_a_service_on_ipv6_alone_is_waited_for_and_reached(served) -> None:
+    async with served.fork() as vm:
+        script = "import socket; s = socket.create_server(('::1', 81), family=socket.AF_INET6)\n"
+        script += "s.accept()[0].send(b'six')"
+        async with vm.start(["python3", "-c", script]):
+            await vm.wait_for_port(81, timeout_s=LIMIT_S)
+            async with vm.open_connection(81) as connection:
+                assert await connection.read(timeout_s=LIMIT_S) == b"six"
+
+
+async def test_megabytes_arrive_whole_and_many_callers_at_once(served) -> None:
+    content = os.urandom(8_000_000)
+    async with served.fork() as vm, vm.forward(PORT) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.host_port)
+        assert (await _ask(reader, writer, content)).decode() == hashlib.sha256(content).hexdigest()
+        answers = await asyncio.gather(*(get(port.host_port) for _ in range(64)))
+        assert set(answers) == {vm.id.encode()}
+
+
+@pytest.mark.parametrize("end_with", ["pause", "close", "detach"])
+async def test_a_machine_that_is_closed_paused_or_detached(served, end_with: str) -> None:
+    vm = await served.fork()
+    forward = await vm.forward(PORT)
+    if end_with == "pause":
+        await vm.pause()
+        waiting = asyncio.ensure_future(get(forward.host_port))
+        with pytest.raises(vmfork.DeadlineExceeded):
+            await vm.open_connection(PORT, timeout_s=0.1)
+        await vm.resume()
+        assert await waiting == vm.id.encode()
+        await vm.aclose()
+    elif end_with == "close":
+        await vm.aclose()
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", forward.host_port)
+        writer.write(b"GET /")
+        await writer.drain()
+        async with await VM.attach(await vm.detach()) as taken, taken.forward(PORT) as again:
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            assert await get(again.host_port) == taken.id.encode()
+        writer.close()
+    await forward.wait_closed()
+    with pytest.raises(ConnectionRefusedError):
+        await get(forward.host_port)
+    for call in (vm.forward(PORT), vm.open_connection(PORT), vm.wait_for_port(PORT)):
+        with pytest.raises(Closed):
+            await call
+
+
+async def test_what_is_no_port_is_refused_by_name(served) -> None:
+    async with served.fork() as vm:
+        for port in (0, 65_536, -1, "http", None, 80.5, True):
+            for call, field in ((vm.forward(port), "guest_port"), (vm.open_connection(port), "port")):
+                with pytest.raises(ConfigError, match="a whole number from 1 to 65535") as told:
+                    await call
+                assert told.value.field == field
+        with pytest.raises(ConfigError, match="not an address"):
+            await vm.forward(PORT, "example.org:80")
+        with pytest.raises(HostError, match="cannot listen at"):
+            await vm.forward(PORT, "192.0.2.1:0")
+
+
+def test_an_owner_that_is_killed_leaves_no_listener(warm) -> None:
+    script = f"""
+import vmfork, time
+with vmfork.Template.open("ports").fork() as vm, vm.forward({PORT}) as port:
+    print(port.host_port, vm.id, flush=True)
+    time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+        number, vm_id = owner.stdout.readline().split()
+        port = int(number)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            os.kill(owner.pid, signal.SIGKILL)
+            owner.wait(LIMIT_S)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+    asyncio.run(sweep_ended(find_places().vms / vm_id))
+
+
+def test_blocking_callers_have_the_same(warm) -> None:
+    with vmfork.Template.open("ports").fork() as vm, vm.forward(PORT) as port:
+        vm.wait_for_port(PORT)
+        with vm.open_connection(PORT) as connection:
+            connection.write(b"GET / HTTP/1.0\r\n\r\n")
+            connection.write_eof()
+            answer = b""
+            while piece := connection.read(timeout_s=LIMIT_S):
+                answer += piece
+        assert answer.endswith(vm.id.encode())
+        with socket.create_connection((port.host, port.host_port)) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
+async def test_clients_of_a_detached_machine_forward_each_for_itself(served) -> None:
+    vm = await served.start(name="ports-web")
+    try:
+        async with VM.connect("ports-web") as one, VM.connect("ports-web") as other:
+            async with one.forward(PORT) as first, other.forward(PORT) as second:
+                assert {await get(first.host_port), await get(second.host_port)} == {vm.id.encode()}
+                listed = command("port", "ports-web", "--json").check()
+                shown = {(each["guest_port"], each["address"]) for each in json.loads(listed.out)}
+                assert shown == {(PORT, first.address), (PORT, second.address)}
+            assert command("port", "ports-web").check().out == ""
+        with Running("forward", "ports-web", f"127.0.0.1:0:{PORT}") as forwarding:
+            forwarding.wait_for("\n", fd=1)
+            line = forwarding.seen(1)
+            guest, _, address = line.strip().partition(" -> ")
+            assert (guest, command("port", "ports-web").check().out) == (str(PORT), line)
+            assert await get(int(address.rpartition(":")[2])) == vm.id.encode()
+            forwarding.interrupt(signal.SIGINT)
+            assert forwarding.end().status == 130
+    finally:
+        await end(vm)
+
+
+def test_run_forwards_while_the_command_runs(warm) -> None:
+    script = "import time; time.sleep(1000)"
+    with Running("run", "-t", "ports", "-p", str(PORT), "python3", "-c", script) as running:
+        running.wait_for("\n")
+        line = running.seen(2).split()
+        assert line[:3] == ["port", str(PORT), "->"]
+        port = int(line[3].rpartition(":")[2])
+        assert len(asyncio.run(get(port))) == 12
+        running.interrupt(signal.SIGINT)
+        running.end()
+    for wrong in ("0", "65536", "http", "a:80", "192.0.2.1:80:80"):
+        told = command("run", "-t", "ports", "-p", wrong, "true")
+        assert (told.status, "hint:" in told.err) == (125, True)
+
+
+# What each kind of way out says, in the order of the table in docs/concepts/network.md.
+ATTEMPTS = """
+import errno, socket
+def attempt(name, call):
+    try:
+        call()
+    except OSError as error:
+        is_name = isinstance(error, socket.gaierror)
+        print(name, "no name" if is_name else errno.errorcode[error.errno])
+    else:
+        print(name, "went out")
+def to(family, kind, address, protocol=0):
+    with socket.socket(family, kind, protocol) as s:
+        s.settimeout(5)
+        s.sendto(b"x" * 64, address) if kind != socket.SOCK_STREAM else s.connect(address)
+def packet():
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as s:
+        s.bind(("eth0", 0))
+four, six, tcp, udp, raw = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW
+for host in ("192.0.2.1", "10.0.2.2", "169.254.169.254"):
+    attempt("tcp", lambda: to(four, tcp, (host, 80)))
+    attempt("udp", lambda: to(four, udp, (host, 53)))
+    attempt("icmp", lambda: to(four, raw, (host, 0), socket.IPPROTO_ICMP))
+    attempt("raw", lambda: to(four, raw, (host, 0), socket.IPPROTO_RAW))
+attempt("tcp6", lambda: to(six, tcp, ("2001:db8::1", 80)))
+attempt("udp6", lambda: to(six, udp, ("2001:db8::1", 53)))
+attempt("packet", packet)
+attempt("vsock", lambda: to(getattr(socket, "AF_VSOCK", 40), tcp, (2, 1024)))
+attempt("name", lambda: socket.getaddrinfo("example.org", 80))
+import os
+print("interfaces", *sorted(os.listdir("/sys/class/net")))
+"""
+
+
+async def test_a_guest_has_no_way_out(served) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with served.fork() as vm:
+            told = (await vm.exec(["python3", "-c", ATTEMPTS], timeout_s=LIMIT_S, check=True)).stdout.splitlines()
+            with pytest.raises(PortError):  # the host's loopback is another
+                await vm.open_connection(listener.getsockname()[1])
+    assert told[-1] == "interfaces lo"
+    met = {tuple(line.split(maxsplit=1)) for line in told[:-1]}
+    assert {name for name, _ in met} == {"tcp", "udp", "icmp", "raw", "tcp6", "udp6", "packet", "vsock", "name"}
+    refused = {"ENETUNREACH", "EADDRNOTAVAIL", "ENODEV", "EAFNOSUPPORT", "no name", "EINVAL", "EPERM"}
+    assert {why for _, why in met} <= refused, met
