@@ -113,7 +113,10 @@ def find_shared(vms: Path, record: VMRecord) -> VMHandle:
     if data is not None:
         return VMHandle.from_json(data)
     if record.owner_pid:
-        hint = "it has one owner and no clients; what Template.start, or vmfork start, makes has clients"
+        hint = Hint(
+            "it has one owner and no clients, and ends with it; what Template.start makes has clients",
+            command="it has one owner and no clients, and ends with it; what vmfork start makes has clients",
+        )
         raise StoreBusy(f"VM {record.id}", f"process {record.owner_pid}", hint=hint)
     hint = Hint("VM.attach takes it over", command="vmfork shell, resize and stop take it over for their time")
     raise ConfigError("vm", record.id, f"VM {record.id} waits for one owner, and has no clients", hint=hint)
