@@ -20,7 +20,8 @@ def write_emulator(root: Path, program: Path) -> Path:
     """
     libraries = root / _LIBRARIES
     argv = [
-        *(f"{root}/lib64/ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries}/pulseaudio"),
+        # Not by its name in /lib64: Debian 12 has a link with a whole path there, which leads to this host's.
+        *(f"{libraries}/ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries}/pulseaudio"),
         f"{root}/usr/bin/qemu-system-x86_64",
         *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"),
     ]

@@ -128,6 +128,9 @@ class _Pair:
 class KeptProcess(WatchedProcess):
     """Owner of a process and of the connection to its keeper. When we end, however that is, the keeper kills it."""
 
+    # Its keeper is another's. It is watched for as long as the loop runs, to be reaped; a loop that ends tells nobody.
+    _is_released = False
+
     def __init__(
         self, identity: ProcessIdentity, argv: tuple[str, ...], keeper: socket.socket, pair: _Pair | None
     ) -> None:
@@ -136,8 +139,10 @@ class KeptProcess(WatchedProcess):
         self._pair = pair
 
     def __del__(self) -> None:
-        super().__del__()
-        _reap_passed_on()
+        # Only what is somebody else's: the collector may come here before it ends a machine that was dropped.
+        if self._is_released:
+            self._stop_watching()
+            _reap_passed_on()
 
     @classmethod
     def start(
@@ -241,6 +246,7 @@ class KeptProcess(WatchedProcess):
     def release(self) -> None:
         """The connection to the keeper is closed. The process must be parked. It is still reaped, if it is a child."""
         self._keeper.close()
+        self._is_released = True
 
     def end(self) -> None:
         """The process is gone, and reaped with its keeper if they are children, without an event loop."""

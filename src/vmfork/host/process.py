@@ -115,8 +115,6 @@ class WatchedProcess:
     The status is negative for a signal, and `None` where it cannot be known, because the process is no child of ours.
     """
 
-    _pidfd = -1
-
     def __init__(self, identity: ProcessIdentity, argv: tuple[str, ...], collect: Callable[[], int | None]) -> None:
         self.argv = argv
         self.pid = identity.pid
@@ -127,10 +125,6 @@ class WatchedProcess:
         self._was_ended = False  # without the loop, which cannot tell of it once it is closed
         self._pidfd = os.pidfd_open(identity.pid)
         self._loop.add_reader(self._pidfd, self._reap)
-
-    def __del__(self) -> None:
-        """What was passed on is watched for as long as its loop runs; a loop that ends tells nobody."""
-        self._stop_watching()
 
     @property
     def has_ended(self) -> bool:
