@@ -97,15 +97,21 @@ class _Pair:
     # whenever another is started or one of them is dropped.
     passed_on: ClassVar[set[int]] = set()
 
+    # Those that are to be collected. Of what only a dropped machine refers to, the garbage collector finalizes the
+    # socket before the machine or after it, as it comes.
+    uncollected: ClassVar[set[_Pair]] = set()
+
     def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket) -> None:
         self._child = child
         self._keeper = keeper
         self.keeper_pid: int | None = None
+        self.uncollected.add(self)
 
     def pass_on(self, keeper_pid: int) -> None:
         """Both are reaped by their pids from now on: the child may outlive us, and the socket is about to close."""
         self.keeper_pid = keeper_pid
         self.passed_on.update((self._child.pid, keeper_pid))
+        self.uncollected.discard(self)
         self._child.returncode = 0  # else it warns, once it is dropped, that its process still runs
 
     def collect(self) -> int:
@@ -117,6 +123,7 @@ class _Pair:
         if keeper_pid is not None:
             _reap(keeper_pid)
         self.passed_on.difference_update((self._child.pid, keeper_pid))
+        self.uncollected.discard(self)
         return status
 
     def end(self) -> None:

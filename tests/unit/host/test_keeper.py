@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import signal
@@ -365,6 +366,25 @@ def test_the_end_of_the_loop_that_watched_it_leaves_neither_descriptor_nor_zombi
     del process
     assert not {pid, keeper_pid} & set(children())
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_one_that_the_collector_finds_in_a_cycle_is_reaped_with_its_keeper(kept) -> None:
+    """It finalizes a socket before or after who needs it, as it comes."""
+
+    class Owner:
+        def __init__(self, process: KeptProcess) -> None:
+            self.process, self.itself = process, self
+
+        def __del__(self) -> None:
+            self.process.end()
+
+    async def own() -> None:
+        Owner(kept())
+
+    before = set(children())
+    asyncio.run(own())
+    gc.collect()
+    assert set(children()) == before
 
 
 def wait_ended(*pids: int) -> None:
