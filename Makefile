@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-packages test-debian13 test-ordinary test-kvm chaos soak check fuzz bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch])
 	tools/setup $(VENV)
@@ -48,6 +48,10 @@ check: $(STAMP)
 # What strangers speak to, ten minutes each; says what it needs where that is missing. `make test` replays what was found.
 fuzz: $(STAMP)
 	$(BIN)/python tools/fuzz.py
+
+# For hosts of x86_64 and aarch64, into dist/. The first one for another kind of host takes a minute: zig compiles musl.
+wheels: $(STAMP)
+	$(BIN)/python tools/wheels.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --peers install --json benchmarks/last.json

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "vmfork"
-TARGET = "x86_64-linux-musl"
+# What guests are, whatever the host is.
+GUEST_ARCH = "x86_64"
+HOST_ARCHES = ("x86_64", "aarch64")
+TARGET = f"{GUEST_ARCH}-linux-musl"
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
 # The oldest glibc of its kind: every later one has what it has.
-LIBRARY_TARGET = "x86_64-linux-gnu.2.17"
+GLIBC = "gnu.2.17"
 
 
 class BuildError(Exception):
@@ -33,8 +36,22 @@ class Program:
 
     sources: Path
     output: Path
+    arch: str = GUEST_ARCH
     is_library: bool = False
     borrowed: tuple[Path, ...] = ()
+
+    def build(self) -> Path:
+        """It is made from its sources as they are. Gives its place. Raises `BuildError`."""
+        if not self.is_current():
+            kind = GLIBC if self.is_library else "musl"
+            compile_program(
+                self.sources,
+                self.output,
+                target=f"{self.arch}-linux-{kind}",
+                is_library=self.is_library,
+                borrowed=self.borrowed,
+            )
+        return self.output
 
     def is_current(self) -> bool:
         """True when it is newer than everything it is made of."""
@@ -62,8 +79,8 @@ def compile_program(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    kind = ("-target", LIBRARY_TARGET, "-shared", "-fPIC") if is_library else ("-target", target, "-static")
-    argv = [sys.executable, "-m", "ziglang", "cc", *kind, "-Os", "-s", *FLAGS]
+    kind = ("-shared", "-fPIC") if is_library else ("-static",)
+    argv = [sys.executable, "-m", "ziglang", "cc", "-target", target, *kind, "-Os", "-s", *FLAGS]
     argv += [f"-D{define}" for define in defines]
     argv += [*(str(path) for path in (*sorted(sources.glob("*.c")), *borrowed)), "-o", str(temporary)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -80,26 +97,26 @@ _OF_BROKER = (
     *(ROOT / "keeper" / f"{part}.c" for part in ("message", "clock")),
 )
 
-PROGRAMS = (
-    Program(ROOT / "guest", PACKAGE / "image" / "data" / "agent-x86_64"),
-    Program(ROOT / "keeper", PACKAGE / "host" / "data" / "keeper-x86_64"),
-    Program(ROOT / "preload", PACKAGE / "host" / "data" / "preload-x86_64.so", is_library=True),
-    Program(ROOT / "broker", PACKAGE / "host" / "data" / "broker-x86_64", borrowed=_OF_BROKER),
-)
+
+def programs_for(arch: str) -> tuple[Program, ...]:
+    """What a package for hosts of that kind ships."""
+    of_host = PACKAGE / "host" / "data"
+    return (
+        Program(ROOT / "guest", PACKAGE / "image" / "data" / f"agent-{GUEST_ARCH}"),
+        Program(ROOT / "keeper", of_host / f"keeper-{arch}", arch),
+        Program(ROOT / "preload", of_host / f"preload-{arch}.so", arch, is_library=True),
+        Program(ROOT / "broker", of_host / f"broker-{arch}", arch, borrowed=_OF_BROKER),
+    )
 
 
-def build_missing() -> list[Path]:
-    """Every program is made from its sources as they are. Gives their places."""
-    for program in PROGRAMS:
-        if not program.is_current():
-            compile_program(program.sources, program.output, is_library=program.is_library, borrowed=program.borrowed)
-    return [program.output for program in PROGRAMS]
+HERE = os.uname().machine if os.uname().machine in HOST_ARCHES else GUEST_ARCH
+PROGRAMS = programs_for(HERE)
 
 
 def main() -> int:
     """Builds what is missing and prints where everything is."""
     try:
-        sys.stdout.writelines(f"{path}\n" for path in build_missing())
+        sys.stdout.writelines(f"{program.build()}\n" for program in PROGRAMS)
     except BuildError as error:
         sys.stderr.write(f"error: a program of the package could not be built\n{error}\n")
         return 1

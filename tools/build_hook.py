@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,16 @@ class ProgramBuildHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """`tools/build.py` names where each lies. A source distribution carries only its sources."""
+        """`tools/build.py` names where each lies. A source distribution carries only its sources.
+
+        VMFORK_WHEEL_ARCH asks for a wheel for another kind of host. Its tag says the glibc that the library needs.
+        """
         if self.target_name != "wheel":
             return
-        build_data["artifacts"] += [str(path.relative_to(self.root)) for path in _load_build().build_missing()]
+        build = _load_build()
+        arch = os.environ.get("VMFORK_WHEEL_ARCH", build.HERE)
+        placed = [program.build() for program in build.programs_for(arch)]
+        build_data["artifacts"] += [str(path.relative_to(self.root)) for path in placed]
+        if version == "standard":
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-manylinux_2_17_{arch}.manylinux2014_{arch}"

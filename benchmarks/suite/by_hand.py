@@ -1,18 +1,23 @@
-"""The raw baseline many times over; and QEMU's monitor, spoken to by hand, which a peer needs."""
+"""The raw baseline many times over; files by hand; and QEMU's monitor, spoken to by hand, which a peer needs."""
 
 from __future__ import annotations
 
 import json
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from vmfork.bench.raw import Fork, start, time_one
+from vmfork.bench.raw import DATA, ERROR, REPLY, REQUEST, Fork, fields, frame, start, time_one
 
 if TYPE_CHECKING:
     import socket
 
-    from vmfork.bench.raw import Source
+    from vmfork.bench.raw import Line, Source
+
+# docs/reference/wire.md
+_READ, _WRITE = 5, 6
+_EOF, _CREDIT_FRAME, _CREDIT = 5, 6, 65_536
 
 
 class Monitor:
@@ -51,3 +56,46 @@ def forks_per_second(source: Source, total: int, *, concurrency: int) -> float:
         begun = time.perf_counter()
         list(threads.map(lambda _: time_one(source), range(total)))
         return total / (time.perf_counter() - begun)
+
+
+def write_file(line: Line, path: str, content: bytes) -> None:
+    """The guest's file has the content: WRITE, and DATA as far as the agent's credit goes."""
+    line.stream += 1
+    request = bytes([_WRITE]) + fields(path.encode(), b"", b"", b"%d" % len(content))
+    line.sock.sendall(frame(REQUEST, line.stream, request))
+    rest, credit = memoryview(content), _CREDIT
+    while rest:
+        piece = rest[: min(credit, _CREDIT)]
+        line.sock.sendall(frame(DATA, line.stream, b"\0" + piece))
+        rest, credit = rest[len(piece) :], credit - len(piece)
+        while not credit:
+            credit += _take_credit(line)
+    line.sock.sendall(frame(_EOF, line.stream, b"\0"))
+    while _take_frame(line)[0] != REPLY:
+        pass
+
+
+def read_file(line: Line, path: str) -> int:
+    """How many bytes the guest's file has, all of which came: READ, with credit for everything."""
+    line.stream += 1
+    allowed = frame(_CREDIT_FRAME, line.stream, struct.pack(">BI", 0, 0x7FFF_FFFF))
+    line.sock.sendall(frame(REQUEST, line.stream, bytes([_READ]) + fields(path.encode(), b"0", b"")) + allowed)
+    size = 0
+    while True:
+        kind, body = _take_frame(line)
+        if kind == REPLY:
+            return size
+        size += len(body) - 1
+
+
+def _take_frame(line: Line) -> tuple[int, bytes]:
+    length, kind, _ = struct.unpack(">IBI", line.read(9))
+    body = line.read(length)
+    if kind == ERROR:
+        raise RuntimeError(body)
+    return kind, body
+
+
+def _take_credit(line: Line) -> int:
+    kind, body = _take_frame(line)
+    return struct.unpack(">BI", body)[1] if kind == _CREDIT_FRAME else 0

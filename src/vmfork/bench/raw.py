@@ -43,7 +43,8 @@ class Line:
         self.buffer = b""
         self.stream = 0
 
-    def _read(self, count: int) -> bytes:
+    def read(self, count: int) -> bytes:
+        """The next bytes that the agent sent."""
         while len(self.buffer) < count:
             self.buffer += self._receive()
         taken, self.buffer = self.buffer[:count], self.buffer[count:]
@@ -65,8 +66,8 @@ class Line:
             self.buffer = self.buffer.split(nonce, 1)[1]
         output = b""
         while True:
-            length, kind, stream = struct.unpack(">IBI", self._read(9))
-            body = self._read(length)
+            length, kind, stream = struct.unpack(">IBI", self.read(9))
+            body = self.read(length)
             if stream != self.stream:
                 continue
             if kind == DATA:
