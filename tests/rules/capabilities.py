@@ -47,6 +47,10 @@ def _has_module(name: str) -> Callable[[], bool]:
     return has_module
 
 
+def _has_what_makes_wheels() -> bool:
+    return all(_has_module(name)() for name in ("hatchling", "ziglang", "pip"))
+
+
 def _has_clang_format() -> bool:
     """The one of this environment: another version formats some lines another way."""
     return Path(sys.executable).with_name("clang-format").exists()
@@ -83,6 +87,7 @@ CAPABILITIES = {
     "packed-image": Capability("no image with packages was brought: make test-kvm brings one", _always),
     "isolation": Capability("this host lets QEMU be kept from nothing: vmfork doctor says why", _always),
     "machine-users": Capability("the user ids that machines get are not known here", _always),
+    "wheels": Capability("hatchling, ziglang or pip is not installed", _has_what_makes_wheels),
     "make": Capability("make is not installed", _has_program("make")),
     "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),

@@ -53,6 +53,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.vm
+@pytest.mark.needs("wheels")
 def test_the_wheel_alone_forks_and_starts_machines(installed: Path, template_name: str, tmp_path: Path) -> None:
     env = environment() | {"PYTHONSAFEPATH": "1"}
     assert run(installed / "bin" / "python", "-c", _PROGRAM, template_name, env=env, cwd=tmp_path) == "warm\n"
