@@ -31,7 +31,7 @@ static int fail(const char *what)
 static int usage(void)
 {
     fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
-          "              [--user ID] [--lease FD] -- PROGRAM [ARGUMENT]...\n"
+          "              [--group FOLDER]... [--user ID] [--lease FD] -- PROGRAM [ARGUMENT]...\n"
           "       keeper tsc-rate\n"
           "       keeper nothing\n",
           stderr);
@@ -98,6 +98,17 @@ struct start {
     char **program;
 };
 
+/* Where the arguments are, other text is about to be. */
+static bool add_group(struct groups *groups, const char *folder)
+{
+    static char copies[GROUP_LIMIT][PATH_MAX];
+    if (groups->count == GROUP_LIMIT || strlen(folder) >= PATH_MAX)
+        return false;
+    groups->folders[groups->count] = strcpy(copies[groups->count], folder);
+    groups->count++;
+    return true;
+}
+
 /* Reads one option with its value; false for what is none. */
 static bool read_option(const char *name, const char *value, struct start *start, struct kept *kept)
 {
@@ -106,6 +117,8 @@ static bool read_option(const char *name, const char *value, struct start *start
         jail->root = value;
     else if (strcmp(name, "--bind") == 0 && jail->bound_count < BOUND_LIMIT)
         jail->bound[jail->bound_count++] = value;
+    else if (strcmp(name, "--group") == 0)
+        return add_group(&kept->groups, value);
     else if (strcmp(name, "--user") == 0)
         return read_number(value, INT_MAX, &jail->user);
     else if (strcmp(name, "--lease") == 0)
@@ -119,6 +132,7 @@ static bool read_option(const char *name, const char *value, struct start *start
 static bool read_options(char **argv, struct start *start, struct kept *kept)
 {
     kept->lease = start->jail.user = -1;
+    kept->groups.count = 0;
     start->jailed = *argv != NULL && strcmp(*argv, "--") != 0;
     for (; *argv != NULL && strcmp(*argv, "--") != 0; argv++) {
         if (strcmp(*argv, "--confined") == 0)
@@ -173,8 +187,8 @@ int main(int argc, char **argv)
     if (argc < 6 || !read_descriptor(argv[1], &kept.owner) || !read_descriptor(argv[2], &kept.listener) ||
         !read_descriptor(argv[3], &kept.lock) || !read_options(argv + 4, &start, &kept))
         return usage();
-    pid_t program = getpid();
-    kept.process = (int)syscall(SYS_pidfd_open, program, 0);
+    kept.program = getpid();
+    kept.process = (int)syscall(SYS_pidfd_open, kept.program, 0);
     if (kept.process < 0)
         return fail("pidfd_open");
     if (start.confined && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
@@ -186,7 +200,7 @@ int main(int argc, char **argv)
     if (keeper == 0) {
         /* First of all: who started us must know whom to reap, whatever becomes of the program. */
         send_answer(kept.owner, HELLO, (uint32_t)getpid(), NULL, 0);
-        rename_self(argv, argc, program);
+        rename_self(argv, argc, kept.program);
         keep(kept, start.confined, ends);
     }
     keep_from_program(kept);

@@ -39,6 +39,12 @@ static void release(int *descriptor)
     close_all(descriptor, 1);
 }
 
+static _Noreturn void leave(void)
+{
+    groups_remove(&kept.groups);
+    _exit(0);
+}
+
 /* The lock is held by this process, so it is free only when nothing of the machine is left. */
 static _Noreturn void end(const char *reason)
 {
@@ -47,7 +53,7 @@ static _Noreturn void end(const char *reason)
     struct pollfd ended = {kept.process, POLLIN, 0};
     while (poll(&ended, 1, -1) < 0)
         ;
-    _exit(0);
+    leave();
 }
 
 /* The socket alone does not tell of the owner's end: a child that it forked holds a copy of it. */
@@ -215,7 +221,7 @@ static void step(void)
     if (poll(polled, CALLERS + CALLER_LIMIT, wait_ms()) < 0)
         return;
     if (polled[PROCESS].revents)
-        _exit(0);
+        leave();
     /* What an owner said before it ended still counts, so its end is looked at once its socket has no more to say. */
     if (polled[OWNER].revents)
         read_owner();
@@ -234,6 +240,10 @@ static void step(void)
 _Noreturn void watch(struct kept given)
 {
     kept = given;
+    if (!groups_join(&kept.groups, kept.program)) {
+        fprintf(stderr, "vmfork-keeper: cannot contain the program: a control group of its own: %s\n", strerror(errno));
+        end("it cannot be limited");
+    }
     watch_owner(kept.owner);
     for (int index = 0; index < CALLER_LIMIT; index++)
         callers[index].socket = -1;

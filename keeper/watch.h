@@ -2,9 +2,14 @@
 #ifndef VMFORK_WATCH_H
 #define VMFORK_WATCH_H
 
-/* The descriptors a keeper starts with; -1 where there is none. */
+#include <sys/types.h>
+
+#include "groups.h"
+
+/* What a keeper starts with; -1 for a descriptor that is none. */
 struct kept {
-    /* A pidfd of what it keeps. */
+    /* What it keeps, and a pidfd of it. */
+    pid_t program;
     int process;
     /* The socket to the owner. */
     int owner;
@@ -14,6 +19,8 @@ struct kept {
     int lock;
     /* So is this: it says that the user whom the process became is taken. */
     int lease;
+    /* The process is put into these, and they are removed when it is gone. */
+    struct groups groups;
 };
 
 /* Watches until the process has ended, by itself or because nobody owns it any more. */

@@ -1,6 +1,6 @@
-"""Fuzzes what strangers speak to: the host's client (atheris), the agent and the keeper (libFuzzer, ASan and UBSan).
+"""Fuzzes what strangers speak to: the host's client (atheris); agent, keeper and broker (libFuzzer, ASan and UBSan).
 
-    python tools/fuzz.py [--seconds N] [--keep] [host|agent|keeper]...
+    python tools/fuzz.py [--seconds N] [--keep] [host|agent|keeper|broker]...
 
 Each target runs for N seconds (600), one after the other, at the lowest priority, from its folder in tests/fuzz/corpus.
 What is found comes into build/fuzz: inputs that reach new code, and `crash-*`, `leak-*`, `timeout-*`. With --keep those
@@ -27,8 +27,27 @@ FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O
 SANITIZE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 # A larger input reaches nothing that these do not, and is slower.
 LONGEST = 4096
-# The sources of a program that a target replaces: it includes the last of them itself.
-PROGRAMS = {"agent": ("guest", {"main.c", "connection.c"}), "keeper": ("keeper", {"keeper.c", "watch.c"})}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Its sources in `folder`, but for those that the target replaces or includes itself; `borrowed` are others."""
+
+    folder: str
+    replaced: frozenset[str]
+    borrowed: tuple[str, ...] = ()
+
+
+_OF_BROKER = ("broker.c", "kept.c", "stream.c", "halt.c", "ending.c", "owner.c", "release.c", "serve.c")
+PROGRAMS = {
+    "agent": Program("guest", frozenset(("main.c", "connection.c"))),
+    "keeper": Program("keeper", frozenset(("keeper.c", "watch.c"))),
+    "broker": Program(
+        "broker",
+        frozenset(_OF_BROKER),
+        ("guest/frame.c", "guest/buffer.c", "guest/fields.c", "guest/number.c", "keeper/message.c"),
+    ),
+}
 TARGETS = ("host", *PROGRAMS)
 
 
@@ -55,8 +74,9 @@ def list_missing(targets: list[str]) -> list[str]:
 
 
 def sources_of(target: str) -> list[Path]:
-    folder, replaced = PROGRAMS[target]
-    return [path for path in sorted((ROOT / folder).glob("*.c")) if path.name not in replaced]
+    program = PROGRAMS[target]
+    own = [path for path in sorted((ROOT / program.folder).glob("*.c")) if path.name not in program.replaced]
+    return own + [ROOT / path for path in program.borrowed]
 
 
 def command_of(target: str) -> list[str]:
@@ -67,7 +87,7 @@ def command_of(target: str) -> list[str]:
     assert clang is not None
     binary = BUILD / target / "target"
     sources = [FUZZ / f"{target}.c", *sources_of(target)]
-    argv = [clang, *FLAGS, *SANITIZE, "-I", str(ROOT / PROGRAMS[target][0]), *map(str, sources), "-o", str(binary)]
+    argv = [clang, *FLAGS, *SANITIZE, "-I", str(ROOT / PROGRAMS[target].folder), *map(str, sources), "-o", str(binary)]
     subprocess.run(argv, check=True)
     return [str(binary)]
 

@@ -2,13 +2,16 @@
 
 Every kind of request is open, each on the stream that `STREAMS` gives it; or a greeting, alone, where an input begins
 with `GREETED`. Any other first byte says in pieces of how many bytes the rest comes. Whatever comes, each request ends
-in a value or an error of ours, and the owner holds no more than the credit that it gave.
+in a value or an error of ours, and the owner holds no more than the credit that it gave. What is copied out of the
+guest comes into one folder of the host's, and nothing into another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -16,6 +19,7 @@ from vmfork.agent.client import AgentClient
 from vmfork.agent.process import GuestProcess
 from vmfork.agent.tunnel import GuestConnection
 from vmfork.errors import ProtocolError, VMForkError
+from vmfork.host.unpacking import Place
 from vmfork.wire.command import Command
 from vmfork.wire.frame import FIRST_CREDIT, PROTOCOL
 
@@ -25,9 +29,9 @@ if TYPE_CHECKING:
     from vmfork.agent.exchange import Exchange
 
 KINDS = (
-    "ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree",
-    "connect",
-)  # fmt: skip
+    *("ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree"),
+    *("connect", "get", "put"),
+)
 STREAMS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 GREETED = 0xFF
 NONCE = b"0123456789abcdef"
@@ -37,8 +41,13 @@ _MOST_OUTPUT = 1000
 _MOST_HELD = FIRST_CREDIT + 1024 * 1024
 
 
-def _ask(client: AgentClient, kind: str) -> Coroutine:
+def _ask(client: AgentClient, kind: str, folder: Path) -> Coroutine:
     match kind:
+        case "get":
+            place = Place(path=str(folder / "into"), name="x", operation="copying", max_bytes=_MOST_OUTPUT)
+            return client.get("/x", place)
+        case "put":
+            return client.put(str(folder / "from"), "/x")
         case "exec":
             return client.exec(Command(["x"]), input=b"in", max_output=_MOST_OUTPUT)
         case "start":
@@ -71,9 +80,9 @@ def _ask(client: AgentClient, kind: str) -> Coroutine:
             return client.ping(timeout_s=None)
 
 
-async def _open(client: AgentClient, kinds: tuple[str, ...]) -> list[asyncio.Task]:
+async def _open(client: AgentClient, kinds: tuple[str, ...], folder: Path) -> list[asyncio.Task]:
     with patch("os.urandom", lambda _size: NONCE):
-        tasks = [asyncio.ensure_future(_ask(client, kind)) for kind in kinds]
+        tasks = [asyncio.ensure_future(_ask(client, kind, folder)) for kind in kinds]
         while len(client._open) < len(kinds):
             await asyncio.sleep(0)
     return tasks
@@ -98,11 +107,20 @@ def _held_by(exchange: Exchange) -> int:
 
 async def take(data: bytes) -> None:
     """The bytes came, and then the line ended. Raises what nobody foresaw."""
+    with tempfile.TemporaryDirectory(prefix="vmfork-fuzz-") as name:
+        folder = Path(name)
+        (folder / "into").mkdir()
+        (folder / "from").write_bytes(b"w" * 100)
+        await _take(data, folder)
+        assert {path.name for path in folder.iterdir()} == {"into", "from"}
+
+
+async def _take(data: bytes, folder: Path) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         async with await AgentClient.open(ours, protocol=PROTOCOL) as client:
             is_greeted = data[:1] == bytes((GREETED,))
-            tasks = await _open(client, ("greet",) if is_greeted else KINDS)
+            tasks = await _open(client, ("greet",) if is_greeted else KINDS, folder)
             piece = data[0] if data[:1] and not is_greeted else 0
             piece = piece or max(1, len(data))
             for at in range(1, len(data), piece):

@@ -103,6 +103,7 @@ CAPABILITIES = {
     "steady-tsc": Capability("the processor's TSC is not steady", _always),
     "openssl-3": Capability("OpenSSL before 3 does not tell how often it was seeded", _always),
     "debugging": Capability("processes may not be traced here, or their registers are not those of x86-64", _always),
+    "control-groups": Capability("memory, CPU and processes cannot be limited by control groups here", _always),
     "memory-cgroup": Capability("no control group with a memory limit can be made here", _always),
     "python-for-others": Capability("no Python of 3.11 or newer can be run by an ordinary user here", _always),
     "same-generator": Capability("another version of the gRPC generator is installed", _always),

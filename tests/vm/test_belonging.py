@@ -194,7 +194,9 @@ PROGRAM = """
 import os, sys, warnings
 warnings.simplefilter("error", ResourceWarning)
 import vmfork
-vm = vmfork.Template.open({name!r}).fork()
+# Said beforehand: a user who may not open /dev/kvm is told, once a process, that TCG is used.
+config = vmfork.VMConfig(accel="tcg")
+vm = vmfork.Template.open({name!r}, config=config).fork()
 pid = os.fork()
 if pid == 0:
     for call in (lambda: vm.exec(["true"]), vm.pause, lambda: vm.write_file("/x", b"")):
@@ -205,7 +207,7 @@ if pid == 0:
         else:
             os._exit(3)
     vm.close()
-    with vmfork.Template.open({name!r}).fork() as own:
+    with vmfork.Template.open({name!r}, config=config).fork() as own:
         assert own.exec(["echo", "hi"]).stdout == "hi\\n"
     del vm
     {leave}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,11 @@ from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HostError
 from vmfork.host import jail
+from vmfork.host.delegation import find_delegation
+from vmfork.host.process import ProcessIdentity, wait_ended
 from vmfork.hypervisor.qemu import surroundings
 from vmfork.machine import trial
-from vmfork.machine.folder import find_record
+from vmfork.machine.folder import find_record, sweep_ended
 
 pytestmark = [pytest.mark.vm, pytest.mark.qemu]
 
@@ -61,6 +66,66 @@ async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) ->
         root = Path(f"/proc/{any_vm.pid}/root")
         assert not (root / "proc").exists()
         assert sorted(path.name for path in (root / "etc").iterdir()) == ["ld.so.cache"]
+
+
+LIMITS = ("memory.max", "memory.limit_in_bytes", "pids.max", "cpu.weight", "cpu.shares", "cpu.max", "cpu.cfs_quota_us")
+
+
+def read_limits(folder: str) -> dict[str, str]:
+    return {name: Path(folder, name).read_text().strip() for name in LIMITS if Path(folder, name).exists()}
+
+
+def find_groups(vms: Path, vm_id: str) -> list[str]:
+    return json.loads((vms / vm_id / "groups.json").read_text())["folders"]
+
+
+async def wait_in_groups(vm: VM, count: int) -> None:
+    """The keeper has put the machine into all of its groups; on a busy host it may come to that after the fork."""
+    async with asyncio.timeout(30):
+        while Path(f"/proc/{vm.pid}/cgroup").read_text().count(f"/vmfork-{vm.id}\n") < count:
+            await asyncio.sleep(0.01)
+
+
+def need_groups() -> None:
+    need("control-groups", found=not find_delegation().missing)
+
+
+async def test_what_a_machine_may_use_is_limited_and_its_groups_go_with_it(template_name, instance) -> None:
+    need_groups()
+    template = await Template.open(template_name, config=VMConfig(cpu_weight=50))
+    async with await template.fork() as vm:
+        assert {"memory", "cpu", "processes"} <= {*vm.isolation.parts}
+        folders = find_groups(instance.vms, vm.id)
+        await wait_in_groups(vm, len(folders))
+        values = {name: value for folder in folders for name, value in read_limits(folder).items()}
+        assert 256 < int(values.get("memory.max") or values["memory.limit_in_bytes"]) >> 20 < 256 + 1024
+        assert values["pids.max"] == "129"
+        assert (values.get("cpu.weight"), values.get("cpu.shares")) in {("50", None), (None, "512")}
+        # Of version 1, none where a group above has less already.
+        assert {values.get("cpu.max"), values.get("cpu.cfs_quota_us")} & {"200000 100000", "200000", "-1"}
+        assert (await vm.exec(["python3", "-c", "print(len(bytearray(40 << 20)))"])).exit_code == 0
+    assert not any(Path(folder).exists() for folder in folders)
+
+
+@pytest.mark.parametrize("killed", ["qemu", "owner"])
+async def test_whoever_is_killed_its_groups_are_removed(template_name, instance, killed) -> None:
+    need_groups()
+    program = "import vmfork, time; vm = vmfork.Template.open({!r}).fork(); print(vm.id, vm.pid, flush=True); {}"
+    command = [sys.executable, "-c", program.format(template_name, "time.sleep(1000)")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            vm_id, pid = owner.stdout.readline().split()
+            folders, machine = find_groups(instance.vms, vm_id), ProcessIdentity.of(int(pid))
+            assert machine is not None
+            os.kill(int(pid) if killed == "qemu" else owner.pid, signal.SIGKILL)
+            async with asyncio.timeout(30):
+                await wait_ended(machine)
+        finally:
+            owner.kill()
+    await sweep_ended(instance.vms / vm_id)
+    assert folders
+    assert not any(Path(folder).exists() for folder in folders)
 
 
 async def test_a_fork_has_its_template_open_for_reading_alone(fork) -> None:
@@ -113,7 +178,10 @@ async def test_it_can_be_switched_off_and_says_so(template_name) -> None:
     template = await Template.open(template_name, config=VMConfig(isolation="off"))
     async with await template.fork() as vm:
         assert (vm.isolation.level, vm.isolation.parts) == ("none", ())
-        assert vm.isolation.missing == ("filter: switched off", "namespaces: needs filter", "user: needs filter")
+        assert vm.isolation.missing == (
+            *("filter: switched off", "namespaces: needs filter", "user: needs filter"),
+            *("memory: switched off", "cpu: switched off", "processes: switched off"),
+        )
         assert status_of(vm.pid)["Uid"].split()[0] == str(os.geteuid())
 
 

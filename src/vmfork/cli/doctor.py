@@ -28,7 +28,7 @@ from vmfork.image.namespaces import choose_namespaces
 from vmfork.image.recipe import find_agent
 from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
-from vmfork.machine.isolation import decide_containment
+from vmfork.machine.isolation import decide_containment, find_todo
 from vmfork.machine.plan import make_hardware
 from vmfork.machine.room import count_room
 from vmfork.machine.trial import prove
@@ -181,7 +181,8 @@ async def _check_isolation(config: VMConfig, binary: QemuBinary | None, places: 
     found = f"{isolation.level}: {', '.join(isolation.parts) or 'nothing'}"
     if not isolation.missing:
         return Check("isolation", "ok", found)
-    return Check("isolation", "note", f"{found}; without {'; without '.join(isolation.missing)}")
+    told = f"{found}; without {'; without '.join(isolation.missing)}"
+    return Check("isolation", "note", told, find_todo(isolation))
 
 
 def _check_shipped(name: str, find: Callable[[], Path]) -> Check:

@@ -36,12 +36,15 @@ _DEFAULT_RANGE = UserRange(*map(int, DEFAULT_USERS.split("-")))
 class IsolationPolicy:
     """What is asked for: nothing with `is_off`, else all that this host can do, and `required` at least.
 
-    `users` are whom machines may become where the host's root starts them.
+    `users` are whom machines may become where the host's root starts them. With `in_groups` each has control groups of
+    its own, and `cpu_weight` in them, 100 by default.
     """
 
     is_off: bool = False
     required: IsolationLevel = "none"
     users: UserRange = _DEFAULT_RANGE
+    in_groups: bool = True
+    cpu_weight: int = 100
 
 
 def parse_users(text: str, *, field: str) -> UserRange:

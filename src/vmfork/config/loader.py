@@ -43,7 +43,7 @@ _LISTS = ("image.packages", "factory.templates")
 # Fields that a file may give as a least and a most.
 _RANGES = ("factory.cache",)
 _NUMBERS = {
-    **dict.fromkeys(("vm.cpus", "vm.max_cpus", "factory.cache", "factory.cache_min"), int),
+    **dict.fromkeys(("vm.cpus", "vm.max_cpus", "vm.cpu_weight", "factory.cache", "factory.cache_min"), int),
     **dict.fromkeys(("vm.overcommit", "vm.max_pressure"), float),
 }
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

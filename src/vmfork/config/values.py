@@ -39,10 +39,12 @@ _MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
 _MOST_OVERCOMMIT = 1024
+# cpu.weight of a control group (cgroup-v2.rst).
+MAX_CPU_WEIGHT = 10_000
 # Fields of `VMConfig` that say how a machine is made, not what it is.
 _LIMITS = ("overcommit", "reserve_mib", "max_pressure", "wait_s")
 _TIMES = ("boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
-_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", *_TIMES, *_LIMITS)
+_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", "control_groups", "cpu_weight", *_TIMES, *_LIMITS)
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
@@ -161,7 +163,8 @@ class VMConfig:
     addresses. `auto` is off under TCG, where each start at a new address is translated anew. `isolation` is `auto`, all
     that this host can do to keep an emulator from it, or `off`; a host that can do less than `require_isolation`
     (`none`, `basic`, `namespaces`, `full`) starts no machine. `user_ids` are those that machines become where root
-    starts them, as `FIRST-LAST`.
+    starts them, as `FIRST-LAST`. `control_groups` is `auto`, which limits an emulator's memory, CPU time and processes
+    where this host lets us, or `off`; `cpu_weight` is its share of busy CPUs, 1 to 10000, where 100 is everybody's.
 
     A machine is started where the host has room for it. A fork is counted with the `overcommit`-th part of its RAM, a
     booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
@@ -187,6 +190,8 @@ class VMConfig:
     isolation: IsolationChoice = "auto"
     require_isolation: IsolationLevel = "none"
     user_ids: str = DEFAULT_USERS
+    control_groups: IsolationChoice = "auto"
+    cpu_weight: int = 100
     overcommit: float = _LIMITS_BY_DEFAULT.overcommit
     reserve_mib: int | None = _LIMITS_BY_DEFAULT.reserve_mib
     max_pressure: float = _LIMITS_BY_DEFAULT.max_pressure
@@ -226,7 +231,13 @@ class VMConfig:
     def isolation_policy(self) -> IsolationPolicy:
         """What it asks of a machine's isolation."""
         users = parse_users(self.user_ids, field="vm.user_ids")
-        return IsolationPolicy(is_off=self.isolation == "off", required=self.require_isolation, users=users)
+        return IsolationPolicy(
+            is_off=self.isolation == "off",
+            required=self.require_isolation,
+            users=users,
+            in_groups=self.control_groups != "off",
+            cpu_weight=self.cpu_weight,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -243,10 +254,12 @@ class VMConfig:
         return replace(self, **{name: getattr(other, name) for name in _WAYS})
 
     def _check_isolation(self) -> None:
-        for name, known in (("isolation", get_args(IsolationChoice)), ("require_isolation", LEVELS)):
+        choices = get_args(IsolationChoice)
+        for name, known in (("isolation", choices), ("require_isolation", LEVELS), ("control_groups", choices)):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"vm.{name}", value, f"{value!r} is not known", hint=f"use {_either(known)}")
         parse_users(self.user_ids, field="vm.user_ids")
+        _check_whole("vm.cpu_weight", self.cpu_weight, low=1, high=MAX_CPU_WEIGHT)
 
     def _check_machine(self) -> None:
         if self.machine not in ("auto", *get_args(MachineKind)):

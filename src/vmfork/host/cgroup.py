@@ -38,6 +38,23 @@ class MemoryRoom(NamedTuple):
     left: int
 
 
+class OwnGroup(NamedTuple):
+    """Where we are in a hierarchy: `cgroup2` or `cgroup`, our group's folder, and the one that is mounted."""
+
+    kind: str
+    folder: Path
+    mounted: Path
+
+    def to_top(self) -> list[Path]:
+        """Our group and those above it, as far up as we can see."""
+        return [group for group in (self.folder, *self.folder.parents) if group.is_relative_to(self.mounted)]
+
+
+def locate_own(counted: str, *, proc: Path = _SELF) -> list[OwnGroup]:
+    """Our group in each hierarchy that may count what is `counted`: a controller of version 1, or version 2."""
+    return _locate(proc, counted, int(time.monotonic() / _LOOK_EVERY_S))
+
+
 def find_memory_room(*, proc: Path = _SELF) -> MemoryRoom | None:
     """The group, ours or one above, that leaves the process of `proc` the least memory; `None` without a limit.
 
@@ -65,18 +82,24 @@ def _groups(proc: Path, counted: str = "memory") -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=8)
 def _find_groups(proc: Path, counted: str, at: int) -> tuple[tuple[str, str], ...]:
-    of_ours, mounts = _read_own(proc, at)
-    marks, paths = _MARKS[counted], _own_paths(of_ours, counted)
+    marks = _MARKS[counted]
     found: list[tuple[str, str]] = []
-    for kind, root, mounted in _mounts(mounts, counted):
-        if kind not in paths or kind not in marks:
-            continue
-        # A container may see only a part of the hierarchy, and its path may still be told from the top.
-        inside = paths[kind].removeprefix(root.rstrip("/")).lstrip("/")
-        folder = mounted / inside
-        groups = (group for group in (folder, *folder.parents) if group.is_relative_to(mounted))
-        found += [(kind, str(group)) for group in groups if (group / marks[kind]).exists()]
+    for own in _locate(proc, counted, at):
+        groups = (group for group in own.to_top() if own.kind in marks)
+        found += [(own.kind, str(group)) for group in groups if (group / marks[own.kind]).exists()]
     return tuple(found)
+
+
+def _locate(proc: Path, counted: str, at: int) -> list[OwnGroup]:
+    of_ours, mounts = _read_own(proc, at)
+    paths = _own_paths(of_ours, counted)
+    found = []
+    for kind, root, mounted in _mounts(mounts, counted):
+        if kind in paths:
+            # A container may see only a part of the hierarchy, and its path may still be told from the top.
+            inside = paths[kind].removeprefix(root.rstrip("/")).lstrip("/")
+            found.append(OwnGroup(kind, mounted / inside, mounted))
+    return found
 
 
 @lru_cache(maxsize=4)

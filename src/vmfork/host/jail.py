@@ -23,13 +23,15 @@ class Jail:
     under its own path, read-only, and nothing else. With `root` it has a network, IPC and UTS namespace of its own too.
     Without, it sees what is there, and can open what is in `bound` alone (Landlock); with neither, whatever it likes.
     All of them belong to a user namespace where they are `mapped`, as an ordinary user needs it. It becomes the user of
-    `lease`, which the keeper holds until the program has ended.
+    `lease`, which the keeper holds until the program has ended. It belongs to the control groups of the folders
+    `groups`, which the keeper removes then.
     """
 
     root: Path | None = None
     bound: tuple[str, ...] = ()
     mapped: bool = False
     lease: UserLease | None = None
+    groups: tuple[str, ...] = ()
 
     def to_arguments(self) -> list[str]:
         """The keeper's options."""
@@ -38,6 +40,8 @@ class Jail:
             options += ["--root", str(self.root)]
         for path in self.bound:
             options += ["--bind", path]
+        for folder in self.groups:
+            options += ["--group", folder]
         if self.mapped:
             options.append("--mapped")
         if self.lease is not None:

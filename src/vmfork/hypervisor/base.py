@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config.isolation import UserRange
+    from vmfork.host.delegation import Parent
     from vmfork.host.process import ProcessIdentity
 
 
@@ -93,6 +94,7 @@ class Isolation:
     | namespaces | a root with nothing in it but its program, and an empty network |
     | landlock | in place of that root, where there are no namespaces: no other file can be opened |
     | user | a user id that nothing else on the host has |
+    | memory, cpu, processes | a control group that limits it: no level asks for one |
 
     `missing` says of each other part why it does not apply. docs/concepts/isolation.md has the levels.
     """
@@ -110,13 +112,14 @@ class Containment:
     """What is done for that at the start of one machine.
 
     `reads` are the paths of the hypervisor's own files. The namespaces are those of a user namespace where they are
-    `mapped`. `users` are whom it may become.
+    `mapped`. `users` are whom it may become. Control groups of its own are made below `groups`.
     """
 
     isolation: Isolation = NOT_ISOLATED
     reads: tuple[str, ...] = ()
     mapped: bool = False
     users: UserRange | None = None
+    groups: tuple[Parent, ...] = ()
 
     def has(self, part: str) -> bool:
         """Whether that part of an isolation is in force."""
@@ -130,7 +133,7 @@ NOT_CONTAINED = Containment()
 class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
-    `lock_fd` is held open until the machine has ended, under any owner.
+    `lock_fd` is held open until the machine has ended, under any owner. `groups` are the folders of its control groups.
     """
 
     name: str
@@ -141,6 +144,7 @@ class Launch:
     generation_id: str
     lock_fd: int | None = None
     containment: Containment = NOT_CONTAINED
+    groups: tuple[str, ...] = ()
 
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".

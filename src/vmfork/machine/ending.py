@@ -133,7 +133,7 @@ async def _has_ended(machine: Watched) -> bool:
 def check_contained(machine: Watched) -> None:
     """Raises `HostError` when the machine was not started because the host refused what was to keep it in."""
     _, found, reason = machine.log_tail().rpartition(REFUSED_TEXT)
-    if machine.exit_code == REFUSED_STATUS and found:
+    if machine.exit_code in (REFUSED_STATUS, -signal.SIGKILL) and found:
         raise HostError(
             f"this host refuses what keeps an emulator from it: {reason.strip()}",
             hint="vmfork doctor tries anew what the host can do, and that is used from then on",

@@ -4,6 +4,7 @@
 VMS/ID/            0700
     lock           flock: held by the owner while it lives, and by the machine's keeper
     ticket.json    what of the host it was promised (admission/)
+    groups.json    its control groups, from before they are made; they are removed before the folder is
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     broker.json    the same, while its broker owns it; without the token, which the broker is given when it is asked
@@ -30,7 +31,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vmfork.admission.charge import Charge, Ticket
 from vmfork.host.broker import BROKER_SOCKET
@@ -47,12 +48,17 @@ from vmfork.host.folders import (
     read_file,
     write_whole,
 )
+from vmfork.host.group import is_group_of, locate_groups, make_groups, remove_groups
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine import ended
 from vmfork.machine.ended import End, bury, read_end
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.records import read_record, write_record
+
+if TYPE_CHECKING:
+    from vmfork.host.delegation import Parent
+    from vmfork.host.group import Allotment
 
 # The file that makes a folder ours.
 LOCK = "lock"
@@ -61,6 +67,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 _ON_ITS_WAY = re.compile(r"\.(new|old)-[0-9a-f]{12}")
 _RECORD = "vm.json"
 _TICKET = "ticket.json"
+_GROUPS = "groups.json"
 _HANDLE = "handle.json"
 _BROKER = "broker.json"
 _PAUSED = "paused"
@@ -98,6 +105,13 @@ class VMRecord(Described):
     def created_at(self) -> str:
         """When it was started, in UTC (ISO 8601)."""
         return self.facts.created_at
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The folders of the control groups of a VM."""
+
+    folders: tuple[str, ...] = ()
 
 
 class VMFolder:
@@ -141,6 +155,14 @@ class VMFolder:
         """The machine is promised what `ticket` says."""
         write_whole(self.path / _TICKET, write_record(ticket))
 
+    def make_groups(self, parents: tuple[Parent, ...], allotment: Allotment) -> tuple[str, ...]:
+        """The machine has control groups below `parents`; their folders. They go with this one. Raises `HostError`."""
+        folders = locate_groups(parents, self.path.name)
+        if folders:
+            write_whole(self.path / _GROUPS, write_record(Groups(folders)))
+            make_groups(parents, self.path.name, allotment)
+        return folders
+
     def write_handle(self, handle: bytes) -> None:
         """The handle is there: whoever may enter the folder can take the VM over with it."""
         write_whole(self.path / _HANDLE, handle)
@@ -169,6 +191,8 @@ class VMFolder:
     def close(self) -> None:
         """The folder is gone and the lock is free, unless it was released. Its machine must have ended before."""
         if not self._lock.closed:
+            with suppress(OSError):  # a process is in one that is none of ours
+                _remove_groups(self.path)
             _remove(self.path)
             self._lock.close()
 
@@ -309,6 +333,7 @@ def sweep_vms(vms: Path) -> list[str]:
             record = find_record(folder)
             if record is not None:
                 record.process.kill()
+            _remove_groups(folder)
             if record is not None and read_brokered(folder) is not None:
                 bury(folder, name=_ID, marker=LOCK)
             else:
@@ -341,6 +366,14 @@ def _is_left(path: Path) -> bool:
     with suppress(FileNotFoundError):
         return time.time() - path.stat().st_mtime > _NEW_LIMIT_S
     return False
+
+
+def _remove_groups(folder: Path) -> None:
+    """The control groups that were made for the machine of `folder` are gone. Raises `OSError` when one is in use."""
+    data = find_content(folder / _GROUPS)
+    with suppress(ValueError):
+        groups = Groups() if data is None else read_record(Groups, data)
+        remove_groups(group for group in groups.folders if is_group_of(group, folder.name))
 
 
 def _remove(folder: Path) -> None:

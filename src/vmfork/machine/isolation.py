@@ -6,15 +6,20 @@
 | namespaces | filter, namespaces | root who may mount, or a user who may make user namespaces |
 | basic | filter; landlock, where the kernel has it; as root user, where it may be | a kernel with seccomp |
 | none | | the policy is off, or the emulator is a script |
+
+No level asks for the control groups by which memory, CPU time and processes of an emulator are limited: a host that
+lets its user make none is as good as any other at keeping it in.
 """
 
 from __future__ import annotations
 
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
 from vmfork.config.isolation import LEVELS
 from vmfork.errors import HostError
+from vmfork.host.delegation import CONTROLLERS, Delegation, find_delegation
 from vmfork.host.jail import find_preload
 from vmfork.hypervisor.base import Containment, Isolation
 from vmfork.hypervisor.qemu import find_reads
@@ -28,6 +33,11 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu import QemuBinary
 
 
+_HIDDEN = "others may not read "
+# What a controller limits, as a part.
+_LIMITS = {"memory": "memory", "cpu": "cpu", "pids": "processes"}
+
+
 async def decide_containment(binary: QemuBinary, policy: IsolationPolicy, *, places: Places) -> Containment:
     """How `binary` is started here under `policy`.
 
@@ -36,6 +46,17 @@ async def decide_containment(binary: QemuBinary, policy: IsolationPolicy, *, pla
     containment = await _decide(binary, policy, places)
     check_isolation(containment.isolation, policy)
     return containment
+
+
+def find_todo(isolation: Isolation) -> str:
+    """What its user can do for a higher level; empty where nothing is known."""
+    hidden = next((line.rpartition(_HIDDEN)[2] for line in isolation.missing if f"{USER}: {_HIDDEN}" in line), "")
+    if not hidden:
+        return ""
+    return (
+        f"let others enter or read it (chmod o+rX {shlex.quote(hidden)}), or install vmfork where they may, such as"
+        " /opt: then each machine gets a user id of its own"
+    )
 
 
 def check_isolation(isolation: Isolation, policy: IsolationPolicy) -> None:
@@ -49,33 +70,46 @@ def check_isolation(isolation: Isolation, policy: IsolationPolicy) -> None:
 
 
 async def _decide(binary: QemuBinary, policy: IsolationPolicy, places: Places) -> Containment:
+    delegation = _delegate(policy)
     if policy.is_off:
-        return Containment(isolation=_isolation_of({FILTER: "switched off"}))
+        return Containment(isolation=_isolation_of({FILTER: "switched off"}, delegation))
     reads = await find_reads(binary, kept=places.emulators)
     if not reads.paths:
-        return Containment(isolation=_isolation_of({FILTER: f"{binary.path} is no program that loads libraries"}))
+        reason = f"{binary.path} is no program that loads libraries"
+        return Containment(isolation=_isolation_of({FILTER: reason}, delegation), groups=delegation.parents)
     proof = await prove(policy.users, runtime=places.runtime)
     reasons = proof.reasons()
     if not reasons[USER] and proof.needs_mapping and not reasons[NAMESPACES]:
         reasons[USER] = "nobody else is in a user namespace"
     elif not reasons[USER] and (hidden := _find_hidden(binary.path, has_root=not reasons[NAMESPACES])):
-        reasons[USER] = f"others may not read {hidden}"
+        reasons[USER] = _HIDDEN + hidden
     return Containment(
-        isolation=_isolation_of(reasons),
+        isolation=_isolation_of(reasons, delegation),
         reads=reads.paths,
         mapped=proof.needs_mapping,
         users=policy.users,
+        groups=delegation.parents,
     )
 
 
-def _isolation_of(reasons: dict[str, str]) -> Isolation:
-    """`reasons` as `Proof.reasons` gives them. Without the filter there is nothing."""
+def _delegate(policy: IsolationPolicy) -> Delegation:
+    if policy.is_off or not policy.in_groups:
+        return Delegation(missing=tuple((controller, "switched off") for controller in CONTROLLERS))
+    return find_delegation()
+
+
+def _isolation_of(reasons: dict[str, str], delegation: Delegation) -> Isolation:
+    """`reasons` as `Proof.reasons` gives them. Without the filter there is nothing but what groups limit."""
     if reasons[FILTER]:
         reasons = {FILTER: reasons[FILTER], NAMESPACES: f"needs {FILTER}", USER: f"needs {FILTER}"}
     parts = tuple(part for part, reason in reasons.items() if not reason)
     level: IsolationLevel = "basic" if FILTER in parts else "none"
     if NAMESPACES in parts:
         level = "full" if USER in parts else "namespaces"
+    missing = dict(delegation.missing)
+    limits = {_LIMITS[controller]: missing.get(controller, "") for controller in CONTROLLERS}
+    parts = (*parts, *(part for part, reason in limits.items() if not reason))
+    reasons = reasons | limits
     return Isolation(
         level=level, parts=parts, missing=tuple(f"{part}: {reason}" for part, reason in reasons.items() if reason)
     )

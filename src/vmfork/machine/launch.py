@@ -12,6 +12,7 @@ from vmfork.adopt.identity import Identity
 from vmfork.config.isolation import BY_DEFAULT
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
+from vmfork.machine.allotment import allot
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
@@ -122,6 +123,7 @@ async def _launch(
     async with AsyncExitStack() as on_failure:
         folder = await make_folder(vms, identity.vm_id, charge_for(hardware, ram, limits), limits)
         on_failure.callback(folder.close)
+        groups = folder.make_groups(containment.groups, allot(hardware, cpu_weight=policy.cpu_weight))
         machine = QemuMachine.start(
             binary,
             Launch(
@@ -133,6 +135,7 @@ async def _launch(
                 generation_id=str(identity.generation),
                 lock_fd=folder.lock_fd,
                 containment=containment,
+                groups=groups,
             ),
         )
         on_failure.push_async_callback(machine.aclose)

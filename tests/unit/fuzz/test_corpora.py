@@ -27,7 +27,7 @@ def replay(target: str, tmp_path: Path, *inputs: Path) -> subprocess.CompletedPr
     binary, root = tmp_path / target, tmp_path / "root"
     root.mkdir(mode=0o755)
     sources = [FUZZ / f"{target}.c", FUZZ / "replay.c", *sources_of(target)]
-    include = ["-I", str(ROOT / PROGRAMS[target][0])]
+    include = ["-I", str(ROOT / PROGRAMS[target].folder)]
     subprocess.run([*compiler(), *FLAGS, *include, *map(str, sources), "-o", binary], check=True, timeout=300)
     return subprocess.run(
         [binary, *inputs],

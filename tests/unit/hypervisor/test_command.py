@@ -35,7 +35,7 @@ BEGIN_TCG = [
     "-name", "vmfork-0123",
     "-machine", "pc-q35-7.2,memory-backend=ram,usb=off,vmport=off,smbus=off,sata=off,graphics=off,smm=off,"
                 "mem-merge=off,dump-guest-core=off,suppress-vmdesc=on",
-    "-accel", "tcg",
+    "-accel", "tcg,tb-size=256",
     "-cpu", "max",
     "-smp", "1",
     "-m", "256M",

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
+from vmfork.adopt.identity import Identity
+from vmfork.host import group
+from vmfork.host.delegation import find_delegation
 from vmfork.host.lock import FileLock
-from vmfork.machine.folder import VMFolder, find_strangers, find_waste, new_vm_id, sweep_vms
+from vmfork.host.process import identify
+from vmfork.hypervisor.base import Hardware
+from vmfork.machine.allotment import allot
+from vmfork.machine.facts import MachineFacts
+from vmfork.machine.folder import Groups, VMFolder, VMRecord, find_strangers, find_waste, new_vm_id, sweep_vms
+from vmfork.records import write_record
+
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=64)
+
+
+def make_record(process) -> VMRecord:
+    facts = MachineFacts(identity=Identity.fresh("0123456789ab"), hardware=HARDWARE, image="default")
+    return VMRecord(facts=facts, process=process, owner_pid=1)
 
 
 @pytest.fixture
@@ -60,6 +78,58 @@ def test_a_sweep_removes_what_dead_owners_left_and_no_stranger(vms):
     assert set(find_strangers(vms)) == theirs
     live.close()
     assert not live.path.exists()
+
+
+@pytest.fixture
+def parents():
+    found = find_delegation().parents
+    need("control-groups", found=len(found) > 0)
+    return found
+
+
+def test_its_control_groups_go_with_a_folder_that_is_closed(vms, parents):
+    folder = VMFolder.create(vms, new_vm_id())
+    groups = folder.make_groups(parents, allot(HARDWARE, cpu_weight=100))
+    assert all(map(os.path.isdir, groups))
+    folder.close()
+    assert not any(map(os.path.exists, groups))
+
+
+def test_groups_that_owner_and_keeper_left_go_when_a_sweep_has_ended_the_machine(vms, parents):
+    """Both were killed, and the emulator runs on in its groups."""
+    folder = VMFolder.create(vms, new_vm_id())
+    groups = folder.make_groups(parents, allot(HARDWARE, cpu_weight=100))
+    with subprocess.Popen(["sleep", "1000"]) as emulator:
+        for group in groups:
+            Path(group, "cgroup.procs").write_text(str(emulator.pid))
+        folder.record(make_record(identify(emulator)))
+        folder.release()
+        assert sweep_vms(vms) == [folder.path.name]
+    assert not any(map(os.path.exists, groups))
+    assert list(vms.iterdir()) == []
+
+
+def test_a_group_in_use_keeps_its_folder_for_the_next_sweep(vms, parents, monkeypatch):
+    monkeypatch.setattr(group, "_EMPTY_LIMIT_S", 0.0)
+    folder = VMFolder.create(vms, new_vm_id())
+    groups = folder.make_groups(parents, allot(HARDWARE, cpu_weight=100))
+    folder.release()
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        Path(groups[0], "cgroup.procs").write_text(str(stranger.pid))
+        assert sweep_vms(vms) == []
+        assert folder.path.exists()
+        stranger.kill()
+    assert sweep_vms(vms) == [folder.path.name]
+    assert not any(map(os.path.exists, groups))
+
+
+def test_a_path_that_is_no_group_of_the_machine_is_not_touched(vms, tmp_path):
+    """A damaged record, or a forged one."""
+    vm_id = leave(vms)
+    (tmp_path / "precious").mkdir()
+    (vms / vm_id / "groups.json").write_bytes(write_record(Groups((str(tmp_path / "precious"), "relative"))))
+    assert sweep_vms(vms) == [vm_id]
+    assert (tmp_path / "precious").exists()
 
 
 @pytest.mark.needs("root")

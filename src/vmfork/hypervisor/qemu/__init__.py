@@ -6,7 +6,7 @@ The rest of the package asks for it here, and knows none of the modules inside.
 from vmfork.hypervisor.qemu.abilities import Abilities, ask_abilities
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
 from vmfork.hypervisor.qemu.board import Board, board_for, board_of
-from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model
+from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model, most_memory_mib
 from vmfork.hypervisor.qemu.files import find_reads
 from vmfork.hypervisor.qemu.machine import CONSOLE, LOG, QemuMachine
 from vmfork.hypervisor.qemu.shared import SharedQemu
@@ -27,4 +27,5 @@ __all__ = [
     "find_qemu",
     "find_qemu_like",
     "find_reads",
+    "most_memory_mib",
 ]

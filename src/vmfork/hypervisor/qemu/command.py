@@ -19,6 +19,12 @@ AGENT_PORT = "vmfork.agent.0"
 # Nothing here runs programs, changes users or sets limits; a QEMU taken over by its guest cannot either.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+# Under TCG, the code that QEMU keeps translated; beyond, it throws all away and begins anew. Its default is 1 GiB
+# (docs/decisions/0027).
+TRANSLATED_MIB = 256
+# What QEMU itself takes, measured at 40 to 60 MiB, with room for devices that are added and answers of its monitor.
+_OWN_MIB = 128
+
 # Each is a piece of memory that can be added, and costs every machine a part of its ACPI tables.
 MEMORY_SLOTS = 8
 
@@ -45,6 +51,16 @@ def default_cpu_model(accel: str) -> str:
     page tables have a fifth level, which QEMU walks in software, and programs took 4 % longer.
     """
     return "host,migratable=on" if accel == "kvm" else "max,la57=off"
+
+
+def most_memory_mib(hardware: Hardware) -> int:
+    """The most memory that QEMU takes beside its guest's RAM, in MiB.
+
+    In numbers: its own; page tables and what KVM keeps of the guest's pages, a 32nd of the RAM (8 bytes for 4 KiB, four
+    times over); under TCG the translated code.
+    """
+    code_mib = TRANSLATED_MIB if hardware.accel == "tcg" else 0
+    return _OWN_MIB + hardware.max_memory_mib // 32 + code_mib
 
 
 def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:
@@ -76,7 +92,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
 def _hardware(hardware: Hardware, board: Board) -> list[str]:
     return [
         *("-machine", ",".join((hardware.machine, *board.options))),
-        *("-accel", hardware.accel),
+        *("-accel", f"tcg,tb-size={TRANSLATED_MIB}" if hardware.accel == "tcg" else hardware.accel),
         *("-cpu", hardware.cpu_model),
         # The kernel is told how many of them to bring online (machine/plan.py).
         *("-smp", str(hardware.max_cpus)),

@@ -7,14 +7,14 @@ import os
 import re
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.qemu.binary import ask, stamp_of
-from vmfork.records import read_record, write_record
+from vmfork.records import VERSION, read_record, write_record
 
 if TYPE_CHECKING:
     from vmfork.hypervisor.qemu.binary import QemuBinary
@@ -30,9 +30,14 @@ _LIBRARY = re.compile(r"(?:=> |^\s*)(/\S+) \(0x", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """Absolute paths, files and folders. Empty for a script, which starts who knows what, and for a static program."""
+    """Absolute paths, files and folders. Empty for a script, which starts who knows what, and for a static program.
+
+    `format` is raised when `_find` finds others than before: a QEMU that an older vmfork kept too little of would not
+    start.
+    """
 
     paths: tuple[str, ...] = ()
+    format: int = field(default=1, metadata=VERSION)
 
 
 _found: dict[str, Reads] = {}

@@ -86,7 +86,9 @@ class QemuMachine:
                 pass_fds=[fd for fd in passed if fd is not None and fd >= 0],
                 env=surroundings.make_environment(launch.containment, kvm_fd=kvm_fd),
                 confined=launch.containment.has("filter") or not binary.has_sandbox,
-                jail=surroundings.make_jail(launch.containment, folder=launch.folder, opened=always),
+                jail=surroundings.make_jail(
+                    launch.containment, folder=launch.folder, groups=launch.groups, opened=always
+                ),
             )
             on_failure.callback(process.end)
             # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later

@@ -22,7 +22,7 @@ KVM = "/dev/kvm"
 _KVM_VARIABLE = "VMFORK_KVM_FD"
 
 
-def make_jail(containment: Containment, *, folder: Path, opened: ExitStack) -> Jail:
+def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...] = (), opened: ExitStack) -> Jail:
     """What the machine of `folder` is put into. A user id was leased where it gets one, until `opened` is closed."""
     has_root = containment.has("namespaces")
     users = containment.users if containment.has("user") else None
@@ -30,6 +30,7 @@ def make_jail(containment: Containment, *, folder: Path, opened: ExitStack) -> J
         root=folder if has_root else None,
         bound=(*containment.reads, str(find_preload())) if has_root or containment.has("landlock") else (),
         mapped=containment.mapped and has_root,
+        groups=groups,
         lease=None if users is None else opened.enter_context(lease_user(users)),
     )
 
