@@ -10,7 +10,7 @@ import pytest
 from tests.rules.capabilities import need
 from tests.unit.host.test_keeper import wait_text
 from tests.unit.system_calls import called, declared
-from vmfork.config.isolation import BY_DEFAULT
+from vmfork.config.isolation import BY_DEFAULT, UserRange
 from vmfork.host import facts, keeper
 from vmfork.host.jail import Jail
 from vmfork.host.keeper import REFUSED_STATUS, REFUSED_TEXT, KeptProcess
@@ -55,11 +55,14 @@ async def test_a_path_that_is_not_absolute_is_refused(log, tmp_path, root) -> No
 
 
 async def test_a_claim_on_a_user_is_held_until_the_program_has_ended(log, tmp_path) -> None:
-    users = BY_DEFAULT.users
+    # Of the default ones, machines of tests that run beside this come and go.
+    first = BY_DEFAULT.users.last + 1 + 2 * (os.getpid() % 1_000_000)
+    users = UserRange(first, first + 1)
     need("machine-users", found=facts.has_ids(users.first, users.last))
     with lease_user(users) as lease:
         user = lease.user
-        process = start(log, tmp_path, Jail(lease=lease), "sleep", "1000")
+        # By its path: a confined program may be started once, and to look for it along PATH is to try several times.
+        process = start(log, tmp_path, Jail(lease=lease), "/bin/sleep", "1000")
     with lease_user(users) as other:
         assert other.user != user
     await process.aclose()
