@@ -12,6 +12,7 @@
  *     7  somebody reads what the broker wrote: a client, or the agent
  *     8  time passes           so many quarters of a second
  *     9  the keeper says       one byte; or goes, where that is 0
+ *    10  the starter goes
  *
  * After each the broker takes a step. When it is done nothing may be open that was not before. It works in the folder
  * VMFORK_FUZZ_ROOT. */
@@ -95,6 +96,7 @@ enum act {
     SOMEBODY_READS,
     TIME_PASSES,
     KEEPER_SAYS,
+    STARTER_GOES,
     ACTS
 };
 
@@ -103,7 +105,7 @@ static struct {
     size_t left;
 } input;
 
-static int our_keeper, our_line, our_console;
+static int our_keeper, our_line, our_console, our_starter;
 static int our_clients[MOST_CLIENTS];
 static struct sockaddr_un address;
 static socklen_t address_size;
@@ -215,6 +217,9 @@ static void act(void)
         else
             (void)!send(our_keeper, &who, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
         break;
+    case STARTER_GOES:
+        release(&our_starter);
+        break;
     }
 }
 
@@ -234,6 +239,7 @@ static void open_all(void)
     open_pair(SOCK_SEQPACKET, &our_keeper, &machine.keeper);
     open_pair(SOCK_STREAM, &our_line, &machine.line);
     open_pair(SOCK_STREAM, &our_console, &machine.console);
+    open_pair(SOCK_SEQPACKET, &our_starter, &starter_fd);
     own = machine;
     listener_fd = must(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     /* A name of the kernel's own choice. */
@@ -248,7 +254,7 @@ static void open_all(void)
     if (!kept_open())
         must(-1);
     life = (struct lifetime){TTL_MS, IDLE_TTL_MS};
-    ends_at = deadline_in(life.ttl_ms);
+    ends_at = deadline_in(life.ttl_ms + STARTER_LIMIT_MS);
     idle_ends_at = NEVER;
     clients_init();
     line_open(own.line);
@@ -257,7 +263,8 @@ static void open_all(void)
 static void close_ours(void)
 {
     /* The last of them were not shown to the broker as ended. */
-    int all[] = {our_keeper, our_line, our_console, own.keeper, own.line, own.console, listener_fd};
+    int all[] = {our_keeper, our_line,    our_console, our_starter, own.keeper,
+                 own.line,   own.console, listener_fd, starter_fd};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         release(&all[i]);
     for (int i = 0; i < MOST_CLIENTS; i++)

@@ -19,7 +19,8 @@ from vmfork.agent.client import AgentClient
 from vmfork.agent.process import GuestProcess
 from vmfork.agent.tunnel import GuestConnection
 from vmfork.errors import ProtocolError, VMForkError
-from vmfork.host.unpacking import Place
+from vmfork.host.packing import Packing
+from vmfork.host.unpacking import Place, Unpacking
 from vmfork.wire.command import Command
 from vmfork.wire.frame import FIRST_CREDIT, PROTOCOL
 
@@ -45,9 +46,9 @@ def _ask(client: AgentClient, kind: str, folder: Path) -> Coroutine:
     match kind:
         case "get":
             place = Place(path=str(folder / "into"), name="x", operation="copying", max_bytes=_MOST_OUTPUT)
-            return client.get("/x", place)
+            return client.get("/x", Unpacking(place))
         case "put":
-            return client.put(str(folder / "from"), "/x")
+            return client.put(Packing(str(folder / "from")), "/x")
         case "exec":
             return client.exec(Command(["x"]), input=b"in", max_output=_MOST_OUTPUT)
         case "start":
@@ -84,6 +85,7 @@ async def _open(client: AgentClient, kinds: tuple[str, ...], folder: Path) -> li
     with patch("os.urandom", lambda _size: NONCE):
         tasks = [asyncio.ensure_future(_ask(client, kind, folder)) for kind in kinds]
         while len(client._open) < len(kinds):
+            assert not any(task.done() for task in tasks), tasks
             await asyncio.sleep(0)
     return tasks
 
