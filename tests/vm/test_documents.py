@@ -15,16 +15,13 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.documents import PAGES, ROOT, Block, read_blocks
 from tests.rules.capabilities import need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Images are built on the way, under emulation.
 pytestmark = [pytest.mark.vm, pytest.mark.needs("make"), pytest.mark.limit_s(1200)]
