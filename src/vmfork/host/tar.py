@@ -7,6 +7,7 @@ import select
 import stat
 import tarfile
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vmfork.copied import Tally
@@ -42,6 +43,10 @@ _NO_TAR = "give a tar, or one that gzip, bzip2 or xz made smaller"
 # A file of /proc tells no size, and a tar has it before the content.
 _MOST_UNSIZED = 1024 * 1024
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+# Members that say more of the next one: tarfile has such a one in memory. PATH_MAX is 4,096.
+_LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+_MOST_HEADER = 1024 * 1024
+_LARGEST_SIZE = 2**63 - 1
 
 
 class _Input:
@@ -78,18 +83,37 @@ class _Input:
 
 
 class _Member(tarfile.TarInfo):
-    """A header. What is none is told: tarfile takes it for the end, and so does it a tar that was cut off."""
+    """A header. What is none is told: tarfile takes it for the end, and so does it a tar that was cut off.
+
+    One that would take much memory, which a small compressed tar may have, is none.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         if len(buf) != _BLOCK:
             raise tarfile.ReadError("it ends before its end")
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if not any(buf):
                 raise
             raise tarfile.ReadError(str(error)) from error
+        if member.size < 0 or (member.type in _LONG_HEADERS and member.size > _MOST_HEADER):
+            raise tarfile.ReadError(f"it has a header that announces {member.size} bytes")
+        return member
+
+
+@contextmanager
+def _making_sense() -> Iterator[None]:
+    """Raises `ReadError` for whatever tarfile raises where a tar makes no sense.
+
+    A header of gzip that is cut off is a `TypeError`, an endless time an `OverflowError`, and a thousand headers for
+    one name are a `RecursionError` (CPython 3.11 to 3.13).
+    """
+    try:
+        yield
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise tarfile.ReadError("it makes no sense") from error
 
 
 class TarPacking:
@@ -122,9 +146,8 @@ class TarPacking:
     def _pack(self) -> Generator[tuple[bytes, Made | None]]:
         where: list[bytes] = []
         yield encode_entry(_folder(b"root")), Made("dir", ".")
-        source: Any = self._input  # all that a stream is asked for is `read`
-        with tarfile.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member) as tar:
-            while (member := tar.next()) is not None:
+        with _open_tar(self._input) as tar:
+            while (member := _next_member(tar)) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, however many come
                 *folders, name = _names_of(member.name) or [b""]
                 if name:
@@ -132,6 +155,20 @@ class TarPacking:
                     yield from _pack_member(tar, member, where, name)
         yield from _go_to(where, [])
         yield encode_up(), None
+
+
+def _open_tar(source: Any) -> tarfile.TarFile:
+    """All that `source` is asked for is `read`."""
+    with _making_sense():
+        return tarfile.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member)
+
+
+def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _making_sense():
+        member = tar.next()
+    if member is not None and not 0 <= member.size <= _LARGEST_SIZE:
+        raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
+    return member
 
 
 def _names_of(path: str) -> list[bytes]:
@@ -182,7 +219,8 @@ def _mtime_ns(member: tarfile.TarInfo) -> int:
     """A float has not all digits of the text that it was read from."""
     whole, _, part = member.pax_headers.get("mtime", "").partition(".")
     if not part.isdigit():
-        return int(member.mtime * 1_000_000_000)
+        with _making_sense():
+            return int(member.mtime * 1_000_000_000)
     ns = abs(int(whole)) * 1_000_000_000 + int(part[:9].ljust(9, "0"))
     return -ns if whole.startswith("-") else ns
 
@@ -192,6 +230,8 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[tuple[int, 
     stream: Any = tar.fileobj
     stream.seek(member.offset_data)
     for at, size in getattr(member, "sparse", None) or [(0, member.size)]:
+        if not 0 <= at <= at + size <= _LARGEST_SIZE:
+            raise tarfile.ReadError(f"{member.name!r} has {size} bytes at {at}")
         for offset in range(at, at + size, _PIECE_SIZE):
             data = stream.read(min(_PIECE_SIZE, at + size - offset))
             yield offset, data

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import os
 import stat
 import subprocess
 import tarfile
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from vmfork.host.tar import TarPacking, TarUnpacking
 from vmfork.wire.tree import SHARED, Entry, encode_entry, encode_piece, encode_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 LIMIT_S = 30
 
@@ -49,12 +50,20 @@ def tar_of(folder: Path, *options: str) -> bytes:
     return subprocess.run(["tar", "-C", folder, *options, "-cf", "-", "."], check=True, capture_output=True).stdout
 
 
-def one(name: str, content: bytes = b"x", *, kind: bytes = tarfile.REGTYPE, target: str = "") -> bytes:
-    """A tar of one member."""
+def one(
+    name: str,
+    content: bytes = b"x",
+    *,
+    kind: bytes = tarfile.REGTYPE,
+    target: str = "",
+    told: Mapping[str, str] | None = None,
+) -> bytes:
+    """A tar of one member, of which a header of pax says what is `told`."""
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, target
+        member.pax_headers = dict(told or {})
         member.size = len(content) if kind == tarfile.REGTYPE else 0
         tar.addfile(member, io.BytesIO(content))
     return held.getvalue()
@@ -173,6 +182,40 @@ async def test_a_tar_that_is_not_whole_is_named_and_no_half_file_is_there(agent,
     assert caught.value.arrived is not None
     assert set(os.listdir(tmp_path / "goal")) <= {"a"}
     assert len(os.listdir(tmp_path / "goal")) >= caught.value.arrived.files
+
+
+def long_name(times: int) -> bytes:
+    """As many headers that tell a longer name for what follows."""
+    head = tarfile.TarInfo("././@LongLink")
+    head.type, head.size = tarfile.GNUTYPE_LONGNAME, 2
+    return (head.tobuf(tarfile.USTAR_FORMAT) + b"x".ljust(512, b"\0")) * times
+
+
+def large_header() -> bytes:
+    head = tarfile.TarInfo("././@LongLink")
+    head.type, head.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    return gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 22))
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        b"\x1f\x8b\x08",
+        b"\x1f\x8b\x08\x04",
+        one("x", told={"mtime": "inf"}),
+        one("x", told={"mtime": "1e300"}),
+        one("x", told={"size": "-5"}),
+        one("x", told={"GNU.sparse.map": "-5,3", "GNU.sparse.size": "10"}),
+        one("x", told={"GNU.sparse.map": f"{2**63},3", "GNU.sparse.size": "10"}),
+        one("x", told={"GNU.sparse.map": "0,1", "GNU.sparse.size": "-3"}),
+        long_name(2000) + one("x"),
+        large_header(),
+    ],
+)
+async def test_a_tar_that_makes_no_sense_is_named(tar: bytes) -> None:
+    with piped(tar) as fd, closing(TarPacking(fd)) as packing, pytest.raises(ConfigError, match="no whole tar"):
+        while (await packing.next_batch()).has_any:
+            pass
 
 
 async def test_one_who_waits_for_a_tar_that_does_not_come_can_leave(agent, tmp_path: Path) -> None:
