@@ -48,11 +48,18 @@ class Place:
     max_bytes: int | None = None
 
     def within_folder(self) -> Place:
-        """The same place, said by the folder that it is in, which must be there, and its name."""
+        """The same place, said by the folder that it is in, which is there, and its name. Raises `ConfigError`."""
         if os.path.isdir(self.path):
             return self
         folder, name = os.path.split(self.path)
-        return replace(self, path=folder or ".", name=name)
+        place = replace(self, path=folder or ".", name=name or self.name)
+        try:
+            if self.parents:
+                os.makedirs(place.path, exist_ok=True)
+            os.stat(os.path.join(place.path, "."))
+        except OSError as error:
+            raise _not_writable(self.path, place.path, error) from error
+        return place
 
 
 @dataclass(slots=True)
@@ -129,10 +136,7 @@ class Unpacking:
                 os.makedirs(holder, exist_ok=True)
             self._levels.append(_Level(os.open(path if self._merges else holder, _FOLDER)))
         except OSError as error:
-            given = self._place.path
-            told = f"{given!r} cannot be written: {os.fsdecode(holder)}: {error.strerror}"
-            hint = "name a place in a folder that is here, or give parents=True"
-            raise ConfigError("local", given, told, hint=hint) from error
+            raise _not_writable(self._place.path, os.fsdecode(holder), error) from error
 
     def feed(self, data: bytes, stop: Event) -> None:
         """What `data` completes is made, until `stop` is set.
@@ -333,6 +337,11 @@ class Unpacking:
                 os.close(fd)
             fd = below
         return fd
+
+
+def _not_writable(given: str, folder: str, error: OSError) -> ConfigError:
+    told = f"{given!r} cannot be written: {folder}: {error.strerror}"
+    return ConfigError("local", given, told, hint="name a place in a folder that is here, or give parents=True")
 
 
 def stays_inside(target: bytes, depth: int) -> bool:

@@ -232,3 +232,24 @@ def test_the_count_of_the_guest_must_be_ours(tmp_path: Path) -> None:
     for wrong in ((2, 1), (4, 1), (3, 0)):
         with pytest.raises(ProtocolError):
             made.check_whole(*wrong)
+
+
+def place(path: Path | str, **options) -> Place:
+    return Place(path=str(path), name="asked-for", operation="copying", **options)
+
+
+@pytest.mark.parametrize("path", ["none/name", "none/", "secret/name"])
+def test_a_link_alone_needs_a_folder_that_is_here(outside: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        place(f"{outside}/{path}").within_folder()
+    check_outside(outside)
+
+
+def test_a_link_alone_goes_where_its_folder_is_or_was_to_be_made(outside: Path) -> None:
+    here = place(outside / "out" / "name").within_folder()
+    assert (here.path, here.name) == (str(outside / "out"), "name")
+    assert place(outside / "out").within_folder().name == "asked-for"
+    made = place(outside / "out" / "a" / "b" / "name", parents=True).within_folder()
+    assert (made.path, made.name) == (str(outside / "out" / "a" / "b"), "name")
+    assert place(f"{outside}/out/a/c/", parents=True).within_folder().name == "asked-for"
+    assert stat.S_IMODE((outside / "out" / "a").stat().st_mode) & 0o002 == 0
