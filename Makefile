@@ -27,7 +27,8 @@ test-ordinary: $(STAMP)
 test-kvm: $(STAMP)
 	$(BIN)/python tools/hosts/kvm
 
-# Twenty popular packages, each in an image of its own, does its first real act in a fork: about half an hour under TCG.
+# Twenty popular packages, each in an image of its own, does its first real act in a fork, and an editor is used at a
+# terminal: about half an hour under TCG.
 test-packages: $(STAMP)
 	$(BIN)/pytest tests/packages -q
 

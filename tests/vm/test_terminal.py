@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.at_terminal import IN_A_SHELL, AtTerminal
-from tests.children import wait_gone
-from tests.vm.cli_runner import COMMAND, environment, left_of, vmfork
+from tests.at_tmux import AtTmux
+from tests.vm.cli_runner import COMMAND, left_of, vmfork
 from vmfork.aio import VM
 
 pytestmark = [pytest.mark.vm, pytest.mark.qemu]
@@ -190,32 +189,9 @@ def test_what_is_for_a_fork_is_refused_for_a_machine(option) -> None:
 
 @pytest.mark.needs("tmux")
 def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> None:
-    def tmux(*argv: str) -> str:
-        done = subprocess.run(
-            ["tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null", *argv],
-            capture_output=True, text=True, check=True, timeout=60, env=environment({"TERM": "xterm"}),
-        )  # fmt: skip
-        return done.stdout
-
-    script = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
-    tmux("new-session", "-d", "-s", "t", "-x", "90", "-y", "20", script)
-    both = [os.pidfd_open(int(pid)) for pid in tmux("display-message", "-p", "-t", "t", "#{pid} #{pane_pid}").split()]
-    try:
-        assert "load average" in shown_when(tmux, "PID")  # the last that is drawn of its head
-        tmux("resize-window", "-t", "t", "-x", "60", "-y", "12")
-        tmux("send-keys", "-t", "t", "q")
-        assert "ended with 0" in shown_when(tmux, "ended with")
-    finally:
-        tmux("kill-server")
-        for pidfd in both:
-            assert wait_gone(pidfd, limit_s=60)
-            os.close(pidfd)
-
-
-def shown_when(tmux, text: str) -> str:
-    """The window's content once it has `text`: tmux tells no event of that."""
-    for _ in range(600):
-        if text in (shown := tmux("capture-pane", "-p", "-t", "t")):
-            return shown
-        time.sleep(0.1)
-    pytest.fail(f"no {text!r} in {shown!r}")
+    top = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
+    with AtTmux(tmp_path, top, rows=20, columns=90) as window:
+        assert "load average" in window.wait_for("PID")  # the last that is drawn of its head
+        window.resize(rows=12, columns=60)
+        window.type("q")
+        window.wait_for("ended with 0")
