@@ -48,6 +48,11 @@ bool client_has_room(const struct client *client)
     return buffer_length(&client->queue) < ROOM;
 }
 
+bool client_is_beyond(const struct client *client)
+{
+    return buffer_length(&client->queue) > BEYOND;
+}
+
 void client_send(struct client *client, uint8_t kind, uint32_t id, const uint8_t *payload, size_t length)
 {
     size_t mark = frame_begin(&client->queue, kind, id);
@@ -74,8 +79,7 @@ void client_flush(struct client *client)
         else
             client->is_gone |= errno != EAGAIN && errno != EINTR;
     }
-    size_t left = buffer_length(queue);
-    client->is_gone |= left > BEYOND || (client->is_leaving && left == 0);
+    client->is_gone |= client_is_beyond(client) || (client->is_leaving && buffer_length(queue) == 0);
 }
 
 void client_read(struct client *client)

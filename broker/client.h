@@ -36,6 +36,8 @@ void client_remove(struct client *client);
 
 /* Less waits for the client than what stops its credit. */
 bool client_has_room(const struct client *client);
+/* More waits for it than any client that reads leaves. It is gone with the next flush. */
+bool client_is_beyond(const struct client *client);
 
 /* The frame waits for the client. */
 void client_send(struct client *client, uint8_t kind, uint32_t id, const uint8_t *payload, size_t length);

@@ -179,6 +179,18 @@ bool kept_tell(struct client *client, uint32_t id, uint32_t number, uint64_t fro
     return true;
 }
 
+bool kept_cancel(struct client *client, uint32_t id)
+{
+    for (int slot = 0; slot < WAITERS; slot++) {
+        if (waiters[slot].client != client || waiters[slot].id != id)
+            continue;
+        waiters[slot].client = NULL;
+        client_send_error(client, id, "cancelled", "the request was given up");
+        return true;
+    }
+    return false;
+}
+
 void kept_forget(const struct client *client)
 {
     for (int slot = 0; slot < WAITERS; slot++)

@@ -27,6 +27,8 @@ const struct stream *kept_find(uint32_t number);
 /* The client is told what program `number` writes from these bytes on, now or when there is something. False when there
  * is no such program. */
 bool kept_tell(struct client *client, uint32_t id, uint32_t number, uint64_t from_out, uint64_t from_err);
+/* The client's request `id` waits no more, and was answered. False when it did not wait. */
+bool kept_cancel(struct client *client, uint32_t id);
 /* What the client waited for is not wanted any more. */
 void kept_forget(const struct client *client);
 

@@ -87,15 +87,26 @@ static void pass(struct client *client, const struct frame *frame, uint8_t input
     line_send(REQUEST, s->id, frame->payload, frame->length);
 }
 
+/* Nothing of the client's is open on the line under that number: it may wait here for what a program writes. */
+static void give_up(struct client *client, const struct frame *frame, uint32_t number)
+{
+    if (frame->payload[0] == OP_KILL && kept_cancel(client, number))
+        client_send(client, REPLY, frame->stream, NULL, 0);
+    else
+        client_send_error(client, frame->stream, "not-found", "nothing is open on that stream");
+}
+
 /* The first field is a stream of the client's. The agent knows it by another number. */
 static void aim(struct client *client, const struct frame *frame, struct fields *fields)
 {
     uint64_t number = 0;
-    bool is_number = fields->count > 0 && field_number(field_take(fields), &number) && number <= UINT32_MAX;
-    const struct stream *target = is_number ? stream_of(client, (uint32_t)number) : NULL;
+    if (fields->count == 0 || !field_number(field_take(fields), &number) || number > UINT32_MAX) {
+        client_send_error(client, frame->stream, "invalid", "a stream is needed");
+        return;
+    }
+    const struct stream *target = stream_of(client, (uint32_t)number);
     if (target == NULL) {
-        client_send_error(client, frame->stream, is_number ? "not-found" : "invalid",
-                          is_number ? "nothing is open on that stream" : "a stream is needed");
+        give_up(client, frame, (uint32_t)number);
         return;
     }
     struct stream *s = open_stream(client, frame);

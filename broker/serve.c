@@ -114,9 +114,11 @@ static void break_off(struct client *client, uint32_t stream, const char *how)
     client->is_leaving = true;
 }
 
+/* An answer may be thousands of times as long as what asks for it, so that one read is enough for gigabytes. */
 static bool is_heard(const struct client *client)
 {
-    return client->socket >= 0 && !client->is_gone && !client->is_leaving && !release_is_asked();
+    return client->socket >= 0 && !client->is_gone && !client->is_leaving && !client_is_beyond(client) &&
+           !release_is_asked();
 }
 
 /* What is left is a part of a frame, unless the line has no room for more: then it is a backlog. */

@@ -32,13 +32,18 @@ class BackgroundRequests(Connection):
     """Programs in the background, by the numbers that their starters gave them. A broker takes these, and no agent."""
 
     async def start_background(self, number: int, command: Command, *, timeout_s: float | None = 30.0) -> int:
-        """The program runs, and its pid. Raises `ExecError` when it cannot be started."""
+        """The program runs, and its pid. Raises `ExecError` when it cannot be started. Given up, it is killed."""
         exchange = self._new_exchange(explain_start(command))
         request = message.background_request(exchange.stream, number, command)
         if request is None:
             reason = "arguments and environment are too long for a program in the background"
             raise ExecError(command.argv[:1], _NOT_EXECUTABLE, reason, hint="write them to a file of the guest")
-        answer = await self._ask(exchange, request, "starting a program in the background", timeout_s)
+        try:
+            answer = await self._ask(exchange, request, "starting a program in the background", timeout_s)
+        except BaseException:
+            if self._is_open(exchange):
+                self.kill_kept_nowait(number)
+            raise
         with self.making_sense():
             return message.parse_started(answer)
 
@@ -54,7 +59,11 @@ class BackgroundRequests(Connection):
         """What the program wrote from there on, once there is something or it has ended. 0 is the machine's console."""
         exchange = self._new_exchange(_explain)
         request = message.output_request(exchange.stream, number, from_out, from_err)
-        answer = await self._ask(exchange, request, "reading what a program wrote", None)
+        try:
+            answer = await self._ask(exchange, request, "reading what a program wrote", None)
+        finally:
+            if self._is_open(exchange):  # given up: whoever waits takes a place of the broker's
+                self.kill_nowait(exchange.stream)
         with self.making_sense():
             return message.parse_output(answer)
 
@@ -66,6 +75,12 @@ class BackgroundRequests(Connection):
             await self._ask(exchange, request, "sending a signal", timeout_s)
         except _NoSuchProgramError:
             return
+
+    def kill_kept_nowait(self, number: int) -> None:
+        """The program is about to be killed, if there is one, or it is about to start."""
+        if self.lost is None:
+            exchange = self._new_exchange()
+            self._begin(exchange, message.signal_request(exchange.stream, number, signals.SIGKILL))
 
 
 class _NoSuchProgramError(GuestError):

@@ -218,6 +218,10 @@ class Connection(Owner):
         if exchange.lane is not None:
             self.end_nowait(exchange.stream)
 
+    def _is_open(self, exchange: Exchange) -> bool:
+        """It was begun, and has no answer yet, whoever follows it."""
+        return exchange.stream in self._open
+
     def end_nowait(self, stream: int) -> None:
         """As `kill_nowait`, and what is still to be sent on the stream is allowed to come."""
         self.kill_nowait(stream)

@@ -42,18 +42,20 @@ class KeptProgram:
 
 
 async def start_background(running: Running, command: Command, *, timeout_s: float) -> BackgroundProcess:
-    """The program runs, and goes on when we leave. Raises `ExecError` when it cannot be started."""
+    """The program runs, and goes on when we leave. Raises `ExecError` when it cannot be started; then none runs."""
     _check(running, command)
     folder = running.folder.path / _FOLDER
     program = _claim(folder, command)
     path = folder / f"{program.number}.json"
     try:
         pid = await running.agent.start_background(program.number, command, timeout_s=timeout_s)
-    except BaseException:
+        program = replace(program, pid=pid)
+        write_whole(path, write_record(program))
+    except BaseException as error:
+        if isinstance(error, OSError):  # it runs, and nobody would find it
+            running.agent.kill_kept_nowait(program.number)
         path.unlink(missing_ok=True)
         raise
-    program = replace(program, pid=pid)
-    write_whole(path, write_record(program))
     return find_process(running, program)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.children import wait_gone
-from tests.unit.broker.test_clients import is_gone, sh
+from tests.unit.broker.test_clients import HELLO, is_gone, sh
 from tests.unit.broker.test_machine import ask
 from vmfork.errors import GuestError
-from vmfork.wire.frame import BrokerOpcode, decode_fields
+from vmfork.wire.command import Command
+from vmfork.wire.frame import BrokerOpcode, Kind, Opcode, decode_fields, encode_request
 from vmfork.wire.message import parse_exec, parse_started
 
 ROOM = b"65536"
@@ -147,3 +149,43 @@ async def test_it_ends_with_the_machine(start) -> None:
     pid = await begin(client, 1, "sleep 1000")
     await ask(client, BrokerOpcode.END, b"0")
     assert await is_gone(pid)
+
+
+async def test_one_who_waits_no_longer_takes_no_place(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    await begin(client, 1, "sleep 1000")
+    for _ in range(300):
+        given_up = asyncio.ensure_future(client.read_kept(1, 0, 0))
+        await client.ping()
+        given_up.cancel()
+    waiting = asyncio.ensure_future(client.read_kept(1, 0, 0))
+    await client.signal_kept(1, signal.SIGKILL)
+    assert (await waiting).end.number == signal.SIGKILL
+    await client.aclose()
+
+
+async def test_a_start_that_is_given_up_leaves_nothing_that_runs(start) -> None:
+    brokered = await start(agent=False)
+    client = await brokered.client()
+    starting = asyncio.ensure_future(client.start_background(1, Command(["sleep", "1000"]), timeout_s=None))
+    asked = await brokered.peer.frame()
+    starting.cancel()
+    killed = await brokered.peer.frame()
+    assert (killed.kind, killed.payload[0]) == (Kind.REQUEST, Opcode.KILL)
+    assert decode_fields(killed.payload[1:]) == (b"%d" % asked.stream, b"%d" % signal.SIGKILL)
+    await client.aclose()
+
+
+async def test_one_who_asks_for_much_and_reads_nothing_costs_a_bounded_amount(shipped, start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    await begin(client, 1, "seq 100000")
+    await read_to_end(client, 1)
+    with brokered.connect() as deaf:
+        deaf.send(HELLO + b"".join(encode_request(2, BrokerOpcode.OUTPUT, b"1", b"0", b"0") for _ in range(2000)))
+        await client.ping()
+        await client.ping()
+    status = Path(f"/proc/{brokered.pid}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) < 64 * 1024
+    await client.aclose()
