@@ -1,4 +1,6 @@
 /* WATCH: what happens to files, told as it happens. */
+#include "observe.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -355,6 +357,11 @@ static void observe_close(struct stream *s)
 }
 
 static const struct stream_kind OBSERVED = {.pump = observe_pump, .ready = observe_ready, .close = observe_close};
+
+bool observe_is_open(void)
+{
+    return streams_have(&OBSERVED);
+}
 
 /* What the caller names is its to choose, so a link is followed. */
 static bool open_root(struct observed *o)

@@ -295,10 +295,39 @@ static void finish(struct stream *s, const struct pack *p)
     stream_close(s);
 }
 
+/* The bytes of a large file go from the file straight into the frame: through `held`, 200 MB took twice as long. False
+ * where that cannot be, or the piece is none. */
+static bool send_straight(struct stream *s, struct pack *p, size_t limit)
+{
+    if (p->fd < 0 || buffer_length(&p->held) > 0 || p->at >= p->extent_end || limit <= PIECE_HEADER)
+        return false;
+    size_t most = limit - PIECE_HEADER;
+    size_t length = p->extent_end - p->at < most ? (size_t)(p->extent_end - p->at) : most;
+    struct buffer *out = outbox();
+    size_t mark = frame_begin(out, DATA, s->id);
+    put_u8(out, CHANNEL_CONTENT);
+    size_t piece = buffer_length(out);
+    entry_put_piece(out, p->at, 0);
+    ssize_t got = pread(p->fd, buffer_room(out, length), length, (off_t)p->at);
+    if (got <= 0) {
+        buffer_truncate(out, mark);
+        return false;
+    }
+    write_u32(buffer_head(out) + piece + PIECE_HEADER - 4, (uint32_t)got);
+    buffer_grow(out, (size_t)got);
+    frame_end(out, mark);
+    s->credit[CHANNEL_CONTENT] -= (uint64_t)got + PIECE_HEADER;
+    p->at += (uint64_t)got;
+    p->bytes += (uint64_t)got;
+    return true;
+}
+
 static bool pack_pump(struct stream *s)
 {
     struct pack *p = s->state;
     size_t limit = stream_allowance(s, CHANNEL_CONTENT);
+    if (send_straight(s, p, limit))
+        return true;
     for (int i = 0; i < STEPS_A_PUMP && !p->ended && buffer_length(&p->held) < limit; i++) {
         if (!send_step(p)) {
             send_errno(s->id, "the tree could not be read", errno);

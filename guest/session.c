@@ -12,6 +12,7 @@
 #include "fatal.h"
 #include "mode.h"
 #include "mounts.h"
+#include "observe.h"
 #include "operation.h"
 #include "path.h"
 #include "stream.h"
@@ -71,6 +72,10 @@ void do_quiesce(uint32_t stream, struct fields *f)
     (void)f;
     if (exec_is_open()) {
         send_error(stream, "busy", "a process is running", EBUSY);
+        return;
+    }
+    if (observe_is_open()) {
+        send_error(stream, "busy", "files are watched", EBUSY);
         return;
     }
     tunnels_reset();

@@ -8,10 +8,9 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.by_hand import read_file, write_file
+from benchmarks.suite.by_hand import line_of, read_file, write_file
 from benchmarks.suite.figures import Row, Samples, Side, Target
 from benchmarks.suite.measure import Measure
-from vmfork.bench import raw
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,13 +35,11 @@ def _make_many(folder: Path, files: int) -> Path:
 async def run(context: Context) -> Samples:
     context.check_memory(3 * _MEMORY_MIB)
     template = await context.template(memory_mib=_MEMORY_MIB)
-    source = await context.raw_source(template)
     folder = context.scratch("copies")
     content = bytes(_QUICK_LARGE if context.quick else _LARGE)
     (folder / "large").write_bytes(content)
     samples = Samples()
     async with AsyncExitStack() as owned:
-        by_hand = owned.enter_context(raw.start(source))
         own = await owned.enter_async_context(template.fork())
 
         async def put() -> float:
@@ -56,15 +53,17 @@ async def run(context: Context) -> Samples:
             return time.perf_counter() - begun
 
         async def write() -> float:
-            begun = time.perf_counter()
-            write_file(by_hand.agent, "/root/large", content)
-            return time.perf_counter() - begun
+            with line_of(own) as line:
+                begun = time.perf_counter()
+                write_file(line, "/root/large", content)
+                return time.perf_counter() - begun
 
         async def read() -> float:
-            begun = time.perf_counter()
-            if read_file(by_hand.agent, "/root/large") != len(content):
-                raise RuntimeError("the guest's file is another one")
-            return time.perf_counter() - begun
+            with line_of(own) as line:
+                begun = time.perf_counter()
+                if read_file(line, "/root/large") != len(content):
+                    raise RuntimeError("the guest's file is another one")
+                return time.perf_counter() - begun
 
         large: dict[str, Side] = {"put": put, "raw-in": write}
         await context.interleave(samples, large, rounds=4, quick_rounds=2, warm_up=1)

@@ -8,10 +8,10 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+from benchmarks.suite.by_hand import line_of
 from benchmarks.suite.figures import Row, Samples, Side, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.api.vm import VM
-from vmfork.bench import raw
 
 if TYPE_CHECKING:
     from benchmarks.suite.context import Context
@@ -27,10 +27,8 @@ with vmfork.VM.connect(sys.argv[1]) as vm:
 
 async def run(context: Context) -> Samples:
     template = await context.template()
-    source = await context.raw_source(template)
     samples = Samples()
     async with AsyncExitStack() as owned:
-        by_hand = owned.enter_context(raw.start(source))
         own = await owned.enter_async_context(template.fork())
         alone = await owned.enter_async_context(template.start())
         owned.push_async_callback(alone.stop, grace_s=0)
@@ -43,10 +41,11 @@ async def run(context: Context) -> Samples:
             return (time.perf_counter() - begun) / _REPEATS
 
         async def raw_warm() -> float:
-            begun = time.perf_counter()
-            for _ in range(_REPEATS):
-                by_hand.agent.exec_true()
-            return (time.perf_counter() - begun) / _REPEATS
+            with line_of(own) as line:
+                begun = time.perf_counter()
+                for _ in range(_REPEATS):
+                    line.exec_true()
+                return (time.perf_counter() - begun) / _REPEATS
 
         execs: dict[str, Side] = {"raw": raw_warm, "owner": lambda: warm(own), "client": lambda: warm(client)}
         await context.interleave(samples, execs, rounds=30, quick_rounds=3, warm_up=2)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # As guest/unpack.c has it.
 _MORE_CREDIT = FIRST_CREDIT
-# While the host writes what came, the guest reads on.
-_WIDE_WINDOW = 512 * 1024
+# While the host writes what came, the guest reads on. With what the protocol begins with it is a megabyte.
+_WIDE_WINDOW = 15 * FIRST_CREDIT
 
 
 class Source(Protocol):
@@ -53,7 +53,7 @@ class Sink(Protocol):
 
     async def open(self) -> None: ...
 
-    async def take(self, data: bytes) -> None: ...
+    async def take(self, data: bytes | bytearray) -> None: ...
 
     async def finish(self, entries: int, size_bytes: int) -> None: ...
 

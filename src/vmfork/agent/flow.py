@@ -93,11 +93,11 @@ class Inflow(_Flow):
         del self._waiting[:most]
         return data
 
-    async def next_bytes(self) -> bytes:
+    async def next_bytes(self) -> bytearray:
         """What came; empty at the end. Raises what ended the request."""
         while not self._waiting and not self.has_ended:
             await self.change.next()
-        data, self._waiting = bytes(self._waiting), bytearray()
+        data, self._waiting = self._waiting, bytearray()
         if not data:
             self.reply.result()
         return data

@@ -286,7 +286,7 @@ class TarUnpacking:
     async def open(self) -> None:
         """Nothing to make ready."""
 
-    async def take(self, data: bytes) -> None:
+    async def take(self, data: bytes | bytearray) -> None:
         """What `data` completes was written."""
         for part in self._parser.feed(data):
             for piece in self._make(part):

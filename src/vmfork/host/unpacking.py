@@ -122,7 +122,7 @@ class Unpacking:
         """As `open_place`, in a thread."""
         await in_thread(lambda _: self.open_place())
 
-    async def take(self, data: bytes) -> None:
+    async def take(self, data: bytes | bytearray) -> None:
         """As `feed`, in a thread."""
         await in_thread(partial(self.feed, data))
 
@@ -138,7 +138,7 @@ class Unpacking:
         except OSError as error:
             raise _not_writable(self._place.path, os.fsdecode(holder), error) from error
 
-    def feed(self, data: bytes, stop: Event) -> None:
+    def feed(self, data: bytes | bytearray, stop: Event) -> None:
         """What `data` completes is made, until `stop` is set.
 
         Raises `ProtocolError`, `LimitExceeded`, `HostError`, and `OSError`.

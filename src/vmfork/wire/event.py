@@ -49,7 +49,7 @@ class EventParser:
         self._below = root.rstrip("/")
         self._parser = RecordParser(_FIELDS, most=_LARGEST)
 
-    def feed(self, data: bytes) -> Iterator[FileEvent]:
+    def feed(self, data: bytes | bytearray) -> Iterator[FileEvent]:
         """The events that `data` completes. Raises `ProtocolError` for what is none."""
         for kind, path, what, pair in self._parser.feed(data):
             if kind == _READY:

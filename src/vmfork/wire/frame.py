@@ -165,7 +165,7 @@ class RecordParser:
         """It stands between two records."""
         return not self._held
 
-    def feed(self, data: bytes) -> Iterator[list[bytes]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[list[bytes]]:
         """The records that `data` completes. Raises `ProtocolError` for one that is too long."""
         self._held += data
         at = 0

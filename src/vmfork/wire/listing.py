@@ -21,7 +21,7 @@ _COST = 240
 class NamesParser(Protocol):
     """Bytes in any pieces become entries. `check_end` is given the answer that comes behind them."""
 
-    def feed(self, data: bytes) -> Iterator[DirEntry]: ...
+    def feed(self, data: bytes | bytearray) -> Iterator[DirEntry]: ...
 
     def check_end(self, answer: bytes) -> None: ...
 
@@ -33,7 +33,7 @@ class FolderNames:
         self._parser = RecordParser(_FIELDS, most=LARGEST_ENTRY)
         self._count = 0
 
-    def feed(self, data: bytes) -> Iterator[DirEntry]:
+    def feed(self, data: bytes | bytearray) -> Iterator[DirEntry]:
         """The entries that `data` completes."""
         for fields in self._parser.feed(data):
             self._count += 1
@@ -53,7 +53,7 @@ class TreeNames:
         self._parser = TreeParser(names_only=True)
         self._folders: list[bytes] = []
 
-    def feed(self, data: bytes) -> Iterator[DirEntry]:
+    def feed(self, data: bytes | bytearray) -> Iterator[DirEntry]:
         """The entries that `data` completes."""
         for part in self._parser.feed(data):
             if isinstance(part, Up):
@@ -87,7 +87,7 @@ class Listing:
         self._size_bytes = 0
         self._entries: list[DirEntry] = []
 
-    def add(self, data: bytes) -> bool:
+    def add(self, data: bytes | bytearray) -> bool:
         """Whether there is room for what `data` completes; where there is not, some of it was left out."""
         for entry in self._parser.feed(data):
             self._size_bytes += sys.getsizeof(entry.name) + _COST

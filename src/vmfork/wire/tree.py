@@ -135,11 +135,20 @@ class TreeParser:
         self._written_to: int | None = None  # of the file that comes
         self._at = self._left = 0  # of the piece that comes
 
-    def feed(self, data: bytes) -> Iterator[Part]:
+    def feed(self, data: bytes | bytearray) -> Iterator[Part]:
         """The parts that `data` completes."""
-        self._held += data
-        while (part := self._take()) is not None:
-            yield part
+        rest = memoryview(data)
+        while rest:
+            if self._left and not self._held:  # large content is not moved about
+                part = Piece(self._at, bytes(rest[: self._left]))
+                self._note_content(part)
+                rest = rest[len(part.data) :]
+                yield part
+                continue
+            self._held += rest[:LARGEST_ENTRY]
+            rest = rest[LARGEST_ENTRY:]
+            while (taken := self._take()) is not None:
+                yield taken
 
     def _take(self) -> Part | None:
         if self._left:
@@ -156,10 +165,13 @@ class TreeParser:
         if not data:
             return None
         piece = Piece(self._at, data)
-        self._at += len(data)
-        self._left -= len(data)
-        self._written_to = self._at
+        self._note_content(piece)
         return piece
+
+    def _note_content(self, piece: Piece) -> None:
+        self._at += len(piece.data)
+        self._left -= len(piece.data)
+        self._written_to = self._at
 
     def _take_piece(self) -> Part | None:
         if len(self._held) < _PIECE.size:

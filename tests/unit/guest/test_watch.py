@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmfork.errors import Closed, DeadlineExceeded, GuestFileError, ProtocolError
+from vmfork.errors import Closed, DeadlineExceeded, GuestError, GuestFileError, ProtocolError
 from vmfork.wire.event import EventParser, FileEvent
 from vmfork.wire.frame import encode_fields
 
@@ -146,6 +146,14 @@ async def test_more_folders_than_can_be_watched_are_an_error(agent, tmp_path: Pa
         await agent.watch(str(tmp_path), recursive=True)
     assert caught.value.reason == "busy"
     await agent.ping()
+
+
+async def test_who_watches_keeps_the_machine_from_a_freeze(agent, tmp_path: Path) -> None:
+    """Its fork would be told of what it never asked for."""
+    async with await agent.watch(str(tmp_path)):
+        with pytest.raises(GuestError, match="files are watched"):
+            await agent.quiesce()
+    await agent.quiesce()
 
 
 async def test_a_deadline_that_passes_loses_nothing_and_an_end_ends_it_in_the_guest(agent, tmp_path: Path) -> None:
