@@ -38,7 +38,8 @@ _FIRST = 1
 def command(follow: bool, console: bool, pid: int | None, vm_id: str, as_json: bool) -> None:
     """Print what machine ID wrote: the command that it was started with, else its console.
 
-    At least the last 64 KiB are kept, also of a machine that ended not long ago.
+    The first program of `exec -d` is in the place of that command in a machine that was started without one. At least
+    the last 64 KiB are kept, also of a machine that ended not long ago.
     """
     if console and pid is not None:
         raise ConfigError("pid", pid, "the console is no program", hint="leave out one of the two")
