@@ -106,6 +106,8 @@ class Forward(Owner):
         if not self._is_open:
             return
         if not self._bound.is_stranded:
+            # Now: a cancelled accept does it a turn later, when its descriptor may be another socket's.
+            self._bound.loop.remove_reader(self._listener)
             self._agent.closed.remove_done_callback(self._end_with_machine)
             for task in (self._accepting, *self._carrying):
                 task.cancel()

@@ -197,9 +197,11 @@ async def test_a_slow_reader_stops_the_writer_and_a_slow_program_stops_us(agent)
     async with served(pour) as port, await agent.open_tunnel(port) as connection:
         with pytest.raises(DeadlineExceeded):
             await connection.write(b"y" * PLENTY, timeout_s=0.5)
-        before = sent
-        await agent.ping()
-        assert sent == before < PLENTY
+        before = -1
+        while before != sent:  # until all that lies between is full
+            before = sent
+            await agent.ping()
+        assert sent < PLENTY
         await connection.read()
         await connection.abort()  # to close it would wait for a program that reads nothing
 
@@ -273,10 +275,10 @@ async def test_a_thousand_connections_leave_nothing(agent) -> None:
         while forward._carrying:
             await asyncio.wait(forward._carrying)
         await agent.ping()
+        assert open_files(pid) == before[0]
         # Callers and the service are of this process too, and close in their own time.
-        after = open_files(pid), open_files("self")
-        assert after[0] == before[0]
-        assert after[1] < before[1] + 10
+        while open_files("self") >= before[1] + 10:
+            await agent.ping()
 
 
 async def test_a_frozen_machine_has_no_connections(agent) -> None:
@@ -342,6 +344,28 @@ async def test_the_port_ends_with_its_owner_with_its_agent_and_takes_connections
         await with_agent.aclose()
         with pytest.raises(ConnectionRefusedError):
             await connect(with_agent.host_port)
+
+
+async def test_a_descriptor_that_a_closed_port_had_is_free_for_others(agent) -> None:
+    loop = asyncio.get_running_loop()
+    forward = start_forward(agent, free_port(), LOOPBACK)
+    await asyncio.sleep(0)  # it waits for a caller
+    number = forward._listener.fileno()
+    closing = asyncio.ensure_future(forward.aclose())
+    while forward._listener.fileno() >= 0:
+        await asyncio.sleep(0)
+    reading, writing = os.pipe()
+    if reading != number:
+        os.dup2(reading, number)
+        os.close(reading)
+    told = asyncio.Event()
+    loop.add_reader(number, told.set)
+    await closing
+    os.write(writing, b"x")
+    await asyncio.wait_for(told.wait(), LIMIT_S)
+    loop.remove_reader(number)
+    os.close(number)
+    os.close(writing)
 
 
 async def test_a_socket_of_the_host_leads_into_the_guest(agent, tmp_path: Path) -> None:
