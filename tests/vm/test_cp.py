@@ -280,8 +280,9 @@ async def test_an_agent_that_the_guests_own_code_breaks_ends_a_copy_by_name(temp
         os.posix_fallocate(big.fileno(), 0, 60 << 20)
     async with (
         await template.fork() as vm,
-        vm.start(["sh", "-c", 'read go; exec python3 -c "$0"', _BREAK], stdin=True) as killer,
+        vm.start(["python3", "-c", _BREAK], stdin=True) as killer,
     ):
+        assert (await anext(killer.output()))[1] == b"ready\n"  # a Python that starts may take longer than the copy
         begun = asyncio.Event()
         copying = asyncio.ensure_future(vm.put(tmp_path / "big", "/root/big", progress=lambda _event: begun.set()))
         await asyncio.wait([copying, asyncio.ensure_future(begun.wait())], return_when=asyncio.FIRST_COMPLETED)
@@ -295,6 +296,8 @@ async def test_an_agent_that_the_guests_own_code_breaks_ends_a_copy_by_name(temp
 
 
 _BREAK = """
+print("ready", flush=True)
+input()
 maps = open("/proc/1/maps").read().splitlines()
 start, end = (int(part, 16) for part in next(line for line in maps if " r-xp " in line).split()[0].split("-"))
 with open("/proc/1/mem", "r+b", buffering=0) as memory:
