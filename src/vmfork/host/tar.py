@@ -83,9 +83,9 @@ class _Input:
 
 
 class _Member(tarfile.TarInfo):
-    """A header. What is none is told: tarfile takes it for the end, and so does it a tar that was cut off.
+    """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end.
 
-    One that would take much memory, which a small compressed tar may have, is none.
+    Invalid is also one that would take much memory: a small compressed tar may have it.
     """
 
     @classmethod
