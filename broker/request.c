@@ -82,6 +82,7 @@ static void pass(struct client *client, const struct frame *frame, uint8_t input
     if (s == NULL)
         return;
     s->is_program = frame->payload[0] == OP_EXEC;
+    s->is_tunnel = frame->payload[0] == OP_CONNECT;
     s->input = input;
     s->next_input = next_input;
     line_send(REQUEST, s->id, frame->payload, frame->length);
@@ -161,11 +162,13 @@ static void release(struct client *client, const struct frame *frame, struct fie
     struct field token = fields->count == 1 ? field_take(fields) : (struct field){NULL, 0};
     if (token.length != TOKEN_SIZE)
         client_send_error(client, frame->stream, "invalid", "a token of 16 bytes is needed");
-    else if (release_is_asked() || streams_count() > streams_count_of(NULL) || kept_running() > 0)
+    else if (release_is_asked() || streams_are_in_use() || kept_running() > 0)
         client_send_error(client, frame->stream, "busy",
                           "something still runs in the guest, for a client or in the background");
-    else
+    else {
+        streams_reset_tunnels();
         release_ask(client, frame->stream, token.bytes);
+    }
 }
 
 static void stop(struct client *client, const struct frame *frame, struct fields *fields)

@@ -65,14 +65,6 @@ int streams_count(void)
     return count;
 }
 
-int streams_count_of(const struct client *client)
-{
-    int count = 0;
-    for (size_t slot = 0; slot < used; slot++)
-        count += streams[slot].id != 0 && streams[slot].client == client;
-    return count;
-}
-
 int streams_count_programs(void)
 {
     int count = 0;
@@ -133,6 +125,26 @@ static void abandon(struct stream *s)
         s->held[channel] = 0;
         line_send_credit(s->id, channel, PLENTY);
     }
+}
+
+void streams_reset_tunnels(void)
+{
+    size_t before = used;
+    for (size_t slot = 0; slot < before; slot++) {
+        struct stream *s = &streams[slot];
+        if (s->id == 0 || s->client == NULL || !s->is_tunnel)
+            continue;
+        client_send_error(s->client, s->client_id, "reset", "connections are reset when the machine gets an owner");
+        abandon(s);
+    }
+}
+
+bool streams_are_in_use(void)
+{
+    for (size_t slot = 0; slot < used; slot++)
+        if (streams[slot].id != 0 && streams[slot].client != NULL && !streams[slot].is_tunnel)
+            return true;
+    return false;
 }
 
 void streams_abandon(const struct client *client)

@@ -25,6 +25,8 @@ struct stream {
     /* It is a program's, and one's that runs in the background. */
     bool is_program;
     bool is_kept;
+    /* It is a connection to a port of the guest. */
+    bool is_tunnel;
     /* The one channel on which the client may send, and the one that it may use after that one's end. */
     uint8_t input;
     uint8_t next_input;
@@ -43,9 +45,8 @@ struct stream *stream_find(uint32_t id);
 struct stream *stream_of(const struct client *client, uint32_t client_id);
 void stream_close(struct stream *s);
 
-/* How many are open; those of a client alone, or with NULL those of nobody. */
+/* How many are open. */
 int streams_count(void);
-int streams_count_of(const struct client *client);
 /* The programs that run, those in the background too. */
 int streams_count_programs(void);
 
@@ -58,5 +59,9 @@ bool stream_spend(struct stream *s, uint8_t channel, size_t length);
 
 /* What the client had open is being ended in the guest. What is still to come of it is allowed, and thrown away. */
 void streams_abandon(const struct client *client);
+/* The clients are told that their connections to ports were reset; in the guest they are about to be. */
+void streams_reset_tunnels(void);
+/* Something of a client is open that is not a connection to a port: nothing runs because of those. */
+bool streams_are_in_use(void);
 
 #endif

@@ -222,6 +222,26 @@ async def test_clients_of_a_detached_machine_forward_each_for_itself(served) -> 
                 shown = {(each["guest_port"], each["address"]) for each in json.loads(listed.out)}
                 assert shown == {(PORT, first.address), (PORT, second.address)}
             assert command("port", "ports-web").check().out == ""
+    finally:
+        await end(vm)
+
+
+async def test_a_machine_that_gets_an_owner_drops_the_connections_of_its_clients(served) -> None:
+    async with served.start(name="ports-web") as left, left.forward(PORT) as lost:
+        reader, writer = await asyncio.open_connection("127.0.0.1", lost.host_port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        async with await VM.attach("ports-web") as owner, owner.forward(PORT) as mine:
+            with suppress(ConnectionResetError):
+                await reader.read()
+            await lost.wait_closed()
+            assert await get(mine.host_port) == owner.id.encode()
+        writer.close()
+
+
+async def test_a_command_forwards_until_it_is_ended(served) -> None:
+    vm = await served.start(name="ports-web")
+    try:
         with Running("forward", "ports-web", f"127.0.0.1:0:{PORT}") as forwarding:
             forwarding.wait_for("\n", fd=1)
             line = forwarding.seen(1)

@@ -14,7 +14,7 @@ from tests.unit.broker.conftest import LIMIT_S, TOKEN
 from tests.unit.host.test_keeper import wait_text
 from tests.unit.system_calls import called, check_declared, declared
 from vmfork.agent.client import AgentClient
-from vmfork.errors import GuestError, StoreBusy
+from vmfork.errors import GuestError, PortError, StoreBusy
 from vmfork.host import broker as host_broker
 from vmfork.host.broker import StartingBroker
 from vmfork.host.keeper import KeptProcess
@@ -154,6 +154,20 @@ async def test_it_keeps_the_machine_while_a_program_of_another_runs(start) -> No
         await ask(one, BrokerOpcode.RELEASE, OTHER)
     await running.aclose()
     await ask(one, BrokerOpcode.RELEASE, OTHER)
+    assert wait_gone(brokered.pidfd, limit_s=LIMIT_S)
+
+
+async def test_connections_to_ports_do_not_keep_a_machine_from_its_owner(start) -> None:
+    brokered = await start()
+    one, other = await brokered.client(), await brokered.client()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = await other.open_tunnel(listener.getsockname()[1])
+        with listener.accept()[0] as service:
+            await ask(one, BrokerOpcode.RELEASE, OTHER)
+            with pytest.raises(PortError, match="when the machine gets an owner"):
+                await connection.read(timeout_s=LIMIT_S)
+            with pytest.raises(ConnectionResetError):
+                service.recv(1)
     assert wait_gone(brokered.pidfd, limit_s=LIMIT_S)
 
 
