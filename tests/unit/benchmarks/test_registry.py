@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.suite import measures
 from benchmarks.suite.figures import AT
-from benchmarks.suite.peers import quicksand_driver
+from benchmarks.suite.peers import quicksand_driver, raw_tunnel
 from benchmarks.suite.registry import find_measures
 from vmfork.bench import raw
 from vmfork.errors import ConfigError
@@ -35,6 +35,10 @@ TARGETS = {
     "idle.cpu": (1, None),
     "cli.overhead": (100, None),
     "import.vmfork": (60, None),
+    "ports.connect-raw": (1.25, None),
+    "ports.echo-raw": (1.25, None),
+    "ports.out": (None, 0.9),
+    "ports.in": (None, 0.9),
 }
 
 
@@ -88,6 +92,6 @@ def test_an_unknown_name_is_refused_with_those_there_are():
     assert "fork" in found.value.hint
 
 
-@pytest.mark.parametrize("module", [raw, quicksand_driver], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [raw, raw_tunnel, quicksand_driver], ids=lambda module: module.__name__)
 def test_what_vmfork_is_measured_against_has_none_of_vmfork(module):
     assert re.findall(r"^\s*(?:from|import) vmfork", Path(module.__file__).read_text(), re.MULTILINE) == []
