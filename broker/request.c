@@ -37,6 +37,8 @@ static const uint8_t RULES[] = {
     [OP_MOVE] = PASSED,
     [OP_CHANGE] = PASSED,
     [OP_CONNECT] = SENDING,
+    [OP_LISTEN] = PASSED,
+    [OP_ATTACH] = AIMED,
     [OP_WATCH] = PASSED,
 };
 /* clang-format on */
@@ -82,7 +84,7 @@ static void pass(struct client *client, const struct frame *frame, uint8_t input
     if (s == NULL)
         return;
     s->is_program = frame->payload[0] == OP_EXEC;
-    s->is_tunnel = frame->payload[0] == OP_CONNECT;
+    s->is_tunnel = frame->payload[0] == OP_CONNECT || frame->payload[0] == OP_LISTEN;
     s->input = input;
     s->next_input = next_input;
     line_send(REQUEST, s->id, frame->payload, frame->length);
@@ -113,6 +115,8 @@ static void aim(struct client *client, const struct frame *frame, struct fields 
     struct stream *s = open_stream(client, frame);
     if (s == NULL)
         return;
+    s->is_tunnel = frame->payload[0] == OP_ATTACH;
+    s->input = s->is_tunnel ? CHANNEL_CONTENT : NO_CHANNEL;
     size_t mark = frame_begin(line_queue(), REQUEST, s->id);
     put_u8(line_queue(), frame->payload[0]);
     put_number(line_queue(), target->id);

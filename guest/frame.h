@@ -35,6 +35,8 @@ enum opcode {
     OP_MOVE,
     OP_CHANGE,
     OP_CONNECT,
+    OP_LISTEN,
+    OP_ATTACH,
     OP_WATCH = 26,
 };
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -24,13 +25,42 @@ static socklen_t make_address(union address *a, int family, uint16_t port)
     return sizeof a->six;
 }
 
-int loopback_socket(int family)
+static void set_option(int fd, int level, int name)
 {
     const int on = 1;
+    setsockopt(fd, level, name, &on, sizeof on);
+}
+
+int loopback_socket(int family)
+{
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0)
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        set_option(fd, IPPROTO_TCP, TCP_NODELAY);
     return fd;
+}
+
+int loopback_listen(uint16_t port)
+{
+    union address at;
+    int fd = loopback_socket(AF_INET);
+    if (fd < 0)
+        return -1;
+    /* Connections of the last who listened there may hold the port for a minute. */
+    set_option(fd, SOL_SOCKET, SO_REUSEADDR);
+    if (bind(fd, &at.any, make_address(&at, AF_INET, port)) == 0 && listen(fd, SOMAXCONN) == 0)
+        return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+int loopback_accept(int fd)
+{
+    int caller = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (caller >= 0)
+        set_option(caller, IPPROTO_TCP, TCP_NODELAY);
+    return caller;
 }
 
 bool loopback_connect(int fd, int family, uint16_t port)

@@ -29,6 +29,8 @@ void do_get(uint32_t stream, struct fields *f);
 void do_move(uint32_t stream, struct fields *f);
 void do_change(uint32_t stream, struct fields *f);
 void do_connect(uint32_t stream, struct fields *f);
+void do_listen(uint32_t stream, struct fields *f);
+void do_attach(uint32_t stream, struct fields *f);
 void do_watch(uint32_t stream, struct fields *f);
 
 #endif

@@ -15,8 +15,8 @@
 #include "observe.h"
 #include "operation.h"
 #include "path.h"
+#include "ports.h"
 #include "stream.h"
-#include "tunnel.h"
 #include "version.h"
 
 void do_hello(uint32_t stream, struct fields *f)
@@ -78,7 +78,7 @@ void do_quiesce(uint32_t stream, struct fields *f)
         send_error(stream, "busy", "files are watched", EBUSY);
         return;
     }
-    tunnels_reset();
+    ports_reset();
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_item("exec", "ok", "");
     put_item("sync", sync_all(), "");

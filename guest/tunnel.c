@@ -8,7 +8,6 @@
 #include "answer.h"
 #include "loopback.h"
 #include "memory.h"
-#include "operation.h"
 #include "pipes.h"
 #include "stream.h"
 
@@ -203,20 +202,28 @@ static const struct stream_kind TUNNEL = {
     .close = tunnel_close,
 };
 
-void do_connect(uint32_t stream, struct fields *f)
+void tunnel_connect(uint32_t stream, uint16_t port)
 {
-    uint64_t port;
-    if (!field_number(field_take(f), &port) || port < 1 || port > UINT16_MAX) {
-        send_invalid(stream, "a port from 1 to 65535 is needed");
-        return;
-    }
     struct tunnel *t = zeroed(sizeof *t);
-    *t = (struct tunnel){.fd = -1, .port = (uint16_t)port};
+    *t = (struct tunnel){.fd = -1, .port = port};
     struct stream *s = stream_new(stream, &TUNNEL, t);
     if (s == NULL)
         free(t);
     else if (!try_family(s, t, AF_INET))
         refuse(s, t, errno);
+}
+
+void tunnel_take(uint32_t stream, int fd)
+{
+    struct tunnel *t = zeroed(sizeof *t);
+    *t = (struct tunnel){.fd = fd};
+    struct stream *s = stream_new(stream, &TUNNEL, t);
+    if (s == NULL) {
+        tunnel_close(&(struct stream){.state = t});
+        return;
+    }
+    stream_watch(s, fd, CHANNEL_CONTENT);
+    connected(s, t);
 }
 
 static void reset(struct stream *s)

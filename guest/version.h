@@ -9,7 +9,7 @@
 #endif
 
 #if PROTOCOL >= 4
-#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,watch"
+#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch"
 #elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2

@@ -29,6 +29,7 @@ CLASSES = {
     "Watch": ("agent/watch.py",),
     "GuestConnection": ("agent/tunnel.py",),
     "Forward": ("network/forward.py",),
+    "Reverse": ("network/reverse.py",),
     "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py", "api/ports.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),

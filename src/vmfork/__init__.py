@@ -11,7 +11,7 @@ from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork import aio
-    from vmfork.blocking import VM, Factory, Forward, GuestConnection, GuestProcess, Template, Watch
+    from vmfork.blocking import VM, Factory, Forward, GuestConnection, GuestProcess, Reverse, Template, Watch
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # What waits has a blocking form here; values and errors are the same objects as in vmfork.aio.
-_BLOCKING = ("VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Template", "Watch")
+_BLOCKING = ("VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch")
 
 __all__ = [
     "VM",
@@ -101,6 +101,7 @@ __all__ = [
     "ProgramEvent",
     "ProgramLimits",
     "ProtocolError",
+    "Reverse",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",

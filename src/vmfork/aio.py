@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
     from vmfork.network.forward import Forward
+    from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
 
@@ -92,6 +93,7 @@ _HOMES = {
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
     "Forward": "vmfork.network.forward",
+    "Reverse": "vmfork.network.reverse",
     "detailed_timings": "vmfork.machine.trace",
 }
 
@@ -132,6 +134,7 @@ __all__ = [
     "ProgramEvent",
     "ProgramLimits",
     "ProtocolError",
+    "Reverse",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",

@@ -190,6 +190,10 @@ class GuestConnection:
         """The program in the guest reads to the end, and may still answer. Again it does nothing."""
         portal.run(self._twin.write_eof())
 
+    def wait_closed(self) -> None:
+        """Both sides have ended, and the program in the guest was given all. Raises `PortError` when it was lost."""
+        portal.run(self._twin.wait_closed())
+
     def abort(self) -> None:
         """The connection is gone at once, and the program in the guest is told that its peer is lost."""
         portal.run(self._twin.abort())
@@ -251,6 +255,45 @@ class Forward:
     def address(self) -> str:
         """Where it listens, as it is given: `127.0.0.1:8080`, `[::1]:8080`, or a path."""
         return self._twin.address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Reverse:
+    """A port of the guest's loopback that leads to a service of the host.
+
+    The blocking form of `vmfork.aio.Reverse`.
+    """
+
+    def __init__(self, twin: aio.Reverse) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def guest_port(self) -> int:
+        """The port in the guest."""
+        return self._twin.guest_port
+
+    @property
+    def address(self) -> str:
+        """The service of the host, as it was given: `127.0.0.1:5432`, or a path."""
+        return self._twin.address
+
+    def wait_closed(self) -> None:
+        """It was closed, or nobody listens in the guest any more: its machine has ended, or was frozen."""
+        portal.run(self._twin.wait_closed())
+
+    def close(self) -> None:
+        """Nobody listens there in the guest any more, and its connections are reset. Closing again does nothing."""
+        portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -771,6 +814,10 @@ class VM:
     def forward(self, guest_port: int, host: str = "127.0.0.1:0", *, timeout_s: float = 30.0) -> Forward:
         """A port of the host that leads to `guest_port`. Nobody need listen there yet."""
         return Forward(portal.run(self._twin.forward(guest_port, host, timeout_s=timeout_s)))
+
+    def reverse(self, host: str, guest_port: int, *, timeout_s: float = 30.0) -> Reverse:
+        """`guest_port` of the guest's 127.0.0.1 leads to a service of the host, at `ADDRESS:PORT` or a Unix socket."""
+        return Reverse(portal.run(self._twin.reverse(host, guest_port, timeout_s=timeout_s)))
 
     def wait_for_port(self, port: int, *, timeout_s: float = 30.0) -> None:
         """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller."""

@@ -14,7 +14,7 @@ import vmfork
 import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
-WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Template", "Watch"}
+WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
     "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Places", "Probe", "ProgramEvent", "ProgramLimits",
     "VMConfig", "VMHandle", "detailed_timings", "find_places", "load_settings",

@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
 from vmfork.agent.deadline import deadline
-from vmfork.agent.tunnel import GuestConnection, Tunnel
+from vmfork.agent.tunnel import GuestConnection, Listening, Tunnel
 from vmfork.errors import GuestError, PortError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
-    from vmfork.agent.exchange import Explain
+    from asyncio import Future
+
+    from vmfork.agent.exchange import Exchange, Explain
     from vmfork.wire.message import Failure
 
 _TOO_OLD = "build the image and its templates again with this vmfork"
 _HINTS = {
     ErrorCode.REFUSED: "wait for who listens there: vm.wait_for_port(port)",
+    ErrorCode.EXISTS: "take another port of the guest, or end who listens there",
     ErrorCode.BUSY: "256 connections may be open at a time: close some",
 }
 
@@ -42,16 +45,45 @@ class PortRequests(Connection):
         """
         tunnel = Tunnel(self._new_stream(), grant=self.grant, explain=_explain(port))
         request = message.connect_request(tunnel.stream, port)
+        await self._stand_up(tunnel, request, tunnel.connected, f"connecting to port {port} of the guest", timeout_s)
+        return GuestConnection(self, tunnel, port=port)
+
+    async def listen(self, port: int, *, timeout_s: float | None = 30.0) -> Listening:
+        """Somebody in the guest can connect to its `port`; each who does is to be attached. `abandon` ends it.
+
+        Raises `PortError` when somebody listens there.
+        """
+        listening = Listening(self._new_stream(), explain=_explain(port))
+        request = message.listen_request(listening.stream, port)
+        await self._stand_up(
+            listening, request, listening.listening, f"listening at port {port} of the guest", timeout_s
+        )
+        return listening
+
+    async def attach(
+        self, listening: Listening, number: int, *, port: int, timeout_s: float | None = 30.0
+    ) -> GuestConnection:
+        """The connection that `listening` told of by this number. Raises `PortError` when it does not wait any more."""
+        tunnel = Tunnel(self._new_stream(), grant=self.grant, explain=_explain(port))
+        request = message.attach_request(tunnel.stream, listening.stream, number)
+        await self._stand_up(
+            tunnel, request, tunnel.connected, f"a connection from port {port} of the guest", timeout_s
+        )
+        return GuestConnection(self, tunnel, port=port)
+
+    async def _stand_up(
+        self, exchange: Exchange, request: bytes, stands: Future[None], operation: str, limit_s: float | None
+    ) -> None:
+        """It stands. After an error, and on cancel, it is given up."""
         try:
-            async with deadline(f"connecting to port {port} of the guest", timeout_s):
-                await self._begin_in_turn(tunnel, lambda _: request)
-                await tunnel.connected
+            async with deadline(operation, limit_s):
+                await self._begin_in_turn(exchange, lambda _: request)
+                await stands
         except BaseException as error:
-            self.abandon(tunnel)
+            self.abandon(exchange)
             if isinstance(error, Exception):
                 self.end_with_nonsense(error)
             raise
-        return GuestConnection(self, tunnel, port=port)
 
     async def check_ports(self, *, timeout_s: float | None = 30.0) -> None:
         """Raises `GuestError` when the agent is older than connections to ports."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from vmfork.agent.change import Change
 from vmfork.agent.deadline import deadline
-from vmfork.agent.exchange import Lane, add_credit, quiet_future
+from vmfork.agent.exchange import Exchange, Lane, add_credit, quiet_future
 from vmfork.agent.flow import Inflow, pour
 from vmfork.border import guarded
 from vmfork.errors import Closed, ProtocolError
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
-from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_eof
+from vmfork.wire.frame import FIRST_CREDIT, MOST_CALLERS, Channel, encode_eof
 from vmfork.wire.given import check_content
-from vmfork.wire.message import check_connected
+from vmfork.wire.message import check_connected, parse_caller
 
 if TYPE_CHECKING:
-    from vmfork.agent.exchange import Exchange, Explain, Grant
+    from vmfork.agent.exchange import Explain, Grant
     from vmfork.host.bound import Bound
 
 # What was written and not taken yet has this long to be taken when a connection is closed.
@@ -90,6 +92,48 @@ class Tunnel(Inflow):
         return data
 
 
+class Listening(Exchange):
+    """LISTEN: who calls in the guest is told of by numbers. `listening` is done when somebody can call."""
+
+    lane = Lane.TUNNELS
+
+    def __init__(self, stream: int, *, explain: Explain) -> None:
+        super().__init__(stream, explain=explain)
+        self.listening: asyncio.Future[None] = quiet_future()
+        self._callers: deque[int] = deque()
+        self._change = Change()
+
+    def on_event(self, payload: bytes) -> None:
+        """Somebody can call, or does. As many wait as the agent keeps: a guest that tells of more loses its line."""
+        number = parse_caller(payload)
+        if number is not None:
+            if len(self._callers) >= MOST_CALLERS:
+                raise ProtocolError(f"more than {MOST_CALLERS} connections wait on stream {self.stream}")
+            self._callers.append(number)
+        elif not self.listening.done():
+            self.listening.set_result(None)
+        self._change.tell()
+
+    def on_reply(self, payload: bytes) -> None:
+        """Listening has no end in order."""
+        raise ProtocolError(f"listening on stream {self.stream} has ended by itself, with {len(payload)} bytes")
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits gets `error`."""
+        if not self.listening.done():
+            self.listening.set_exception(error)
+        super().fail(error)
+        self._change.tell()
+
+    async def next_caller(self) -> int:
+        """The number of the next who calls. Raises what ended it."""
+        while not self._callers:
+            if self.has_ended:
+                self.reply.result()
+            await self._change.next()
+        return self._callers.popleft()
+
+
 class TunnelLine(Protocol):
     """What a connection to a port needs of the connection that it goes over."""
 
@@ -158,6 +202,11 @@ class GuestConnection(Owner):
         """The program in the guest reads to the end, and may still answer. Again it does nothing."""
         self._check()
         self._send_eof()
+
+    async def wait_closed(self) -> None:
+        """Both sides have ended, and the program in the guest was given all. Raises `PortError` when it was lost."""
+        self._check()
+        await asyncio.shield(self._tunnel.reply)
 
     async def abort(self) -> None:
         """The connection is gone at once, and the program in the guest is told that its peer is lost."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
+from vmfork.errors import ConfigError
 from vmfork.machine.ports import forward
 from vmfork.network.address import parse_address
 from vmfork.network.listening import wait_listening
+from vmfork.network.reverse import start_reverse
 from vmfork.owner import gives_owner
 
 if TYPE_CHECKING:
     from vmfork.agent.tunnel import GuestConnection
     from vmfork.machine.running import Running
     from vmfork.network.forward import Forward
+    from vmfork.network.reverse import Reverse
 
 _LIMIT_S = 30.0
 _FREE_PORT = "127.0.0.1:0"
@@ -45,6 +48,21 @@ class GuestPorts:
         `GuestError` when the machine's agent is too old for it.
         """
         return await forward(self._running, guest_port, parse_address(host), timeout_s=timeout_s)
+
+    @gives_owner
+    async def reverse(self, host: str, guest_port: int, *, timeout_s: float = _LIMIT_S) -> Reverse:
+        """`guest_port` of the guest's 127.0.0.1 leads to a service of the host, at `ADDRESS:PORT` or a Unix socket.
+
+        Every program of the guest can connect there, and to nothing else of the host. It is connected by this process;
+        where the service refuses, the program is reset. The service need not run yet.
+
+        Raises `ConfigError` for an address that is none, `PortError` when somebody listens at the port of the guest,
+        and `GuestError` when the machine's agent is too old for it.
+        """
+        address = parse_address(host)
+        if address.path is None and not address.port:
+            raise ConfigError("host", host, "0 is not a port of a service", hint="name it: 127.0.0.1:5432")
+        return await start_reverse(self._running.agent, guest_port, address, timeout_s=timeout_s)
 
     async def wait_for_port(self, port: int, *, timeout_s: float = _LIMIT_S) -> None:
         """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller.

@@ -68,7 +68,7 @@ def _parse_host(host: str, text: str, field: str) -> str:
 
 def listen(address: HostAddress) -> socket.socket:
     """A socket that listens there, and does not block. The caller closes it. Raises `HostError`."""
-    listener = socket.socket(_family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if address.path is None:
             # Connections of a listener that has ended may hold the port for a minute.
@@ -84,7 +84,8 @@ def listen(address: HostAddress) -> socket.socket:
     return listener
 
 
-def _family_of(address: HostAddress) -> socket.AddressFamily:
+def family_of(address: HostAddress) -> socket.AddressFamily:
+    """The kind of socket that the address is one of."""
     if address.path is not None:
         return socket.AF_UNIX
     return socket.AF_INET6 if ":" in address.host else socket.AF_INET

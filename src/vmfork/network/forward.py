@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
-from vmfork.errors import VMForkError
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.network.address import bound_address, listen
-from vmfork.network.splice import reset_on_close, splice
+from vmfork.network.splice import serve
 from vmfork.owner import Owner
 from vmfork.wire.frame import MOST_TUNNELS
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from vmfork.agent.client import AgentClient
@@ -140,23 +139,9 @@ class Forward(Owner):
         """The client was served, and is let go: reset, where the guest's port refused it or was lost."""
         try:
             with client:
-                await self._serve(client)
+                await serve(client, lambda: self._agent.open_tunnel(self.guest_port))
         finally:
             self._places.release()
-
-    async def _serve(self, client: socket.socket) -> None:
-        is_whole = False
-        try:
-            if client.family != socket.AF_UNIX:
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with await self._agent.open_tunnel(self.guest_port) as connection:
-                await splice(client, connection)
-            is_whole = True
-        except (VMForkError, OSError):
-            pass  # the client is told by the reset
-        finally:
-            if not is_whole:
-                reset_on_close(client)
 
 
 def start_forward(agent: AgentClient, guest_port: int, address: HostAddress, *, note: Note = _note_nothing) -> Forward:

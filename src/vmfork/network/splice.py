@@ -10,10 +10,30 @@ from typing import TYPE_CHECKING
 from vmfork.errors import VMForkError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vmfork.agent.tunnel import GuestConnection
 
 _CHUNK_SIZE = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger, socket(7)
+
+
+async def serve(client: socket.socket, connect: Callable[[], Awaitable[GuestConnection]]) -> None:
+    """The client was spliced with what `connect` gives. It is reset where that fails or is lost, and on cancel."""
+    is_whole = False
+    try:
+        without_delay(client)
+        connection = await connect()
+        try:
+            await splice(client, connection)
+            is_whole = True
+        finally:
+            await connection.abort()  # behind both ends that changes nothing
+    except (VMForkError, OSError):
+        pass  # the client is told by the reset
+    finally:
+        if not is_whole:
+            reset_on_close(client)
 
 
 async def splice(client: socket.socket, connection: GuestConnection) -> None:
@@ -25,9 +45,16 @@ async def splice(client: socket.socket, connection: GuestConnection) -> None:
         async with asyncio.TaskGroup() as both:
             both.create_task(_inwards(client, connection))
             both.create_task(_outwards(client, connection))
+        await connection.wait_closed()
     except* (OSError, VMForkError):
         reset_on_close(client)
         await connection.abort()
+
+
+def without_delay(client: socket.socket) -> None:
+    """Small pieces are sent as they come."""
+    if client.family != socket.AF_UNIX:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def reset_on_close(client: socket.socket) -> None:

@@ -28,6 +28,8 @@ MOST_OPEN = 1024
 MOST_OPEN_BEFORE = 64
 # Connections to ports of the guest, which are counted apart.
 MOST_TUNNELS = 256
+# Connections that a port of the guest has taken, and that were not attached yet.
+MOST_CALLERS = 16
 
 PAYLOAD_LIMIT = 262_144
 FIRST_CREDIT = 65_536
@@ -85,6 +87,8 @@ class Opcode(IntEnum):
     MOVE = 21
     CHANGE = 22
     CONNECT = 23
+    LISTEN = 24
+    ATTACH = 25
     WATCH = 26
 
 

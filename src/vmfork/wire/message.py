@@ -53,6 +53,7 @@ _TIME = _Quantity("time in ns", -_I64 - 1, _I64)
 _OWNER = _Quantity("user or group", 0, 2**32 - 1)
 _PAIR = _Quantity("pair", 0, 2**32 - 1)
 _COUNT = _Quantity("number of entries", 0, 2**31 - 1)
+_CALLER = _Quantity("number of a connection", 1, 2**32 - 1)
 _OF_FILES = {"mode": _MODE, "time": _TIME, "owner": _OWNER, "size": _SIZE}
 _DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
 _SHOWN = 40  # bytes of what is no number, in a message
@@ -305,6 +306,16 @@ def connect_request(stream: int, port: int) -> bytes:
     return encode_request(stream, Opcode.CONNECT, _number(port))
 
 
+def listen_request(stream: int, port: int) -> bytes:
+    """LISTEN."""
+    return encode_request(stream, Opcode.LISTEN, _number(port))
+
+
+def attach_request(stream: int, listener: int, number: int) -> bytes:
+    """ATTACH of the connection `number` that waits on the stream `listener`."""
+    return encode_request(stream, Opcode.ATTACH, _number(listener), _number(number))
+
+
 def adopt_request(stream: int, items: Iterable[tuple[str, bytes]]) -> bytes:
     """ADOPT."""
     return encode_request(stream, Opcode.ADOPT, *(part for key, value in items for part in (key.encode(), value)))
@@ -397,6 +408,14 @@ def check_connected(payload: bytes) -> None:
     (name,) = _fields(payload, 1, "the event of a connection")
     if name != b"connected":
         raise ProtocolError(f"there is no event {name[:_SHOWN]!r} of a connection")
+
+
+def parse_caller(payload: bytes) -> int | None:
+    """The number in the EVENT `connection`; `None` for `listening`."""
+    name, *number = _some_fields(payload, (1, 2), "the event of a listener")
+    if (name, len(number)) not in ((b"listening", 0), (b"connection", 1)):
+        raise ProtocolError(f"there is no event {name[:_SHOWN]!r} of a listener")
+    return _int(number[0], _CALLER) if number else None
 
 
 def parse_exec(payload: bytes) -> ExecStatus:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,14 +16,16 @@ from vmfork.errors import Closed, DeadlineExceeded, PortError
 from vmfork.network.address import HostAddress, parse_address
 from vmfork.network.forward import start_forward
 from vmfork.network.listening import wait_listening
+from vmfork.network.reverse import start_reverse
 from vmfork.wire.command import Command
-from vmfork.wire.frame import MOST_TUNNELS
+from vmfork.wire.frame import MOST_CALLERS, MOST_TUNNELS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from vmfork.network.forward import Forward
+    from vmfork.network.reverse import Reverse
 
     Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -35,17 +37,28 @@ PLENTY = 64 * 1024 * 1024
 
 @asynccontextmanager
 async def served(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """The port of a service, each of whose callers `serve` is given."""
+    """The port of a service, each of whose callers `serve` is given. In the end all of it has ended."""
+    serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
+        task = asyncio.current_task()
+        assert task is not None
+        serving[task] = writer
+        with suppress(ConnectionError):
             await serve(reader, writer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        del serving[task]
 
     server = await asyncio.start_server(each, host, 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for writer in serving.values():
+            writer.transport.abort()
+        await asyncio.gather(*serving)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -398,6 +411,90 @@ async def test_a_port_is_waited_for_and_nobody_calls(agent) -> None:
     with pytest.raises(DeadlineExceeded, match="waiting for somebody to listen at port"):
         await wait_listening(agent, free_port(), timeout_s=0.05)
     assert not called.is_set()
+
+
+@asynccontextmanager
+async def reversed_to(agent: AgentClient, address: HostAddress) -> AsyncIterator[Reverse]:
+    async with await start_reverse(agent, free_port(), address, timeout_s=LIMIT_S) as reverse:
+        yield reverse
+
+
+async def test_a_port_of_the_guest_leads_to_a_service_of_the_host(agent) -> None:
+    data = os.urandom(1_000_000)
+    async with served(total) as port, reversed_to(agent, HostAddress("127.0.0.1", port)) as reverse:
+
+        async def call() -> None:
+            reader, writer = await connect(reverse.guest_port)
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == hashlib.sha256(data).hexdigest().encode()
+            writer.close()
+
+        await asyncio.gather(*(call() for _ in range(40)))
+        with pytest.raises(PortError, match="somebody listens at that port") as told:
+            await start_reverse(agent, reverse.guest_port, LOOPBACK, timeout_s=LIMIT_S)
+        assert told.value.reason == "exists"
+
+
+async def test_a_port_of_the_guest_whose_service_is_not_there_resets(agent) -> None:
+    async with reversed_to(agent, HostAddress("127.0.0.1", free_port())) as reverse:
+        reader, writer = await connect(reverse.guest_port)
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+
+
+@pytest.mark.parametrize("how", ["closed", "frozen", "lost"])
+async def test_a_port_of_the_guest_ends_with_its_owner_the_freeze_and_the_agent(agent, how: str) -> None:
+    async with served(echo) as port:
+        reverse = await start_reverse(agent, free_port(), HostAddress("127.0.0.1", port), timeout_s=LIMIT_S)
+        reader, writer = await connect(reverse.guest_port)
+        writer.write(b"a")
+        assert await reader.read(1) == b"a"
+        if how == "closed":
+            await reverse.aclose()
+        elif how == "frozen":
+            await agent.quiesce()
+        else:
+            await agent.aclose()
+        await reverse.wait_closed()
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+        if how != "lost":
+            await agent.ping()
+        with pytest.raises(ConnectionRefusedError):
+            await connect(reverse.guest_port)
+        await reverse.aclose()
+
+
+async def test_what_is_not_there_cannot_be_attached(agent) -> None:
+    listening = await agent.listen(free_port())
+    with pytest.raises(PortError, match="no such connection"):
+        await agent.attach(listening, 1, port=1)
+    for port in (0, 65_536):
+        with pytest.raises(PortError, match="a port from 1 to 65535"):
+            await agent.listen(port)
+    agent.abandon(listening)
+    await agent.ping()
+
+
+async def test_callers_that_nobody_attaches_wait(agent) -> None:
+    """Those that the agent took, and more with the kernel; all are reset when nobody listens any more."""
+    listening = await agent.listen(port := free_port())
+    callers = [await connect(port) for _ in range(MOST_CALLERS + 4)]
+    numbers = [await listening.next_caller() for _ in range(MOST_CALLERS)]
+    assert numbers == [*range(1, MOST_CALLERS + 1)]
+    async with await agent.attach(listening, numbers[5], port=port) as connection:
+        await connection.write(b"hello")
+        assert await callers[5][0].read(5) == b"hello"
+        assert await listening.next_caller() == MOST_CALLERS + 1
+    agent.abandon(listening)
+    for number, (reader, writer) in enumerate(callers):
+        if number != 5:
+            with pytest.raises(ConnectionResetError):
+                await reader.read(1)
+        writer.close()
 
 
 async def test_an_agent_says_that_it_has_ports(agent) -> None:

@@ -1,0 +1,176 @@
+#include "ports.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "answer.h"
+#include "loopback.h"
+#include "memory.h"
+#include "operation.h"
+#include "pipes.h"
+#include "stream.h"
+#include "tunnel.h"
+
+/* How somebody in the guest is connected to the host. LISTEN is a stream that stays: each caller is taken, kept here, and
+ * told of by its number. The host attaches it: then it is a tunnel, on a stream of its own. Those that wait for that are
+ * few; more wait with the kernel. */
+
+enum { MOST_WAITING = 16 };
+
+struct caller {
+    uint32_t number;
+    /* -1 where there is none. */
+    int fd;
+};
+
+struct listener {
+    int fd;
+    bool ready;
+    uint32_t last_number;
+    struct caller waiting[MOST_WAITING];
+};
+
+static void send_event(uint32_t stream, const char *name, const uint32_t *number)
+{
+    size_t mark = frame_begin(outbox(), EVENT, stream);
+    put_text(outbox(), name);
+    if (number != NULL)
+        put_number(outbox(), *number);
+    frame_end(outbox(), mark);
+}
+
+static struct caller *find_caller(struct listener *l, uint64_t number)
+{
+    for (int i = 0; i < MOST_WAITING; i++)
+        if (l->waiting[i].fd >= 0 && l->waiting[i].number == number)
+            return &l->waiting[i];
+    return NULL;
+}
+
+static struct caller *free_place(struct listener *l)
+{
+    for (int i = 0; i < MOST_WAITING; i++)
+        if (l->waiting[i].fd < 0)
+            return &l->waiting[i];
+    return NULL;
+}
+
+static bool listener_pump(struct stream *s)
+{
+    struct listener *l = s->state;
+    struct caller *place = l->ready && outbox_has_room() ? free_place(l) : NULL;
+    if (place == NULL)
+        return false;
+    int fd = loopback_accept(l->fd);
+    if (fd < 0) {
+        l->ready = errno == EINTR || errno == ECONNABORTED;
+        return l->ready;
+    }
+    *place = (struct caller){.number = ++l->last_number, .fd = fd};
+    send_event(s->id, "connection", &place->number);
+    return true;
+}
+
+static void listener_ready(struct stream *s, uint8_t channel)
+{
+    struct listener *l = s->state;
+    (void)channel;
+    l->ready = true;
+}
+
+static void listener_close(struct stream *s)
+{
+    struct listener *l = s->state;
+    for (int i = 0; i < MOST_WAITING; i++) {
+        if (l->waiting[i].fd >= 0)
+            loopback_reset_on_close(l->waiting[i].fd);
+        pipe_close(&l->waiting[i].fd);
+    }
+    pipe_close(&l->fd);
+    free(l);
+}
+
+static const struct stream_kind LISTENER = {
+    .is_tunnel = true,
+    .pump = listener_pump,
+    .ready = listener_ready,
+    .close = listener_close,
+};
+
+static bool take_port(struct fields *f, uint16_t *out)
+{
+    uint64_t port;
+    bool sound = field_number(field_take(f), &port) && port >= 1 && port <= UINT16_MAX;
+    *out = sound ? (uint16_t)port : 0;
+    return sound;
+}
+
+void do_connect(uint32_t stream, struct fields *f)
+{
+    uint16_t port;
+    if (take_port(f, &port))
+        tunnel_connect(stream, port);
+    else
+        send_invalid(stream, "a port from 1 to 65535 is needed");
+}
+
+static void start_listening(uint32_t stream, int fd)
+{
+    struct listener *l = zeroed(sizeof *l);
+    *l = (struct listener){.fd = fd, .ready = true};
+    for (int i = 0; i < MOST_WAITING; i++)
+        l->waiting[i].fd = -1;
+    struct stream *s = stream_new(stream, &LISTENER, l);
+    if (s == NULL) {
+        listener_close(&(struct stream){.state = l});
+        return;
+    }
+    stream_watch(s, fd, CHANNEL_CONTENT);
+    send_event(stream, "listening", NULL);
+}
+
+void do_listen(uint32_t stream, struct fields *f)
+{
+    uint16_t port;
+    if (!take_port(f, &port)) {
+        send_invalid(stream, "a port from 1 to 65535 is needed");
+        return;
+    }
+    int fd = loopback_listen(port);
+    if (fd >= 0)
+        start_listening(stream, fd);
+    else if (errno == EADDRINUSE)
+        send_error(stream, "exists", "somebody listens at that port of the guest", errno);
+    else
+        send_errno(stream, "the guest cannot listen at that port", errno);
+}
+
+void do_attach(uint32_t stream, struct fields *f)
+{
+    uint64_t target, number;
+    if (!field_number(field_take(f), &target) || !field_number(field_take(f), &number)) {
+        send_invalid(stream, "a stream and the number of a connection are needed");
+        return;
+    }
+    struct stream *s = target <= UINT32_MAX ? stream_find((uint32_t)target) : NULL;
+    struct caller *caller = s != NULL && s->kind == &LISTENER ? find_caller(s->state, number) : NULL;
+    if (caller == NULL) {
+        send_error(stream, "not-found", "no such connection waits there", 0);
+        return;
+    }
+    int fd = caller->fd;
+    caller->fd = -1;
+    tunnel_take(stream, fd);
+}
+
+static void end_listening(struct stream *s)
+{
+    send_error(s->id, "reset", "nobody listens for the host before the machine is frozen", ECONNRESET);
+    stream_close(s);
+}
+
+void ports_reset(void)
+{
+    tunnels_reset();
+    streams_each(&LISTENER, end_listening);
+}

@@ -1,0 +1,117 @@
+"""A port of a guest that leads to a service of the host."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmfork.border import guarded
+from vmfork.errors import VMForkError
+from vmfork.host.bound import Bound
+from vmfork.host.dropped import close_dropped
+from vmfork.network.address import family_of
+from vmfork.network.splice import splice, without_delay
+from vmfork.owner import Owner
+
+if TYPE_CHECKING:
+    from vmfork.agent.client import AgentClient
+    from vmfork.agent.tunnel import Listening
+    from vmfork.network.address import HostAddress
+
+_CONNECT_LIMIT_S = 30.0
+
+
+@guarded
+class Reverse(Owner):
+    """A port of the guest's loopback that leads to a service of the host.
+
+    It ends with `aclose()`, or its `async with` block, with its machine, and with its process. Connections end with it.
+    """
+
+    guest_port: int
+    """The port in the guest."""
+    address: str
+    """The service of the host, as it was given: `127.0.0.1:5432`, or a path."""
+
+    def __init__(self, agent: AgentClient, guest_port: int, *, listening: Listening, address: HostAddress) -> None:
+        self.guest_port = guest_port
+        self.address = str(address)
+        self._agent = agent
+        self._address = address
+        self._listening = listening
+        self._bound = Bound(f"the way to {address}")
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._carrying: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.create_task(self._accept_all())
+
+    def __repr__(self) -> str:
+        return f"<Reverse of port {self.guest_port} to {self.address}{', closed' if self._closed.done() else ''}>"
+
+    def __del__(self) -> None:
+        if not self._closed.done():
+            close_dropped(self, self._bound, self._end)
+
+    async def wait_closed(self) -> None:
+        """It was closed, or nobody listens in the guest any more: its machine has ended, or was frozen."""
+        await asyncio.shield(self._closed)
+
+    async def aclose(self) -> None:
+        """Nobody listens there in the guest any more, and its connections are reset. Closing again does nothing."""
+        if not self._bound.is_here:
+            if not self._bound.is_forked and not await self._bound.run_there(self.aclose):
+                self._end()
+            return
+        tasks = [self._accepting, *self._carrying]
+        self._end()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self) -> None:
+        if self._closed.done() or self._bound.is_stranded:
+            return
+        self._closed.set_result(None)
+        for task in (self._accepting, *self._carrying):
+            task.cancel()
+        self._agent.abandon(self._listening)
+
+    async def _accept_all(self) -> None:
+        try:
+            while True:
+                task = asyncio.create_task(self._carry(await self._listening.next_caller()))
+                self._carrying.add(task)
+                task.add_done_callback(self._carrying.discard)
+        except VMForkError:
+            self._end()
+
+    async def _carry(self, number: int) -> None:
+        """Whoever called was served, or is reset where the service of the host refused or was lost."""
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        with suppress(VMForkError, OSError), socket.socket(family_of(self._address), kind) as service:
+            is_there = await self._connect(service)
+            connection = await self._agent.attach(self._listening, number, port=self.guest_port)
+            try:
+                if is_there:
+                    await splice(service, connection)
+            finally:
+                await connection.abort()  # behind both ends that changes nothing
+
+    async def _connect(self, service: socket.socket) -> bool:
+        address = self._address
+        where = (address.host, address.port) if address.path is None else str(address.path)
+        try:
+            async with asyncio.timeout(_CONNECT_LIMIT_S):
+                await asyncio.get_running_loop().sock_connect(service, where)
+            without_delay(service)
+        except OSError:  # TimeoutError is one
+            return False
+        return True
+
+
+async def start_reverse(agent: AgentClient, guest_port: int, address: HostAddress, *, timeout_s: float) -> Reverse:
+    """Whoever connects to the guest's port is connected to `address` from now on.
+
+    Raises `PortError` when somebody listens there in the guest.
+    """
+    listening = await agent.listen(guest_port, timeout_s=timeout_s)
+    return Reverse(agent, guest_port, listening=listening, address=address)
