@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     *("ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree"),
-    *("connect", "get", "put"),
+    *("connect", "get", "put", "listen"),
 )
 STREAMS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 GREETED = 0xFF
@@ -73,6 +73,8 @@ def _ask(client: AgentClient, kind: str, folder: Path) -> Coroutine:
             return client.notify(1.0, timeout_s=None)
         case "connect":
             return client.open_tunnel(80, timeout_s=None)
+        case "listen":
+            return client.listen(80, timeout_s=None)
         case "kill":
             return client.kill(STREAMS["start"], 15, timeout_s=None)
         case "greet":

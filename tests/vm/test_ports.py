@@ -269,6 +269,29 @@ def test_run_forwards_while_the_command_runs(warm) -> None:
         assert (told.status, "hint:" in told.err) == (125, True)
 
 
+async def test_a_service_of_the_host_is_reached_at_a_port_of_the_guest(served) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"host:" + await reader.read(100))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    call = "import socket; s = socket.create_connection(('127.0.0.1', 5432)); s.sendall(b'%s'); print(s.recv(100))"
+    async with served.fork() as one, served.fork() as other:
+        async with one.reverse(address, 5432), other.reverse(address, 5432):
+            for vm in (one, other):
+                said = await vm.exec(["python3", "-c", call % vm.id], timeout_s=LIMIT_S, check=True)
+                assert said.stdout == f"b'host:{vm.id}'\n"
+            with pytest.raises(PortError, match="somebody listens"):
+                await one.reverse(address, PORT)
+        said = await one.exec(["python3", "-c", call % "x"], timeout_s=LIMIT_S)
+        assert "ConnectionRefusedError" in said.stderr
+        for wrong in ("127.0.0.1:0", "example.org:80", "5432 "):
+            with pytest.raises(ConfigError):
+                await one.reverse(wrong, 5432)
+    server.close()
+
+
 # What each kind of way out says, in the order of the table in docs/concepts/network.md.
 ATTEMPTS = """
 import errno, socket

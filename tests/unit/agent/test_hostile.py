@@ -403,3 +403,23 @@ async def test_events_on_what_has_none_end_the_line(line) -> None:
     await peer.send(encode_frame(Kind.EVENT, stream, CONNECTED))
     with pytest.raises(ProtocolError, match="nothing happens"):
         await asking
+
+
+@pytest.mark.parametrize(
+    ("frames", "match"),
+    [
+        ([(Kind.EVENT, encode_fields(b"connection", b"%d" % number)) for number in range(1, 99)], "connections wait"),
+        ([(Kind.EVENT, CONNECTED)], "no event b'connected' of a listener"),
+        ([(Kind.EVENT, encode_fields(b"listening", b"1"))], "no event b'listening' of a listener"),
+        ([(Kind.REPLY, b"")], "has ended by itself"),
+        ([(Kind.DATA, b"\0x")], "which has none"),
+    ],
+    ids=["many", "connected", "listening", "reply", "data"],
+)
+async def test_a_listener_that_keeps_to_nothing_ends_the_line(line, frames, match: str) -> None:
+    client, peer = line
+    asking, stream = await ask(peer, client.listen(80, timeout_s=None), Opcode.LISTEN)
+    await peer.send(b"".join(encode_frame(kind, stream, payload) for kind, payload in frames))
+    with pytest.raises(ProtocolError, match=match):
+        await asking
+    assert isinstance(client.lost, ProtocolError)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -259,6 +260,19 @@ async def test_connections_to_ports_go_through_and_end_with_their_client(start) 
     port = server.sockets[0].getsockname()[1]
     clients = [await brokered.client() for _ in range(3)]
     await asyncio.gather(*map(both_ways, clients))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        guest_port = unused.getsockname()[1]
+    listening = await clients[1].listen(guest_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", guest_port)
+    attached = await clients[1].attach(listening, await listening.next_caller(), port=guest_port)
+    await attached.write(b"hello")
+    assert await reader.read(5) == b"hello"
+    writer.write(b"back")
+    assert await attached.read(timeout_s=LIMIT_S) == b"back"
+    writer.close()
+    with pytest.raises(PortError, match="nothing is open on that stream"):
+        await clients[2].attach(listening, 1, port=guest_port)  # it is another client's
     leaving = await clients[0].open_tunnel(port)
     await leaving.write(b"a")
     assert await leaving.read() == b"a"

@@ -118,6 +118,13 @@ async def use_ports(client: AgentClient) -> None:
                     await connection.abort()
     with pytest.raises(VMForkError):
         await client.open_tunnel(port)
+    listening = await client.listen(port)
+    with socket.create_connection(("127.0.0.1", port)) as caller:
+        connection = await client.attach(listening, await listening.next_caller(), port=port)
+        await connection.write(b"hello")
+        assert await asyncio.to_thread(caller.recv, 5) == b"hello"
+        await connection.abort()
+    client.abandon(listening)
 
 
 async def use_trees(client: AgentClient, folder: Path) -> None:

@@ -89,6 +89,8 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
         (message.change_request(5, "/a", mode=0o640), 22, (b"/a", b"640", b"", b"")),
         (message.change_request(5, "/a", user="u", group="g"), 22, (b"/a", b"", b"u", b"g")),
         (message.connect_request(5, 65_535), 23, (b"65535",)),
+        (message.listen_request(5, 80), 24, (b"80",)),
+        (message.attach_request(5, 9, 3), 25, (b"9", b"3")),
         (message.notify_request(5, 1.5), 17, (b"1500",)),
         (message.notify_request(5, 0.0), 17, (b"1",)),
         (message.clock_request(5, 10**18), 12, (b"1000000000000000000",)),
@@ -108,6 +110,8 @@ def test_answers_become_values() -> None:
     used = encode_fields(b"signal", b"9", b"1500000000", b"250000000", b"1048576", b"memory")
     assert message.parse_exec(used) == ExecStatus("signal", 9, 1.5, 0.25, 1_048_576, "memory")
     assert message.parse_started(encode_fields(b"started", b"42")) == 42
+    assert message.parse_caller(encode_fields(b"connection", b"42")) == 42
+    assert message.parse_caller(encode_fields(b"listening")) is None
     assert message.parse_read(encode_fields(b"12", b"644")) == (12, 0o644)
     assert message.parse_stat(encode_fields(b"link", b"777", b"3", b"5", b"0", b"1", b"to")) == FileStat(
         "link", 0o777, 3, 5, 0, 1, "to"
@@ -172,6 +176,8 @@ def test_an_answer_is_a_value_or_a_protocol_error(parse, payload: bytes) -> None
         (message.parse_error, (b"io", b"words", b"9" * 5000)),
         (message.parse_started, (b"started", b"0")),
         (message.parse_started, (b"started", b"-7")),
+        (message.parse_caller, (b"connection", b"0")),
+        (message.parse_caller, (b"connection", b"4294967296")),
         (message.parse_read, (b"1", b"10000")),
         (message.parse_read, (b"-1", b"644")),
         (message.parse_read, (b"1_0", b"644")),
@@ -197,6 +203,7 @@ def test_what_people_are_shown_of_a_guest_is_short() -> None:
     for parse, fields in (
         (message.parse_started, (long, b"7")),
         (message.check_connected, (long,)),
+        (message.parse_caller, (long,)),
         (message.parse_exec, (long, b"0", b"5")),
         (message.parse_stat, (long, b"644", b"1", b"1", b"0", b"0", b"")),
     ):
