@@ -11,9 +11,9 @@
 #include "stream.h"
 #include "tunnel.h"
 
-/* How somebody in the guest is connected to the host. LISTEN is a stream that stays: each caller is taken, kept here, and
- * told of by its number. The host attaches it: then it is a tunnel, on a stream of its own. Those that wait for that are
- * few; more wait with the kernel. */
+/* How somebody in the guest is connected to the host. LISTEN is a stream that stays: each caller is taken, kept here,
+ * and told of by its number. The host attaches it: then it is a tunnel, on a stream of its own. Those that wait for
+ * that are few; more wait with the kernel. */
 
 enum { MOST_WAITING = 16 };
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PORT = 9000
 _ECHOES = 50
 _CONNECTS = 5
-_SIZE, _QUICK_SIZE = 40_000_000, 4_000_000
+_SIZE, _QUICK_SIZE = 20_000_000, 4_000_000
 
 # The first byte says what a caller wants: e, each byte back; z, so many zeros; s, to be told once so many have come.
 _SERVER = f"""
@@ -152,7 +152,7 @@ MEASURE = Measure(
     title="Ports of a guest",
     unit="s",
     run=run,
-    budget_s=60.0,
+    budget_s=30.0,
     rows=(
         milliseconds("ports.connect", "forwarded port: connect to the first byte back", of="forward-connect"),
         milliseconds("ports.echo", "forwarded port: one byte there and back", of="forward-echo"),
