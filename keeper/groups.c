@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-enum { TRIES = 50, PAUSE_MS = 2 };
+enum { TRIES = 500, PAUSE_MS = 2 };
 
 static bool join(const char *folder, pid_t process)
 {
