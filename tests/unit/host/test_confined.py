@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import pytest
@@ -72,6 +73,7 @@ async def test_a_confined_program_that_is_not_there_ends_as_any_other(log, tmp_p
 
 
 async def test_closing_ends_it_at_once(log, tmp_path) -> None:
-    process = run(log, tmp_path, "sleep", "1000", confined=True)
+    # By its path: the filter lets it be started once, and a search for it would use that up.
+    process = run(log, tmp_path, shutil.which("sleep"), "1000", confined=True)
     await process.aclose()
     assert process.has_ended
