@@ -14,6 +14,7 @@ from vmfork.host.dropped import close_dropped
 from vmfork.network.address import family_of
 from vmfork.network.splice import splice, without_delay
 from vmfork.owner import Owner
+from vmfork.wire.frame import MOST_TUNNELS
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
@@ -44,6 +45,8 @@ class Reverse(Owner):
         self._bound = Bound(f"the way to {address}")
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._carrying: set[asyncio.Task[None]] = set()
+        # As many as the guest may have open, whatever it tells: each costs a connection to the service.
+        self._places = asyncio.Semaphore(MOST_TUNNELS)
         self._accepting = asyncio.create_task(self._accept_all())
 
     def __repr__(self) -> str:
@@ -78,11 +81,16 @@ class Reverse(Owner):
     async def _accept_all(self) -> None:
         try:
             while True:
+                await self._places.acquire()
                 task = asyncio.create_task(self._carry(await self._listening.next_caller()))
                 self._carrying.add(task)
-                task.add_done_callback(self._carrying.discard)
+                task.add_done_callback(self._forget)
         except VMForkError:
             self._end()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._carrying.discard(task)
+        self._places.release()
 
     async def _carry(self, number: int) -> None:
         """Whoever called was served, or is reset where the service of the host refused or was lost."""

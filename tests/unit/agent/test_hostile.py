@@ -15,11 +15,14 @@ from vmfork.agent.line import FRAMES_A_TURN, MOST_UNSENT
 from vmfork.errors import GuestError, LimitExceeded, ProtocolError
 from vmfork.host.packing import Packing
 from vmfork.host.unpacking import Place, Unpacking
+from vmfork.network.address import HostAddress
+from vmfork.network.reverse import start_reverse
 from vmfork.wire.command import Command
 from vmfork.wire.frame import (
     FIRST_CREDIT,
     IDLE,
     MOST_CREDIT,
+    MOST_TUNNELS,
     PAYLOAD_LIMIT,
     PROTOCOL,
     Channel,
@@ -423,3 +426,20 @@ async def test_a_listener_that_keeps_to_nothing_ends_the_line(line, frames, matc
     with pytest.raises(ProtocolError, match=match):
         await asking
     assert isinstance(client.lost, ProtocolError)
+
+
+async def test_a_listener_that_tells_of_callers_without_end_reaches_the_service_so_often_and_no_more(line) -> None:
+    client, peer = line
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as service:
+        address = HostAddress("127.0.0.1", service.getsockname()[1])
+        opening, stream = await ask(peer, start_reverse(client, 80, address, timeout_s=None), Opcode.LISTEN)
+        await peer.send(encode_frame(Kind.EVENT, stream, encode_fields(b"listening")))
+        async with await opening as reverse:
+            for number in range(1, 400):
+                await peer.send(encode_frame(Kind.EVENT, stream, encode_fields(b"connection", b"%d" % number)))
+                while client.lost is None and len(reverse._carrying) + len(reverse._listening._callers) < number:
+                    await asyncio.sleep(0)
+                assert len(reverse._carrying) <= MOST_TUNNELS
+                if client.lost is not None:
+                    break
+            assert isinstance(client.lost, ProtocolError)
