@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
@@ -94,26 +94,28 @@ class Reverse(Owner):
 
     async def _carry(self, number: int) -> None:
         """Whoever called was served, or is reset where the service of the host refused or was lost."""
-        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        with suppress(VMForkError, OSError), socket.socket(family_of(self._address), kind) as service:
-            is_there = await self._connect(service)
+        service = await self._connect()
+        with suppress(VMForkError, OSError), service or nullcontext():
             connection = await self._agent.attach(self._listening, number, port=self.guest_port)
             try:
-                if is_there:
+                if service is not None:
                     await splice(service, connection)
             finally:
                 await connection.abort()  # behind both ends that changes nothing
 
-    async def _connect(self, service: socket.socket) -> bool:
+    async def _connect(self) -> socket.socket | None:
+        """The service. `None` where it refuses, or this process has no descriptor left."""
         address = self._address
         where = (address.host, address.port) if address.path is None else str(address.path)
-        try:
+        with suppress(OSError), ExitStack() as on_failure:  # TimeoutError is one
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            service = on_failure.enter_context(socket.socket(family_of(address), kind))
             async with asyncio.timeout(_CONNECT_LIMIT_S):
                 await asyncio.get_running_loop().sock_connect(service, where)
             without_delay(service)
-        except OSError:  # TimeoutError is one
-            return False
-        return True
+            on_failure.pop_all()
+            return service
+        return None
 
 
 async def start_reverse(agent: AgentClient, guest_port: int, address: HostAddress, *, timeout_s: float) -> Reverse:
