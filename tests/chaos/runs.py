@@ -141,7 +141,10 @@ def strike(
     nth = random.choice([at for at, each in enumerate(_named(steps, step), 1) if each in met] or [1])
     sign = errno.errorcode[random.choice(NUMBERS)] if deed == REFUSED else deed
     asked = Asked(life, template, step, nth, participant, sign, seed=seed, options=dict(options))
-    return _judge(instance, asked, participant, deed, delay_s=random.uniform(0, 2))
+    before = _Before()
+    with _server(instance, life) as server:
+        told = instance.act(replace(asked, server=server), delay_s=random.uniform(0, 2))
+    return _judge(instance, asked, told, before, participant, deed)
 
 
 def _named(steps: Sequence[Step], name: str) -> list[Step]:
@@ -149,24 +152,26 @@ def _named(steps: Sequence[Step], name: str) -> list[Step]:
 
 
 def trouble(instance: Instance, life: str, name: str, *, seed: int, options: Mapping[str, str]) -> Result | None:
-    """A life on a host that has that trouble; `None` where this host cannot have it."""
+    """A life on a host that has that trouble, and has it no more afterwards; `None` where this host cannot have it."""
+    before = _Before()
     with TROUBLES[name][0](Random(seed)) as troubled:
         if troubled is None:
             return None
         asked = Asked(life, instance.template, seed=seed, descriptors=troubled.descriptors, options=dict(options))
-        result = _judge(instance, asked, "host", name, troubled=troubled)
-        return replace(result, step=troubled.amount)
+        told = instance.act(asked, troubled=troubled)
+    return replace(_judge(instance, asked, told, before, "host", name), step=troubled.amount)
 
 
-def _judge(
-    instance: Instance, asked: Asked, participant: str, deed: str, *, delay_s: float = 0.0,
-    troubled: Troubled | None = None,
-) -> Result:  # fmt: skip
-    begun = time.monotonic()
-    before = aftermath.generation_of(aftermath.OLD)
-    with _server(instance, asked.life) as server:
-        told = instance.act(replace(asked, server=server), delay_s=delay_s, troubled=troubled)
-    wrong = aftermath.look(asked.life, before, instance.template)
+class _Before:
+    """When a run began, and what was there."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.generation = aftermath.generation_of(aftermath.OLD)
+
+
+def _judge(instance: Instance, asked: Asked, told: Told, before: _Before, participant: str, deed: str) -> Result:
+    wrong = aftermath.look(asked.life, before.generation, instance.template)
     if told.hung:
         wrong.append(f"it did not end within {LIMIT_S:g} s")
     elif told.status not in (0, -signal.SIGKILL) or "bug in vmfork" in told.out + told.log:
@@ -181,7 +186,7 @@ def _judge(
         "failed" if wrong else _outcome(told, struck is not None or participant == "guest" or deed in TROUBLES),
         struck or asked.step,
         f"{told.get('error')}: {told.get('message')}" if told.get("error") else "",
-        round(time.monotonic() - begun, 1),
+        round(time.monotonic() - before.at, 1),
         tuple(wrong),
     )
 
