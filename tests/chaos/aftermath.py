@@ -35,6 +35,7 @@ _OLD_S = 3600.0
 
 def look(life: str, generation: str | None, template: str) -> list[str]:
     """What is not as it must be. `generation` was in force under `OLD` before. Nothing of the run is left."""
+    strike(descendants(os.getpid()), signal.SIGCONT)  # who was stopped goes on first: it could neither answer nor end
     checks: tuple[Callable[[], None], ...] = (
         _end_machines,
         _end_processes,
@@ -92,8 +93,7 @@ async def _take(vm_id: str) -> None:
 
 
 async def _use(vm_id: str) -> None:
-    """A machine that stands alone is used by another client, and ended. Who was stopped goes on first."""
-    strike(descendants(os.getpid()), signal.SIGCONT)
+    """A machine that stands alone is used by another client, and ended."""
     async with VM.connect(vm_id) as vm:
         with suppress(VMForkError):  # its guest may have crashed meanwhile, its keeper been killed
             await vm.exec(["true"], timeout_s=END_LIMIT_S)
@@ -103,7 +103,6 @@ async def _use(vm_id: str) -> None:
 
 def _end_processes() -> None:
     """Everything of the run has ended. Orphans are ours: we are their subreaper."""
-    strike(descendants(os.getpid()), signal.SIGCONT)  # one that was stopped could not end by itself
     end = time.monotonic() + END_LIMIT_S
     while True:
         try:
