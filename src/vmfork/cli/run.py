@@ -110,6 +110,8 @@ def command(
     Without -t the fork comes from the factory, where [factory] names a template, a pool or a server; else from the
     template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
     vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
+
+    A name, labels and times to live are for a machine that is left running: -d.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
