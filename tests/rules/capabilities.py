@@ -78,6 +78,7 @@ class Capability:
 
 CAPABILITIES = {
     "root": Capability("only root may mount, and become or give to another user", lambda: os.geteuid() == 0),
+    "no-root": Capability("root may read and write everywhere", lambda: os.geteuid() != 0),
     "qemu": Capability("qemu-system-x86_64 is not installed", _has_program("qemu-system-x86_64")),
     "slim-qemu": Capability("qemu-system-x86_64-microvm is not installed", _has_program("qemu-system-x86_64-microvm")),
     "kvm": Capability("there is no /dev/kvm here that may be opened", lambda: find_refusal() is None),
