@@ -23,8 +23,9 @@ test-debian13: $(STAMP)
 test-ordinary: $(STAMP)
 	$(BIN)/python tools/hosts/ordinary
 
-# All that is to work under KVM; where this host has none that works, in a machine that has.
+# All that is to work under KVM; where this host has none that works, in a machine that has, which is tried before.
 test-kvm: $(STAMP)
+	$(BIN)/pytest tests/hosts -q
 	$(BIN)/python tools/hosts/kvm
 
 # Twenty popular packages, each in an image of its own, does its first real act in a fork, and an editor is used at a
