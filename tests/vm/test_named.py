@@ -11,6 +11,7 @@ import vmfork
 from tests.at_terminal import AtTerminal
 from tests.vm.cli_runner import COMMAND
 from tests.vm.cli_runner import vmfork as command
+from vmfork.config import find_places
 from vmfork.errors import ConfigError, StoreBusy
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
@@ -84,3 +85,31 @@ def test_wrong_input_is_named_before_a_machine_is_made(template_name, argv) -> N
     assert (done.status, done.out) == (125, "")
     assert argv[0].strip("-").replace("-", "_") in done.err
     assert ids() == before
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("owned_by", ["broker", "nobody"])
+def test_a_machine_of_another_vmfork_is_listed_refused_by_name_and_ended(template_name, owned_by, by) -> None:
+    """As after an upgrade, or after the way back."""
+    template = vmfork.Template.open(template_name)
+    if owned_by == "broker":
+        with template.start() as vm:
+            vm_id = vm.id
+    else:
+        with template.fork() as vm:
+            vm_id = vm.detach(ttl_s=600).id
+    (told,) = [path for path in (find_places().vms / vm_id).glob("*.json") if "version" in json.loads(path.read_text())]
+    record = json.loads(told.read_text())
+    told.write_text(json.dumps(record | {"version": record["version"] + by}))
+    try:
+        assert vm_id in ids()
+        assert json.loads(command("show", vm_id, "--json").check().out)["id"] == vm_id
+        verb = ("exec", vm_id, "true") if owned_by == "broker" else ("resize", vm_id, "--cpus", "1")
+        done = command(*verb)
+        assert done.status in (2, 125)
+        assert f"has version {record['version'] + by}, this vmfork takes {record['version']}" in done.err
+        assert "vmfork stop" in done.err
+    finally:
+        assert command("stop", vm_id).check().out == f"{vm_id}\n"
+    assert vm_id not in ids()
+    assert not (find_places().vms / vm_id).exists()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from vmfork.api.vm import VM
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.loop import run_async
 from vmfork.cli.show import show_json
@@ -18,13 +17,21 @@ if TYPE_CHECKING:
 ids_argument = click.argument("vm_ids", nargs=-1, required=True, metavar="ID...", shell_complete=shared_vms)
 
 
+class _HasId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+M = TypeVar("M", bound=_HasId)
+
+
 def on_each(
     vm_ids: Sequence[str],
-    act: Callable[[VM], Coroutine[Any, Any, None]],
+    act: Callable[[M], Coroutine[Any, Any, None]],
     done: str,
     *,
     as_json: bool,
-    entered: Callable[[str], AbstractAsyncContextManager[VM]] = VM.connect,
+    entered: Callable[[str], AbstractAsyncContextManager[M]],
 ) -> None:
     """`act` was done to one machine after the other, as their client; the first that fails ends it."""
 

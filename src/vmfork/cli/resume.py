@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.api.vm import VM
 from vmfork.cli.each import ids_argument, on_each
 from vmfork.cli.options import json_option
 
@@ -18,4 +19,4 @@ if TYPE_CHECKING:
 @json_option
 def command(vm_ids: Sequence[str], as_json: bool) -> None:
     """Let each machine ID run on, with the host's clock."""
-    on_each(vm_ids, lambda vm: vm.resume(), "resumed", as_json=as_json)
+    on_each(vm_ids, lambda vm: vm.resume(), "resumed", as_json=as_json, entered=VM.connect)

@@ -75,7 +75,7 @@ class VMHandle(Described):
                 "handle.version",
                 error.have,
                 f"the handle has version {error.have!r}, this vmfork takes {error.want}",
-                hint="use the same vmfork on both sides",
+                hint="use the same vmfork on both sides; vmfork stop ends a machine of any",
             ) from error
         except ValueError as error:
             raise _no_handle(data, f"it is damaged: {error}") from error
