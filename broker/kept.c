@@ -211,7 +211,7 @@ void kept_notify(void)
         if (k != NULL)
             tell(w, k);
         else
-            client_send_error(w->client, w->id, "not-found", "the program made room for another");
+            client_send_error(w->client, w->id, "not-found", "the program is not kept any more");
         w->client = NULL;
     }
     has_news = false;
