@@ -8,7 +8,7 @@ import stat
 import tarfile
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmfork.copied import Tally
 from vmfork.errors import ConfigError, HostError, LimitExceeded, ProtocolError
@@ -82,6 +82,9 @@ class _Input:
         os.close(self._wake)
 
 
+M = TypeVar("M", bound=tarfile.TarInfo)
+
+
 class _Member(tarfile.TarInfo):
     """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end.
 
@@ -89,18 +92,29 @@ class _Member(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if len(buf) != _BLOCK:
-            raise tarfile.ReadError("it ends before its end")
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
-            member = super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # an empty block, which is the end
+            raise
         except tarfile.HeaderError as error:
-            if not any(buf):
-                raise
-            raise tarfile.ReadError(str(error)) from error
-        if member.size < 0 or (member.type in _LONG_HEADERS and member.size > _MOST_HEADER):
-            raise tarfile.ReadError(f"it has a header that announces {member.size} bytes")
-        return member
+            raise tarfile.ReadError(f"it ends before its end, or has an invalid header ({error})") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        return _checked(super().frombuf(buf, encoding, errors))
+
+    @classmethod
+    def _frombuf(cls, *args: Any, **options: Any) -> Self:
+        """What Python 3.13, as Debian 13 has it, calls in place of `frombuf`; 3.11 has no such method."""
+        member: Self = super()._frombuf(*args, **options)  # type: ignore[misc]
+        return _checked(member)
+
+
+def _checked(member: M) -> M:
+    if member.size < 0 or (member.type in _LONG_HEADERS and member.size > _MOST_HEADER):
+        raise tarfile.ReadError(f"it has a header that announces {member.size} bytes")
+    return member
 
 
 @contextmanager
