@@ -9,7 +9,7 @@ import click
 from vmfork.api.vm import VM
 from vmfork.cli.found import id_argument, tell_paused
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import VARIABLE_HELP, json_option, parse_limit, parse_variable
+from vmfork.cli.options import VARIABLE_HELP, json_option, parse_limit, parse_variables
 from vmfork.cli.program import check_lending, make_kept, run_command
 from vmfork.cli.show import show_json
 from vmfork.cli.status import ProgramCommand
@@ -59,7 +59,7 @@ def command(
         raise ConfigError("detach", True, "nobody is there for a terminal or a limit", hint="leave out -d")
     if tty:
         check_lending(as_json=as_json)
-    env = (terminal_env() if tty else {}) | dict(parse_variable(text) for text in variables)
+    env = (terminal_env() if tty else {}) | parse_variables(variables)
 
     async def work() -> int:
         async with VM.connect(vm_id) as vm:

@@ -17,7 +17,7 @@ from vmfork.errors import ConfigError
 from vmfork.units import parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vmfork.config.loader import Settings
     from vmfork.progress import ProgressListener
@@ -84,7 +84,20 @@ async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
             await ensure_image(DEFAULT_IMAGE, made_of=made_of, instance=Instance(find_places(), progress))
 
 
-def parse_variable(text: str) -> tuple[str, str]:
+def given_size(settings: Settings, *, cpus: int | None, memory: str | None) -> dict[str, int | None]:
+    """`cpus` and `memory_mib` of a machine, as the settings have them where the options gave one; else `None`."""
+    return {
+        "cpus": None if cpus is None else settings.vm.cpus,
+        "memory_mib": None if memory is None else settings.vm.memory_mib,
+    }
+
+
+def parse_variables(texts: Iterable[str]) -> dict[str, str]:
+    """The variables of `K=V`, or `K` for our own value of it, of which the last counts. Raises `ConfigError`."""
+    return dict(_parse_variable(text) for text in texts)
+
+
+def _parse_variable(text: str) -> tuple[str, str]:
     """Name and value of `K=V`; a bare `K` has our own value."""
     key, equals, value = text.partition("=")
     if not key:

@@ -17,12 +17,13 @@ from vmfork.cli.options import (
     VARIABLE_HELP,
     cpus_option,
     get_settings,
+    given_size,
     isolation_option,
     json_option,
     memory_option,
     no_factory_option,
     parse_limit,
-    parse_variable,
+    parse_variables,
     template_option,
     wait_option,
 )
@@ -124,11 +125,10 @@ def command(
             template=name,
             settings=settings,
             baggage=read_baggage(files),
-            env=dict(parse_variable(text) for text in variables),
+            env=parse_variables(variables),
             argv=argv,
             workdir=workdir,
-            cpus=None if cpus is None else settings.vm.cpus,
-            memory_mib=None if memory is None else settings.vm.memory_mib,
+            **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
         )
         start_alone(alone, as_json=as_json)
@@ -140,7 +140,7 @@ def command(
     has_terminal = tty or both
     if has_terminal:
         check_lending(as_json=as_json)
-    env = (terminal_env() if has_terminal else {}) | dict(parse_variable(text) for text in variables)
+    env = (terminal_env() if has_terminal else {}) | parse_variables(variables)
     baggage = read_baggage(files)
     wanted_ports = [parse_forward(text) for text in ports]
     outputs = [read_output(text) for text in outs]
@@ -150,8 +150,7 @@ def command(
         factory=None if no_factory else get_settings(made).factory,
         template=name,
         files=baggage.files,
-        cpus=None if cpus is None else settings.vm.cpus,
-        memory_mib=None if memory is None else settings.vm.memory_mib,
+        **given_size(settings, cpus=cpus, memory=memory),
     )
 
     async def work() -> int:

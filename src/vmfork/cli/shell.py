@@ -16,9 +16,10 @@ from vmfork.cli.machine import Wanted, take_vm
 from vmfork.cli.options import (
     cpus_option,
     get_settings,
+    given_size,
     memory_option,
     no_factory_option,
-    parse_variable,
+    parse_variables,
     template_option,
 )
 from vmfork.cli.status import ProgramCommand
@@ -77,7 +78,7 @@ def command(
     afterwards, with what was left of its time to live. The exit status is the shell's; 125 when vmfork failed.
     """
     check_terminal()
-    env = terminal_env() | dict(parse_variable(text) for text in variables)
+    env = terminal_env() | parse_variables(variables)
     machine: Callable[[], AbstractAsyncContextManager[VM]]
     if vm_id is not None:
         _refuse_for_machine({"template": name, "file": files, "cpus": cpus, "memory": memory})
@@ -91,8 +92,7 @@ def command(
             factory=None if no_factory else get_settings().factory,
             template=name,
             files=baggage.files,
-            cpus=None if cpus is None else settings.vm.cpus,
-            memory_mib=None if memory is None else settings.vm.memory_mib,
+            **given_size(settings, cpus=cpus, memory=memory),
         )
         machine = lambda: _forked(wanted, baggage)  # noqa: E731
 

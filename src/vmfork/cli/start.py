@@ -13,12 +13,13 @@ from vmfork.cli.machine import find_template
 from vmfork.cli.options import (
     cpus_option,
     get_settings,
+    given_size,
     isolation_option,
     json_option,
     memory_option,
     parse_label,
     parse_limit,
-    parse_variable,
+    parse_variables,
     template_option,
     wait_option,
 )
@@ -145,11 +146,10 @@ def command(
         template=name,
         settings=settings,
         baggage=read_baggage(files),
-        env=dict(parse_variable(text) for text in variables),
+        env=parse_variables(variables),
         argv=argv,
         workdir=workdir,
-        cpus=None if cpus is None else settings.vm.cpus,
-        memory_mib=None if memory is None else settings.vm.memory_mib,
+        **given_size(settings, cpus=cpus, memory=memory),
         standing=read_standing(vm_name, labels, ttl, idle_ttl),
     )
     start_alone(wanted, as_json=as_json)

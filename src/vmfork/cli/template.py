@@ -18,7 +18,7 @@ from vmfork.cli.options import (
     get_settings,
     json_option,
     memory_option,
-    parse_variable,
+    parse_variables,
     prepare_image,
     template_argument,
 )
@@ -110,7 +110,7 @@ def build(
             warm_up=warm_up,
             ready=ready,
             ready_timeout_s=ready_limit_s,
-            env=dict(parse_variable(text) for text in variables),
+            env=parse_variables(variables),
             secret_paths=secret_paths,
             secret_env=secret_env,
             allow_secrets=allow_secrets,
