@@ -18,7 +18,7 @@ from tests.vm.cli_runner import left_of
 from vmfork.aio import VM, StoreBusy, Template, TemplateNotFound, VMForkError, VMNotFound, find_places
 from vmfork.cli.main import main as command
 from vmfork.machine.base import BaseVM
-from vmfork.machine.folder import read_brokered, sweep_vms
+from vmfork.machine.folder import has_broker, sweep_vms
 from vmfork.machine.handover import find_handle
 from vmfork.store import TemplateStore
 
@@ -79,7 +79,7 @@ async def _take_waiting() -> None:
 
 async def _take(vm_id: str) -> None:
     vms = find_places().vms
-    if read_brokered(vms / vm_id) is not None:
+    if has_broker(vms / vm_id):
         await _use(vm_id)
         return
     handle = find_handle(vms, vm_id)

@@ -10,11 +10,12 @@ import click
 from vmfork.cli.complete import shared_vms
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
-from vmfork.machine.folder import forget_ended, is_paused, list_ended, list_records, read_brokered, sweep_vms
+from vmfork.machine.folder import forget_ended, has_broker, is_paused, list_ended, list_records, sweep_vms
 from vmfork.machine.naming import NEITHER, choose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vmfork.machine.ended import End
     from vmfork.machine.folder import VMRecord
@@ -27,22 +28,28 @@ def find(text: str) -> tuple[VMRecord, End | None]:
 
     Raises `VMNotFound`, and `ConfigError` when several ids begin so.
     """
-    found = list_machines(with_ended=True)
-    living = [record for record, end in found if end is None]
+    vms = _sweep()
     try:
-        record = choose(living, text)
+        return choose(list_records(vms), text), None
     except VMNotFound:
-        ended = [record for record, end in found[::-1] if end is not None]
-        record = choose(ended, text, missing=NEITHER)
-    return next(each for each in found if each[0] is record)
+        ended = list_ended(vms)[::-1]
+        record = choose([record for record, _ in ended], text, missing=NEITHER)
+        return next(each for each in ended if each[0] is record)
 
 
 def list_machines(*, with_ended: bool) -> Sequence[tuple[VMRecord, End | None]]:
-    vms = find_places().vms
-    sweep_vms(vms)  # so that one that ended just now is among those that have
-    forget_ended(vms)
+    """Those that ended, where they are asked for, in the order of their ends; then those that run, oldest first."""
+    vms = _sweep()
     living = [(record, None) for record in list_records(vms)]
     return [*list_ended(vms), *living] if with_ended else living
+
+
+def _sweep() -> Path:
+    """The folder of machines, where one that ended just now is among those that have, and none for too long."""
+    vms = find_places().vms
+    sweep_vms(vms)
+    forget_ended(vms)
+    return vms
 
 
 def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
@@ -75,6 +82,6 @@ def tell_paused(vm_id: str) -> None:
 
 def _state(record: VMRecord) -> str:
     """`shared`: a broker owns it, and clients may connect. `owned`: it has one owner. `waiting`: it has none."""
-    if read_brokered(find_places().vms / record.id) is not None:
+    if has_broker(find_places().vms / record.id):
         return "shared"
     return "owned" if record.owner_pid else "waiting"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import find_places
 from vmfork.image import ImageStore
-from vmfork.machine.folder import list_records, read_brokered
+from vmfork.machine.folder import has_broker, list_records
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _waits(record: VMRecord) -> bool:
 
 
 def _is_shared(record: VMRecord) -> bool:
-    return read_brokered(find_places().vms / record.id) is not None
+    return has_broker(find_places().vms / record.id)
 
 
 LISTS: Mapping[str, Callable[[], Sequence[str]]] = {

@@ -13,7 +13,7 @@ from vmfork.cli.options import cpus_option, json_option, memory_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, FitError
-from vmfork.machine.folder import read_brokered
+from vmfork.machine.folder import has_broker
 from vmfork.machine.handover import find_handle
 from vmfork.machine.naming import find_vm
 from vmfork.units import format_mib, parse_size_mib
@@ -50,7 +50,7 @@ def _find(text: str) -> VMHandle:
     """The handle of the machine that `text` names. Raises `ConfigError` for one that has clients."""
     vms = find_places().vms
     record = find_vm(vms, text)
-    if read_brokered(vms / record.id) is not None:
+    if has_broker(vms / record.id):
         hint = "vmfork start --cpus N --memory SIZE gives a machine of that size"
         raise ConfigError("id", record.id, f"machine {record.id} has clients, and the size it was given", hint=hint)
     return find_handle(vms, record.id)

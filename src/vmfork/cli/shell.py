@@ -26,7 +26,7 @@ from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import check_terminal, lend_terminal, read_window, terminal_env
 from vmfork.config import find_places
 from vmfork.errors import ConfigError
-from vmfork.machine.folder import read_brokered
+from vmfork.machine.folder import has_broker
 from vmfork.machine.handover import find_handle
 from vmfork.machine.naming import find_vm
 
@@ -129,7 +129,7 @@ async def _borrowed(vm_id: str) -> AsyncIterator[VM]:
     vms = find_places().vms
     vm_id = find_vm(vms, vm_id).id
     tell_paused(vm_id)
-    if read_brokered(vms / vm_id) is not None:
+    if has_broker(vms / vm_id):
         async with VM.connect(vm_id) as vm:
             yield vm
         return

@@ -14,7 +14,7 @@ from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
-from vmfork.machine.folder import read_brokered
+from vmfork.machine.folder import has_broker
 from vmfork.machine.naming import find_vm
 from vmfork.machine.use import read_use
 from vmfork.units import format_bytes
@@ -34,7 +34,7 @@ def command(vm_id: str, as_json: bool) -> None:
     """
     vms = find_places().vms
     record = find_vm(vms, vm_id)
-    is_shared = read_brokered(vms / record.id) is not None
+    is_shared = has_broker(vms / record.id)
     told = run_async(_ask(record.id)) if is_shared else _look(record)
     if as_json:
         show_json({"id": record.id, "name": record.name} | told)

@@ -41,7 +41,7 @@ class End:
     at: float
 
 
-def read_end(folder: Path) -> End:
+def _read_end(folder: Path) -> End:
     """What the machine's broker wrote; where it was killed, when its folder last changed."""
     if (note := _find_note(folder)) is not None:
         return note
@@ -75,26 +75,27 @@ def bury(folder: Path, *, name: re.Pattern[str], marker: str) -> None:
 def forget_old(vms: Path, *, name: re.Pattern[str], marker: str) -> None:
     """Nothing is kept of machines beyond what the drawing above says."""
     kept_bytes = 0
-    graves = list_ours(vms.with_name(FOLDER), name, marker=marker)
-    for count, path in enumerate(sorted(graves, key=_ended_at, reverse=True)):
+    for count, (path, end) in enumerate(_look(vms, name=name, marker=marker)):
         kept_bytes += _size(path)
         # The last one to end is told of, whatever it wrote.
-        if _is_over(path) or count >= KEPT_COUNT or (count and kept_bytes > KEPT_BYTES):
+        if _is_over(end) or count >= KEPT_COUNT or (count and kept_bytes > KEPT_BYTES):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def list_ended(vms: Path, *, name: re.Pattern[str], marker: str) -> list[Path]:
-    """The folders of the ended machines of `vms` that are told of, in the order of their ends."""
-    graves = list_ours(vms.with_name(FOLDER), name, marker=marker)
-    return sorted((path for path in graves if not _is_over(path)), key=_ended_at)[-KEPT_COUNT:]
+def list_ended(vms: Path, *, name: re.Pattern[str], marker: str) -> list[tuple[Path, End]]:
+    """The folders of the ended machines of `vms` that are told of, and their ends, in the order of these."""
+    found = _look(vms, name=name, marker=marker)[:KEPT_COUNT]
+    return [(path, end) for path, end in reversed(found) if not _is_over(end)]
 
 
-def _ended_at(path: Path) -> float:
-    return read_end(path).at
+def _look(vms: Path, *, name: re.Pattern[str], marker: str) -> list[tuple[Path, End]]:
+    """All that is there, the last to end first."""
+    found = [(path, _read_end(path)) for path in list_ours(vms.with_name(FOLDER), name, marker=marker)]
+    return sorted(found, key=lambda each: each[1].at, reverse=True)
 
 
-def _is_over(path: Path) -> bool:
-    return time.time() - _ended_at(path) > KEPT_S
+def _is_over(end: End) -> bool:
+    return time.time() - end.at > KEPT_S
 
 
 def _size(folder: Path) -> int:

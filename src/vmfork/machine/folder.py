@@ -52,7 +52,7 @@ from vmfork.host.group import is_group_of, locate_groups, make_groups, remove_gr
 from vmfork.host.lock import FileLock, is_locked
 from vmfork.host.process import ProcessIdentity
 from vmfork.machine import ended
-from vmfork.machine.ended import End, bury, read_end
+from vmfork.machine.ended import End, bury
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.records import read_record, write_record
 
@@ -276,6 +276,11 @@ def read_brokered(folder: Path) -> bytes | None:
     return find_content(folder / _BROKER)
 
 
+def has_broker(folder: Path) -> bool:
+    """Whether the VM in `folder` stands alone, so that it has clients. Raises `OSError` when that cannot be seen."""
+    return read_brokered(folder) is not None
+
+
 def is_paused(folder: Path) -> bool:
     """Whether whoever paused the VM last has not let it run on. Told a moment too early where they were killed then."""
     return find_info(folder / _PAUSED) is not None
@@ -295,7 +300,7 @@ def folder_of(vms: Path, vm_id: str) -> Path:
 
 def list_ended(vms: Path) -> list[tuple[VMRecord, End]]:
     """What is still known of VMs that had a broker and have ended, oldest end first."""
-    found = [(find_record(folder), read_end(folder)) for folder in ended.list_ended(vms, name=_ID, marker=LOCK)]
+    found = [(find_record(folder), end) for folder, end in ended.list_ended(vms, name=_ID, marker=LOCK)]
     return [(record, end) for record, end in found if record is not None]
 
 
@@ -334,7 +339,7 @@ def sweep_vms(vms: Path) -> list[str]:
             if record is not None:
                 record.process.kill()
             _remove_groups(folder)
-            if record is not None and read_brokered(folder) is not None:
+            if record is not None and has_broker(folder):
                 bury(folder, name=_ID, marker=LOCK)
             else:
                 _remove(folder)
