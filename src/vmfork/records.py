@@ -55,6 +55,14 @@ def read_record(kind: type[T], data: bytes) -> T:
     return build_record(kind, parse_record(kind, data))
 
 
+def find_value(kind: type[T], data: bytes | None) -> T | None:
+    """The value of class `kind` in `data`; `None` where there is no data, or it is damaged or of another version."""
+    try:
+        return None if data is None else read_record(kind, data)
+    except ValueError:
+        return None
+
+
 def parse_record(kind: type, data: bytes) -> dict[str, Any]:
     """The fields in `data`, of the version of `kind`, not looked at further. Raises `OtherVersion` or `ValueError`."""
     try:

@@ -18,7 +18,7 @@ from vmfork.agent.background import BackgroundProcess
 from vmfork.agent.programs import name_of
 from vmfork.errors import ConfigError, ProtocolError
 from vmfork.host.folders import find_content, list_folder, write_whole
-from vmfork.records import read_record, write_record
+from vmfork.records import find_value, write_record
 from vmfork.wire.message import parse_exec
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ def list_programs(folder: Path) -> list[KeptProgram]:
     """What is kept in the machine's folder of programs in the background, in the order in which they were started."""
     found = []
     for path in list_folder(folder / _FOLDER):
-        with suppress(OSError, ValueError):
-            if path.suffix == ".json" and (data := find_content(path)) is not None:
-                found.append(read_record(KeptProgram, data))
-    return sorted((each for each in found if each.pid), key=lambda each: each.number)
+        with suppress(OSError):
+            found.append(find_value(KeptProgram, find_content(path)) if path.suffix == ".json" else None)
+    return sorted((each for each in found if each is not None and each.pid), key=lambda each: each.number)
 
 
 def read_output(folder: Path, program: KeptProgram) -> tuple[bytes, bytes]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.host.folders import find_content, list_ours, make_private
-from vmfork.records import read_record
+from vmfork.records import find_value
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -57,9 +57,8 @@ def read_reason(folder: Path) -> str:
 
 
 def _find_note(folder: Path) -> End | None:
-    with suppress(OSError, ValueError):
-        if (data := find_content(folder / _NOTE)) is not None:
-            return read_record(End, data)
+    with suppress(OSError):
+        return find_value(End, find_content(folder / _NOTE))
     return None
 
 

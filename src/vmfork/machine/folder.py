@@ -54,7 +54,7 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.machine import ended
 from vmfork.machine.ended import End, bury
 from vmfork.machine.facts import Described, MachineFacts
-from vmfork.records import read_record, write_record
+from vmfork.records import find_value, read_record, write_record
 
 if TYPE_CHECKING:
     from vmfork.host.delegation import Parent
@@ -225,11 +225,7 @@ def find_record(folder: Path) -> VMRecord | None:
 
     Raises `OSError` when that cannot be seen.
     """
-    data = find_content(folder / _RECORD)
-    try:
-        return None if data is None else read_record(VMRecord, data)
-    except ValueError:
-        return None
+    return find_value(VMRecord, find_content(folder / _RECORD))
 
 
 def find_ticket(folder: str | Path) -> Ticket | None:
@@ -375,10 +371,8 @@ def _is_left(path: Path) -> bool:
 
 def _remove_groups(folder: Path) -> None:
     """The control groups that were made for the machine of `folder` are gone. Raises `OSError` when one is in use."""
-    data = find_content(folder / _GROUPS)
-    with suppress(ValueError):
-        groups = Groups() if data is None else read_record(Groups, data)
-        remove_groups(group for group in groups.folders if is_group_of(group, folder.name))
+    groups = find_value(Groups, find_content(folder / _GROUPS)) or Groups()
+    remove_groups(group for group in groups.folders if is_group_of(group, folder.name))
 
 
 def _remove(folder: Path) -> None:

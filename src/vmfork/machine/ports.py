@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vmfork.host.folders import find_content, write_whole
 from vmfork.host.process import ProcessIdentity
 from vmfork.network.forward import start_forward
-from vmfork.records import read_record, write_record
+from vmfork.records import find_value, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,10 +67,6 @@ def _note(folder: Path, guest_port: int, address: str) -> Callable[[], None]:
 
 def list_ports(folder: Path) -> Sequence[ForwardedPort]:
     """What is forwarded into the machine of that folder now, by the guest's port."""
-    found = [find_content(path) for path in folder.glob("port-*.json")]
-    ports = []
-    for data in found:
-        with suppress(ValueError):
-            ports += [] if data is None else [read_record(ForwardedPort, data)]
-    alive = (port for port in ports if port.process.is_alive())
+    found = (find_value(ForwardedPort, find_content(path)) for path in folder.glob("port-*.json"))
+    alive = (port for port in found if port is not None and port.process.is_alive())
     return sorted(alive, key=lambda port: (port.guest_port, port.address))

@@ -12,7 +12,7 @@ from vmfork.errors import TemplateCorrupt, TemplateElsewhere, TemplateError, Tem
 from vmfork.host import facts
 from vmfork.host.folders import NO_FILE, find_content, open_file, read_file
 from vmfork.host.namespace import find_holder, mount_namespace
-from vmfork.records import read_record
+from vmfork.records import find_value
 from vmfork.store.manifest import FILE_NAME, Manifest
 
 if TYPE_CHECKING:
@@ -82,11 +82,7 @@ class Covered:
 
 def _check_uncovered(name: str, folder: Path) -> None:
     """Raises what became of the tmpfs that covered `folder`, where one did and is not seen from here."""
-    try:
-        data = find_content(folder / COVERED)
-        covered = None if data is None else read_record(Covered, data)
-    except ValueError:
-        return
+    covered = find_value(Covered, find_content(folder / COVERED))
     if covered is None:
         return
     if covered.host_boot_id != facts.boot_id():
