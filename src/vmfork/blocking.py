@@ -243,18 +243,18 @@ class Forward:
         """The path of the Unix socket that it listens at; empty for a port."""
         return self._twin.path
 
+    @property
+    def address(self) -> str:
+        """Where it listens, as it is given: `127.0.0.1:8080`, `[::1]:8080`, or a path."""
+        return self._twin.address
+
     def wait_closed(self) -> None:
-        """It was closed, or its machine has ended."""
+        """It was closed, or its machine has ended; one that listens in the guest ends with a freeze, too."""
         portal.run(self._twin.wait_closed())
 
     def close(self) -> None:
         """Nobody listens there any more, and its connections are reset. Closing again does nothing."""
         portal.finish(self._twin.aclose())
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as it is given: `127.0.0.1:8080`, `[::1]:8080`, or a path."""
-        return self._twin.address
 
     def __enter__(self) -> Self:
         return self
@@ -288,11 +288,11 @@ class Reverse:
         return self._twin.address
 
     def wait_closed(self) -> None:
-        """It was closed, or nobody listens in the guest any more: its machine has ended, or was frozen."""
+        """It was closed, or its machine has ended; one that listens in the guest ends with a freeze, too."""
         portal.run(self._twin.wait_closed())
 
     def close(self) -> None:
-        """Nobody listens there in the guest any more, and its connections are reset. Closing again does nothing."""
+        """Nobody listens there any more, and its connections are reset. Closing again does nothing."""
         portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:

@@ -8,12 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
-from vmfork.host.bound import Bound
-from vmfork.host.dropped import close_dropped
 from vmfork.network.address import bound_address, listen
+from vmfork.network.carrier import Carrier
 from vmfork.network.splice import serve
-from vmfork.owner import Owner
-from vmfork.wire.frame import MOST_TUNNELS
 
 if TYPE_CHECKING:
     import socket
@@ -33,7 +30,7 @@ def _note_nothing(_address: str) -> Callable[[], None]:
 
 
 @guarded
-class Forward(Owner):
+class Forward(Carrier):
     """A port, or a Unix socket, of the host that leads to a port of the guest.
 
     It ends with `aclose()`, or its `async with` block, with its machine, and with its process. Connections end with it.
@@ -59,35 +56,12 @@ class Forward(Owner):
         self._address = address
         self._listener = listener
         self._inode = _inode_of(self.path)
-        self._bound = Bound(f"the forwarding of {address}")
-        # As many as the guest takes: others wait in the kernel's queue.
-        self._places = asyncio.Semaphore(MOST_TUNNELS)
-        self._carrying: set[asyncio.Task[None]] = set()
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forget = note(self.address)
-        self._accepting = asyncio.create_task(self._accept_all())
+        super().__init__(f"the forwarding of {address}")
         agent.closed.add_done_callback(self._end_with_machine)
 
     def __repr__(self) -> str:
         return f"<Forward {self._address} to port {self.guest_port}{'' if self._is_open else ', closed'}>"
-
-    async def wait_closed(self) -> None:
-        """It was closed, or its machine has ended."""
-        await asyncio.shield(self._closed)
-
-    def __del__(self) -> None:
-        if self._is_open:
-            close_dropped(self, self._bound, self._end)
-
-    async def aclose(self) -> None:
-        """Nobody listens there any more, and its connections are reset. Closing again does nothing."""
-        if not self._bound.is_here:
-            if not self._bound.is_forked and not await self._bound.run_there(self.aclose):
-                self._end()
-            return
-        tasks = [self._accepting, *self._carrying]
-        self._end()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def address(self) -> str:
@@ -108,10 +82,7 @@ class Forward(Owner):
             # Now: a cancelled accept does it a turn later, when its descriptor may be another socket's.
             self._bound.loop.remove_reader(self._listener)
             self._agent.closed.remove_done_callback(self._end_with_machine)
-            for task in (self._accepting, *self._carrying):
-                task.cancel()
-            if not self._closed.done():
-                self._closed.set_result(None)
+            self._stop_carrying()
         # A path may lead to the socket of somebody else by now.
         if self.path and _inode_of(self.path) == self._inode:
             with suppress(OSError):
@@ -131,17 +102,15 @@ class Forward(Owner):
                 self._places.release()
                 await asyncio.sleep(_REST_S)
             else:
-                task = asyncio.create_task(self._carry(client))
-                self._carrying.add(task)
-                task.add_done_callback(self._carrying.discard)
+                self._take(client)
+
+    def _take(self, client: socket.socket) -> None:
+        """The client is served, and closed then; also where that is cancelled before its first step."""
+        self._carry_on(self._carry(client)).add_done_callback(lambda _task: client.close())
 
     async def _carry(self, client: socket.socket) -> None:
-        """The client was served, and is let go: reset, where the guest's port refused it or was lost."""
-        try:
-            with client:
-                await serve(client, lambda: self._agent.open_tunnel(self.guest_port))
-        finally:
-            self._places.release()
+        """The client was served, and is to be closed: reset, where the guest's port refused it or was lost."""
+        await serve(client, lambda: self._agent.open_tunnel(self.guest_port))
 
 
 def start_forward(agent: AgentClient, guest_port: int, address: HostAddress, *, note: Note = _note_nothing) -> Forward:

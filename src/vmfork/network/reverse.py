@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
 from vmfork.errors import VMForkError
-from vmfork.host.bound import Bound
-from vmfork.host.dropped import close_dropped
 from vmfork.network.address import family_of
+from vmfork.network.carrier import Carrier
 from vmfork.network.splice import splice, without_delay
-from vmfork.owner import Owner
-from vmfork.wire.frame import MOST_TUNNELS
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
@@ -25,7 +22,7 @@ _CONNECT_LIMIT_S = 30.0
 
 
 @guarded
-class Reverse(Owner):
+class Reverse(Carrier):
     """A port of the guest's loopback that leads to a service of the host.
 
     It ends with `aclose()`, or its `async with` block, with its machine, and with its process. Connections end with it.
@@ -42,55 +39,28 @@ class Reverse(Owner):
         self._agent = agent
         self._address = address
         self._listening = listening
-        self._bound = Bound(f"the way to {address}")
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._carrying: set[asyncio.Task[None]] = set()
-        # As many as the guest may have open, whatever it tells: each costs a connection to the service.
-        self._places = asyncio.Semaphore(MOST_TUNNELS)
-        self._accepting = asyncio.create_task(self._accept_all())
+        super().__init__(f"the way to {address}")
 
     def __repr__(self) -> str:
         return f"<Reverse of port {self.guest_port} to {self.address}{', closed' if self._closed.done() else ''}>"
 
-    def __del__(self) -> None:
-        if not self._closed.done():
-            close_dropped(self, self._bound, self._end)
-
-    async def wait_closed(self) -> None:
-        """It was closed, or nobody listens in the guest any more: its machine has ended, or was frozen."""
-        await asyncio.shield(self._closed)
-
-    async def aclose(self) -> None:
-        """Nobody listens there in the guest any more, and its connections are reset. Closing again does nothing."""
-        if not self._bound.is_here:
-            if not self._bound.is_forked and not await self._bound.run_there(self.aclose):
-                self._end()
-            return
-        tasks = [self._accepting, *self._carrying]
-        self._end()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    @property
+    def _is_open(self) -> bool:
+        return not self._closed.done()
 
     def _end(self) -> None:
         if self._closed.done() or self._bound.is_stranded:
             return
-        self._closed.set_result(None)
-        for task in (self._accepting, *self._carrying):
-            task.cancel()
+        self._stop_carrying()
         self._agent.abandon(self._listening)
 
     async def _accept_all(self) -> None:
         try:
             while True:
                 await self._places.acquire()
-                task = asyncio.create_task(self._carry(await self._listening.next_caller()))
-                self._carrying.add(task)
-                task.add_done_callback(self._forget)
+                self._carry_on(self._carry(await self._listening.next_caller()))
         except VMForkError:
             self._end()
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._carrying.discard(task)
-        self._places.release()
 
     async def _carry(self, number: int) -> None:
         """Whoever called was served, or is reset where the service of the host refused or was lost."""

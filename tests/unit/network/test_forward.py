@@ -1,0 +1,35 @@
+"""A forwarded port and its callers, without a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import warnings
+
+from vmfork.network.address import HostAddress
+from vmfork.network.forward import start_forward
+
+
+class Agent:
+    """Nobody is ever connected by it."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.get_running_loop().create_future()
+
+    async def open_tunnel(self, _port: int) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_caller_that_was_just_taken_when_the_port_is_closed_is_let_go() -> None:
+    forward = start_forward(Agent(), 80, HostAddress("127.0.0.1"))
+    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=10) as client:
+        async with asyncio.timeout(10):
+            while not forward._carrying:
+                await asyncio.sleep(0)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            await forward.aclose()  # the task that is to serve it has not begun
+            gc.collect()
+        assert [str(warning.message) for warning in told] == []
+        assert client.recv(1) == b""
