@@ -33,22 +33,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* The broker neither waits here nor ends the process, and time passes when the input says so. */
-static jmp_buf way_out;
+#include "acts.h"
+
+/* Time passes when the input says so. */
 static int64_t clock_ms;
-
-static int poll_now(struct pollfd *polled, nfds_t count, int limit_ms)
-{
-    (void)limit_ms;
-    return poll(polled, count, 0);
-}
-
-/* What it says would be said a thousand times a second. */
-static void say_nothing(FILE *stream, const char *format, ...)
-{
-    (void)stream;
-    (void)format;
-}
 
 #define poll poll_now
 #define _exit(status) longjmp(way_out, 1)
@@ -100,32 +88,10 @@ enum act {
     ACTS
 };
 
-static struct {
-    const uint8_t *next;
-    size_t left;
-} input;
-
 static int our_keeper, our_line, our_console, our_starter;
 static int our_clients[MOST_CLIENTS];
 static struct sockaddr_un address;
 static socklen_t address_size;
-
-static uint8_t take(void)
-{
-    if (input.left == 0)
-        return 0;
-    input.left--;
-    return *input.next++;
-}
-
-static int must(int descriptor)
-{
-    if (descriptor < 0) {
-        perror("a descriptor");
-        abort();
-    }
-    return descriptor;
-}
 
 static void release(int *descriptor)
 {

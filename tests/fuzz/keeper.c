@@ -28,25 +28,11 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The keeper neither waits here nor ends the process. */
-static jmp_buf way_out;
-
-static int poll_now(struct pollfd *polled, nfds_t count, int limit_ms)
-{
-    (void)limit_ms;
-    return poll(polled, count, 0);
-}
-
-/* What it says would be said a thousand times a second. */
-static void discard(FILE *stream, const char *format, ...)
-{
-    (void)stream;
-    (void)format;
-}
+#include "acts.h"
 
 #define poll poll_now
 #define _exit(status) longjmp(way_out, 1)
-#define fprintf discard
+#define fprintf say_nothing
 #include "watch.c"
 #undef poll
 #undef _exit
@@ -55,32 +41,10 @@ static void discard(FILE *stream, const char *format, ...)
 enum { MOST_CALLERS = 10, MOST_PASSED = 6 };
 enum act { OWNER_SAYS, CALLER_SAYS, CALLER_COMES, OWNER_GOES, CALLER_GOES, GUEST_WRITES, ACTS };
 
-static struct {
-    const uint8_t *next;
-    size_t left;
-} input;
-
 static int our_owner, our_console, their_console, log_file;
 static int our_callers[MOST_CALLERS];
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_size;
-
-static uint8_t take(void)
-{
-    if (input.left == 0)
-        return 0;
-    input.left--;
-    return *input.next++;
-}
-
-static int must(int descriptor)
-{
-    if (descriptor < 0) {
-        perror("a descriptor");
-        abort();
-    }
-    return descriptor;
-}
 
 static void say(int socket)
 {
