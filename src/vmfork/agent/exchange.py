@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Credit goes back in quarters of the window. Otherwise a program that writes line by line would cost a frame a line.
 # Each costs the guest an interrupt: 200 MB with one for each 64 KiB took twice as long as with none.
 _PARTS = 4
-_CHUNK_SIZE = 65_536
+# What goes into one DATA frame at most.
+CHUNK_SIZE = 65_536
 
 
 def explain_plainly(failure: Failure) -> GuestError:
@@ -109,7 +110,7 @@ class Outflow:
     def pump(self) -> None:
         """What may be sent is sent."""
         while self._rest and self._credit:
-            size = min(self._credit, _CHUNK_SIZE, len(self._rest))
+            size = min(self._credit, CHUNK_SIZE, len(self._rest))
             self._send(encode_data(self._stream, self._channel, bytes(self._rest[:size])))
             self._rest = self._rest[size:]
             self._credit -= size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.change import Change
-from vmfork.agent.exchange import Exchange, Intake, Lane, add_credit
+from vmfork.agent.exchange import CHUNK_SIZE, Exchange, Intake, Lane, add_credit
 from vmfork.errors import ProtocolError
 from vmfork.wire.frame import FIRST_CREDIT, Channel, encode_data, encode_eof
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork.agent.exchange import Explain, Grant, Send
-
-_CHUNK_SIZE = 65_536
 
 
 class Taker(Protocol):
@@ -38,7 +36,7 @@ async def pour(taker: Taker, data: bytes | bytearray, *, send: Send, wait_room: 
         await wait_room()
         if taker.has_ended:
             return False
-        size = min(taker.credit, _CHUNK_SIZE, len(rest))
+        size = min(taker.credit, CHUNK_SIZE, len(rest))
         if size == 0:
             await taker.change.next()
             continue

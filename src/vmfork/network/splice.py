@@ -7,6 +7,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from vmfork.agent.exchange import CHUNK_SIZE
 from vmfork.errors import VMForkError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from vmfork.agent.tunnel import GuestConnection
 
-_CHUNK_SIZE = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger, socket(7)
 
 
@@ -65,13 +65,13 @@ def reset_on_close(client: socket.socket) -> None:
 
 async def _inwards(client: socket.socket, connection: GuestConnection) -> None:
     loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(client, _CHUNK_SIZE):
+    while data := await loop.sock_recv(client, CHUNK_SIZE):
         await connection.write(data)
     await connection.write_eof()
 
 
 async def _outwards(client: socket.socket, connection: GuestConnection) -> None:
     loop = asyncio.get_running_loop()
-    while data := await connection.read(_CHUNK_SIZE):
+    while data := await connection.read(CHUNK_SIZE):
         await loop.sock_sendall(client, data)
     client.shutdown(socket.SHUT_WR)
