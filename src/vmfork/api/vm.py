@@ -14,9 +14,9 @@ from vmfork.api.files import GuestFiles
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
-from vmfork.errors import ConfigError, GuestError, MachineEnded
+from vmfork.errors import ConfigError, MachineEnded
 from vmfork.host.memory import MemoryUse, read_memory
-from vmfork.machine.background import find_process, list_programs, start_background
+from vmfork.machine.background import choose_program, find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
@@ -295,10 +295,9 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
 
         Of several that had it one after the other, the last.
         """
-        for process in reversed(await self.programs()):
-            if process.pid == pid:
-                return process
-        raise GuestError(f"no program in the background has the process id {pid}", hint="see vm.programs()")
+        self._running.check_open()
+        found = await asyncio.to_thread(list_programs, self._running.folder.path)
+        return find_process(self._running, choose_program(found, pid))
 
     async def follow_console(self) -> AsyncIterator[bytes]:
         """What the guest writes to its console, from what is kept of it on, until the machine ends.

@@ -12,11 +12,11 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
-from vmfork.errors import ConfigError, GuestError
+from vmfork.errors import ConfigError
 from vmfork.host.folders import find_content
 from vmfork.host.wait import write_all
 from vmfork.hypervisor.qemu import CONSOLE
-from vmfork.machine.background import list_programs, read_output, read_status
+from vmfork.machine.background import choose_program, list_programs, read_output, read_status
 from vmfork.machine.folder import folder_of
 from vmfork.wire.frame import Channel
 
@@ -61,10 +61,7 @@ def _find_program(folder: Path, pid: int | None) -> KeptProgram | None:
     programs = list_programs(folder)
     if pid is None:
         return next((each for each in programs if each.number == _FIRST), None)
-    for each in reversed(programs):
-        if each.pid == pid:
-            return each
-    raise GuestError(f"no program in the background has the process id {pid}", hint="vmfork show lists them")
+    return choose_program(programs, pid)
 
 
 async def _print(folder: Path, program: KeptProgram | None) -> None:

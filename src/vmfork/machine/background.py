@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.background import BackgroundProcess
 from vmfork.agent.programs import name_of
-from vmfork.errors import ConfigError, ProtocolError
+from vmfork.errors import ConfigError, GuestError, ProtocolError
+from vmfork.hint import Hint
 from vmfork.host.folders import find_content, list_folder, write_whole
 from vmfork.records import find_value, write_record
 from vmfork.wire.message import parse_exec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vmfork.machine.running import Running
@@ -71,6 +73,15 @@ def list_programs(folder: Path) -> list[KeptProgram]:
         with suppress(OSError):
             found.append(find_value(KeptProgram, find_content(path)) if path.suffix == ".json" else None)
     return sorted((each for each in found if each is not None and each.pid), key=lambda each: each.number)
+
+
+def choose_program(programs: Sequence[KeptProgram], pid: int) -> KeptProgram:
+    """The one with this process id; of several that had it one after the other, the last. Raises `GuestError`."""
+    for program in reversed(programs):
+        if program.pid == pid:
+            return program
+    hint = Hint("see vm.programs()", command="vmfork show lists them")
+    raise GuestError(f"no program in the background has the process id {pid}", hint=hint)
 
 
 def read_output(folder: Path, program: KeptProgram) -> tuple[bytes, bytes]:
