@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from vmfork.border import guarded
 from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import Packing, base_name, check_source, measure
-from vmfork.host.tar import TarPacking, TarUnpacking
+from vmfork.host.tar_packing import TarPacking
+from vmfork.host.tar_unpacking import TarUnpacking
 from vmfork.host.unpacking import Place, Unpacking
 from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress

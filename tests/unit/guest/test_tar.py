@@ -18,7 +18,8 @@ import pytest
 
 from tests.unit.guest.test_copies import check_same, describe, make_tree, place
 from vmfork.errors import ConfigError, DeadlineExceeded, GuestFileError, HostError, LimitExceeded, ProtocolError
-from vmfork.host.tar import TarPacking, TarUnpacking
+from vmfork.host.tar_packing import TarPacking
+from vmfork.host.tar_unpacking import TarUnpacking
 from vmfork.wire.tree import SHARED, Entry, encode_entry, encode_piece, encode_up
 
 if TYPE_CHECKING:
