@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.copied import Tally
 from vmfork.errors import HostError, LimitExceeded, ProtocolError
-from vmfork.host.unpacking import LEADS_OUT, stays_inside
+from vmfork.host.unpacking import check_inside
 from vmfork.host.wait import write_all
 from vmfork.wire.tree import SHARED, Entry, FileEnd, Piece, TreeParser
 
@@ -122,9 +122,8 @@ class TarUnpacking:
     def _check_target(self, entry: Entry, depth: int) -> None:
         if entry.type == "hard" and entry.target not in self._shared:
             raise ProtocolError(f"{self.at!r} is to be another name of {entry.target!r}, which did not come")
-        if entry.type == "link" and not (self._outside_links or stays_inside(entry.target, depth)):
-            target = os.fsdecode(entry.target)
-            raise HostError(f"the link {self.at!r} leads out of what is copied, to {target!r}", hint=LEADS_OUT)
+        if entry.type == "link" and not self._outside_links:
+            check_inside(entry.target, depth, self.at)
 
     def _write(self, piece: Piece) -> Iterator[bytes]:
         assert self._file is not None

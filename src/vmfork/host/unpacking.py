@@ -27,8 +27,6 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a name counts for beside its content, so that one limit bounds empty files too: a block of most file systems.
 _SIZE_OF_A_NAME = 4096
 
-LEADS_OUT = "outside_links=True keeps such links as they are: follow none of them here"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -297,9 +295,8 @@ class Unpacking:
             raise HostError(f"{self._shown()} is a folder here", hint="remove it, or copy to another place") from error
 
     def _make_link(self, entry: Entry, depth: int) -> None:
-        if not (self._place.outside_links or stays_inside(entry.target, depth)):
-            target = os.fsdecode(entry.target)
-            raise HostError(f"the link {self.at!r} leads out of what is copied, to {target!r}", hint=LEADS_OUT)
+        if not self._place.outside_links:
+            check_inside(entry.target, depth, self.at)
         os.symlink(entry.target, self._temporary, dir_fd=self._here)
         if self._place.archive:
             os.chown(self._temporary, entry.uid, entry.gid, dir_fd=self._here, follow_symlinks=False)
@@ -344,7 +341,14 @@ def _not_writable(given: str, folder: str, error: OSError) -> ConfigError:
     return ConfigError("local", given, told, hint="name a place in a folder that is here, or give parents=True")
 
 
-def stays_inside(target: bytes, depth: int) -> bool:
+def check_inside(target: bytes, depth: int, at: str) -> None:
+    """Raises `HostError` for the link `at`, in a folder `depth` below the root, where that may lead out of the tree."""
+    if not _stays_inside(target, depth):
+        told = f"the link {at!r} leads out of what is copied, to {os.fsdecode(target)!r}"
+        raise HostError(told, hint="outside_links=True keeps such links as they are: follow none of them here")
+
+
+def _stays_inside(target: bytes, depth: int) -> bool:
     """Whether a link in a folder `depth` below the root leads to what is in the tree, whatever other links there are.
 
     `..` may only come first. Behind a name it goes up from where that leads: with `a` a link to `../..`, `a/..` may be
