@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.rules.traces import Traces, kill, look
+from vmfork.rpc.client import CacheClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +21,17 @@ if TYPE_CHECKING:
 # Some end a little after their owner: a keeper, a command's last child, gRPC's threads. Nothing tells when all have.
 GRACE_S = 3.0
 _PAUSE_S = 0.02
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_runtime() -> None:
+    """It stays for good once it was used: what it has is there before the first test is looked at."""
+
+    async def use() -> None:
+        async with CacheClient(Path("none")):
+            pass
+
+    asyncio.run(use())
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import CacheStub
 from vmfork.rpc.endpoint import check_socket
 from vmfork.rpc.faults import from_status
+from vmfork.rpc.runtime import hold_runtime
 from vmfork.rpc.status import ServerStatus
 
 if TYPE_CHECKING:
@@ -47,9 +48,13 @@ class _Method(Protocol[Request, Reply]):
 
 
 class CacheClient(Owner):
-    """Owner of a connection to the server that listens at `endpoint`. It is made anew when it breaks."""
+    """Owner of a connection to the server that listens at `endpoint`. It is made anew when it breaks.
+
+    Raises `WrongContext` in a child that was forked from a process that had one.
+    """
 
     def __init__(self, endpoint: Path) -> None:
+        hold_runtime()
         self.endpoint = endpoint
         self._channel = grpc.aio.insecure_channel(f"unix:{endpoint}", options=_OPTIONS)
         self._stub = CacheStub(self._channel)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import socket
+import threading
 
 import pytest
 
-from vmfork.errors import Closed, DeadlineExceeded, HostError
+from tests.children import exit_code_of, fork_child
+from vmfork.errors import Closed, DeadlineExceeded, HostError, WrongContext
 from vmfork.rpc import packages
 from vmfork.rpc.client import CacheClient
 from vmfork.rpc.endpoint import check_socket
@@ -44,6 +48,29 @@ async def test_a_closed_client_says_so(tmp_path) -> None:
     await client.aclose()
     with pytest.raises(Closed):
         await client.status()
+
+
+def test_a_forked_child_of_a_process_that_used_grpc_is_told_so(tmp_path) -> None:
+    async def use() -> None:
+        await CacheClient(tmp_path / "s").aclose()
+
+    def use_again() -> None:
+        with pytest.raises(WrongContext, match="forked from it") as caught:
+            asyncio.run(use())
+        assert "spawn" in caught.value.hint
+
+    asyncio.run(use())
+    assert exit_code_of(fork_child(use_again)) == 0
+
+
+def test_grpc_lives_on_when_its_last_user_is_collected(tmp_path) -> None:
+    async def use() -> None:
+        await CacheClient(tmp_path / "s").aclose()
+
+    for _ in range(3):
+        asyncio.run(use())
+        gc.collect()
+        assert any("_poll_wrapper" in thread.name for thread in threading.enumerate())
 
 
 @pytest.mark.needs("root")

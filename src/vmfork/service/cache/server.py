@@ -15,6 +15,7 @@ from vmfork.errors import DeadlineExceeded
 from vmfork.machine.folder import sweep_vms
 from vmfork.rpc import cache_pb2 as pb
 from vmfork.rpc.cache_pb2_grpc import add_CacheServicer_to_server
+from vmfork.rpc.runtime import hold_runtime
 from vmfork.rpc.status import Phase
 from vmfork.service.base.claim import Claim
 from vmfork.service.base.front import Front, Inner
@@ -143,6 +144,7 @@ class CacheServer:
         return None if task.cancelled() else task.result()
 
     async def _start_grpc(self, inner: Inner) -> grpc.aio.Server:
+        hold_runtime()
         # Without SO_REUSEPORT: two servers on one address would share its clients.
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         add_CacheServicer_to_server(Calls(self.state, self.quit), server)
