@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps plugins in sets
 class _Telling:
     terminal: pytest.TerminalReporter
 
