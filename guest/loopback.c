@@ -39,15 +39,22 @@ int loopback_socket(int family)
     return fd;
 }
 
-int loopback_listen(uint16_t port)
+bool loopback_is_own(uint32_t address)
+{
+    return address >> IN_CLASSA_NSHIFT == IN_LOOPBACKNET;
+}
+
+int loopback_listen(uint32_t address, uint16_t port)
 {
     union address at;
+    socklen_t size = make_address(&at, AF_INET, port);
+    at.four.sin_addr.s_addr = htonl(address);
     int fd = loopback_socket(AF_INET);
     if (fd < 0)
         return -1;
     /* Connections of the last who listened there may hold the port for a minute. */
     set_option(fd, SOL_SOCKET, SO_REUSEADDR);
-    if (bind(fd, &at.any, make_address(&at, AF_INET, port)) == 0 && listen(fd, SOMAXCONN) == 0)
+    if (bind(fd, &at.any, size) == 0 && listen(fd, SOMAXCONN) == 0)
         return fd;
     int error = errno;
     close(fd);

@@ -1,5 +1,6 @@
 #include "ports.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -129,14 +130,26 @@ static void start_listening(uint32_t stream, int fd)
     send_event(stream, "listening", NULL);
 }
 
+/* 127.0.0.1, where none is said. */
+static bool take_address(struct fields *f, uint32_t *out)
+{
+    char text[INET_ADDRSTRLEN];
+    struct in_addr address = {.s_addr = htonl(INADDR_LOOPBACK)};
+    bool sound =
+        f->count == 0 || (field_text(field_take(f), text, sizeof text) && inet_pton(AF_INET, text, &address) == 1);
+    *out = ntohl(address.s_addr);
+    return sound && loopback_is_own(*out);
+}
+
 void do_listen(uint32_t stream, struct fields *f)
 {
     uint16_t port;
-    if (!take_port(f, &port)) {
-        send_invalid(stream, "a port from 1 to 65535 is needed");
+    uint32_t address;
+    if (!take_port(f, &port) || !take_address(f, &address)) {
+        send_invalid(stream, "a port from 1 to 65535 is needed, and an address of 127.0.0.0/8 if any");
         return;
     }
-    int fd = loopback_listen(port);
+    int fd = loopback_listen(address, port);
     if (fd >= 0)
         start_listening(stream, fd);
     else if (errno == EADDRINUSE)

@@ -9,7 +9,8 @@
 #endif
 
 #if PROTOCOL >= 4
-#define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch"
+#define CAPABILITIES                                                                                                   \
+    "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names"
 #elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2

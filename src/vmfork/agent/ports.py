@@ -35,6 +35,17 @@ def _explain(port: int) -> Explain:
     return explain
 
 
+def _explain_named(port: int) -> Explain:
+    """As for any port. What else is sent is checked before: what is invalid to the agent is the address itself."""
+
+    def explain(failure: Failure) -> Exception:
+        if failure.code == ErrorCode.INVALID:
+            return GuestError("the agent in this machine listens at 127.0.0.1 alone", hint=_TOO_OLD)
+        return _explain(port)(failure)
+
+    return explain
+
+
 class PortRequests(Connection):
     """Ports of the guest, on its own loopback: 127.0.0.1, and ::1 where nothing listens there."""
 
@@ -48,13 +59,15 @@ class PortRequests(Connection):
         await self._stand_up(tunnel, request, tunnel.connected, f"connecting to port {port} of the guest", timeout_s)
         return GuestConnection(self, tunnel, port=port)
 
-    async def listen(self, port: int, *, timeout_s: float | None = 30.0) -> Listening:
+    async def listen(self, port: int, *, address: str = "", timeout_s: float | None = 30.0) -> Listening:
         """Somebody in the guest can connect to its `port`; each who does is to be attached. `abandon` ends it.
 
-        Raises `PortError` when somebody listens there.
+        The port is one of 127.0.0.1, or of another `address` of the guest's loopback. Raises `PortError` when somebody
+        listens there, and `GuestError` when the machine's agent is too old for it.
         """
-        listening = Listening(self._new_stream(), explain=_explain(port))
-        request = message.listen_request(listening.stream, port)
+        explain = _explain_named(port) if address else _explain(port)
+        listening = Listening(self._new_stream(), explain=explain)
+        request = message.listen_request(listening.stream, port, address)
         await self._stand_up(
             listening, request, listening.listening, f"listening at port {port} of the guest", timeout_s
         )

@@ -88,10 +88,13 @@ class Reverse(Carrier):
         return None
 
 
-async def start_reverse(agent: AgentClient, guest_port: int, address: HostAddress, *, timeout_s: float) -> Reverse:
+async def start_reverse(
+    agent: AgentClient, guest_port: int, address: HostAddress, *, at: str = "", timeout_s: float
+) -> Reverse:
     """Whoever connects to the guest's port is connected to `address` from now on.
 
-    Raises `PortError` when somebody listens there in the guest.
+    The port is one of 127.0.0.1, or of the address `at` of the guest's loopback. Raises `PortError` when somebody
+    listens there in the guest.
     """
-    listening = await agent.listen(guest_port, timeout_s=timeout_s)
+    listening = await agent.listen(guest_port, address=at, timeout_s=timeout_s)
     return Reverse(agent, guest_port, listening=listening, address=address)

@@ -306,9 +306,9 @@ def connect_request(stream: int, port: int) -> bytes:
     return encode_request(stream, Opcode.CONNECT, _number(port))
 
 
-def listen_request(stream: int, port: int) -> bytes:
-    """LISTEN."""
-    return encode_request(stream, Opcode.LISTEN, _number(port))
+def listen_request(stream: int, port: int, address: str = "") -> bytes:
+    """LISTEN, at 127.0.0.1 where no address of the loopback is given."""
+    return encode_request(stream, Opcode.LISTEN, _number(port), *([address.encode()] if address else []))
 
 
 def attach_request(stream: int, listener: int, number: int) -> bytes:

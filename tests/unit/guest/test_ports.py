@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import Closed, DeadlineExceeded, PortError
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, GuestError, PortError
 from vmfork.network.address import HostAddress, parse_address
 from vmfork.network.forward import start_forward
 from vmfork.network.listening import wait_listening
+from vmfork.network.names import Names
 from vmfork.network.reverse import start_reverse
 from vmfork.wire.command import Command
 from vmfork.wire.frame import MOST_CALLERS, MOST_TUNNELS
@@ -499,3 +500,34 @@ async def test_callers_that_nobody_attaches_wait(agent) -> None:
 
 async def test_an_agent_says_that_it_has_ports(agent) -> None:
     await agent.check_ports()
+
+
+async def test_a_name_leads_to_an_address_of_its_own_where_the_same_port_is_another(agent, tmp_path: Path) -> None:
+    hosts = tmp_path / "etc" / "hosts"
+    names = Names(agent, hosts=str(hosts))
+    port = free_port()
+    async with (
+        served(total) as one,
+        served(echo) as other,
+        await names.open("db") as db,
+        await names.open("cache") as cache,
+    ):
+        first = await start_reverse(agent, port, HostAddress("127.0.0.1", one), at=db.address, timeout_s=LIMIT_S)
+        second = await start_reverse(agent, port, HostAddress("127.0.0.1", other), at=cache.address, timeout_s=LIMIT_S)
+        async with first, second:
+            reader, writer = await asyncio.open_connection(cache.address, port)
+            writer.write(b"a")
+            assert await reader.read(1) == b"a"
+            writer.close()
+            with pytest.raises(PortError, match="somebody listens"):
+                await agent.listen(port, address=db.address)
+        assert hosts.read_text().splitlines()[:2] == [f"{name.address}\t{name.name}\t# vmfork" for name in (cache, db)]
+        async with await names.open("DB.") as again:
+            assert again.address == db.address
+        assert "\tdb\t" in hosts.read_text()
+    assert hosts.read_text().startswith("127.0.0.1\tlocalhost\n")
+    for wrong in ("localhost", "a.localhost", "", "127.0.0.1", "a b"):
+        with pytest.raises(ConfigError):
+            await names.open(wrong)
+    with pytest.raises(GuestError, match=r"at 127\.0\.0\.1 alone"):
+        await agent.listen(port, address="10.0.0.1")  # the answer of an agent that knows no addresses

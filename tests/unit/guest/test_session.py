@@ -47,6 +47,7 @@ CAPABILITIES = {
     "exec",
     "ports",
     "reverse",
+    "names",
     "watch",
     "files",
     "adopt",
@@ -136,7 +137,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         hello = await client.hello(take_over=False)
         assert (hello.protocol, hello.capabilities) == (
             1,
-            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "watch"},
+            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch"},
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
