@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
+    from vmfork.agent.change import Change
     from vmfork.agent.exchange import Explain
     from vmfork.wire.frame import Frame
     from vmfork.wire.message import ItemOutcome
@@ -199,6 +200,16 @@ class Connection(Owner):
     async def wait_room(self) -> None:
         """The agent has taken most of what it was sent, or is gone."""
         await self._line.wait_room()
+
+    @property
+    def has_room(self) -> bool:
+        """`wait_room` would not wait. `room` changes when it becomes so."""
+        return self._line.has_room
+
+    @property
+    def room(self) -> Change:
+        """Changes when the agent has taken most of what it was sent."""
+        return self._line.room
 
     def grant(self, stream: int, channel: Channel, count: int) -> None:
         """The agent may send `count` bytes more on a channel of a stream."""

@@ -85,11 +85,21 @@ class Inflow(_Flow):
         """Something came that was not taken yet."""
         return bool(self._waiting)
 
+    def look(self, most: int) -> bytes:
+        """The first `most` bytes of what waits."""
+        with memoryview(self._waiting) as waiting:
+            return bytes(waiting[:most])
+
     def cut(self, most: int) -> bytes:
         """The first `most` bytes of what waits, which do not wait any more."""
-        data = bytes(self._waiting[:most])
+        data = self.look(most)
         del self._waiting[:most]
         return data
+
+    def drop(self, count: int) -> None:
+        """The first `count` bytes of what waits were used up, and the agent may send as many again."""
+        del self._waiting[:count]
+        self.take(count)
 
     async def next_bytes(self) -> bytearray:
         """What came; empty at the end. Raises what ended the request."""

@@ -46,7 +46,7 @@ class Line:
         self._on_lost = on_lost
         self._unsent = bytearray()
         self._ungranted: dict[tuple[int, Channel], int] = {}
-        self._room = Change()
+        self.room = Change()
         self._resting: asyncio.TimerHandle | None = None
         self._for_nobody = 0
         self._is_open = True
@@ -67,8 +67,13 @@ class Line:
 
     async def wait_room(self) -> None:
         """Less than `MOST_UNSENT` bytes wait to be sent, or the line is closed."""
-        while self._is_open and len(self._unsent) >= MOST_UNSENT:
-            await self._room.next()
+        while not self.has_room:
+            await self.room.next()
+
+    @property
+    def has_room(self) -> bool:
+        """`wait_room` would not wait. `room` changes when it becomes so."""
+        return not self._is_open or len(self._unsent) < MOST_UNSENT
 
     def grant(self, stream: int, channel: Channel, count: int) -> None:
         """Credit is on its way. For a guest that reads nothing it is added up, so that no queue of it grows."""
@@ -86,7 +91,7 @@ class Line:
         self._stop_listening()
         self._sock.close()
         self._unsent.clear()
-        self._room.tell()
+        self.room.tell()
 
     def drop(self) -> None:
         """The socket is closed. For when the event loop that read it does not run any more."""
@@ -137,7 +142,7 @@ class Line:
     def _write(self) -> None:
         del self._unsent[: self._send_now(self._unsent)]
         if len(self._unsent) < MOST_UNSENT:
-            self._room.tell()
+            self.room.tell()
         if not self._unsent and self._is_open:
             self._loop.remove_writer(self._sock)
             ungranted, self._ungranted = self._ungranted, {}

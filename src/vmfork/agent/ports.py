@@ -54,10 +54,16 @@ class PortRequests(Connection):
 
         With 256 connections open, it waits until one of them has ended.
         """
-        tunnel = Tunnel(self._new_stream(), grant=self.grant, explain=_explain(port))
+        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
         request = message.connect_request(tunnel.stream, port)
         await self._stand_up(tunnel, request, tunnel.connected, f"connecting to port {port} of the guest", timeout_s)
-        return GuestConnection(self, tunnel, port=port)
+        return GuestConnection(tunnel, port=port)
+
+    async def begin_tunnel(self, port: int) -> GuestConnection:
+        """A connection to `port` that does not stand yet, and may be refused. What is sent meanwhile waits there."""
+        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
+        await self._begin_in_turn(tunnel, lambda _: message.connect_request(tunnel.stream, port))
+        return GuestConnection(tunnel, port=port)
 
     async def listen(self, port: int, *, address: str = "", timeout_s: float | None = 30.0) -> Listening:
         """Somebody in the guest can connect to its `port`; each who does is to be attached. `abandon` ends it.
@@ -77,12 +83,12 @@ class PortRequests(Connection):
         self, listening: Listening, number: int, *, port: int, timeout_s: float | None = 30.0
     ) -> GuestConnection:
         """The connection that `listening` told of by this number. Raises `PortError` when it does not wait any more."""
-        tunnel = Tunnel(self._new_stream(), grant=self.grant, explain=_explain(port))
+        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
         request = message.attach_request(tunnel.stream, listening.stream, number)
         await self._stand_up(
             tunnel, request, tunnel.connected, f"a connection from port {port} of the guest", timeout_s
         )
-        return GuestConnection(self, tunnel, port=port)
+        return GuestConnection(tunnel, port=port)
 
     async def _stand_up(
         self, exchange: Exchange, request: bytes, stands: Future[None], operation: str, limit_s: float | None

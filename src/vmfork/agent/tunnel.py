@@ -8,23 +8,45 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.change import Change
 from vmfork.agent.deadline import deadline
-from vmfork.agent.exchange import Exchange, Lane, add_credit, quiet_future
+from vmfork.agent.exchange import CHUNK_SIZE, Exchange, Lane, add_credit, quiet_future
 from vmfork.agent.flow import Inflow, pour
 from vmfork.border import guarded
 from vmfork.errors import Closed, ProtocolError
 from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
-from vmfork.wire.frame import FIRST_CREDIT, MOST_CALLERS, Channel, encode_eof
+from vmfork.wire.frame import FIRST_CREDIT, MOST_CALLERS, Channel, encode_data, encode_eof
 from vmfork.wire.given import check_content
 from vmfork.wire.message import check_connected, parse_caller
 
 if TYPE_CHECKING:
-    from vmfork.agent.exchange import Explain, Grant
+    from collections.abc import Callable
+
+    from vmfork.agent.exchange import Explain
     from vmfork.host.bound import Bound
 
 # What was written and not taken yet has this long to be taken when a connection is closed.
 _CLOSE_LIMIT_S = 5.0
-_CHUNK_SIZE = 65_536
+
+
+class TunnelLine(Protocol):
+    """What a connection to a port needs of the connection that it goes over."""
+
+    bound: Bound
+    lost: Exception | None
+
+    @property
+    def has_room(self) -> bool: ...
+
+    @property
+    def room(self) -> Change: ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def grant(self, stream: int, channel: Channel, count: int) -> None: ...
+
+    async def wait_room(self) -> None: ...
+
+    def abandon(self, exchange: Exchange) -> None: ...
 
 
 class Tunnel(Inflow):
@@ -35,11 +57,13 @@ class Tunnel(Inflow):
 
     lane = Lane.TUNNELS
 
-    def __init__(self, stream: int, *, grant: Grant, explain: Explain) -> None:
-        super().__init__(stream, widened=0, grant=grant, explain=explain)
+    def __init__(self, stream: int, *, line: TunnelLine, explain: Explain) -> None:
+        super().__init__(stream, widened=0, grant=line.grant, explain=explain)
         self.connected: asyncio.Future[None] = quiet_future()
         self.credit = FIRST_CREDIT
         self.is_at_end = False
+        self.line = line
+        self.has_sent_eof = False
 
     @property
     def all_was_taken(self) -> bool:
@@ -91,6 +115,44 @@ class Tunnel(Inflow):
             self.reply.result()
         return data
 
+    @property
+    def room(self) -> int:
+        """How many bytes `put` takes now. Raises what ended the connection."""
+        if self.has_ended:
+            self.reply.result()
+            raise Closed("the connection to the guest, for writing")
+        return min(self.credit, CHUNK_SIZE) if self.line.has_room else 0
+
+    def put(self, data: bytes) -> int:
+        """All of it, no more than `room`, is on its way; also before the connection stands. Gives how much that is."""
+        self.credit -= len(data)
+        self.line.send(encode_data(self.stream, Channel.CONTENT, data))
+        return len(data)
+
+    def end(self) -> None:
+        """The program in the guest reads to the end. Again it does nothing."""
+        if not (self.has_sent_eof or self.has_ended):
+            self.line.send(encode_eof(self.stream, Channel.CONTENT))
+        self.has_sent_eof = True
+
+    def peek(self, most: int) -> bytes | None:
+        """What came, `most` bytes of it; empty at the end, `None` while nothing does. Raises what ended it before."""
+        if self.has_waiting:
+            return self.look(most)
+        if self.has_ended:
+            self.reply.result()
+        return b"" if self.is_at_end else None
+
+    def follow(self, callback: Callable[[], None]) -> None:
+        """`callback` is called when one of these may have changed."""
+        self.change.follow(callback)
+        self.line.room.follow(callback)
+
+    def leave(self, callback: Callable[[], None]) -> None:
+        """`callback` is not called any more."""
+        self.change.leave(callback)
+        self.line.room.leave(callback)
+
 
 class Listening(Exchange):
     """LISTEN: who calls in the guest is told of by numbers. `listening` is done when somebody can call."""
@@ -134,19 +196,6 @@ class Listening(Exchange):
         return self._callers.popleft()
 
 
-class TunnelLine(Protocol):
-    """What a connection to a port needs of the connection that it goes over."""
-
-    bound: Bound
-    lost: Exception | None
-
-    def send(self, data: bytes) -> None: ...
-
-    async def wait_room(self) -> None: ...
-
-    def abandon(self, exchange: Exchange) -> None: ...
-
-
 @guarded
 class GuestConnection(Owner):
     """A TCP connection to a port of the guest, without a port on the host. What comes waits in the guest until `read`.
@@ -157,12 +206,11 @@ class GuestConnection(Owner):
     port: int
     """The port in the guest."""
 
-    def __init__(self, line: TunnelLine, tunnel: Tunnel, *, port: int) -> None:
+    def __init__(self, tunnel: Tunnel, *, port: int) -> None:
         self.port = port
-        self._line = line
+        self._line = tunnel.line
         self._tunnel = tunnel
         self._is_closed = False
-        self._has_sent_eof = False
 
     def __repr__(self) -> str:
         return f"<GuestConnection to port {self.port}, {'ended' if self._tunnel.has_ended else 'open'}>"
@@ -171,7 +219,7 @@ class GuestConnection(Owner):
         if not (self._is_closed or self._tunnel.has_ended) and self._line.lost is None:
             close_dropped(self, self._line.bound, self._reset)
 
-    async def read(self, size: int = _CHUNK_SIZE, *, timeout_s: float | None = None) -> bytes:
+    async def read(self, size: int = CHUNK_SIZE, *, timeout_s: float | None = None) -> bytes:
         """What came, at least one byte and at most `size`; empty once the guest has sent all it will.
 
         Waits while nothing comes. Raises `PortError` when the connection was lost, behind what came before that.
@@ -189,7 +237,7 @@ class GuestConnection(Owner):
         lost, and `Closed` after `write_eof`.
         """
         self._check()
-        if self._has_sent_eof:
+        if self._tunnel.has_sent_eof:
             raise Closed(f"{self._name}, for writing")
         content = check_content(data, field="data")
         async with deadline(f"writing to {self._name}", timeout_s):
@@ -201,7 +249,7 @@ class GuestConnection(Owner):
     async def write_eof(self) -> None:
         """The program in the guest reads to the end, and may still answer. Again it does nothing."""
         self._check()
-        self._send_eof()
+        self._tunnel.end()
 
     async def wait_closed(self) -> None:
         """Both sides have ended, and the program in the guest was given all. Raises `PortError` when it was lost."""
@@ -226,7 +274,7 @@ class GuestConnection(Owner):
             async with asyncio.timeout(_CLOSE_LIMIT_S):
                 while not (self._tunnel.all_was_taken or self._tunnel.has_ended):
                     await self._tunnel.change.next()
-            self._send_eof()
+            self._tunnel.end()
         except TimeoutError:
             pass
         finally:
@@ -241,13 +289,13 @@ class GuestConnection(Owner):
             raise Closed(self._name)
         self._line.bound.check()
 
-    def _send_eof(self) -> None:
-        if not (self._has_sent_eof or self._tunnel.has_ended):
-            self._line.send(encode_eof(self._tunnel.stream, Channel.CONTENT))
-        self._has_sent_eof = True
-
     def _reset(self) -> None:
         """Behind an end that was sent, the agent closes its side as any program does; else it is a reset."""
         self._is_closed = True
         if not self._line.bound.is_stranded:
             self._line.abandon(self._tunnel)
+
+
+def tunnel_of(connection: GuestConnection) -> Tunnel:
+    """What the connection is made of, for whoever works by callbacks."""
+    return connection._tunnel  # noqa: SLF001 - hidden from callers of the library alone

@@ -110,7 +110,7 @@ class Forward(Carrier):
 
     async def _carry(self, client: socket.socket) -> None:
         """The client was served, and is to be closed: reset, where the guest's port refused it or was lost."""
-        await serve(client, lambda: self._agent.open_tunnel(self.guest_port))
+        await serve(client, lambda: self._agent.begin_tunnel(self.guest_port))
 
 
 def start_forward(agent: AgentClient, guest_port: int, address: HostAddress, *, note: Note = _note_nothing) -> Forward:

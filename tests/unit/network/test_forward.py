@@ -17,7 +17,7 @@ class Agent:
     def __init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
 
-    async def open_tunnel(self, _port: int) -> None:
+    async def begin_tunnel(self, _port: int) -> None:
         await asyncio.get_running_loop().create_future()
 
 
