@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -50,6 +51,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_PUT(self):
+        import hashlib, os
+        digest, block, left = hashlib.sha256(), os.urandom(1 << 16), int(self.headers["X-Size"])
+        self.send_response(200)
+        self.send_header("Content-Length", str(left + 64))
+        self.end_headers()
+        while left:
+            piece = block[:left]
+            digest.update(piece)
+            self.wfile.write(piece)
+            left -= len(piece)
+        self.wfile.write(digest.hexdigest().encode())
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer.request_queue_size = 300
 http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
@@ -97,6 +110,7 @@ async def test_twenty_forks_of_a_warm_server_answer_each_with_its_own_id(served)
         assert len({port.host_port for port in ports}) == 20
 
 
+@pytest.mark.qemu
 async def test_a_port_of_either_loopback_a_path_and_python_itself_lead_to_it(served, tmp_path) -> None:
     async with served.fork() as vm:
         async with vm.forward(PORT, "[::1]:0") as six, vm.forward(PORT, str(tmp_path / "s")) as path:
@@ -124,11 +138,32 @@ async def test_a_service_on_ipv6_alone_is_waited_for_and_reached(served) -> None
                 assert await connection.read(timeout_s=LIMIT_S) == b"six"
 
 
-async def test_megabytes_arrive_whole_and_many_callers_at_once(served) -> None:
+async def put(port: int, content: bytes) -> str:
+    """The digest that the guest made of it."""
+    return (await _ask(*await asyncio.open_connection("127.0.0.1", port), content)).decode()
+
+
+async def check_taken(port: int, size: int) -> None:
+    """The guest sends `size` bytes, and their digest behind them, which is ours too."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"PUT / HTTP/1.1\r\nX-Size: {size}\r\nConnection: close\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    digest = hashlib.sha256()
+    while size:
+        piece = await reader.read(min(size, 65536))
+        assert piece, f"{size} bytes are missing"
+        digest.update(piece)
+        size -= len(piece)
+    assert (await reader.read()).decode() == digest.hexdigest()
+    writer.close()
+
+
+async def test_megabytes_arrive_whole_both_ways_and_many_callers_at_once(served) -> None:
     content = os.urandom(8_000_000)
     async with served.fork() as vm, vm.forward(PORT) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port.host_port)
-        assert (await _ask(reader, writer, content)).decode() == hashlib.sha256(content).hexdigest()
+        sent = put(port.host_port, content)
+        digest, _ = await asyncio.gather(sent, check_taken(port.host_port, len(content)))
+        assert digest == hashlib.sha256(content).hexdigest()
         answers = await asyncio.gather(*(get(port.host_port) for _ in range(64)))
         assert set(answers) == {vm.id.encode()}
 
@@ -252,6 +287,81 @@ async def test_a_command_forwards_until_it_is_ended(served) -> None:
             assert forwarding.end().status == 130
     finally:
         await end(vm)
+
+
+async def test_a_command_leads_to_a_service_of_the_host_until_it_is_ended(served) -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"of the host")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    call = "import socket; print(socket.create_connection(('127.0.0.1', 5432)).recv(100))"
+    vm = await served.start(name="ports-web")
+    try:
+        with Running("reverse", "ports-web", where, "5432") as leading:
+            await asyncio.to_thread(leading.wait_for, "\n", fd=1)
+            assert leading.seen(1) == f"5432 -> {where}\n"
+            said = await vm.exec(["python3", "-c", call], timeout_s=LIMIT_S, check=True)
+            assert said.stdout == "b'of the host'\n"
+            leading.interrupt(signal.SIGINT)
+            assert leading.end().status == 130
+        said = await vm.exec(["python3", "-c", call], timeout_s=LIMIT_S)
+        assert "ConnectionRefusedError" in said.stderr
+        for wrong, field in ((("example.org:80", "81"), "not an address"), ((where, "0"), "not a port")):
+            told = command("reverse", "ports-web", *wrong)
+            assert (told.status, field in told.err) == (2, True), told
+        told = json.loads(command("reverse", "ports-web", where, str(PORT), "--json").out)
+        assert "somebody listens" in told["error"]["message"]
+    finally:
+        server.close()
+        await end(vm)
+
+
+def wait_gone(pid: int) -> None:
+    """The process has ended, which is no child of ours."""
+    with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid)) as process:
+        assert select.select([process], [], [], LIMIT_S)[0], f"process {pid} goes on"
+
+
+@pytest.mark.parametrize("ended", ["machine", "broker", "forwarder"])
+def test_ports_of_a_machine_that_was_started_end_with_it(warm, ended: str) -> None:
+    started = json.loads(command("start", "-t", "ports", "-p", str(PORT), "--json").check().out)
+    vm_id, (told,) = started["id"], started["ports"]
+    port = int(told["address"].rpartition(":")[2])
+    try:
+        assert asyncio.run(get(port)).decode() == vm_id
+        (listed,) = json.loads(command("port", vm_id, "--json").check().out)
+        assert (listed["guest_port"], listed["address"]) == (PORT, told["address"])
+        if ended == "machine":
+            command("stop", vm_id, "--grace", "0").check()
+        elif ended == "broker":
+            os.kill(json.loads(command("show", vm_id, "--json").check().out)["owner_pid"], signal.SIGKILL)
+        else:
+            os.kill(listed["pid"], signal.SIGKILL)
+        wait_gone(listed["pid"])
+        with pytest.raises(ConnectionRefusedError):
+            asyncio.run(get(port))
+        if ended == "forwarder":
+            assert command("port", vm_id).check().out == ""
+            command("exec", vm_id, "true").check()
+    finally:
+        if ended == "forwarder":
+            command("stop", vm_id, "--grace", "0").check()
+        command("gc").check()
+
+
+def test_a_machine_whose_port_is_taken_is_not_started(warm) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wanted = f"{taken.getsockname()[1]}:{PORT}"
+        for argv, status in (("start",), 1), (("run", "-d"), 125):
+            told = command(*argv, "-t", "ports", "-p", wanted, "--", "true")
+            assert (told.status, f"{wanted.partition(':')[0]}: Address already in use" in told.err) == (status, True), (
+                told
+            )
+    told = command("start", "-t", "ports", "-p", str(PORT), "--idle-ttl", "5")
+    assert (told.status, "never idle" in told.err) == (2, True)
+    assert [each for each in json.loads(command("ps", "--json").check().out) if each["template"] == "ports"] == []
 
 
 def test_run_forwards_while_the_command_runs(warm) -> None:

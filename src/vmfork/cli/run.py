@@ -28,7 +28,7 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.program import check_lending, make_kept, run_command
-from vmfork.cli.start import Alone, read_standing, standing_options, start_alone
+from vmfork.cli.start import Alone, read_ports, read_standing, standing_options, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.errors import ConfigError
@@ -120,7 +120,7 @@ def command(
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
-        _check_detached(passed | {"timings": timings, "port": ports})
+        _check_detached(passed | {"timings": timings})
         alone = Alone(
             template=name,
             settings=settings,
@@ -130,6 +130,7 @@ def command(
             workdir=workdir,
             **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
+            ports=read_ports(ports, standing),
         )
         start_alone(alone, as_json=as_json)
         return 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from vmfork.cli.carry import read_baggage
+from vmfork.cli.forwarder import leave_forwarder
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import find_template
 from vmfork.cli.options import (
+    PORT_HELP,
     cpus_option,
     get_settings,
     given_size,
@@ -24,13 +26,16 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.show import show_json
+from vmfork.errors import ConfigError
 from vmfork.machine.request import Standing
+from vmfork.network.address import parse_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vmfork.cli.carry import Baggage
     from vmfork.config.loader import Settings
+    from vmfork.network.address import HostAddress
 
 _F = TypeVar("_F", bound="Callable[..., object]")
 
@@ -48,6 +53,7 @@ class Alone:
     cpus: int | None = None
     memory_mib: int | None = None
     standing: Standing
+    ports: Sequence[tuple[HostAddress, int]] = ()
 
 
 def start_alone(wanted: Alone, *, as_json: bool) -> None:
@@ -55,11 +61,13 @@ def start_alone(wanted: Alone, *, as_json: bool) -> None:
     told = run_async(_start(wanted))
     if as_json:
         show_json(told)
-    else:
-        click.echo(told["id"])
+        return
+    for port in told.get("ports", ()):
+        click.echo(f"port    {port['guest_port']} -> {port['address']}", err=True)
+    click.echo(told["id"])
 
 
-async def _start(wanted: Alone) -> dict[str, object]:
+async def _start(wanted: Alone) -> dict[str, Any]:
     template = await find_template(wanted.template, wanted.settings)
     async with template.start(
         name=wanted.standing.name,
@@ -71,9 +79,11 @@ async def _start(wanted: Alone) -> dict[str, object]:
         cpus=wanted.cpus,
         memory_mib=wanted.memory_mib,
     ) as vm:
-        told: dict[str, object] = {"id": vm.id, "name": vm.name}
+        told: dict[str, Any] = {"id": vm.id, "name": vm.name}
         try:
             await wanted.baggage.put_folders(vm)
+            if wanted.ports:
+                told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
                 told["pid"] = (await vm.start(wanted.argv, cwd=wanted.workdir, background=True)).pid
         except BaseException:
@@ -104,6 +114,14 @@ def read_standing(name: str, labels: Sequence[str], ttl: str | None, idle_ttl: s
     )
 
 
+def read_ports(texts: Sequence[str], standing: Standing) -> Sequence[tuple[HostAddress, int]]:
+    """What `-p` says of a machine that is left running. Raises `ConfigError`, also where it would never be idle."""
+    if texts and standing.idle_ttl_s:
+        reason = "a machine whose ports are forwarded is never idle: who forwards them is a client of it"
+        raise ConfigError("idle-ttl", standing.idle_ttl_s, reason, hint="give it a time to live: --ttl")
+    return [parse_forward(text) for text in texts]
+
+
 @click.command("start", context_settings={"allow_interspersed_args": False})
 @template_option
 @standing_options
@@ -116,6 +134,7 @@ def read_standing(name: str, labels: Sequence[str], ttl: str | None, idle_ttl: s
 @isolation_option
 @wait_option
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
+@click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 def command(
@@ -131,6 +150,7 @@ def command(
     require_isolation: str | None,
     wait: str | None,
     workdir: str,
+    ports: tuple[str, ...],
     as_json: bool,
     argv: Sequence[str],
 ) -> None:
@@ -138,10 +158,12 @@ def command(
 
     It is a fork of the template named with -t, else of `default`, built the first time. It runs until `vmfork stop`,
     until its time to live is over, or until the host ends; several processes may use it at the same time. CMD runs in
-    it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended.
+    it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended. Its ports are
+    forwarded by a process that ends with it.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
+    standing = read_standing(vm_name, labels, ttl, idle_ttl)
     wanted = Alone(
         template=name,
         settings=settings,
@@ -150,6 +172,7 @@ def command(
         argv=argv,
         workdir=workdir,
         **given_size(settings, cpus=cpus, memory=memory),
-        standing=read_standing(vm_name, labels, ttl, idle_ttl),
+        standing=standing,
+        ports=read_ports(ports, standing),
     )
     start_alone(wanted, as_json=as_json)

@@ -1,0 +1,85 @@
+"""A process of its own that forwards ports of a machine: it is left behind, and ends with the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from vmfork.config import find_places
+from vmfork.errors import HostError
+from vmfork.host.wait import wait_readable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.network.address import HostAddress
+
+# The option of `vmfork forward` that makes it one.
+OPTION = "--left-behind"
+# What such a process needs of our environment. The rest may be keys, and it lives long.
+_KEPT = ("PATH", "PYTHON", "VMFORK_")
+_READ_SIZE = 65_536
+
+
+async def leave_forwarder(vm_id: str, ports: Sequence[tuple[HostAddress, int]]) -> Sequence[Mapping[str, object]]:
+    """The ports are forwarded until the machine ends, or somebody attaches it. Gives what `vmfork forward` tells.
+
+    Raises `HostError` when one cannot be had; then none is.
+    """
+    specs = [f"{host}:{guest}" for host, guest in ports]
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as answer:
+        try:
+            process = _spawn([OPTION, "--json", vm_id, *specs], writing)
+        finally:
+            os.close(writing)
+        try:
+            document = b""
+            while data := await _read(answer.fileno()):
+                document += data
+            return _parse(document)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _spawn(arguments: Sequence[str], writing: int) -> subprocess.Popen[bytes]:
+    places = find_places()
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vmfork", "forward", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.DEVNULL,  # the document has the error too
+        start_new_session=True,
+        cwd="/",
+        env=kept | {"VMFORK_HOME": str(places.home), "VMFORK_RUNTIME_DIR": str(places.runtime)},
+    )
+
+
+async def _read(fd: int) -> bytes:
+    """The next piece; empty once the process has closed its standard output, or ended."""
+    await wait_readable(fd)
+    return os.read(fd, _READ_SIZE)
+
+
+def _parse(document: bytes) -> Sequence[Mapping[str, object]]:
+    """The ports, where the process told of them."""
+    told = json.loads(document) if document else {}
+    if isinstance(told, list):
+        return told
+    failure = told.get("error", {"message": "the process that was to forward ports ended by itself", "hint": ""})
+    raise HostError(failure["message"], hint=failure["hint"])
+
+
+def leave_streams() -> None:
+    """Whoever started us has all that we tell: the standard streams are nobody's."""
+    sys.stdout.flush()
+    nobody = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nobody, stream)
+    os.close(nobody)
