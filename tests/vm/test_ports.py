@@ -356,9 +356,8 @@ def test_a_machine_whose_port_is_taken_is_not_started(warm) -> None:
         wanted = f"{taken.getsockname()[1]}:{PORT}"
         for argv, status in (("start",), 1), (("run", "-d"), 125):
             told = command(*argv, "-t", "ports", "-p", wanted, "--", "true")
-            assert (told.status, f"{wanted.partition(':')[0]}: Address already in use" in told.err) == (status, True), (
-                told
-            )
+            assert told.status == status
+            assert f"{wanted.partition(':')[0]}: Address already in use" in told.err
     told = command("start", "-t", "ports", "-p", str(PORT), "--idle-ttl", "5")
     assert (told.status, "never idle" in told.err) == (2, True)
     assert [each for each in json.loads(command("ps", "--json").check().out) if each["template"] == "ports"] == []

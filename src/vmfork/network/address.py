@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config.endpoint import check_socket_path
 from vmfork.errors import ConfigError, HostError
+from vmfork.host.inherited import close_in_children
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +82,7 @@ def listen(address: HostAddress) -> socket.socket:
     except OSError as error:
         listener.close()
         raise _explain(error, address) from error
-    return listener
+    return close_in_children(listener)
 
 
 def family_of(address: HostAddress) -> socket.AddressFamily:

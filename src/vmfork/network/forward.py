@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
+from vmfork.host.inherited import close_in_children
 from vmfork.network.address import bound_address, listen
 from vmfork.network.carrier import Carrier
 from vmfork.network.splice import serve
@@ -102,7 +103,7 @@ class Forward(Carrier):
                 self._places.release()
                 await asyncio.sleep(_REST_S)
             else:
-                self._take(client)
+                self._take(close_in_children(client))
 
     def _take(self, client: socket.socket) -> None:
         """The client is served, and closed then; also where that is cancelled before its first step."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.border import guarded
 from vmfork.errors import VMForkError
+from vmfork.host.inherited import close_in_children
 from vmfork.network.address import family_of
 from vmfork.network.carrier import Carrier
 from vmfork.network.splice import splice, without_delay
@@ -84,7 +85,7 @@ class Reverse(Carrier):
                 await asyncio.get_running_loop().sock_connect(service, where)
             without_delay(service)
             on_failure.pop_all()
-            return service
+            return close_in_children(service)
         return None
 
 

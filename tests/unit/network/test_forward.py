@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import warnings
+from contextlib import suppress
 
+import pytest
+
+from tests.children import exit_code_of, fork_child
 from vmfork.network.address import HostAddress
 from vmfork.network.forward import start_forward
 
@@ -33,3 +38,28 @@ async def test_a_caller_that_was_just_taken_when_the_port_is_closed_is_let_go() 
             gc.collect()
         assert [str(warning.message) for warning in told] == []
         assert client.recv(1) == b""
+
+
+async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
+    forward = start_forward(Agent(), 80, HostAddress("127.0.0.1"))
+    reading, writing = os.pipe()
+
+    def wait_for_parent() -> None:
+        os.close(writing)
+        os.read(reading, 1)
+
+    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=10) as client:
+        async with asyncio.timeout(10):
+            while not forward._carrying:
+                await asyncio.sleep(0)
+        child = fork_child(wait_for_parent)
+        try:
+            await forward.aclose()
+            with suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", forward.host_port), timeout=10)
+        finally:
+            os.close(writing)
+            os.close(reading)
+            assert exit_code_of(child) == 0
