@@ -39,6 +39,7 @@ TARGETS = {
     "ports.echo-raw": (1.25, None),
     "ports.out": (None, 0.9),
     "ports.in": (None, 0.9),
+    "served.20": (1.3, None),
 }
 
 
