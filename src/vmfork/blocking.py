@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from vmfork import aio
+from vmfork.agent.exchange import CHUNK_SIZE
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
@@ -178,7 +179,7 @@ class GuestConnection:
         """The port in the guest."""
         return self._twin.port
 
-    def read(self, size: int = 65536, *, timeout_s: float | None = None) -> bytes:
+    def read(self, size: int = CHUNK_SIZE, *, timeout_s: float | None = None) -> bytes:
         """What came, at least one byte and at most `size`; empty once the guest has sent all it will."""
         return portal.run(self._twin.read(size, timeout_s=timeout_s))
 
