@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.image import ImageStore, cpio, recipe
+from vmfork.image import ImageStore, cpio, recipe, write_least
 from vmfork.image.record import RECORD_NAME, encode_record
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from vmfork.config import Places
@@ -72,6 +73,9 @@ def add_image(name: str, agent: Path, *, places: Places) -> None:
             kernel=places.images / digest / "kernel", initramfs=places.images / digest / "initramfs",
         )  # fmt: skip
         (built / RECORD_NAME).write_bytes(encode_record(image))
+        if base.min_memory_mib is not None:  # not found by booting again: its files take that much more
+            more = -(-2 * len(archive.getvalue()) // MIB)
+            write_least(built, base.min_memory_mib + more, measured="that of the image it was made from, and its agent")
         ImageStore(places.images).commit(built, digest)
     ImageStore(places.images).link(name, digest)
 
