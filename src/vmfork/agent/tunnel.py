@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from vmfork.agent.change import Change
 from vmfork.agent.deadline import deadline
 from vmfork.agent.exchange import CHUNK_SIZE, Exchange, Lane, add_credit, quiet_future
-from vmfork.agent.flow import Inflow, pour
+from vmfork.agent.flow import LEAST_CREDIT, Inflow, pour
 from vmfork.border import guarded
 from vmfork.errors import Closed, ProtocolError
 from vmfork.host.dropped import close_dropped
@@ -121,7 +121,7 @@ class Tunnel(Inflow):
         if self.has_ended:
             self.reply.result()
             raise Closed("the connection to the guest, for writing")
-        return min(self.credit, CHUNK_SIZE) if self.line.has_room else 0
+        return min(self.credit, CHUNK_SIZE) if self.credit >= LEAST_CREDIT and self.line.has_room else 0
 
     def put(self, data: bytes) -> int:
         """All of it, no more than `room`, is on its way; also before the connection stands. Gives how much that is."""
