@@ -3,6 +3,7 @@
 ```
 VMS/ID/programs/N.json    what was started, and when; its starter wrote it
                 N.out N.err N.end    what it wrote, and how it ended; the broker's (broker/README.md)
+                command   the N of the command that the machine was started with, where it was
 ```
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vmfork.wire.message import ExecStatus
 
 _FOLDER = "programs"
+_COMMAND = "command"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,18 @@ def list_programs(folder: Path) -> list[KeptProgram]:
         with suppress(OSError):
             found.append(find_value(KeptProgram, find_content(path)) if path.suffix == ".json" else None)
     return sorted((each for each in found if each is not None and each.pid), key=lambda each: each.number)
+
+
+def note_command(folder: Path, pid: int) -> None:
+    """The program that has this process id is the command that the machine was started with."""
+    number = choose_program(list_programs(folder), pid).number
+    write_whole(folder / _FOLDER / _COMMAND, str(number).encode())
+
+
+def find_command(folder: Path) -> KeptProgram | None:
+    """The command that the machine was started with; `None` where there was none."""
+    number = find_content(folder / _FOLDER / _COMMAND)
+    return next((each for each in list_programs(folder) if str(each.number).encode() == number), None)
 
 
 def choose_program(programs: Sequence[KeptProgram], pid: int) -> KeptProgram:
