@@ -374,9 +374,12 @@ def _find_nameless(vms: Path) -> list[Path]:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody can be at work any more on a folder that is new."""
+    """Whether nobody is at work any more on a folder that is new.
+
+    By its lock, and until it has one by its age: the host's clock may have jumped.
+    """
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S
+        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S and not is_locked(path / LOCK)
     return False
 
 

@@ -81,6 +81,18 @@ def test_a_sweep_removes_what_dead_owners_left_and_no_stranger(vms):
     assert not live.path.exists()
 
 
+def test_a_folder_that_is_being_made_stays_when_the_hosts_clock_jumps(vms, monkeypatch):
+    made = VMFolder.create(vms, new_vm_id())
+    new = made.path.rename(vms / f".new-{made.path.name}")  # as it was a moment before
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    sweep_vms(vms)
+    assert new.exists()
+    made.release()
+    sweep_vms(vms)
+    assert not new.exists()
+
+
 @pytest.fixture
 def parents():
     found = find_delegation().parents
