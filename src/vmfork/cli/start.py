@@ -28,7 +28,6 @@ from vmfork.cli.options import (
 from vmfork.cli.show import show_json
 from vmfork.errors import ConfigError
 from vmfork.config import find_places
-from vmfork.late import import_late
 from vmfork.machine.folder import folder_of
 from vmfork.machine.request import Standing
 from vmfork.network.address import parse_forward
@@ -89,8 +88,9 @@ async def _start(wanted: Alone) -> dict[str, Any]:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
                 program = await vm.start(wanted.argv, cwd=wanted.workdir, background=True)
-                # `run` imports this module, and whatever speaks to agents while QEMU starts.
-                note_command = import_late("vmfork.machine.background", "note_command")
+                # `run` imports this module, and what speaks to agents (15 modules) while QEMU starts.
+                from vmfork.machine.background import note_command  # noqa: PLC0415
+
                 note_command(folder_of(find_places().vms, vm.id), program.pid)
                 told["pid"] = program.pid
         except BaseException:
