@@ -16,14 +16,15 @@ from vmfork.errors import ConfigError
 from vmfork.host.folders import find_content
 from vmfork.host.wait import write_all
 from vmfork.hypervisor.qemu import CONSOLE
-from vmfork.machine.background import choose_program, find_command, list_programs, read_output, read_status
+from vmfork.machine.background import read_status
 from vmfork.machine.folder import folder_of
+from vmfork.machine.kept import choose_program, find_command, list_programs, read_output
 from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmfork.machine.background import KeptProgram
+    from vmfork.machine.kept import KeptProgram
 
 
 @click.command("logs")

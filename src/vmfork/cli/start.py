@@ -29,6 +29,7 @@ from vmfork.cli.show import show_json
 from vmfork.errors import ConfigError
 from vmfork.config import find_places
 from vmfork.machine.folder import folder_of
+from vmfork.machine.kept import note_command
 from vmfork.machine.request import Standing
 from vmfork.network.address import parse_forward
 
@@ -88,9 +89,6 @@ async def _start(wanted: Alone) -> dict[str, Any]:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
                 program = await vm.start(wanted.argv, cwd=wanted.workdir, background=True)
-                # `run` imports this module, and what speaks to agents (15 modules) while QEMU starts.
-                from vmfork.machine.background import note_command  # noqa: PLC0415
-
                 note_command(folder_of(find_places().vms, vm.id), program.pid)
                 told["pid"] = program.pid
         except BaseException:
