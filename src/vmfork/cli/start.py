@@ -26,8 +26,8 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.show import show_json
-from vmfork.errors import ConfigError
 from vmfork.config import find_places
+from vmfork.errors import ConfigError
 from vmfork.machine.folder import folder_of
 from vmfork.machine.kept import note_command
 from vmfork.machine.request import Standing
