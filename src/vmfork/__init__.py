@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
+    from vmfork.network.neighbours import Network
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
 
@@ -93,6 +94,7 @@ __all__ = [
     "LaunchError",
     "LimitExceeded",
     "MachineEnded",
+    "Network",
     "NoRoom",
     "NotOwner",
     "Places",

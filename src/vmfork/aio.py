@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
     from vmfork.network.forward import Forward
+    from vmfork.network.neighbours import Network
     from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
@@ -93,6 +94,7 @@ _HOMES = {
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
     "Forward": "vmfork.network.forward",
+    "Network": "vmfork.network.neighbours",
     "Reverse": "vmfork.network.reverse",
     "detailed_timings": "vmfork.machine.trace",
 }
@@ -126,6 +128,7 @@ __all__ = [
     "LaunchError",
     "LimitExceeded",
     "MachineEnded",
+    "Network",
     "NoRoom",
     "NotOwner",
     "Places",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.timings import Timings
     from vmfork.machine.use import Stats
+    from vmfork.network.neighbours import Network
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
@@ -819,6 +820,14 @@ class VM:
     def reverse(self, host: str, guest_port: int, *, timeout_s: float = 30.0) -> Reverse:
         """`guest_port` of the guest's 127.0.0.1 leads to a service of the host, at `ADDRESS:PORT` or a Unix socket."""
         return Reverse(portal.run(self._twin.reverse(host, guest_port, timeout_s=timeout_s)))
+
+    def join(self, network: Network) -> None:
+        """Programs of the machine reach what others of the network offer, now and later. Again it does nothing."""
+        portal.run(self._twin.join(network))
+
+    def expose(self, port: int, name: str) -> None:
+        """Others of each network that the machine has joined reach its `port` as `name:port`. Again it does nothing."""
+        portal.run(self._twin.expose(port, name))
 
     def wait_for_port(self, port: int, *, timeout_s: float = 30.0) -> None:
         """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import statistics
+import subprocess
+import sys
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from benchmarks.suite.by_hand import line_of
 from benchmarks.suite.figures import Row, Samples, Target, milliseconds
 from benchmarks.suite.measure import Measure
+from benchmarks.suite.peers import port_client
 from benchmarks.suite.peers.raw_tunnel import RawTunnel
 
 if TYPE_CHECKING:
@@ -19,14 +20,7 @@ if TYPE_CHECKING:
     from vmfork.api.vm import VM
 
 _PORT = 9000
-_ECHOES = 50
-_CONNECTS = 5
-_SIZE, _QUICK_SIZE = 20_000_000, 4_000_000
-# The same programs give and take, whether at a port or under the agent. Each says when it is ready: what it costs to
-# start one is no part of what is measured.
-_GIVE = "printf r; head -c {size} /dev/zero"
-_TAKE = "printf r; cat >/dev/null; printf k"
-
+_SIZE, _QUICK_SIZE = 8_000_000, 4_000_000
 # The first byte says what a caller wants: e, each byte back; else the script that is to have the connection follows.
 _SERVER = f"""
 import socket, subprocess, threading
@@ -53,55 +47,18 @@ setsid python3 /tmp/server.py >/dev/null 2>&1 &
 """
 
 
-def _time_bytes(address: tuple[str, int]) -> tuple[float, float]:
-    """Seconds from the connect to the first byte that came back; and of one byte there and back."""
-    begun = time.perf_counter()
-    with socket.create_connection(address) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(b"e")
-        client.recv(1)
-        first, echoes = time.perf_counter() - begun, []
-        for _ in range(_ECHOES):
-            sent = time.perf_counter()
-            client.sendall(b"x")
-            client.recv(1)
-            echoes.append(time.perf_counter() - sent)
-    return first, statistics.median(echoes)
+def _call(what: str, address: tuple[str, int], size: int = 0) -> list[float]:
+    """What a caller in a process of its own measured."""
+    argv = [sys.executable, port_client.__file__, what, *map(str, address), str(size)]
+    return [float(word) for word in subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout.split()]
 
 
-def _time_both(address: tuple[str, int], side: str) -> dict[str, float]:
-    """The medians of some connections; the first, which pays for what is emulated anew, does not count."""
-    found = [_time_bytes(address) for _ in range(_CONNECTS + 1)][1:]
-    first, echo = (statistics.median(each) for each in zip(*found, strict=True))
-    return {f"{side}-connect": first, f"{side}-echo": echo}
-
-
-def _ask_for(client: socket.socket, script: str) -> float:
-    """When the script was ready."""
-    client.sendall(b"s" + script.encode().ljust(80))
-    assert client.recv(1) == b"r"
-    return time.perf_counter()
-
-
-def _time_out(address: tuple[str, int], size: int) -> float:
-    with socket.create_connection(address) as client:
-        begun = _ask_for(client, _GIVE.format(size=size))
-        while size:
-            size -= len(client.recv(min(size, 65536)))
-        return time.perf_counter() - begun
-
-
-def _time_in(address: tuple[str, int], size: int) -> float:
-    with socket.create_connection(address) as client:
-        begun = _ask_for(client, _TAKE)
-        client.sendall(bytes(size))
-        client.shutdown(socket.SHUT_WR)
-        assert client.recv(1) == b"k"
-        return time.perf_counter() - begun
+def _name(side: str, found: list[float]) -> dict[str, float]:
+    return {f"{side}-connect": found[0], f"{side}-echo": found[1]}
 
 
 async def _time_exec_out(vm: VM, size: int) -> float:
-    async with vm.start(["sh", "-c", _GIVE.format(size=size)]) as process:
+    async with vm.start(["sh", "-c", port_client.GIVE.format(size=size)]) as process:
         output = process.output()
         size -= len((await anext(output))[1]) - 1
         begun = time.perf_counter()
@@ -111,7 +68,7 @@ async def _time_exec_out(vm: VM, size: int) -> float:
 
 
 async def _time_exec_in(vm: VM, size: int) -> float:
-    async with vm.start(["sh", "-c", _TAKE], stdin=True) as process:
+    async with vm.start(["sh", "-c", port_client.TAKE], stdin=True) as process:
         output = process.output()
         await anext(output)
         begun = time.perf_counter()
@@ -133,19 +90,19 @@ async def run(context: Context) -> Samples:
         address = (port.host, port.host_port)
 
         async def forwarded() -> dict[str, float]:
-            return await asyncio.to_thread(_time_both, address, "forward")
+            return _name("forward", await asyncio.to_thread(_call, "bytes", address))
 
         async def hand_made() -> dict[str, float]:
             with line_of(vm) as line, RawTunnel(line.sock, _PORT) as tunnel:
-                return _time_both(tunnel.address, "raw")
+                return _name("raw", _call("bytes", tunnel.address))
 
         async def out() -> dict[str, float]:
             exec_s = await _time_exec_out(vm, size)
-            return {"exec-out": exec_s, "forward-out": await asyncio.to_thread(_time_out, address, size)}
+            return {"exec-out": exec_s, "forward-out": (await asyncio.to_thread(_call, "out", address, size))[0]}
 
         async def inwards() -> dict[str, float]:
             exec_s = await _time_exec_in(vm, size)
-            return {"exec-in": exec_s, "forward-in": await asyncio.to_thread(_time_in, address, size)}
+            return {"exec-in": exec_s, "forward-in": (await asyncio.to_thread(_call, "in", address, size))[0]}
 
         sides = {"forward": forwarded, "raw": hand_made, "out": out, "in": inwards}
         await context.interleave(samples, sides, rounds=7, quick_rounds=2, warm_up=1)

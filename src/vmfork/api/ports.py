@@ -9,6 +9,7 @@ from vmfork.errors import ConfigError
 from vmfork.machine.ports import forward
 from vmfork.network.address import parse_address
 from vmfork.network.listening import wait_listening
+from vmfork.network.neighbours import Network, neighbours_of
 from vmfork.network.reverse import start_reverse
 from vmfork.owner import gives_owner
 
@@ -64,9 +65,38 @@ class GuestPorts:
             raise ConfigError("host", host, "0 is not a port of a service", hint="name it: 127.0.0.1:5432")
         return await start_reverse(self._running.agent, guest_port, address, timeout_s=timeout_s)
 
+    async def join(self, network: Network) -> None:
+        """Programs of the machine reach what others of the network offer, now and later. Again it does nothing.
+
+        The name of a service leads to an address of the guest's own loopback (`/etc/hosts`); from there this process
+        carries each connection to the machine that offers it. Raises `PortError` when somebody listens there in the
+        guest.
+        """
+        await neighbours_of(_check_network(network)).join(self._running.agent, self._running.names)
+        if network not in self._running.networks:
+            self._running.networks.append(network)
+
+    async def expose(self, port: int, name: str) -> None:
+        """Others of each network that the machine has joined reach its `port` as `name:port`. Again it does nothing.
+
+        Nobody need listen there yet; who connects while nobody does is reset. It ends with the machine. Raises
+        `ConfigError` when the machine has joined no network, or another of it has the name.
+        """
+        if not self._running.networks:
+            hint = 'join one first: network = vmfork.Network("job"); vm.join(network)'
+            raise ConfigError("name", name, "the machine has joined no network", hint=hint)
+        for network in self._running.networks:
+            await neighbours_of(network).expose(self._running.agent, port, name)
+
     async def wait_for_port(self, port: int, *, timeout_s: float = _LIMIT_S) -> None:
         """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller.
 
         Raises `DeadlineExceeded` when nobody does within `timeout_s` seconds.
         """
         await wait_listening(self._running.agent, port, timeout_s=timeout_s)
+
+
+def _check_network(network: object) -> Network:
+    if not isinstance(network, Network):
+        raise ConfigError("network", network, f"{network!r} is no network", hint='give one: vmfork.Network("job")')
+    return network

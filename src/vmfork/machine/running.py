@@ -17,6 +17,7 @@ from vmfork.hypervisor.base import HANGS
 from vmfork.journal import about
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
+from vmfork.network.names import Names
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
+    from vmfork.network.neighbours import Network
 
 _log = logging.getLogger("vmfork")
 
@@ -74,6 +76,9 @@ class Running(Described, Owner):
         self.state = state
         self.is_shared = shared
         self.resizing = asyncio.Lock()
+        self.names = Names(agent)
+        # What it has joined is kept for as long as it takes part.
+        self.networks: list[Network] = []
         self._agent = agent
 
     @property

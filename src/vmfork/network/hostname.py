@@ -27,3 +27,8 @@ def check_name(text: str, *, field: str) -> str:
         hint = "letters, digits and -, in labels parted by dots; a name in another script has the form xn--..."
         raise ConfigError(field, text, f"{text!r} is not a name of a host", hint=hint)
     return name
+
+
+def is_localhost(name: str) -> bool:
+    """Whether the name is, by RFC 6761, whoever looks it up."""
+    return name == "localhost" or name.endswith(".localhost")

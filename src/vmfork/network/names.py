@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, GuestError, GuestFileError
-from vmfork.network.hostname import check_name
+from vmfork.network.hostname import check_name, is_localhost
 from vmfork.owner import Owner
 from vmfork.wire.code import ErrorCode
 
@@ -46,7 +46,7 @@ class Names:
         hosts file cannot be written.
         """
         name = check_name(name, field="name")
-        if name == "localhost" or name.endswith(".localhost"):
+        if is_localhost(name):
             raise ConfigError("name", name, f"{name!r} is the guest itself", hint="take another name")
         async with self._turn:
             address, users = self._given.get(name, ("", 0))

@@ -11,7 +11,7 @@ from vmfork.border import guarded
 from vmfork.errors import VMForkError
 from vmfork.host.inherited import close_in_children
 from vmfork.network.address import family_of
-from vmfork.network.carrier import Carrier
+from vmfork.network.entrance import Entrance
 from vmfork.network.splice import splice, without_delay
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _CONNECT_LIMIT_S = 30.0
 
 
 @guarded
-class Reverse(Carrier):
+class Reverse(Entrance):
     """A port of the guest's loopback that leads to a service of the host.
 
     It ends with `aclose()`, or its `async with` block, with its machine, and with its process. Connections end with it.
@@ -37,37 +37,17 @@ class Reverse(Carrier):
     def __init__(self, agent: AgentClient, guest_port: int, *, listening: Listening, address: HostAddress) -> None:
         self.guest_port = guest_port
         self.address = str(address)
-        self._agent = agent
         self._address = address
-        self._listening = listening
-        super().__init__(f"the way to {address}")
+        super().__init__(agent, guest_port, listening=listening, what=f"the way to {address}")
 
     def __repr__(self) -> str:
         return f"<Reverse of port {self.guest_port} to {self.address}{', closed' if self._closed.done() else ''}>"
-
-    @property
-    def _is_open(self) -> bool:
-        return not self._closed.done()
-
-    def _end(self) -> None:
-        if self._closed.done() or self._bound.is_stranded:
-            return
-        self._stop_carrying()
-        self._agent.abandon(self._listening)
-
-    async def _accept_all(self) -> None:
-        try:
-            while True:
-                await self._places.acquire()
-                self._carry_on(self._carry(await self._listening.next_caller()))
-        except VMForkError:
-            self._end()
 
     async def _carry(self, number: int) -> None:
         """Whoever called was served, or is reset where the service of the host refused or was lost."""
         service = await self._connect()
         with suppress(VMForkError, OSError), service or nullcontext():
-            connection = await self._agent.attach(self._listening, number, port=self.guest_port)
+            connection = await self._attach(number)
             try:
                 if service is not None:
                     await splice(service, connection)

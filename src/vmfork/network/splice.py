@@ -209,6 +209,18 @@ async def splice(client: socket.socket, connection: GuestConnection) -> None:
         await connection.abort()
 
 
+async def join(one: GuestConnection, other: GuestConnection) -> None:
+    """As `splice`, for two connections to guests. Raises what ended one; then the caller gives both up."""
+    tunnels = tunnel_of(one), tunnel_of(other)
+    with _joined(*tunnels) as ended:
+        async with deadline("connecting one guest to another", _CONNECT_LIMIT_S):
+            for tunnel in tunnels:
+                await tunnel.connected
+        await ended
+    await one.wait_closed()
+    await other.wait_closed()
+
+
 def without_delay(client: socket.socket) -> None:
     """Small pieces are sent as they come."""
     if client.family != socket.AF_UNIX:

@@ -43,9 +43,11 @@ async def test_a_caller_that_was_just_taken_when_the_port_is_closed_is_let_go() 
 async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
     forward = start_forward(Agent(), 80, HostAddress("127.0.0.1"))
     reading, writing = os.pipe()
+    told, telling = os.pipe()
 
     def wait_for_parent() -> None:
         os.close(writing)
+        os.write(telling, b".")  # what is done in a child before all else is done
         os.read(reading, 1)
 
     with socket.create_connection(("127.0.0.1", forward.host_port), timeout=10) as client:
@@ -54,12 +56,13 @@ async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
                 await asyncio.sleep(0)
         child = fork_child(wait_for_parent)
         try:
+            os.read(told, 1)
             await forward.aclose()
             with suppress(ConnectionResetError):
                 assert client.recv(1) == b""
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", forward.host_port), timeout=10)
         finally:
-            os.close(writing)
-            os.close(reading)
+            for end in (writing, reading, told, telling):
+                os.close(end)
             assert exit_code_of(child) == 0
