@@ -87,6 +87,17 @@ async def test_two_forks_run_under_kvm_and_share_nothing(forks) -> None:
     assert one.memory().guest_shared > 0
 
 
+async def test_a_forwarded_port_leads_into_each_of_two_forks(forks) -> None:
+    serve = ["python3", "-m", "http.server", "8000", "--bind", "127.0.0.1", "--directory", "/etc"]
+    for vm in forks:
+        async with vm.start(serve), vm.forward(8000) as port:
+            await vm.wait_for_port(8000, timeout_s=60)
+            reader, writer = await asyncio.open_connection(port.host, port.host_port)
+            writer.write(b"GET /hostname HTTP/1.0\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 60)).endswith(f"vm-{vm.id}\n".encode())
+            writer.close()
+
+
 async def test_a_fork_grows_by_a_cpu_and_memory(template) -> None:
     async with await template.fork(cpus=2, memory_mib=512) as vm:
         told = await vm.shell("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo", check=True, timeout_s=30)

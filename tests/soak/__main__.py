@@ -1,4 +1,4 @@
-"""`python -m tests.soak`: forks at once, forks in a row that leave their owner flat, processes that race for a name."""
+"""`python -m tests.soak`: forks at once and in a row, megabytes through a port, processes that race for a name."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.rules.traces import children
+from tests.soak.through import pass_through
 from tests.vm.cli_runner import left_of
 from vmfork.aio import Template, VMConfig, find_places
 from vmfork.cli.main import main as command
@@ -38,7 +39,7 @@ def main() -> int:
     os.environ.setdefault("VMFORK_RUNTIME_DIR", str(folder / "run"))
     told: dict[str, Any] = {}
     try:
-        if asked.at_once or asked.in_a_row:
+        if asked.at_once or asked.in_a_row or asked.through:
             asyncio.run(_with_template(asked, told))
         if asked.race_s:
             told["race"] = _race(asked.racers, asked.race_s)
@@ -54,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--at-once", type=int, default=50, help="so many forks of one template at once; 0: none")
     parser.add_argument("--in-a-row", type=int, default=1000, help="so many, one after the other; 0: none")
+    parser.add_argument("--through", type=int, default=200, help="so many MB each way through a port; 0: none")
     parser.add_argument("--race-s", type=float, default=300.0, help="how long processes race for one name; 0: not")
     parser.add_argument("--racers", type=int, default=6, help="how many processes do")
     return parser.parse_args()
@@ -65,6 +67,8 @@ async def _with_template(asked: argparse.Namespace, told: dict[str, Any]) -> Non
         told["at_once"] = await _at_once(template, asked.at_once)
     if asked.in_a_row:
         told["in_a_row"] = await _in_a_row(template, asked.in_a_row)
+    if asked.through:
+        told["through"] = await pass_through(template, asked.through)
 
 
 async def _at_once(template: Template, count: int) -> dict[str, Any]:
