@@ -16,6 +16,7 @@
 
 #include "confine.h"
 #include "jail.h"
+#include "memory.h"
 #include "message.h"
 #include "rate.h"
 #include "watch.h"
@@ -31,7 +32,8 @@ static int fail(const char *what)
 static int usage(void)
 {
     fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
-          "              [--group FOLDER]... [--user ID] [--lease FD] -- PROGRAM [ARGUMENT]...\n"
+          "              [--group FOLDER]... [--user ID] [--lease FD] [--memory FD]\n"
+          "              [--hold FD]... -- PROGRAM [ARGUMENT]...\n"
           "       keeper tsc-rate\n"
           "       keeper nothing\n",
           stderr);
@@ -63,7 +65,9 @@ static int compare(const void *one, const void *other)
 /* Whatever else was open belongs to the program. */
 static void close_others(struct kept kept)
 {
-    int kept_open[] = {2, kept.process, kept.owner, kept.listener, kept.lock, kept.lease};
+    const struct memory *memory = &kept.memory;
+    int kept_open[] = {2,          kept.process, kept.owner,      kept.listener,  kept.lock,
+                       kept.lease, memory->line, memory->held[0], memory->held[1]};
     int count = sizeof kept_open / sizeof *kept_open;
     qsort(kept_open, (size_t)count, sizeof(int), compare);
     for (int index = 0; index < count; index++) {
@@ -84,7 +88,7 @@ static void rename_self(char **argv, int argc, pid_t program)
 
 static void keep_from_program(struct kept kept)
 {
-    int own[] = {kept.owner, kept.listener, kept.lock, kept.lease};
+    int own[] = {kept.owner, kept.listener, kept.lock, kept.lease, kept.memory.line};
     for (int index = 0; index < (int)(sizeof own / sizeof *own); index++)
         if (own[index] >= 0)
             fcntl(own[index], F_SETFD, FD_CLOEXEC);
@@ -109,6 +113,17 @@ static bool add_group(struct groups *groups, const char *folder)
     return true;
 }
 
+static bool add_held(struct memory *memory, const char *value)
+{
+    return memory->held_count < HELD_LIMIT && read_descriptor(value, &memory->held[memory->held_count++]);
+}
+
+/* Those about the program's memory put it into nothing. */
+static bool is_of_jail(const char *option)
+{
+    return strcmp(option, "--memory") != 0 && strcmp(option, "--hold") != 0;
+}
+
 /* Reads one option with its value; false for what is none. */
 static bool read_option(const char *name, const char *value, struct start *start, struct kept *kept)
 {
@@ -123,6 +138,10 @@ static bool read_option(const char *name, const char *value, struct start *start
         return read_number(value, INT_MAX, &jail->user);
     else if (strcmp(name, "--lease") == 0)
         return read_descriptor(value, &kept->lease);
+    else if (strcmp(name, "--memory") == 0)
+        return read_descriptor(value, &kept->memory.line);
+    else if (strcmp(name, "--hold") == 0)
+        return add_held(&kept->memory, value);
     else
         return false;
     return true;
@@ -133,8 +152,9 @@ static bool read_options(char **argv, struct start *start, struct kept *kept)
 {
     kept->lease = start->jail.user = -1;
     kept->groups.count = 0;
-    start->jailed = *argv != NULL && strcmp(*argv, "--") != 0;
+    kept->memory = (struct memory){.line = -1, .opened = {-1, -1, -1}, .held = {-1, -1}};
     for (; *argv != NULL && strcmp(*argv, "--") != 0; argv++) {
+        start->jailed |= is_of_jail(*argv);
         if (strcmp(*argv, "--confined") == 0)
             start->confined = true;
         else if (strcmp(*argv, "--mapped") == 0)
@@ -193,6 +213,8 @@ int main(int argc, char **argv)
         return fail("pidfd_open");
     if (start.confined && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
         return fail("socketpair");
+    if (kept.memory.line >= 0)
+        memory_lend_folder(kept.memory.line);
     /* A sister of the program and not its child: who started the program reaps both. */
     long keeper = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
     if (keeper < 0)

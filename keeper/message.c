@@ -11,6 +11,11 @@ union control {
     struct cmsghdr align;
 };
 
+union answered {
+    char bytes[CMSG_SPACE(ANSWERED_LIMIT * sizeof(int))];
+    struct cmsghdr align;
+};
+
 /* The kernel puts all descriptors of a message into one part. False when there were more than we take: the part's
  * space is rounded up to 8 bytes, so that four arrive where three were expected. */
 static bool take_passed(struct msghdr *message, struct received *into)
@@ -50,14 +55,10 @@ enum outcome receive_request(int socket, struct received *into)
     return RECEIVED;
 }
 
-bool send_answer(int socket, enum answer kind, uint32_t number, const int *passed, int count)
+static bool send_with(int socket, void *bytes, size_t size, const int *passed, int count)
 {
-    struct {
-        uint8_t kind;
-        uint32_t number;
-    } __attribute__((packed)) answer = {kind, number};
-    union control control;
-    struct iovec piece = {&answer, sizeof answer};
+    union answered control;
+    struct iovec piece = {bytes, size};
     struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
     if (count > 0) {
         memset(&control, 0, sizeof control);
@@ -69,7 +70,39 @@ bool send_answer(int socket, enum answer kind, uint32_t number, const int *passe
         part->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
         memcpy(CMSG_DATA(part), passed, (size_t)count * sizeof(int));
     }
-    return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof answer;
+    return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)size;
+}
+
+bool send_answer(int socket, enum answer kind, uint32_t number, const int *passed, int count)
+{
+    struct {
+        uint8_t kind;
+        uint32_t number;
+    } __attribute__((packed)) answer = {kind, number};
+    return send_with(socket, &answer, sizeof answer, passed, count);
+}
+
+bool send_opened(int socket, uint8_t sign, const int *passed, int count)
+{
+    return send_with(socket, &sign, sizeof sign, passed, count);
+}
+
+int receive_opened(int socket, uint8_t *sign, int *passed)
+{
+    struct received received = {0};
+    union control control;
+    struct iovec piece = {sign, sizeof *sign};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t size = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (size < 0)
+        return -1;
+    if (take_passed(&message, &received) && size == 1 && !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+        memcpy(passed, received.passed, sizeof received.passed);
+        return received.passed_count;
+    }
+    close_all(received.passed, received.passed_count);
+    return -1;
 }
 
 void close_all(int *descriptors, int count)

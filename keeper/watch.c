@@ -19,7 +19,7 @@
 
 enum { CALLER_LIMIT = 8, LOG_LIMIT = 128 * 1024 };
 enum { CONFIRM_LIMIT_MS = 5000, CALL_LIMIT_MS = 5000 };
-enum { PROCESS, OWNER, OWNER_PROCESS, LISTENER, CONSOLE, CALLERS };
+enum { PROCESS, OWNER, OWNER_PROCESS, LISTENER, CONSOLE, OPENED, CALLERS };
 
 static enum { OWNED, PARKED, OFFERED } state = OWNED;
 static struct kept kept;
@@ -165,7 +165,9 @@ static void read_caller(int *caller)
             *caller = -1;
             return;
         }
-    } else if (outcome != GONE)
+    } else if (outcome == RECEIVED && received.request.kind == MEMORY)
+        memory_answer(&kept.memory, *caller, kept.program);
+    else if (outcome != GONE)
         send_answer(*caller, BAD, 0, NULL, 0);
     release(caller);
 }
@@ -215,6 +217,7 @@ static void step(void)
         [OWNER_PROCESS] = {owner_process, POLLIN, 0},
         [LISTENER] = {find_free_caller() < 0 ? -1 : kept.listener, POLLIN, 0},
         [CONSOLE] = {state == PARKED ? parked[1] : -1, POLLIN, 0},
+        [OPENED] = {kept.memory.line, POLLIN, 0},
     };
     for (int index = 0; index < CALLER_LIMIT; index++)
         polled[CALLERS + index] = (struct pollfd){callers[index].socket, POLLIN, 0};
@@ -227,6 +230,8 @@ static void step(void)
         read_owner();
     else if (polled[OWNER_PROCESS].revents)
         end("its owner has ended");
+    if (polled[OPENED].revents)
+        memory_receive(&kept.memory);
     if (polled[CONSOLE].revents)
         drain_console();
     for (int index = 0; index < CALLER_LIMIT; index++)

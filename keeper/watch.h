@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include "groups.h"
+#include "memory.h"
 
 /* What a keeper starts with; -1 for a descriptor that is none. */
 struct kept {
@@ -19,6 +20,8 @@ struct kept {
     int lock;
     /* So is this: it says that the user whom the process became is taken. */
     int lease;
+    /* What a copy of its memory is made by, which it opens itself as it starts. */
+    struct memory memory;
     /* The process is put into these, and they are removed when it is gone. */
     struct groups groups;
 };

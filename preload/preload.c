@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "descriptor.h"
+
 /* How it works. A path that names an open descriptor is answered with a copy of that descriptor, so with the rights it
  * was opened with and no others, and without /proc. The copy stands at the beginning of the file: the kernel keeps one
  * position for all copies. Every other path goes to the kernel as it is. */
@@ -15,20 +17,6 @@
 static const char PASSED[] = "/proc/self/fd/";
 static const char KVM[] = "/dev/kvm";
 static const char KVM_VARIABLE[] = "VMFORK_KVM_FD";
-
-/* -1 for anything but the digits of a descriptor. */
-static int read_descriptor(const char *text)
-{
-    int value = 0;
-    if (*text == 0)
-        return -1;
-    for (; *text != 0; text++) {
-        if (*text < '0' || *text > '9' || value > 1000000)
-            return -1;
-        value = value * 10 + (*text - '0');
-    }
-    return value;
-}
 
 /* The descriptor that a path stands for, or -1. */
 static int find_passed(const char *path)

@@ -97,6 +97,8 @@ _OF_BROKER = (
     *(ROOT / "keeper" / f"{part}.c" for part in ("message", "clock")),
 )
 
+_OF_COPIER = (ROOT / "keeper" / "clock.c",)
+
 
 def programs_for(arch: str) -> tuple[Program, ...]:
     """What a package for hosts of that kind ships."""
@@ -106,6 +108,7 @@ def programs_for(arch: str) -> tuple[Program, ...]:
         Program(ROOT / "keeper", of_host / f"keeper-{arch}", arch),
         Program(ROOT / "preload", of_host / f"preload-{arch}.so", arch, is_library=True),
         Program(ROOT / "broker", of_host / f"broker-{arch}", arch, borrowed=_OF_BROKER),
+        Program(ROOT / "copier", of_host / f"copier-{arch}", arch, borrowed=_OF_COPIER),
     )
 
 

@@ -140,6 +140,10 @@ class Facade:
         name = {"aclose": "close"}.get(node.name, node.name)
         self.lines.append("")
         self.lines += [f"    @{each}" for each in decorators]
+        if "overload" in decorators:
+            self.at_run_time.add("from typing import overload")
+            self.lines.append(f"    def {name}({parameters}) -> {result}: ...")
+            return
         self.lines.append(f"    def {name}({parameters}) -> {result}:")
         if node.name == "__init__":
             self.lines.append(f"        self._twin = aio.{owner}({arguments(node)})")
@@ -239,6 +243,8 @@ def wrapped(call: str, owner: str, decorators: list[str], result: str) -> str:
             return f"{name}({call})"
         if result == f"Sequence[{name}]":
             return f"[{name}(each) for each in {call}]"
+        if result == f"Sequence[{name} | VMForkError]":
+            return f"[{name}(each) if isinstance(each, aio.{name}) else each for each in {call}]"
     return call
 
 

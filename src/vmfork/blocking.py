@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vmfork.adopt.handshake import Adoption
     from vmfork.config import FactoryConfig, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
+    from vmfork.errors import VMForkError
     from vmfork.factory.stats import FactoryStats
     from vmfork.host.memory import MemoryUse
     from vmfork.hypervisor.base import Hardware, Isolation
@@ -579,6 +580,91 @@ class VM:
         """The machine has ended: its guest was told to power off, and had `grace_s` seconds for it."""
         portal.run(self._twin.stop(grace_s=grace_s))
 
+    @overload
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: Literal[False] = False,
+        timeout_s: float = 30.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> Sequence[VM]: ...
+
+    @overload
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: bool,
+        timeout_s: float = 30.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> Sequence[VM | VMForkError]: ...
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: bool = False,
+        timeout_s: float = 30.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> Sequence[VM | VMForkError]:
+        """`count` running VMs that go on where this one is now, each with an identity of its own; this one runs on."""
+        return [
+            VM(each) if isinstance(each, aio.VM) else each
+            for each in portal.run(
+                self._twin.fork(
+                    count,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    lasting=lasting,
+                    name=name,
+                    labels=labels,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    hooks=hooks,
+                    partial=partial,
+                    timeout_s=timeout_s,
+                    hook_timeout_s=hook_timeout_s,
+                    places=places,
+                )
+            )
+        ]
+
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         return self._twin.memory()
@@ -614,6 +700,11 @@ class VM:
     def template(self) -> str:
         """The template this VM is a fork of; empty for a booted one."""
         return self._twin.template
+
+    @property
+    def parent(self) -> str:
+        """The id of the VM this VM is a live fork of; empty for any other."""
+        return self._twin.parent
 
     @property
     def generation(self) -> str:

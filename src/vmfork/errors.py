@@ -68,6 +68,7 @@ class VMForkError(Exception):
     shows both below the message, as notes (PEP 678).
     `mendable`: another try, or another machine, may do without the error; the same input need not meet it again.
     `arrived`, of a copy that broke off, is what it had brought over; the message tells it too.
+    `siblings`: what else went wrong where several machines were asked for in one call.
     """
 
     code: ClassVar[str] = "error"
@@ -78,6 +79,7 @@ class VMForkError(Exception):
         self.message = message
         self.hint = hint
         self.arrived: Copied | None = None
+        self.siblings: tuple[VMForkError, ...] = ()
 
     def __str__(self) -> str:
         return self.message

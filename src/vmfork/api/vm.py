@@ -7,15 +7,14 @@ import os
 import time
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, find_places
-from vmfork.errors import ConfigError, MachineEnded
-from vmfork.host.memory import MemoryUse, read_memory
+from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.machine.background import choose_program, find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
@@ -28,11 +27,10 @@ from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.launch import boot_base
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
-from vmfork.machine.request import ForkRequest, check_ttl
-from vmfork.machine.use import read_stats
+from vmfork.machine.request import ForkRequest, Standing, check_ttl
+from vmfork.machine.use import measure_memory, read_stats
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
-from vmfork.units import MIB
 from vmfork.wire.command import NO_LIMITS, Command, Window, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
     from vmfork.config import Places, ProgramLimits
+    from vmfork.host.memory import MemoryUse
     from vmfork.machine.decoding import OutputListener
     from vmfork.machine.event import ProgramEvent
     from vmfork.machine.facts import MachineFacts
@@ -56,6 +55,8 @@ if TYPE_CHECKING:
     from vmfork.wire.given import GivenFile, GuestPath
 
 _RESUME_LIMIT_S = 60.0
+FORK_LIMIT_S = 30.0
+HOOK_LIMIT_S = 30.0
 
 
 @guarded
@@ -437,15 +438,109 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         """
         await stop(self._running, grace_s=grace_s)
 
+    @overload
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: Literal[False] = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> Sequence[VM]: ...
+
+    @overload
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: bool,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> Sequence[VM | VMForkError]: ...
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        lasting: bool = False,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        hooks: bool = False,
+        partial: bool = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> Sequence[VM | VMForkError]:
+        """`count` running VMs that go on where this one is now, each with an identity of its own; this one runs on.
+
+        What runs in it is not disturbed: it stands still for some milliseconds, and its programs, its connections and
+        its clients notice nothing. In a fork the programs that were started by `exec` or `start`, and connections to
+        ports, have ended; whatever else runs, goes on. A VM that is paused is forked as it stands, and its forks run.
+
+        `env`, `files`, `cpus`, `memory_mib` and the times to live are as for `Template.fork`. With `lasting` the forks
+        outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a freeze
+        run in this VM, and those of after a fork in each fork.
+
+        When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
+        errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
+        the host has no room, before it was paused. Raises what `Template.fork` raises. Whatever is raised, and on
+        cancel, this VM runs on as it did.
+        """
+        # A VM that is not forked should not pay for it.
+        from vmfork.freeze.fork import LiveFork, fork_running  # noqa: PLC0415
+
+        standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
+        if not lasting and (name or labels):
+            raise ConfigError(
+                "name" if name else "labels", name or labels, "only forks that last have names and labels"
+            )
+        times = {} if lasting else {"ttl_s": ttl_s, "idle_ttl_s": idle_ttl_s}
+        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, **times)
+        wanted = LiveFork(
+            count=count,
+            request=request,
+            hooks=hooks,
+            standing=standing if lasting else None,
+            timeout_s=timeout_s,
+            hook_timeout_s=hook_timeout_s,
+        )
+        failures: list[VMForkError] | None = [] if partial else None
+        instance = Instance(places or self._running.folder.places)
+        forks = await fork_running(self._running, wanted, instance=instance, failures=failures)
+        return [*(VM(*each) for each in forks), *(failures or ())]
+
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         self._running.check_ours()
-        return read_memory(
-            self.pid,
-            ram_inode=self.facts.ram_inode,
-            ram_bytes=self.hardware.base_memory_mib * MIB,
-            added_bytes=[size * MIB for size in self.hardware.added_mib],
-        )
+        return measure_memory(self.facts, self.pid)
 
     async def stats(self) -> Stats:
         """What it takes of the host now, what went through it, and how many programs vmfork runs in it.

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 TOKEN_SIZE = 16
 # Longer than the keeper takes for anything, however busy the host.
 _ANSWER_LIMIT_S = 10.0
+# ANSWERED_LIMIT of keeper/message.h.
+_MOST_PASSED = 5
 
 # `struct request_message` of keeper/message.h, and the answer: its kind and a number.
 _REQUEST = struct.Struct("<B16sQ")
@@ -46,6 +48,7 @@ class Request(IntEnum):
     DETACH = 1
     TAKE = 2
     TAKEN = 3
+    MEMORY = 4
 
 
 class Answer(IntEnum):
@@ -163,6 +166,8 @@ class KeptProcess(WatchedProcess):
         env: Mapping[str, str] | None = None,
         confined: bool = False,
         jail: Jail = NO_JAIL,
+        memory_fd: int | None = None,
+        held_fds: Sequence[int] = (),
     ) -> Self:
         """A running child and its keeper, which can be asked for the child at the path `listen_at`.
 
@@ -170,7 +175,8 @@ class KeptProcess(WatchedProcess):
         `lock_fd` open until the process has ended. The child ends with status 127 when there is no such program. `env`
         is all of its environment, by default none. A `confined` one cannot start others, nor do anything else that an
         emulator has no need for (keeper/confine.c). It starts inside of `jail`, and ends with status 126 where this
-        host refuses a part of that.
+        host refuses a part of that. By `memory_fd`, one end of a pair of sockets, the keeper gets what a copy of its
+        memory is made by; the child has the other end. The keeper holds `held_fds` for that, too.
         """
         _reap_passed_on()
         with ExitStack() as always, ExitStack() as on_failure:
@@ -180,8 +186,11 @@ class KeptProcess(WatchedProcess):
             listener = always.enter_context(listen_unix(listen_at, kind=socket.SOCK_SEQPACKET))
             own = [theirs.fileno(), listener.fileno()]
             own += [*([] if lock_fd is None else [lock_fd]), *([] if jail.lease is None else [jail.lease.fileno()])]
+            memory = [] if memory_fd is None else [memory_fd]
+            own += [*memory, *held_fds]
             numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
             options = [*(["--confined"] if confined else []), *jail.to_arguments()]
+            options += [*_pairs("--memory", memory), *_pairs("--hold", held_fds)]
             command = [str(find_keeper()), *numbers, *options, "--", *argv]
             child = spawn(command, log_fd=log_fd, pass_fds=(*own, *pass_fds), env=env or {})
             pair = _Pair(child, ours)
@@ -274,6 +283,10 @@ class KeptProcess(WatchedProcess):
             self._keeper.close()
 
 
+def _pairs(option: str, fds: Sequence[int]) -> list[str]:
+    return [part for fd in fds for part in (option, str(fd))]
+
+
 def _tells_absence(error: HostError | OSError) -> bool:
     """Whether nobody listens where a keeper would; anything else is a refusal of this host's, and it may be there."""
     refused = error.__cause__ if isinstance(error, HostError) else error
@@ -331,7 +344,7 @@ async def receive_answer(keeper: socket.socket) -> tuple[Answer | None, int, tup
     except TimeoutError as error:
         raise DeadlineExceeded("an answer of the machine's keeper", _ANSWER_LIMIT_S, hint=_LOST) from error
     try:
-        data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, 3, socket.MSG_CMSG_CLOEXEC)
+        data, passed, _, _ = socket.recv_fds(keeper, _ANSWER.size, _MOST_PASSED, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None, 0, ()
     try:

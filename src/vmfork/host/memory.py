@@ -36,13 +36,16 @@ class MemoryUse:
         return self.guest_rss - self.guest_private
 
 
-def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()) -> MemoryUse:
+def read_memory(
+    pid: int, *, ram_inode: int = 0, upper_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()
+) -> MemoryUse:
     """What process `pid` uses now. Raises `OSError` when it is gone.
 
-    Guest RAM is what maps the file `ram_inode`, as far as `ram_bytes` where that is given. Without a file it is the
-    anonymous mapping of `ram_bytes` bytes. Anonymous mappings of a size in `added_bytes` belong to it too.
+    Guest RAM is what maps the file `ram_inode`, as far as `ram_bytes` where that is given, and the file `upper_inode`
+    that lies over it. Without a file it is the anonymous mapping of `ram_bytes` bytes. Anonymous mappings of a size in
+    `added_bytes` belong to it too.
     """
-    totals, anonymous = Counter[str](), Counter[str]()
+    totals, anonymous, layered = Counter[str](), Counter[str](), Counter[str]()
     # By device: files of two file systems may have one number. What stat(2) calls the device is no help, since a btrfs
     # or an overlay shows another in smaps. How far the file is mapped tells them apart.
     of_files: dict[str, _Mapped] = defaultdict(_Mapped)
@@ -59,12 +62,15 @@ def read_memory(pid: int, *, ram_inode: int = 0, ram_bytes: int = 0, added_bytes
                 start, end = (int(part, 16) for part in span.split("-"))
                 size = end - start
                 counted = [totals]
-                if ram_inode and int(inode) == ram_inode:
+                if upper_inode and int(inode) in (ram_inode, upper_inode):
+                    # The end of the lower one may be covered: how far it is mapped tells nothing then.
+                    counted.append(layered)
+                elif ram_inode and int(inode) == ram_inode:
                     of_files[device].reach(int(offset, 16) + size)
                     counted.append(of_files[device].use)
                 elif inode == "0" and (size in added_bytes or (not ram_inode and size == ram_bytes)):
                     counted.append(anonymous)
-    guest = sum((m.use for m in of_files.values() if ram_bytes in (0, m.end)), start=anonymous)
+    guest = sum((m.use for m in of_files.values() if ram_bytes in (0, m.end)), start=anonymous + layered)
     return MemoryUse(
         totals["Rss"],
         totals["Pss"],

@@ -10,6 +10,7 @@ from vmfork.config.isolation import IsolationLevel  # noqa: TC001 - a record's t
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from vmfork.config.isolation import UserRange
@@ -60,9 +61,18 @@ class SharedRAM:
 
 @dataclass(frozen=True, slots=True)
 class ForkedRAM:
-    """Guest RAM that is read from the file open as `fd`, and copied page by page where the guest writes."""
+    """Guest RAM that is read from the file open as `fd`, and copied page by page where the guest writes.
+
+    What the file `upper_fd` has lies over it, at the same places, and is copied likewise.
+    """
 
     fd: int
+    upper_fd: int | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The files, lowest first."""
+        return (self.fd,) if self.upper_fd is None else (self.fd, self.upper_fd)
 
 
 RAM = AnonymousRAM | SharedRAM | ForkedRAM
@@ -203,6 +213,13 @@ class Controlled(Protocol):
 
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
+
+    def lend_monitor(self) -> AbstractAsyncContextManager[socket.socket]:
+        """The hypervisor's own monitor, for a program that copies the machine. Calls wait until it is back."""
+
+    @property
+    def keeper(self) -> Path:
+        """Where the keeper of the machine listens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class BaseVM(Described, Owner):
             async with explained(machine, self._running.agent, timeout_s, memory_hint=memory_hint):
                 hello = self._running.agent.hello(timeout_s=timeout_s, take_over=False)
                 self.greeting = await (hello if watch is None else watch(hello, machine))
+                self._running.note_agent(self.greeting)
             on_failure.pop_all()
         self.answer_s += time.perf_counter() - begun
 
@@ -156,6 +157,9 @@ class BaseVM(Described, Owner):
                 if is_detailed():
                     await agent.ping(timeout_s=timeout_s)
                     awake = time.perf_counter()
+                if self.facts.parent:
+                    # What the client of its parent left open in the agent, on a line that is in the middle of it.
+                    await agent.hello(take_over=True, timeout_s=timeout_s)
                 adoption = await adopt(agent, identity, env=request.env, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
                 await thaw(
@@ -198,7 +202,7 @@ class BaseVM(Described, Owner):
 
     @property
     def _kind(self) -> str:
-        if not self.identity.template:
+        if not (self.identity.template or self.facts.parent):
             return "vmfork.boot"
         return "vmfork.fork" if self.spawn_s else "vmfork.take"
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
+from vmfork.config.isolation import BY_DEFAULT, IsolationPolicy
 from vmfork.hypervisor.base import NOT_ISOLATED, Hardware, Isolation
 from vmfork.machine.origin import Origin, origin_of
 
@@ -17,24 +18,45 @@ def _now() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Make:
+    """How a machine was made, as far as another of its kind needs to know.
+
+    `traits` are what a template of it is compared by. `qemu_path` and `qemu_stamp` name the emulator's very file.
+    `agent_protocol` is 0, and `agent_version` empty, until the agent of a machine that boots has said them. `policy`:
+    what was asked of its isolation.
+    """
+
+    traits: Mapping[str, str]
+    qemu_path: str
+    qemu_stamp: str
+    agent_protocol: int = 0
+    agent_version: str = ""
+    policy: IsolationPolicy = BY_DEFAULT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it. `isolation`: how
+    where there is none. `upper_inode`: of the file that lies over that. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it. `isolation`: how
     far its hypervisor is kept from the host. `name`, of which there is one among the living, and `labels` are its
-    starter's; empty where it gave none.
+    starter's; empty where it gave none. `parent` is the id of the VM that it is a live fork of. `make` is missing from
+    what an older vmfork recorded.
     """
 
     identity: Identity
     hardware: Hardware
     image: str
     ram_inode: int = 0
+    upper_inode: int = 0
     created_at: str = field(default_factory=_now)
     origin: Origin | None = None
     isolation: Isolation = NOT_ISOLATED
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    parent: str = ""
+    make: Make | None = None
 
 
 class Described:
@@ -66,6 +88,11 @@ class Described:
     def template(self) -> str:
         """The template this VM is a fork of; empty for a booted one."""
         return self.facts.identity.template
+
+    @property
+    def parent(self) -> str:
+        """The id of the VM this VM is a live fork of; empty for any other."""
+        return self.facts.parent
 
     @property
     def generation(self) -> str:

@@ -28,12 +28,13 @@ import secrets
 import shutil
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmfork.admission.charge import Charge, Ticket
+from vmfork.config import Places, find_places
 from vmfork.host.broker import BROKER_SOCKET
 from vmfork.host.folders import (
     ABSENT,
@@ -141,6 +142,11 @@ class VMFolder:
     def take(cls, path: Path, lock_fd: int) -> Self:
         """The folder of a VM that was taken over, with the lock that came with it."""
         return cls(path, FileLock(lock_fd, path / LOCK))
+
+    @property
+    def places(self) -> Places:
+        """The instance that it belongs to: the runtime folder that it is in, and the home of this process."""
+        return replace(find_places(), runtime=self.path.parent.parent)
 
     @property
     def lock_fd(self) -> int:

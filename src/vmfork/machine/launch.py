@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.identity import Identity
-from vmfork.config.isolation import BY_DEFAULT
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.allotment import allot
-from vmfork.machine.facts import MachineFacts
+from vmfork.machine.facts import MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.room import charge_for, make_folder
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance, Limits
-    from vmfork.config.isolation import IsolationPolicy
     from vmfork.hypervisor.base import RAM
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
@@ -43,8 +41,9 @@ _swept: set[Path] = set()
 class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
-    With `reseed` the fork's agent renews the kernel's random numbers. `policy`: what is asked of its isolation.
-    `limits` say how much of the host it may have.
+    With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
+    What the file `upper_fd` has lies over that of `memory_fd`, and it is a fork of the running VM `parent`, where those
+    are given.
     """
 
     template: str
@@ -54,8 +53,10 @@ class Frozen:
     state_fd: int
     thaw: Thaw
     limits: Limits
+    make: Make
+    upper_fd: int | None = None
+    parent: str = ""
     reseed: bool = True
-    policy: IsolationPolicy = BY_DEFAULT
 
 
 async def boot_base(
@@ -77,7 +78,12 @@ async def boot_base(
         image=image.name,
         limits=plan.limits,
         instance=instance,
-        policy=plan.policy,
+        make=Make(
+            traits=plan.traits,
+            qemu_path=str(plan.binary.path),
+            qemu_stamp=plan.binary.stamp,
+            policy=plan.policy,
+        ),
     )
     hint = _memory_hint(image, plan.hardware)
     await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
@@ -93,12 +99,13 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
         binary,
         frozen.hardware,
-        ForkedRAM(frozen.memory_fd),
+        ForkedRAM(frozen.memory_fd, frozen.upper_fd),
         Restore(frozen.state_fd),
         image=frozen.image,
         limits=frozen.limits,
         instance=instance,
-        policy=frozen.policy,
+        make=frozen.make,
+        parent=frozen.parent,
         todo=frozen.thaw,
     )
 
@@ -113,11 +120,12 @@ async def _launch(
     image: str,
     limits: Limits,
     instance: Instance,
-    policy: IsolationPolicy,
+    make: Make,
+    parent: str = "",
     todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
-    vms = instance.places.vms
+    vms, policy = instance.places.vms, make.policy
     containment = await decide_containment(binary, policy, places=instance.places)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
@@ -149,12 +157,19 @@ async def _launch(
             hardware=hardware,
             image=image,
             ram_inode=0 if isinstance(ram, AnonymousRAM) else os.fstat(ram.fd).st_ino,
+            upper_inode=os.fstat(upper).st_ino if (upper := _upper_of(ram)) is not None else 0,
             isolation=containment.isolation,
+            parent=parent,
+            make=make,
         )
         base = await BaseVM.meet(facts, folder=folder, machine=machine, spawn_s=spawned - begun, todo=todo)
         on_failure.pop_all()
     base.answer_s = time.perf_counter() - spawned
     return base
+
+
+def _upper_of(ram: RAM) -> int | None:
+    return ram.upper_fd if isinstance(ram, ForkedRAM) else None
 
 
 def _memory_hint(image: Image, hardware: Hardware) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.admission.charge import Charge, Ticket
 from vmfork.admission.readings import take_readings
-from vmfork.admission.rule import count_fitting, count_promised, find_shortage
+from vmfork.admission.rule import count_fitting, count_promised, find_shortage, show_arithmetic
 from vmfork.config import Limits
 from vmfork.errors import NoRoom
 from vmfork.hint import Hint
@@ -97,6 +97,18 @@ async def add_to_ticket(folder: VMFolder, added_mib: int) -> None:
                 raise _no_room(shortage)
         if ticket is not None:
             folder.write_ticket(replace(ticket, charge=ticket.charge.grown(added_mib)))
+
+
+def check_room(vms: Path, hardware: Hardware, limits: Limits, count: int) -> None:
+    """Raises `NoRoom`, with the arithmetic, when the host has none for `count` forks of `hardware` now."""
+    if not limits.overcommit:
+        return
+    charge = Charge.of_fork(memory_mib=hardware.memory_mib, cpus=hardware.max_cpus, overcommit=limits.overcommit)
+    fitting, promised, readings = count_room(vms, charge, limits)
+    if fitting < count:
+        lines = "\n".join(show_arithmetic(promised, readings=readings, limits=limits))
+        reason = f"{count} forks of {hardware.memory_mib} MiB were asked for, {fitting} have room"
+        raise NoRoom("memory", reason, log=lines, hint=_HINTS["memory"])
 
 
 @contextmanager

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
     from vmfork.network.neighbours import Network
+    from vmfork.wire.message import Hello
 
 _log = logging.getLogger("vmfork")
 
@@ -178,6 +179,12 @@ class Running(Described, Owner):
         """The machine is called `name` and has `labels`; its record says so."""
         self.facts = replace(self.facts, name=name, labels=labels)
         self.record(owner_pid=os.getpid())
+
+    def note_agent(self, greeting: Hello) -> None:
+        """What the agent said of itself is known, to whoever has the machine next as well."""
+        if self.facts.make is not None:
+            make = replace(self.facts.make, agent_protocol=greeting.protocol, agent_version=greeting.agent_version)
+            self.facts = replace(self.facts, make=make)
 
     def note_origin(self, origin: Origin) -> None:
         """Where the machine came from is known, to whoever has it next as well."""

@@ -105,15 +105,21 @@ def shared_bytes(uses: Sequence[Use]) -> int:
     return sum(size for inode, size in most.items() if inode)
 
 
-def _measure(facts: MachineFacts, pid: int) -> tuple[float, MemoryUse]:
-    """Seconds of CPU, and memory. Raises `OSError` when the process is gone."""
-    hardware, fields = facts.hardware, read_stat(pid)
-    if len(fields) <= _STIME:
-        raise ProcessLookupError(pid)
-    memory = read_memory(
+def measure_memory(facts: MachineFacts, pid: int) -> MemoryUse:
+    """What the machine costs the host. Raises `OSError` when the process is gone."""
+    hardware = facts.hardware
+    return read_memory(
         pid,
         ram_inode=facts.ram_inode,
+        upper_inode=facts.upper_inode,
         ram_bytes=hardware.base_memory_mib * MIB,
         added_bytes=[size * MIB for size in hardware.added_mib],
     )
-    return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_S, memory
+
+
+def _measure(facts: MachineFacts, pid: int) -> tuple[float, MemoryUse]:
+    """Seconds of CPU, and memory. Raises `OSError` when the process is gone."""
+    fields = read_stat(pid)
+    if len(fields) <= _STIME:
+        raise ProcessLookupError(pid)
+    return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_S, measure_memory(facts, pid)

@@ -16,6 +16,7 @@ from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
+from vmfork.machine.facts import Make
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.naming import check_vm_name
@@ -162,8 +163,15 @@ class Source:
                 state_fd=opened.state_fd,
                 thaw=Thaw(hooks=m.hooks, watchers=m.watchers),
                 reseed=agent_reseeds(m.traits["reseed"]),
-                policy=self._config.isolation_policy,
                 limits=limits,
+                make=Make(
+                    traits=m.traits,
+                    qemu_path=str(binary.path),
+                    qemu_stamp=binary.stamp,
+                    agent_protocol=m.agent_protocol,
+                    agent_version=m.agent_version,
+                    policy=self._config.isolation_policy,
+                ),
             )
             return await restore_base(frozen, binary=binary, instance=self._instance)
 

@@ -57,6 +57,9 @@ class QemuMachine:
         self._detached = False
         self._monitor: Monitor | None = None
         self._opening = asyncio.Lock()
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
 
     @classmethod
     def start(cls, binary: QemuBinary, launch: Launch) -> Self:
@@ -77,18 +80,32 @@ class QemuMachine:
                 qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno(), kernel=kernel, initramfs=initramfs
             )
             kvm_fd = surroundings.open_kvm(launch, opened=always)
-            passed = (fds.qmp, fds.agent, fds.console, kernel, initramfs, kvm_fd, *surroundings.list_inherited(launch))
+            of_keeper, of_qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            always.enter_context(of_keeper)
+            always.enter_context(of_qemu)
+            passed = (
+                of_qemu.fileno(),
+                fds.qmp,
+                fds.agent,
+                fds.console,
+                kernel,
+                initramfs,
+                kvm_fd,
+                *surroundings.list_inherited(launch),
+            )
             process = KeptProcess.start(
                 build_command(binary, launch, fds),
                 log_fd=log_fd,
                 listen_at=launch.folder / KEEPER_SOCKET,
                 lock_fd=launch.lock_fd,
                 pass_fds=[fd for fd in passed if fd is not None and fd >= 0],
-                env=surroundings.make_environment(launch.containment, kvm_fd=kvm_fd),
+                env=surroundings.make_environment(launch, kvm_fd=kvm_fd, keeper_fd=of_qemu.fileno()),
                 confined=launch.containment.has("filter") or not binary.has_sandbox,
                 jail=surroundings.make_jail(
                     launch.containment, folder=launch.folder, groups=launch.groups, opened=always
                 ),
+                memory_fd=of_keeper.fileno(),
+                held_fds=surroundings.list_layers(launch),
             )
             on_failure.callback(process.end)
             # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later
@@ -206,8 +223,9 @@ class QemuMachine:
 
     async def wait_stopped(self) -> str:
         """The virtual CPUs stand still; gives QEMU's run state, such as `internal-error` (QMP reference, RunState)."""
-        monitor = await self._get_monitor()
-        with monitor.listen("STOP") as events:
+        async with AsyncExitStack() as always:
+            monitor = await always.enter_async_context(self._asking())
+            events = always.enter_context(monitor.listen("STOP"))
             while (state := str((await monitor.execute("query-status"))["status"])) in ("running", "inmigrate"):
                 await anext(events)
         return state
@@ -218,8 +236,8 @@ class QemuMachine:
         `xen-save-devices-state` needs no Xen: it is the one command of a stock QEMU that saves devices and leaves RAM
         out whatever backs it (QEMU 7.2, migration/savevm.c).
         """
-        monitor = await self._get_monitor()
-        with ExitStack() as always:
+        async with AsyncExitStack() as always:
+            monitor = await always.enter_async_context(self._asking())
             fd = _create(path)
             always.callback(os.close, fd)
             # QEMU is passed the file: it need not be able to reach the folder, nor to open anything for writing.
@@ -228,7 +246,8 @@ class QemuMachine:
 
     async def list_memory(self) -> list[MemoryPiece]:
         """The pieces that are plugged in, in the order in which they came: each is put behind the one before it."""
-        found = [device["data"] for device in await (await self._get_monitor()).execute("query-memory-devices")]
+        async with self._asking() as monitor:
+            found = [device["data"] for device in await monitor.execute("query-memory-devices")]
         return [MemoryPiece(each["id"], each["size"] // MIB) for each in sorted(found, key=lambda each: each["addr"])]
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
@@ -237,8 +256,9 @@ class QemuMachine:
         There is no limit to the wait. Raises `HostError` when QEMU has no room for it, or the guest reports a failure.
         After any failure `remove_memory` cleans up.
         """
-        monitor = await self._get_monitor()
-        with monitor.listen(hotplug.GUEST_REPORT) as events:
+        async with AsyncExitStack() as always:
+            monitor = await always.enter_async_context(self._asking())
+            events = always.enter_context(monitor.listen(hotplug.GUEST_REPORT))
             size = size_mib * MIB
             await monitor.execute("object-add", **{"qom-type": "memory-backend-ram", "id": f"{name}-ram", "size": size})
             await monitor.execute("device_add", driver="pc-dimm", id=name, memdev=f"{name}-ram")
@@ -249,14 +269,14 @@ class QemuMachine:
 
         There is no limit to the wait. Raises `HostError` when the guest uses it and so keeps it.
         """
-        monitor = await self._get_monitor()
-        plugged = {device["data"]["id"] for device in await monitor.execute("query-memory-devices")}
-        if name in plugged:
-            with monitor.listen(hotplug.GUEST_REPORT, hotplug.DELETED) as events:
-                await monitor.execute("device_del", id=name)
-                await hotplug.wait_given_back(events, name)
-        if f"{name}-ram" in {backend["id"] for backend in await monitor.execute("query-memdev")}:
-            await monitor.execute("object-del", id=f"{name}-ram")
+        async with self._asking() as monitor:
+            plugged = {device["data"]["id"] for device in await monitor.execute("query-memory-devices")}
+            if name in plugged:
+                with monitor.listen(hotplug.GUEST_REPORT, hotplug.DELETED) as events:
+                    await monitor.execute("device_del", id=name)
+                    await hotplug.wait_given_back(events, name)
+            if f"{name}-ram" in {backend["id"] for backend in await monitor.execute("query-memdev")}:
+                await monitor.execute("object-del", id=f"{name}-ram")
 
     async def wait(self) -> int | None:
         return await self._process.wait()
@@ -302,15 +322,43 @@ class QemuMachine:
                 (self._folder / name).unlink()
 
     @asynccontextmanager
+    async def lend_monitor(self) -> AsyncIterator[socket.socket]:
+        """A connection to QEMU's monitor, to be greeted, for somebody else. Whoever asks QEMU something waits."""
+        async with self._opening:
+            self._check_here()
+            await self._unused.wait()
+            monitor, self._monitor = self._monitor, None
+            if monitor is not None:
+                await monitor.aclose()
+            with connect_unix(self._folder / QMP_SOCKET) as connected:
+                yield connected
+
+    @property
+    def keeper(self) -> Path:
+        """Where its keeper listens."""
+        return self._folder / KEEPER_SOCKET
+
+    @asynccontextmanager
     async def _asking(self) -> AsyncIterator[Monitor]:
         """QEMU may be asked in the block. The connection is kept."""
-        yield await self._get_monitor()
+        monitor = await self._get_monitor()
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield monitor
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
 
-    async def _get_monitor(self) -> Monitor:
+    def _check_here(self) -> None:
         if self._detached:
             raise Closed(f"machine {self._name}", how="was detached")
         if self._process.has_ended:
             raise Closed(f"machine {self._name}", describe_end(self._process.exit_code))
+
+    async def _get_monitor(self) -> Monitor:
+        self._check_here()
         # QEMU greets one client at a time: of two that open it together, the second would wait for ever.
         async with self._opening:
             if self._monitor is None:

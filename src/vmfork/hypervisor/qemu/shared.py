@@ -6,10 +6,10 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import Closed, VMNotFound
+from vmfork.errors import VMNotFound
 from vmfork.host.folders import tail_of
 from vmfork.host.process import WatchedProcess, read_argv
-from vmfork.hypervisor.qemu.machine import CONSOLE, QemuMachine, describe_end, open_monitor
+from vmfork.hypervisor.qemu.machine import CONSOLE, QemuMachine, open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,6 +30,10 @@ class SharedQemu(QemuMachine):
         self._name = name
         self._folder = folder
         self._opening = asyncio.Lock()
+        self._monitor = None
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._detached = False
         self._is_open = True
 
     @classmethod
@@ -68,8 +72,7 @@ class SharedQemu(QemuMachine):
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[Monitor]:
         """QEMU greets one client at a time, so none keeps the monitor: another waits until it is free."""
-        if self._process.has_ended:
-            raise Closed(f"machine {self._name}", describe_end(None))
+        self._check_here()
         async with self._opening:
             monitor = await open_monitor(self._folder)
             try:

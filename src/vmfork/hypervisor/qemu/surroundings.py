@@ -9,7 +9,7 @@ from vmfork.errors import HostError, ImageError
 from vmfork.host.environ import bare_environ
 from vmfork.host.jail import Jail, find_preload
 from vmfork.host.users import lease_user
-from vmfork.hypervisor.base import AnonymousRAM, Boot, Restore
+from vmfork.hypervisor.base import Boot, ForkedRAM, Restore, SharedRAM
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Containment, Launch
 
 KVM = "/dev/kvm"
-# preload/preload.c reads it.
+# Read by preload/: preload.c, memory.c and overlay.c.
 _KVM_VARIABLE = "VMFORK_KVM_FD"
+_KEEPER_VARIABLE = "VMFORK_KEEPER_FD"
+_LAYERS_VARIABLE = "VMFORK_LAYERS"
 
 
 def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...] = (), opened: ExitStack) -> Jail:
@@ -35,12 +37,21 @@ def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...]
     )
 
 
-def make_environment(containment: Containment, *, kvm_fd: int | None) -> dict[str, str]:
+def make_environment(launch: Launch, *, kvm_fd: int | None, keeper_fd: int) -> dict[str, str]:
     """All of QEMU's environment."""
-    if not containment.has("filter"):
-        return bare_environ()
-    kvm = {} if kvm_fd is None else {_KVM_VARIABLE: str(kvm_fd)}
-    return {"LD_PRELOAD": str(find_preload()), **kvm}
+    layers = list_layers(launch)
+    return {
+        **({} if launch.containment.has("filter") else bare_environ()),
+        "LD_PRELOAD": str(find_preload()),
+        _KEEPER_VARIABLE: str(keeper_fd),
+        **({} if kvm_fd is None else {_KVM_VARIABLE: str(kvm_fd)}),
+        **({_LAYERS_VARIABLE: ",".join(map(str, layers))} if len(layers) > 1 else {}),
+    }
+
+
+def list_layers(launch: Launch) -> tuple[int, ...]:
+    """Descriptors of the files that its RAM is read from, lowest first."""
+    return launch.ram.layers if isinstance(launch.ram, ForkedRAM) else ()
 
 
 def open_kvm(launch: Launch, *, opened: ExitStack) -> int | None:
@@ -75,5 +86,5 @@ def _open(path: Path, opened: ExitStack) -> int:
 
 def list_inherited(launch: Launch) -> list[int]:
     """Descriptors of RAM and device state, as far as they are files."""
-    ram = [] if isinstance(launch.ram, AnonymousRAM) else [launch.ram.fd]
+    ram = [*list_layers(launch), *([launch.ram.fd] if isinstance(launch.ram, SharedRAM) else [])]
     return [*ram, launch.start.state_fd] if isinstance(launch.start, Restore) else ram

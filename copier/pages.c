@@ -1,0 +1,149 @@
+#include "pages.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+/* How it works. A page is written to: protected pages are let go by the kernel itself, with no fault told to anybody
+ * (asynchronous write protection, Linux 6.7), so a page that is not protected any more was written since. PAGEMAP_SCAN
+ * finds those, and protects them again in the same step. Where a kernel has neither, only what is the process's own
+ * can be told, from the page table as /proc shows it. */
+
+/* linux/fs.h, struct pm_scan_arg: of Linux 6.7, and not in every libc. */
+struct scan {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+struct region {
+    uint64_t start, end, categories;
+};
+enum { PROTECT_MATCHING = 1 };
+enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 1 << 4, IS_ZERO = 1 << 5 };
+#define SCAN _IOWR('f', 16, struct scan)
+
+enum { REGIONS = 512, ENTRIES = 8192 };
+#define PIECE (UINT64_C(16) << 20)
+/* Documentation/admin-guide/mm/pagemap.rst. */
+#define ENTRY_THERE (UINT64_C(3) << 62)
+#define ENTRY_FILE (UINT64_C(1) << 61)
+
+static bool ask(int pagemap, struct scan *scan)
+{
+    scan->size = sizeof *scan;
+    return ioctl(pagemap, SCAN, scan) >= 0;
+}
+
+static bool protect(const struct memory *m, bool only_own)
+{
+    struct scan scan = {.flags = PROTECT_MATCHING, .start = m->all.start, .end = m->all.end};
+    scan.category_anyof_mask = IS_PRESENT | IS_SWAPPED;
+    scan.category_mask = scan.category_inverted = only_own ? IS_FILE : 0;
+    return ask(m->pagemap, &scan);
+}
+
+bool pages_watch(const struct memory *m, bool only_own)
+{
+    struct uffdio_register range = {.range = {.start = m->all.start, .len = m->all.end - m->all.start}};
+    range.mode = UFFDIO_REGISTER_MODE_WP;
+    if (m->faults < 0) {
+        errno = ENOSYS;
+        return false;
+    }
+    if (ioctl(m->faults, UFFDIO_REGISTER, &range) != 0)
+        return false;
+    if (protect(m, only_own))
+        return true;
+    int error = errno;
+    pages_unwatch(m);
+    errno = error;
+    return false;
+}
+
+void pages_unwatch(const struct memory *m)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    for (uint64_t start = m->all.start; start < m->all.end; start += PIECE) {
+        uint64_t left = m->all.end - start;
+        struct uffdio_range piece = {.start = start, .len = left < PIECE ? left : PIECE};
+        ioctl(m->faults, UFFDIO_UNREGISTER, &piece);
+        nanosleep(&pause, NULL);
+    }
+}
+
+static struct scan scan_for(const struct memory *m, enum question question)
+{
+    struct scan scan = {.start = m->all.start, .end = m->all.end, .category_anyof_mask = IS_PRESENT | IS_SWAPPED};
+    if (question != OWN) {
+        scan.flags = PROTECT_MATCHING;
+        scan.category_mask = IS_WRITTEN;
+    }
+    if (question != WRITTEN) {
+        scan.category_mask |= IS_FILE;
+        scan.category_inverted = IS_FILE;
+    }
+    if (question == OWN && m->is_anonymous) {
+        scan.category_mask |= IS_ZERO;
+        scan.category_inverted |= IS_ZERO;
+    }
+    scan.return_mask = IS_PRESENT;
+    return scan;
+}
+
+static int64_t scan_all(const struct memory *m, enum question question, on_run found)
+{
+    static struct region regions[REGIONS];
+    struct scan scan = scan_for(m, question);
+    int64_t pages = 0;
+    scan.vec = (uint64_t)(uintptr_t)regions;
+    scan.vec_len = REGIONS;
+    for (; scan.start < scan.end; scan.start = scan.walk_end) {
+        scan.size = sizeof scan;
+        int count = ioctl(m->pagemap, SCAN, &scan);
+        if (count < 0)
+            return -1;
+        for (int index = 0; index < count; index++) {
+            pages += (int64_t)((regions[index].end - regions[index].start) / PAGE);
+            if (!found((struct run){regions[index].start, regions[index].end}))
+                return -1;
+        }
+    }
+    return pages;
+}
+
+static bool is_own(uint64_t entry)
+{
+    return (entry & ENTRY_THERE) != 0 && (entry & ENTRY_FILE) == 0;
+}
+
+static int64_t read_all(const struct memory *m, on_run found)
+{
+    static uint64_t entries[ENTRIES];
+    int64_t pages = 0;
+    struct run run = {0, 0};
+    for (uint64_t at = m->all.start; at < m->all.end;) {
+        uint64_t left = (m->all.end - at) / PAGE;
+        size_t wanted = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
+        ssize_t got = pread(m->pagemap, entries, wanted, (off_t)(at / PAGE * sizeof *entries));
+        if (got <= 0 || got % (ssize_t)sizeof *entries != 0)
+            return -1;
+        for (size_t index = 0; index < (size_t)got / sizeof *entries; index++, at += PAGE) {
+            if (!is_own(entries[index]))
+                continue;
+            pages++;
+            if (run.end != at && run.end > run.start && !found(run))
+                return -1;
+            run = (struct run){run.end == at && run.end > run.start ? run.start : at, at + PAGE};
+        }
+    }
+    return run.end > run.start && !found(run) ? -1 : pages;
+}
+
+int64_t pages_find(const struct memory *m, enum question question, on_run found)
+{
+    int64_t pages = scan_all(m, question, found);
+    if (pages < 0 && errno == ENOTTY && question == OWN)
+        return read_all(m, found);
+    return pages;
+}
