@@ -665,6 +665,36 @@ class VM:
             )
         ]
 
+    def freeze(
+        self,
+        name: str,
+        *,
+        hooks: bool = False,
+        secret_paths: Sequence[GuestPath] = (),
+        secret_env: Sequence[str] = (),
+        allow_secrets: bool = False,
+        replace: bool = False,
+        wait_s: float = 0.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> Template:
+        """This VM as it is now is in force as the template `name`; the VM runs on."""
+        return Template(
+            portal.run(
+                self._twin.freeze(
+                    name,
+                    hooks=hooks,
+                    secret_paths=secret_paths,
+                    secret_env=secret_env,
+                    allow_secrets=allow_secrets,
+                    replace=replace,
+                    wait_s=wait_s,
+                    hook_timeout_s=hook_timeout_s,
+                    places=places,
+                )
+            )
+        )
+
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         return self._twin.memory()

@@ -41,7 +41,7 @@ async def prepare_freeze(
     await run_hooks(agent, before, describe_fork(replace(identity, template=template)), limit_s=hook_timeout_s)
     return Thaw(
         hooks=await find_hooks(agent, AFTER_FORK),
-        watchers=await _find_watchers(agent),
+        watchers=await find_watchers(agent),
         secrets_found=await check_secrets(agent, secrets),
     )
 
@@ -72,7 +72,8 @@ async def thaw(
         raise SetupError(f"hook {error.path}", error.reason, output=error.output, hint=error.hint) from error
 
 
-async def _find_watchers(agent: AgentClient) -> tuple[str, ...]:
+async def find_watchers(agent: AgentClient) -> tuple[str, ...]:
+    """The programs that renew their own random numbers in each fork, by the names of their sockets."""
     try:
         return tuple(entry.name for entry in await agent.list_dir(WATCHERS))
     except GuestFileError as error:

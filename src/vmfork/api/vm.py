@@ -13,7 +13,7 @@ from vmfork.adopt.handshake import skew_bound_s
 from vmfork.api.files import GuestFiles
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
-from vmfork.config import Instance, VMConfig, find_places
+from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.machine.background import choose_program, find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
+    from vmfork.api.template import Template
     from vmfork.config import Places, ProgramLimits
     from vmfork.host.memory import MemoryUse
     from vmfork.machine.decoding import OutputListener
@@ -536,6 +537,54 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         instance = Instance(places or self._running.folder.places)
         forks = await fork_running(self._running, wanted, instance=instance, failures=failures)
         return [*(VM(*each) for each in forks), *(failures or ())]
+
+    async def freeze(
+        self,
+        name: str,
+        *,
+        hooks: bool = False,
+        secret_paths: Sequence[GuestPath] = (),
+        secret_env: Sequence[str] = (),
+        allow_secrets: bool = False,
+        replace: bool = False,
+        wait_s: float = 0.0,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> Template:
+        """This VM as it is now is in force as the template `name`; the VM runs on.
+
+        The template holds all of its memory, and needs neither the VM nor what that is a fork of. In its forks the
+        programs that were started by `exec` or `start`, and connections to ports, have ended; whatever else runs, goes
+        on. The VM is not disturbed, as by `fork`. With `hooks` those of before a freeze run in it; the forks run those
+        of after a fork, as every template's do. `secret_paths`, `secret_env`, `allow_secrets`, `replace` and `wait_s`
+        are as for `Template.build`.
+
+        Raises `TemplateExists` without `replace`, `StoreBusy`, `SecretsPresent`, `HookError`, `ConfigError` for a VM
+        that cannot be copied, and `HostError` when memory is short, before it was paused. After any of them, and on
+        cancel, the VM runs on, and what had that name before is still in force.
+        """
+        # As for `fork`; and a template knows VMs, which must not know it.
+        from vmfork.adopt.secrets import Secrets  # noqa: PLC0415
+        from vmfork.api.template import Template  # noqa: PLC0415
+        from vmfork.template.live import freeze_running  # noqa: PLC0415
+
+        check_name(name)
+        return Template(
+            await freeze_running(
+                self._running,
+                name,
+                instance=Instance(places or self._running.folder.places),
+                secrets=Secrets(
+                    paths=tuple(os.fspath(path) for path in secret_paths),
+                    env=tuple(secret_env),
+                    allowed=allow_secrets,
+                ),
+                hooks=hooks,
+                hook_timeout_s=hook_timeout_s,
+                replace=replace,
+                wait_s=wait_s,
+            )
+        )
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

@@ -61,6 +61,8 @@ _COMMANDS = {
     "resume": "Let each machine ID run on, with the host's clock.",
     "stop": "End each machine ID that `start` made, or that waits for an owner.",
     "wait": "Wait until machine ID has ended, and print why.",
+    "fork": "Fork machine ID, which runs on, and print the ids of the forks.",
+    "freeze": "Make the template NAME of machine ID as it is now. ID runs on.",
     "resize": "Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",

@@ -104,11 +104,11 @@ async def _prepare(running: Running, make: Make, wanted: LiveFork) -> Thaw:
     # Which programs watch is known in the fork alone: one may have begun in the moment before.
     watchers = (WATCHERS,) if make.agent_protocol >= FIRST_WITH_NOTIFY else ()
     if not wanted.hooks:
-        return Thaw(watchers=watchers)
+        return Thaw(watchers=watchers, greets=True)
     agent = running.agent
     before = await find_hooks(agent, BEFORE_FREEZE)
     await run_hooks(agent, before, describe_fork(running.facts.identity), limit_s=wanted.hook_timeout_s)
-    return Thaw(watchers=watchers, hooks=await find_hooks(agent, AFTER_FORK))
+    return Thaw(watchers=watchers, hooks=await find_hooks(agent, AFTER_FORK), greets=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class BaseVM(Described, Owner):
         self.answer_s = answer_s
         self._running = running
         self._todo = todo or Thaw()
+        self._is_met = False
         self._owned = AsyncExitStack()
         self._owned.push_async_callback(running.aclose)
 
@@ -153,13 +154,11 @@ class BaseVM(Described, Owner):
             async with explained(running.machine, agent, timeout_s):
                 if running.state == "parked":
                     await self._unpark(timeout_s)
+                await self._greet_anew(timeout_s)
                 awake = 0.0
                 if is_detailed():
                     await agent.ping(timeout_s=timeout_s)
                     awake = time.perf_counter()
-                if self.facts.parent:
-                    # What the client of its parent left open in the agent, on a line that is in the middle of it.
-                    await agent.hello(take_over=True, timeout_s=timeout_s)
                 adoption = await adopt(agent, identity, env=request.env, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
                 await thaw(
@@ -223,11 +222,18 @@ class BaseVM(Described, Owner):
                 await running.park()
             on_failure.pop_all()
 
+    async def _greet_anew(self, timeout_s: float) -> None:
+        """Nothing is left in the agent of a client that spoke to it while the machine was copied."""
+        if self._todo.greets and not self._is_met:
+            await self._running.agent.hello(take_over=True, timeout_s=timeout_s)
+        self._is_met = True
+
     async def _rehearse(self, timeout_s: float) -> float:
         """The guest adopted an identity that it will not keep, and ran a program. Gives the seconds of adopting."""
         agent, kept = self._running.agent, self.identity
         rehearsed = Identity.fresh(kept.vm_id, template=kept.template, reseed=kept.reseed)
         begun = time.perf_counter()
+        await self._greet_anew(timeout_s)
         await adopt(agent, rehearsed, timeout_s=timeout_s)
         adopted_s = time.perf_counter() - begun
         # Hooks are the user's, and run once: in the machine that is handed out.
@@ -248,6 +254,7 @@ class BaseVM(Described, Owner):
         async with AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.aclose)
             async with explained(running.machine, running.agent, timeout_s):
+                await self._greet_anew(timeout_s)
                 await running.agent.ping(timeout_s=timeout_s)
             on_failure.pop_all()
         self.answer_s += time.perf_counter() - begun

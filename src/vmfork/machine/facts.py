@@ -39,10 +39,10 @@ class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `upper_inode`: of the file that lies over that. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave it. `isolation`: how
-    far its hypervisor is kept from the host. `name`, of which there is one among the living, and `labels` are its
-    starter's; empty where it gave none. `parent` is the id of the VM that it is a live fork of. `make` is missing from
-    what an older vmfork recorded.
+    where there is none. `upper_inode`: of the file that lies over that. `created_at` in UTC (ISO 8601). `origin` is
+    told by a factory that gave it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is
+    one among the living, and `labels` are its starter's; empty where it gave none. `parent` is the id of the VM that it
+    is a live fork of. `make` is missing from what an older vmfork recorded.
     """
 
     identity: Identity

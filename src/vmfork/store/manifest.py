@@ -25,7 +25,8 @@ class Manifest:
     to a request, and so are `max_cpus` and `max_memory_mib`, to which a fork can grow: the emulator is started for
     them, and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each
     fork has to do before it is handed out; `secrets_found` are those of `secret_paths` and `secret_env` that were
-    present and allowed.
+    present and allowed. `parent`: the template of the running VM that it was frozen from; `live`: that VM ran on, and a
+    client spoke to its agent, so that each fork's must be greeted anew.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -58,6 +59,7 @@ class Manifest:
     secrets_found: tuple[str, ...] = ()
     max_cpus: int = 0
     max_memory_mib: int = 0
+    live: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)
     format: int = field(default=FORMAT, metadata=VERSION)
 

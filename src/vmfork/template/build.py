@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
+    from vmfork.machine.facts import MachineFacts
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
     from vmfork.store import Staging
-    from vmfork.wire.message import Hello
 
 __all__ = ["Recipe", "Secrets", "build_template", "ensure_template"]
 
@@ -71,11 +71,11 @@ async def build_template(
         recipe = recipe or Recipe()
         build = _Build(plan, recipe, instance)
         async with _out_of_space_named(staging):
-            greeting, todo = await build.make(staging)
+            facts, todo = await build.make(staging)
         build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
         # The recipe is kept before the template is in force: a template without one would be rebuilt as a bare one.
         with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
-            await publish(staging, plan, recipe, greeting=greeting, todo=todo, timings=build.timings)
+            await publish(staging, facts, recipe, todo=todo, timings=build.timings)
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)
     _log.info("template %r is ready", name, extra=about("template.built", template=name, took_s=took_s))
@@ -130,17 +130,16 @@ class _Build:
         self.timings: dict[str, float] = {}
         self._steps_done = 0
 
-    async def make(self, staging: Staging) -> tuple[Hello, Thaw]:
+    async def make(self, staging: Staging) -> tuple[MachineFacts, Thaw]:
         """RAM and device state are in the staging folder, and the machine they came from is gone.
 
-        Gives what its agent said of itself, and what forks will have to do.
+        Gives what is known of it, and what forks will have to do.
         """
         plan = self._plan
         self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
             base = await boot_base(plan, instance=self._instance, memory_fd=staging.memory_fd)
             adopted = await base.adopt(timeout_s=plan.boot_timeout_s)
-        assert base.greeting is not None  # a booted machine has said hello
         async with adopted.running as running:
             with self._timed("warm_up_s"):
                 await self._warm_up(running)
@@ -153,7 +152,7 @@ class _Build:
                     secrets=self._recipe.secrets,
                     hook_timeout_s=plan.hook_timeout_s,
                 )
-        return base.greeting, todo
+        return running.facts, todo
 
     async def _warm_up(self, running: Running) -> None:
         recipe = self._recipe

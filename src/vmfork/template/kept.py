@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class KeptRecipe:
     """A recipe as it can be kept, and the configuration that it was made with.
 
-    `env` are names only: the values were for the warm-up alone, and may be secrets.
+    `env` are names only: the values were for the warm-up alone, and may be secrets. One that was frozen while it ran
+    (`is_live`) has none that could be followed.
     """
 
     config: VMConfig
@@ -42,6 +43,7 @@ class KeptRecipe:
     secrets_allowed: bool = False
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
+    is_live: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, config: VMConfig) -> KeptRecipe:
@@ -59,6 +61,10 @@ class KeptRecipe:
 
     def to_recipe(self, name: str) -> Recipe:
         """The recipe of the template `name`. Raises `TemplateNotFound` when it needs more than was kept."""
+        if self.is_live:
+            error = TemplateNotFound(name)
+            error.hint = "it was frozen from a running VM, and nothing tells how to make it again: freeze one again"
+            raise error
         if self.env:
             error = TemplateNotFound(name)
             variables = " and ".join(self.env)

@@ -15,40 +15,47 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.adopt.todo import Thaw
-    from vmfork.machine.plan import Plan
+    from vmfork.machine.facts import MachineFacts
     from vmfork.store import Staging
     from vmfork.template.recipe import Recipe
-    from vmfork.wire.message import Hello
 
 
 async def publish(
-    staging: Staging, plan: Plan, recipe: Recipe, *, greeting: Hello, todo: Thaw, timings: Mapping[str, float]
+    staging: Staging,
+    machine: MachineFacts,
+    recipe: Recipe,
+    *,
+    todo: Thaw,
+    timings: Mapping[str, float],
+    parent: str = "",
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
-    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase.
+    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase. `parent` is the
+    template of the machine, where that was a fork.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)
     state = staging.state_path.read_bytes()
-    hardware = plan.hardware
+    hardware, make = machine.hardware, machine.make
+    assert make is not None  # only of machines that we started
     manifest = Manifest(
         name=staging.name,
         generation=staging.generation,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        image=plan.image.name,
+        image=machine.image,
         cpus=hardware.cpus,
         memory_mib=hardware.memory_mib,
         max_cpus=hardware.max_cpus,
         max_memory_mib=hardware.max_memory_mib,
-        traits=plan.traits,
+        traits=make.traits,
         hooks=todo.hooks,
         watchers=todo.watchers,
         secret_paths=recipe.secrets.paths,
         secret_env=recipe.secrets.env,
         secrets_found=todo.secrets_found,
-        agent_protocol=greeting.protocol,
-        agent_version=greeting.agent_version,
+        agent_protocol=make.agent_protocol,
+        agent_version=make.agent_version,
         vmgenid=hardware.vmgenid,
         memory_bytes=staging.memory_bytes,
         memory_allocated_bytes=memory.allocated_bytes,
@@ -57,10 +64,12 @@ async def publish(
         state_sha256=hashlib.sha256(state).hexdigest(),
         host_boot_id=facts.boot_id(),
         host_kernel=facts.kernel_release(),
-        qemu_path=str(plan.binary.path),
-        qemu_stamp=plan.binary.stamp,
+        qemu_path=make.qemu_path,
+        qemu_stamp=make.qemu_stamp,
         warm_up=recipe.warm_up,
         ready=recipe.ready,
+        parent=parent,
+        live=todo.greets,
         timings={key: round(value, 4) for key, value in timings.items()},
     )
     await staging.commit(manifest)

@@ -161,7 +161,7 @@ class Source:
                 hardware=self.hardware,
                 memory_fd=opened.memory_fd,
                 state_fd=opened.state_fd,
-                thaw=Thaw(hooks=m.hooks, watchers=m.watchers),
+                thaw=Thaw(hooks=m.hooks, watchers=m.watchers, greets=m.live),
                 reseed=agent_reseeds(m.traits["reseed"]),
                 limits=limits,
                 make=Make(

@@ -1,0 +1,83 @@
+"""`vmfork fork`: machines that go on where a running machine is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vmfork.api.vm import VM
+from vmfork.cli.carry import read_baggage
+from vmfork.cli.complete import shared_vms
+from vmfork.cli.loop import run_async
+from vmfork.cli.options import json_option, parse_variables
+from vmfork.cli.show import show_json
+from vmfork.cli.start import read_standing, standing_options
+
+if TYPE_CHECKING:
+    from vmfork.cli.carry import Baggage
+    from vmfork.machine.request import Standing
+
+
+@click.command("fork")
+@click.argument("vm_id", metavar="ID", shell_complete=shared_vms)
+@click.option("-n", "--count", type=int, default=1, metavar="N", help="How many forks. Default: 1.")
+@standing_options
+@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
+@click.option(
+    "--file", "files", multiple=True, metavar="HOST:GUEST[:MODE]", help="Put a file or a folder into it, with modes."
+)
+@click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
+@json_option
+def command(
+    vm_id: str,
+    count: int,
+    vm_name: str,
+    labels: tuple[str, ...],
+    ttl: str | None,
+    idle_ttl: str | None,
+    variables: tuple[str, ...],
+    files: tuple[str, ...],
+    hooks: bool,
+    as_json: bool,
+) -> None:
+    """Fork machine ID, which runs on, and print the ids of the forks.
+
+    Each goes on where ID is now, with an identity of its own, and outlives this command as ID does. ID stands still for
+    some milliseconds; its clients notice nothing. Programs that clients of ID have running end in the forks.
+    """
+    standing = read_standing(vm_name, labels, ttl, idle_ttl)
+    made = run_async(_fork(vm_id, count, standing, read_baggage(files), parse_variables(variables), hooks=hooks))
+    if as_json:
+        show_json({"parent": made[0], "forked": made[1:]})
+    else:
+        for each in made[1:]:
+            click.echo(each)
+
+
+async def _fork(
+    vm_id: str, count: int, standing: Standing, baggage: Baggage, env: dict[str, str], *, hooks: bool
+) -> list[str]:
+    """The id of the machine, and those of its forks."""
+    async with VM.connect(vm_id) as vm:
+        forks = await vm.fork(
+            count,
+            env=env,
+            files=baggage.files,
+            lasting=True,
+            name=standing.name,
+            labels=standing.labels,
+            ttl_s=standing.ttl_s,
+            idle_ttl_s=standing.idle_ttl_s,
+            hooks=hooks,
+        )
+        try:
+            for each in forks:
+                await baggage.put_folders(each)
+        except BaseException:
+            for each in forks:
+                await each.stop(grace_s=0)
+            raise
+        for each in forks:
+            await each.aclose()
+        return [vm.id, *(each.id for each in forks)]

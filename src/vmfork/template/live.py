@@ -1,0 +1,87 @@
+"""A template of a machine that runs on."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
+from vmfork.adopt.secrets import check_secrets
+from vmfork.adopt.thaw import find_watchers
+from vmfork.adopt.todo import Thaw
+from vmfork.config import VMConfig
+from vmfork.freeze.live import check_copyable, copy_into
+from vmfork.machine.made import find_maker
+from vmfork.store import TemplateStore
+from vmfork.template.budget import make_room
+from vmfork.template.kept import KeptRecipe, keeping_recipe
+from vmfork.template.publish import publish
+from vmfork.template.recipe import Recipe
+from vmfork.template.source import Source
+from vmfork.units import MIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.adopt.secrets import Secrets
+    from vmfork.config import Instance
+    from vmfork.host.copier import Copied
+    from vmfork.machine.running import Running
+    from vmfork.store import Staging
+
+
+async def freeze_running(
+    running: Running,
+    name: str,
+    *,
+    instance: Instance,
+    secrets: Secrets,
+    hooks: bool,
+    hook_timeout_s: float,
+    replace: bool,
+    wait_s: float,
+) -> Source:
+    """The machine as it was at one moment is in force as the template `name`, and runs on.
+
+    The template needs neither the machine nor its template. With `hooks` those of before a freeze ran in the machine.
+    Raises `TemplateExists` without `replace`, `StoreBusy`, `SecretsPresent`, `HookError`, and `HostError` when memory
+    is short or the machine could not be copied. After any of them, and on cancel, the machine runs on, and what was
+    there before under that name is in force.
+    """
+    make, memory_mib = check_copyable(running), running.hardware.memory_mib
+    await find_maker(make, places=instance.places)
+    store, begun = TemplateStore(instance.places.templates), time.perf_counter()
+    if replace or store.find_generation(name) is None:
+        await make_room(name, memory_mib, instance=instance)
+    async with await store.stage(name, memory_bytes=memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
+        todo, copied = await _copy(running, staging, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
+        timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
+        # Nobody can make it again; and what was made before under its name is something else.
+        with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
+            recipe = Recipe(secrets=secrets)
+            await publish(staging, running.facts, recipe, todo=todo, timings=timings, parent=running.template)
+    return await Source.open(name, config=VMConfig(), instance=instance)
+
+
+async def _copy(
+    running: Running, staging: Staging, *, secrets: Secrets, hooks: bool, hook_timeout_s: float
+) -> tuple[Thaw, Copied]:
+    """The machine is in the staging folder; what its forks will have to do, and what the copy took."""
+    agent, identity = running.agent, running.facts.identity
+    if hooks:
+        await run_hooks(agent, await find_hooks(agent, BEFORE_FREEZE), describe_fork(identity), limit_s=hook_timeout_s)
+    found = await check_secrets(agent, secrets)
+    after_fork, before = await find_hooks(agent, AFTER_FORK), await find_watchers(agent)
+    state_fd = _create(staging.state_path)
+    try:
+        copied, _ = await copy_into(running, memory_fd=staging.memory_fd, state_fd=state_fd, whole=True)
+    finally:
+        os.close(state_fd)
+    # One that has begun to watch between a look and the copy is found by the second look.
+    watchers = sorted({*before, *await find_watchers(agent)})
+    return Thaw(hooks=after_fork, watchers=tuple(watchers), secrets_found=found, greets=True), copied
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
