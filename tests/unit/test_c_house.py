@@ -1,4 +1,4 @@
-"""The C of guest/, keeper/, preload/, broker/: one look, guarded headers, checked numbers, includes that point down."""
+"""The C of guest/, keeper/, preload/, broker/, copier/: one look, guarded headers, checked numbers, includes that point down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.unit.test_architecture import read_layers
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("guest", "keeper", "preload", "broker")
+PROGRAMS = ("guest", "keeper", "preload", "broker", "copier")
 SOURCES = sorted(path for program in PROGRAMS for path in (ROOT / program).glob("*.[ch]"))
 TARGETS = sorted((ROOT / "tests" / "fuzz").glob("*.c"))
 HEADERS = [path for path in SOURCES if path.suffix == ".h"]
