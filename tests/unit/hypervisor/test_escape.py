@@ -146,7 +146,10 @@ async def test_in_a_root_of_its_own_nothing_gets_out(shared, tmp_path, containme
     check_refused(acts, absent=True)
     assert {"capabilities 0", "host 0", "end 0"} <= set(told)
     assert f"user {USERS.first if containment is FULL else 0}" in told or containment is FULL
-    assert [line for line in told if line.startswith("variable")] == ["variable LD_PRELOAD"]
+    assert [line for line in told if line.startswith("variable")] == [
+        "variable LD_PRELOAD",
+        "variable VMFORK_KEEPER_FD",
+    ]
     assert not Path("/etc/vmfork-escape").exists()
 
 
