@@ -1,4 +1,4 @@
-"""The C of guest/, keeper/, preload/, broker/, copier/: one look, guarded headers, checked numbers, includes that point down."""
+"""The C of all programs here: one look, guarded headers, checked numbers, includes that point down."""
 
 from __future__ import annotations
 

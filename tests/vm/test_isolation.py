@@ -57,7 +57,11 @@ async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) ->
     )
     assert not status["Groups"] or os.geteuid() != 0
     variables = Path(f"/proc/{any_vm.pid}/environ").read_bytes().split(b"\0")
-    assert {variable.partition(b"=")[0] for variable in variables if variable} <= {b"LD_PRELOAD", b"VMFORK_KVM_FD"}
+    assert {variable.partition(b"=")[0] for variable in variables if variable} <= {
+        b"LD_PRELOAD",
+        b"VMFORK_KEEPER_FD",
+        b"VMFORK_KVM_FD",
+    }
     if "user" in isolation.parts:
         assert int(status["Uid"].split()[0]) >= 2_100_000_000
     if "namespaces" in isolation.parts:

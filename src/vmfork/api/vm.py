@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
 from vmfork.adopt.handshake import skew_bound_s
+from vmfork.adopt.secrets import Secrets
 from vmfork.api.files import GuestFiles
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
+from vmfork.late import import_late
 from vmfork.machine.background import choose_program, find_process, list_programs, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
@@ -27,7 +29,7 @@ from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.launch import boot_base
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
-from vmfork.machine.request import ForkRequest, Standing, check_ttl
+from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
 from vmfork.machine.use import measure_memory, read_stats
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from vmfork.api.template import Template
     from vmfork.config import Places, ProgramLimits
     from vmfork.host.memory import MemoryUse
+    from vmfork.machine.base import Adopted
     from vmfork.machine.decoding import OutputListener
     from vmfork.machine.event import ProgramEvent
     from vmfork.machine.facts import MachineFacts
@@ -515,9 +518,6 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         the host has no room, before it was paused. Raises what `Template.fork` raises. Whatever is raised, and on
         cancel, this VM runs on as it did.
         """
-        # A VM that is not forked should not pay for it.
-        from vmfork.freeze.fork import LiveFork, fork_running  # noqa: PLC0415
-
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         if not lasting and (name or labels):
             raise ConfigError(
@@ -535,7 +535,9 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         )
         failures: list[VMForkError] | None = [] if partial else None
         instance = Instance(places or self._running.folder.places)
-        forks = await fork_running(self._running, wanted, instance=instance, failures=failures)
+        # A VM that is not forked should not pay for it.
+        fork_running = import_late("vmfork.freeze.fork", "fork_running")
+        forks: list[Adopted] = await fork_running(self._running, wanted, instance=instance, failures=failures)
         return [*(VM(*each) for each in forks), *(failures or ())]
 
     async def freeze(
@@ -563,28 +565,22 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         that cannot be copied, and `HostError` when memory is short, before it was paused. After any of them, and on
         cancel, the VM runs on, and what had that name before is still in force.
         """
-        # As for `fork`; and a template knows VMs, which must not know it.
-        from vmfork.adopt.secrets import Secrets  # noqa: PLC0415
-        from vmfork.api.template import Template  # noqa: PLC0415
-        from vmfork.template.live import freeze_running  # noqa: PLC0415
-
         check_name(name)
-        return Template(
-            await freeze_running(
-                self._running,
-                name,
-                instance=Instance(places or self._running.folder.places),
-                secrets=Secrets(
-                    paths=tuple(os.fspath(path) for path in secret_paths),
-                    env=tuple(secret_env),
-                    allowed=allow_secrets,
-                ),
-                hooks=hooks,
-                hook_timeout_s=hook_timeout_s,
-                replace=replace,
-                wait_s=wait_s,
-            )
+        paths = tuple(os.fspath(path) for path in secret_paths)
+        freeze_running = import_late("vmfork.template.live", "freeze_running")
+        source = await freeze_running(
+            self._running,
+            name,
+            instance=Instance(places or self._running.folder.places),
+            secrets=Secrets(paths=paths, env=tuple(secret_env), allowed=allow_secrets),
+            hooks=hooks,
+            hook_timeout_s=hook_timeout_s,
+            replace=replace,
+            wait_s=wait_s,
         )
+        # A template makes VMs, so its module stands above this one.
+        frozen: Template = import_late("vmfork.api.template", "Template")(source)
+        return frozen
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

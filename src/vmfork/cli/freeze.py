@@ -30,7 +30,7 @@ def command(
     allow_secrets: bool,
     as_json: bool,
 ) -> None:
-    """Make the template NAME of machine ID as it is now. ID runs on.
+    """Make the template NAME of machine ID, which runs on, as it is now.
 
     The template needs neither ID nor the template that ID is a fork of.
     """

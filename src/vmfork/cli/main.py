@@ -62,7 +62,7 @@ _COMMANDS = {
     "stop": "End each machine ID that `start` made, or that waits for an owner.",
     "wait": "Wait until machine ID has ended, and print why.",
     "fork": "Fork machine ID, which runs on, and print the ids of the forks.",
-    "freeze": "Make the template NAME of machine ID as it is now. ID runs on.",
+    "freeze": "Make the template NAME of machine ID, which runs on, as it is now.",
     "resize": "Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",

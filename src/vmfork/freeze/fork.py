@@ -29,28 +29,13 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.machine.base import Adopted
     from vmfork.machine.facts import Make
-    from vmfork.machine.request import ForkRequest, Standing
+    from vmfork.machine.request import LiveFork
     from vmfork.machine.running import Running
 
 _log = logging.getLogger("vmfork")
 
 # Each is a process of the host's; more would be refused for want of memory long before.
 MOST_FORKS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveFork:
-    """What is asked of forks of a running machine: how many, what each gets, whether hooks run, how they stand.
-
-    With `hooks` those of before a freeze run in the parent first, and those of after a fork in each fork.
-    """
-
-    count: int
-    request: ForkRequest
-    hooks: bool = False
-    standing: Standing | None = None
-    timeout_s: float
-    hook_timeout_s: float
 
 
 async def fork_running(

@@ -85,6 +85,21 @@ class Standing:
             check_ttl(getattr(self, name), field=name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveFork:
+    """What is asked of forks of a running machine: how many, what each gets, whether hooks run, how they stand.
+
+    With `hooks` those of before a freeze run in the parent first, and those of after a fork in each fork.
+    """
+
+    count: int
+    request: ForkRequest
+    hooks: bool = False
+    standing: Standing | None = None
+    timeout_s: float
+    hook_timeout_s: float
+
+
 def check_ttl(ttl_s: float, *, field: str = "ttl_s") -> float:
     """`ttl_s` itself. Raises `ConfigError`, naming `field`, when it cannot be a time to live."""
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not math.isfinite(ttl_s) or ttl_s < 0:
