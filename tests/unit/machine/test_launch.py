@@ -169,6 +169,7 @@ async def test_device_state_that_is_none(plan, places, tmp_path, state) -> None:
             state_fd=state_file.fileno(),
             thaw=Thaw(),
             limits=plan.limits,
+            make=Make(traits=plan.traits, qemu_path=str(plan.binary.path), qemu_stamp=plan.binary.stamp),
         )
         base = await restore_base(frozen, binary=plan.binary, instance=Instance(places))
         with pytest.raises(LaunchError) as failed:
