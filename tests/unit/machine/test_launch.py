@@ -20,6 +20,7 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import Image
 from vmfork.machine import stall
+from vmfork.machine.facts import Make
 from vmfork.machine.folder import find_record
 from vmfork.machine.launch import Frozen, boot_base, restore_base
 from vmfork.machine.plan import Plan, make_plan
