@@ -15,6 +15,8 @@ from vmfork.errors import ConfigError, HostError, NoRoom, TemplateExists, VMFork
 from vmfork.freeze import live
 from vmfork.host import copier, facts
 
+pytestmark = pytest.mark.vm
+
 # It counts in memory and writes each number down; what it wrote is looked at in one piece.
 COUNTER = """
 import os, time

@@ -201,7 +201,9 @@ from vmfork.aio import Template, VMConfig
 async def main():
     built = await Template.build("mine", VMConfig())
     async with await built.fork() as vm:
-        word = (await vm.exec(["echo", "ok"])).stdout.strip()
+        (child,) = await vm.fork()
+        async with child:
+            word = (await child.exec(["echo", "ok"])).stdout.strip()
     await built.remove()
     print(os.getuid(), word)
 asyncio.run(main())
