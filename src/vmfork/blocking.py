@@ -1119,6 +1119,7 @@ class Template:
             )
         )
 
+    @overload
     def fork_many(
         self,
         count: int,
@@ -1131,10 +1132,42 @@ class Template:
         idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
-    ) -> Sequence[VM]:
+        partial: Literal[False] = False,
+    ) -> Sequence[VM]: ...
+
+    @overload
+    def fork_many(
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+        partial: bool,
+    ) -> Sequence[VM | VMForkError]: ...
+
+    def fork_many(
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+        partial: bool = False,
+    ) -> Sequence[VM | VMForkError]:
         """`count` forks, each as `fork` gives it, made several at a time."""
         return [
-            VM(each)
+            VM(each) if isinstance(each, aio.VM) else each
             for each in portal.run(
                 self._twin.fork_many(
                     count,
@@ -1146,6 +1179,7 @@ class Template:
                     idle_ttl_s=idle_ttl_s,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
+                    partial=partial,
                 )
             )
         ]

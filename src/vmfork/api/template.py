@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.machine.request import ForkRequest, Standing
+from vmfork.machine.several import make_several
 from vmfork.machine.trace import failure_traced
 from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vmfork.api.vm import VM
     from vmfork.config import Places
+    from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from vmfork.wire.given import GivenFile, GuestPath
 
 DEFAULT = "default"
-# Forks made at once by `fork_many`: more only wait for the same cores.
-_CONCURRENCY = 8
 
 
 @guarded
@@ -230,6 +229,7 @@ class Template:
         self._source.check_standing(standing)
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s, standing=standing)
 
+    @overload
     async def fork_many(
         self,
         count: int,
@@ -242,32 +242,54 @@ class Template:
         idle_ttl_s: float = 0.0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
-    ) -> Sequence[VM]:
+        partial: Literal[False] = False,
+    ) -> Sequence[VM]: ...
+
+    @overload
+    async def fork_many(
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+        partial: bool,
+    ) -> Sequence[VM | VMForkError]: ...
+
+    async def fork_many(
+        self,
+        count: int,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        timeout_s: float | None = None,
+        wait_s: float | None = None,
+        partial: bool = False,
+    ) -> Sequence[VM | VMForkError]:
         """`count` forks, each as `fork` gives it, made several at a time.
 
-        When one fails, all are closed and its error is raised.
+        When one fails, all are closed and its error is raised, with those of others in `siblings`. With `partial` those
+        that could be had are given, and behind them the errors.
         """
         request = ForkRequest(
             env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s
         )
-        slots = asyncio.Semaphore(_CONCURRENCY)
-        async with AsyncExitStack() as on_failure:
-            vms: list[VM] = []
+        failures: list[VMForkError] | None = [] if partial else None
 
-            async def fork_one() -> None:
-                async with slots:
-                    vm = await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
-                    on_failure.push_async_callback(vm.aclose)
-                    vms.append(vm)
+        async def fork_one() -> VM:
+            return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(count):
-                        group.create_task(fork_one())
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
-            on_failure.pop_all()
-        return vms
+        vms = await make_several(count, fork_one, close=_close, failures=failures)
+        return [*vms, *(failures or ())]
 
     async def audit(
         self, count: int = 4, *, probes: Sequence[Probe] = (), progress: ProgressListener = ignore_progress
@@ -289,6 +311,10 @@ class Template:
     async def remove(self) -> None:
         """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         await self._source.remove()
+
+
+async def _close(vm: VM) -> None:
+    await vm.aclose()
 
 
 def _load_building() -> ModuleType:
