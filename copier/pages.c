@@ -29,18 +29,60 @@ enum { REGIONS = 512, ENTRIES = 8192 };
 #define ENTRY_THERE (UINT64_C(3) << 62)
 #define ENTRY_FILE (UINT64_C(1) << 61)
 
-static bool ask(int pagemap, struct scan *scan)
+static struct scan scan_for(const struct memory *m, enum question question)
 {
-    scan->size = sizeof *scan;
-    return ioctl(pagemap, SCAN, scan) >= 0;
+    struct scan scan = {.start = m->all.start, .end = m->all.end, .category_anyof_mask = IS_PRESENT | IS_SWAPPED};
+    if (question != OWN) {
+        scan.flags = PROTECT_MATCHING;
+        scan.category_mask = IS_WRITTEN;
+    }
+    if (question != WRITTEN) {
+        scan.category_mask |= IS_FILE;
+        scan.category_inverted = IS_FILE;
+    }
+    if (question == OWN && m->is_anonymous) {
+        scan.category_mask |= IS_ZERO;
+        scan.category_inverted |= IS_ZERO;
+    }
+    scan.return_mask = IS_PRESENT;
+    return scan;
 }
 
+static int64_t scan_all(const struct memory *m, struct scan scan, on_run found)
+{
+    static struct region regions[REGIONS];
+    int64_t pages = 0;
+    scan.vec = (uint64_t)(uintptr_t)regions;
+    scan.vec_len = REGIONS;
+    for (; scan.start < scan.end; scan.start = scan.walk_end) {
+        scan.size = sizeof scan;
+        int count = ioctl(m->pagemap, SCAN, &scan);
+        if (count < 0)
+            return -1;
+        for (int index = 0; index < count; index++) {
+            pages += (int64_t)((regions[index].end - regions[index].start) / PAGE);
+            if (!found((struct run){regions[index].start, regions[index].end}))
+                return -1;
+        }
+    }
+    return pages;
+}
+
+static bool pass_by(struct run found)
+{
+    (void)found;
+    return true;
+}
+
+/* The regions are asked for, though nobody looks at them: without, the kernel takes every page for one that matches,
+ * and what is not there counts as swapped out from then on (Linux 6.18, fs/proc/task_mmu.c). */
 static bool protect(const struct memory *m, bool only_own)
 {
-    struct scan scan = {.flags = PROTECT_MATCHING, .start = m->all.start, .end = m->all.end};
-    scan.category_anyof_mask = IS_PRESENT | IS_SWAPPED;
-    scan.category_mask = scan.category_inverted = only_own ? IS_FILE : 0;
-    return ask(m->pagemap, &scan);
+    struct scan scan = scan_for(m, only_own ? OWN : WRITTEN_OWN);
+    scan.flags = PROTECT_MATCHING;
+    if (!only_own)
+        scan.category_mask = scan.category_inverted = 0;
+    return scan_all(m, scan, pass_by) >= 0;
 }
 
 bool pages_watch(const struct memory *m, bool only_own)
@@ -70,46 +112,6 @@ void pages_unwatch(const struct memory *m)
         ioctl(m->faults, UFFDIO_UNREGISTER, &piece);
         nanosleep(&pause, NULL);
     }
-}
-
-static struct scan scan_for(const struct memory *m, enum question question)
-{
-    struct scan scan = {.start = m->all.start, .end = m->all.end, .category_anyof_mask = IS_PRESENT | IS_SWAPPED};
-    if (question != OWN) {
-        scan.flags = PROTECT_MATCHING;
-        scan.category_mask = IS_WRITTEN;
-    }
-    if (question != WRITTEN) {
-        scan.category_mask |= IS_FILE;
-        scan.category_inverted = IS_FILE;
-    }
-    if (question == OWN && m->is_anonymous) {
-        scan.category_mask |= IS_ZERO;
-        scan.category_inverted |= IS_ZERO;
-    }
-    scan.return_mask = IS_PRESENT;
-    return scan;
-}
-
-static int64_t scan_all(const struct memory *m, enum question question, on_run found)
-{
-    static struct region regions[REGIONS];
-    struct scan scan = scan_for(m, question);
-    int64_t pages = 0;
-    scan.vec = (uint64_t)(uintptr_t)regions;
-    scan.vec_len = REGIONS;
-    for (; scan.start < scan.end; scan.start = scan.walk_end) {
-        scan.size = sizeof scan;
-        int count = ioctl(m->pagemap, SCAN, &scan);
-        if (count < 0)
-            return -1;
-        for (int index = 0; index < count; index++) {
-            pages += (int64_t)((regions[index].end - regions[index].start) / PAGE);
-            if (!found((struct run){regions[index].start, regions[index].end}))
-                return -1;
-        }
-    }
-    return pages;
 }
 
 static bool is_own(uint64_t entry)
@@ -142,7 +144,7 @@ static int64_t read_all(const struct memory *m, on_run found)
 
 int64_t pages_find(const struct memory *m, enum question question, on_run found)
 {
-    int64_t pages = scan_all(m, question, found);
+    int64_t pages = scan_all(m, scan_for(m, question), found);
     if (pages < 0 && errno == ENOTTY && question == OWN)
         return read_all(m, found);
     return pages;

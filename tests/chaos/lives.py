@@ -128,6 +128,26 @@ async def connect(stage: Stage) -> None:
                     (await owner.exec(["true"], timeout_s=LIMIT_S)).check()
 
 
+async def branch(stage: Stage) -> None:
+    """A running machine is forked, and a fork of it."""
+    async with await stage.fork() as vm:
+        with stage.steps():
+            (child,) = await vm.fork(files={"/run/given": "x"})
+            async with child:
+                (grandchild,) = await child.fork()
+                async with grandchild:
+                    (await grandchild.exec(["cat", "/run/given"], timeout_s=LIMIT_S)).check()
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
+async def freeze(stage: Stage) -> None:
+    """A running machine is frozen, and goes on."""
+    async with await stage.fork() as vm:
+        with stage.steps():
+            await vm.freeze(NEW)
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
 async def build(stage: Stage) -> None:
     with stage.steps():
         await _build(stage, NEW)
@@ -186,6 +206,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "detach": detach,
     "start": start,
     "connect": connect,
+    "branch": branch,
+    "freeze": freeze,
     "build": build,
     "replace": replace,
     "remove": remove,

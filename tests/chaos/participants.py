@@ -11,6 +11,7 @@ from pathlib import Path
 NAMES = {
     "keeper": ("vmfork-keeper",),
     "qemu": ("qemu-system-", "keeper-"),
+    "copier": ("copier-", "vmfork-copy-end"),
     "broker": ("vmfork-broker", "broker-"),
     "mmdebstrap": ("mmdebstrap",),
 }

@@ -94,6 +94,7 @@ CAPABILITIES = {
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
     "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
+    "noted-writes": Capability("this kernel does not note writes: Linux before 6.7", _always),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),

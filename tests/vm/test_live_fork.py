@@ -177,6 +177,10 @@ async def test_forks_share_what_the_parent_had_for_itself(fork) -> None:
     own = fork.memory().guest_private
     async with all_closed(await fork.fork(2)) as forks:
         assert own > 24 << 20
+        with await live.MappedMemory.ask(forks[0]._running.machine.keeper) as mapped:
+            below, upper = (os.fstat(fd).st_ino for fd in mapped.held)
+            assert os.fstat(mapped.held[1]).st_blocks * 512 < 1.3 * own
+        assert (below, upper) == (fork.facts.ram_inode, forks[0].facts.upper_inode)
         for vm in forks:
             await digest(vm)
             assert vm.memory().guest_private < own // 2
