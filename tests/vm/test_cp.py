@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 240
 SIZE = 200 * 1024 * 1024
+GIGABYTE = 1024 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def there(machine, request) -> str:
     return path
 
 
-def in_guest(script: str) -> str:
-    return vmfork("exec", "cp", "sh", "-c", script).check().out
+def in_guest(script: str, machine: str = "cp") -> str:
+    return vmfork("exec", machine, "sh", "-c", script).check().out
 
 
 def cp(*argv: str, **options) -> Outcome:
@@ -198,26 +199,47 @@ def test_json_tells_what_was_copied_and_others_are_told_what_was_left_out(there:
 
 
 def test_200_mb_go_in_and_come_back_with_flat_memory_on_both_sides(there: str, tmp_path: Path) -> None:
+    check_round_trip("cp", there, tmp_path, SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.limit_s(600)
+def test_a_gigabyte_goes_in_and_comes_back_with_flat_memory_on_both_sides(instance, tmp_path: Path) -> None:
+    template = asyncio.run(Template.build("cp-large", VMConfig(memory_mib=2560)))
+    try:
+        vmfork("start", "-t", "cp-large", "--name", "cp-large").check()
+        try:
+            check_round_trip("cp-large", "/srv", tmp_path, GIGABYTE)
+        finally:
+            vmfork("stop", "--grace", "0", "cp-large").check()
+    finally:
+        asyncio.run(template.remove())
+
+
+def check_round_trip(machine: str, there: str, tmp_path: Path, size: int) -> None:
+    """A file of that size goes into the machine and comes back whole; neither agent nor command holds much of it."""
     piece = os.urandom(1 << 20)
     digest = hashlib.sha256()
     with (tmp_path / "big").open("wb") as big:
-        for _ in range(SIZE >> 20):
+        for _ in range(size >> 20):
             big.write(piece)
             digest.update(piece)
-    put = Running("cp", str(tmp_path / "big"), f"cp:{there}")
-    with put:
-        assert put.end().status == 0
-    told = in_guest(f"sha256sum {there}/big; grep VmHWM /proc/1/status").split()
+
+    def copy(*argv: str) -> int:
+        """The most memory that the command had, in KiB."""
+        measured = subprocess.run([sys.executable, "-c", _PEAK, *argv], check=True, capture_output=True)
+        return int(measured.stdout)
+
+    assert copy(str(tmp_path / "big"), f"{machine}:{there}") < 120 * 1024
+    told = in_guest(f"sha256sum {there}/big; grep VmHWM /proc/1/status", machine).split()
     assert told[0] == digest.hexdigest()
     assert int(told[3]) < 64 * 1024
     (tmp_path / "big").unlink()
-    measured = subprocess.run(
-        [sys.executable, "-c", _PEAK, f"cp:{there}/big", str(tmp_path)], check=True, capture_output=True
-    )
+    assert copy(f"{machine}:{there}/big", str(tmp_path)) < 120 * 1024
     with (tmp_path / "big").open("rb") as back:
         assert hashlib.file_digest(back, "sha256").hexdigest() == digest.hexdigest()
-    assert int(measured.stdout) < 120 * 1024
-    in_guest(f"rm {there}/big")
+    (tmp_path / "big").unlink()
+    in_guest(f"rm {there}/big", machine)
 
 
 def test_one_who_breaks_off_is_told_what_arrived_and_leaves_no_half_file(there: str, tmp_path: Path) -> None:
