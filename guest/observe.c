@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include "fields.h"
 #include "memory.h"
 #include "operation.h"
+#include "path.h"
 #include "stream.h"
 
 /* How it works. The kernel keeps what happens (inotify(7)) until it is read, which is as long as the host gives credit:
@@ -63,7 +65,6 @@ struct observed {
     bool readable;
     bool is_ready;
     bool ended;
-    dev_t device;
     char root[PATH_MAX];
     struct node *nodes[CHAINS];
     size_t folders;
@@ -179,6 +180,16 @@ static bool watch_folder(struct observed *o, const char *path)
     return true;
 }
 
+/* A folder that is mounted below itself would take its own watch away: the kernel has one for each inode. */
+static bool is_mounted_on(int at, const char *name)
+{
+    int fd = open_folder(at, name, RESOLVE_NO_XDEV);
+    if (fd < 0)
+        return errno == EXDEV;
+    close(fd);
+    return false;
+}
+
 static void meet(struct observed *o, const struct dirent *entry)
 {
     char path[PATH_MAX];
@@ -189,7 +200,7 @@ static void meet(struct observed *o, const struct dirent *entry)
         return;
     if (o->read->tells)
         tell(o, "created", path, S_ISDIR(st.st_mode), 0);
-    if (S_ISDIR(st.st_mode) && st.st_dev == o->device)
+    if (S_ISDIR(st.st_mode) && !is_mounted_on(dirfd(o->reading), entry->d_name))
         add_pending(o, path, o->read->tells);
 }
 
@@ -370,7 +381,6 @@ static bool open_root(struct observed *o)
     o->notify = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (o->notify < 0 || stat(o->root, &st) != 0)
         return false;
-    o->device = st.st_dev;
     int watch = inotify_add_watch(o->notify, o->root, OF_FOLDER | OF_ITSELF);
     if (watch < 0)
         return false;

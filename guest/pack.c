@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "answer.h"
@@ -16,6 +15,7 @@
 #include "links.h"
 #include "memory.h"
 #include "operation.h"
+#include "path.h"
 #include "stream.h"
 
 /* How a tree is sent. It is walked depth first, with one descriptor for each folder on the way, and each pump makes a
@@ -200,13 +200,6 @@ static bool send_link(struct pack *p, int at, const char *name, const struct sta
     return true;
 }
 
-/* EXDEV for one that is mounted on. */
-static int open_folder(int at, const char *name)
-{
-    struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_NO_XDEV};
-    return (int)syscall(SYS_openat2, at, name, &how, sizeof how);
-}
-
 static bool send_mount(struct pack *p, const char *name, const struct stat *st)
 {
     put_entry(p, p->names_only ? ENTRY_DIR : ENTRY_OTHER, name, st, "");
@@ -217,7 +210,7 @@ static bool send_mount(struct pack *p, const char *name, const struct stat *st)
 
 static bool send_folder(struct pack *p, int at, const char *name, struct stat *st)
 {
-    int fd = open_folder(at, name);
+    int fd = open_folder(at, name, RESOLVE_NO_XDEV);
     if (fd < 0)
         return errno == EXDEV ? send_mount(p, name, st) : is_gone(errno) || errno == ENOTDIR;
     if (fstat(fd, st) == 0)

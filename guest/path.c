@@ -3,9 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "mode.h"
@@ -15,6 +17,12 @@ bool path_rooted(const char *path, char *out, size_t size)
     int length = snprintf(out, size, "%s%s", mode.root, path);
     errno = ENAMETOOLONG;
     return length > 0 && (size_t)length < size;
+}
+
+int open_folder(int at, const char *name, uint64_t resolve)
+{
+    struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, .resolve = resolve};
+    return (int)syscall(SYS_openat2, at, name, &how, sizeof how);
 }
 
 static bool make_folder(const char *path)

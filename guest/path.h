@@ -4,9 +4,13 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* `path` as it is for this agent: behind `mode.root`. False with errno set when it does not fit. */
 bool path_rooted(const char *path, char *out, size_t size);
+/* The folder `name` of the folder `at`, no link; -1 with errno set. `resolve` as openat2(2) has it, what may not be
+ * crossed on the way: with RESOLVE_NO_XDEV, EXDEV for one that is mounted on. */
+int open_folder(int at, const char *name, uint64_t resolve);
 /* Makes the folder and those above it that are missing, with mode 0755. False with errno set. */
 bool make_folders(const char *path);
 /* The same for the folder that holds `path`. */

@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "answer.h"
 #include "memory.h"
 #include "operation.h"
+#include "path.h"
 #include "stream.h"
 
 /* How a tree goes. It is walked depth first, and each pump removes a few entries, so that a tree of any size holds up
@@ -51,11 +51,9 @@ struct removal {
     struct folder *last;
 };
 
-/* `resolve` as openat2(2) has it: what may not be crossed on the way. */
-static int open_folder(int at, const char *name, uint64_t resolve)
+static int open_below(int at, const char *name, uint64_t resolve)
 {
-    struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, .resolve = resolve};
-    int fd = (int)syscall(SYS_openat2, at, name, &how, sizeof how);
+    int fd = open_folder(at, name, resolve);
     if (fd < 0 && errno == EXDEV)
         errno = EBUSY;
     return fd;
@@ -163,7 +161,7 @@ static bool remove_entry(struct removal *r, const char *name)
     if (!is_folder_at(at, name))
         return errno == ENOENT;
     shut_far_above(r);
-    return go_in(r, open_folder(at, name, RESOLVE_NO_XDEV), name) || errno == ENOENT;
+    return go_in(r, open_below(at, name, RESOLVE_NO_XDEV), name) || errno == ENOENT;
 }
 
 /* False with errno set when it cannot go on. */
@@ -227,7 +225,7 @@ static bool start_removal(struct removal *r, char *path)
 {
     const char *name;
     r->parent = open_parent(path, &name);
-    return r->parent >= 0 && go_in(r, open_folder(r->parent, name, 0), name);
+    return r->parent >= 0 && go_in(r, open_below(r->parent, name, 0), name);
 }
 
 static void remove_tree(uint32_t stream, char *path)

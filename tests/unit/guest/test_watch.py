@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmfork.agent.client import AgentClient
 from vmfork.errors import Closed, DeadlineExceeded, GuestError, GuestFileError, ProtocolError
 from vmfork.wire.event import EventParser, FileEvent
 from vmfork.wire.frame import encode_fields
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vmfork.agent.watch import Watch
 
 LIMIT_S = 30
+as_root = pytest.mark.needs("root")
 
 
 async def events_until(watch: Watch, kind: str, path: Path | str) -> list[tuple[str, str]]:
@@ -92,6 +94,19 @@ async def test_all_below_is_watched_and_new_folders_miss_nothing(agent, tmp_path
         assert not any(path.startswith("old") for _, path in told)
         shutil.rmtree(tmp_path / "renamed")
         await events_until(watch, "removed", tmp_path / "renamed")
+
+
+@as_root
+async def test_a_folder_that_is_mounted_below_itself_is_watched_once_by_its_own_name(start_mounting, tmp_path) -> None:
+    (tmp_path / "below" / "again").mkdir(parents=True)
+    running = start_mounting(f"mount --bind {tmp_path} {tmp_path}/below/again")
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        async with await client.watch(str(tmp_path), recursive=True) as watch:
+            (tmp_path / "below" / "x").touch()
+            (tmp_path / "last").touch()
+            told = await events_until(watch, "created", tmp_path / "last")
+            assert [path for kind, path in told if kind == "created"] == ["below/x", "last"]
 
 
 async def test_the_end_of_what_is_watched_is_told(agent, tmp_path: Path) -> None:
