@@ -202,7 +202,7 @@ static void check_deadlines(void)
     int64_t now = now_ms();
     if (now >= stop_deadline())
         end_machine("it was stopped");
-    if (now >= halt_deadline())
+    if (now >= halt_deadline() && halt_is_certain())
         end_machine("its guest halted");
     if (now >= ends_at)
         end_machine("its time to live is over");

@@ -66,22 +66,34 @@ def _keep(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _end_halted(machine: Machine, agent: AgentClient) -> None:
-    """A guest that halted is ended, as if it had powered off. If it only printed the words, it answers, and runs on."""
-    try:
-        await agent.ping(timeout_s=_HALT_GRACE_S)
-    except DeadlineExceeded:
-        machine.kill()
-    except (VMForkError, OSError):
-        return  # it ended by itself
+    """A guest that halted is ended, as if it had powered off. If it only printed the words, it answers, and runs on.
+
+    One that somebody paused is waited for.
+    """
+    while True:
+        try:
+            await agent.ping(timeout_s=_HALT_GRACE_S)
+        except DeadlineExceeded:
+            if await _is_paused(machine):
+                continue
+            machine.kill()
+        except (VMForkError, OSError):
+            pass  # it ended by itself
+        return
+
+
+async def _is_paused(machine: Machine) -> bool:
+    with suppress(VMForkError, TimeoutError, OSError):
+        async with asyncio.timeout(_HALT_GRACE_S):
+            return not await machine.is_running()
+    return False
 
 
 async def _end_silent(machine: Machine, agent: AgentClient) -> None:
     """The agent counts as lost, unless somebody paused the guest: then it is waited for."""
-    with suppress(VMForkError, TimeoutError, OSError):
-        async with asyncio.timeout(_HALT_GRACE_S):
-            if not await machine.is_running():
-                agent.wait_on()
-                return
+    if await _is_paused(machine):
+        agent.wait_on()
+        return
     if agent.lost is None:
         agent.fail(
             GuestError(

@@ -244,6 +244,15 @@ async def test_a_guest_that_halts_is_ended_and_one_that_only_says_so_is_not(star
     await wait_end(brokered)
 
 
+async def test_a_guest_that_speaks_of_halting_and_is_paused_is_not_taken_for_halted(start) -> None:
+    brokered = await start(agent=False, ttl_s=8)
+    (brokered.folder / "paused").touch()
+    brokered.guest.send(b"reboot: System halted\n")
+    await asyncio.wait_for(brokered.peer.request(Opcode.PING), LIMIT_S)
+    assert brokered.why_ended() == "its time to live is over"
+    await wait_end(brokered)
+
+
 @pytest.mark.needs("strace")
 async def test_it_makes_the_system_calls_its_readme_declares(shipped, start, tmp_path, monkeypatch) -> None:
     trace, traced = tmp_path / "trace", tmp_path / "traced"

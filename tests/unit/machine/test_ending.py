@@ -86,12 +86,13 @@ class Ended:
         return self.running
 
     async def ping(self, *, timeout_s: float) -> None:
+        await asyncio.sleep(0)
         if not self.answers:
             raise DeadlineExceeded("a sign of life", timeout_s)
 
 
 async def settle() -> None:
-    for _ in range(5):
+    for _ in range(20):
         await asyncio.sleep(0)
 
 
@@ -112,6 +113,17 @@ async def test_a_guest_that_only_printed_the_words_runs_on() -> None:
     both.halted()
     await settle()
     assert (both.killed, both.lost) == (False, None)
+
+
+async def test_a_guest_that_is_paused_is_not_taken_for_halted_until_it_goes_on() -> None:
+    both = Ended("reboot: System halted", answers=False, running=False)
+    watch_end(both, both)
+    both.halted()
+    await settle()
+    assert (both.killed, both.lost) == (False, None)
+    both.running = True
+    await settle()
+    assert both.killed
 
 
 async def test_a_silent_guest_is_lost_unless_somebody_paused_it() -> None:
