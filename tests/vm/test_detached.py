@@ -149,7 +149,8 @@ async def test_what_makes_no_sense_is_refused_before_a_fork_is_made(template, gi
     before = {record.id for record in await VM.list()}
     with pytest.raises(ConfigError, match=next(iter(given))):
         await template.start(**given)
-    assert {record.id for record in await VM.list()} == before
+    # Another test's machine may end meanwhile.
+    assert {record.id for record in await VM.list()} <= before
 
 
 async def test_what_names_none_of_two_is_not_found(template) -> None:
