@@ -29,7 +29,7 @@ enum { GET_NAMES = 1 };
 static const char *const GET_OPTIONS[] = {"names", NULL};
 
 /* An entry takes some 50 us under emulation. */
-enum { STEPS_A_PUMP = 64, LARGEST_PIECE = 65536 };
+enum { STEPS_A_PUMP = 64, LARGEST_PIECE = 65536, LARGE_CONTENT = 65536 };
 
 struct folder {
     struct folder *above;
@@ -288,11 +288,19 @@ static void finish(struct stream *s, const struct pack *p)
     stream_close(s);
 }
 
-/* The bytes of a large file go from the file straight into the frame: through `held`, 200 MB took twice as long. False
- * where that cannot be, or the piece is none. */
+/* The bytes of a large file go from the file straight into the frame: through `held`, 200 MB took twice as long. What
+ * is held goes before them, in a frame of its own. */
+static bool has_large_content(const struct pack *p)
+{
+    return p->fd >= 0 && p->size >= p->at + LARGE_CONTENT;
+}
+
+/* False where that cannot be, or the piece is none. */
 static bool send_straight(struct stream *s, struct pack *p, size_t limit)
 {
-    if (p->fd < 0 || buffer_length(&p->held) > 0 || p->at >= p->extent_end || limit <= PIECE_HEADER)
+    if (!has_large_content(p) || buffer_length(&p->held) > 0 || limit <= PIECE_HEADER)
+        return false;
+    if (p->at >= p->extent_end && !find_extent(p))
         return false;
     size_t most = limit - PIECE_HEADER;
     size_t length = p->extent_end - p->at < most ? (size_t)(p->extent_end - p->at) : most;
@@ -322,6 +330,8 @@ static bool pack_pump(struct stream *s)
     if (send_straight(s, p, limit))
         return true;
     for (int i = 0; i < STEPS_A_PUMP && !p->ended && buffer_length(&p->held) < limit; i++) {
+        if (has_large_content(p) && buffer_length(&p->held) > 0)
+            break;
         if (!send_step(p)) {
             send_errno(s->id, "the tree could not be read", errno);
             stream_close(s);

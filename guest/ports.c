@@ -64,8 +64,10 @@ static bool listener_pump(struct stream *s)
         return false;
     int fd = loopback_accept(l->fd);
     if (fd < 0) {
-        l->ready = errno == EINTR || errno == ECONNABORTED;
-        return l->ready;
+        /* Without descriptors or memory callers go on waiting, and nothing tells of them again: they are looked for
+         * whenever something else has happened. */
+        l->ready = errno != EAGAIN;
+        return errno == EINTR || errno == ECONNABORTED;
     }
     *place = (struct caller){.number = ++l->last_number, .fd = fd};
     send_event(s->id, "connection", &place->number);

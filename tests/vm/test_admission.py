@@ -15,6 +15,7 @@ from vmfork.aio import VM, Factory, Template
 from vmfork.config import FactoryConfig, VMConfig
 from vmfork.errors import NoRoom
 from vmfork.host import facts
+from vmfork.machine.allotment import allot
 from vmfork.machine.folder import find_ticket, list_records
 from vmfork.units import MIB
 
@@ -41,7 +42,9 @@ async def test_without_room_no_machine_is_started_and_the_arithmetic_is_shown(te
 async def test_who_waits_gets_the_machine_when_another_ends(template, instance) -> None:
     async with await template.fork() as first:
         ticket = find_ticket(first._running.folder.path)
-        assert ticket.charge.share_mib == 256 // 4 + EMULATOR_MIB
+        # All that its control group lets it have, and nobody can have more than that.
+        assert ticket.charge.most_mib * MIB == allot(first.hardware, cpu_weight=100).memory_bytes
+        assert 256 // 4 + EMULATOR_MIB <= ticket.charge.share_mib < ticket.charge.most_mib
         # It was promised more than the host has, whatever other programs do meanwhile.
         promised = replace(ticket.charge, share_mib=facts.total_memory_bytes() // MIB, most_mib=NOTHING_TO_GIVE)
         first._running.folder.write_ticket(replace(ticket, charge=promised))

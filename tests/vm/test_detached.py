@@ -288,6 +288,8 @@ def test_the_commands(template_name) -> None:
         assert 0 < left_s <= 3600
         assert "ends_at" in command("show", "cli").check().out
         assert "to the console" in shown("logs", "cli")["console"]
+        command("exec", "-d", "cli", "echo", "no command of its start").check()
+        assert "to the console" in shown("logs", "cli")["console"]
         assert command("pause", "cli").check().out == f"{vm_id}\n"
         assert shown("show", "cli")["paused"] is True
         assert "shared, paused" in command("ps").check().out

@@ -8,8 +8,8 @@ from typing import Self
 
 from vmfork.config import Limits  # noqa: TC001 - a record's types are looked up when it is read
 
-# QEMU's own memory beside its guest's. Measured under TCG: 74 MiB once the guest has run a Python that imports ssl and
-# sqlite3, most of it translated code.
+# The least that an emulator is trusted to need beside its guest's memory. Measured under TCG: 74 MiB once the guest has
+# run a Python that imports ssl and sqlite3, most of it translated code.
 EMULATOR_MIB = 96
 # Measured: what a machine keeps open in its owner's process, and what is open besides while one is started.
 DESCRIPTORS = 16
@@ -21,8 +21,8 @@ _TASKS = 5
 class Charge:
     """What a machine is counted with: `share_mib` of memory, and `most_mib` once it has used up its share.
 
-    The most is all that it can ever have of its own. `tasks` are processes and threads. `has_ram_file`: its RAM lies in
-    a file of its own, as that of a template does that is being built.
+    The most is all that it can ever have of its own, `emulator_mib` of it beside its guest's. `tasks` are processes and
+    threads. `has_ram_file`: its RAM lies in a file of its own, as that of a template does that is being built.
     """
 
     share_mib: int
@@ -31,16 +31,24 @@ class Charge:
     has_ram_file: bool = False
 
     @classmethod
-    def of_boot(cls, *, memory_mib: int, cpus: int, has_ram_file: bool) -> Self:
+    def of_boot(cls, *, memory_mib: int, emulator_mib: int, cpus: int, overcommit: float, has_ram_file: bool) -> Self:
         """A booted machine: all its RAM is its own."""
-        whole = memory_mib + EMULATOR_MIB
-        return cls(share_mib=whole, most_mib=whole, tasks=_TASKS + cpus, has_ram_file=has_ram_file)
+        return cls(
+            share_mib=memory_mib + _trusted_mib(emulator_mib, overcommit),
+            most_mib=memory_mib + emulator_mib,
+            tasks=_TASKS + cpus,
+            has_ram_file=has_ram_file,
+        )
 
     @classmethod
-    def of_fork(cls, *, memory_mib: int, cpus: int, overcommit: float) -> Self:
+    def of_fork(cls, *, memory_mib: int, emulator_mib: int, cpus: int, overcommit: float) -> Self:
         """A fork: it reads its template's memory, and may come to write all of it."""
         written = math.ceil(memory_mib / overcommit)
-        return cls(share_mib=written + EMULATOR_MIB, most_mib=memory_mib + EMULATOR_MIB, tasks=_TASKS + cpus)
+        return cls(
+            share_mib=written + _trusted_mib(emulator_mib, overcommit),
+            most_mib=memory_mib + emulator_mib,
+            tasks=_TASKS + cpus,
+        )
 
     @classmethod
     def of_growth(cls, added_mib: int) -> Self:
@@ -57,6 +65,10 @@ class Charge:
         One within its share is trusted to stay there. One beyond it is expected to take all that it can.
         """
         return max(0, (self.share_mib if used_mib <= self.share_mib else self.most_mib) - used_mib)
+
+
+def _trusted_mib(emulator_mib: int, overcommit: float) -> int:
+    return min(emulator_mib, max(EMULATOR_MIB, math.ceil(emulator_mib / overcommit)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

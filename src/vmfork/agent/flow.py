@@ -78,12 +78,14 @@ class Inflow(_Flow):
         super().__init__(stream, explain=explain)
         self._intake = Intake(grant, stream, Channel.CONTENT, widened=widened)
         self._waiting = bytearray()
+        self._least = 1
 
     def on_data(self, channel: Channel, data: bytes) -> None:
         """Held until taken. The credit bounds how much that can be, whatever the guest would send."""
         self._intake.receive(channel, len(data))
         self._waiting += data
-        self.change.tell()
+        if len(self._waiting) >= self._least:
+            self.change.tell()
 
     @property
     def has_waiting(self) -> bool:
@@ -106,9 +108,13 @@ class Inflow(_Flow):
         del self._waiting[:count]
         self.take(count)
 
-    async def next_bytes(self) -> bytearray:
-        """What came; empty at the end. Raises what ended the request."""
-        while not self._waiting and not self.has_ended:
+    async def next_bytes(self, *, least: int = 1) -> bytearray:
+        """What came, `least` bytes unless it is the end; empty at the end. Raises what ended the request.
+
+        `least` is no more than half of the window: what was taken and is still owed as credit is a quarter of it.
+        """
+        self._least = least
+        while len(self._waiting) < least and not self.has_ended:
             await self.change.next()
         data, self._waiting = self._waiting, bytearray()
         if not data:

@@ -17,7 +17,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.late import import_late
-from vmfork.machine.background import choose_program, find_process, list_programs, start_background
+from vmfork.machine.background import find_process, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
@@ -26,6 +26,7 @@ from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
+from vmfork.machine.kept import choose_program, list_programs
 from vmfork.machine.launch import boot_base
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program

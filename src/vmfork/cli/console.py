@@ -16,17 +16,15 @@ from vmfork.errors import ConfigError
 from vmfork.host.folders import find_content
 from vmfork.host.wait import write_all
 from vmfork.hypervisor.qemu import CONSOLE
-from vmfork.machine.background import choose_program, list_programs, read_output, read_status
+from vmfork.machine.background import read_status
 from vmfork.machine.folder import folder_of
+from vmfork.machine.kept import choose_program, find_command, list_programs, read_output
 from vmfork.wire.frame import Channel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmfork.machine.background import KeptProgram
-
-# The number of the program that `start` was given.
-_FIRST = 1
+    from vmfork.machine.kept import KeptProgram
 
 
 @click.command("logs")
@@ -38,8 +36,7 @@ _FIRST = 1
 def command(follow: bool, console: bool, pid: int | None, vm_id: str, as_json: bool) -> None:
     """Print what machine ID wrote: the command that it was started with, else its console.
 
-    The first program of `exec -d` is in the place of that command in a machine that was started without one. At least
-    the last 64 KiB are kept, also of a machine that ended not long ago.
+    At least the last 64 KiB are kept, also of a machine that ended not long ago.
     """
     if console and pid is not None:
         raise ConfigError("pid", pid, "the console is no program", hint="leave out one of the two")
@@ -58,10 +55,7 @@ def command(follow: bool, console: bool, pid: int | None, vm_id: str, as_json: b
 
 def _find_program(folder: Path, pid: int | None) -> KeptProgram | None:
     """The program that is meant; `None` for the console, where no command was started with the machine."""
-    programs = list_programs(folder)
-    if pid is None:
-        return next((each for each in programs if each.number == _FIRST), None)
-    return choose_program(programs, pid)
+    return find_command(folder) if pid is None else choose_program(list_programs(folder), pid)
 
 
 async def _print(folder: Path, program: KeptProgram | None) -> None:

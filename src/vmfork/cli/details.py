@@ -14,9 +14,10 @@ from vmfork.cli.options import json_option
 from vmfork.cli.show import printable, show_json
 from vmfork.config import find_places
 from vmfork.errors import ConfigError
-from vmfork.machine.background import list_programs, read_status
+from vmfork.machine.background import read_status
 from vmfork.machine.folder import folder_of, read_brokered, read_handle
 from vmfork.machine.handle import VMHandle
+from vmfork.machine.kept import list_programs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from vmfork.admission.charge import Charge
 from vmfork.admission.rule import show_arithmetic
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import get_settings, json_option
@@ -30,7 +29,7 @@ from vmfork.machine.accelerator import prove_kvm
 from vmfork.machine.emulator import find_emulator, find_slim
 from vmfork.machine.isolation import decide_containment, find_todo
 from vmfork.machine.plan import make_hardware
-from vmfork.machine.room import count_room
+from vmfork.machine.room import charge_for_fork, count_room
 from vmfork.machine.trial import prove
 from vmfork.store.staging import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_count, format_mib
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vmfork.config import Places, VMConfig
+    from vmfork.config import Limits, Places, VMConfig
+    from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
@@ -104,7 +104,11 @@ async def examine(
     checks.append(await _check_isolation(config, binary, places))
     kvm_check = await _check_kvm(config, image, binary if may_boot else None, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
-    checks += [_check_memory(config), _check_room(config, places), _check_space(config, places)]
+    checks.append(_check_memory(config))
+    if binary is not None:
+        accel = "kvm" if kvm_check.level == "ok" else "tcg"
+        checks.append(_check_room(make_hardware(config, binary=binary, accel=accel), config.limits, places))
+    checks.append(_check_space(config, places))
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
 
@@ -227,15 +231,14 @@ def _check_memory(config: VMConfig) -> Check:
     return Check("memory", "ok", found) if need <= available else Check("memory", "fail", found, "free some memory")
 
 
-def _check_room(config: VMConfig, places: Places) -> Check:
-    """How many more forks of a template of the configuration's size the host has room for, with the arithmetic."""
-    limits = config.limits
+def _check_room(hardware: Hardware, limits: Limits, places: Places) -> Check:
+    """How many more forks of a template of `hardware` the host has room for, with the arithmetic."""
     if not limits.overcommit:
         return Check("room", "note", "overcommit is 0: forks are started whatever the host has")
-    charge = Charge.of_fork(memory_mib=config.memory_mib, cpus=config.cpus, overcommit=limits.overcommit)
+    charge = charge_for_fork(hardware, limits)
     count, promised, readings = count_room(places.vms, charge, limits)
     detail = "\n".join(show_arithmetic(promised, readings=readings, limits=limits))
-    found = f"{format_count(count, 'more fork')} of {format_mib(config.memory_mib)}, each counted with"
+    found = f"{format_count(count, 'more fork')} of {format_mib(hardware.memory_mib)}, each counted with"
     found += f" {format_mib(charge.share_mib)}; {format_count(promised.count, 'machine')} running"
     todo = "" if count else "end machines or other programs, or raise overcommit in [vm]"
     return Check("room", "ok" if count else "note", found, todo, detail)

@@ -10,7 +10,7 @@ from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
 from vmfork.image import ImageStore
-from vmfork.machine.folder import find_strangers, find_waste, forget_ended, sweep_vms
+from vmfork.machine.folder import find_strangers, find_waste, forget_ended, is_stuck, sweep_vms
 from vmfork.store import TemplateStore
 from vmfork.units import format_count
 
@@ -27,20 +27,25 @@ def command(dry_run: bool, as_json: bool) -> None:
     """Remove what killed processes left, and show it.
 
     Machines without an owner, half-built templates and images: other commands remove them too, as they go. What lies
-    beside them and is not vmfork's is named, and never touched.
+    beside them and is not vmfork's is named, and never touched. A machine stays whose control group another process
+    is in, and is named.
     """
     places = find_places()
     waste, left = _find_waste(places), _find_strangers(places)
     if not dry_run:
         _sweep(places)
-        waste = [path for path in waste if not path.exists()]
+    kept = [path for path in waste if is_stuck(path)]
+    waste = [path for path in waste if path not in kept and (dry_run or not path.exists())]
     if as_json:
-        show_json({"dry_run": dry_run, "removed": [*map(str, waste)], "left": [*map(str, left)]})
+        told = {"removed": waste, "kept": kept, "left": left}
+        show_json({"dry_run": dry_run} | {key: [*map(str, paths)] for key, paths in told.items()})
         return
     verb = "would remove" if dry_run else "removed"
     for path in waste:
         click.echo(f"{verb} {path}")
     click.echo(f"{verb} {format_count(len(waste), 'folder')}")
+    for path in kept:
+        click.echo(f"note: kept, a process of others is in its control group: {path}", err=True)
     for path in left:
         click.echo(f"note: left alone, not vmfork's: {path}", err=True)
 

@@ -26,7 +26,10 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.show import show_json
+from vmfork.config import find_places
 from vmfork.errors import ConfigError
+from vmfork.machine.folder import folder_of
+from vmfork.machine.kept import note_command
 from vmfork.machine.request import Standing
 from vmfork.network.address import parse_forward
 
@@ -85,7 +88,9 @@ async def _start(wanted: Alone) -> dict[str, Any]:
             if wanted.ports:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
-                told["pid"] = (await vm.start(wanted.argv, cwd=wanted.workdir, background=True)).pid
+                program = await vm.start(wanted.argv, cwd=wanted.workdir, background=True)
+                note_command(folder_of(find_places().vms, vm.id), program.pid)
+                told["pid"] = program.pid
         except BaseException:
             await vm.stop(grace_s=0)
             raise

@@ -62,9 +62,12 @@ def locate_groups(parents: tuple[Parent, ...], name: str) -> tuple[str, ...]:
     return tuple(f"{parent.folder}/{PREFIX}{name}" for parent in parents)
 
 
-def remove_groups(folders: Iterable[str]) -> None:
-    """The groups are gone. One whose processes are on their way out is waited for; raises `OSError` when they stay."""
-    end = time.monotonic() + _EMPTY_LIMIT_S
+def remove_groups(folders: Iterable[str], *, patient: bool = True) -> None:
+    """The groups are gone. Raises `OSError` for one in use.
+
+    Where `patient`, processes on their way out are waited for, two seconds at most.
+    """
+    end = time.monotonic() + _EMPTY_LIMIT_S * patient
     for folder in folders:
         while not _is_gone(folder, wait=time.monotonic() < end):
             time.sleep(_LOOK_EVERY_S)

@@ -7,7 +7,7 @@ import select
 import tarfile
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vmfork.errors import ConfigError
 from vmfork.host.packing import Made, Parts, encode_content
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _PIECE_SIZE = 65_536
 _NO_TAR = "give a tar, or one that gzip, bzip2 or xz made smaller"
-# Members that say more of the next one: tarfile has such a one in memory. PATH_MAX is 4,096.
-_LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+# All that says something of one member: tarfile has that in memory. PATH_MAX is 4,096; a file that has 40,000 holes
+# says so in half of this.
 _MOST_HEADER = 1024 * 1024
 _LARGEST_SIZE = 2**63 - 1
 
@@ -66,10 +66,7 @@ M = TypeVar("M", bound=tarfile.TarInfo)
 
 
 class _Member(tarfile.TarInfo):
-    """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end.
-
-    Invalid is also one that would take much memory: a small compressed tar may have it.
-    """
+    """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
@@ -92,21 +89,53 @@ class _Member(tarfile.TarInfo):
 
 
 def _checked(member: M) -> M:
-    if member.size < 0 or (member.type in _LONG_HEADERS and member.size > _MOST_HEADER):
+    if member.size < 0:
         raise tarfile.ReadError(f"it has a header that announces {member.size} bytes")
     return member
+
+
+class _Headers:
+    """The stream of a tar while tarfile reads what says something of one member.
+
+    More than `_MOST_HEADER` raises `ReadError`: names, attributes and maps of holes may be as long as a tar says, and a
+    small compressed tar may hold long ones.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = _MOST_HEADER
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.ReadError(f"what it says of one member takes more than {_MOST_HEADER} bytes")
+        data: bytes = self._stream.read(size)
+        return data
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose headers are bounded."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        stream: Any = self.fileobj
+        self.fileobj = cast(Any, _Headers(stream))
+        try:
+            return super().next()
+        finally:
+            self.fileobj = stream
 
 
 @contextmanager
 def _making_sense() -> Iterator[None]:
     """Raises `ReadError` for whatever tarfile raises where a tar makes no sense.
 
-    A header of gzip that is cut off is a `TypeError`, an endless time an `OverflowError`, and a thousand headers for
-    one name are a `RecursionError` (CPython 3.11 to 3.13).
+    A header of gzip that is cut off is a `TypeError`, a map of holes that is an `IndexError`, an endless time an
+    `OverflowError`, and a thousand headers for one name are a `RecursionError` (CPython 3.11 to 3.13).
     """
     try:
         yield
-    except (TypeError, OverflowError, RecursionError) as error:
+    except (TypeError, IndexError, OverflowError, RecursionError) as error:
         raise tarfile.ReadError("it makes no sense") from error
 
 
@@ -154,7 +183,7 @@ class TarPacking:
 def _open_tar(source: Any) -> tarfile.TarFile:
     """All that `source` is asked for is `read`."""
     with _making_sense():
-        return tarfile.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member)
+        return _Tar.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member)
 
 
 def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -89,7 +89,7 @@ class TarUnpacking:
     def close(self) -> None:
         """The descriptor stays open."""
 
-    def _make(self, part: Part) -> Iterator[bytes]:
+    def _make(self, part: Part) -> Iterator[bytes | memoryview]:
         match part:
             case Piece():
                 yield from self._write(part)
@@ -100,7 +100,7 @@ class TarUnpacking:
             case _:
                 self._depth -= 1
 
-    def _make_entry(self, entry: Entry) -> Iterator[bytes]:
+    def _make_entry(self, entry: Entry) -> Iterator[bytes | memoryview]:
         self._entries += 1
         inside = max(0, self._depth - 1)
         del self._path[inside:]
@@ -125,7 +125,7 @@ class TarUnpacking:
         if entry.type == "link" and not self._outside_links:
             check_inside(entry.target, depth, self.at)
 
-    def _write(self, piece: Piece) -> Iterator[bytes]:
+    def _write(self, piece: Piece) -> Iterator[bytes | memoryview]:
         assert self._file is not None
         self._size_bytes += len(piece.data)
         if self._unsized is not None:
@@ -139,7 +139,7 @@ class TarUnpacking:
         yield piece.data
         self._written = piece.offset + len(piece.data)
 
-    def _end_file(self, size: int) -> Iterator[bytes]:
+    def _end_file(self, size: int) -> Iterator[bytes | memoryview]:
         assert self._file is not None
         if self._unsized is not None:
             content = bytes(self._unsized[:size])
@@ -194,7 +194,7 @@ def _encode_time(time_ns: int) -> bytes:
     return head.tobuf(tarfile.USTAR_FORMAT) + record.ljust(_BLOCK, b"\0")
 
 
-def _zeros(count: int) -> Iterator[bytes]:
+def _zeros(count: int) -> Iterator[bytes | memoryview]:
     while count > 0:
         yield _ZEROS[:count]
         count -= _PIECE_SIZE

@@ -30,7 +30,7 @@ async def wait_writable(fd: int) -> None:
     await _wait(fd, loop, loop.add_writer, loop.remove_writer)
 
 
-async def write_all(fd: int, data: bytes) -> None:
+async def write_all(fd: int, data: bytes | memoryview) -> None:
     """All of `data` went to `fd`. Raises `BrokenPipeError` when nobody reads it any more."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)

@@ -1,53 +1,32 @@
-"""The programs that a machine's broker keeps, as its folder tells of them.
-
-```
-VMS/ID/programs/N.json    what was started, and when; its starter wrote it
-                N.out N.err N.end    what it wrote, and how it ended; the broker's (broker/README.md)
-```
-"""
+"""Programs that a machine's broker keeps: started, found again, and how they ended (`machine/kept.py`)."""
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.agent.background import BackgroundProcess
 from vmfork.agent.programs import name_of
-from vmfork.errors import ConfigError, GuestError, ProtocolError
-from vmfork.hint import Hint
-from vmfork.host.folders import find_content, list_folder, write_whole
-from vmfork.records import find_value, write_record
+from vmfork.errors import ConfigError, ProtocolError
+from vmfork.host.folders import find_content, write_whole
+from vmfork.machine.kept import FOLDER, claim_program
+from vmfork.records import write_record
 from vmfork.wire.message import parse_exec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
+    from vmfork.machine.kept import KeptProgram
     from vmfork.machine.running import Running
     from vmfork.wire.command import Command
     from vmfork.wire.message import ExecStatus
-
-_FOLDER = "programs"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptProgram:
-    """A program in the background. `started_at` is seconds since 1970; `pid` is 0 until it runs."""
-
-    number: int
-    argv: tuple[str, ...]
-    started_at: float
-    pid: int = 0
 
 
 async def start_background(running: Running, command: Command, *, timeout_s: float) -> BackgroundProcess:
     """The program runs, and goes on when we leave. Raises `ExecError` when it cannot be started; then none runs."""
     _check(running, command)
-    folder = running.folder.path / _FOLDER
-    program = _claim(folder, command)
+    folder = running.folder.path / FOLDER
+    program = claim_program(folder, command)
     path = folder / f"{program.number}.json"
     try:
         pid = await running.agent.start_background(program.number, command, timeout_s=timeout_s)
@@ -66,34 +45,9 @@ def find_process(running: Running, program: KeptProgram) -> BackgroundProcess:
     return BackgroundProcess(running.agent, program.number, name=name_of(program.argv), pid=program.pid)
 
 
-def list_programs(folder: Path) -> list[KeptProgram]:
-    """What is kept in the machine's folder of programs in the background, in the order in which they were started."""
-    found = []
-    for path in list_folder(folder / _FOLDER):
-        with suppress(OSError):
-            found.append(find_value(KeptProgram, find_content(path)) if path.suffix == ".json" else None)
-    return sorted((each for each in found if each is not None and each.pid), key=lambda each: each.number)
-
-
-def choose_program(programs: Sequence[KeptProgram], pid: int) -> KeptProgram:
-    """The one with this process id; of several that had it one after the other, the last. Raises `GuestError`."""
-    for program in reversed(programs):
-        if program.pid == pid:
-            return program
-    hint = Hint("see vm.programs()", command="vmfork show lists them")
-    raise GuestError(f"no program in the background has the process id {pid}", hint=hint)
-
-
-def read_output(folder: Path, program: KeptProgram) -> tuple[bytes, bytes]:
-    """The end of what the program wrote to standard output and standard error."""
-    kept = (find_content(folder / _FOLDER / f"{program.number}.{kind}") for kind in ("out", "err"))
-    stdout, stderr = (data or b"" for data in kept)
-    return stdout, stderr
-
-
 def read_status(folder: Path, program: KeptProgram) -> ExecStatus | None:
     """How the program ended; `None` while it runs, or where its machine ended first."""
-    data = find_content(folder / _FOLDER / f"{program.number}.end")
+    data = find_content(folder / FOLDER / f"{program.number}.end")
     try:
         return parse_exec(data) if data else None
     except ProtocolError:
@@ -107,13 +61,3 @@ def _check(running: Running, command: Command) -> None:
         raise ConfigError("background", True, reason, hint="start it with Template.start")
     if command.stdin or command.window is not None:
         raise ConfigError("background", True, "such a program has neither standard input nor a terminal")
-
-
-def _claim(folder: Path, command: Command) -> KeptProgram:
-    """A number that nobody else has, higher than those before it."""
-    number = max((int(path.stem) for path in list_folder(folder) if path.stem.isdigit()), default=0)
-    while True:
-        number += 1
-        with suppress(FileExistsError):
-            os.close(os.open(folder / f"{number}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            return KeptProgram(number=number, argv=tuple(command.argv), started_at=time.time())

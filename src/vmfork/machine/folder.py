@@ -5,6 +5,7 @@ VMS/ID/            0700
     lock           flock: held by the owner while it lives, and by the machine's keeper
     ticket.json    what of the host it was promised (admission/)
     groups.json    its control groups, from before they are made; they are removed before the folder is
+    groups.stuck   there once one of them could not be removed: nobody waits for it again
     vm.json        the record: what is known of the machine, its process, its owner
     handle.json    only while nobody owns it: what the next owner needs
     broker.json    the same, while its broker owns it; without the token, which the broker is given when it is asked
@@ -69,6 +70,7 @@ _ON_ITS_WAY = re.compile(r"\.(new|old)-[0-9a-f]{12}")
 _RECORD = "vm.json"
 _TICKET = "ticket.json"
 _GROUPS = "groups.json"
+_STUCK = "groups.stuck"
 _HANDLE = "handle.json"
 _BROKER = "broker.json"
 _PAUSED = "paused"
@@ -195,11 +197,14 @@ class VMFolder:
         self._lock.close()
 
     def close(self) -> None:
-        """The folder is gone and the lock is free, unless it was released. Its machine must have ended before."""
+        """The folder is gone and the lock is free, unless it was released. Its machine must have ended before.
+
+        With a control group that a process of others is in, the folder stays for the sweeps.
+        """
         if not self._lock.closed:
-            with suppress(OSError):  # a process is in one that is none of ours
+            with suppress(OSError):
                 _remove_groups(self.path)
-            _remove(self.path)
+                _remove(self.path)
             self._lock.close()
 
 
@@ -321,11 +326,17 @@ def find_strangers(vms: Path) -> list[Path]:
     return [path for path in list_folder(vms) if not _ON_ITS_WAY.fullmatch(path.name) and not _is_vm(path)]
 
 
+def is_stuck(folder: Path) -> bool:
+    """Whether the folder of a VM stays, because a process of others is in a control group of the VM."""
+    return find_info(folder / _STUCK) is not None
+
+
 def sweep_vms(vms: Path) -> list[str]:
     """VMs whose owner died are gone, process and folder; gives their ids. What is not ours was not touched.
 
     What is known of one that had a broker is kept for a while (`machine/ended.py`).
     One of which the host refused to tell the process stays for the next sweep: without its folder nobody would find it.
+    So does one with a control group in use. The first sweep waits for that group, and no other does.
     """
     for folder in _find_nameless(vms):
         shutil.rmtree(folder, ignore_errors=True)
@@ -369,16 +380,24 @@ def _find_nameless(vms: Path) -> list[Path]:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody can be at work any more on a folder that is new."""
+    """Whether nobody is at work any more on a folder that is new.
+
+    By its lock, and until it has one by its age: the host's clock may have jumped.
+    """
     with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S
+        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S and not is_locked(path / LOCK)
     return False
 
 
 def _remove_groups(folder: Path) -> None:
     """The control groups that were made for the machine of `folder` are gone. Raises `OSError` when one is in use."""
     groups = find_value(Groups, find_content(folder / _GROUPS)) or Groups()
-    remove_groups(group for group in groups.folders if is_group_of(group, folder.name))
+    own = [group for group in groups.folders if is_group_of(group, folder.name)]
+    try:
+        remove_groups(own, patient=not is_stuck(folder))
+    except OSError:
+        (folder / _STUCK).touch(mode=0o600)
+        raise
 
 
 def _remove(folder: Path) -> None:

@@ -18,7 +18,7 @@ from vmfork.machine.timings import Timings
 from vmfork.records import VERSION, OtherVersion, read_record, write_record
 
 # Raised with every change of the fields, and of what is said to a keeper.
-HANDLE_VERSION = 2
+HANDLE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +26,8 @@ class VMHandle(Described):
     """One detached VM, good for one attach. Whoever has the handle, and so its `token`, can have the VM.
 
     `process` is the hypervisor's. `adoption`: what made it a VM of its own; without one it is a base, and `todo` is
-    left to do in it. `paused`: it stands still. `ends_at`: when it ends unless it is taken, seconds since 1970; 0 is
-    never.
+    left to do in it. `paused`: it stands still. `deadline_s`: when it ends unless it is taken, by the host's monotonic
+    clock, as its keeper and its broker count; 0 is never.
     """
 
     facts: MachineFacts
@@ -38,7 +38,7 @@ class VMHandle(Described):
     timings: Timings
     adoption: Adoption | None = None
     todo: Thaw = field(default_factory=Thaw)
-    ends_at: float = 0.0
+    deadline_s: float = 0.0
     version: int = field(default=HANDLE_VERSION, metadata=VERSION)
 
     def __post_init__(self) -> None:
@@ -57,7 +57,12 @@ class VMHandle(Described):
 
     def left_s(self) -> float:
         """What is left of its time to live, a second at least; 0 is no limit."""
-        return max(1.0, self.ends_at - time.time()) if self.ends_at else 0.0
+        return max(1.0, self.deadline_s - time.monotonic()) if self.deadline_s else 0.0
+
+    @property
+    def ends_at(self) -> float:
+        """When its time to live is over, in seconds since 1970, by the host's clock of now; 0 is never."""
+        return time.time() + self.deadline_s - time.monotonic() if self.deadline_s else 0.0
 
     def to_json(self) -> bytes:
         """The handle as text for another process. Whoever reads it can have the VM."""

@@ -40,7 +40,7 @@ def make_handle(
         timings=timings,
         adoption=adoption,
         todo=todo or Thaw(),
-        ends_at=time.time() + ttl_s if ttl_s else 0.0,
+        deadline_s=time.monotonic() + ttl_s if ttl_s else 0.0,
     )
 
 

@@ -25,6 +25,7 @@ from vmfork.host.folders import make_private
 from vmfork.host.lock import locked_folder
 from vmfork.host.memory import read_private, read_resident
 from vmfork.hypervisor.base import ForkedRAM, SharedRAM
+from vmfork.hypervisor.qemu import most_memory_mib
 from vmfork.journal import about
 from vmfork.machine.folder import VMFolder, find_record, find_ticket, list_charged, sweep_vms
 from vmfork.units import MIB
@@ -60,10 +61,25 @@ _HINTS = {
 
 def charge_for(hardware: Hardware, ram: RAM, limits: Limits) -> Charge:
     """What a machine of `hardware` is counted with, by where its RAM is."""
-    cpus, memory_mib = hardware.max_cpus, hardware.memory_mib
     if isinstance(ram, ForkedRAM):
-        return Charge.of_fork(memory_mib=memory_mib, cpus=cpus, overcommit=limits.overcommit or 1)
-    return Charge.of_boot(memory_mib=memory_mib, cpus=cpus, has_ram_file=isinstance(ram, SharedRAM))
+        return charge_for_fork(hardware, limits)
+    return Charge.of_boot(
+        memory_mib=hardware.memory_mib,
+        emulator_mib=most_memory_mib(hardware),
+        cpus=hardware.max_cpus,
+        overcommit=limits.overcommit or 1,
+        has_ram_file=isinstance(ram, SharedRAM),
+    )
+
+
+def charge_for_fork(hardware: Hardware, limits: Limits) -> Charge:
+    """What a fork of a template of `hardware` is counted with."""
+    return Charge.of_fork(
+        memory_mib=hardware.memory_mib,
+        emulator_mib=most_memory_mib(hardware),
+        cpus=hardware.max_cpus,
+        overcommit=limits.overcommit or 1,
+    )
 
 
 async def make_folder(vms: Path, vm_id: str, charge: Charge, limits: Limits) -> VMFolder:
@@ -103,8 +119,7 @@ def check_room(vms: Path, hardware: Hardware, limits: Limits, count: int) -> Non
     """Raises `NoRoom`, with the arithmetic, when the host has none for `count` forks of `hardware` now."""
     if not limits.overcommit:
         return
-    charge = Charge.of_fork(memory_mib=hardware.memory_mib, cpus=hardware.max_cpus, overcommit=limits.overcommit)
-    fitting, promised, readings = count_room(vms, charge, limits)
+    fitting, promised, readings = count_room(vms, charge_for_fork(hardware, limits), limits)
     if fitting < count:
         lines = "\n".join(show_arithmetic(promised, readings=readings, limits=limits))
         reason = f"{count} forks of {hardware.memory_mib} MiB were asked for, {fitting} have room"

@@ -308,6 +308,7 @@ class FrameParser:
 
     def _parse(self, frames: list[Frame], most: int | None) -> None:
         held, at = self._held, 0
+        view = memoryview(held)
         try:
             while most is None or len(frames) < most:
                 at = self._skip_idle(at)
@@ -319,8 +320,9 @@ class FrameParser:
                 if len(held) < start + length:
                     break
                 at = start + length
-                frames.append(Frame(kind, stream, bytes(held[start:at])))
+                frames.append(Frame(kind, stream, bytes(view[start:at])))
         finally:
+            view.release()
             del held[:at]
 
     def _skip_idle(self, at: int) -> int:

@@ -52,10 +52,10 @@ class Up(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Bytes of the last file."""
+    """Bytes of the last file. They are lent, until the next part."""
 
     offset: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class FileEnd(NamedTuple):
@@ -140,7 +140,7 @@ class TreeParser:
         rest = memoryview(data)
         while rest:
             if self._left and not self._held:  # large content is not moved about
-                part = Piece(self._at, bytes(rest[: self._left]))
+                part = Piece(self._at, rest[: self._left])
                 self._note_content(part)
                 rest = rest[len(part.data) :]
                 yield part

@@ -21,17 +21,20 @@ from vmfork.admission.rule import (
 from vmfork.config import Limits
 
 ROOMY = Readings(available_mib=100_000, total_mib=120_000)
-FORK = Charge.of_fork(memory_mib=256, cpus=1, overcommit=4)
+FORK = Charge.of_fork(memory_mib=256, emulator_mib=392, cpus=1, overcommit=4)
 
 memories = st.integers(64, 8192)
 overcommits = st.floats(1, 16)
 charges = st.builds(
-    lambda memory_mib, overcommit, booted: (
-        Charge.of_boot(memory_mib=memory_mib, cpus=1, has_ram_file=False)
+    lambda memory_mib, emulator_mib, overcommit, booted: (
+        Charge.of_boot(
+            memory_mib=memory_mib, emulator_mib=emulator_mib, cpus=1, overcommit=overcommit, has_ram_file=False
+        )
         if booted
-        else Charge.of_fork(memory_mib=memory_mib, cpus=1, overcommit=overcommit)
+        else Charge.of_fork(memory_mib=memory_mib, emulator_mib=emulator_mib, cpus=1, overcommit=overcommit)
     ),
     memories,
+    st.integers(64, 1024),
     overcommits,
     st.booleans(),
 )
@@ -56,10 +59,21 @@ def promise(charge, machines, readings, limits) -> Promised:
 
 
 def test_a_fork_is_counted_with_a_part_of_its_memory_and_a_boot_with_all() -> None:
-    assert (FORK.share_mib, FORK.most_mib) == (64 + EMULATOR_MIB, 256 + EMULATOR_MIB)
-    boot = Charge.of_boot(memory_mib=256, cpus=1, has_ram_file=False)
-    assert boot.share_mib == boot.most_mib == 256 + EMULATOR_MIB
-    assert Charge.of_fork(memory_mib=256, cpus=1, overcommit=1).share_mib == boot.share_mib
+    assert (FORK.share_mib, FORK.most_mib) == (64 + 98, 256 + 392)
+    boot = Charge.of_boot(memory_mib=256, emulator_mib=392, cpus=1, overcommit=4, has_ram_file=False)
+    assert (boot.share_mib, boot.most_mib) == (256 + 98, 256 + 392)
+
+
+def test_without_overcommit_a_machine_is_counted_with_all_that_it_and_its_emulator_can_ever_have() -> None:
+    fork = Charge.of_fork(memory_mib=256, emulator_mib=392, cpus=1, overcommit=1)
+    boot = Charge.of_boot(memory_mib=256, emulator_mib=392, cpus=1, overcommit=1, has_ram_file=False)
+    assert fork.share_mib == fork.most_mib == boot.share_mib == boot.most_mib == 256 + 392
+
+
+@pytest.mark.parametrize(("emulator_mib", "trusted_mib"), [(392, 98), (136, EMULATOR_MIB), (80, 80)])
+def test_an_emulator_is_trusted_with_a_part_and_with_no_less_than_was_measured(emulator_mib, trusted_mib) -> None:
+    fork = Charge.of_fork(memory_mib=256, emulator_mib=emulator_mib, cpus=1, overcommit=4)
+    assert fork.share_mib == 64 + trusted_mib
 
 
 def test_what_is_used_is_owed_no_more_and_who_passes_the_share_is_owed_all() -> None:
@@ -89,14 +103,14 @@ def test_a_refusal_shows_the_arithmetic() -> None:
     promised = Promised(count=5, owed_mib=600)
     short = find_shortage(FORK, promised, readings=readings, limits=limits)
     assert short is not None
-    assert (short.resource, short.reason) == ("memory", "160 MiB of memory are needed, and 100 MiB can be promised")
+    assert (short.resource, short.reason) == ("memory", "162 MiB of memory are needed, and 100 MiB can be promised")
     shown = [line.split()[:4] for line in short.lines]
     assert ["available", "1000", "MiB"] in shown
     assert ["-", "reserved", "300", "MiB"] in shown
     assert ["-", "promised", "600", "MiB"] in shown
     assert ["=", "to", "give", "100"] in shown
-    assert shown[-1] == ["needed", "160", "MiB", "of"]
-    assert find_shortage(FORK, Promised(count=5, owed_mib=540), readings=readings, limits=limits) is None
+    assert shown[-1] == ["needed", "162", "MiB", "of"]
+    assert find_shortage(FORK, Promised(count=5, owed_mib=538), readings=readings, limits=limits) is None
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.rules.capabilities import need
 from vmfork.cli.main import main
 from vmfork.config import find_places
+from vmfork.host.delegation import find_delegation
+from vmfork.hypervisor.base import Hardware
+from vmfork.machine.allotment import allot
 from vmfork.machine.folder import VMFolder, new_vm_id
+
+LIMIT_S = 20
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=64)
 
 
 @pytest.fixture
@@ -50,6 +61,28 @@ def test_a_dry_run_shows_and_removes_nothing(left, places, capsys):
     assert main(["gc", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == []
     assert list(places.vms.iterdir()) == list(places.templates.iterdir()) == []
+
+
+def test_a_machine_stays_and_is_named_whose_control_group_another_process_is_in(places, capsys):
+    parents = find_delegation().parents
+    need("control-groups", found=len(parents) > 0)
+    folder = VMFolder.create(places.vms, new_vm_id())
+    groups = folder.make_groups(parents, allot(HARDWARE, cpu_weight=100))
+    folder.release()
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        Path(groups[0], "cgroup.procs").write_text(str(stranger.pid))
+        assert main(["gc"]) == 0
+        said = capsys.readouterr()
+        assert (said.out, str(folder.path) in said.err) == ("removed 0 folders\n", True)
+        assert main(["gc", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["removed"], told["kept"]) == ([], [str(folder.path)])
+        stranger.kill()
+    end = time.monotonic() + LIMIT_S
+    while folder.path.exists():
+        assert main(["gc"]) == 0
+        assert time.monotonic() < end
+    assert not any(map(os.path.exists, groups))
 
 
 def test_what_is_not_ours_is_named_and_stays(places, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import resource
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -496,6 +497,27 @@ async def test_callers_that_nobody_attaches_wait(agent) -> None:
             with pytest.raises(ConnectionResetError):
                 await reader.read(1)
         writer.close()
+
+
+async def test_one_who_calls_while_there_are_no_descriptors_is_taken_once_there_are(agent) -> None:
+    listening = await agent.listen(port := free_port())
+    taken = set(os.listdir(f"/proc/{(pid := agent_pid())}/fd"))
+    free = next(number for number in range(len(taken) + 1) if str(number) not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + 1, 1024))  # one more may be open
+    callers = [await connect(port) for _ in range(2)]
+    first = await listening.next_caller()
+    second = asyncio.ensure_future(listening.next_caller())
+    await agent.ping()
+    assert not second.done()
+    async with await agent.attach(listening, first, port=port) as connection:
+        callers[0][1].write(b"first")
+        assert await connection.read(timeout_s=LIMIT_S) == b"first"
+    async with await agent.attach(listening, await asyncio.wait_for(second, LIMIT_S), port=port) as connection:
+        callers[1][1].write(b"second")
+        assert await connection.read(timeout_s=LIMIT_S) == b"second"
+    for _, writer in callers:
+        writer.close()
+    agent.abandon(listening)
 
 
 async def test_an_agent_says_that_it_has_ports(agent) -> None:

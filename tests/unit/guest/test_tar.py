@@ -10,6 +10,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+import tracemalloc
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -198,6 +199,26 @@ def large_header() -> bytes:
     return gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 22))
 
 
+def endless_map() -> bytes:
+    """A file of which GNU tar's map of holes (version 1.0) has numbers without end, in a small compressed tar."""
+    told = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "10"}
+    content = b"1000000000\n" + b"0\n" * (8 << 20)
+    return gzip.compress(one("x", content, told=told))
+
+
+def old_map(*, blocks: int) -> bytes:
+    """A file with as many more blocks of holes as GNU tar's old format lets follow, and no end of them."""
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(head.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # more follow
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    more = bytearray(512)
+    more[504] = 1
+    return gzip.compress(bytes(header) + bytes(more) * blocks)
+
+
 @pytest.mark.parametrize(
     "tar",
     [
@@ -211,12 +232,28 @@ def large_header() -> bytes:
         one("x", told={"GNU.sparse.map": "0,1", "GNU.sparse.size": "-3"}),
         long_name(2000) + one("x"),
         large_header(),
+        endless_map(),
+        old_map(blocks=1),
     ],
 )
 async def test_a_tar_that_makes_no_sense_is_named(tar: bytes) -> None:
     with piped(tar) as fd, closing(TarPacking(fd)) as packing, pytest.raises(ConfigError, match="no whole tar"):
         while (await packing.next_batch()).has_any:
             pass
+
+
+@pytest.mark.parametrize("tar", [large_header(), endless_map(), old_map(blocks=1 << 14), long_name(900) * 3])
+async def test_what_a_tar_says_of_one_file_is_bounded(tar: bytes) -> None:
+    """A small compressed tar would take all the memory there is."""
+    with piped(tar) as fd, closing(TarPacking(fd)) as packing, pytest.raises(ConfigError, match="no whole tar"):
+        tracemalloc.start()
+        try:
+            while (await packing.next_batch()).has_any:
+                pass
+        finally:
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert most < 64 << 20
 
 
 async def test_one_who_waits_for_a_tar_that_does_not_come_can_leave(agent, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ from vmfork.admission.charge import Charge
 from vmfork.config import Limits
 from vmfork.errors import NoRoom
 from vmfork.machine.room import make_folder
-fork = Charge.of_fork(memory_mib=256, cpus=1, overcommit=4)
+fork = Charge.of_fork(memory_mib=256, emulator_mib=392, cpus=1, overcommit=4)
 try:
     asyncio.run(make_folder(Path(sys.argv[2], "vms"), "0123456789ab", fork, Limits()))
 except NoRoom as error:
@@ -159,7 +159,7 @@ def test_a_machine_that_does_not_fit_into_a_real_group_is_refused(real_group, tm
     rows = {line.split(" MiB")[0].rsplit(None, 1)[0].strip(): line.split() for line in told.splitlines()}
     assert int(rows["available"][1]) <= 64
     assert rows["- reserved"][2] == "3"
-    assert rows["needed"][1] == "160"
+    assert rows["needed"][1] == "162"
 
 
 async def test_a_template_that_does_not_fit_into_the_group_is_refused(tmp_path, monkeypatch) -> None:

@@ -144,4 +144,7 @@ def test_a_restored_machine_loads_no_kernel_and_is_not_held() -> None:
 
 
 def test_the_default_cpu_follows_the_accelerator() -> None:
-    assert (default_cpu_model("kvm"), default_cpu_model("tcg")) == ("host,migratable=on", "max,la57=off")
+    assert (default_cpu_model("kvm"), default_cpu_model("tcg")) == (
+        "host,migratable=on",
+        "max,la57=off,erms=off,fsrm=off",
+    )

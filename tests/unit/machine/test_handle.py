@@ -65,8 +65,8 @@ def test_who_it_is_comes_back_and_no_entropy_was_ever_in_it(handle) -> None:
 
 def test_what_is_left_of_its_time_to_live_is_told(handle) -> None:
     assert handle.left_s() == 0
-    assert 59 < replace(handle, ends_at=time.time() + 60).left_s() <= 60
-    assert replace(handle, ends_at=time.time() - 60).left_s() == 1  # 0 would be for ever
+    assert 59 < replace(handle, deadline_s=time.monotonic() + 60).left_s() <= 60
+    assert replace(handle, deadline_s=time.monotonic() - 60).left_s() == 1  # 0 would be for ever
 
 
 def test_the_token_is_not_shown(handle) -> None:
@@ -97,7 +97,7 @@ def test_another_version_is_named(handle) -> None:
 
 
 # A base has no adoption, there may be nothing to do, and no time at which it ends.
-NEEDED = [field.name for field in fields(VMHandle) if field.name not in ("adoption", "todo", "ends_at")]
+NEEDED = [field.name for field in fields(VMHandle) if field.name not in ("adoption", "todo", "deadline_s")]
 
 
 @pytest.mark.parametrize("name", NEEDED)

@@ -47,10 +47,12 @@ def default_cpu_model(accel: str) -> str:
     """The CPU a guest sees where none was asked for.
 
     Under KVM it is the host's own, without what cannot be saved and restored, such as an invariant TSC
-    (docs/system/cpu-models-x86: `migratable`). Under TCG it is all that QEMU can do but la57: with that the guest's
-    page tables have a fifth level, which QEMU walks in software, and programs took 4 % longer.
+    (docs/system/cpu-models-x86: `migratable`). Under TCG it is all that QEMU can do but for three features. With la57
+    the guest's page tables have a fifth level, which QEMU walks in software, and programs took 4 % longer. With erms
+    and fsrm a guest copies and clears memory byte by byte, since a processor is quick at that: QEMU 7.2 translates it
+    to a loop, and a file took twice as long on its way out (docs/decisions/0008).
     """
-    return "host,migratable=on" if accel == "kvm" else "max,la57=off"
+    return "host,migratable=on" if accel == "kvm" else "max,la57=off,erms=off,fsrm=off"
 
 
 def most_memory_mib(hardware: Hardware) -> int:
