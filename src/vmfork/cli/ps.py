@@ -13,7 +13,7 @@ from vmfork.machine.naming import has_label
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 _COLUMNS = ("id", "name", "template", "state", "cpus", "memory", "created", "labels")
@@ -23,7 +23,9 @@ _BOOTED = "(booted)"
 @click.command("ps")
 @click.option("-a", "--all", "with_ended", is_flag=True, help="Those that ended not long ago as well.")
 @click.option("--filter", "labels", multiple=True, metavar="K[=V]", help="Those with this label alone. Repeatable.")
-@click.option("--tree", is_flag=True, help="Below the template that each comes from.")
+@click.option(
+    "--tree", is_flag=True, help="Below the template that each comes from, and forks of a running machine below that."
+)
 @json_option
 def command(with_ended: bool, labels: Sequence[str], tree: bool, as_json: bool) -> None:
     """List the machines that run, whoever owns them.
@@ -47,16 +49,26 @@ def _by_template(told: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _show_tree(groups: Sequence[dict[str, Any]]) -> None:
-    """One template a line, and below it one machine a line, in columns."""
+    """One template a line, and below it one machine a line, in columns; forks of a running one below that."""
     lines: list[Sequence[object]] = []
     for group in groups:
         machines = group["machines"]
         lines.append((group["template"] or _BOOTED, "", "", "", "", "", ""))
-        for each in machines:
-            branch = "└─" if each is machines[-1] else "├─"
+        for branch, each in _nest(machines, parent=None):
             machine_id, name, _, *others = _row(each)
             lines.append((f"{branch} {machine_id}", name, *others))
     show_table(["TEMPLATE", *(column.upper() for column in _COLUMNS if column not in ("id", "template"))], lines)
+
+
+def _nest(machines: Sequence[dict[str, Any]], *, parent: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each machine behind the lines that lead to it. One whose parent is not among them stands at the top."""
+    ids = {each["id"] for each in machines}
+    here = [each for each in machines if (each["parent"] if each["parent"] in ids else None) == parent]
+    for each in here:
+        is_last = each is here[-1]
+        yield ("└─" if is_last else "├─"), each
+        for branch, below in _nest(machines, parent=each["id"]):
+            yield ("   " if is_last else "│  ") + branch, below
 
 
 def _row(told: dict[str, Any]) -> Sequence[object]:

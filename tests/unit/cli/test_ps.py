@@ -56,6 +56,21 @@ def test_the_tree_has_each_machine_below_its_template(left, capsys) -> None:
     assert "ended: it was stopped" in last
 
 
+def test_the_tree_has_forks_of_a_machine_below_it_and_at_the_top_where_it_is_gone(vms, capsys) -> None:  # noqa: F811
+    first = leave(vms, ago_s=5)
+    child, last = leave(vms, ago_s=4, parent=first), leave(vms, ago_s=3, parent="0" * 12)
+    grandchild, other = leave(vms, ago_s=2, parent=child), leave(vms, ago_s=1, parent=first)
+    assert main(["ps", "-a", "--tree"]) == 0
+    lines = [line.partition("  it")[0].rstrip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line.split("  ended")[0].rstrip() for line in lines] == [
+        f"├─ {first}",
+        f"│  ├─ {child}",
+        f"│  │  └─ {grandchild}",
+        f"│  └─ {other}",
+        f"└─ {last}",
+    ]
+
+
 def test_without_machines_the_tree_is_empty(vms, capsys) -> None:  # noqa: F811
     assert listed(capsys, "--tree") == []
     assert main(["ps", "--tree"]) == 0

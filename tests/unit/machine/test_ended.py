@@ -28,11 +28,13 @@ def vms(tmp_path, monkeypatch):
     return find_places().vms
 
 
-def leave(vms, *, ago_s: float = 0, size: int = 0, told: bool = True, template: str = "t", labels=None) -> str:
+def leave(
+    vms, *, ago_s: float = 0, size: int = 0, told: bool = True, template: str = "t", labels=None, parent: str = ""
+) -> str:
     """What is left of a machine that a broker had, and that ended so long ago; its id."""
     vm_id = new_vm_id()
     facts = MachineFacts(identity=Identity.fresh(vm_id, template=template), hardware=HARDWARE, image="i")
-    facts = replace(facts, labels=labels or {})
+    facts = replace(facts, labels=labels or {}, parent=parent)
     folder = VMFolder.create(vms, vm_id)
     folder.record(VMRecord(facts=facts, process=ProcessIdentity(2**22 + 1, 1), owner_pid=1))
     folder.write_brokered(b"{}")
