@@ -144,7 +144,7 @@ async def freeze(stage: Stage) -> None:
     """A running machine is frozen, and goes on."""
     async with await stage.fork() as vm:
         with stage.steps():
-            await vm.freeze(NEW)
+            await vm.freeze(NEW, replace=True)
             (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
 
 

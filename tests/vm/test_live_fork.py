@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HostError, NoRoom, TemplateExists, VMForkError
@@ -368,3 +370,28 @@ async def test_where_the_kernel_notes_no_writes_all_is_copied_twice(fork, monkey
         assert await digest(forks[0]) == sha256
         numbers = await wait_counted(forks[0], (await count(forks[0]))[-1])
         assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_the_commands_fork_and_freeze_what_runs(template) -> None:
+    async with await template.start() as vm:
+        made = []
+        try:
+            await vm.write_file("/root/it", b"here")
+            told = json.loads(vmfork("fork", vm.id, "-n", "2", "--label", "of=live", "--json").check().out)
+            made = told["forked"]
+            assert told["parent"] == vm.id
+            assert len(made) == 2
+            for each in made:
+                assert vmfork("exec", each, "cat", "/root/it").check().out == "here"
+            assert vmfork("freeze", vm.id, "live-command").check().out == "template 'live-command' is ready\n"
+            assert vmfork("run", "-t", "live-command", "cat", "/root/it").check().out == "here"
+            assert vmfork("freeze", vm.id, "live-command").status == 1
+            for wrong in (("fork", vm.id, "-n", "0"), ("fork", vm.id, "-n", "10000"), ("freeze", vm.id, "no/name")):
+                refused = vmfork(*wrong)
+                assert (refused.status, refused.raw) == (2, b"")
+                assert refused.err.startswith("error: ")
+            assert await vm.read_file("/root/it") == b"here"
+        finally:
+            if "live-command" in await Template.list():
+                vmfork("template", "rm", "live-command").check()
+            vmfork("stop", "--grace", "0", vm.id, *made).check()
