@@ -8,6 +8,7 @@
  *     3  the owner goes
  *     4  a caller goes
  *     5  the guest writes to its console
+ *     6  the emulator says, as it starts, the same as the owner in 0
  *
  * After each the keeper takes a step. When it is done nothing may be open that was not before. */
 #include <fcntl.h>
@@ -39,9 +40,9 @@
 #undef fprintf
 
 enum { MOST_CALLERS = 10, MOST_PASSED = 6 };
-enum act { OWNER_SAYS, CALLER_SAYS, CALLER_COMES, OWNER_GOES, CALLER_GOES, GUEST_WRITES, ACTS };
+enum act { OWNER_SAYS, CALLER_SAYS, CALLER_COMES, OWNER_GOES, CALLER_GOES, GUEST_WRITES, EMULATOR_SAYS, ACTS };
 
-static int our_owner, our_console, their_console, log_file;
+static int our_owner, our_emulator, our_console, their_console, log_file;
 static int our_callers[MOST_CALLERS];
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_size;
@@ -108,19 +109,27 @@ static void act(void)
         if (write(our_console, "line\n", 5) < 0)
             break;
         break;
+    case EMULATOR_SAYS:
+        say(our_emulator);
+        break;
     }
 }
 
 static void open_all(void)
 {
-    int owner[2], console[2];
+    int owner[2], emulator[2], console[2];
     must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, owner));
     must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, console));
+    must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, emulator));
     our_owner = owner[0];
+    our_emulator = emulator[0];
     our_console = console[0];
     their_console = console[1];
     log_file = must(open("/dev/null", O_WRONLY | O_CLOEXEC));
     kept = (struct kept){.process = must(eventfd(0, EFD_CLOEXEC)), .owner = owner[1], .listener = -1, .lock = -1};
+    /* A program of our own: what it has not sent itself is opened of it. */
+    kept.program = getpid();
+    kept.memory = (struct memory){.line = emulator[1], .opened = {-1, -1, -1}};
     kept.listener = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     /* A name of the kernel's own choice. */
     address_size = sizeof address;
@@ -137,11 +146,12 @@ static void open_all(void)
 
 static void close_everything(void)
 {
-    int all[] = {our_owner,    our_console,   their_console, log_file,
-                 kept.process, kept.listener, kept.owner,    owner_process};
+    int all[] = {our_owner,    our_emulator,  our_console, their_console, log_file,
+                 kept.process, kept.listener, kept.owner,  owner_process, kept.memory.line};
     close_all(all, sizeof all / sizeof *all);
     owner_process = -1;
     close_all(parked, PASSED_LIMIT);
+    close_all(kept.memory.opened, OPENED_LIMIT);
     close_all(our_callers, MOST_CALLERS);
     for (int i = 0; i < CALLER_LIMIT; i++)
         release(&callers[i].socket);

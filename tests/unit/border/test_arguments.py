@@ -66,6 +66,7 @@ WRONG = {
     "ProgressListener": (5, "x", None),
     "OutputListener | None": (5, "x", [print]),
     "Places | None": (5, "/x", Path("/x")),
+    "Network": (5, "x", None),
     "VMConfig | None": (5, "x", {"cpus": 1}),
     "FactoryConfig | None": (5, "x", {"cache": 1}),
     "VMHandle | str": (5, None, b"x", Path("/x")),
