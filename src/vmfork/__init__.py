@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
+    from vmfork.network.decision import Decision, NetworkCounts
     from vmfork.network.neighbours import Network
+    from vmfork.network.policy import Allow
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
 
@@ -68,9 +70,11 @@ _BLOCKING = ("VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Rev
 __all__ = [
     "VM",
     "AdoptError",
+    "Allow",
     "Closed",
     "ConfigError",
     "DeadlineExceeded",
+    "Decision",
     "ExecError",
     "ExecResult",
     "Factory",
@@ -95,6 +99,7 @@ __all__ = [
     "LimitExceeded",
     "MachineEnded",
     "Network",
+    "NetworkCounts",
     "NoRoom",
     "NotOwner",
     "Places",

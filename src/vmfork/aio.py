@@ -60,8 +60,10 @@ if TYPE_CHECKING:
     from vmfork.machine.handle import VMHandle
     from vmfork.machine.result import ExecResult
     from vmfork.machine.trace import detailed_timings
+    from vmfork.network.decision import Decision, NetworkCounts
     from vmfork.network.forward import Forward
     from vmfork.network.neighbours import Network
+    from vmfork.network.policy import Allow
     from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
     from vmfork.wire.event import FileEvent
@@ -93,6 +95,8 @@ _HOMES = {
     "ProgramEvent": "vmfork.machine.event",
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
+    "Allow": "vmfork.network.policy",
+    **dict.fromkeys(("Decision", "NetworkCounts"), "vmfork.network.decision"),
     "Forward": "vmfork.network.forward",
     "Network": "vmfork.network.neighbours",
     "Reverse": "vmfork.network.reverse",
@@ -102,9 +106,11 @@ _HOMES = {
 __all__ = [
     "VM",
     "AdoptError",
+    "Allow",
     "Closed",
     "ConfigError",
     "DeadlineExceeded",
+    "Decision",
     "ExecError",
     "ExecResult",
     "Factory",
@@ -129,6 +135,7 @@ __all__ = [
     "LimitExceeded",
     "MachineEnded",
     "Network",
+    "NetworkCounts",
     "NoRoom",
     "NotOwner",
     "Places",

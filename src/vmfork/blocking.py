@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.timings import Timings
     from vmfork.machine.use import Stats
+    from vmfork.network.decision import Decision, NetworkCounts
     from vmfork.network.neighbours import Network
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
@@ -338,6 +340,7 @@ class VM:
         files: Mapping[str, GivenFile] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -351,6 +354,7 @@ class VM:
                     files=files,
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
+                    network=network,
                     wait_s=wait_s,
                     progress=progress,
                     places=places,
@@ -594,6 +598,7 @@ class VM:
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: Literal[False] = False,
         timeout_s: float = 30.0,
@@ -615,6 +620,7 @@ class VM:
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: bool,
         timeout_s: float = 30.0,
@@ -635,6 +641,7 @@ class VM:
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: bool = False,
         timeout_s: float = 30.0,
@@ -656,6 +663,7 @@ class VM:
                     labels=labels,
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
+                    network=network,
                     hooks=hooks,
                     partial=partial,
                     timeout_s=timeout_s,
@@ -954,6 +962,35 @@ class VM:
         """Somebody listens at `port` in the guest. Nobody was connected to, so that no service sees a caller."""
         portal.run(self._twin.wait_for_port(port, timeout_s=timeout_s))
 
+    @property
+    def network(self) -> NetworkPolicy:
+        """The policy that we hold for it: `none`, `all`, or an `Allow`."""
+        return self._twin.network
+
+    @property
+    def network_log(self) -> Sequence[Decision]:
+        """What was decided about the last 1,000 connections that its programs asked for, oldest first."""
+        return self._twin.network_log
+
+    @property
+    def network_counts(self) -> NetworkCounts:
+        """How many connections were allowed and denied, are open, and what went through them."""
+        return self._twin.network_counts
+
+    def follow_network(self) -> Iterator[Decision]:
+        """What is decided about connections that its programs ask for, as it is, until the machine ends."""
+        pieces = self._twin.follow_network()
+        with suppress(StopAsyncIteration):
+            try:
+                while True:
+                    yield portal.run(_next(pieces))
+            finally:
+                portal.finish(_close(pieces))
+
+    def set_network(self, network: NetworkPolicy) -> None:
+        """The policy holds from now on. Connections that are open and against it are reset."""
+        portal.run(self._twin.set_network(network))
+
     def __enter__(self) -> Self:
         return self
 
@@ -1007,6 +1044,7 @@ class Template:
         secret_paths: Sequence[GuestPath] = (),
         secret_env: Sequence[str] = (),
         allow_secrets: bool = False,
+        network: NetworkPolicy = "none",
         replace: bool = False,
         step_timeout_s: float = 600.0,
         ready_timeout_s: float = 120.0,
@@ -1026,6 +1064,7 @@ class Template:
                     secret_paths=secret_paths,
                     secret_env=secret_env,
                     allow_secrets=allow_secrets,
+                    network=network,
                     replace=replace,
                     step_timeout_s=step_timeout_s,
                     ready_timeout_s=ready_timeout_s,
@@ -1068,6 +1107,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -1081,6 +1121,7 @@ class Template:
                     memory_mib=memory_mib,
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
+                    network=network,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )
@@ -1098,6 +1139,7 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -1113,6 +1155,7 @@ class Template:
                     files=files,
                     cpus=cpus,
                     memory_mib=memory_mib,
+                    network=network,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )
@@ -1130,6 +1173,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -1146,6 +1190,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -1161,6 +1206,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -1177,6 +1223,7 @@ class Template:
                     memory_mib=memory_mib,
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
+                    network=network,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                     partial=partial,
@@ -1236,6 +1283,7 @@ class Factory:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from."""
@@ -1250,6 +1298,7 @@ class Factory:
                     memory_mib=memory_mib,
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
+                    network=network,
                     timeout_s=timeout_s,
                 )
             )

@@ -16,8 +16,9 @@ import vmfork.aio
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
-    "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Network", "Places", "Probe", "ProgramEvent",
-    "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places", "load_settings",
+    "Allow", "Decision", "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Network", "NetworkCounts",
+    "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places",
+    "load_settings",
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def copy_for_others(folder: Path) -> None:
     """What the command line is made of is in `folder`: the checkout may lie in a home that only its owner can enter."""
-    for name in ("vmfork", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
+    for name in ("vmfork", "click", "h11", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp"):
         found = importlib.util.find_spec(name)
         assert found is not None
         assert found.submodule_search_locations

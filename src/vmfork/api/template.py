@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
@@ -78,6 +79,7 @@ class Template:
         secret_paths: Sequence[GuestPath] = (),
         secret_env: Sequence[str] = (),
         allow_secrets: bool = False,
+        network: NetworkPolicy = "none",
         replace: bool = False,
         step_timeout_s: float = 600.0,
         ready_timeout_s: float = 120.0,
@@ -89,7 +91,7 @@ class Template:
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
-        kept.
+        kept. So is `network`, what they may reach: the template and its forks reach nothing by it.
 
         Raises `TemplateExists` without `replace`, and `StoreBusy` when another process builds the same name for longer
         than `wait_s`. Raises `SecretsPresent`, unless `allow_secrets`, when at the time of freezing one of
@@ -98,12 +100,13 @@ class Template:
         template is still in force.
         """
         check_name(name)
-        building = _load_building()
+        _, building = _load_making()
         recipe = building.Recipe(
             warm_up=warm_up,
             ready=ready,
             env=env or {},
             secrets=building.Secrets(paths=secret_paths, env=secret_env, allowed=allow_secrets),
+            network=network,
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
         )
@@ -140,7 +143,8 @@ class Template:
         instance = Instance(places or find_places(), progress)
         if (found := await Source.find(name, config, instance=instance)) is not None:
             return cls(found)
-        return cls(await _load_building().ensure_template(name, config, instance=instance, wait_s=wait_s))
+        _, building = _load_making()
+        return cls(await building.ensure_template(name, config, instance=instance, wait_s=wait_s))
 
     @classmethod
     async def list(cls, *, places: Places | None = None) -> Sequence[str]:
@@ -158,6 +162,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -169,7 +174,9 @@ class Template:
         memory was rounded up to. Where the host has no room for it, room is waited for, `wait_s` seconds at most (by
         default the configuration's). It ends by itself after `ttl_s` seconds, and after `idle_ttl_s` seconds without a
         request to its guest, a program that runs being one; 0 is never. Whoever uses it then gets `MachineEnded` with
-        the `reason`. The event loop sees to that: while that stands still, so does the time.
+        the `reason`. The event loop sees to that: while that stands still, so does the time. `network` is what it may
+        reach: nothing (`none`), what an `Allow` names, or `all` of the internet, from before its hooks on
+        (`set_network` changes it). Our process holds that, and it ends with it.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
@@ -177,7 +184,13 @@ class Template:
         larger, and `FitError` and `HostError` when the fork could not be grown. After any of them nothing is left.
         """
         request = ForkRequest(
-            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s
+            env=env or {},
+            files=files or {},
+            cpus=cpus,
+            memory_mib=memory_mib,
+            ttl_s=ttl_s,
+            idle_ttl_s=idle_ttl_s,
+            network=network,
         )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
@@ -212,6 +225,7 @@ class Template:
         files: Mapping[str, GivenFile] | None = None,
         cpus: int | None = None,
         memory_mib: int | None = None,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -219,12 +233,12 @@ class Template:
 
         It is found by its id or its `name`, which no other living VM has, and listed by its `labels`. It ends when it
         is stopped, after `ttl_s` seconds, and after `idle_ttl_s` seconds without a client; 0 is never. All else is as
-        for `fork`.
+        for `fork`. What it may reach (`network`) this client holds, and another client can when this one has ended.
 
         Raises what `fork` raises, `VMExists` when a living VM has the name, and `ConfigError` for an invalid name,
         label or time. After any of them nothing is left.
         """
-        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib)
+        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network)
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         self._source.check_standing(standing)
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s, standing=standing)
@@ -240,6 +254,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -256,6 +271,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -271,6 +287,7 @@ class Template:
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -281,7 +298,13 @@ class Template:
         that could be had are given, and behind them the errors.
         """
         request = ForkRequest(
-            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s
+            env=env or {},
+            files=files or {},
+            cpus=cpus,
+            memory_mib=memory_mib,
+            ttl_s=ttl_s,
+            idle_ttl_s=idle_ttl_s,
+            network=network,
         )
         failures: list[VMForkError] | None = [] if partial else None
 
@@ -299,10 +322,12 @@ class Template:
         The report says what is alike and must differ, and what differs and must be alike. `probes` are added to the
         built-in ones. A finding is not an error: see `AuditReport.safe`. Raises what `fork` raises.
         """
-        from vmfork.template.audit import audit_template, check_probes  # noqa: PLC0415 - forking should not pay for it
-
-        check_probes(probes)
-        return await audit_template(self.manifest, self.fork_many, count, probes, progress=progress)
+        audit, _ = _load_making()
+        audit.check_probes(probes)
+        report: AuditReport = await audit.audit_template(
+            self.manifest, self.fork_many, count, probes, progress=progress
+        )
+        return report
 
     async def verify(self) -> None:
         """Every byte of the template is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
@@ -317,8 +342,9 @@ async def _close(vm: VM) -> None:
     await vm.aclose()
 
 
-def _load_building() -> ModuleType:
-    # Few templates are built, and every fork would pay for what that needs: 14 ms (docs/decisions/0008).
-    from vmfork.template import build  # noqa: PLC0415
+def _load_making() -> tuple[ModuleType, ModuleType]:
+    """What audits templates, and what builds them."""
+    # Few are, and every fork would pay for what that needs: 14 ms (docs/decisions/0008).
+    from vmfork.template import audit, build  # noqa: PLC0415
 
-    return build
+    return audit, build

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.adopt.secrets import Secrets
 from vmfork.api.files import GuestFiles
+from vmfork.api.network import GuestNetwork
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
@@ -32,6 +33,7 @@ from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
 from vmfork.machine.use import measure_memory, read_stats
+from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.wire.command import NO_LIMITS, Command, Window, shell_argv
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from vmfork.machine.running import Running
     from vmfork.machine.timings import Timings
     from vmfork.machine.use import Stats
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
     from vmfork.wire.given import GivenFile, GuestPath
 
@@ -65,7 +68,7 @@ HOOK_LIMIT_S = 30.0
 
 
 @guarded
-class VM(GuestFiles, GuestPorts, Described, Owner):
+class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
     Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is
@@ -103,22 +106,23 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         files: Mapping[str, GivenFile] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> VM:
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
-        `env` is the environment of every program in it; `files` are written into it as by `Template.fork`, and `ttl_s`
-        and `idle_ttl_s` are as there. It is no fork, so no hooks run. The image `default` is built where it is missing.
-        Where the host has no room for it, room is waited for, `wait_s` seconds at most (by default the
+        `env` is the environment of every program in it; `files` are written into it as by `Template.fork`, and `ttl_s`,
+        `idle_ttl_s` and `network` are as there. It is no fork, so no hooks run. The image `default` is built where it
+        is missing. Where the host has no room for it, room is waited for, `wait_s` seconds at most (by default the
         configuration's). Raises `NoRoom`, `ImageNotFound`, `ConfigError`, `HostError`, `LaunchError`, `AdoptError`;
         nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
         from vmfork.machine.prepare import prepare  # noqa: PLC0415
 
-        request = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
+        request = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network)
         instance = Instance(places or find_places(), progress)
         config = config or VMConfig()
         plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)
@@ -192,7 +196,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         `limits` holds the program, with all that it starts, to so much processor time, memory and processes; the
         result's `exceeded` says for which of them it was killed. Raises `GuestError` when the machine has no way to.
         """
-        command = _make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
+        command = self._make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
         decoding = find_decoding(encoding, errors)
         data = None if input is None else check_content(input, field="input")
         begun = time.perf_counter()
@@ -280,7 +284,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         leave, and any client finds it (`programs`). Of what it writes the end is kept, at least 64 KiB of each stream.
         """
         window = None if pty is None else Window(*pty)
-        command = _make_command(
+        command = self._make_command(
             argv, env=env, cwd=cwd, user=user, stdin=stdin, clean_env=clean_env, window=window, limits=limits
         )
         if background:
@@ -343,7 +347,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         once. A non-zero status is no error. Raises `ExecError` (127, 126) when it cannot be started; `timeout_s` and
         `grace_s` are as for `exec`, and `DeadlineExceeded` comes behind what was written.
         """
-        command = _make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
+        command = self._make_command(argv, env=env, cwd=cwd, user=user, clean_env=clean_env, limits=limits)
         decoding = find_decoding(encoding, errors)
         events = stream_program(self._running, command, decoding=decoding, timeout_s=timeout_s, grace_s=grace_s)
         async with aclosing(events):
@@ -457,6 +461,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: Literal[False] = False,
         timeout_s: float = FORK_LIMIT_S,
@@ -478,6 +483,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: bool,
         timeout_s: float = FORK_LIMIT_S,
@@ -498,6 +504,7 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         labels: Mapping[str, str] | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         hooks: bool = False,
         partial: bool = False,
         timeout_s: float = FORK_LIMIT_S,
@@ -510,9 +517,9 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
         its clients notice nothing. In a fork the programs that were started by `exec` or `start`, and connections to
         ports, have ended; whatever else runs, goes on. A VM that is paused is forked as it stands, and its forks run.
 
-        `env`, `files`, `cpus`, `memory_mib` and the times to live are as for `Template.fork`. With `lasting` the forks
-        outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a freeze
-        run in this VM, and those of after a fork in each fork.
+        `env`, `files`, `cpus`, `memory_mib`, `network` and the times to live are as for `Template.fork`. With `lasting`
+        the forks outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a
+        freeze run in this VM, and those of after a fork in each fork.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
         errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
@@ -525,7 +532,9 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
                 "name" if name else "labels", name or labels, "only forks that last have names and labels"
             )
         times = {} if lasting else {"ttl_s": ttl_s, "idle_ttl_s": idle_ttl_s}
-        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, **times)
+        request = ForkRequest(
+            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network, **times
+        )
         wanted = LiveFork(
             count=count,
             request=request,
@@ -606,26 +615,27 @@ class VM(GuestFiles, GuestPorts, Described, Owner):
     def _live_agent(self) -> AgentClient:
         return self._running.agent
 
-
-def _make_command(
-    argv: Sequence[GuestPath],
-    *,
-    env: Mapping[str, str] | None,
-    cwd: GuestPath,
-    user: str,
-    clean_env: bool,
-    limits: ProgramLimits | None,
-    stdin: bool = False,
-    window: Window | None = None,
-) -> Command:
-    """The command, of what a caller may give: paths for text, and `None` for nothing."""
-    return Command(
-        [os.fspath(part) for part in argv],
-        env=env or {},
-        cwd=os.fspath(cwd),
-        user=user,
-        stdin=stdin,
-        clean_env=clean_env,
-        window=window,
-        limits=limits or NO_LIMITS,
-    )
+    def _make_command(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: GuestPath,
+        user: str,
+        clean_env: bool,
+        limits: ProgramLimits | None,
+        stdin: bool = False,
+        window: Window | None = None,
+    ) -> Command:
+        """The command, of what a caller may give: paths for text, and `None` for nothing."""
+        found = {} if clean_env else find_program_env(self._running)
+        return Command(
+            [os.fspath(part) for part in argv],
+            env={**found, **(env or {})},
+            cwd=os.fspath(cwd),
+            user=user,
+            stdin=stdin,
+            clean_env=clean_env,
+            window=window,
+            limits=limits or NO_LIMITS,
+        )

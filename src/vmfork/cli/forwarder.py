@@ -1,4 +1,4 @@
-"""A process of its own that forwards ports of a machine: it is left behind, and ends with the machine."""
+"""Processes of their own that forward ports of a machine, or hold what it may reach: they end with the machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmfork.config import find_places
 from vmfork.errors import HostError
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.network.address import HostAddress
+    from vmfork.network.policy import NetworkPolicy
 
-# The option of `vmfork forward` that makes it one.
+# The option of `vmfork forward` and `vmfork network` that makes them one.
 OPTION = "--left-behind"
 # What such a process needs of our environment. The rest may be keys, and it lives long.
 _KEPT = ("PATH", "PYTHON", "VMFORK_")
 _READ_SIZE = 65_536
+_NOTHING_TOLD = {"message": "the process that was to be left behind ended by itself", "hint": ""}
 
 
 async def leave_forwarder(vm_id: str, ports: Sequence[tuple[HostAddress, int]]) -> Sequence[Mapping[str, object]]:
@@ -29,11 +31,25 @@ async def leave_forwarder(vm_id: str, ports: Sequence[tuple[HostAddress, int]]) 
 
     Raises `HostError` when one cannot be had; then none is.
     """
-    specs = [f"{host}:{guest}" for host, guest in ports]
+    told: Sequence[Mapping[str, object]] = await _leave("forward", vm_id, *(f"{host}:{guest}" for host, guest in ports))
+    return told
+
+
+async def leave_network(vm_id: str, policy: NetworkPolicy) -> None:
+    """The machine may reach what the policy says until it ends, or somebody attaches it. Raises `HostError`."""
+    if isinstance(policy, str):
+        await _leave("network", vm_id, "--network", policy)
+        return
+    entries = [part for entry in policy.entries for part in ("--allow", entry)]
+    await _leave("network", vm_id, *entries, *(["--network-log-only"] if policy.log_only else []))
+
+
+async def _leave(command: str, *arguments: str) -> Any:
+    """What the command tells, once it is left behind. Raises `HostError` with what it failed of."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as answer:
         try:
-            process = _spawn([OPTION, "--json", vm_id, *specs], writing)
+            process = _spawn([command, OPTION, "--json", *arguments], writing)
         finally:
             os.close(writing)
         try:
@@ -51,7 +67,7 @@ def _spawn(arguments: Sequence[str], writing: int) -> subprocess.Popen[bytes]:
     places = find_places()
     kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "vmfork", "forward", *arguments],
+        [sys.executable, "-m", "vmfork", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=writing,
         stderr=subprocess.DEVNULL,  # the document has the error too
@@ -67,12 +83,12 @@ async def _read(fd: int) -> bytes:
     return os.read(fd, _READ_SIZE)
 
 
-def _parse(document: bytes) -> Sequence[Mapping[str, object]]:
-    """The ports, where the process told of them."""
-    told = json.loads(document) if document else {}
-    if isinstance(told, list):
+def _parse(document: bytes) -> Any:
+    """The document, where the process told of no failure."""
+    told = json.loads(document) if document else {"error": _NOTHING_TOLD}
+    if not isinstance(told, dict) or "error" not in told:
         return told
-    failure = told.get("error", {"message": "the process that was to forward ports ended by itself", "hint": ""})
+    failure = told["error"]
     raise HostError(failure["message"], hint=failure["hint"])
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmfork.api.vm import VM
     from vmfork.config import FactoryConfig
     from vmfork.config.loader import Settings
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import PlacedFile
 
 
@@ -36,6 +37,7 @@ class Wanted:
     files: Mapping[str, PlacedFile]
     cpus: int | None = None
     memory_mib: int | None = None
+    network: NetworkPolicy = "none"
 
     @property
     def is_of_factory(self) -> bool:
@@ -54,7 +56,12 @@ async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
         vm = await _take_from_factory(wanted, stack)
     else:
         template = await find_template(wanted.template, wanted.settings)
-        vm = await template.fork(files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib)
+        vm = await template.fork(
+            files=wanted.files,
+            cpus=wanted.cpus,
+            memory_mib=wanted.memory_mib,
+            network=wanted.network,
+        )
     return await stack.enter_async_context(vm)
 
 
@@ -92,5 +99,9 @@ async def _take_from_factory(wanted: Wanted, stack: AsyncExitStack) -> VM:
             await prepare_image(wanted.settings, progress)
         factory = await stack.enter_async_context(aio.Factory(config, fetch_only=fetch_only, progress=progress))
         return await factory.get_vm(
-            template=wanted.template or "", files=wanted.files, cpus=wanted.cpus, memory_mib=wanted.memory_mib
+            template=wanted.template or "",
+            files=wanted.files,
+            cpus=wanted.cpus,
+            memory_mib=wanted.memory_mib,
+            network=wanted.network,
         )

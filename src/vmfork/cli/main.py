@@ -56,6 +56,7 @@ _COMMANDS = {
     "logs": "Print what machine ID wrote: the command that it was started with, else its console.",
     "forward": "Forward ports of the host to ports of machine ID, until this command is ended.",
     "reverse": "Let programs of machine ID reach one service of the host, until this command is ended.",
+    "network": "Show what programs of machine ID reach, or let them reach more until this command is ended.",
     "port": "List the ports of machine ID that are forwarded now, and where on the host they are.",
     "pause": "Let each machine ID stand still.",
     "resume": "Let each machine ID run on, with the host's clock.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -84,7 +84,14 @@ async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
             await ensure_image(DEFAULT_IMAGE, made_of=made_of, instance=Instance(find_places(), progress))
 
 
-def given_size(settings: Settings, *, cpus: int | None, memory: str | None) -> dict[str, int | None]:
+class Size(TypedDict):
+    """How large a machine is to be; `None` leaves it as it is."""
+
+    cpus: int | None
+    memory_mib: int | None
+
+
+def given_size(settings: Settings, *, cpus: int | None, memory: str | None) -> Size:
     """`cpus` and `memory_mib` of a machine, as the settings have them where the options gave one; else `None`."""
     return {
         "cpus": None if cpus is None else settings.vm.cpus,

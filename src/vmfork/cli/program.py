@@ -123,6 +123,7 @@ async def run_command(
                 "out": [_describe_output(output) for output in fetched],
                 "timings": asdict(vm.timings),
                 "source": asdict(vm.source),
+                **({} if vm.network == "none" else {"network": [asdict(each) for each in vm.network_log]}),
             }
         )
     return code

@@ -12,6 +12,7 @@ import click
 from vmfork.cli.carry import read_baggage, read_output
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import Wanted, take_vm
+from vmfork.cli.network import network_options, read_network, tell_log
 from vmfork.cli.options import (
     PORT_HELP,
     VARIABLE_HELP,
@@ -28,7 +29,7 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.program import check_lending, make_kept, run_command
-from vmfork.cli.start import Alone, read_ports, read_standing, standing_options, start_alone
+from vmfork.cli.start import Alone, check_held, read_ports, read_standing, standing_options, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.errors import ConfigError
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 @standing_options
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
+@network_options
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
@@ -95,6 +97,9 @@ def command(
     idle_ttl: str | None,
     workdir: str,
     ports: tuple[str, ...],
+    network: str | None,
+    allow: tuple[str, ...],
+    network_log_only: bool,
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
@@ -112,12 +117,14 @@ def command(
     template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
     vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
 
-    A name, labels and times to live are for a machine that is left running: -d.
+    It reaches nothing, unless --allow names it, or --network all. A name, labels and times to live are for a machine
+    that is left running: -d.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
+    policy = read_network(network, allow, log_only=network_log_only)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
         _check_detached(passed | {"timings": timings})
@@ -130,6 +137,7 @@ def command(
             workdir=workdir,
             **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
+            network=check_held(policy, standing),
             ports=read_ports(ports, standing),
         )
         start_alone(alone, as_json=as_json)
@@ -152,6 +160,7 @@ def command(
         template=name,
         files=baggage.files,
         **given_size(settings, cpus=cpus, memory=memory),
+        network=policy,
     )
 
     async def work() -> int:
@@ -165,6 +174,8 @@ def command(
             forked = time.perf_counter()
             run = partial(run_command, vm, argv, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
             status = await run(kept=kept, window=read_window() if has_terminal else None)
+            if network_log_only:
+                tell_log(vm.network_log)
             if timings:
                 click.echo(f"from    {vm.source}", err=True)
                 _show_timings(vm.timings, time.perf_counter() - forked)

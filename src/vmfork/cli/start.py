@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vmfork.cli.carry import read_baggage
-from vmfork.cli.forwarder import leave_forwarder
+from vmfork.cli.forwarder import leave_forwarder, leave_network
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import find_template
+from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
     PORT_HELP,
     cpus_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from vmfork.cli.carry import Baggage
     from vmfork.config.loader import Settings
     from vmfork.network.address import HostAddress
+    from vmfork.network.policy import NetworkPolicy
 
 _F = TypeVar("_F", bound="Callable[..., object]")
 
@@ -57,6 +59,7 @@ class Alone:
     memory_mib: int | None = None
     standing: Standing
     ports: Sequence[tuple[HostAddress, int]] = ()
+    network: NetworkPolicy = "none"
 
 
 def start_alone(wanted: Alone, *, as_json: bool) -> None:
@@ -85,6 +88,8 @@ async def _start(wanted: Alone) -> dict[str, Any]:
         told: dict[str, Any] = {"id": vm.id, "name": vm.name}
         try:
             await wanted.baggage.put_folders(vm)
+            if wanted.network != "none":
+                await leave_network(vm.id, wanted.network)
             if wanted.ports:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
@@ -121,10 +126,21 @@ def read_standing(name: str, labels: Sequence[str], ttl: str | None, idle_ttl: s
 
 def read_ports(texts: Sequence[str], standing: Standing) -> Sequence[tuple[HostAddress, int]]:
     """What `-p` says of a machine that is left running. Raises `ConfigError`, also where it would never be idle."""
-    if texts and standing.idle_ttl_s:
-        reason = "a machine whose ports are forwarded is never idle: who forwards them is a client of it"
-        raise ConfigError("idle-ttl", standing.idle_ttl_s, reason, hint="give it a time to live: --ttl")
+    if texts:
+        _check_idle(standing, "a machine whose ports are forwarded is never idle: who forwards them is a client of it")
     return [parse_forward(text) for text in texts]
+
+
+def check_held(policy: NetworkPolicy, standing: Standing) -> NetworkPolicy:
+    """`policy` itself. Raises `ConfigError` for a machine that is to end when idle, and never would be."""
+    if policy != "none":
+        _check_idle(standing, "a machine that has a way out is never idle: who holds its policy is a client of it")
+    return policy
+
+
+def _check_idle(standing: Standing, reason: str) -> None:
+    if standing.idle_ttl_s:
+        raise ConfigError("idle-ttl", standing.idle_ttl_s, reason, hint="give it a time to live: --ttl")
 
 
 @click.command("start", context_settings={"allow_interspersed_args": False})
@@ -140,6 +156,7 @@ def read_ports(texts: Sequence[str], standing: Standing) -> Sequence[tuple[HostA
 @wait_option
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
+@network_options
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 def command(
@@ -156,6 +173,9 @@ def command(
     wait: str | None,
     workdir: str,
     ports: tuple[str, ...],
+    network: str | None,
+    allow: tuple[str, ...],
+    network_log_only: bool,
     as_json: bool,
     argv: Sequence[str],
 ) -> None:
@@ -164,7 +184,7 @@ def command(
     It is a fork of the template named with -t, else of `default`, built the first time. It runs until `vmfork stop`,
     until its time to live is over, or until the host ends; several processes may use it at the same time. CMD runs in
     it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended. Its ports are
-    forwarded by a process that ends with it.
+    forwarded, and what it may reach is held, by processes that end with it.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
@@ -179,5 +199,6 @@ def command(
         **given_size(settings, cpus=cpus, memory=memory),
         standing=standing,
         ports=read_ports(ports, standing),
+        network=check_held(read_network(network, allow, log_only=network_log_only), standing),
     )
     start_alone(wanted, as_json=as_json)

@@ -11,6 +11,7 @@ from vmfork.api.template import Template
 from vmfork.cli.audit import audit
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
+from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
     WARM_UP_HELP,
     VerbGroup,
@@ -65,6 +66,7 @@ command.add_command(audit)
 @click.option("--ready-timeout", metavar="S", help="Give up waiting for --ready after this time. Default: 2m.")
 @click.option("--secret-path", "secret_paths", multiple=True, metavar="P", help="Do not freeze while P exists.")
 @click.option("--secret-env", "secret_env", multiple=True, metavar="K", help="Do not freeze while a process has $K.")
+@network_options
 @click.option("--allow-secrets", is_flag=True, help="Freeze even so.")
 @click.option("--reseed", metavar="WHO", hidden=True, help="For tests of a defence: both, agent, vmgenid or none.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
@@ -83,6 +85,9 @@ def build(
     variables: tuple[str, ...],
     secret_paths: tuple[str, ...],
     secret_env: tuple[str, ...],
+    network: str | None,
+    allow: tuple[str, ...],
+    network_log_only: bool,
     allow_secrets: bool,
     reseed: str | None,
     replace: bool,
@@ -114,6 +119,7 @@ def build(
             secret_paths=secret_paths,
             secret_env=secret_env,
             allow_secrets=allow_secrets,
+            network=read_network(network, allow, log_only=network_log_only),
             replace=replace,
             progress=progress,
         )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from vmfork.config import Places
     from vmfork.machine.timings import Timings
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
     from vmfork.wire.given import GivenFile
 
@@ -121,6 +122,7 @@ class Factory(Owner):
         memory_mib: int | None = None,
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from.
@@ -129,7 +131,8 @@ class Factory(Owner):
         that asks for nothing in particular (it `is_plain`), or a template is named, the VM is what the first template,
         pool or server gives. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for
         a machine of a cache (by default the configuration's `fork_timeout_s`). It ends by itself after `ttl_s` seconds,
-        and after `idle_ttl_s` without a request to its guest, as a fork of `Template.fork`.
+        and after `idle_ttl_s` without a request to its guest, and reaches what `network` says, as a fork of
+        `Template.fork`: neither a pool nor a server has a say in that.
 
         When no such machine can be had, one of another template, which was warmed up in another way, is never given in
         its place: a VM is booted, or `FallbackRefused` is raised, as `fallback` says.
@@ -138,7 +141,7 @@ class Factory(Owner):
         only larger machines are ready. Raises `SetupError` when a hook of the template or a file given here failed, and
         `LaunchError`, `AdoptError`, `HostError`. Nothing is left after any of them.
         """
-        fork = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
+        fork = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network)
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
         if config is None and not (template or self.config.vm.is_plain):
             config = self.config.vm

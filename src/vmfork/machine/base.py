@@ -25,6 +25,7 @@ from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
 from vmfork.machine.trace import is_detailed, trace_machine
+from vmfork.machine.ways import begin_ways, begin_ways_anew, with_proxy
 from vmfork.owner import Owner
 from vmfork.wire.command import Command
 
@@ -159,8 +160,11 @@ class BaseVM(Described, Owner):
                 if is_detailed():
                     await agent.ping(timeout_s=timeout_s)
                     awake = time.perf_counter()
-                adoption = await adopt(agent, identity, env=request.env, timeout_s=timeout_s, clock=clock)
+                env = with_proxy(request.env, request.network, identity.hostname)
+                adoption = await adopt(agent, identity, env=env, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
+                # Before the hooks: they are the first programs of the machine.
+                await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
                     agent,
                     identity,
@@ -192,6 +196,7 @@ class BaseVM(Described, Owner):
         limit_life(running.machine, running.agent, ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         if standing is not None:
             running = await stand_alone(running, standing, adoption=adoption, timings=timings)
+            await begin_ways_anew(running, request.network, timeout_s=timeout_s)
         return Adopted(running, adoption, timings)
 
     def _log_adoption(self, took_s: float) -> None:

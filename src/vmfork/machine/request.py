@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from vmfork.config import check_name
 from vmfork.errors import ConfigError
+from vmfork.machine.ways import load_ways
 from vmfork.wire.command import check_env
 from vmfork.wire.given import check_file, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import GivenFile, PlacedFile
 
 
@@ -32,8 +34,8 @@ class ForkRequest:
     `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
     hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
     It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. It ends after `ttl_s` seconds, and after
-    `idle_ttl_s` without a request to its guest; 0 is never. Raises `ConfigError` for an invalid variable, path, size or
-    time.
+    `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks.
+    Raises `ConfigError` for an invalid variable, path, size, time or policy.
     """
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -42,8 +44,11 @@ class ForkRequest:
     memory_mib: int | None = None
     ttl_s: float = 0.0
     idle_ttl_s: float = 0.0
+    network: NetworkPolicy = "none"
 
     def __post_init__(self) -> None:
+        if self.network != "none":
+            load_ways().check_policy(self.network)
         object.__setattr__(self, "env", _check_room(check_env(self.env)))
         object.__setattr__(self, "files", _check_files(self.files))
         for name in ("cpus", "memory_mib"):

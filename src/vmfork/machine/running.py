@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
     from vmfork.network.neighbours import Network
+    from vmfork.network.ways import Ways
     from vmfork.wire.message import Hello
 
 _log = logging.getLogger("vmfork")
@@ -80,6 +81,7 @@ class Running(Described, Owner):
         self.names = Names(agent)
         # What it has joined is kept for as long as it takes part.
         self.networks: list[Network] = []
+        self.ways: Ways | None = None
         self._agent = agent
 
     @property

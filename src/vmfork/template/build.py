@@ -17,6 +17,7 @@ from vmfork.journal import about
 from vmfork.machine.launch import boot_base
 from vmfork.machine.prepare import prepare
 from vmfork.machine.programs import run_program
+from vmfork.machine.ways import find_program_env, set_network
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room
@@ -28,7 +29,7 @@ from vmfork.units import MIB, format_duration
 from vmfork.wire.command import Command, shell_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
@@ -156,13 +157,16 @@ class _Build:
 
     async def _warm_up(self, running: Running) -> None:
         recipe = self._recipe
+        await set_network(running, recipe.network)
+        env = {**find_program_env(running), **recipe.env}
         for line in recipe.warm_up:
             self.report(f"running {line!r}")
-            command = Command(shell_argv(line), env=recipe.env)
+            command = Command(shell_argv(line), env=env)
             (await run_program(running, command, timeout_s=recipe.step_timeout_s)).check()
         if recipe.ready:
             self.report(f"waiting for {recipe.ready!r}")
-            await _wait_ready(running, recipe)
+            await _wait_ready(running, recipe, env)
+        await set_network(running, "none")
 
     def report(self, step: str) -> None:
         """The listener knows what is done now."""
@@ -177,8 +181,8 @@ class _Build:
         self.timings[key] = time.perf_counter() - start
 
 
-async def _wait_ready(running: Running, recipe: Recipe) -> None:
-    command = Command(shell_argv(recipe.ready), env=recipe.env)
+async def _wait_ready(running: Running, recipe: Recipe, env: Mapping[str, str]) -> None:
+    command = Command(shell_argv(recipe.ready), env=env)
     end = time.monotonic() + recipe.ready_timeout_s
     last = b""
     while (left := end - time.monotonic()) > 0:

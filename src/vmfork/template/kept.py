@@ -15,6 +15,7 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig, check_name
 from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
 from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
+from vmfork.machine.ways import load_ways
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
 from vmfork.template.recipe import READY_LIMIT_S, STEP_LIMIT_S, Recipe
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import Places
+    from vmfork.network.policy import NetworkPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class KeptRecipe:
 
     `env` are names only: the values were for the warm-up alone, and may be secrets. One that was frozen while it ran
     (`is_live`) has none that could be followed.
+    `reaches` is what its commands may reach: nothing, `all`, or the entries of a list.
     """
 
     config: VMConfig
@@ -44,6 +47,8 @@ class KeptRecipe:
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
     is_live: bool = False
+    reaches: tuple[str, ...] = ()
+    reaches_more: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, config: VMConfig) -> KeptRecipe:
@@ -57,6 +62,8 @@ class KeptRecipe:
             secrets_allowed=recipe.secrets.allowed,
             step_timeout_s=recipe.step_timeout_s,
             ready_timeout_s=recipe.ready_timeout_s,
+            reaches=_entries_of(recipe.network),
+            reaches_more=not isinstance(recipe.network, str) and recipe.network.log_only,
         )
 
     def to_recipe(self, name: str) -> Recipe:
@@ -76,7 +83,23 @@ class KeptRecipe:
             secrets=Secrets(paths=self.secret_paths, env=self.secret_env, allowed=self.secrets_allowed),
             step_timeout_s=self.step_timeout_s,
             ready_timeout_s=self.ready_timeout_s,
+            network=self._network,
         )
+
+    @property
+    def _network(self) -> NetworkPolicy:
+        if self.reaches == ("all",):
+            return "all"
+        if not (self.reaches or self.reaches_more):
+            return "none"
+        listed: NetworkPolicy = load_ways().Allow(*self.reaches, log_only=self.reaches_more)
+        return listed
+
+
+def _entries_of(policy: NetworkPolicy) -> tuple[str, ...]:
+    if not isinstance(policy, str):
+        return policy.entries
+    return () if policy == "none" else (policy,)
 
 
 @contextmanager

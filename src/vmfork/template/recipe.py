@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.errors import ConfigError
+from vmfork.machine.ways import load_ways
 from vmfork.wire.command import check_env
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from vmfork.network.policy import NetworkPolicy
 
 STEP_LIMIT_S = 600.0
 READY_LIMIT_S = 120.0
@@ -25,7 +28,7 @@ class Recipe:
 
     `warm_up` are shell commands, run in order, each at most `step_timeout_s` seconds; a failing one fails the build.
     `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds. Both run with `env`.
-    A machine that holds one of `secrets` is not frozen.
+    A machine that holds one of `secrets` is not frozen. `network` is what the commands may reach, and ends with them.
     """
 
     warm_up: tuple[str, ...] = ()
@@ -34,8 +37,11 @@ class Recipe:
     secrets: Secrets = field(default_factory=Secrets)
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
+    network: NetworkPolicy = "none"
 
     def __post_init__(self) -> None:
+        if self.network != "none":
+            load_ways().check_policy(self.network)
         for command in (*self.warm_up, self.ready):
             if not isinstance(command, str) or "\0" in command:
                 raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
