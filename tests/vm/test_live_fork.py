@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
-from vmfork.errors import ConfigError, HostError, NoRoom, TemplateExists, VMForkError
+from vmfork.errors import ConfigError, HostError, MachineEnded, NoRoom, TemplateExists, VMForkError
 from vmfork.freeze import live
 from vmfork.host import copier, facts
 
@@ -259,6 +260,12 @@ async def test_a_host_without_room_refuses_before_the_machine_is_paused(fork, mo
     with pytest.raises(NoRoom, match=r"900 forks of .* were asked for"):
         await fork.fork(900)
     assert (await fork.exec(["echo", "on"])).stdout == "on\n"
+
+
+async def test_a_machine_that_has_ended_is_told_as_that(fork) -> None:
+    os.kill(fork.pid, signal.SIGKILL)
+    with pytest.raises(MachineEnded):
+        await fork.fork()
 
 
 async def test_a_closed_machine_is_not_forked(template) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError, HostError
+from vmfork.errors import ConfigError, HostError, MachineEnded
 from vmfork.host import facts
 from vmfork.host.copier import copy_machine
 from vmfork.host.mapped import MappedMemory
@@ -80,17 +80,28 @@ def open_for_writing(fd: int) -> Iterator[int]:
         os.close(writes)
 
 
+@contextmanager
+def _end_told(running: Running) -> Iterator[None]:
+    """A copy that failed because the machine has ended is told as that: it does not run on."""
+    try:
+        yield
+    except (HostError, OSError) as error:
+        if not running.machine.identity.is_alive():
+            raise MachineEnded(running.machine.exit_code) from error
+        raise
+
+
 async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: bool) -> tuple[Copied, tuple[int, ...]]:
     """The machine is in both files as it was at one moment, and runs on.
 
     With `whole` the file has all of its memory. Otherwise it may hold what lies over another file; then that is given,
     for the caller to close. `state_fd` is open for writing alone. Raises `HostError` when memory is short, before
-    anything was done, with the arithmetic, and when it could not be copied.
+    anything was done, with the arithmetic, and when it could not be copied; `MachineEnded` when it has ended.
     """
     check_copyable(running)
     hardware, machine = running.hardware, running.machine
     size_bytes = hardware.memory_mib * MIB
-    with await MappedMemory.ask(machine.keeper) as mapped:
+    with _end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
         _check_room(running, mapped, whole=whole)
         below, upper = mapped.held[:1], mapped.held[1:]
         os.ftruncate(memory_fd, size_bytes)
