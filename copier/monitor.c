@@ -88,6 +88,13 @@ const char *monitor_wait(int64_t deadline_ms)
     return NULL;
 }
 
+void monitor_wait_for(const char *sign, int64_t deadline_ms)
+{
+    const char *answer;
+    while ((answer = next_line(deadline_ms)) != NULL && strstr(answer, sign) == NULL)
+        ;
+}
+
 const char *monitor_ask(const char *command, int limit_ms)
 {
     return monitor_send(command) ? monitor_wait(now_ms() + limit_ms) : NULL;

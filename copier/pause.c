@@ -21,6 +21,8 @@
 
 enum { STOP_LIMIT_MS = 5000, SAVE_LIMIT_MS = 10000, GO_ON_LIMIT_MS = 5000, WHOLE_LIMIT_MS = 30000, SAVES = 4 };
 
+#define LAST_ID "\"id\": \"last\""
+static const char LAST_GO_ON[] = "{\"execute\": \"cont\", " LAST_ID "}";
 static const char STOP[] = "{\"execute\": \"stop\"}", GO_ON[] = "{\"execute\": \"cont\"}";
 
 static int64_t now_us(void)
@@ -40,9 +42,9 @@ static _Noreturn void look_on(int told, pid_t worker)
     if (!spoke || read(told, &done, 1) != 1) {
         if (!spoke)
             kill(worker, SIGKILL);
-        monitor_send(GO_ON);
-        /* Not closed before QEMU has read it. */
-        monitor_wait(now_ms() + GO_ON_LIMIT_MS);
+        monitor_send(LAST_GO_ON);
+        /* Not closed before QEMU has read it, whatever else it has answered before. */
+        monitor_wait_for(LAST_ID, now_ms() + GO_ON_LIMIT_MS);
     }
     _exit(0);
 }

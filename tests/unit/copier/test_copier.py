@@ -66,22 +66,19 @@ class Emulator:
     def _answer(self) -> None:
         self._say({"QMP": {"version": {}, "capabilities": []}})
         state = -1
-        while (heard := self._hear()) is not None:
-            data, fds = heard
-            for name in re.findall(rb'"execute": "([a-z_-]+)"', data):
-                self._do(name.decode(), fds[0] if fds else state)
-                state = fds[0] if fds else state
-        if state >= 0:
-            os.close(state)
-
-    def _hear(self) -> tuple[bytes, list[int]] | None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, 65536, 1)
-        except ConnectionError:  # it was killed before it had read all
-            return None
-        return (data, fds) if data else None
+            while (heard := socket.recv_fds(self._socket, 65536, 1))[0]:
+                data, fds, _, _ = heard
+                state = fds[0] if fds else state
+                for name, sign in re.findall(rb'"execute": "([a-z_-]+)"(, "id": "[a-z]+")?', data):
+                    self._do(name.decode(), sign.decode(), state)
+        except ConnectionError:
+            pass  # it has ended before it had read all
+        finally:
+            if state >= 0:
+                os.close(state)
 
-    def _do(self, name: str, state: int) -> None:
+    def _do(self, name: str, sign: str, state: int) -> None:
         self.told.append(name)
         if callable(act := self.on.pop(name, None)):
             act()
@@ -96,10 +93,10 @@ class Emulator:
             "query-status": {"status": "running" if self.running else "paused", "running": self.running},
         }
         self._say({"event": "SOMETHING", "timestamp": {"seconds": 1, "microseconds": 2}})
-        self._say({"return": answers.get(name, {})})
+        self._say({"return": answers.get(name, {})}, sign)
 
-    def _say(self, message: object) -> None:
-        self._socket.sendall(json.dumps(message).encode() + b"\r\n")
+    def _say(self, message: object, sign: str = "") -> None:
+        self._socket.sendall(json.dumps(message).encode()[:-1] + sign.encode() + b"}\r\n")
 
 
 def open_faults(opened: ExitStack) -> int:
