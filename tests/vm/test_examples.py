@@ -16,7 +16,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("server.py 6", "6 forks of it, each of which has answered with its own id"), ("database.py", "OK")],
+    [
+        ("server.py 6", "6 forks of it, each of which has answered with its own id"),
+        ("database.py", "OK"),
+        ("search.py 3", "[[83], [61], [59]]"),
+    ],
 )
 def test_an_example_ends_well(instance, name: str, said: str) -> None:
     script, *arguments = name.split()

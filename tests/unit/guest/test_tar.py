@@ -196,14 +196,14 @@ def long_name(times: int) -> bytes:
 def large_header() -> bytes:
     head = tarfile.TarInfo("././@LongLink")
     head.type, head.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
-    return gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 22))
+    return gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 22), mtime=0)
 
 
 def endless_map() -> bytes:
     """A file of which GNU tar's map of holes (version 1.0) has numbers without end, in a small compressed tar."""
     told = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "10"}
     content = b"1000000000\n" + b"0\n" * (8 << 20)
-    return gzip.compress(one("x", content, told=told))
+    return gzip.compress(one("x", content, told=told), mtime=0)
 
 
 def old_map(*, blocks: int) -> bytes:
@@ -216,7 +216,7 @@ def old_map(*, blocks: int) -> bytes:
     header[148:156] = b"%06o\0 " % sum(header)
     more = bytearray(512)
     more[504] = 1
-    return gzip.compress(bytes(header) + bytes(more) * blocks)
+    return gzip.compress(bytes(header) + bytes(more) * blocks, mtime=0)
 
 
 @pytest.mark.parametrize(
