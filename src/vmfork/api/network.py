@@ -55,4 +55,5 @@ class GuestNetwork:
         program of the guest listens where the proxy is to (127.0.0.1:3128), `StoreBusy` when another client of the
         machine holds its policy, and `GuestFileError` when the guest's hosts file cannot be written.
         """
-        await set_network(self._running, load_ways().check_policy(network))
+        policy = load_ways().check_policy(network)
+        await set_network(self._running, policy)

@@ -36,7 +36,7 @@ from vmfork.machine.use import measure_memory, read_stats
 from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
-from vmfork.wire.command import NO_LIMITS, Command, Window, shell_argv
+from vmfork.wire.command import NO_LIMITS, Command, Window, check_env, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
 if TYPE_CHECKING:
@@ -628,10 +628,11 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         window: Window | None = None,
     ) -> Command:
         """The command, of what a caller may give: paths for text, and `None` for nothing."""
+        given = check_env(env or {})
         found = {} if clean_env else find_program_env(self._running)
         return Command(
             [os.fspath(part) for part in argv],
-            env={**found, **(env or {})},
+            env={**found, **given},
             cwd=os.fspath(cwd),
             user=user,
             stdin=stdin,
