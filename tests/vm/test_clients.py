@@ -94,7 +94,7 @@ async def test_what_makes_no_sense_is_named_and_the_machine_goes_on(vm, template
     assert (await vm.shell("kill -9 1; echo on", timeout_s=LIMIT_S)).stdout == "on\n"  # its agent is nobody's to kill
     kept = await vm.start(["printf", r"\377\376ok"], background=True)
     assert [each async for each in kept.output()] == [(Channel.STDOUT, b"\xff\xfeok")]
-    told = json.loads(command("logs", vm.id, "--json").check().out)
+    told = json.loads(command("logs", "--pid", str(kept.pid), vm.id, "--json").check().out)
     assert told["stdout"] == "��ok"
     refused = command("exec", "-it", vm.id, "touch", "/root/ran")
     assert (refused.status, "standard input is not a terminal" in refused.err) == (125, True)
