@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
+from vmfork.machine.again import made_again
 from vmfork.machine.request import ForkRequest, Standing
 from vmfork.machine.several import make_several
 from vmfork.machine.trace import failure_traced
@@ -205,13 +206,17 @@ class Template:
         source = self._source
         source.check_request(request)
         with failure_traced("vmfork.fork", {"vmfork.template": self.name}):
-            base = await source.fork_base(wait_s=wait_s)
-            # Loaded the first time, while QEMU starts (docs/decisions/0008).
-            from vmfork.api.vm import VM  # noqa: PLC0415
-
             limit_s = source.fork_timeout_s if timeout_s is None else timeout_s
             hook_limit_s = source.hook_timeout_s
-            return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=hook_limit_s, standing=standing))
+
+            async def make() -> VM:
+                base = await source.fork_base(wait_s=wait_s)
+                # Loaded the first time, while QEMU starts (docs/decisions/0008).
+                from vmfork.api.vm import VM  # noqa: PLC0415
+
+                return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=hook_limit_s, standing=standing))
+
+            return await made_again(make, accel=source.hardware.accel)
 
     @gives_owner
     async def start(

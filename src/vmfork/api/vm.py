@@ -18,6 +18,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.late import import_late
+from vmfork.machine.again import made_again
 from vmfork.machine.background import find_process, start_background
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
@@ -126,8 +127,12 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         instance = Instance(places or find_places(), progress)
         config = config or VMConfig()
         plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)
-        base = await boot_base(plan, instance=instance)
-        return cls(*await base.adopt(request, timeout_s=plan.boot_timeout_s))
+
+        async def make() -> Adopted:
+            base = await boot_base(plan, instance=instance)
+            return await base.adopt(request, timeout_s=plan.boot_timeout_s)
+
+        return cls(*await made_again(make, accel=plan.hardware.accel))
 
     @staticmethod
     async def list(*, label: str = "", places: Places | None = None) -> Sequence[VMRecord]:
