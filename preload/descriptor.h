@@ -3,6 +3,6 @@
 #define VMFORK_DESCRIPTOR_H
 
 /* -1 for anything but the digits of a descriptor. */
-__attribute__((visibility("hidden"))) int read_descriptor(const char *text);
+int read_descriptor(const char *text);
 
 #endif

@@ -3,13 +3,11 @@
 #include <linux/userfaultfd.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
+#include "../keeper/message.h"
 #include "descriptor.h"
 
 /* How it works. The keeper has put the process's folder of /proc into the socket before the program was started: it is
@@ -19,27 +17,16 @@
 
 /* Linux 6.1 (USER_MODE_ONLY: 5.11) and 6.7; what a libc has is older. */
 enum { USER_MODE_ONLY = 1, FEATURE_WP_SHMEM = 1 << 12, FEATURE_WP_UNPOPULATED = 1 << 13, FEATURE_WP_ASYNC = 1 << 15 };
-enum { MEMORY, PAGEMAP, FAULTS, DESCRIPTORS };
-
-union control {
-    char bytes[CMSG_SPACE(DESCRIPTORS * sizeof(int))];
-    struct cmsghdr align;
-};
+enum { THE_MEMORY, THE_PAGEMAP, THE_FAULTS, DESCRIPTORS };
 
 static int receive_folder(int line)
 {
-    union control control;
-    char sign;
-    struct iovec piece = {&sign, 1};
-    struct msghdr message = {
-        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    if (recvmsg(line, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != 1)
-        return -1;
-    struct cmsghdr *part = CMSG_FIRSTHDR(&message);
-    int folder = -1;
-    if (part != NULL && part->cmsg_type == SCM_RIGHTS && part->cmsg_len == CMSG_LEN(sizeof folder))
-        memcpy(&folder, CMSG_DATA(part), sizeof folder);
-    return folder;
+    uint8_t sign;
+    int passed[PASSED_LIMIT];
+    int count = receive_opened(line, &sign, passed);
+    if (count > 1)
+        close_all(passed + 1, count - 1);
+    return count > 0 ? passed[0] : -1;
 }
 
 /* A kernel that tells of faults alone is of no use: whoever waits for an answer would stand still. */
@@ -57,7 +44,6 @@ static int open_faults(void)
 
 static void send_all(int line, const int *opened)
 {
-    union control control;
     uint8_t which = 0;
     int passed[DESCRIPTORS], count = 0;
     for (int index = 0; index < DESCRIPTORS; index++) {
@@ -66,19 +52,7 @@ static void send_all(int line, const int *opened)
         which |= (uint8_t)(1 << index);
         passed[count++] = opened[index];
     }
-    struct iovec piece = {&which, 1};
-    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
-    if (count > 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE((size_t)count * sizeof(int));
-        struct cmsghdr *part = CMSG_FIRSTHDR(&message);
-        part->cmsg_level = SOL_SOCKET;
-        part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
-        memcpy(CMSG_DATA(part), passed, (size_t)count * sizeof(int));
-    }
-    sendmsg(line, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    send_opened(line, which, passed, count);
 }
 
 __attribute__((constructor)) static void hand_over(void)
@@ -90,15 +64,13 @@ __attribute__((constructor)) static void hand_over(void)
         return;
     int folder = receive_folder(line);
     if (folder >= 0) {
-        opened[MEMORY] = openat(folder, "mem", O_RDONLY | O_CLOEXEC);
-        opened[PAGEMAP] = openat(folder, "pagemap", O_RDONLY | O_CLOEXEC);
+        opened[THE_MEMORY] = openat(folder, "mem", O_RDONLY | O_CLOEXEC);
+        opened[THE_PAGEMAP] = openat(folder, "pagemap", O_RDONLY | O_CLOEXEC);
         close(folder);
     }
-    opened[FAULTS] = open_faults();
+    opened[THE_FAULTS] = open_faults();
     send_all(line, opened);
-    for (int index = 0; index < DESCRIPTORS; index++)
-        if (opened[index] >= 0)
-            close(opened[index]);
+    close_all(opened, DESCRIPTORS);
     close(line);
     /* Where the emulator is started by a script: the number is another's by then. */
     unsetenv("VMFORK_KEEPER_FD");

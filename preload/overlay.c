@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "visible.h"
 
 /* How it works. QEMU maps the file of its RAM once, privately. Over that mapping come those of each piece of the other
  * file that holds data, at the same places: what was a hole there shows the file below. */
@@ -53,7 +54,7 @@ static bool cover(char *mapped, off_t offset, size_t length, int protection, int
     return end >= last || at >= 0 || errno == ENXIO;
 }
 
-void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+VISIBLE void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
     char *mapped = map(address, length, protection, flags, fd, offset);
     if (mapped == MAP_FAILED || !is_lower(fd, flags))
@@ -66,5 +67,5 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, off_
     return MAP_FAILED;
 }
 
-void *mmap64(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+VISIBLE void *mmap64(void *address, size_t length, int protection, int flags, int fd, off_t offset)
     __attribute__((alias("mmap")));

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "visible.h"
 
 /* How it works. A path that names an open descriptor is answered with a copy of that descriptor, so with the rights it
  * was opened with and no others, and without /proc. The copy stands at the beginning of the file: the kernel keeps one
@@ -38,7 +39,7 @@ static int open_any(const char *path, int flags, mode_t mode)
     return copy;
 }
 
-int open(const char *path, int flags, ...)
+VISIBLE int open(const char *path, int flags, ...)
 {
     va_list more;
     va_start(more, flags);
@@ -50,14 +51,14 @@ int open(const char *path, int flags, ...)
 }
 
 /* What a libc calls it where files are large, and where it was compiled with checks (glibc, _FORTIFY_SOURCE). */
-int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+VISIBLE int open64(const char *path, int flags, ...) __attribute__((alias("open")));
 
-int __open_2(const char *path, int flags)
+VISIBLE int __open_2(const char *path, int flags)
 {
     return open_any(path, flags, 0);
 }
 
-int __open64_2(const char *path, int flags) __attribute__((alias("__open_2")));
+VISIBLE int __open64_2(const char *path, int flags) __attribute__((alias("__open_2")));
 
 /* fopen(3): "r", "w" or "a", and then "+", "e", "x" and others in any order. */
 static int read_mode(const char *mode)
@@ -68,7 +69,7 @@ static int read_mode(const char *mode)
     return strchr(mode, 'e') != NULL ? flags | O_CLOEXEC : flags;
 }
 
-FILE *fopen(const char *path, const char *mode)
+VISIBLE FILE *fopen(const char *path, const char *mode)
 {
     int fd = open_any(path, read_mode(mode), 0666);
     FILE *file = fd < 0 ? NULL : fdopen(fd, mode);
@@ -77,4 +78,4 @@ FILE *fopen(const char *path, const char *mode)
     return file;
 }
 
-FILE *fopen64(const char *path, const char *mode) __attribute__((alias("fopen")));
+VISIBLE FILE *fopen64(const char *path, const char *mode) __attribute__((alias("fopen")));

@@ -71,7 +71,8 @@ def compile_program(
 ) -> Path:
     """`output` is made from all C files in `sources` and those `borrowed`, static and stripped; replaced by rename.
 
-    A library needs no other than glibc, 2.17 or newer, which the program that loads it has.
+    A library needs no other than glibc, 2.17 or newer, which the program that loads it has. It gives that program what
+    its sources say is visible, and no other name.
 
     `defines` are macros such as `PROTOCOL=0`. zig keeps its caches where ZIG_GLOBAL_CACHE_DIR and ZIG_LOCAL_CACHE_DIR
     say; the first build for a target takes about 30 s, because zig compiles musl too. Raises `BuildError` when the
@@ -79,7 +80,7 @@ def compile_program(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    kind = ("-shared", "-fPIC") if is_library else ("-static",)
+    kind = ("-shared", "-fPIC", "-fvisibility=hidden") if is_library else ("-static",)
     argv = [sys.executable, "-m", "ziglang", "cc", "-target", target, *kind, "-Os", "-s", *FLAGS]
     argv += [f"-D{define}" for define in defines]
     argv += [*(str(path) for path in (*sorted(sources.glob("*.c")), *borrowed)), "-o", str(temporary)]
@@ -98,6 +99,7 @@ _OF_BROKER = (
 )
 
 _OF_COPIER = (ROOT / "keeper" / "clock.c",)
+_OF_PRELOAD = (ROOT / "keeper" / "message.c",)
 
 
 def programs_for(arch: str) -> tuple[Program, ...]:
@@ -106,7 +108,7 @@ def programs_for(arch: str) -> tuple[Program, ...]:
     return (
         Program(ROOT / "guest", PACKAGE / "image" / "data" / f"agent-{GUEST_ARCH}"),
         Program(ROOT / "keeper", of_host / f"keeper-{arch}", arch),
-        Program(ROOT / "preload", of_host / f"preload-{arch}.so", arch, is_library=True),
+        Program(ROOT / "preload", of_host / f"preload-{arch}.so", arch, is_library=True, borrowed=_OF_PRELOAD),
         Program(ROOT / "broker", of_host / f"broker-{arch}", arch, borrowed=_OF_BROKER),
         Program(ROOT / "copier", of_host / f"copier-{arch}", arch, borrowed=_OF_COPIER),
     )

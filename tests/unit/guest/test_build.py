@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vmfork.host.jail import find_preload
+
 ROOT = Path(__file__).parents[3]
 
 # e_machine of aarch64, elf(5). Those for x86-64 are built by the set-up, and every machine of the tests runs them.
@@ -35,7 +37,7 @@ def own_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv(name, cache)
 
 
-@pytest.mark.parametrize("program", ["guest", "keeper", "preload", "broker"])
+@pytest.mark.parametrize("program", ["guest", "keeper", "preload", "broker", "copier"])
 def test_every_source_compiles_for_aarch64(build, tmp_path, program) -> None:
     """Without a warning. It is not linked: for that zig would compile musl, half a minute in every checkout."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-Os", *build.FLAGS, "-c"]
@@ -48,3 +50,13 @@ def test_every_source_compiles_for_aarch64(build, tmp_path, program) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert set(pool.map(compile_one, (ROOT / program).glob("*.c"))) == {AARCH64}
+
+
+def test_the_library_beside_an_emulator_shows_it_nothing_but_what_it_answers() -> None:
+    """Any other name of ours would stand before one of the emulator's libraries."""
+    asked = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); print([hasattr(library, x) for x in sys.argv[2:]])"
+    names = ("read_descriptor", "close_all", "send_opened")
+    done = subprocess.run(
+        [sys.executable, "-c", asked, str(find_preload()), *names], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{[False] * 3}\n"
