@@ -14,10 +14,10 @@ from vmfork.config import Limits
 from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, take_moment
 from vmfork.journal import about
+from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
-from vmfork.machine.made import find_maker
 from vmfork.machine.naming import check_vm_name
 from vmfork.machine.room import check_room
 from vmfork.machine.several import Failures, make_several

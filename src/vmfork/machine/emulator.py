@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places, VMConfig
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu import Abilities, QemuBinary
+    from vmfork.machine.facts import Make
 
 _log = logging.getLogger("vmfork")
 
@@ -90,6 +91,23 @@ async def find_emulator_like(
     if binary.version != version:
         return binary  # whoever compares versions refuses it, so it need not be asked for more
     return _as_built(binary, await ask_abilities(binary, kept=places.emulators))
+
+
+async def find_maker(make: Make, *, places: Places) -> QemuBinary:
+    """The emulator that reads the state of devices which a machine of that make saves.
+
+    Raises `HostError` when the distribution has replaced it since by another version.
+    """
+    version = make.traits.get("qemu.version", "")
+    configured = make.qemu_path
+    binary = await find_emulator_like(make.qemu_path, version, make.qemu_stamp, configured=configured, places=places)
+    if binary.version != version:
+        raise HostError(
+            f"the machine runs in QEMU {version}, and {binary.path} is {binary.version} by now: neither reads the"
+            " other's state",
+            hint="end the machine, and start it again with the emulator of today",
+        )
+    return binary
 
 
 async def _look(binary: QemuBinary, hardware: Hardware, places: Places) -> Candidate:

@@ -12,7 +12,7 @@ from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.freeze.live import check_copyable, copy_into
-from vmfork.machine.made import find_maker
+from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, keeping_recipe
