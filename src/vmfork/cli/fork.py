@@ -10,7 +10,7 @@ from vmfork.api.vm import VM
 from vmfork.cli.carry import read_baggage
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import json_option, parse_variables
+from vmfork.cli.options import env_option, files_option, json_option, parse_variables
 from vmfork.cli.show import show_json
 from vmfork.cli.start import read_standing, standing_options
 
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 @click.argument("vm_id", metavar="ID", shell_complete=shared_vms)
 @click.option("-n", "--count", type=int, default=1, metavar="N", help="How many forks. Default: 1.")
 @standing_options
-@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
-@click.option(
-    "--file", "files", multiple=True, metavar="HOST:GUEST[:MODE]", help="Put a file or a folder into it, with modes."
-)
+@env_option
+@files_option
 @click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
 @json_option
 def command(

@@ -59,6 +59,13 @@ template_option = click.option(
 )
 template_argument = click.argument("name", shell_complete=template_names)
 no_factory_option = click.option("--no-factory", is_flag=True, help="Leave the factory of [factory] alone.")
+# Of a machine that is left running.
+env_option = click.option(
+    "-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs."
+)
+files_option = click.option(
+    "--file", "files", multiple=True, metavar="HOST:GUEST[:MODE]", help="Put a file or a folder into it, with modes."
+)
 cpus_option = click.option("--cpus", type=int, metavar="N", help="Virtual CPUs.")
 isolation_option = click.option(
     "--require-isolation",

@@ -15,6 +15,8 @@ from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
     PORT_HELP,
     cpus_option,
+    env_option,
+    files_option,
     get_settings,
     given_size,
     isolation_option,
@@ -146,10 +148,8 @@ def _check_idle(standing: Standing, reason: str) -> None:
 @click.command("start", context_settings={"allow_interspersed_args": False})
 @template_option
 @standing_options
-@click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help="Set a variable of all its programs.")
-@click.option(
-    "--file", "files", multiple=True, metavar="HOST:GUEST[:MODE]", help="Put a file or a folder into it, with modes."
-)
+@env_option
+@files_option
 @cpus_option
 @memory_option
 @isolation_option
