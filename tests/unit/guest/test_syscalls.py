@@ -88,7 +88,8 @@ async def use_files(client: AgentClient, folder: Path) -> None:
     await client.write_file("/mnt/file", b"x" * 200_000)
     os.mkfifo(folder / "pipe")
     writing = asyncio.ensure_future(client.write_file(str(folder / "pipe"), b"nobody reads yet"))
-    await client.ping()
+    # An agent that finds a reader at once has no need of the child that waits for one.
+    await asyncio.to_thread(wait_for, folder / "trace", "close_range(")
     assert await asyncio.to_thread((folder / "pipe").read_bytes) == b"nobody reads yet"
     await writing
     await client.list_dir(str(folder))
