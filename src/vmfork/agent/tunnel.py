@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.agent.change import Change
@@ -69,6 +70,15 @@ class Tunnel(Inflow):
     def all_was_taken(self) -> bool:
         """The program was given all that was sent."""
         return self.credit >= FIRST_CREDIT
+
+    async def settle(self) -> bool:
+        """Whether the program took all that was sent, or the connection has ended, within five seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_LIMIT_S):
+                while not (self.all_was_taken or self.has_ended):
+                    await self.change.next()
+                return True
+        return False
 
     def on_event(self, payload: bytes) -> None:
         """The connection stands."""
@@ -271,12 +281,8 @@ class GuestConnection(Owner):
             # In a forked child it is the parent's. Closed from another event loop, it ends with its machine.
             return
         try:
-            async with asyncio.timeout(_CLOSE_LIMIT_S):
-                while not (self._tunnel.all_was_taken or self._tunnel.has_ended):
-                    await self._tunnel.change.next()
-            self._tunnel.end()
-        except TimeoutError:
-            pass
+            if await self._tunnel.settle():
+                self._tunnel.end()
         finally:
             self._reset()
 

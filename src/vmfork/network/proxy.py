@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmfork.agent.tunnel import tunnel_of
 from vmfork.errors import VMForkError
 from vmfork.network.caller import Caller, Hasty
 from vmfork.network.dialing import Unreachable
@@ -26,13 +27,16 @@ _SOCKS_4, _SOCKS_5 = b"\x04", b"\x05"
 
 
 class _WayOut(Entrance):
-    """Serves each call until both sides have ended, and resets it where that fails."""
+    """Serves each call until both sides have ended. Where that fails, it is reset behind what came before."""
 
     async def _carry(self, number: int) -> None:
-        with suppress(VMForkError, OSError, Denied, Unreachable, Hasty):  # TimeoutError is an OSError
+        with suppress(VMForkError):
             connection = await self._attach(number)
             try:
-                await self._serve(Caller(connection))
+                with suppress(OSError, Denied, Unreachable, Hasty):  # TimeoutError is an OSError
+                    await self._serve(Caller(connection))
+                # A reset that overtakes them in the agent takes the last bytes of a host that was lost.
+                await tunnel_of(connection).settle()
             finally:
                 await connection.abort()  # behind both ends that changes nothing
 
