@@ -18,8 +18,8 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.late import import_late
-from vmfork.machine.again import made_again
 from vmfork.machine.background import find_process, start_background
+from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
@@ -29,7 +29,6 @@ from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.kept import choose_program, list_programs
-from vmfork.machine.launch import boot_base
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
@@ -127,12 +126,7 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         instance = Instance(places or find_places(), progress)
         config = config or VMConfig()
         plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)
-
-        async def make() -> Adopted:
-            base = await boot_base(plan, instance=instance)
-            return await base.adopt(request, timeout_s=plan.boot_timeout_s)
-
-        return cls(*await made_again(make, accel=plan.hardware.accel))
+        return cls(*await boot_machine(plan, request, instance=instance))
 
     @staticmethod
     async def list(*, label: str = "", places: Places | None = None) -> Sequence[VMRecord]:

@@ -28,6 +28,7 @@ from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped
 from vmfork.image import ImageStore
 from vmfork.journal import about
+from vmfork.machine.again import made_again
 from vmfork.machine.isolation import check_isolation
 from vmfork.machine.origin import Origin
 from vmfork.machine.request import ForkRequest
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import Places
+    from vmfork.machine.base import Adopted
     from vmfork.machine.timings import Timings
     from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
@@ -281,8 +283,11 @@ class Factory(Owner):
         # The plan is for this boot alone: one that was kept would name an image or an emulator that is gone. Planning
         # takes 10 ms, and a boot 2 to 3 s under TCG (docs/decisions/0015).
         direct = await DirectFactory.open(config, instance=self._instance)
-        base_vm = await direct.get_base_vm()
-        adopted = await base_vm.adopt(request.fork, timeout_s=config.boot_timeout_s)
+
+        async def make() -> Adopted:
+            return await (await direct.get_base_vm()).adopt(request.fork, timeout_s=config.boot_timeout_s)
+
+        adopted = await made_again(make, accel=direct.kind.hardware.accel)
         self._counts.given["direct"] += 1
         return VM(*adopted, origin=Origin(kind="booted", reason=why.reason, detail=why.detail))
 

@@ -14,6 +14,7 @@ from vmfork.config import Limits
 from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, take_moment
 from vmfork.journal import about
+from vmfork.machine.again import made_again
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
@@ -63,7 +64,7 @@ async def fork_running(
         frozen = _Source(running, moment, make, thaw, limits)
 
         async def make_one() -> Adopted:
-            return await frozen.make(binary, wanted, instance)
+            return await made_again(lambda: frozen.make(binary, wanted, instance), accel=running.hardware.accel)
 
         return await make_several(wanted.count, make_one, close=_close, failures=failures)
 

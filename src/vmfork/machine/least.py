@@ -14,8 +14,7 @@ from vmfork.errors import ExecError, GuestError, LaunchError
 from vmfork.host.lock import FileLock
 from vmfork.hypervisor.qemu import board_of
 from vmfork.image import ImageStore, write_least
-from vmfork.machine.again import made_again
-from vmfork.machine.launch import boot_base
+from vmfork.machine.booted import boot_machine
 from vmfork.machine.plan import make_plan
 from vmfork.machine.stall import unless_stuck
 from vmfork.progress import Progress
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from vmfork.config import Instance
     from vmfork.errors import VMForkError
     from vmfork.image import Image
-    from vmfork.machine.base import Adopted
     from vmfork.machine.plan import Plan
 
 _log = logging.getLogger("vmfork")
@@ -120,15 +118,9 @@ async def find_least(try_boot: Callable[[int], Awaitable[VMForkError | None]], *
 
 async def _boot_and_use(plan: Plan, instance: Instance) -> None:
     """The machine booted, took an identity and ran a program, and is gone."""
-    limit_s = plan.boot_timeout_s
-
-    async def make() -> Adopted:
-        base = await boot_base(plan, instance=instance, watch=unless_stuck)
-        return await base.adopt(timeout_s=limit_s)
-
-    async with (await made_again(make, accel=plan.hardware.accel)).running as running:
+    async with (await boot_machine(plan, instance=instance, watch=unless_stuck)).running as running:
         with suppress(ExecError):  # an image may do without it
-            await running.agent.exec(Command(["true"]), timeout_s=limit_s)
+            await running.agent.exec(Command(["true"]), timeout_s=plan.boot_timeout_s)
 
 
 def _files_mib(image: Image) -> int:

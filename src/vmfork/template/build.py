@@ -14,7 +14,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.freeze.freeze import freeze
 from vmfork.journal import about
-from vmfork.machine.launch import boot_base
+from vmfork.machine.booted import boot_machine
 from vmfork.machine.prepare import prepare
 from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env, set_network
@@ -139,8 +139,7 @@ class _Build:
         plan = self._plan
         self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
-            base = await boot_base(plan, instance=self._instance, memory_fd=staging.memory_fd)
-            adopted = await base.adopt(timeout_s=plan.boot_timeout_s)
+            adopted = await boot_machine(plan, instance=self._instance, memory_fd=staging.memory_fd)
         async with adopted.running as running:
             with self._timed("warm_up_s"):
                 await self._warm_up(running)
