@@ -40,6 +40,8 @@ static const uint8_t RULES[] = {
     [OP_LISTEN] = PASSED,
     [OP_ATTACH] = AIMED,
     [OP_WATCH] = PASSED,
+    [OP_LEFT] = PASSED,
+    [OP_TAKE] = OWNERS,
 };
 /* clang-format on */
 
@@ -220,6 +222,30 @@ static void run_in_background(struct client *client, const struct frame *frame, 
     frame_end(line_queue(), mark);
 }
 
+/* A program that runs in the guest, and whose client has left it there, under a number of the agent's. */
+static struct stream *open_left(struct client *client, uint32_t id, struct fields *fields, const char **why_not)
+{
+    uint64_t number;
+    *why_not = "invalid";
+    if (fields->count != 2 || !take_number(fields, UINT32_MAX, &number) || number == 0)
+        return NULL;
+    return kept_start(client, id, (uint32_t)number, why_not);
+}
+
+static void keep(struct client *client, const struct frame *frame, struct fields *fields)
+{
+    const char *why_not;
+    struct stream *s = open_left(client, frame->stream, fields, &why_not);
+    if (s == NULL) {
+        client_send_error(client, frame->stream, why_not, "the program is not kept in the background");
+        return;
+    }
+    size_t mark = frame_begin(line_queue(), REQUEST, s->id);
+    put_u8(line_queue(), OP_TAKE);
+    buffer_add(line_queue(), fields->next, (size_t)(fields->end - fields->next));
+    frame_end(line_queue(), mark);
+}
+
 static void tell_output(struct client *client, const struct frame *frame, struct fields *fields)
 {
     uint64_t number, from_out, from_err;
@@ -263,6 +289,8 @@ static void answer_own(struct client *client, const struct frame *frame, struct 
         tell_output(client, frame, fields);
     else if (frame->payload[0] == OP_SIGNAL)
         signal_kept(client, frame, fields);
+    else if (frame->payload[0] == OP_KEEP)
+        keep(client, frame, fields);
     else
         client_send_error(client, frame->stream, "unsupported", "this broker does not know the request");
 }

@@ -8,7 +8,7 @@
 #include "client.h"
 
 /* Requests of the broker's own. No agent has them. */
-enum { OP_STATUS = 240, OP_RELEASE, OP_END, OP_BACKGROUND, OP_OUTPUT, OP_SIGNAL, OP_OWN = OP_STATUS };
+enum { OP_STATUS = 240, OP_RELEASE, OP_END, OP_BACKGROUND, OP_OUTPUT, OP_SIGNAL, OP_KEEP, OP_OWN = OP_STATUS };
 
 /* What HELLO is answered, after the nonce: as the agent said it. */
 void request_set_greeting(const uint8_t *greeting, size_t length);

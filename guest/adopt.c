@@ -204,6 +204,25 @@ static void adopt_env(struct field value, struct outcome *o)
     free(content);
 }
 
+#if PROTOCOL >= 4
+/* Only where it has that value still: it may be the user's own. */
+static void adopt_unset_env(struct field value, struct outcome *o)
+{
+    const uint8_t *equals = memchr(value.bytes, '=', value.length);
+    size_t name = equals ? (size_t)(equals - value.bytes) : 0;
+    if (name == 0 || name > NAME_MAX_LENGTH) {
+        fail_with(o, "invalid");
+        return;
+    }
+    memcpy(o->evidence, value.bytes, name);
+    o->evidence[name] = 0;
+    const char *held = getenv(o->evidence);
+    struct field content = {equals + 1, value.length - name - 1};
+    if (held != NULL && field_is(content, held))
+        unsetenv(o->evidence);
+}
+#endif
+
 /* clang-format off */
 #if PROTOCOL >= 3
 /* A fork's first client does not greet, and learns here what the agent it speaks to can do. */
@@ -233,6 +252,9 @@ static const struct item {
     {"env", adopt_env, false, true},
 #if PROTOCOL >= 3
     {"protocol", adopt_protocol, false, false},
+#endif
+#if PROTOCOL >= 4
+    {"unset-env", adopt_unset_env, false, true},
 #endif
 };
 /* clang-format on */

@@ -101,6 +101,11 @@ enum parsed parser_next(struct parser *p, struct frame *frame)
     return PARSED_FRAME;
 }
 
+bool parser_is_cut(const struct parser *p)
+{
+    return buffer_length(&p->held) > 0 && *buffer_head(&p->held) == IDLE;
+}
+
 void parser_lose(struct parser *p)
 {
     p->lost = true;

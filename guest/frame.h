@@ -37,7 +37,9 @@ enum opcode {
     OP_CONNECT,
     OP_LISTEN,
     OP_ATTACH,
-    OP_WATCH = 26,
+    OP_WATCH,
+    OP_LEFT,
+    OP_TAKE = 28,
 };
 
 struct frame {
@@ -58,6 +60,9 @@ enum parsed { PARSED_FRAME, PARSED_NOTHING, PARSED_GARBAGE };
 /* The next frame in what the parser holds, removed from it. Its payload is valid until the parser gets more bytes.
  * PARSED_GARBAGE leaves the parser lost; `frame->stream` is the stream of the bad frame, 0 where it cannot be told. */
 enum parsed parser_next(struct parser *p, struct frame *frame);
+/* Idle bytes follow the frame that was given: they may have completed it, and no client sends them behind one of its
+ * own. */
+bool parser_is_cut(const struct parser *p);
 /* Everything up to the next HELLO is discarded. For a payload its reader could make no sense of. */
 void parser_lose(struct parser *p);
 

@@ -32,5 +32,7 @@ void do_connect(uint32_t stream, struct fields *f);
 void do_listen(uint32_t stream, struct fields *f);
 void do_attach(uint32_t stream, struct fields *f);
 void do_watch(uint32_t stream, struct fields *f);
+void do_left(uint32_t stream, struct fields *f);
+void do_take(uint32_t stream, struct fields *f);
 
 #endif

@@ -31,12 +31,18 @@
  *
  * With a terminal there are no pipes: what it shows goes out as standard output, and there is no standard error.
  *
+ * One that its client has left waits for another: what it writes stays in its pipes, which make it wait when they are
+ * full, and its end is told to who takes it.
+ *
  * It is the leader of a session and of a process group, which is what a signal goes to. SIGKILL, and the
  * end of the client, reach all that it started: where it is contained, by a control group that nothing can leave; else
  * as far as that descends from it still. */
 
 /* Beside the channels: the processor time may be used up. */
 enum { EVENT_CPU = CHANNELS };
+
+/* Of a command line so much is remembered: all that can be left are listed in one frame. */
+enum { LONGEST_NAME = 128 };
 
 struct output {
     int fd;
@@ -68,6 +74,10 @@ struct process {
     bool is_mid_line;
     /* How often the key for the end of input must still be typed. */
     int ends_due;
+    bool wants_stdin;
+    /* The beginning of its command line, as fields. */
+    size_t argc;
+    struct buffer argv;
 };
 
 static void end_output(struct stream *s, struct process *e, uint8_t channel)
@@ -106,6 +116,10 @@ static bool pump_output(struct stream *s, struct process *e, uint8_t channel)
     struct output *o = &e->output[channel];
     if (o->fd < 0 || !o->ready)
         return false;
+    if (e->ended && o->left == 0) {
+        end_output(s, e, channel);
+        return true;
+    }
     size_t limit = stream_allowance(s, channel);
     if (e->ended && limit > o->left)
         limit = o->left;
@@ -182,6 +196,8 @@ static void finish(struct stream *s, struct process *e)
 static bool process_pump(struct stream *s)
 {
     struct process *e = s->state;
+    if (s->id == 0)
+        return pump_input(s, e);
     bool moved = pump_output(s, e, CHANNEL_STDOUT);
     moved |= pump_output(s, e, CHANNEL_STDERR);
     moved |= pump_input(s, e);
@@ -254,6 +270,7 @@ static void process_close(struct stream *s)
     pipe_close(&e->output[CHANNEL_STDOUT].fd);
     pipe_close(&e->output[CHANNEL_STDERR].fd);
     buffer_free(&e->input_held);
+    buffer_free(&e->argv);
     free(e);
 }
 
@@ -291,8 +308,6 @@ static void process_ended(struct stream *s, int status, const struct rusage *use
             continue;
         o->left = left_in(e, o);
         o->ready = true;
-        if (o->left == 0)
-            end_output(s, e, channel);
     }
 }
 
@@ -306,9 +321,17 @@ static const struct stream_kind PROCESS = {
     .close = process_close,
 };
 
+static void remember_name(struct process *e, const struct command *c)
+{
+    for (; e->argc < c->argc && buffer_length(&e->argv) < LONGEST_NAME; e->argc++)
+        put_field(&e->argv, c->argv[e->argc], strnlen(c->argv[e->argc], LONGEST_NAME - buffer_length(&e->argv)));
+}
+
 static struct process *process_new(const struct command *c, const struct pipes *p)
 {
     struct process *e = zeroed(sizeof *e);
+    remember_name(e, c);
+    e->wants_stdin = c->wants_stdin;
     e->has_terminal = c->wants_terminal;
     e->limits = c->limits;
     e->exceeded = "";
@@ -456,6 +479,23 @@ bool process_signal(struct stream *s, int number)
     return kill(-e->pid, number) == 0 || errno == ESRCH;
 }
 
+void process_put(const struct stream *s)
+{
+    const struct process *e = s->state;
+    put_number(outbox(), (int64_t)s->number);
+    put_number(outbox(), e->pid);
+    put_text(outbox(), e->has_terminal ? "terminal" : e->wants_stdin ? "stdin" : "");
+    put_number(outbox(), (int64_t)e->argc);
+    buffer_add(outbox(), buffer_head(&e->argv), buffer_length(&e->argv));
+}
+
+void process_take(struct stream *s, uint32_t id)
+{
+    const struct process *e = s->state;
+    stream_take(s, id);
+    send_started(id, e->pid);
+}
+
 bool process_has_terminal(const struct stream *s)
 {
     const struct process *e = s->state;
@@ -472,4 +512,9 @@ bool process_resize(struct stream *s, const struct winsize *window)
 bool processes_are_open(void)
 {
     return streams_have(&PROCESS);
+}
+
+void processes_each(void (*act)(struct stream *s))
+{
+    streams_each(&PROCESS, act);
 }

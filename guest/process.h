@@ -18,5 +18,10 @@ bool process_has_terminal(const struct stream *s);
 /* Its terminal has that size, or is gone. False with errno set. */
 bool process_resize(struct stream *s, const struct winsize *window);
 bool processes_are_open(void);
+void processes_each(void (*act)(struct stream *s));
+/* Into the answer that is being written: number, process id, what can be done with it, its command line. */
+void process_put(const struct stream *s);
+/* One that its client has left is the present client's, which is told that it runs. */
+void process_take(struct stream *s, uint32_t id);
 
 #endif

@@ -15,7 +15,7 @@ static const struct {
     size_t fewest;
     size_t most;
 } REQUESTS[] = {
-    [OP_HELLO] = {do_hello, 2, 2},
+    [OP_HELLO] = {do_hello, 2, PROTOCOL >= 4 ? 3 : 2},
     [OP_PING] = {do_ping, 0, 0},
     [OP_EXEC] = {do_exec, 4, SIZE_MAX},
     [OP_KILL] = {do_kill, 2, 2},
@@ -47,6 +47,8 @@ static const struct {
     [OP_LISTEN] = {do_listen, 1, 2},
     [OP_ATTACH] = {do_attach, 2, 2},
     [OP_WATCH] = {do_watch, 2, 2},
+    [OP_LEFT] = {do_left, 0, 0},
+    [OP_TAKE] = {do_take, 1, 1},
 #endif
 };
 /* clang-format on */

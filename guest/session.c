@@ -16,20 +16,39 @@
 #include "operation.h"
 #include "path.h"
 #include "ports.h"
+#include "process.h"
 #include "stream.h"
 #include "version.h"
+
+/* What HELLO leaves to the client that sends it; without, all ends that the one before had. */
+static bool take_stays(struct fields *f, bool *programs_stay)
+{
+    static const char *const NAMES[] = {"programs", NULL};
+    unsigned chosen = 0;
+    bool is_known = f->count == 0 || field_options(field_take(f), NAMES, &chosen);
+    *programs_stay = chosen != 0;
+    return is_known;
+}
 
 void do_hello(uint32_t stream, struct fields *f)
 {
     struct field nonce = field_take(f);
     uint64_t protocol;
+    bool programs_stay;
     if (nonce.length != NONCE_LENGTH || !field_number(field_take(f), &protocol)) {
         send_invalid(stream, "a nonce of 16 bytes and a protocol number are needed");
         return;
     }
+    if (!take_stays(f, &programs_stay)) {
+        send_error(stream, "unsupported", "an option this agent does not know", 0);
+        return;
+    }
     char boot_id[64];
     read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
-    forget_client();
+    if (programs_stay)
+        forget_client_but(process_is);
+    else
+        forget_client();
     buffer_add(outbox(), nonce.bytes, nonce.length);
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_text(outbox(), TEXT(PROTOCOL));

@@ -17,6 +17,7 @@ enum { MOST_STREAMS = 1024, MOST_TUNNELS = 256 };
 /* Open streams, and NULL where one was closed. Grows as needed: a template holds one slot, not a thousand. */
 static struct stream **streams;
 static size_t slots;
+static uint64_t last_number;
 static int epoll_fd = -1;
 
 void streams_open(int epoll)
@@ -61,18 +62,39 @@ struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *sta
     }
     struct stream **slot = free_slot();
     struct stream *s = zeroed(sizeof *s);
-    *s = (struct stream){.id = id, .kind = kind, .state = state, .granted = FIRST_CREDIT};
-    for (size_t i = 0; i < CHANNELS; i++)
-        s->credit[i] = FIRST_CREDIT;
+    *s = (struct stream){.kind = kind, .state = state, .number = ++last_number};
+    stream_take(s, id);
     return *slot = s;
 }
 
 struct stream *stream_find(uint32_t id)
 {
     for (size_t i = 0; i < slots; i++)
-        if (streams[i] != NULL && streams[i]->id == id)
+        if (streams[i] != NULL && streams[i]->id == id && id != 0)
             return streams[i];
     return NULL;
+}
+
+static struct stream *find_by_number(uint64_t number)
+{
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->number == number)
+            return streams[i];
+    return NULL;
+}
+
+struct stream *stream_find_left(uint64_t number)
+{
+    struct stream *s = find_by_number(number);
+    return s != NULL && s->id == 0 ? s : NULL;
+}
+
+void stream_take(struct stream *s, uint32_t id)
+{
+    s->id = id;
+    s->granted = FIRST_CREDIT;
+    for (size_t i = 0; i < CHANNELS; i++)
+        s->credit[i] = FIRST_CREDIT;
 }
 
 bool streams_have(const struct stream_kind *kind)
@@ -111,12 +133,28 @@ void stream_close(struct stream *s)
     free(s);
 }
 
+void forget_client_but(bool (*stays)(const struct stream *s))
+{
+    for (size_t i = 0; i < slots; i++) {
+        if (streams[i] == NULL)
+            continue;
+        if (stays(streams[i]))
+            streams[i]->id = 0;
+        else
+            stream_close(streams[i]);
+    }
+    buffer_take(outbox(), buffer_length(outbox()));
+}
+
+static bool nothing_stays(const struct stream *s)
+{
+    (void)s;
+    return false;
+}
+
 void forget_client(void)
 {
-    for (size_t i = 0; i < slots; i++)
-        if (streams[i] != NULL)
-            stream_close(streams[i]);
-    buffer_take(outbox(), buffer_length(outbox()));
+    forget_client_but(nothing_stays);
 }
 
 bool streams_pump(void)
@@ -131,14 +169,14 @@ bool streams_pump(void)
 void stream_watch(struct stream *s, int fd, uint8_t channel)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET};
-    event.data.u64 = (uint64_t)s->id << 8 | channel;
+    event.data.u64 = s->number << 8 | channel;
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0 && errno != EPERM)
         fatal_errno("cannot watch a descriptor");
 }
 
 void streams_event(uint64_t token)
 {
-    struct stream *s = stream_find((uint32_t)(token >> 8));
+    struct stream *s = find_by_number(token >> 8);
     if (s != NULL && s->kind->ready != NULL)
         s->kind->ready(s, (uint8_t)token);
 }
@@ -183,5 +221,6 @@ void stream_grant(struct stream *s, size_t length)
     if (length == 0)
         return;
     s->granted += (uint32_t)length;
-    send_credit(s->id, s->kind->channel, (uint32_t)length);
+    if (s->id != 0)
+        send_credit(s->id, s->kind->channel, (uint32_t)length);
 }

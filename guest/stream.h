@@ -39,7 +39,10 @@ struct stream_kind {
 };
 
 struct stream {
+    /* The number that the host picked; 0 once its client has left it. */
     uint32_t id;
+    /* No other stream has or had it. */
+    uint64_t number;
     const struct stream_kind *kind;
     void *state;
     /* What the host allows us to send, and what we allow it to. */
@@ -54,12 +57,18 @@ void streams_open(int epoll);
 struct stream *stream_new(uint32_t id, const struct stream_kind *kind, void *state);
 /* NULL where no such stream is open. */
 struct stream *stream_find(uint32_t id);
+/* Of those that a client has left, by `number`; NULL where there is none. */
+struct stream *stream_find_left(uint64_t number);
+/* It was left, and is the present client's under this number, with the credit that a new one has. */
+void stream_take(struct stream *s, uint32_t id);
 bool streams_have(const struct stream_kind *kind);
 /* `act` is called with each that is open, and may close it. */
 void streams_each(const struct stream_kind *kind, void (*act)(struct stream *s));
 void stream_close(struct stream *s);
 /* Everything the present client had open or was owed is dropped. */
 void forget_client(void);
+/* As `forget_client`, but what `stays` is left: it lives on, and waits for a client that takes it. */
+void forget_client_but(bool (*stays)(const struct stream *s));
 bool streams_pump(void);
 /* Tells the stream whose child it was, if one is open. */
 void streams_child_ended(pid_t pid, int status, const struct rusage *used);
@@ -75,7 +84,7 @@ size_t stream_allowance(const struct stream *s, uint8_t channel);
 /* Reads at most `limit` bytes from `fd` straight into a DATA frame and charges the credit. Returns as read(2) does. */
 long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit);
 void stream_send(struct stream *s, uint8_t channel, const void *bytes, size_t length);
-/* The bytes that came were used up: the host may send as many more. */
+/* The bytes that came were used up: the host may send as many more. Of one that was left, nobody is told. */
 void stream_grant(struct stream *s, size_t length);
 
 #endif

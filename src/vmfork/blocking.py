@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmfork.adopt.handshake import Adoption
-    from vmfork.config import FactoryConfig, Places, ProgramLimits, VMConfig
+    from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
     from vmfork.errors import VMForkError
     from vmfork.factory.stats import FactoryStats
@@ -599,6 +599,7 @@ class VM:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
         timeout_s: float = 30.0,
@@ -621,6 +622,7 @@ class VM:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
         timeout_s: float = 30.0,
@@ -642,6 +644,7 @@ class VM:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
         timeout_s: float = 30.0,
@@ -664,6 +667,7 @@ class VM:
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
                     network=network,
+                    programs=programs,
                     hooks=hooks,
                     partial=partial,
                     timeout_s=timeout_s,

@@ -124,6 +124,123 @@ async def test_a_program_that_streams_loses_no_byte_while_its_machine_is_forked(
         assert (await forks[0].exec(["echo", "here"])).stdout == "here\n"
 
 
+# It writes a line for each that it is told, and ends when it is told no more.
+TELLER = (
+    "import os, sys\nprint('ready', flush=True)\nfor line in sys.stdin: print(os.getpid(), line, end='', flush=True)"
+)
+
+
+async def next_lines(lines, count: int) -> bytes:
+    got = b""
+    while got.count(b"\n") < count:
+        _, data = await anext(lines)
+        got += data
+    return got
+
+
+async def test_a_program_that_the_parent_started_runs_on_in_each_fork_and_is_found_there(any_vm) -> None:
+    async with await any_vm.start(["python3", "-c", TELLER], stdin=True) as teller:
+        said = teller.output()
+        assert await next_lines(said, 1) == b"ready\n"
+        async with all_closed(await any_vm.fork(2)) as forks:
+            for name, fork in zip("ab", forks, strict=True):
+                (program,) = await fork.programs()
+                assert program.pid == teller.pid
+                assert program.name.startswith("python3 -c")
+                assert await fork.program(teller.pid) is program
+                told = program.output()
+                await program.write_stdin(name.encode() + b"\n")
+                assert await next_lines(told, 1) == f"{teller.pid} {name}\n".encode()
+                await program.close_stdin()
+                assert (await program.wait()).exit_code == 0
+                assert [each.has_ended for each in await fork.programs()] == [True]
+            await teller.write_stdin(b"parent\n")
+            assert await next_lines(said, 1) == f"{teller.pid} parent\n".encode()
+        assert await any_vm.programs() == ()
+
+
+async def test_what_it_writes_in_a_fork_waits_there_and_its_fork_has_it_too(fork) -> None:
+    await fork.shell("mkfifo /root/go", check=True)
+    script = "echo before; read go < /root/go; seq 2000; exec sleep 600"
+    async with await fork.start(["sh", "-c", script]) as program:
+        assert await next_lines(program.output(), 1) == b"before\n"
+        async with all_closed(await fork.fork(1)) as (child,):
+            await child.shell("echo > /root/go", check=True)
+            seq = b"".join(b"%d\n" % number for number in range(1, 2001))
+            (run,) = await child.programs()
+            assert await next_lines(run.output(), 2000) == seq
+            async with all_closed(await child.fork(1)) as (grandchild,):
+                (again,) = await grandchild.programs()
+                assert again.pid == program.pid
+                await again.kill()
+                assert (await again.wait()).exit_code == 137
+            assert not run.has_ended
+        assert not program.has_ended
+
+
+async def test_programs_of_the_parent_end_where_that_is_asked(fork) -> None:
+    async with await fork.start(["sleep", "600"]) as program:
+        async with all_closed(await fork.fork(1, programs="end")) as (child,):
+            assert await child.programs() == ()
+            assert not await child.exists(f"/proc/{program.pid}")
+        assert not program.has_ended
+
+
+async def test_an_exec_of_the_parent_is_found_in_the_fork_while_the_parent_waits_for_it(fork) -> None:
+    await fork.shell("mkfifo /root/go", check=True)
+    script = "echo here; touch /root/waits; read word < /root/go; echo $word; exit 3"
+    waiting = asyncio.create_task(fork.shell(script, timeout_s=60))
+    while not await fork.exists("/root/waits"):
+        await asyncio.sleep(0.02)
+    async with all_closed(await fork.fork(1)) as (child,):
+        (run,) = await child.programs()
+        await child.shell("echo child > /root/go", check=True)
+        assert await next_lines(run.output(), 1) == b"child\n"
+        assert (await run.wait()).exit_code == 3
+        await fork.shell("echo parent > /root/go", check=True)
+        done = await waiting
+        assert (done.exit_code, done.stdout) == (3, "here\nparent\n")
+
+
+async def test_a_fork_that_lasts_keeps_them_in_the_background(template) -> None:
+    async with await template.start() as vm:
+        made = []
+        try:
+            await vm.start(["sh", "-c", "echo kept; exec sleep 600"], background=True)
+            async with await vm.start(["python3", "-c", TELLER], stdin=True) as teller:
+                assert await next_lines(teller.output(), 1) == b"ready\n"
+                made = [*await vm.fork(1, lasting=True), *await vm.fork(1, lasting=True, programs="end")]
+            async with await VM.connect(made[0].id) as client:
+                found = {each.pid: each for each in await client.programs()}
+                assert found.keys() == {teller.pid, *(each.pid for each in await vm.programs())}
+                for each in found.values():
+                    await each.kill()
+                    assert (await each.wait()).exit_code == 137
+            assert await made[1].programs() == []
+            for pid in found:
+                assert not await made[1].exists(f"/proc/{pid}")
+        finally:
+            for each in (vm, *made):
+                await each.stop(grace_s=0)
+
+
+async def test_ports_that_the_parent_had_are_reset_in_the_fork(fork) -> None:
+    """A program of the guest that spoke to the host by one is told so, and does not wait for ever."""
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, await fork.reverse(f"127.0.0.1:{port}", 5432):
+        speaker = "import socket; s = socket.create_connection(('127.0.0.1', 5432)); print('in', flush=True); s.recv(1)"
+        async with await fork.start(["python3", "-c", speaker]) as program:
+            assert await next_lines(program.output(), 1) == b"in\n"
+            async with all_closed(await fork.fork(1)) as (child,):
+                (run,) = await child.programs()
+                told = b"".join([data async for _, data in run.output()])
+                assert b"ConnectionResetError" in told
+                with pytest.raises(VMForkError, match="nothing listens"):
+                    await child.open_connection(5432)
+            assert not program.has_ended
+
+
 async def test_a_forwarded_port_and_its_connections_stay_with_the_parent(fork) -> None:
     await fork.write_file("/root/echo.py", ECHO.encode())
     await fork.shell("setsid python3 /root/echo.py </dev/null >/dev/null 2>&1 &", check=True)

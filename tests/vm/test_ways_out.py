@@ -126,6 +126,62 @@ async def test_all_else_has_no_way_out_with_a_policy_either(template) -> None:
             assert "name the address itself" in (await vm.exec(fetch(url), timeout_s=LIMIT_S)).stdout
 
 
+# It asks for what it is told, and says what it got: a program that was started when its machine had another policy.
+ASKER = """
+import sys, urllib.request
+print("ready", flush=True)
+for url in sys.stdin:
+    try:
+        said = urllib.request.urlopen(url.strip(), timeout=60).read().decode()
+    except Exception as error:
+        said = str(error)
+    print(said.strip(), flush=True)
+"""
+
+
+async def test_a_live_fork_has_the_policy_that_it_is_given_and_nothing_of_its_parents(template, names) -> None:
+    names |= {"index.test": "127.0.0.1", "other.test": "127.0.0.1"}
+    with serving({"/": b"here"}) as port:
+        url = f"http://index.test:{port}/"
+        parents = Allow(f"index.test:{port}", f"127.0.0.1:{port}")
+        others = Allow(f"other.test:{port}", f"127.0.0.1:{port}")
+
+        async def ask(program) -> str:
+            said = program.output()
+            await program.write_stdin(url.encode() + b"\n")
+            return (await anext(said))[1].decode()
+
+        async with template.fork(network=parents, env={"no_proxy": "mine"}) as vm:
+            async with await vm.start(["python3", "-c", ASKER], stdin=True) as asker:
+                assert (await anext(asker.output()))[1] == b"ready\n"
+                (none,) = await vm.fork()
+                (other,) = await vm.fork(network=others)
+                (same,) = await vm.fork(network=parents)
+                async with none, other, same:
+                    # A program that runs on still asks at the proxy's port: nobody listens there, or the fork's own.
+                    assert "refused" in await ask((await none.programs())[0])
+                    assert "403" in await ask((await other.programs())[0])
+                    assert await ask((await same.programs())[0]) == "here\n"
+                    assert await ask(asker) == "here\n"
+                    env = (await none.exec(["env"], check=True)).stdout
+                    assert "127.0.0.1:3128" not in env
+                    assert "no_proxy=mine" in env
+                    assert b"index.test" not in await none.read_file("/etc/hosts")
+                    assert b"index.test" not in await other.read_file("/etc/hosts")
+                    assert "resolve" in (await none.exec(fetch(url), timeout_s=LIMIT_S)).stderr
+                    assert "not in the list" in (await other.exec(fetch(url), timeout_s=LIMIT_S)).stdout
+                    assert (await other.exec(fetch(url.replace("index", "other")), timeout_s=LIMIT_S)).stdout == "here"
+                    assert (none.network, other.network, vm.network) == ("none", others, parents)
+                    assert not any(each.host == "other.test" for each in vm.network_log)
+            frozen = await vm.freeze("live-ways")
+            try:
+                async with await frozen.fork() as made:
+                    assert "127.0.0.1:3128" not in (await made.exec(["env"], check=True)).stdout
+                    assert b"index.test" not in await made.read_file("/etc/hosts")
+            finally:
+                await frozen.remove()
+
+
 async def test_a_policy_changes_while_the_machine_runs(template, names) -> None:
     names |= {"index.test": "127.0.0.1"}
     with serving({"/": b"here"}) as port:

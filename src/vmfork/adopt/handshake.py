@@ -37,15 +37,17 @@ async def adopt(
     identity: Identity,
     *,
     env: Mapping[str, str] | None = None,
+    unset: Mapping[str, str] | None = None,
     timeout_s: float,
     clock: Callable[[], int] = time.time_ns,
 ) -> Adoption:
     """The guest has taken on `identity`, `env` and the wall clock `clock` (ns since 1970), each read back and compared.
 
+    Variables that have the values in `unset` are not in its programs' environment, unless they are in `env`.
     Raises `AdoptError`, naming the first item that was not confirmed in time; the machine must then be destroyed.
     """
     end = time.monotonic() + timeout_s
-    wanted = identity.items(env or {})
+    wanted = identity.items(env or {}, unset=unset)
     try:
         outcomes = await agent.adopt(wanted, timeout_s=timeout_s)
     except DeadlineExceeded as error:
@@ -73,7 +75,7 @@ def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
     if item == "entropy":
         if not evidence.isdigit():
             raise AdoptError(item, f"the guest shows {evidence[:_SHOWN]!r} for the kernel's entropy count")
-    elif item == "env":
+    elif item in ("env", "unset-env"):
         if evidence != value.partition(b"=")[0]:
             raise AdoptError(item, f"the guest set {evidence[:_SHOWN]!r}")
     elif evidence != value:

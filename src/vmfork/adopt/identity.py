@@ -42,8 +42,10 @@ class Identity:
             reseed=reseed,
         )
 
-    def items(self, env: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    def items(self, env: Mapping[str, str], *, unset: Mapping[str, str] | None = None) -> list[tuple[str, bytes]]:
         """The request to adopt, with `env` for the guest's programs, in the order the agent works through it.
+
+        The variables `unset` go before, where they have these values; only an agent that can keep programs does that.
 
         Its entropy is made here and kept nowhere. It comes first, because the items after it may already draw random
         numbers.
@@ -56,5 +58,10 @@ class Identity:
             ("hostname", self.hostname.encode()),
             ("machine-id", self.machine_id.encode()),
             ("boot-id", str(self.boot_id).encode()),
-            *(("env", f"{key}={value}".encode("utf-8", "surrogateescape")) for key, value in env.items()),
+            *(("unset-env", _encode(*each)) for each in (unset or {}).items()),
+            *(("env", _encode(*each)) for each in env.items()),
         ]
+
+
+def _encode(name: str, value: str) -> bytes:
+    return f"{name}={value}".encode("utf-8", "surrogateescape")

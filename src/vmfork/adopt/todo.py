@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,10 +12,14 @@ class Thaw:
 
     It was found when the template was frozen. A fork's files are what they were then, so no fork has to look again. A
     template without hooks and watchers costs its forks nothing. `secrets_found` are secrets that were allowed to stay.
-    `greets`: it was copied while a client spoke to its agent, which must be greeted anew before all else.
+    `greets`: it was copied while a client spoke to its agent, which must be greeted anew before all else. `keeps`: that
+    client's programs run on then. `unset`: variables that it has from the machine that it is a copy of, and that go
+    where they have these values still.
     """
 
     hooks: tuple[str, ...] = ()
     watchers: tuple[str, ...] = ()
     secrets_found: tuple[str, ...] = ()
     greets: bool = False
+    keeps: bool = False
+    unset: Mapping[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vmfork.wire.command import Command
-    from vmfork.wire.message import ExecStatus, Failure, KeptOutput
+    from vmfork.wire.message import ExecStatus, Failure, KeptOutput, LeftProgram
 
 # Past all that any program will ever write: what is asked from here is the end alone.
 _BEYOND = 2**63 - 1
@@ -46,6 +46,12 @@ class BackgroundRequests(Connection):
             raise
         with self.making_sense():
             return message.parse_started(answer)
+
+    async def keep_left(self, number: int, left: LeftProgram, *, timeout_s: float | None = 30.0) -> None:
+        """The program that was left in the guest is kept as program `number`. Raises `GuestError`."""
+        exchange = self._new_exchange()
+        request = message.keep_request(exchange.stream, number, left.number)
+        await self._ask(exchange, request, "keeping a program in the background", timeout_s)
 
     async def count(self, *, timeout_s: float | None = 30.0) -> dict[str, int]:
         """What the broker counts: `programs` that run, bytes `sent` to the guest and `received` from it, and others."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
+from vmfork.agent.left import LeftRequests
 from vmfork.agent.ports import PortRequests
-from vmfork.agent.programs import ProgramRequests
 from vmfork.agent.watch import WatchRequests
 from vmfork.agent.watchers import WatcherRequests
 from vmfork.errors import GuestError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 class AgentClient(
     BackgroundRequests,
-    ProgramRequests,
+    LeftRequests,
     FileRequests,
     CopyRequests,
     WatchRequests,
@@ -39,10 +39,11 @@ class AgentClient(
     refuses, and the reason in `lost` when the connection is gone.
     """
 
-    async def hello(self, *, take_over: bool, timeout_s: float | None = 30.0) -> Hello:
-        """The agent answers, and nothing of an earlier client is left in it.
+    async def hello(self, *, take_over: bool, keep_programs: bool = False, timeout_s: float | None = 30.0) -> Hello:
+        """The agent answers, and nothing of an earlier client is left in it; with `keep_programs` those run on.
 
-        `take_over` is for a line whose state is not known, because another client spoke on it. Raises `ProtocolError`,
+        `take_over` is for a line whose state is not known, because another client spoke on it. Only an agent with the
+        capability `left` keeps programs. Raises `ProtocolError`,
         naming both numbers, when the agent speaks a protocol that this client does not.
         """
         exchange = self._new_exchange()
@@ -50,7 +51,7 @@ class AgentClient(
         nonce = os.urandom(NONCE_SIZE)
         self._line.parser.expect_nonce(nonce)
         preamble = TAKE_OVER_PREAMBLE if take_over else b""
-        request = preamble + message.hello_request(exchange.stream, nonce)
+        request = preamble + message.hello_request(exchange.stream, nonce, keep_programs=keep_programs)
         answer = await self._ask(exchange, request, "the greeting of the machine's agent", timeout_s)
         with self.making_sense():
             greeting = message.parse_hello(answer)

@@ -18,7 +18,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError, MachineEnded, VMForkError
 from vmfork.late import import_late
-from vmfork.machine.background import find_process, start_background
+from vmfork.machine.background import find_programs, start_background
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
@@ -28,7 +28,7 @@ from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
-from vmfork.machine.kept import choose_program, list_programs
+from vmfork.machine.kept import choose_program
 from vmfork.machine.naming import find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
     from vmfork.api.template import Template
-    from vmfork.config import Places, ProgramLimits
+    from vmfork.config import LeftPrograms, Places, ProgramLimits
     from vmfork.host.memory import MemoryUse
     from vmfork.machine.base import Adopted
     from vmfork.machine.decoding import OutputListener
@@ -293,20 +293,18 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
     async def programs(self) -> Sequence[GuestProcess]:
         """The programs in the background, whoever started them, also those of the last that have ended.
 
-        At most 64, in the order in which they were started.
+        At most 64, in the order in which they were started. In a live fork that is ours alone, those that were started
+        in its parent (`exec`, `start`) and run on here. Of what one wrote since the fork 65,536 bytes a stream, and
+        what its pipe holds, are kept, and then it waits until `output` takes them. To close one ends it.
         """
-        self._running.check_open()
-        found = await asyncio.to_thread(list_programs, self._running.folder.path)
-        return [find_process(self._running, program) for program in found]
+        return await find_programs(self._running)
 
     async def program(self, pid: int) -> GuestProcess:
         """The program in the background with this process id. Raises `GuestError` when there is none.
 
         Of several that had it one after the other, the last.
         """
-        self._running.check_open()
-        found = await asyncio.to_thread(list_programs, self._running.folder.path)
-        return find_process(self._running, choose_program(found, pid))
+        return choose_program(await find_programs(self._running), pid)
 
     async def follow_console(self) -> AsyncIterator[bytes]:
         """What the guest writes to its console, from what is kept of it on, until the machine ends.
@@ -461,6 +459,7 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
         timeout_s: float = FORK_LIMIT_S,
@@ -483,6 +482,7 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
         timeout_s: float = FORK_LIMIT_S,
@@ -504,6 +504,7 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
         timeout_s: float = FORK_LIMIT_S,
@@ -513,8 +514,10 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         """`count` running VMs that go on where this one is now, each with an identity of its own; this one runs on.
 
         What runs in it is not disturbed: it stands still for some milliseconds, and its programs, its connections and
-        its clients notice nothing. In a fork the programs that were started by `exec` or `start`, and connections to
-        ports, have ended; whatever else runs, goes on. A VM that is paused is forked as it stands, and its forks run.
+        its clients notice nothing. In a fork all that runs goes on; `VM.programs` has the programs that were started
+        by `exec` or `start`, which nobody follows there: no `timeout_s` ends them. With `programs="end"` these end in
+        it, as they do where the guest's agent is older. Connections to ports are reset in it, and nobody watches files.
+        A VM that is paused is forked as it stands, and its forks run.
 
         `env`, `files`, `cpus`, `memory_mib`, `network` and the times to live are as for `Template.fork`. With `lasting`
         the forks outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a
@@ -537,6 +540,7 @@ class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         wanted = LiveFork(
             count=count,
             request=request,
+            programs=programs,
             hooks=hooks,
             standing=standing if lasting else None,
             timeout_s=timeout_s,

@@ -7,10 +7,10 @@ import operator
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vmfork.border.failures import CallbackError
-from vmfork.config import FactoryConfig, Places, ProgramLimits, VMConfig
+from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
 from vmfork.units import MAX_DURATION_S
@@ -181,6 +181,18 @@ def _listener_to(what: str) -> Check:
     return check
 
 
+def _one_of(choice: Any) -> Check:
+    """A check for one of several words, which `choice` is a `Literal` of."""
+    words = get_args(choice)
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or value not in words:
+            raise _refuse(name, value, " or ".join(map(repr, words)))
+        return value
+
+    return check
+
+
 def _or_none(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
@@ -208,6 +220,7 @@ CHECKS: dict[str, Check] = {
     "Sequence[str]": _list_of(_text),
     "Sequence[GuestPath]": _list_of(_path),
     "Sequence[Probe]": _list_of(_anything),
+    "LeftPrograms": _one_of(LeftPrograms),
     "ProgressListener": _listener_to("Progress"),
     "OutputListener | None": _or_none(_listener_to("piece of output")),
     "Places | None": _or_none(_of(Places)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -13,6 +13,7 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import env_option, files_option, json_option, parse_variables
 from vmfork.cli.show import show_json
 from vmfork.cli.start import read_standing, standing_options
+from vmfork.config import LeftPrograms
 
 if TYPE_CHECKING:
     from vmfork.cli.carry import Baggage
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 @standing_options
 @env_option
 @files_option
+@click.option(
+    "--programs",
+    type=click.Choice(get_args(LeftPrograms)),
+    default="keep",
+    help="What becomes in the forks of programs that clients of ID have running. Default: keep.",
+)
 @click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
 @json_option
 def command(
@@ -36,16 +43,19 @@ def command(
     idle_ttl: str | None,
     variables: tuple[str, ...],
     files: tuple[str, ...],
+    programs: LeftPrograms,
     hooks: bool,
     as_json: bool,
 ) -> None:
     """Fork machine ID, which runs on, and print the ids of the forks.
 
     Each goes on where ID is now, with an identity of its own, and outlives this command as ID does. ID stands still for
-    some milliseconds; its clients notice nothing. Programs that clients of ID have running end in the forks.
+    some milliseconds; its clients notice nothing. Programs that clients of ID have running run on in the forks, in the
+    background.
     """
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
-    made = run_async(_fork(vm_id, count, standing, read_baggage(files), parse_variables(variables), hooks=hooks))
+    baggage, env = read_baggage(files), parse_variables(variables)
+    made = run_async(_fork(vm_id, count, standing, baggage, env, programs=programs, hooks=hooks))
     if as_json:
         show_json({"parent": made[0], "forked": made[1:]})
     else:
@@ -54,7 +64,14 @@ def command(
 
 
 async def _fork(
-    vm_id: str, count: int, standing: Standing, baggage: Baggage, env: dict[str, str], *, hooks: bool
+    vm_id: str,
+    count: int,
+    standing: Standing,
+    baggage: Baggage,
+    env: dict[str, str],
+    *,
+    programs: LeftPrograms,
+    hooks: bool,
 ) -> list[str]:
     """The id of the machine, and those of its forks."""
     async with VM.connect(vm_id) as vm:
@@ -67,6 +84,7 @@ async def _fork(
             labels=standing.labels,
             ttl_s=standing.ttl_s,
             idle_ttl_s=standing.idle_ttl_s,
+            programs=programs,
             hooks=hooks,
         )
         try:

@@ -3,7 +3,16 @@
 from vmfork.config.instance import Budget, Instance
 from vmfork.config.places import Places, find_places
 from vmfork.config.program import ProgramLimits
-from vmfork.config.values import NAME, Accelerator, FactoryConfig, ImageConfig, Limits, VMConfig, check_name
+from vmfork.config.values import (
+    NAME,
+    Accelerator,
+    FactoryConfig,
+    ImageConfig,
+    LeftPrograms,
+    Limits,
+    VMConfig,
+    check_name,
+)
 
 __all__ = [
     "NAME",
@@ -12,6 +21,7 @@ __all__ = [
     "FactoryConfig",
     "ImageConfig",
     "Instance",
+    "LeftPrograms",
     "Limits",
     "Places",
     "ProgramLimits",

@@ -24,6 +24,8 @@ BuildPolicy = Literal["now", "background"]
 Oversize = Literal["refuse", "allow", "boot"]
 Fallback = Literal["auto", "boot", "refuse"]
 Missing = Literal["boot", "refuse"]
+# What becomes, in a fork of a running machine, of the programs that its parent's clients have running.
+LeftPrograms = Literal["keep", "end"]
 
 NAME_LIMIT = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -12,7 +12,7 @@ from vmfork.adopt.thaw import WATCHERS
 from vmfork.adopt.todo import Thaw
 from vmfork.config import Limits
 from vmfork.errors import ConfigError
-from vmfork.freeze.live import check_copyable, take_moment
+from vmfork.freeze.live import check_copyable, find_unset, take_moment
 from vmfork.journal import about
 from vmfork.machine.again import made_again
 from vmfork.machine.emulator import find_maker
@@ -89,12 +89,14 @@ async def _prepare(running: Running, make: Make, wanted: LiveFork) -> Thaw:
     """What each fork has to do, found in the machine before it is forked; hooks that are asked for ran in it."""
     # Which programs watch is known in the fork alone: one may have begun in the moment before.
     watchers = (WATCHERS,) if make.agent_protocol >= FIRST_WITH_NOTIFY else ()
+    unset = find_unset(running)
+    keeps = wanted.programs == "keep" and make.keeps_programs
     if not wanted.hooks:
-        return Thaw(watchers=watchers, greets=True)
+        return Thaw(watchers=watchers, greets=True, keeps=keeps, unset=unset)
     agent = running.agent
     before = await find_hooks(agent, BEFORE_FREEZE)
     await run_hooks(agent, before, describe_fork(running.facts.identity), limit_s=wanted.hook_timeout_s)
-    return Thaw(watchers=watchers, hooks=await find_hooks(agent, AFTER_FORK), greets=True)
+    return Thaw(watchers=watchers, hooks=await find_hooks(agent, AFTER_FORK), greets=True, keeps=keeps, unset=unset)
 
 
 @dataclass(frozen=True, slots=True)

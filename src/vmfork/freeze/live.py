@@ -12,10 +12,11 @@ from vmfork.host import facts
 from vmfork.host.copier import copy_machine
 from vmfork.host.mapped import MappedMemory
 from vmfork.machine.use import measure_memory
+from vmfork.machine.ways import find_inherited
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vmfork.host.copier import Copied, Watching
     from vmfork.machine.facts import Make
@@ -57,6 +58,12 @@ def check_copyable(running: Running) -> Make:
         hint = "give its template the memory (VMConfig.memory_mib), or shrink it first (VM.resize)"
         raise ConfigError("vm", running.id, f"VM {running.id} cannot be copied: {reason}", hint=hint)
     return running.facts.make
+
+
+def find_unset(running: Running) -> Mapping[str, str]:
+    """Variables that lead programs of the machine out of it, and are nothing for what is made from it."""
+    make = running.facts.make
+    return find_inherited(running) if make is not None and make.keeps_programs else {}
 
 
 @contextmanager

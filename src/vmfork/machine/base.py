@@ -15,6 +15,7 @@ from vmfork.adopt.todo import Thaw
 from vmfork.agent.client import AgentClient
 from vmfork.errors import ConfigError, ExecError
 from vmfork.journal import about
+from vmfork.machine.background import keep_left
 from vmfork.machine.broker import stand_alone
 from vmfork.machine.ending import explained, watch_end
 from vmfork.machine.facts import Described
@@ -161,8 +162,11 @@ class BaseVM(Described, Owner):
                     await agent.ping(timeout_s=timeout_s)
                     awake = time.perf_counter()
                 env = with_proxy(request.env, request.network, identity.hostname)
-                adoption = await adopt(agent, identity, env=env, timeout_s=timeout_s, clock=clock)
+                unset = self._todo.unset
+                adoption = await adopt(agent, identity, env=env, unset=unset, timeout_s=timeout_s, clock=clock)
                 adopted = time.perf_counter()
+                if self._todo.greets:
+                    await running.names.drop_inherited()
                 # Before the hooks: they are the first programs of the machine.
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
@@ -195,7 +199,9 @@ class BaseVM(Described, Owner):
         self._log_adoption(timings.total_s)
         limit_life(running.machine, running.agent, ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         if standing is not None:
-            running = await stand_alone(running, standing, adoption=adoption, timings=timings)
+            left = await agent.list_left(timeout_s=timeout_s) if self._todo.keeps else ()
+            running = await stand_alone(running, standing, adoption=adoption, timings=timings, keep_programs=bool(left))
+            await keep_left(running, left)
             await begin_ways_anew(running, request.network, timeout_s=timeout_s)
         return Adopted(running, adoption, timings)
 
@@ -228,9 +234,9 @@ class BaseVM(Described, Owner):
             on_failure.pop_all()
 
     async def _greet_anew(self, timeout_s: float) -> None:
-        """Nothing is left in the agent of a client that spoke to it while the machine was copied."""
+        """Nothing of a client that spoke to the agent while the machine was copied is left, but programs to keep."""
         if self._todo.greets and not self._is_met:
-            await self._running.agent.hello(take_over=True, timeout_s=timeout_s)
+            await self._running.agent.hello(take_over=True, keep_programs=self._todo.keeps, timeout_s=timeout_s)
         self._is_met = True
 
     async def _rehearse(self, timeout_s: float) -> float:

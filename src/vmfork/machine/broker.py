@@ -40,27 +40,32 @@ _TAKE_LIMIT_S = 30.0
 _GREET_LIMIT_S = 30.0
 
 
-async def stand_alone(running: Running, standing: Standing, *, adoption: Adoption, timings: Timings) -> Running:
+async def stand_alone(
+    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep_programs: bool = False
+) -> Running:
     """A broker owns the machine, and we are its first client. Anybody of this user can be another.
 
+    With `keep_programs` those that were left in the guest run on, for the broker to take.
     Raises `VMExists` when a living VM has the name. After a failure, and on cancel, the machine is ended.
     """
     async with AsyncExitStack() as on_failure:
         on_failure.callback(running.machine.identity.kill)  # whoever owns it by then
         on_failure.push_async_callback(running.aclose)
         await give_name(running, standing.name, standing.labels, vms=running.folder.path.parent)
-        client = await _entrust(running, standing, adoption=adoption, timings=timings)
+        client = await _entrust(running, standing, adoption=adoption, timings=timings, keep_programs=keep_programs)
         on_failure.pop_all()
     return client
 
 
-async def _entrust(running: Running, standing: Standing, *, adoption: Adoption, timings: Timings) -> Running:
+async def _entrust(
+    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep_programs: bool
+) -> Running:
     """A broker owns the machine, `running` is detached, and we are a client. Its times to live have begun.
 
     After a failure it may be ours or nobody's: then its keeper ends it in half a minute.
     """
     folder, agent = running.folder, running.agent
-    greeting = await agent.hello(take_over=False, timeout_s=_GREET_LIMIT_S)
+    greeting = await agent.hello(take_over=False, keep_programs=keep_programs, timeout_s=_GREET_LIMIT_S)
     handle = make_handle(running, timings=timings, adoption=adoption, ttl_s=standing.ttl_s)
     token, shared = bytes.fromhex(handle.token), replace(handle, token=_SPENT)
     with closing(await _start(folder.path)) as broker:

@@ -22,8 +22,8 @@ class Make:
     """How a machine was made, as far as another of its kind needs to know.
 
     `traits` are what a template of it is compared by. `qemu_path` and `qemu_stamp` name the emulator's very file.
-    `agent_protocol` is 0, and `agent_version` empty, until the agent of a machine that boots has said them. `policy`:
-    what was asked of its isolation.
+    `agent_protocol` is 0, and what else is said of the agent empty, until that of a machine that boots has said it; its
+    capabilities are missing too from what an older vmfork recorded. `policy`: what was asked of its isolation.
     """
 
     traits: Mapping[str, str]
@@ -31,7 +31,13 @@ class Make:
     qemu_stamp: str
     agent_protocol: int = 0
     agent_version: str = ""
+    agent_capabilities: tuple[str, ...] = ()
     policy: IsolationPolicy = BY_DEFAULT
+
+    @property
+    def keeps_programs(self) -> bool:
+        """Whether its agent can keep programs for another client (LEFT, docs/reference/wire.md)."""
+        return "left" in self.agent_capabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from vmfork.errors import GuestError
 from vmfork.hint import Hint
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vmfork.wire.command import Command
-
 FOLDER = "programs"
+MOST_KEPT = 64  # by a broker
 _COMMAND = "command"
 
 
@@ -40,14 +39,14 @@ class KeptProgram:
     pid: int = 0
 
 
-def claim_program(folder: Path, command: Command) -> KeptProgram:
+def claim_program(folder: Path, argv: Sequence[str]) -> KeptProgram:
     """A number that nobody else has, higher than those before it."""
     number = max((int(path.stem) for path in list_folder(folder) if path.stem.isdigit()), default=0)
     while True:
         number += 1
         with suppress(FileExistsError):
             os.close(os.open(folder / f"{number}.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            return KeptProgram(number=number, argv=tuple(command.argv), started_at=time.time())
+            return KeptProgram(number=number, argv=tuple(argv), started_at=time.time())
 
 
 def list_programs(folder: Path) -> list[KeptProgram]:
@@ -71,7 +70,15 @@ def find_command(folder: Path) -> KeptProgram | None:
     return next((each for each in list_programs(folder) if str(each.number).encode() == number), None)
 
 
-def choose_program(programs: Sequence[KeptProgram], pid: int) -> KeptProgram:
+class _HasPid(Protocol):
+    @property
+    def pid(self) -> int: ...
+
+
+_Program = TypeVar("_Program", bound=_HasPid)
+
+
+def choose_program(programs: Sequence[_Program], pid: int) -> _Program:
     """The one with this process id; of several that had it one after the other, the last. Raises `GuestError`."""
     for program in reversed(programs):
         if program.pid == pid:

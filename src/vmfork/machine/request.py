@@ -15,6 +15,7 @@ from vmfork.wire.given import check_file, check_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmfork.config import LeftPrograms
     from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import GivenFile, PlacedFile
 
@@ -94,11 +95,13 @@ class Standing:
 class LiveFork:
     """What is asked of forks of a running machine: how many, what each gets, whether hooks run, how they stand.
 
-    With `hooks` those of before a freeze run in the parent first, and those of after a fork in each fork.
+    With `hooks` those of before a freeze run in the parent first, and those of after a fork in each fork. `programs`:
+    whether those that clients of the parent have running run on in the forks.
     """
 
     count: int
     request: ForkRequest
+    programs: LeftPrograms = "keep"
     hooks: bool = False
     standing: Standing | None = None
     timeout_s: float

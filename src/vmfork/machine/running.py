@@ -17,6 +17,7 @@ from vmfork.hypervisor.base import HANGS
 from vmfork.journal import about
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
+from vmfork.machine.left import Left
 from vmfork.network.names import Names
 from vmfork.owner import Owner
 
@@ -82,6 +83,7 @@ class Running(Described, Owner):
         # What it has joined is kept for as long as it takes part.
         self.networks: list[Network] = []
         self.ways: Ways | None = None
+        self.left = Left()
         self._agent = agent
 
     @property
@@ -185,7 +187,12 @@ class Running(Described, Owner):
     def note_agent(self, greeting: Hello) -> None:
         """What the agent said of itself is known, to whoever has the machine next as well."""
         if self.facts.make is not None:
-            make = replace(self.facts.make, agent_protocol=greeting.protocol, agent_version=greeting.agent_version)
+            make = replace(
+                self.facts.make,
+                agent_protocol=greeting.protocol,
+                agent_version=greeting.agent_version,
+                agent_capabilities=tuple(sorted(greeting.capabilities)),
+            )
             self.facts = replace(self.facts, make=make)
 
     def note_origin(self, origin: Origin) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import ConfigError, GuestError, PortError, SetupError, StoreBusy
 from vmfork.host.folders import find_content, write_whole
 from vmfork.host.process import ProcessIdentity
+from vmfork.network.variables import proxy_env
 from vmfork.records import find_value, write_record
 from vmfork.wire.code import ErrorCode
 
@@ -52,7 +53,7 @@ def load_ways() -> ModuleType:
 
 def with_proxy(env: Mapping[str, str], policy: NetworkPolicy, hostname: str) -> Mapping[str, str]:
     """The environment of a fork's programs: with the proxy's variables, where it has one and they are not set."""
-    return env if policy == "none" else {**load_ways().proxy_env(hostname, env), **env}
+    return env if policy == "none" else {**proxy_env(hostname, env), **env}
 
 
 def find_program_env(running: Running) -> Mapping[str, str]:
@@ -61,8 +62,13 @@ def find_program_env(running: Running) -> Mapping[str, str]:
     is_needed = not ways.is_in_env and ways.gate.policy != "none" if ways is not None else _is_held_elsewhere(running)
     if not is_needed:
         return {}
-    env: Mapping[str, str] = load_ways().proxy_env(running.facts.identity.hostname, {})
-    return env
+    return proxy_env(running.facts.identity.hostname, {})
+
+
+def find_inherited(running: Running) -> Mapping[str, str]:
+    """The variables of the proxy that a copy of the machine has from it, and that are not to be the copy's."""
+    has_some = running.is_shared or running.ways is not None
+    return proxy_env(running.facts.identity.hostname, {}) if has_some else {}
 
 
 def _is_held_elsewhere(running: Running) -> bool:

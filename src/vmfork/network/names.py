@@ -66,6 +66,13 @@ class Names:
                 with suppress(GuestError):  # the guest may have no room for a file
                     await self._write(drop_line(await self._read(), name, address))
 
+    async def drop_inherited(self) -> None:
+        """No name leads anywhere that leads nowhere: those given in the machine that this one is a copy of."""
+        async with self._turn:
+            hosts = await self._read()
+            if (kept := drop_lines(hosts)) != hosts:
+                await self._write(kept)
+
     async def _read(self) -> str:
         try:
             content = await self._agent.read_file(self._hosts, length=_MOST_READ, timeout_s=_LIMIT_S)
@@ -116,6 +123,11 @@ def add_line(hosts: str, name: str) -> tuple[str, str]:
 def drop_line(hosts: str, name: str, address: str) -> str:
     """A hosts file without the line that leads the name to this address."""
     return "".join(line for line in hosts.splitlines(keepends=True) if line != f"{address}\t{name}{_MARK}")
+
+
+def drop_lines(hosts: str) -> str:
+    """A hosts file without the lines that we wrote."""
+    return "".join(line for line in hosts.splitlines(keepends=True) if not line.endswith(_MARK))
 
 
 def _is_ours(line: str, name: str) -> bool:

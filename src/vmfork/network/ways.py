@@ -9,20 +9,16 @@ from vmfork.network.decision import NetworkCounts
 from vmfork.network.gate import Gate
 from vmfork.network.policy import Allow, check_policy
 from vmfork.network.proxy import Passage, Proxy
+from vmfork.network.variables import PROXY_PORT
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmfork.agent.client import AgentClient
     from vmfork.network.names import Names
     from vmfork.network.policy import NetworkPolicy
 
-__all__ = ["Allow", "Gate", "NetworkCounts", "Ways", "check_policy", "proxy_env"]
+__all__ = ["Allow", "Gate", "NetworkCounts", "Ways", "check_policy"]
 
-# What squid made usual.
-PROXY_PORT = 3128
-_PROXIED = ("http_proxy", "https_proxy", "all_proxy")
 _LIMIT_S = 30.0
 
 
@@ -89,18 +85,3 @@ class Ways(Owner):
 def _own_ports(policy: NetworkPolicy) -> set[tuple[str, int]]:
     patterns = policy.patterns if isinstance(policy, Allow) else ()
     return {(pattern.name, pattern.own_port) for pattern in patterns if pattern.own_port is not None}
-
-
-def proxy_env(hostname: str, own: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which programs find the proxy, both ways they are written, but for those that `own` sets.
-
-    `ALL_PROXY` is one for HTTP, too: programs that have no SOCKS fail where it says so.
-    """
-    url = f"http://127.0.0.1:{PROXY_PORT}"
-    found = dict.fromkeys(_PROXIED, url) | {"no_proxy": f"localhost,127.0.0.1,127.0.0.0/8,::1,{hostname}"}
-    set_by_user = {name.lower() for name in own}
-    return {
-        spelled: value
-        for name, value in found.items() if name not in set_by_user
-        for spelled in (name, name.upper())
-    }  # fmt: skip

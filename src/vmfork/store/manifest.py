@@ -26,7 +26,7 @@ class Manifest:
     them, and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each
     fork has to do before it is handed out; `secrets_found` are those of `secret_paths` and `secret_env` that were
     present and allowed. `parent`: the template of the running VM that it was frozen from; `live`: that VM ran on, and a
-    client spoke to its agent, so that each fork's must be greeted anew.
+    client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from it and lose.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -60,6 +60,8 @@ class Manifest:
     max_cpus: int = 0
     max_memory_mib: int = 0
     live: bool = False
+    agent_capabilities: tuple[str, ...] = ()
+    unset: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     format: int = field(default=FORMAT, metadata=VERSION)
 

@@ -11,7 +11,7 @@ from vmfork.adopt.secrets import check_secrets
 from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
-from vmfork.freeze.live import check_copyable, copy_into
+from vmfork.freeze.live import check_copyable, copy_into, find_unset
 from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room
@@ -80,7 +80,14 @@ async def _copy(
         os.close(state_fd)
     # One that has begun to watch between a look and the copy is found by the second look.
     watchers = sorted({*before, *await find_watchers(agent)})
-    return Thaw(hooks=after_fork, watchers=tuple(watchers), secrets_found=found, greets=True), copied
+    todo = Thaw(
+        hooks=after_fork,
+        watchers=tuple(watchers),
+        secrets_found=found,
+        greets=True,
+        unset=find_unset(running),
+    )
+    return todo, copied
 
 
 def _create(path: Path) -> int:

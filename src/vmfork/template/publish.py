@@ -56,6 +56,7 @@ async def publish(
         secrets_found=todo.secrets_found,
         agent_protocol=make.agent_protocol,
         agent_version=make.agent_version,
+        agent_capabilities=make.agent_capabilities,
         vmgenid=hardware.vmgenid,
         memory_bytes=staging.memory_bytes,
         memory_allocated_bytes=memory.allocated_bytes,
@@ -70,6 +71,7 @@ async def publish(
         ready=recipe.ready,
         parent=parent,
         live=todo.greets,
+        unset=todo.unset,
         timings={key: round(value, 4) for key, value in timings.items()},
     )
     await staging.commit(manifest)

@@ -161,7 +161,7 @@ class Source:
                 hardware=self.hardware,
                 memory_fd=opened.memory_fd,
                 state_fd=opened.state_fd,
-                thaw=Thaw(hooks=m.hooks, watchers=m.watchers, greets=m.live),
+                thaw=Thaw(hooks=m.hooks, watchers=m.watchers, greets=m.live, unset=m.unset),
                 reseed=agent_reseeds(m.traits["reseed"]),
                 limits=limits,
                 make=Make(
@@ -170,6 +170,7 @@ class Source:
                     qemu_stamp=binary.stamp,
                     agent_protocol=m.agent_protocol,
                     agent_version=m.agent_version,
+                    agent_capabilities=m.agent_capabilities,
                     policy=self._config.isolation_policy,
                 ),
             )

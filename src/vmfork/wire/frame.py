@@ -90,6 +90,8 @@ class Opcode(IntEnum):
     LISTEN = 24
     ATTACH = 25
     WATCH = 26
+    LEFT = 27
+    TAKE = 28
 
 
 class BrokerOpcode(IntEnum):
@@ -101,6 +103,7 @@ class BrokerOpcode(IntEnum):
     BACKGROUND = 243
     OUTPUT = 244
     SIGNAL = 245
+    KEEP = 246
 
 
 class Channel(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from vmfork.errors import ProtocolError
@@ -171,9 +172,10 @@ def _options(chosen: Mapping[str, bool | int | None]) -> bytes:
     return ",".join(said).encode()
 
 
-def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL) -> bytes:
-    """HELLO."""
-    return encode_request(stream, Opcode.HELLO, nonce, _number(protocol))
+def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL, *, keep_programs: bool = False) -> bytes:
+    """HELLO. To keep programs is for an agent that knows LEFT."""
+    kept = (b"programs",) if keep_programs else ()
+    return encode_request(stream, Opcode.HELLO, nonce, _number(protocol), *kept)
 
 
 def exec_request(stream: int, command: Command, *, contained: bool = False) -> tuple[bytes, bytes]:
@@ -217,6 +219,16 @@ def output_request(stream: int, number: int, from_out: int, from_err: int) -> by
 def signal_request(stream: int, number: int, signal: int) -> bytes:
     """SIGNAL for program `number`."""
     return encode_request(stream, BrokerOpcode.SIGNAL, _number(number), _number(signal))
+
+
+def keep_request(stream: int, number: int, left: int) -> bytes:
+    """KEEP: the program that was left under the number `left` is program `number`."""
+    return encode_request(stream, BrokerOpcode.KEEP, _number(number), _number(left))
+
+
+def take_request(stream: int, left: int) -> bytes:
+    """TAKE of the program that was left under that number."""
+    return encode_request(stream, Opcode.TAKE, _number(left))
 
 
 def kill_request(stream: int, target: int, signal: int) -> bytes:
@@ -401,6 +413,33 @@ def parse_started(payload: bytes) -> int:
     if name != b"started":
         raise ProtocolError(f"there is no event {name[:_SHOWN]!r}")
     return _int(pid, _PID)
+
+
+class LeftProgram(NamedTuple):
+    """A program whose client left it: the agent's number for it, and the beginning of its command line."""
+
+    number: int
+    pid: int
+    has_stdin: bool
+    has_terminal: bool
+    argv: tuple[str, ...]
+
+
+def parse_left(payload: bytes) -> tuple[LeftProgram, ...]:
+    """The answer to LEFT."""
+    fields = iter(decode_fields(payload))
+    found = []
+    for number in fields:
+        rest = tuple(islice(fields, 3))
+        if len(rest) != 3:
+            raise ProtocolError("a program that was left is cut off")
+        pid, way, argc = rest
+        argv = tuple(islice(fields, count := _int(argc, _COUNT)))
+        if len(argv) != count or way not in (b"", b"stdin", b"terminal"):
+            raise ProtocolError("a program that was left cannot be read")
+        names = tuple(map(decode_text, argv))
+        found.append(LeftProgram(_int(number, _SIZE), _int(pid, _PID), way == b"stdin", way == b"terminal", names))
+    return tuple(found)
 
 
 def check_connected(payload: bytes) -> None:

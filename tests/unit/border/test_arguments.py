@@ -68,6 +68,7 @@ WRONG = {
     "Places | None": (5, "/x", Path("/x")),
     "Network": (5, "x", None),
     "NetworkPolicy": (5, "x", None, ["none"], b"all"),
+    "LeftPrograms": (5, "x", None, ["keep"], b"end"),
     "VMConfig | None": (5, "x", {"cpus": 1}),
     "FactoryConfig | None": (5, "x", {"cache": 1}),
     "VMHandle | str": (5, None, b"x", Path("/x")),

@@ -13,7 +13,17 @@ from tests.unit.broker.test_clients import HELLO, is_gone, sh
 from tests.unit.broker.test_machine import ask
 from vmfork.errors import GuestError
 from vmfork.wire.command import Command
-from vmfork.wire.frame import BrokerOpcode, Kind, Opcode, decode_fields, encode_request
+from vmfork.wire.frame import (
+    BrokerOpcode,
+    Channel,
+    Kind,
+    Opcode,
+    decode_fields,
+    encode_data,
+    encode_fields,
+    encode_frame,
+    encode_request,
+)
 from vmfork.wire.message import parse_exec, parse_started
 
 ROOM = b"65536"
@@ -53,6 +63,41 @@ async def test_it_runs_on_when_its_client_has_left_and_another_reads_it(start) -
     assert (out, err, end.exit_code) == (b"first\nlast\n", b"error\n", 7)
     assert (brokered.folder / "programs" / "1.out").read_bytes() == out
     assert parse_exec((brokered.folder / "programs" / "1.end").read_bytes()).exit_code == 7
+    await client.aclose()
+
+
+async def test_what_was_left_in_the_guest_is_kept_like_any_other(start, tmp_path) -> None:
+    brokered = await start(agent=False)
+    client = await brokered.client()
+    keeping = asyncio.create_task(ask(client, BrokerOpcode.KEEP, b"3", b"17"))
+    stream, fields = await brokered.peer.request(Opcode.TAKE)
+    assert fields == (b"17",)
+    await brokered.peer.send(encode_frame(Kind.EVENT, stream, encode_fields(b"started", b"4321")))
+    assert parse_started(await keeping) == 4321
+    await brokered.peer.send(encode_data(stream, Channel.STDOUT, b"since then\n"))
+    await brokered.peer.reply(stream, b"exit", b"7", b"1", b"1", b"1", b"")
+    out, err, end = await read_to_end(client, 3)
+    assert (out, err, end.exit_code) == (b"since then\n", b"", 7)
+    await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [((b"0", b"1"), "invalid"), ((b"1",), "invalid"), ((b"1", b"1", b"1"), "invalid"), ((b"x", b"1"), "invalid")],
+)
+async def test_what_makes_no_sense_keeps_nothing(start, fields, why) -> None:
+    client = await (await start(agent=False)).client()
+    with pytest.raises(GuestError, match=why):
+        await ask(client, BrokerOpcode.KEEP, *fields)
+    await client.aclose()
+
+
+async def test_what_was_not_left_is_not_kept(start) -> None:
+    brokered = await start()
+    client = await brokered.client()
+    with pytest.raises(GuestError, match="no program was left under that number"):
+        await ask(client, BrokerOpcode.KEEP, b"1", b"99")
+    await begin(client, 1, "exit 0")
     await client.aclose()
 
 

@@ -71,11 +71,26 @@ async def test_the_host_of_a_test_is_left_alone(agent, key: str, value: bytes) -
         ("env", b"no equals sign"),
         ("env", b"=value"),
         ("env", b"A=zero\0byte"),
+        ("unset-env", b"no equals sign"),
+        ("unset-env", b"=value"),
     ],
 )
 async def test_a_value_that_makes_no_sense_is_invalid(agent, root_dir: Path, key: str, value: bytes) -> None:
     assert await outcome(agent, key, value) == ItemOutcome(key, "invalid", b"")
     assert not (root_dir / "run").exists()
+
+
+async def test_a_variable_goes_where_it_has_the_value_that_is_named(agent) -> None:
+    await agent.adopt([("env", b"GOES=a=b"), ("env", b"STAYS=mine"), ("env", b"AGAIN=old")])
+    items = [("unset-env", b"GOES=a=b"), ("unset-env", b"STAYS=theirs"), ("unset-env", b"NEVER=was")]
+    again = [("unset-env", b"AGAIN=old"), ("env", b"AGAIN=new")]
+    outcomes = await agent.adopt([*items, *again])
+    assert [(each.outcome, each.evidence) for each in outcomes] == [
+        ("ok", b"GOES"), ("ok", b"STAYS"), ("ok", b"NEVER"), ("ok", b"AGAIN"), ("ok", b"AGAIN"),
+    ]  # fmt: skip
+    _, stdout, _ = await agent.exec(Command(["env"]))
+    found = dict(line.split(b"=", 1) for line in stdout.splitlines())
+    assert (found[b"STAYS"], found[b"AGAIN"], b"GOES" in found) == (b"mine", b"new", False)
 
 
 async def test_an_item_nobody_knows_is_unsupported(agent) -> None:

@@ -59,6 +59,7 @@ CAPABILITIES = {
     "trees",
     "terminal",
     "limits",
+    "left",
 }
 EXEC_CAT = exec_request(7, ["cat"], stdin=True)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"])
@@ -137,7 +138,8 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         hello = await client.hello(take_over=False)
         assert (hello.protocol, hello.capabilities) == (
             1,
-            CAPABILITIES - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch"},
+            CAPABILITIES
+            - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch", "left"},
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)

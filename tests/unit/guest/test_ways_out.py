@@ -17,7 +17,8 @@ from vmfork.network.gate import Gate
 from vmfork.network.names import Names
 from vmfork.network.policy import Allow
 from vmfork.network.proxy import Proxy
-from vmfork.network.ways import Ways, proxy_env
+from vmfork.network.variables import proxy_env
+from vmfork.network.ways import Ways
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vmfork.errors import ConfigError
 from vmfork.network.hostname import check_name, find_name
-from vmfork.network.names import add_line, drop_line
+from vmfork.network.names import add_line, drop_line, drop_lines
 
 DEBIAN = "127.0.0.1\tlocalhost\n127.0.1.1\tvm-0123\n::1\tlocalhost ip6-localhost"
 
@@ -60,3 +60,10 @@ def test_what_is_none(text: str) -> None:
     assert find_name(text) is None
     with pytest.raises(ConfigError, match="not a name of a host"):
         check_name(text, field="name")
+
+
+def test_what_was_given_elsewhere_goes_and_nothing_else() -> None:
+    one, _ = add_line(DEBIAN, "db")
+    both, _ = add_line(one, "cache")
+    assert drop_lines(both) == DEBIAN
+    assert drop_lines(DEBIAN) == DEBIAN

@@ -45,6 +45,9 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
     ("request_bytes", "opcode", "fields"),
     [
         (message.hello_request(5, b"n" * 16), 1, (b"n" * 16, b"%d" % PROTOCOL)),
+        (message.hello_request(5, b"n" * 16, keep_programs=True), 1, (b"n" * 16, b"%d" % PROTOCOL, b"programs")),
+        (message.take_request(5, 17), 28, (b"17",)),
+        (message.keep_request(5, 3, 17), 246, (b"3", b"17")),
         (
             message.exec_request(
                 5, Command(["a", "b c"], env={"K": "V=1"}, cwd="/w", user="u", stdin=True, clean_env=True)
