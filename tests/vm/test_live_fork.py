@@ -226,7 +226,12 @@ async def test_a_fork_that_lasts_keeps_them_in_the_background(template) -> None:
 
 async def test_ports_that_the_parent_had_are_reset_in_the_fork(fork) -> None:
     """A program of the guest that spoke to the host by one is told so, and does not wait for ever."""
-    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+
+    async def hold(reader, writer) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, await fork.reverse(f"127.0.0.1:{port}", 5432):
         speaker = "import socket; s = socket.create_connection(('127.0.0.1', 5432)); print('in', flush=True); s.recv(1)"
