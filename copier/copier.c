@@ -44,13 +44,43 @@ static bool read_descriptors(char **argv, int *into, int count)
     return true;
 }
 
-/* Where the emulator has the machine's memory: one piece, whatever the machine sees of it. */
-static bool find_memory(struct memory *m, int64_t size)
+/* `START+SIZE`, of whole pages; gives what comes after it, or NULL for anything else. */
+static const char *read_span(const char *text, struct run *out)
+{
+    char *end;
+    if (!isdigit((unsigned char)*text))
+        return NULL;
+    errno = 0;
+    long long start = strtoll(text, &end, 10);
+    if (*end != '+' || !isdigit((unsigned char)end[1]))
+        return NULL;
+    long long size = strtoll(end + 1, &end, 10);
+    if (errno != 0 || size <= 0 || size > INT64_MAX - start || start % PAGE != 0 || size % PAGE != 0)
+        return NULL;
+    *out = (struct run){(uint64_t)start, (uint64_t)(start + size)};
+    return end;
+}
+
+/* The machine's memory, by the addresses that it has in the guest. */
+static bool read_pieces(const char *text, struct memory *m)
+{
+    do {
+        if (m->count == PIECES || (text = read_span(text, &m->pieces[m->count])) == NULL)
+            return false;
+        m->count++;
+    } while (*text++ == ',');
+    return text[-1] == 0;
+}
+
+/* Where the emulator has what the guest has there: a piece is in one place of the emulator's. */
+static bool find_piece(struct run *piece)
 {
     static const char SIGN[] = " is 0x";
-    const char *said = monitor_ask("{\"execute\": \"human-monitor-command\", \"arguments\": {\"command-line\": "
-                                   "\"gpa2hva 0\"}}",
-                                   ASK_LIMIT_MS);
+    char command[160];
+    snprintf(command, sizeof command,
+             "{\"execute\": \"human-monitor-command\", \"arguments\": {\"command-line\": \"gpa2hva 0x%" PRIx64 "\"}}",
+             piece->start);
+    const char *said = monitor_ask(command, ASK_LIMIT_MS);
     const char *address = said == NULL ? NULL : strstr(said, SIGN);
     if (address == NULL)
         return false;
@@ -59,7 +89,42 @@ static bool find_memory(struct memory *m, int64_t size)
     int64_t start = strtoll(address + sizeof SIGN - 1, &end, 16);
     if (errno != 0 || start <= 0 || start % PAGE != 0)
         return false;
-    m->all = (struct run){(uint64_t)start, (uint64_t)(start + size)};
+    *piece = (struct run){(uint64_t)start, (uint64_t)start + (piece->end - piece->start)};
+    return true;
+}
+
+static bool find_memory(struct memory *m)
+{
+    for (int index = 0; index < m->count; index++)
+        if (!find_piece(&m->pieces[index]))
+            return false;
+    return true;
+}
+
+/* `FD:START+SIZE`: what of a file the machine was made from, and at which places. */
+static bool read_layer(const char *text, int *layer, struct run *range)
+{
+    char *end;
+    long fd = isdigit((unsigned char)*text) ? strtol(text, &end, 10) : -1;
+    if (fd < 0 || fd > INT_MAX || *end != ':')
+        return false;
+    *layer = (int)fd;
+    const char *rest = read_span(end + 1, range);
+    return rest != NULL && *rest == 0;
+}
+
+static bool copy_layers(char **argv, int target)
+{
+    for (; *argv != NULL; argv++) {
+        int layer;
+        struct run range;
+        if (!read_layer(*argv, &layer, &range)) {
+            errno = EINVAL;
+            return false;
+        }
+        if (!copy_layer(layer, target, range))
+            return false;
+    }
     return true;
 }
 
@@ -102,26 +167,22 @@ enum { MONITOR, MEMORY, PAGEMAP, FAULTS, TARGET, STATE, DESCRIPTORS };
 int main(int argc, char **argv)
 {
     int fds[DESCRIPTORS];
-    int64_t size;
+    struct work work = {0};
     if (argc < DESCRIPTORS + 3 || !read_descriptors(argv + 1, fds, DESCRIPTORS) ||
-        !read_number(argv[DESCRIPTORS + 1], INT64_MAX / 2, &size) || size <= 0 || size % PAGE != 0) {
-        fputs("usage: copier MONITOR MEMORY PAGEMAP FAULTS TARGET STATE SIZE anonymous|all|own [LAYER]...\n", stderr);
+        !read_pieces(argv[DESCRIPTORS + 1], &work.memory)) {
+        fputs("usage: copier MONITOR MEMORY PAGEMAP FAULTS TARGET STATE PIECES all|own [LAYER]...\n", stderr);
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    const char *kind = argv[DESCRIPTORS + 2];
-    struct work work = {.state = fds[STATE]};
-    work.memory = (struct memory){.pagemap = fds[PAGEMAP], .faults = fds[FAULTS]};
-    work.memory.is_anonymous = strcmp(kind, "anonymous") == 0;
+    work.state = fds[STATE];
+    work.memory.pagemap = fds[PAGEMAP];
+    work.memory.faults = fds[FAULTS];
     if (!monitor_open(fds[MONITOR]))
         return fail("QEMU's monitor", monitor_said());
-    if (!find_memory(&work.memory, size))
+    if (!find_memory(&work.memory))
         return fail("finding the machine's memory", monitor_said());
-    for (int index = DESCRIPTORS + 3; index < argc; index++) {
-        int layer;
-        if (!read_descriptors(argv + index, &layer, 1) || !copy_layer(layer, fds[TARGET]))
-            return fail("copying what the machine was made from", strerror(errno));
-    }
-    copy_between(fds[MEMORY], work.memory.all.start, fds[TARGET]);
-    return copy_machine(&work, strcmp(kind, "own") == 0);
+    if (!copy_layers(argv + DESCRIPTORS + 3, fds[TARGET]))
+        return fail("copying what the machine was made from", strerror(errno));
+    copy_between(&work.memory, fds[MEMORY], fds[TARGET]);
+    return copy_machine(&work, strcmp(argv[DESCRIPTORS + 2], "own") == 0);
 }

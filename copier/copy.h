@@ -6,11 +6,12 @@
 
 #include "pages.h"
 
-/* What is copied from, /proc/PID/mem, and to: the page at `start` becomes the first of the file. */
-void copy_between(int memory, uint64_t start, int target);
+/* What is copied from, /proc/PID/mem, and to: the pieces of `m` lie in the file one behind the other. */
+void copy_between(const struct memory *m, int memory, int target);
 /* The pages are in the file as they were. False with errno set. */
 bool copy_run(struct run run);
-/* What the file `layer` has is in the file too, at the same places; its holes are left. False with errno set. */
-bool copy_layer(int layer, int target);
+/* What the file `layer` has in the range is in the file too, at the same places; its holes are left. False with errno
+ * set. */
+bool copy_layer(int layer, int target, struct run range);
 
 #endif

@@ -24,14 +24,14 @@ enum { IS_WRITTEN = 1 << 1, IS_FILE = 1 << 2, IS_PRESENT = 1 << 3, IS_SWAPPED = 
 #define SCAN _IOWR('f', 16, struct scan)
 
 enum { REGIONS = 512, ENTRIES = 8192 };
-#define PIECE (UINT64_C(16) << 20)
+#define STEP (UINT64_C(16) << 20)
 /* Documentation/admin-guide/mm/pagemap.rst. */
 #define ENTRY_THERE (UINT64_C(3) << 62)
 #define ENTRY_FILE (UINT64_C(1) << 61)
 
-static struct scan scan_for(const struct memory *m, enum question question)
+static struct scan scan_for(enum question question)
 {
-    struct scan scan = {.start = m->all.start, .end = m->all.end, .category_anyof_mask = IS_PRESENT | IS_SWAPPED};
+    struct scan scan = {.category_anyof_mask = IS_PRESENT | IS_SWAPPED};
     if (question != OWN) {
         scan.flags = PROTECT_MATCHING;
         scan.category_mask = IS_WRITTEN;
@@ -40,7 +40,7 @@ static struct scan scan_for(const struct memory *m, enum question question)
         scan.category_mask |= IS_FILE;
         scan.category_inverted = IS_FILE;
     }
-    if (question == OWN && m->is_anonymous) {
+    if (question == OWN) {
         scan.category_mask |= IS_ZERO;
         scan.category_inverted |= IS_ZERO;
     }
@@ -48,15 +48,16 @@ static struct scan scan_for(const struct memory *m, enum question question)
     return scan;
 }
 
-static int64_t scan_all(const struct memory *m, struct scan scan, on_run found)
+static int64_t scan_piece(int pagemap, struct run piece, struct scan scan, on_run found)
 {
     static struct region regions[REGIONS];
     int64_t pages = 0;
     scan.vec = (uint64_t)(uintptr_t)regions;
     scan.vec_len = REGIONS;
-    for (; scan.start < scan.end; scan.start = scan.walk_end) {
+    scan.end = piece.end;
+    for (scan.start = piece.start; scan.start < scan.end; scan.start = scan.walk_end) {
         scan.size = sizeof scan;
-        int count = ioctl(m->pagemap, SCAN, &scan);
+        int count = ioctl(pagemap, SCAN, &scan);
         if (count < 0)
             return -1;
         for (int index = 0; index < count; index++) {
@@ -64,6 +65,18 @@ static int64_t scan_all(const struct memory *m, struct scan scan, on_run found)
             if (!found((struct run){regions[index].start, regions[index].end}))
                 return -1;
         }
+    }
+    return pages;
+}
+
+static int64_t scan_all(const struct memory *m, struct scan scan, on_run found)
+{
+    int64_t pages = 0;
+    for (int index = 0; index < m->count; index++) {
+        int64_t more = scan_piece(m->pagemap, m->pieces[index], scan, found);
+        if (more < 0)
+            return -1;
+        pages += more;
     }
     return pages;
 }
@@ -78,24 +91,32 @@ static bool pass_by(struct run found)
  * and what is not there counts as swapped out from then on (Linux 6.18, fs/proc/task_mmu.c). */
 static bool protect(const struct memory *m, bool only_own)
 {
-    struct scan scan = scan_for(m, only_own ? OWN : WRITTEN_OWN);
+    struct scan scan = scan_for(only_own ? OWN : WRITTEN_OWN);
     scan.flags = PROTECT_MATCHING;
     if (!only_own)
         scan.category_mask = scan.category_inverted = 0;
     return scan_all(m, scan, pass_by) >= 0;
 }
 
+static bool note_writes(const struct memory *m)
+{
+    for (int index = 0; index < m->count; index++) {
+        struct run piece = m->pieces[index];
+        struct uffdio_register range = {.range = {.start = piece.start, .len = piece.end - piece.start}};
+        range.mode = UFFDIO_REGISTER_MODE_WP;
+        if (ioctl(m->faults, UFFDIO_REGISTER, &range) != 0)
+            return false;
+    }
+    return true;
+}
+
 bool pages_watch(const struct memory *m, bool only_own)
 {
-    struct uffdio_register range = {.range = {.start = m->all.start, .len = m->all.end - m->all.start}};
-    range.mode = UFFDIO_REGISTER_MODE_WP;
     if (m->faults < 0) {
         errno = ENOSYS;
         return false;
     }
-    if (ioctl(m->faults, UFFDIO_REGISTER, &range) != 0)
-        return false;
-    if (protect(m, only_own))
+    if (note_writes(m) && protect(m, only_own))
         return true;
     int error = errno;
     pages_unwatch(m);
@@ -103,15 +124,21 @@ bool pages_watch(const struct memory *m, bool only_own)
     return false;
 }
 
-void pages_unwatch(const struct memory *m)
+static void forget_writes(int faults, struct run run)
 {
     const struct timespec pause = {.tv_nsec = 1000000};
-    for (uint64_t start = m->all.start; start < m->all.end; start += PIECE) {
-        uint64_t left = m->all.end - start;
-        struct uffdio_range piece = {.start = start, .len = left < PIECE ? left : PIECE};
-        ioctl(m->faults, UFFDIO_UNREGISTER, &piece);
+    for (; run.start < run.end; run.start += STEP) {
+        uint64_t left = run.end - run.start;
+        struct uffdio_range step = {.start = run.start, .len = left < STEP ? left : STEP};
+        ioctl(faults, UFFDIO_UNREGISTER, &step);
         nanosleep(&pause, NULL);
     }
+}
+
+void pages_unwatch(const struct memory *m)
+{
+    for (int index = 0; index < m->count; index++)
+        forget_writes(m->faults, m->pieces[index]);
 }
 
 static bool is_own(uint64_t entry)
@@ -119,15 +146,15 @@ static bool is_own(uint64_t entry)
     return (entry & ENTRY_THERE) != 0 && (entry & ENTRY_FILE) == 0;
 }
 
-static int64_t read_all(const struct memory *m, on_run found)
+static int64_t read_piece(int pagemap, struct run piece, on_run found)
 {
     static uint64_t entries[ENTRIES];
     int64_t pages = 0;
     struct run run = {0, 0};
-    for (uint64_t at = m->all.start; at < m->all.end;) {
-        uint64_t left = (m->all.end - at) / PAGE;
+    for (uint64_t at = piece.start; at < piece.end;) {
+        uint64_t left = (piece.end - at) / PAGE;
         size_t wanted = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
-        ssize_t got = pread(m->pagemap, entries, wanted, (off_t)(at / PAGE * sizeof *entries));
+        ssize_t got = pread(pagemap, entries, wanted, (off_t)(at / PAGE * sizeof *entries));
         if (got <= 0 || got % (ssize_t)sizeof *entries != 0)
             return -1;
         for (size_t index = 0; index < (size_t)got / sizeof *entries; index++, at += PAGE) {
@@ -142,9 +169,21 @@ static int64_t read_all(const struct memory *m, on_run found)
     return run.end > run.start && !found(run) ? -1 : pages;
 }
 
+static int64_t read_all(const struct memory *m, on_run found)
+{
+    int64_t pages = 0;
+    for (int index = 0; index < m->count; index++) {
+        int64_t more = read_piece(m->pagemap, m->pieces[index], found);
+        if (more < 0)
+            return -1;
+        pages += more;
+    }
+    return pages;
+}
+
 int64_t pages_find(const struct memory *m, enum question question, on_run found)
 {
-    int64_t pages = scan_all(m, scan_for(m, question), found);
+    int64_t pages = scan_all(m, scan_for(question), found);
     if (pages < 0 && errno == ENOTTY && question == OWN)
         return read_all(m, found);
     return pages;

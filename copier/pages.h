@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PAGE = 4096 };
+/* What a machine was booted with, and what was added to it: a machine has a few slots for memory. */
+enum { PAGE = 4096, PIECES = 64 };
 
 /* Addresses in that process. */
 struct run {
@@ -19,13 +20,13 @@ struct memory {
     /* /proc/PID/pagemap, and a userfaultfd of the process; -1 where it has none. */
     int pagemap;
     int faults;
-    struct run all;
-    /* Nothing of it is a file's: pages that were only read hold zeros. */
-    bool is_anonymous;
+    /* Where the process has them, in the order in which they lie in a file of the copy. */
+    struct run pieces[PIECES];
+    int count;
 };
 
 enum question {
-    /* Pages that no file has. */
+    /* Pages that no file has. Those that were only read and hold zeros are none: no file need have them. */
     OWN,
     /* Pages that may have been written since they were last asked for; they are noted anew from now on. */
     WRITTEN,

@@ -10,22 +10,23 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "piece.h"
 #include "visible.h"
 
-/* How it works. QEMU maps the file of its RAM once, privately. Over that mapping come those of each piece of the other
- * file that holds data, at the same places: what was a hole there shows the file below. */
+/* How it works. QEMU maps the file of its RAM once, privately. Over that mapping come those of each run of the other
+ * file that holds data, at the same places: what was a hole there shows the file below. Memory that was added to the
+ * machine lies behind that in the other file, or in the only one, and is mapped from there alone. */
 
 static int upper = -1;
 static struct stat lower;
 
 __attribute__((constructor)) static void find_layers(void)
 {
-    const char *text = getenv("VMFORK_LAYERS");
-    char *end;
-    long number = text == NULL ? -1 : strtol(text, &end, 10);
-    if (number < 0 || *end != ',' || fstat((int)number, &lower) != 0)
+    const char *text = getenv("VMFORK_LAYERS"), *rest;
+    int number = text == NULL ? -1 : read_leading(text, &rest);
+    if (number < 0 || *rest != ',' || fstat(number, &lower) != 0)
         return;
-    upper = read_descriptor(end + 1);
+    upper = read_descriptor(rest + 1);
 }
 
 static bool is_lower(int fd, int flags)
@@ -56,6 +57,8 @@ static bool cover(char *mapped, off_t offset, size_t length, int protection, int
 
 VISIBLE void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
+    if (fd >= 0 && (flags & MAP_PRIVATE) != 0)
+        offset += piece_start(fd);
     char *mapped = map(address, length, protection, flags, fd, offset);
     if (mapped == MAP_FAILED || !is_lower(fd, flags))
         return mapped;

@@ -9,33 +9,52 @@
 #include <unistd.h>
 
 #include "descriptor.h"
+#include "piece.h"
 #include "visible.h"
 
 /* How it works. A path that names an open descriptor is answered with a copy of that descriptor, so with the rights it
  * was opened with and no others, and without /proc. The copy stands at the beginning of the file: the kernel keeps one
- * position for all copies. Every other path goes to the kernel as it is. */
+ * position for all copies. `@` and a number behind it say where in the file what is mapped of the copy begins. Every
+ * other path goes to the kernel as it is. */
 
 static const char PASSED[] = "/proc/self/fd/";
 static const char KVM[] = "/dev/kvm";
 static const char KVM_VARIABLE[] = "VMFORK_KVM_FD";
 
-/* The descriptor that a path stands for, or -1. */
-static int find_passed(const char *path)
+/* What `text` says behind a descriptor: where its piece of memory begins. -1 for anything but that. */
+static off_t read_start(const char *text)
 {
-    if (strncmp(path, PASSED, sizeof PASSED - 1) == 0)
-        return read_descriptor(path + sizeof PASSED - 1);
+    char *end;
+    if (*text == 0)
+        return 0;
+    long long start = strtoll(text + 1, &end, 10);
+    return *text == '@' && *end == 0 && start >= 0 ? start : -1;
+}
+
+/* The descriptor that a path stands for, or -1. */
+static int find_passed(const char *path, off_t *start)
+{
+    const char *rest;
+    *start = 0;
+    if (strncmp(path, PASSED, sizeof PASSED - 1) == 0) {
+        int passed = read_leading(path + sizeof PASSED - 1, &rest);
+        return passed < 0 || (*start = read_start(rest)) < 0 ? -1 : passed;
+    }
     const char *kvm = strcmp(path, KVM) == 0 ? getenv(KVM_VARIABLE) : NULL;
     return kvm == NULL ? -1 : read_descriptor(kvm);
 }
 
 static int open_any(const char *path, int flags, mode_t mode)
 {
-    int passed = find_passed(path);
+    off_t start;
+    int passed = find_passed(path, &start);
     if (passed < 0)
         return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
     int copy = fcntl(passed, flags & O_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, 3);
     if (copy >= 0)
         lseek(copy, 0, SEEK_SET);
+    if (copy >= 0 && start > 0)
+        piece_note(copy, start);
     return copy;
 }
 

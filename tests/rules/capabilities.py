@@ -95,6 +95,8 @@ CAPABILITIES = {
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
     "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
     "noted-writes": Capability("this kernel does not note writes: Linux before 6.7", _always),
+    "swap": Capability("this host has no swap, or did not swap out what it was asked to", _always),
+    "huge-pages": Capability("this host gives no transparent huge pages", _always),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),

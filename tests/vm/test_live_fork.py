@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -287,14 +287,102 @@ async def test_a_paused_machine_is_forked_as_it_stands_and_stays_paused(fork) ->
     assert (await fork.exec(["echo", "too"])).stdout == "too\n"
 
 
-async def test_a_machine_with_more_cpus_online_is_forked_with_them(instance) -> None:
-    template = await Template.build("live-cpus", VMConfig(cpus=1, max_cpus=2))
+ROOMY = VMConfig(cpus=1, max_cpus=2, memory_mib=256, max_memory_mib=768)
+
+
+@pytest.fixture(scope="module")
+def roomy(instance):
+    """A template whose machines can grow."""
+    template = asyncio.run(Template.build("live-roomy", ROOMY))
+    yield template.name
+    asyncio.run(template.remove())
+
+
+async def size_of(vm) -> tuple[int, int]:
+    """CPUs and MiB of memory that the guest says it has."""
+    said = await vm.shell("nproc; awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo", check=True)
+    cpus, mib = said.stdout.split()
+    return int(cpus), int(mib)
+
+
+async def is_in_added_memory(vm, text: bytes) -> bool:
+    """Whether the file that the machine was made from has `text` behind what its parent had been booted with."""
+    with await live.MappedMemory.ask(vm._running.machine.keeper) as mapped:
+        fd, at = mapped.held[-1], vm.hardware.base_memory_mib << 20
+        with suppress(OSError):  # ENXIO: no data behind it
+            while True:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+                end = os.lseek(fd, at, os.SEEK_HOLE)
+                if text in os.pread(fd, end - at, at):
+                    return True
+                at = end
+    return False
+
+
+@pytest.mark.parametrize("made", [pytest.param("booted", marks=pytest.mark.slow), "forked"])
+async def test_a_machine_that_has_grown_is_forked_with_what_it_was_given_and_what_is_in_it(roomy, made) -> None:
+    """And a fork of it grows, shrinks, and is forked in its turn."""
+    signs = [os.urandom(64) for _ in range(3)]
+
+    async def check(vm, count: int) -> None:
+        for number, sign in enumerate(signs[:count]):
+            assert (await vm.read_file(f"/root/{number}")) == sign * 20_000
+
+    async with await (VM.boot(ROOMY) if made == "booted" else (await Template.open(roomy)).fork()) as parent:
+        await parent.resize(cpus=2, memory_mib=512)
+        # The kernel gives programs what lies highest first, and that is what was added.
+        await parent.write_file("/root/0", signs[0] * 20_000)
+        size = await size_of(parent)
+        (child,) = await parent.fork(1)
+        async with child:
+            assert await size_of(child) == size
+            assert (child.hardware.cpus, child.hardware.added_mib) == (2, (256,))
+            assert await is_in_added_memory(child, signs[0])
+            await check(child, 1)
+            await check(parent, 1)
+            await child.resize(memory_mib=640)
+            await child.write_file("/root/1", signs[1] * 20_000)
+            async with all_closed(await child.fork(2)) as grandchildren:
+                for vm in grandchildren:
+                    assert await size_of(vm) == (2, size[1] + 128)
+                    await check(vm, 2)
+            await child.resize(cpus=1, memory_mib=256)
+            await check(child, 2)
+            await child.resize(memory_mib=384)
+            await child.write_file("/root/2", signs[2] * 20_000)
+            async with all_closed(await child.fork(1)) as grandchildren:
+                assert await size_of(grandchildren[0]) == (1, size[1] - 128)
+                await check(grandchildren[0], 3)
+                # What the piece before had is nowhere: the new one was filled anew.
+                assert not await is_in_added_memory(grandchildren[0], signs[0] * 2)
+        await check(parent, 1)
+
+
+async def test_a_template_of_a_machine_that_has_grown_is_whole(roomy) -> None:
+    sign = os.urandom(64)
+    async with await (await Template.open(roomy)).fork() as vm:
+        await vm.resize(cpus=2, memory_mib=512)
+        await vm.write_file("/root/it", sign * 20_000)
+        frozen, size = await vm.freeze("live-grown"), await size_of(vm)
     try:
-        async with await template.fork(cpus=2) as vm, all_closed(await vm.fork(1)) as forks:
-            assert forks[0].hardware.cpus == 2
-            assert (await forks[0].exec(["nproc"])).stdout == "2\n"
+        await frozen.verify()
+        assert (frozen.manifest.memory_mib, frozen.manifest.added_mib) == (512, (256,))
+        async with await frozen.fork(memory_mib=640) as vm:
+            assert await size_of(vm) == (2, size[1] + 128)
+            assert await is_in_added_memory(vm, sign)
+            assert vm.memory().guest_shared > 24 << 20
+            async with all_closed(await vm.fork(1)) as forks:
+                assert await size_of(forks[0]) == (2, size[1] + 128)
+                assert await forks[0].read_file("/root/it") == sign * 20_000
+                again = await forks[0].freeze("live-grown-again")
+        await frozen.remove()
+        async with await again.fork() as vm:
+            assert await vm.read_file("/root/it") == sign * 20_000
+            await vm.resize(cpus=1, memory_mib=256)
+            assert await vm.read_file("/root/it") == sign * 20_000
     finally:
-        await template.remove()
+        for name in {"live-grown", "live-grown-again"} & set(await Template.list()):
+            await (await Template.open(name)).remove()
 
 
 async def test_forks_share_what_the_parent_had_for_itself(fork) -> None:

@@ -139,6 +139,11 @@ def _read_forks(template: str, instance: Instance) -> tuple[int, int]:
 
 def _read_shared(record: VMRecord) -> int:
     with suppress(OSError):  # it has ended
-        ram_bytes = record.facts.hardware.base_memory_mib * MIB
-        return read_memory(record.pid, ram_inode=record.facts.ram_inode, ram_bytes=ram_bytes).guest_shared
+        hardware = record.facts.hardware
+        return read_memory(
+            record.pid,
+            ram_inode=record.facts.ram_inode,
+            ram_bytes=hardware.base_memory_mib * MIB,
+            added_bytes=[size * MIB for size in hardware.added_mib],
+        ).guest_shared
     return 0

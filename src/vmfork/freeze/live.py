@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, HostError, MachineEnded
 from vmfork.host import facts
-from vmfork.host.copier import copy_machine
+from vmfork.host.copier import Layer, Span, copy_machine
 from vmfork.host.mapped import MappedMemory
 from vmfork.machine.use import measure_memory
 from vmfork.machine.ways import find_inherited
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vmfork.host.copier import Copied, Watching
     from vmfork.machine.facts import Make
@@ -53,10 +53,6 @@ def check_copyable(running: Running) -> Make:
     if running.facts.make is None:
         reason = "it was started by an older vmfork, which did not record how"
         raise ConfigError("vm", running.id, f"VM {running.id} cannot be copied: {reason}", hint="start it again")
-    if running.hardware.added_mib:
-        reason = "memory was added to it while it ran"
-        hint = "give its template the memory (VMConfig.memory_mib), or shrink it first (VM.resize)"
-        raise ConfigError("vm", running.id, f"VM {running.id} cannot be copied: {reason}", hint=hint)
     return running.facts.make
 
 
@@ -106,23 +102,70 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
     anything was done, with the arithmetic, and when it could not be copied; `MachineEnded` when it has ended.
     """
     check_copyable(running)
-    hardware, machine = running.hardware, running.machine
-    size_bytes = hardware.memory_mib * MIB
-    with _end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
-        _check_room(running, mapped, whole=whole)
-        below, upper = mapped.held[:1], mapped.held[1:]
-        os.ftruncate(memory_fd, size_bytes)
-        async with machine.lend_monitor() as monitor:
-            copied = await copy_machine(
-                monitor,
-                mapped,
-                target_fd=memory_fd,
-                state_fd=state_fd,
-                size_bytes=size_bytes,
-                watching=_watching(running, has_file=bool(below)),
-                layers=(*below, *upper) if whole else upper,
-            )
-        return copied, tuple(os.dup(fd) for fd in below if not whole)
+    machine = running.machine
+    async with running.resizing:
+        with _end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
+            memory = await _find_memory(running)
+            layers = memory.list_layers(mapped.held, whole=whole)
+            _check_room(running, layers)
+            os.ftruncate(memory_fd, memory.size_bytes)
+            async with machine.lend_monitor() as monitor:
+                copied = await copy_machine(
+                    monitor,
+                    mapped,
+                    target_fd=memory_fd,
+                    state_fd=state_fd,
+                    pieces=memory.pieces,
+                    watching=_watching(running, has_file=bool(mapped.held)),
+                    layers=layers,
+                )
+            return copied, tuple(os.dup(fd) for fd in mapped.held[:1] if not whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """A machine's memory as its guest sees it: what it was booted with, and what was added.
+
+    The first `of_files_bytes` of it are read from files, at the same places.
+    """
+
+    pieces: tuple[Span, ...]
+    of_files_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    def list_layers(self, held: Sequence[int], *, whole: bool) -> list[Layer]:
+        """What a copy begins with, of the files `held`, lowest first: `whole`, or for what lies over the lowest.
+
+        What was added is read from the last file alone, of a machine as of its copy. So what another machine had there
+        that has less by now shows nowhere.
+        """
+        if not held:
+            return []
+        booted = self.pieces[0].size
+        lower, last = held[:-1], held[-1]
+        start = 0 if whole or lower else booted
+        layers = [Layer(fd, Span(0, booted)) for fd in lower if whole]
+        return (
+            [*layers, Layer(last, Span(start, self.of_files_bytes - start))] if start < self.of_files_bytes else layers
+        )
+
+
+async def _find_memory(running: Running) -> _Memory:
+    hardware = running.hardware
+    added = await running.machine.list_memory() if hardware.added_mib else []
+    if tuple(piece.size_mib for piece in added) != hardware.added_mib:
+        raise HostError(
+            f"VM {running.id} cannot be copied: its memory is not what it was given",
+            hint="the machine runs on as it was",
+        )
+    booted = hardware.base_memory_mib * MIB
+    return _Memory(
+        (Span(0, booted), *(Span(piece.address, piece.size_mib * MIB) for piece in added)),
+        booted + sum(piece.size_mib * MIB for piece in added if piece.from_file),
+    )
 
 
 async def take_moment(running: Running, opened: ExitStack) -> Moment:
@@ -141,15 +184,13 @@ async def take_moment(running: Running, opened: ExitStack) -> Moment:
 def _watching(running: Running, *, has_file: bool) -> Watching:
     """Under TCG all pages are watched: to ask which are its own takes 1 ms of the pause for 33 MiB. Under KVM each page
     that is watched costs the guest a fault, also where it only reads."""
-    if not has_file:
-        return "anonymous"
-    return "own" if running.hardware.accel == "kvm" else "all"
+    return "own" if has_file and running.hardware.accel == "kvm" else "all"
 
 
-def _check_room(running: Running, mapped: MappedMemory, *, whole: bool) -> None:
+def _check_room(running: Running, layers: Sequence[Layer]) -> None:
     """Raises `HostError`, with the arithmetic, when what is to be copied has no room."""
     own = measure_memory(running.facts, running.machine.identity.pid).guest_private
-    held = [os.fstat(fd).st_blocks * 512 for fd in (mapped.held if whole else mapped.held[1:])]
+    held = [min(os.fstat(layer.fd).st_blocks * 512, layer.span.size) for layer in layers]
     need, available = own + sum(held) + _HEADROOM_BYTES, facts.available_memory_bytes()
     if need > available:
         raise HostError(

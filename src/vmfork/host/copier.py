@@ -27,10 +27,32 @@ _LINE = 4096
 # Its second process lets the machine run on once the first was killed.
 _END_LIMIT_S = 10.0
 
-Watching = Literal["anonymous", "all", "own"]
+Watching = Literal["all", "own"]
 
 # They have told what we waited for, and end by themselves: nobody else refers to who reaps them.
 _ending: set[asyncio.Task[None]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """So many bytes from a place on, in a file or in a guest's memory. Both are whole pages."""
+
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.start}+{self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What the open file `fd` holds in `span`."""
+
+    fd: int
+    span: Span
+
+    def __str__(self) -> str:
+        return f"{self.fd}:{self.span}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +83,16 @@ async def copy_machine(
     *,
     target_fd: int,
     state_fd: int,
-    size_bytes: int,
+    pieces: Sequence[Span],
     watching: Watching,
-    layers: Sequence[int] = (),
+    layers: Sequence[Layer] = (),
 ) -> Copied:
     """The machine's memory, of one moment, is in the file `target_fd`, and the state of its devices in `state_fd`.
 
-    It runs on, or stands still where it did. `state_fd` is open for writing alone. The memory has `size_bytes`.
-    `layers` are copied first, lowest first; over them comes what the machine has for itself. Of what it has,
-    `watching` says what the kernel keeps from being written unnoticed: all that is there, or only its own, which is for
-    KVM; `anonymous` is a memory that no file is read into.
+    It runs on, or stands still where it did. `state_fd` is open for writing alone. `pieces` are the memory as the guest
+    sees it; in the file they lie one behind the other. `layers` are copied first, to the same places, lowest first;
+    over them comes what the machine has for itself. Of what it has, `watching` says what the kernel keeps from being
+    written unnoticed: all that is there, or only its own, which is for KVM.
 
     Raises `HostError` when it could not be copied, and `DeadlineExceeded`. After that, and on cancel, the machine runs
     on, too.
@@ -81,9 +103,10 @@ async def copy_machine(
         with ExitStack() as until_started:
             until_started.callback(os.close, writes)
             numbers = (monitor.fileno(), mapped.memory_fd, mapped.pagemap_fd, mapped.faults_fd, target_fd, state_fd)
-            command = [str(find_copier()), *map(str, (*numbers, size_bytes)), watching, *map(str, layers)]
+            memory = ",".join(map(str, pieces))
+            command = [str(find_copier()), *map(str, numbers), memory, watching, *map(str, layers)]
             os.set_blocking(writes, True)
-            passed = [fd for fd in (*numbers, *layers) if fd >= 0]
+            passed = [fd for fd in (*numbers, *(layer.fd for layer in layers)) if fd >= 0]
             child = spawn(command, log_fd=writes, pass_fds=passed, env={})
         process = WatchedProcess(identify(child), tuple(command), child.wait)
         try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.host.procfs import read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Sequence
 
 _COUNTED = frozenset({"Rss", "Pss", "Private_Clean", "Private_Dirty", "Anonymous"})
 
@@ -37,13 +38,13 @@ class MemoryUse:
 
 
 def read_memory(
-    pid: int, *, ram_inode: int = 0, upper_inode: int = 0, ram_bytes: int = 0, added_bytes: Collection[int] = ()
+    pid: int, *, ram_inode: int = 0, upper_inode: int = 0, ram_bytes: int = 0, added_bytes: Sequence[int] = ()
 ) -> MemoryUse:
     """What process `pid` uses now. Raises `OSError` when it is gone.
 
     Guest RAM is what maps the file `ram_inode`, as far as `ram_bytes` where that is given, and the file `upper_inode`
     that lies over it. Without a file it is the anonymous mapping of `ram_bytes` bytes. Anonymous mappings of a size in
-    `added_bytes` belong to it too.
+    `added_bytes` belong to it too, and so do the first of these pieces where they lie in the file, behind the rest.
     """
     totals, anonymous, layered = Counter[str](), Counter[str](), Counter[str]()
     # By device: files of two file systems may have one number. What stat(2) calls the device is no help, since a btrfs
@@ -70,7 +71,8 @@ def read_memory(
                     counted.append(of_files[device].use)
                 elif inode == "0" and (size in added_bytes or (not ram_inode and size == ram_bytes)):
                     counted.append(anonymous)
-    guest = sum((m.use for m in of_files.values() if ram_bytes in (0, m.end)), start=anonymous + layered)
+    ends = set(accumulate(added_bytes, initial=ram_bytes))
+    guest = sum((m.use for m in of_files.values() if not ram_bytes or m.end in ends), start=anonymous + layered)
     return MemoryUse(
         totals["Rss"],
         totals["Pss"],

@@ -63,7 +63,8 @@ class SharedRAM:
 class ForkedRAM:
     """Guest RAM that is read from the file open as `fd`, and copied page by page where the guest writes.
 
-    What the file `upper_fd` has lies over it, at the same places, and is copied likewise.
+    What the file `upper_fd` has lies over it, at the same places, and is copied likewise. What had been added to the
+    machine before it was frozen is read from the last file alone, where it lies behind the rest.
     """
 
     fd: int
@@ -224,10 +225,16 @@ class Controlled(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryPiece:
-    """Memory that was plugged in, under the name that the hypervisor knows it by."""
+    """Memory that was plugged in, under the name that the hypervisor knows it by.
+
+    `address`: where the guest has it. `from_file`: the machine is a fork of one that had it, and reads it from a file;
+    otherwise it came while this machine ran.
+    """
 
     name: str
     size_mib: int
+    address: int = 0
+    from_file: bool = False
 
 
 class Growable(Protocol):

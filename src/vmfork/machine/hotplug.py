@@ -96,7 +96,7 @@ async def add_memory(machine: Growable, agent: AgentClient, size_mib: int, steps
     if keeps_offline := (await _read(agent, policy_file)).strip() == b"offline":
         steps.add("what it does with new memory", lambda: _set(agent, policy_file, b"offline"))
         await _set(agent, policy_file, b"online")
-    name = f"dimm-{secrets.token_hex(4)}"
+    name = _new_name()
     steps.add(f"{format_mib(size_mib)} of memory", lambda: machine.remove_memory(name))
     await machine.add_memory(name, size_mib)
     if keeps_offline:
@@ -134,7 +134,11 @@ async def _put_back(machine: Growable, piece: MemoryPiece) -> None:
     if piece in await machine.list_memory():
         raise HostError("its guest may still give it back")
     await machine.remove_memory(piece.name)  # what is left of it
-    await machine.add_memory(piece.name, piece.size_mib)
+    await machine.add_memory(_new_name(), piece.size_mib)
+
+
+def _new_name() -> str:
+    return f"dimm-{secrets.token_hex(4)}"
 
 
 def check_change(before_kib: int, after_kib: int, size_mib: int) -> None:

@@ -25,8 +25,9 @@ class Manifest:
     to a request, and so are `max_cpus` and `max_memory_mib`, to which a fork can grow: the emulator is started for
     them, and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each
     fork has to do before it is handed out; `secrets_found` are those of `secret_paths` and `secret_env` that were
-    present and allowed. `parent`: the template of the running VM that it was frozen from; `live`: that VM ran on, and a
-    client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from it and lose.
+    present and allowed. Of `memory_mib`, `added_mib` was plugged in piece by piece before the freeze, and is the end of
+    the RAM file. `parent`: the template of the running VM that it was frozen from; `live`: that VM ran on, and a client
+    spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from it and lose.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -59,6 +60,7 @@ class Manifest:
     secrets_found: tuple[str, ...] = ()
     max_cpus: int = 0
     max_memory_mib: int = 0
+    added_mib: tuple[int, ...] = ()
     live: bool = False
     agent_capabilities: tuple[str, ...] = ()
     unset: Mapping[str, str] = field(default_factory=dict)

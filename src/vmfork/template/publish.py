@@ -48,6 +48,7 @@ async def publish(
         memory_mib=hardware.memory_mib,
         max_cpus=hardware.max_cpus,
         max_memory_mib=hardware.max_memory_mib,
+        added_mib=hardware.added_mib,
         traits=make.traits,
         hooks=todo.hooks,
         watchers=todo.watchers,

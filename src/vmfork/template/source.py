@@ -120,6 +120,7 @@ class Source:
             vmgenid=m.vmgenid,
             max_cpus=m.max_cpus,
             max_memory_mib=m.max_memory_mib,
+            added_mib=m.added_mib,
         )
 
     @property

@@ -24,6 +24,10 @@ from vmfork.host.copier import find_copier
 
 PAGE, PAGES = 4096, 64
 SIZE = PAGE * PAGES
+HUGE = 2 << 20
+MADV_PAGEOUT = 21  # Linux 5.4; Python's mmap has it from 3.14 on
+# Where a guest has memory that was added to it.
+ADDED = 1 << 32
 LIMIT_S = 20.0
 # linux/userfaultfd.h, for x86-64 and arm64; asynchronous write protection is of Linux 6.7.
 UFFDIO_API, WANTED = 0xC018AA3F, 1 | 1 << 12 | 1 << 13 | 1 << 15
@@ -43,6 +47,7 @@ class Emulator:
         for page in range(PAGES):
             os.pwrite(lower, bytes([page]) * PAGE, page * PAGE)
         self.memory = mmap.mmap(lower, SIZE, flags=mmap.MAP_PRIVATE)
+        self.added = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.monitor, ours = socket.socketpair()
         opened.enter_context(self.monitor)
         self._socket = opened.enter_context(ours)
@@ -52,9 +57,11 @@ class Emulator:
         opened.callback(self._thread.join)
         opened.callback(ours.shutdown, socket.SHUT_RDWR)
 
-    @property
-    def address(self) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+    def _find(self, text: str) -> str:
+        """Where we have what the guest has there."""
+        (place,) = re.findall(r"gpa2hva (0x[0-9a-f]+)", text) or ["0x0"]
+        memory = {0: self.memory, ADDED: self.added}[int(place, 16)]
+        return f"Host virtual address for {place} (ram) is {ctypes.addressof(ctypes.c_char.from_buffer(memory)):#x}\r\n"
 
     def write(self, page: int, text: bytes) -> None:
         self.memory[page * PAGE : page * PAGE + len(text)] = text
@@ -64,21 +71,21 @@ class Emulator:
             assert not self._ended.wait(0.01)
 
     def _answer(self) -> None:
-        self._say({"QMP": {"version": {}, "capabilities": []}})
         state = -1
         try:
+            self._say({"QMP": {"version": {}, "capabilities": []}})
             while (heard := socket.recv_fds(self._socket, 65536, 1))[0]:
                 data, fds, _, _ = heard
                 state = fds[0] if fds else state
                 for name, sign in re.findall(rb'"execute": "([a-z_-]+)"(, "id": "[a-z]+")?', data):
-                    self._do(name.decode(), sign.decode(), state)
+                    self._do(name.decode(), sign.decode(), state, data.decode())
         except ConnectionError:
             pass  # it has ended before it had read all
         finally:
             if state >= 0:
                 os.close(state)
 
-    def _do(self, name: str, sign: str, state: int) -> None:
+    def _do(self, name: str, sign: str, state: int, text: str) -> None:
         self.told.append(name)
         if callable(act := self.on.pop(name, None)):
             act()
@@ -88,7 +95,7 @@ class Emulator:
         if name == "xen-save-devices-state":
             os.write(state, b"devices")
         answers = {
-            "human-monitor-command": f"Host virtual address for 0x0 (ram) is {self.address:#x}\r\n",
+            "human-monitor-command": self._find(text),
             "add-fd": {"fdset-id": 0, "fd": 9},
             "query-status": {"status": "running" if self.running else "paused", "running": self.running},
         }
@@ -116,11 +123,20 @@ def open_faults(opened: ExitStack) -> int:
 class Copy:
     """One copy of the emulator's machine."""
 
-    def __init__(self, emulator: Emulator, opened: ExitStack, *, watched: bool, layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        emulator: Emulator,
+        opened: ExitStack,
+        *,
+        watched: bool,
+        layers: tuple[int, ...] = (),
+        pieces: str = f"0+{SIZE}",
+        part: str = f"0+{SIZE}",
+    ) -> None:
         faults = open_faults(opened) if watched else -1
         need("noted-writes", found=faults >= 0 or not watched)
         self.target, self.state = os.memfd_create("target"), os.memfd_create("state")
-        os.ftruncate(self.target, SIZE)
+        os.ftruncate(self.target, SIZE + 2 * HUGE)
         fds = [emulator.monitor.fileno()]
         fds += [os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("mem", "pagemap")]
         fds += [faults, self.target, os.open(f"/proc/self/fd/{self.state}", os.O_WRONLY)]
@@ -128,7 +144,7 @@ class Copy:
             opened.callback(os.close, fd)
         self.process = opened.enter_context(
             subprocess.Popen(
-                [str(find_copier()), *map(str, (*fds, SIZE)), "all", *map(str, layers)],
+                [str(find_copier()), *map(str, fds), pieces, "all", *(f"{fd}:{part}" for fd in layers)],
                 stdout=subprocess.PIPE,
                 pass_fds=[fd for fd in (*fds, *layers) if fd >= 0],
             )
@@ -143,8 +159,8 @@ class Copy:
     def page(self, number: int) -> bytes:
         return os.pread(self.target, PAGE, number * PAGE)
 
-    def holes(self) -> set[int]:
-        found, end = set(range(PAGES)), 0
+    def holes(self, pages: int = PAGES) -> set[int]:
+        found, end = set(range(pages)), 0
         while True:
             try:
                 start = os.lseek(self.target, end, os.SEEK_DATA)
@@ -218,6 +234,106 @@ def test_layers_come_first_and_its_own_pages_over_them(opened) -> None:
     assert copy.end()[0] == 0
     assert (copy.page(3)[:3], copy.page(5)[:5]) == (b"own", b"layer")
     assert copy.holes() == set(range(PAGES)) - {3, 5}
+
+
+@every_way
+def test_memory_that_was_added_lies_behind_the_rest(opened, watched) -> None:
+    emulator = Emulator(opened)
+    emulator.write(PAGES - 1, b"last")
+    emulator.added[2 * PAGE : 2 * PAGE + 5] = b"added"
+    assert emulator.added[7 * PAGE] == 0  # a page that was read, and has nothing in it
+    emulator.on["stop"] = lambda: emulator.added.__setitem__(slice(0, 4), b"late")
+    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
+    assert copy.end()[0] == 0
+    assert (copy.page(PAGES - 1)[:4], copy.page(PAGES)[:4], copy.page(PAGES + 2)[:5]) == (b"last", b"late", b"added")
+    assert copy.holes(2 * PAGES) == set(range(2 * PAGES)) - {PAGES - 1, PAGES, PAGES + 2}
+
+
+def read_entries(mapping: mmap.mmap, pages: int) -> list[int]:
+    """What /proc/PID/pagemap says of the first pages of `mapping` (Documentation/admin-guide/mm/pagemap.rst)."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        return list(struct.unpack(f"{pages}Q", os.pread(pagemap.fileno(), 8 * pages, address // PAGE * 8)))
+
+
+def find_swapped(mapping: mmap.mmap, pages: int) -> list[int]:
+    mapping.madvise(MADV_PAGEOUT)
+    return [page for page, entry in enumerate(read_entries(mapping, pages)) if entry >> 62 & 1]
+
+
+def can_swap() -> bool:
+    with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
+        mapping[0] = 1
+        return find_swapped(mapping, 1) == [0]
+
+
+@every_way
+def test_pages_that_were_swapped_out_are_in_the_copy(opened, watched) -> None:
+    need("swap", found=can_swap())
+    emulator = Emulator(opened)
+    for page in (3, 4, 60):
+        emulator.write(page, b"own%d" % page)
+    emulator.added[:5] = b"added"
+    assert find_swapped(emulator.memory, PAGES) == [3, 4, 60]
+    assert find_swapped(emulator.added, PAGES) == [0]
+    emulator.on["stop"] = lambda: emulator.write(4, b"late")
+    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
+    assert copy.end()[0] == 0
+    assert [copy.page(page)[:5] for page in (3, 4, 60, PAGES)] == [b"own3\x03", b"late\x04", b"own60", b"added"]
+    assert copy.holes(2 * PAGES) == set(range(2 * PAGES)) - {3, 4, 60, PAGES}
+
+
+def huge_pages(mapping: mmap.mmap) -> int:
+    """KiB of it that are parts of huge pages."""
+    begin = f"{ctypes.addressof(ctypes.c_char.from_buffer(mapping)):x}-"
+    found = re.search(r"AnonHugePages: +(\d+) kB", Path("/proc/self/smaps").read_text().partition(begin)[2])
+    return int(found[1]) if found else 0
+
+
+@every_way
+def test_pages_that_are_parts_of_huge_ones_are_in_the_copy(opened, watched) -> None:
+    """As those of a machine that was booted: QEMU asks for huge pages."""
+    huge = mmap.mmap(-1, HUGE * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    huge.madvise(mmap.MADV_HUGEPAGE)
+    for page in range(HUGE * 2 // PAGE):
+        huge[page * PAGE] = page % 251 + 1
+    need("huge-pages", found=huge_pages(huge) > 0)
+    emulator = Emulator(opened)
+    emulator.added = huge
+    emulator.on["stop"] = lambda: huge.__setitem__(slice(7 * PAGE + 1, 7 * PAGE + 5), b"late")
+    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{2 * HUGE}")
+    assert copy.end()[0] == 0
+    assert all(copy.page(PAGES + page)[0] == page % 251 + 1 for page in range(HUGE * 2 // PAGE))
+    assert copy.page(PAGES + 7)[:5] == bytes([8]) + b"late"
+
+
+def test_of_a_layer_the_part_that_is_asked_for_is_copied(opened) -> None:
+    layer = os.memfd_create("layer")
+    opened.callback(os.close, layer)
+    for page in (3, 5, 6, 9):
+        os.pwrite(layer, b"layer", page * PAGE)
+    copy = Copy(Emulator(opened), opened, watched=True, layers=(layer,), part=f"{5 * PAGE}+{2 * PAGE}")
+    assert copy.end()[0] == 0
+    assert copy.holes() == set(range(PAGES)) - {5, 6}
+
+
+@pytest.mark.parametrize(
+    "pieces", ["", "0", "0+", "0+0", "1+4096", "0+4097", "0+4096,", "-4096+4096", "0+4096+4096", f"0+{1 << 64}"]
+)
+def test_what_is_no_memory_is_refused(opened, pieces) -> None:
+    emulator = Emulator(opened)
+    assert Copy(emulator, opened, watched=False, pieces=pieces).end() == (2, "")
+    assert emulator.told == []
+
+
+@pytest.mark.parametrize("part", ["", "0", "0+1", f"0+{SIZE}x"])
+def test_what_is_no_part_of_a_layer_is_refused(opened, part) -> None:
+    layer = os.memfd_create("layer")
+    opened.callback(os.close, layer)
+    emulator = Emulator(opened)
+    status, said = Copy(emulator, opened, watched=False, layers=(layer,), part=part).end()
+    assert (status, said) == (1, "failed copying what the machine was made from: Invalid argument\n")
+    assert "stop" not in emulator.told
 
 
 @pytest.mark.parametrize(

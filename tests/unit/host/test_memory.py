@@ -157,6 +157,20 @@ def test_another_process_shares_what_it_has_not_written(ram):
         os.close(fd)
 
 
+def test_memory_that_was_added_may_lie_in_the_file_behind_the_rest():
+    """As that of a fork of a machine that had grown. A file that ends elsewhere is another's with the same number."""
+    fd = os.memfd_create("grown")
+    os.ftruncate(fd, RAM_BYTES + ODD_BYTES)
+    inode = os.fstat(fd).st_ino
+    with mapped(fd, length=RAM_BYTES) as booted, mmap.mmap(fd, ODD_BYTES, mmap.MAP_PRIVATE, offset=RAM_BYTES) as added:
+        touch(booted, range(3), write=True)
+        added[0] = added[PAGE] = 1
+        known = [read_memory(os.getpid(), ram_inode=inode, ram_bytes=RAM_BYTES, added_bytes=[ODD_BYTES, ODD_BYTES])]
+        known.append(read_memory(os.getpid(), ram_inode=inode, ram_bytes=RAM_BYTES))
+    os.close(fd)
+    assert [use.guest_private for use in known] == [5 * PAGE, 0]
+
+
 def test_a_process_that_is_gone_is_an_error():
     pid = fork_child(lambda: None)
     assert exit_code_of(pid) == 0

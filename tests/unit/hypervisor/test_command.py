@@ -92,6 +92,22 @@ def test_every_argument(binary, accel, ram, start) -> None:
     ]  # fmt: skip
 
 
+def test_memory_that_was_added_is_read_from_the_end_of_the_last_file() -> None:
+    grown = replace(TCG, memory_mib=640, max_memory_mib=1024, added_mib=(256, 128))
+    launch = replace(LAUNCH, hardware=grown, ram=ForkedRAM(20, 22), start=RESTORE)
+    argv = build_command(OLD, launch, FDS)
+    assert argv[argv.index("-m") + 1] == "256M,slots=6,maxmem=1024M"
+    begin = argv.index("-object")
+    file = "memory-backend-file,id={},size={}M,mem-path=/proc/self/fd/{},share=off"
+    assert argv[begin : begin + 10] == [
+        *("-object", file.format("ram", 256, 20)),
+        *("-object", file.format("dimm-0-ram", 256, f"22@{256 << 20}")),
+        *("-device", "pc-dimm,id=dimm-0,memdev=dimm-0-ram"),
+        *("-object", file.format("dimm-1-ram", 128, f"22@{512 << 20}")),
+        *("-device", "pc-dimm,id=dimm-1,memdev=dimm-1-ram"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("release", "has"),
     [((7, 2, 0), False), ((8, 1, 99), False), ((8, 2, 0), True), ((9, 0, 0), True), ((10, 0, 2), True)],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmfork.config.values import MEMORY_BLOCK_MIB
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, SharedRAM
 from vmfork.hypervisor.qemu.board import board_of
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from vmfork.hypervisor.qemu.binary import QemuBinary
@@ -73,6 +74,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-name", launch.name),
         *_hardware(launch.hardware, board),
         *("-object", _ram(binary, launch)),
+        *_added(binary, launch),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-rtc", "base=utc,clock=host"),
         # Its keeper confines it too, more than this does (keeper/confine.c).
@@ -103,24 +105,46 @@ def _hardware(hardware: Hardware, board: Board) -> list[str]:
 
 
 def _memory(hardware: Hardware) -> str:
-    growth_mib = hardware.max_memory_mib - hardware.memory_mib
+    booted_mib = hardware.base_memory_mib
+    growth_mib = hardware.max_memory_mib - booted_mib
     if growth_mib == 0:
-        return f"{hardware.memory_mib}M"
+        return f"{booted_mib}M"
     slots = min(MEMORY_SLOTS, -(-growth_mib // MEMORY_BLOCK_MIB))
-    return f"{hardware.memory_mib}M,slots={slots},maxmem={hardware.max_memory_mib}M"
+    return f"{booted_mib}M,slots={slots},maxmem={hardware.max_memory_mib}M"
 
 
 def _ram(binary: QemuBinary, launch: Launch) -> str:
     # Never `prealloc=on`: it writes to every page, and all of a fork's RAM is private at once.
-    size = f"id=ram,size={launch.hardware.memory_mib}M"
+    size = f"id=ram,size={launch.hardware.base_memory_mib}M"
     match launch.ram:
         case AnonymousRAM():
             return f"memory-backend-ram,{size}"
         case SharedRAM(fd):
             return f"memory-backend-file,{size},mem-path=/proc/self/fd/{fd},share=on"
         case ForkedRAM(fd):
-            readonly = ",readonly=on,rom=off" if binary.opens_ram_readonly else ""
-            return f"memory-backend-file,{size},mem-path=/proc/self/fd/{fd},share=off{readonly}"
+            return _forked(binary, f"{size},mem-path=/proc/self/fd/{fd}")
+
+
+def _forked(binary: QemuBinary, backend: str) -> str:
+    readonly = ",readonly=on,rom=off" if binary.opens_ram_readonly else ""
+    return f"memory-backend-file,{backend},share=off{readonly}"
+
+
+def _added(binary: QemuBinary, launch: Launch) -> list[str]:
+    """The memory that had been added when the machine was frozen, in its order.
+
+    QEMU gives each the place and the slot that it gave it then: the first that is free. The library beside QEMU reads
+    where in the file it begins (preload/README.md).
+    """
+    if not isinstance(launch.ram, ForkedRAM):
+        return []
+    arguments, begins_mib, fd = [], launch.hardware.base_memory_mib, launch.ram.layers[-1]
+    for number, size_mib in enumerate(launch.hardware.added_mib):
+        path = f"/proc/self/fd/{fd}@{begins_mib * MIB}"
+        backend = _forked(binary, f"id=dimm-{number}-ram,size={size_mib}M,mem-path={path}")
+        arguments += ["-object", backend, "-device", f"pc-dimm,id=dimm-{number},memdev=dimm-{number}-ram"]
+        begins_mib += size_mib
+    return arguments
 
 
 def _start(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:

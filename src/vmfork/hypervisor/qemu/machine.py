@@ -248,7 +248,10 @@ class QemuMachine:
         """The pieces that are plugged in, in the order in which they came: each is put behind the one before it."""
         async with self._asking() as monitor:
             found = [device["data"] for device in await monitor.execute("query-memory-devices")]
-        return [MemoryPiece(each["id"], each["size"] // MIB) for each in sorted(found, key=lambda each: each["addr"])]
+        return [
+            MemoryPiece(each["id"], each["size"] // MIB, each["addr"], not each["hotplugged"])
+            for each in sorted(found, key=lambda each: each["addr"])
+        ]
 
     async def add_memory(self, name: str, size_mib: int, /) -> None:
         """The guest has taken `size_mib` MiB of new memory and said so (ACPI _OST); it knows it as `name`.
