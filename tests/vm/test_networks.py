@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 import vmfork
-from vmfork.aio import Network, Template
+from vmfork.aio import VM, Network, Template
 from vmfork.errors import ConfigError, PortError
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
@@ -92,6 +92,20 @@ async def test_a_service_ends_with_its_machine_and_another_may_offer_it_again(fo
     assert await call(web, "db", "none") == "ConnectionResetError"
     await second.expose(5432, "db")
     assert await call(web, "db", "two") == f"{second.id}:two"
+
+
+async def test_what_two_clients_of_a_machine_name_at_once_is_all_found(warm, forks) -> None:
+    one, other, _ = forks
+    networks = {"one": Network("first"), "other": Network("second")}
+    for vm, (name, network) in zip((one, other), networks.items(), strict=False):
+        await vm.join(network)
+        await vm.expose(5432, name)
+    template = await Template.open(warm)
+    async with template.start(ttl_s=600) as vm, VM.connect(vm.id) as second:
+        await asyncio.gather(vm.join(networks["one"]), second.join(networks["other"]))
+        assert await call(vm, "one", "x") == f"{one.id}:x"
+        assert await call(vm, "other", "y") == f"{other.id}:y"
+        await vm.stop(grace_s=0)
 
 
 async def test_what_cannot_be_offered_or_reached_is_refused_and_leaves_nothing(forks) -> None:

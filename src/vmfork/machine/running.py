@@ -79,7 +79,7 @@ class Running(Described, Owner):
         self.state = state
         self.is_shared = shared
         self.resizing = asyncio.Lock()
-        self.names = Names(agent)
+        self.names = Names(agent, folder=folder.path if shared else None)
         # What it has joined is kept for as long as it takes part.
         self.networks: list[Network] = []
         self.ways: Ways | None = None

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError, GuestError, GuestFileError
+from vmfork.errors import ConfigError, GuestError, GuestFileError, StoreBusy
+from vmfork.host.lock import locked_folder
 from vmfork.network.hostname import check_name, is_localhost
 from vmfork.owner import Owner
 from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
     from vmfork.agent.client import AgentClient
 
 HOSTS = "/etc/hosts"
@@ -31,40 +35,55 @@ _LIMIT_S = 30.0
 
 
 class Names:
-    """The names that we gave in one guest. Of several clients of a machine, each has its own."""
+    """The names that we gave in one guest.
 
-    def __init__(self, agent: AgentClient, *, hosts: str = HOSTS) -> None:
+    Of several clients of a machine, each has its own. They change the one file by turns, which the machine's `folder`
+    on the host gives them: what one read and writes back would else lack the line that another wrote meanwhile.
+    """
+
+    def __init__(self, agent: AgentClient, *, hosts: str = HOSTS, folder: Path | None = None) -> None:
         self._agent = agent
         self._hosts = hosts
-        self._turn = asyncio.Lock()
+        self._folder = folder
+        self._lock = asyncio.Lock()
         self._given: dict[str, tuple[str, int]] = {}
 
     async def open(self, name: str) -> GuestName:
         """The name leads to an address of the guest's loopback, the same for all who open it, until the last closes it.
 
         Raises `ConfigError` for what is no name, or when all addresses are taken, and `GuestFileError` when the guest's
-        hosts file cannot be written.
+        hosts file cannot be written, and `StoreBusy` when another client has been changing it for half a minute.
         """
         name = check_name(name, field="name")
         if is_localhost(name):
             raise ConfigError("name", name, f"{name!r} is the guest itself", hint="take another name")
-        async with self._turn:
+        async with self._lock:
             address, users = self._given.get(name, ("", 0))
             if not users:
-                hosts, address = add_line(await self._read(), name)
-                await self._write(hosts)
+                async with self._turn():
+                    hosts, address = add_line(await self._read(), name)
+                    await self._write(hosts)
             self._given[name] = address, users + 1
         return GuestName(self, name, address)
 
     async def close(self, name: str) -> None:
         """One user of the name less; behind the last, nothing leads there any more."""
-        async with self._turn:
+        async with self._lock:
             address, users = self._given.pop(name)
             if users > 1:
                 self._given[name] = address, users - 1
             elif self._agent.lost is None:
-                with suppress(GuestError):  # the guest may have no room for a file
-                    await self._write(drop_line(await self._read(), name, address))
+                with suppress(GuestError, StoreBusy):  # the guest may have no room for a file
+                    async with self._turn():
+                        await self._write(drop_line(await self._read(), name, address))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as turn:
+            if self._folder is not None:
+                with suppress(FileNotFoundError):  # the machine has ended, as its agent's line is about to say
+                    await turn.enter_async_context(locked_folder(self._folder, wait_s=_LIMIT_S))
+            yield
 
     async def drop_inherited(self) -> None:
         """No name leads anywhere that leads nowhere: those given in the machine that this one is a copy of."""

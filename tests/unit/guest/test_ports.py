@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import Closed, ConfigError, DeadlineExceeded, GuestError, PortError
+from vmfork.errors import Closed, ConfigError, DeadlineExceeded, GuestError, PortError, StoreBusy
+from vmfork.host.lock import locked_folder
+from vmfork.network import names as network_names
 from vmfork.network.address import HostAddress, parse_address
 from vmfork.network.forward import start_forward
 from vmfork.network.listening import wait_listening
@@ -553,3 +555,34 @@ async def test_a_name_leads_to_an_address_of_its_own_where_the_same_port_is_anot
             await names.open(wrong)
     with pytest.raises(GuestError, match=r"at 127\.0\.0\.1 alone"):
         await agent.listen(port, address="10.0.0.1")  # the answer of an agent that knows no addresses
+
+
+async def test_clients_that_give_names_at_the_same_time_lose_none(agent, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    clients = [Names(agent, hosts=str(hosts), folder=tmp_path) for _ in range(4)]
+    given = await asyncio.gather(*(names.open(f"db{number}") for number, names in enumerate(clients)))
+    assert len({name.address for name in given}) == len(given)
+    for name in given:
+        assert f"{name.address}\t{name.name}\t# vmfork\n" in hosts.read_text()
+    await asyncio.gather(*(name.aclose() for name in given))
+    assert "# vmfork" not in hosts.read_text()
+
+
+async def test_a_client_that_stands_still_while_it_gives_a_name_stops_no_other_for_ever(
+    agent, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(network_names, "_LIMIT_S", 0.05)
+    names = Names(agent, hosts=str(tmp_path / "hosts"), folder=tmp_path)
+    async with locked_folder(tmp_path, wait_s=0):
+        with pytest.raises(StoreBusy):
+            await names.open("db")
+    assert not (tmp_path / "hosts").exists()
+
+
+async def test_names_of_a_machine_whose_folder_is_gone_end_with_it(agent, tmp_path: Path) -> None:
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    name = await Names(agent, hosts=str(tmp_path / "hosts"), folder=folder).open("db")
+    folder.rmdir()
+    await name.aclose()
+    assert "db" not in (tmp_path / "hosts").read_text()
