@@ -385,5 +385,11 @@ async def test_steps_of_a_build_have_a_way_out_of_their_own_and_hooks_that_of_th
                     await vm.open_connection(3128)
             async with built.fork(network=policy, env={"URL": url}, timeout_s=LIMIT_S) as vm:
                 assert await vm.read_file("/root/hooked") == b"here"
+            # By its address, and the proxy: a command looks names up on a host that knows none of ours.
+            given = ("--allow", f"127.0.0.1:{port}", "-e", f"URL=http://127.0.0.1:{port}/", "-e", "NO_PROXY=")
+            started = await asyncio.to_thread(command, "start", "-t", "ways-built", "--ttl", "10m", *given)
+            async with VM.connect(started.check().out.strip()) as vm:
+                assert await vm.read_file("/root/hooked") == b"here"
+                await vm.stop(grace_s=0)
         finally:
             await built.remove()

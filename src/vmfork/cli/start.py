@@ -39,6 +39,7 @@ from vmfork.network.address import parse_forward
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmfork.api.vm import VM
     from vmfork.cli.carry import Baggage
     from vmfork.config.loader import Settings
     from vmfork.network.address import HostAddress
@@ -86,12 +87,13 @@ async def _start(wanted: Alone) -> dict[str, Any]:
         files=wanted.baggage.files,
         cpus=wanted.cpus,
         memory_mib=wanted.memory_mib,
+        network=wanted.network,
     ) as vm:
         told: dict[str, Any] = {"id": vm.id, "name": vm.name}
         try:
             await wanted.baggage.put_folders(vm)
             if wanted.network != "none":
-                await leave_network(vm.id, wanted.network)
+                await _pass_on_network(vm, wanted.network)
             if wanted.ports:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
@@ -102,6 +104,12 @@ async def _start(wanted: Alone) -> dict[str, Any]:
             await vm.stop(grace_s=0)
             raise
     return told
+
+
+async def _pass_on_network(vm: VM, policy: NetworkPolicy) -> None:
+    """A process that stays holds the policy, which was ours while hooks ran. Between the two nothing may be reached."""
+    await vm.set_network("none")
+    await leave_network(vm.id, policy)
 
 
 def standing_options(command: _F) -> _F:
