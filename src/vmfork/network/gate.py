@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmfork.agent.change import Change
 from vmfork.network.decision import Decision, NetworkCounts
 from vmfork.network.dialing import Resolver, Unreachable, dial, look_up
+from vmfork.network.pace import Pace
 from vmfork.network.pattern import find_address
 from vmfork.network.policy import judge_address, judge_host
 
@@ -44,14 +45,14 @@ class Gate:
     On a new policy, connections that it would not allow are ended.
     """
 
-    def __init__(self, policy: NetworkPolicy, *, look_up: LookUp = look_up) -> None:
+    def __init__(self, policy: NetworkPolicy, *, look_up: LookUp = look_up, pace: Pace | None = None) -> None:
         self.policy: NetworkPolicy = policy
         self.log: deque[Decision] = deque(maxlen=_MOST_KEPT)
         self._resolver = Resolver(look_up)
         self._passages: set[_Passage] = set()
         self._allowed = self._denied = 0
         self.sent_bytes = self.received_bytes = 0
-        self._pace = _Pace(_BURST, _RATE)
+        self._pace = pace or Pace(_BURST, _RATE)
         self._change = Change()
         self._is_closed = False
 
@@ -105,7 +106,8 @@ class Gate:
         The name is looked up once, each of its addresses judged, and it is one of these that is connected to: what the
         name leads to later matters to nobody.
         """
-        await self._pace.wait()
+        if (early_s := self._pace.take_turn(time.monotonic())) > 0:
+            await asyncio.sleep(early_s)
         self._judge(host, port)
         addresses, why = await self._find_allowed(host, port)
         service, address = await self._dial(host, addresses, port, why)
@@ -174,18 +176,3 @@ class Gate:
         decision = Decision(time_s=time.time(), host=host, port=port, address=address, allowed=allowed, why=why)
         self.log.append(decision)
         self._change.tell()
-
-
-class _Pace:
-    """`burst` at once, and from then on `rate` a second; who comes earlier waits."""
-
-    def __init__(self, burst: int, rate: float) -> None:
-        self._gap_s = 1 / rate
-        self._ahead_s = burst / rate
-        self._next = 0.0
-
-    async def wait(self) -> None:
-        now = time.monotonic()
-        self._next = max(self._next, now - self._ahead_s) + self._gap_s
-        if (early_s := self._next - now) > 0:
-            await asyncio.sleep(early_s)

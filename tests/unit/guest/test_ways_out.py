@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tests.unit.guest.test_ports import LIMIT_S, connect, echo, free_port, serve
 from vmfork.network import ways
 from vmfork.network.gate import Gate
 from vmfork.network.names import Names
+from vmfork.network.pace import Pace
 from vmfork.network.policy import Allow
 from vmfork.network.proxy import Proxy
 from vmfork.network.variables import proxy_env
@@ -49,10 +51,15 @@ HERE = ("127.0.0.1",)
 
 @asynccontextmanager
 async def proxied(
-    agent: AgentClient, policy: NetworkPolicy, look_up: Answering | None = None, *, head_s: float = LIMIT_S
+    agent: AgentClient,
+    policy: NetworkPolicy,
+    look_up: Answering | None = None,
+    *,
+    head_s: float = LIMIT_S,
+    pace: Pace | None = None,
 ) -> AsyncIterator[tuple[int, Gate]]:
     """A proxy's port, and what decides behind it."""
-    gate = Gate(policy, look_up=look_up or Answering(api_test=HERE))
+    gate = Gate(policy, look_up=look_up or Answering(api_test=HERE), pace=pace)
     port = free_port()
     async with Proxy(agent, port, listening=await agent.listen(port), gate=gate, head_s=head_s):
         yield port, gate
@@ -427,6 +434,17 @@ async def test_a_list_that_only_logs_tells_what_is_missing_in_it(agent) -> None:
         assert (await ask(proxy, request, ends=True)).endswith(b"hi")
         assert told(await ask(proxy, b"CONNECT bad.test:80 HTTP/1.1\r\nHost: a\r\n\r\n"))[0] == 403
         assert (gate.log[0].allowed, gate.log[0].why) == (True, "api.test is not in the list")
+
+
+async def test_connections_begin_no_faster_than_the_pace_whatever_becomes_of_them(agent) -> None:
+    gap_s = 0.1
+    async with served(echo) as port, proxied(agent, here(port), pace=Pace(2, 1 / gap_s)) as (proxy, gate):
+        begun = time.monotonic()
+        requests = [b"CONNECT %s:%d HTTP/1.1\r\nHost: a\r\n\r\n" % (name, port) for name in (b"api.test", b"evil.test")]
+        await asyncio.gather(*(ask(proxy, request, ends=True) for request in requests * 3))
+        # Two at once, and four that waited, however fast this host is.
+        assert time.monotonic() - begun > 4 * gap_s - 0.001
+        assert (gate.counts.allowed, gate.counts.denied) == (3, 3)
 
 
 async def test_the_log_keeps_the_last_thousand_and_tells_each(agent) -> None:
