@@ -46,6 +46,8 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "hand-over": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),
     "detach": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
     "start": (4, (*_MACHINE, ("broker", KILL), *_STOPPED, *_REFUSED)),
+    "network": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
+    "left": (4, (("library", KILL), ("broker", KILL), ("forwarder", KILL), ("forwarder", STOP), *_REFUSED)),
     "branch": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_REFUSED)),
     "freeze": (2, (*_MACHINE, ("copier", KILL), *_REFUSED)),
     "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_REFUSED)),

@@ -105,7 +105,7 @@ class Steps:
     def _roots(self) -> list[int]:
         """Whose descendants take part. A broker is nobody's child, and so that of the subreaper above us."""
         roots = [os.getpid(), *([self._asked.server] if self._asked.server else [])]
-        return [os.getppid()] if self._asked.life in ("start", "connect") else roots
+        return [os.getppid()] if self._asked.life in ("start", "connect", "left") else roots
 
     def touch(self, what: str, frame: FrameType, _args: tuple[Any, ...]) -> None:
         self.reach(f"{what} in {_subject(frame)}")

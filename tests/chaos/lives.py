@@ -5,17 +5,21 @@ A step is a touch of the host that vmfork makes (`tests/refusals.py`), or someth
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.aio import VM, Factory, FactoryConfig, ImageConfig, Template, VMConfig, find_places
+from vmfork.aio import VM, Allow, Factory, FactoryConfig, ImageConfig, Network, Template, VMConfig, find_places
+from vmfork.cli.forwarder import leave_forwarder, leave_network
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
 from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
+from vmfork.network.address import HostAddress
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
@@ -128,6 +132,56 @@ async def connect(stage: Stage) -> None:
                     (await owner.exec(["true"], timeout_s=LIMIT_S)).check()
 
 
+async def network(stage: Stage) -> None:
+    """Ways out of a machine, one that changes, ports that lead into it and out of it, and a service of another's."""
+    template = await Template.open(stage.template)
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(await asyncio.start_server(_greet, "127.0.0.1", 0))
+        here = f"127.0.0.1:{service.sockets[0].getsockname()[1]}"
+        vm = await stack.enter_async_context(await stage.fork())
+        with stage.steps():
+            async with template.fork(network=Allow(here)) as other:
+                (await other.exec(["curl", "-sS", "--noproxy", "", f"http://{here}/"], timeout_s=LIMIT_S)).check()
+                await vm.set_network(Allow("db.example.org:5432"))
+                await vm.set_network("none")
+                async with vm.reverse(here, 8000), vm.forward(8000) as port:
+                    reader, writer = await asyncio.open_connection(port.host, port.host_port)
+                    await _say(reader, writer)
+                job = Network("job")
+                for each in (vm, other):
+                    await each.join(job)
+                await other.expose(8000, "db")
+                async with other.reverse(here, 8000):
+                    (await vm.exec(["curl", "-sS", "http://db:8000/"], timeout_s=LIMIT_S)).check()
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError, asyncio.IncompleteReadError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello")
+        await writer.drain()
+    writer.close()
+
+
+async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """It is answered, or reset, as the connection of a machine that ends is."""
+    with suppress(ConnectionError):
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        async with asyncio.timeout(LIMIT_S):
+            await reader.read()
+    writer.close()
+
+
+async def left(stage: Stage) -> None:
+    """A machine stands alone, and processes of its own hold what it may reach and forward a port of it."""
+    template = await Template.open(stage.template)
+    with stage.steps():
+        async with template.start(ttl_s=TTL_S) as vm:
+            await leave_network(vm.id, Allow("db.example.org:5432"))
+            await leave_forwarder(vm.id, [(HostAddress("127.0.0.1"), 8000)])
+            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
 async def branch(stage: Stage) -> None:
     """A running machine is forked, and a fork of it."""
     async with await stage.fork() as vm:
@@ -206,6 +260,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "detach": detach,
     "start": start,
     "connect": connect,
+    "network": network,
+    "left": left,
     "branch": branch,
     "freeze": freeze,
     "build": build,

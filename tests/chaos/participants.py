@@ -7,6 +7,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from vmfork.cli.forwarder import OPTION
+
 # How the kernel calls them (comm). Before it becomes QEMU, that process is called after the file of the keeper.
 NAMES = {
     "keeper": ("vmfork-keeper",),
@@ -14,6 +16,8 @@ NAMES = {
     "copier": ("copier-", "vmfork-copy-end"),
     "broker": ("vmfork-broker", "broker-"),
     "mmdebstrap": ("mmdebstrap",),
+    # A Python as ours is, which its command line tells.
+    "forwarder": (OPTION,),
 }
 LIBRARY, SERVER, GUEST, HOST = "library", "server", "guest", "host"
 
@@ -31,13 +35,13 @@ def descendants(pid: int) -> list[int]:
 def find(participant: str, roots: list[int]) -> list[int]:
     """The processes of that participant below `roots`."""
     names = NAMES[participant]
-    return [pid for root in roots for pid in descendants(root) if _comm(pid).startswith(names)]
+    return [pid for root in roots for pid in descendants(root) if _called(pid).startswith(names)]
 
 
 def present(roots: list[int]) -> list[str]:
     """The participants that run now below `roots`."""
-    seen = [_comm(pid) for root in roots for pid in descendants(root)]
-    return [participant for participant, names in NAMES.items() if any(comm.startswith(names) for comm in seen)]
+    seen = [_called(pid) for root in roots for pid in descendants(root)]
+    return [participant for participant, names in NAMES.items() if any(each.startswith(names) for each in seen)]
 
 
 def strike(pids: list[int], number: signal.Signals) -> list[int]:
@@ -50,8 +54,10 @@ def strike(pids: list[int], number: signal.Signals) -> list[int]:
     return reached
 
 
-def _comm(pid: int) -> str:
+def _called(pid: int) -> str:
     try:
+        if OPTION.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return OPTION
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""

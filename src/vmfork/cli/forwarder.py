@@ -23,7 +23,10 @@ OPTION = "--left-behind"
 # What such a process needs of our environment. The rest may be keys, and it lives long.
 _KEPT = ("PATH", "PYTHON", "VMFORK_")
 _READ_SIZE = 65_536
-_NOTHING_TOLD = {"message": "the process that was to be left behind ended by itself", "hint": ""}
+_NOTHING_TOLD = {
+    "message": "the process that was to be left behind ended by itself",
+    "hint": "was it killed? try again, and see the host's own log where it ends again",
+}
 
 
 async def leave_forwarder(vm_id: str, ports: Sequence[tuple[HostAddress, int]]) -> Sequence[Mapping[str, object]]:
