@@ -1,0 +1,145 @@
+"""What a way out costs a fork, and what it takes until many forks answer at ports of the host."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.suite.figures import NotRun, Row, Samples, Side, Target, milliseconds
+from benchmarks.suite.measure import Measure
+from vmfork.aio import Allow, Template
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.suite.context import Context
+    from vmfork.api.vm import VM
+    from vmfork.network.policy import NetworkPolicy
+
+_PORT = 9100
+_SERVER = f"""
+cat > /tmp/greeter.py <<'END'
+import socket
+s = socket.create_server(("127.0.0.1", {_PORT}), backlog=20)
+while True:
+    c = s.accept()[0]
+    c.sendall(open("/run/vmfork/fork-id", "rb").read())
+    c.close()
+END
+setsid python3 /tmp/greeter.py >/dev/null 2>&1 &
+"""
+_COUNT, _QUICK_COUNT = 20, 4
+# A fork under TCG, with all it writes.
+_FORK_MIB = 100
+_LIMIT_S = 60.0
+# A list as usual, which the proxy alone serves; and one whose host is in the guest's hosts file as well.
+_POLICIES: Mapping[str, NetworkPolicy] = {
+    "none": "none",
+    "list": Allow("api.example.org", "*.example.com"),
+    "named": Allow("db.example.org:5432"),
+}
+
+
+async def _time_fork(template: Template, policy: NetworkPolicy, name: str) -> Mapping[str, float]:
+    begun = time.perf_counter()
+    async with template.fork(network=policy) as vm:
+        ready = time.perf_counter()
+        await vm.exec(["true"], check=True)
+        return {f"{name} ready": ready - begun, f"{name} exec": time.perf_counter() - begun}
+
+
+async def _time_many(template: Template, count: int, *, are_asked: bool) -> float:
+    """Until the last of `count` forks was handed out; or, where they are asked, has answered at a port of the host."""
+    async with AsyncExitStack() as stack:
+
+        async def one() -> None:
+            vm = await template.fork(timeout_s=_LIMIT_S)
+            stack.push_async_callback(vm.aclose)
+            if are_asked:
+                await _ask(vm)
+
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(one())
+        return time.perf_counter() - begun
+
+
+async def _ask(vm: VM) -> None:
+    async with vm.forward(_PORT) as port:
+        reader, writer = await asyncio.open_connection(port.host, port.host_port)
+        answer = await reader.read()
+        writer.close()
+        if answer.decode().strip() != vm.id:
+            raise NotRun(f"fork {vm.id} answered {answer!r}")
+
+
+async def run(context: Context) -> Samples:
+    template = await context.template()
+    samples = Samples()
+    sides: dict[str, Side] = {name: partial(_time_fork, template, policy, name) for name, policy in _POLICIES.items()}
+    await context.interleave(samples, sides, rounds=60, quick_rounds=3, warm_up=2)
+
+    count = _QUICK_COUNT if context.quick else _COUNT
+    try:
+        context.check_memory(count * _FORK_MIB)
+    except NotRun as error:
+        samples.skip("answering", str(error))
+        return samples
+    ready = f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {_PORT}))'"
+    served = await Template.build("bench-served", warm_up=[_SERVER], ready=ready, places=context.places)
+    many = {"handed out": False, "answering": True}
+    sides = {name: partial(_time_many, served, count, are_asked=are_asked) for name, are_asked in many.items()}
+    await context.interleave(samples, sides, rounds=8, quick_rounds=2)
+    return samples
+
+
+MEASURE = Measure(
+    name="network",
+    title="Ways out and ports of forks",
+    unit="s",
+    run=run,
+    budget_s=60.0,
+    rows=(
+        Row(
+            key="network.policy",
+            text="a fork with a list of names that it may reach, to its first program, over one without",
+            kind="ratio",
+            of="list exec",
+            to="none exec",
+            target=Target(at_most=1.03),
+            bounds="The agent is told to listen, and each variable of the proxy is an item more that it confirms.",
+        ),
+        Row(
+            key="network.policy-more",
+            text="what that list costs a fork",
+            kind="difference",
+            of="list exec",
+            to="none exec",
+            unit="ms",
+            scale=1000,
+        ),
+        Row(
+            key="network.named-more",
+            text="what a list with a host and its port costs, which the guest's hosts file then has",
+            kind="difference",
+            of="named exec",
+            to="none exec",
+            unit="ms",
+            scale=1000,
+        ),
+        Row(
+            key="network.answering",
+            text="20 forks, until each has answered at a port of the host, over 20 that are handed out",
+            kind="ratio",
+            of="answering",
+            to="handed out",
+            target=Target(at_most=1.3),
+            bounds="Each answer runs a program of the guest that has slept since the freeze, and is translated anew.",
+        ),
+        milliseconds("network.answering-time", "20 forks, until each has answered at a port", of="answering"),
+    ),
+)
