@@ -108,6 +108,13 @@ async def test_what_two_clients_of_a_machine_name_at_once_is_all_found(warm, for
         await vm.stop(grace_s=0)
 
 
+async def test_a_socket_of_the_host_leads_from_one_machine_into_another_where_no_network_is(forks, tmp_path) -> None:
+    db, web, _ = forks
+    path = str(tmp_path / "db.sock")
+    async with db.forward(5432, path), web.reverse(path, 5000):
+        assert await call(web, "127.0.0.1", "hello", port=5000) == f"{db.id}:hello"
+
+
 async def test_what_cannot_be_offered_or_reached_is_refused_and_leaves_nothing(forks) -> None:
     db, web, _ = forks
     network = Network("job")

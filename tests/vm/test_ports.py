@@ -415,6 +415,8 @@ def attempt(name, call):
 def to(family, kind, address, protocol=0):
     with socket.socket(family, kind, protocol) as s:
         s.settimeout(5)
+        if kind == socket.SOCK_DGRAM and family == socket.AF_INET:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         s.sendto(b"x" * 64, address) if kind != socket.SOCK_STREAM else s.connect(address)
 def packet():
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as s:
@@ -424,8 +426,14 @@ for host in ("192.0.2.1", "10.0.2.2", "169.254.169.254"):
     attempt("tcp", lambda: to(four, tcp, (host, 80)))
     attempt("udp", lambda: to(four, udp, (host, 53)))
     attempt("icmp", lambda: to(four, raw, (host, 0), socket.IPPROTO_ICMP))
+    attempt("ping", lambda: to(four, udp, (host, 0), socket.IPPROTO_ICMP))
     attempt("raw", lambda: to(four, raw, (host, 0), socket.IPPROTO_RAW))
+for host in ("255.255.255.255", "224.0.0.251"):  # who gives addresses, and who knows names, on a network of its own
+    attempt("to all", lambda: to(four, udp, (host, 5353)))
+attempt("sctp", lambda: to(four, tcp, ("192.0.2.1", 80), 132))
 attempt("tcp6", lambda: to(six, tcp, ("2001:db8::1", 80)))
+attempt("tcp6", lambda: to(six, tcp, ("::ffff:192.0.2.1", 80)))
+attempt("icmp6", lambda: to(six, raw, ("ff02::1", 0), socket.IPPROTO_ICMPV6))
 attempt("udp6", lambda: to(six, udp, ("2001:db8::1", 53)))
 attempt("packet", packet)
 attempt("vsock", lambda: to(getattr(socket, "AF_VSOCK", 40), tcp, (2, 1024)))
@@ -435,6 +443,7 @@ print("interfaces", *sorted(os.listdir("/sys/class/net")))
 """
 
 
+@pytest.mark.qemu
 async def test_a_guest_has_no_way_out(served) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with served.fork() as vm:
@@ -443,6 +452,10 @@ async def test_a_guest_has_no_way_out(served) -> None:
                 await vm.open_connection(listener.getsockname()[1])
     assert told[-1] == "interfaces lo"
     met = {tuple(line.split(maxsplit=1)) for line in told[:-1]}
-    assert {name for name, _ in met} == {"tcp", "udp", "icmp", "raw", "tcp6", "udp6", "packet", "vsock", "name"}
+    assert {name for name, _ in met} == {
+        "tcp", "udp", "icmp", "ping", "raw", "to all", "sctp", "tcp6", "icmp6", "udp6", "packet", "vsock", "name",
+    }  # fmt: skip
     refused = {"ENETUNREACH", "EADDRNOTAVAIL", "ENODEV", "EAFNOSUPPORT", "no name", "EINVAL", "EPERM"}
+    # Of ICMP without a raw socket, where no group may have one; of protocols that the kernel has not.
+    refused |= {"EACCES", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}
     assert {why for _, why in met} <= refused, met

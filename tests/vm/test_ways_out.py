@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import http.server
 import io
@@ -44,7 +45,7 @@ def serving(pages: Mapping[str, bytes]) -> Iterator[int]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            content = pages.get(self.path)
+            content = pages.get(self.path.partition("?")[0])
             self.send_response(404 if content is None else 200)
             self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
             self.send_header("Content-Length", str(len(content or b"")))
@@ -82,6 +83,7 @@ def fetch(url: str) -> list[str]:
     return ["curl", "-sS", "--max-time", "60", url]
 
 
+@pytest.mark.qemu
 async def test_programs_reach_what_the_list_names_and_are_told_why_not(template, names) -> None:
     names |= {"index.test": "127.0.0.1", "meta.test": "169.254.169.254", "local.test": "127.0.0.1"}
     with serving({"/": b"here"}) as port:
@@ -296,20 +298,33 @@ def make_index() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+@contextmanager
+def template_with(instance, name: str, *packages: str) -> Iterator[Template]:
+    """A template of an image that has these Debian packages too. In the end neither is left."""
+
+    store = ImageStore(instance.images)
+    image = asyncio.run(build_image(name, ImageConfig(packages=packages), store=store))
+    try:
+        config = VMConfig(image=name, memory_mib=ample_memory_mib(image))
+        template = asyncio.run(Template.build(name, config))
+        try:
+            yield template
+        finally:
+            asyncio.run(template.remove())
+    finally:
+        store.remove(name)
+
+
 @pytest.fixture(scope="module")
 def installers(instance):
-    """A template with apt and pip."""
+    with template_with(instance, "installers", "apt", "python3-pip") as template:
+        yield template
 
-    async def build() -> Template:
-        packages = ("apt", "python3-pip")
-        image = await build_image("installers", ImageConfig(packages=packages), store=ImageStore(instance.images))
-        config = VMConfig(image="installers", memory_mib=ample_memory_mib(image))
-        return await Template.build("installers", config)
 
-    template = asyncio.run(build())
-    yield template
-    asyncio.run(template.remove())
-    ImageStore(instance.images).remove("installers")
+@pytest.fixture(scope="module")
+def developers(instance):
+    with template_with(instance, "developers", "git", "npm") as template:
+        yield template
 
 
 @pytest.mark.slow
@@ -329,6 +344,57 @@ async def test_apt_and_pip_install_from_an_index_that_is_named(installers, names
             said = await vm.exec(["python3", "-c", "import demo_wheel; print(demo_wheel.said)"], check=True)
             assert said.stdout == "imported\n"
             assert all(each.allowed for each in vm.network_log)
+
+
+def make_registry(port: int) -> dict[str, bytes]:
+    """The pages of a registry for npm, with a package."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as out:
+        files = {"package.json": b'{"name": "demo-npm", "version": "1.0.0"}', "index.js": b'exports.said = "required"'}
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            out.addfile(info, io.BytesIO(content))
+    tarball = f"http://index.test:{port}/demo-npm-1.0.0.tgz"
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(packed.getvalue()).digest()).decode()
+    version = {"name": "demo-npm", "version": "1.0.0", "dist": {"tarball": tarball, "integrity": integrity}}
+    about = {"name": "demo-npm", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+    return {"/demo-npm": json.dumps(about).encode(), "/demo-npm-1.0.0.tgz": packed.getvalue()}
+
+
+# A repository that any web server can serve.
+MAKE_REPOSITORY = """
+export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@a.test GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@a.test
+git init -q -b main /root/made && cd /root/made && echo cloned > said && git add said && git commit -q -m first
+git clone -q --bare /root/made /root/repo.git && cd /root/repo.git && git update-server-info
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.limit_s(900)
+async def test_git_and_npm_fetch_from_a_host_that_is_named_and_from_no_other(developers, names, tmp_path) -> None:
+    names |= {"index.test": "127.0.0.1", "evil.test": "127.0.0.1"}
+    pages: dict[str, bytes] = {}
+    with serving(pages) as port:
+        pages |= make_registry(port)
+        async with developers.fork(network=Allow(f"index.test:{port}", f"127.0.0.1:{port}")) as vm:
+            await vm.shell(MAKE_REPOSITORY, check=True, timeout_s=LIMIT_S)
+            await vm.get("/root/repo.git", tmp_path / "repo.git")
+            for file in tmp_path.rglob("*"):
+                if file.is_file():
+                    pages[f"/{file.relative_to(tmp_path)}"] = file.read_bytes()
+            clone = ["git", "clone", "-q", f"http://index.test:{port}/repo.git", "/root/cloned"]
+            await vm.exec(clone, timeout_s=LIMIT_S, check=True)
+            assert await vm.read_file("/root/cloned/said") == b"cloned\n"
+            npm = ["npm", "install", "--prefix", "/root/js", "--no-audit", "--no-fund", "demo-npm", "--registry"]
+            await vm.exec([*npm, f"http://index.test:{port}/"], timeout_s=LIMIT_S * 3, check=True)
+            said = await vm.exec(["node", "-e", "console.log(require('/root/js/node_modules/demo-npm').said)"])
+            assert said.check().stdout == "required\n"
+            assert all(each.allowed for each in vm.network_log)
+            refused = await vm.exec(["git", "ls-remote", f"http://evil.test:{port}/repo.git"], timeout_s=LIMIT_S)
+            assert (refused.exit_code != 0, vm.network_log[-1].host, vm.network_log[-1].allowed) == (
+                True, "evil.test", False,
+            )  # fmt: skip
 
 
 def test_a_command_reaches_what_it_is_allowed_and_says_what_it_would_need(template_name) -> None:
