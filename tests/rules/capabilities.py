@@ -13,6 +13,7 @@ import ctypes
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ def _has_what_makes_wheels() -> bool:
 def _has_clang_format() -> bool:
     """The one of this environment: another version formats some lines another way."""
     return Path(sys.executable).with_name("clang-format").exists()
+
+
+def _has_own_name() -> bool:
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return False
+    return True
 
 
 @functools.cache
@@ -110,6 +119,7 @@ CAPABILITIES = {
     "control-groups": Capability("memory, CPU and processes cannot be limited by control groups here", _always),
     "memory-cgroup": Capability("no control group with a memory limit can be made here", _always),
     "python-for-others": Capability("no Python of 3.11 or newer can be run by an ordinary user here", _always),
+    "own-name": Capability("this host's own name leads to no address", _has_own_name),
     "same-generator": Capability("another version of the gRPC generator is installed", _always),
 }
 

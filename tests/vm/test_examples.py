@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("server.py 6", "6 forks of it, each of which has answered with its own id"),
         ("database.py", "OK"),
         ("search.py 3", "[[83], [61], [59]]"),
+        pytest.param("one_host.py", ":80 denied: evil.example is not in the list", marks=pytest.mark.needs("own-name")),
     ],
 )
 def test_an_example_ends_well(instance, name: str, said: str) -> None:
