@@ -23,11 +23,13 @@ from tests.vm.cli_runner import vmfork as command
 from tests.vm.test_detached import end
 from tests.vm.test_ports import ATTEMPTS
 from vmfork.aio import VM, Allow, Factory, Template
-from vmfork.config import FactoryConfig, ImageConfig, VMConfig
+from vmfork.config import FactoryConfig, ImageConfig, VMConfig, find_places
 from vmfork.errors import ConfigError, PortError, StoreBusy
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
+from vmfork.machine.folder import folder_of
 from vmfork.machine.least import ample_memory_mib
+from vmfork.machine.ways import find_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -243,10 +245,19 @@ async def test_of_a_machine_that_stands_alone_one_client_holds_the_policy(templa
                 assert other.network == "none"
                 with pytest.raises(StoreBusy, match="the network of VM"):
                     await other.set_network("all")
+                await other.set_network("none")  # it holds none
+                assert (await other.exec(url, timeout_s=LIMIT_S, check=True)).stdout == "here"
                 await vm.aclose()
                 assert (await other.exec(url, timeout_s=LIMIT_S)).exit_code == 7
                 await other.set_network(policy)
                 assert (await other.exec(url, timeout_s=LIMIT_S, check=True)).stdout == "here"
+                # Who has given it up says nothing of it when he goes.
+                async with VM.connect("ways") as third:
+                    await other.set_network("none")
+                    await third.set_network(policy)
+                    await other.aclose()
+                    await third.ping()
+                    assert find_held(folder_of(find_places().vms, third.id)).allows == policy.entries
         finally:
             await end(await VM.connect("ways"))
 

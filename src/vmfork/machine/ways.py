@@ -103,6 +103,8 @@ async def set_network(running: Running, policy: NetworkPolicy) -> None:
         await _change(running.ways, policy)
     elif policy != "none":
         running.ways = await _open_held(running, policy)
+    else:
+        return  # what another client holds is not ours to end
     _note(running, policy)
 
 
@@ -147,21 +149,29 @@ def _note(running: Running, policy: NetworkPolicy) -> None:
     """Other clients of a machine can read whether we hold its policy, until our connection to it ends."""
     if not running.is_shared:
         return
-    path = running.folder.path / _NOTE
+    path, closed = running.folder.path / _NOTE, running.agent.closed
+    # Once we hold none, the note is that of whoever holds one next.
+    closed.remove_done_callback(_Forget(path))
     if policy == "none":
-        _forget(path)
+        _Forget(path)()
         return
     with suppress(OSError):  # the policy holds without its note
         process = ProcessIdentity.of(os.getpid())
         assert process is not None
         allows = (policy,) if isinstance(policy, str) else policy.entries
         write_whole(path, write_record(HeldPolicy(process=process, allows=allows)))
-        running.agent.closed.add_done_callback(lambda _closed: _forget(path))
+        closed.add_done_callback(_Forget(path))
 
 
-def _forget(note: Path) -> None:
-    with suppress(OSError):
-        note.unlink(missing_ok=True)
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """The note is gone. Those of one note are equal, so that a callback can be taken back."""
+
+    note: Path
+
+    def __call__(self, _closed: object = None) -> None:
+        with suppress(OSError):
+            self.note.unlink(missing_ok=True)
 
 
 def find_held(folder: Path) -> HeldPolicy | None:
