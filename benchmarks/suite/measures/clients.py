@@ -117,7 +117,7 @@ MEASURE = Measure(
     title="Taking machines from a server, by eight processes at once",
     unit="1/s",
     run=run,
-    budget_s=60.0,
+    budget_s=50.0,
     rows=(
         Row(
             key="clients.rate",

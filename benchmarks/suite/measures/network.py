@@ -81,7 +81,7 @@ async def run(context: Context) -> Samples:
     template = await context.template()
     samples = Samples()
     sides: dict[str, Side] = {name: partial(_time_fork, template, policy, name) for name, policy in _POLICIES.items()}
-    await context.interleave(samples, sides, rounds=60, quick_rounds=3, warm_up=2)
+    await context.interleave(samples, sides, rounds=25, quick_rounds=3, warm_up=2)
 
     count = _QUICK_COUNT if context.quick else _COUNT
     try:
@@ -93,7 +93,7 @@ async def run(context: Context) -> Samples:
     served = await Template.build("bench-served", warm_up=[_SERVER], ready=ready, places=context.places)
     many = {"handed out": False, "answering": True}
     sides = {name: partial(_time_many, served, count, are_asked=are_asked) for name, are_asked in many.items()}
-    await context.interleave(samples, sides, rounds=8, quick_rounds=2)
+    await context.interleave(samples, sides, rounds=4, quick_rounds=2)
     return samples
 
 
@@ -102,7 +102,7 @@ MEASURE = Measure(
     title="Ways out and ports of forks",
     unit="s",
     run=run,
-    budget_s=60.0,
+    budget_s=35.0,
     rows=(
         Row(
             key="network.policy",
