@@ -429,7 +429,7 @@ for host in ("192.0.2.1", "10.0.2.2", "169.254.169.254"):
     attempt("ping", lambda: to(four, udp, (host, 0), socket.IPPROTO_ICMP))
     attempt("raw", lambda: to(four, raw, (host, 0), socket.IPPROTO_RAW))
 for host in ("255.255.255.255", "224.0.0.251"):  # who gives addresses, and who knows names, on a network of its own
-    attempt("to all", lambda: to(four, udp, (host, 5353)))
+    attempt("to-all", lambda: to(four, udp, (host, 5353)))
 attempt("sctp", lambda: to(four, tcp, ("192.0.2.1", 80), 132))
 attempt("tcp6", lambda: to(six, tcp, ("2001:db8::1", 80)))
 attempt("tcp6", lambda: to(six, tcp, ("::ffff:192.0.2.1", 80)))
@@ -453,7 +453,7 @@ async def test_a_guest_has_no_way_out(served) -> None:
     assert told[-1] == "interfaces lo"
     met = {tuple(line.split(maxsplit=1)) for line in told[:-1]}
     assert {name for name, _ in met} == {
-        "tcp", "udp", "icmp", "ping", "raw", "to all", "sctp", "tcp6", "icmp6", "udp6", "packet", "vsock", "name",
+        "tcp", "udp", "icmp", "ping", "raw", "to-all", "sctp", "tcp6", "icmp6", "udp6", "packet", "vsock", "name",
     }  # fmt: skip
     refused = {"ENETUNREACH", "EADDRNOTAVAIL", "ENODEV", "EAFNOSUPPORT", "no name", "EINVAL", "EPERM"}
     # Of ICMP without a raw socket, where no group may have one; of protocols that the kernel has not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
     from vmfork.agent.tunnel import GuestConnection, Listening
 
+# The agent says at once that it has let go of the port, where its guest runs.
+_FREE_LIMIT_S = 5.0
+
 
 class Entrance(Carrier):
     """Base of a port in the guest whose calls are carried here. It ends with its machine, and with a freeze."""
@@ -21,6 +25,15 @@ class Entrance(Carrier):
         self._agent = agent
         self._listening = listening
         super().__init__(what)
+
+    async def aclose(self) -> None:
+        """Nobody listens there any more, and its connections are reset. Closing again does nothing.
+
+        The port of the guest is free for others by then, also for another client's, unless the guest stands still.
+        """
+        await super().aclose()
+        if self._bound.is_here:
+            await asyncio.wait([self._listening.reply], timeout=_FREE_LIMIT_S)
 
     @property
     def _is_open(self) -> bool:
