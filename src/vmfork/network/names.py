@@ -87,7 +87,7 @@ class Names:
 
     async def drop_inherited(self) -> None:
         """No name leads anywhere that leads nowhere: those given in the machine that this one is a copy of."""
-        async with self._turn:
+        async with self._lock, self._turn():
             hosts = await self._read()
             if (kept := drop_lines(hosts)) != hosts:
                 await self._write(kept)
