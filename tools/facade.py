@@ -30,7 +30,7 @@ CLASSES = {
     "GuestConnection": ("agent/tunnel.py",),
     "Forward": ("network/forward.py", "network/carrier.py"),
     "Reverse": ("network/reverse.py", "network/carrier.py"),
-    "VM": ("api/vm.py", "machine/facts.py:Described", "api/files.py", "api/ports.py", "api/network.py"),
+    "VM": ("api/vm.py", "machine/facts.py:Described", "api/code.py", "api/files.py", "api/ports.py", "api/network.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmfork.errors import (
         AdoptError,
         Closed,
+        CodeError,
         ConfigError,
         DeadlineExceeded,
         ExecError,
@@ -72,6 +73,10 @@ __all__ = [
     "AdoptError",
     "Allow",
     "Closed",
+    "CodeError",
+    "CodeFailure",
+    "CodeOutput",
+    "CodeResult",
     "ConfigError",
     "DeadlineExceeded",
     "Decision",

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from vmfork.agent.watch import Watch
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
+    from vmfork.code.result import CodeFailure, CodeOutput, CodeResult
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
         Closed,
+        CodeError,
         ConfigError,
         DeadlineExceeded,
         ExecError,
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from vmfork.wire.event import FileEvent
 
 _ERRORS = (
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
+    "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
@@ -91,6 +93,7 @@ _HOMES = {
     ),
     "load_settings": "vmfork.config.loader",
     **dict.fromkeys(_ERRORS, "vmfork.errors"),
+    **dict.fromkeys(("CodeFailure", "CodeOutput", "CodeResult"), "vmfork.code.result"),
     "ExecResult": "vmfork.machine.result",
     "ProgramEvent": "vmfork.machine.event",
     "VMHandle": "vmfork.machine.handle",
@@ -108,6 +111,10 @@ __all__ = [
     "AdoptError",
     "Allow",
     "Closed",
+    "CodeError",
+    "CodeFailure",
+    "CodeOutput",
+    "CodeResult",
     "ConfigError",
     "DeadlineExceeded",
     "Decision",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmfork.adopt.handshake import Adoption
+    from vmfork.code.result import CodeResult
     from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
     from vmfork.errors import VMForkError
@@ -787,6 +788,38 @@ class VM:
     def source(self) -> Origin:
         """Where it came from (a template, a pool, a server, or a boot), and why from there."""
         return self._twin.source
+
+    def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        context: str | None = None,
+        restart: bool = False,
+        made_in: GuestPath = "",
+        on_stdout: OutputListener | None = None,
+        on_stderr: OutputListener | None = None,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 5.0,
+        check: bool = False,
+    ) -> CodeResult:
+        """The code has ended; what it wrote, the value of its last expression, what it showed, and how it failed."""
+        return portal.run(
+            self._twin.run_code(
+                code,
+                language,
+                context=context,
+                restart=restart,
+                made_in=made_in,
+                on_stdout=on_stdout,
+                on_stderr=on_stderr,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                grace_s=grace_s,
+                check=check,
+            )
+        )
 
     def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""

@@ -12,6 +12,7 @@ VMForkError                 code, hint
 ├── LaunchError             QEMU did not give a running machine: argv, exit code, log and console tail
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
+│   ├── CodeError           code that was run in the guest failed, and check=True
 │   ├── GuestFileError      a file operation failed in the guest
 │   ├── PortError           a connection to a port of the guest was refused or lost: wait for the port, or connect again
 │   ├── LimitExceeded       more came than the caller takes at once: allow more, or stream it; it has what came
@@ -277,6 +278,28 @@ class ExecError(GuestError):
 
     def details(self) -> str:
         return _show_output(self.stdout, self.stderr)
+
+
+class CodeError(GuestError):
+    """Code that was run in the guest failed, and `check=True` was asked.
+
+    `type` is the name of what it raised, `reason` its message, `traceback` as the language prints it.
+    """
+
+    code = "code"
+    mendable = False
+
+    def __init__(self, type: str, reason: str, traceback: str = "", *, stdout: str = "", stderr: str = "") -> None:  # noqa: A002
+        super().__init__(f"the code failed: {type}: {reason}" if reason else f"the code failed: {type}")
+        self.type = type
+        self.reason = reason
+        self.traceback = traceback
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def details(self) -> str:
+        said = _show_output(self.stdout.encode(errors="replace"), self.stderr.encode(errors="replace"))
+        return "\n".join(filter(None, (self.traceback.rstrip(), said)))
 
 
 def _show_output(stdout: bytes, stderr: bytes) -> str:

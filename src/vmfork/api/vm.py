@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from vmfork.adopt.handshake import skew_bound_s
 from vmfork.adopt.secrets import Secrets
+from vmfork.api.code import GuestCode
 from vmfork.api.files import GuestFiles
 from vmfork.api.network import GuestNetwork
 from vmfork.api.ports import GuestPorts
@@ -68,7 +69,7 @@ HOOK_LIMIT_S = 30.0
 
 
 @guarded
-class VM(GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
+class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
     """Owner of one running machine. Leaving its `async with` block leaves nothing behind.
 
     Made by `Template.fork`, `VM.boot` or a factory; when you have it, its guest runs, its agent answers, and it is

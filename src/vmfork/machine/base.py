@@ -167,6 +167,7 @@ class BaseVM(Described, Owner):
                 adopted = time.perf_counter()
                 if self._todo.greets:
                     await running.names.drop_inherited()
+                running.env = env
                 # Before the hooks: they are the first programs of the machine.
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.agent.client import AgentClient
+    from vmfork.agent.tunnel import GuestConnection
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
@@ -84,6 +85,10 @@ class Running(Described, Owner):
         self.networks: list[Network] = []
         self.ways: Ways | None = None
         self.left = Left()
+        # Of every program; `None` where it was another process that gave it.
+        self.env: Mapping[str, str] | None = None
+        # To the server of interpreters in the guest: one that is idle saves the next call from connecting.
+        self.idle_lines: list[GuestConnection] = []
         self._agent = agent
 
     @property

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
+from vmfork.code.call import Code, run_code
 from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.freeze.freeze import freeze
@@ -160,8 +161,7 @@ class _Build:
         env = {**find_program_env(running), **recipe.env}
         for line in recipe.warm_up:
             self.report(f"running {line!r}")
-            command = Command(shell_argv(line), env=env)
-            (await run_program(running, command, timeout_s=recipe.step_timeout_s)).check()
+            await _run_step(running, line, env, timeout_s=recipe.step_timeout_s)
         if recipe.ready:
             self.report(f"waiting for {recipe.ready!r}")
             await _wait_ready(running, recipe, env)
@@ -178,6 +178,16 @@ class _Build:
         start = time.perf_counter()
         yield
         self.timings[key] = time.perf_counter() - start
+
+
+async def _run_step(running: Running, step: str, env: Mapping[str, str], *, timeout_s: float) -> None:
+    """The step succeeded: a line of shell, or, below a line such as `#!python`, code for an interpreter that stays."""
+    head, _, source = step.partition("\n")
+    language = head.removeprefix("#!").strip()
+    if head.startswith("#!") and "/" not in language:
+        (await run_code(running, Code(source=source, language=language), timeout_s=timeout_s)).check()
+        return
+    (await run_program(running, Command(shell_argv(step), env=env), timeout_s=timeout_s)).check()
 
 
 async def _wait_ready(running: Running, recipe: Recipe, env: Mapping[str, str]) -> None:

@@ -1,0 +1,263 @@
+"""One piece of code, run to its end in an interpreter of a running machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmfork.agent.deadline import deadline
+from vmfork.agent.tunnel import tunnel_of
+from vmfork.code.door import open_line
+from vmfork.code.frame import MOST_REQUEST, Answer, AnswerParser, Ask, encode_ask
+from vmfork.code.result import CodeOutput, CodeResult, Done, parse_done, parse_names, parse_output
+from vmfork.errors import ConfigError, DeadlineExceeded, GuestError, GuestFileError, LimitExceeded
+from vmfork.machine.decoding import PLAIN
+from vmfork.machine.ways import find_program_env
+from vmfork.wire.command import Command
+from vmfork.wire.frame import Channel
+from vmfork.wire.given import MOST_BYTES, check_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmfork.agent.tunnel import GuestConnection
+    from vmfork.machine.decoding import Decoder, OutputListener
+    from vmfork.machine.running import Running
+
+LANGUAGES = ("python", "bash", "sh", "javascript")
+GRACE_S = 5.0
+# How long the server has to say that it has killed an interpreter.
+_ANSWER_LIMIT_S = 10.0
+_MOST_FILES = 1_000
+_MOST_IDLE = 4
+_CHANNELS = {Answer.STDOUT: Channel.STDOUT, Answer.STDERR: Channel.STDERR}
+_MOST_HINT = "take more (max_output), or as it comes: on_stdout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """Code to be run: in which language, in which interpreter of it, and where to look for files that it makes.
+
+    Raises `ConfigError` for a language that is not known, and for code that is no text, or too much.
+    """
+
+    source: str
+    language: str = "python"
+    context: str = ""
+    restart: bool = False
+    made_in: str = ""
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            hint = f"give one of {', '.join(LANGUAGES)}"
+            raise ConfigError("language", self.language, f"{self.language!r} is not known", hint=hint)
+        for name, value in (("code", self.source), ("context", self.context)):
+            _check_text(name, value)
+        if self.made_in:
+            check_path(self.made_in, field="made_in")
+
+
+def _check_text(name: str, value: str) -> None:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        hint = "read it with its own encoding"
+        raise ConfigError(name, value, f"it cannot be written as UTF-8: {error}", hint=hint) from error
+    if size > MOST_REQUEST // 2:
+        raise ConfigError(name, value[:60], f"it has {size} bytes", hint="put it into a file, and run that")
+
+
+async def run_code(
+    running: Running,
+    code: Code,
+    *,
+    listeners: Mapping[Channel, OutputListener] | None = None,
+    max_output: int | None = MOST_BYTES,
+    timeout_s: float | None = None,
+    grace_s: float = GRACE_S,
+) -> CodeResult:
+    """The code has ended; what it wrote, showed and made, and how it failed, if it did.
+
+    After `timeout_s` seconds it is interrupted, and `grace_s` later its interpreter killed; then raises
+    `DeadlineExceeded`, and `LimitExceeded` likewise. On cancel, and after any other error, the same is done behind us.
+    """
+    begun = time.perf_counter()
+    call = _Call(listeners or {}, max_output)
+    async with deadline("starting an interpreter in the guest", timeout_s):
+        line = await _take_line(running)
+        env = await _find_env(running)
+    try:
+        await _follow(line, call, _encode(code, env), timeout_s=timeout_s, grace_s=grace_s, begun=begun)
+    except BaseException:
+        await line.abort()
+        raise
+    await _give_line(running, line)
+    if call.is_over:
+        stdout, stderr = call.written
+        raise LimitExceeded("the code", max_output or 0, stdout=stdout, stderr=stderr, hint=_MOST_HINT)
+    files = await _read_files(running, code.made_in, call.made, call.room)
+    return call.make_result(files, time.perf_counter() - begun)
+
+
+def _encode(code: Code, env: Mapping[str, str]) -> bytes:
+    asked = {
+        "code": code.source,
+        "language": code.language,
+        "context": code.context,
+        "restart": code.restart,
+        "made_in": code.made_in,
+        "env": env,
+    }
+    return encode_ask(Ask.RUN, json.dumps(asked).encode())
+
+
+async def _follow(
+    line: GuestConnection, call: _Call, request: bytes, *, timeout_s: float | None, grace_s: float, begun: float
+) -> None:
+    """The call is done. Raises `DeadlineExceeded` when it took longer, with what it wrote."""
+    left = None if timeout_s is None else max(0.0, timeout_s - (time.perf_counter() - begun))
+    scope = asyncio.timeout(left)
+    try:
+        async with scope:
+            await line.write(request)
+            await _read(line, call)
+    except TimeoutError:
+        if not scope.expired():
+            raise
+    if call.done is None:
+        await line.write(encode_ask(Ask.INTERRUPT, str(grace_s).encode()))
+        async with deadline("ending an interpreter in the guest", grace_s + _ANSWER_LIMIT_S):
+            await _read(line, call, to_the_end=True)
+    if scope.expired():
+        assert timeout_s is not None
+        assert call.done is not None
+        lost = "; its interpreter had to be killed, and its state is lost" if call.done.is_lost else ""
+        stdout, stderr = call.written
+        hint = f"give it more time (timeout_s){lost}"
+        raise DeadlineExceeded("the code", timeout_s, stdout=stdout, stderr=stderr, hint=hint)
+
+
+async def _read(line: GuestConnection, call: _Call, *, to_the_end: bool = False) -> None:
+    """The call is done, or wrote more than it may."""
+    while call.done is None and (to_the_end or not call.is_over):
+        data = await line.read()
+        if not data:
+            raise GuestError("the server of interpreters in the guest has ended", hint="its state is lost: call again")
+        call.take(data)
+
+
+class _Call:
+    """What came of one call until now."""
+
+    def __init__(self, listeners: Mapping[Channel, OutputListener], max_output: int | None) -> None:
+        self.done: Done | None = None
+        self.made: list[str] = []
+        self.is_over = False
+        self._parser = AnswerParser()
+        self._listeners = {c: (listener, PLAIN.decoder(c.name)) for c, listener in listeners.items()}
+        self._written = {Channel.STDOUT: bytearray(), Channel.STDERR: bytearray()}
+        self._results: list[CodeOutput] = []
+        self._max = max_output
+        self._size = 0
+
+    def take(self, data: bytes) -> None:
+        """It is known. Raises `ProtocolError` for what makes no sense."""
+        for kind, payload in self._parser.feed(data):
+            if kind in _CHANNELS:
+                self._take_output(_CHANNELS[kind], payload)
+            elif kind is Answer.RESULT:
+                if self._has_room(len(payload)) == len(payload):
+                    self._results.append(parse_output(payload))
+            elif kind is Answer.FILES:
+                self.made = parse_names(payload, most=_MOST_FILES)
+            else:
+                self.done = parse_done(payload)
+                self._tell_rest()
+
+    def _take_output(self, channel: Channel, data: bytes) -> None:
+        if channel not in self._listeners:
+            self._written[channel] += data[: self._has_room(len(data))]
+        elif not self.is_over:
+            _tell(*self._listeners[channel], data, is_last=False)
+
+    def _tell_rest(self) -> None:
+        for listener, decoder in self._listeners.values():
+            _tell(listener, decoder, b"", is_last=True)
+
+    def _has_room(self, size: int) -> int:
+        """How much of it may be kept."""
+        room = size if self._max is None else min(size, self._max - self._size)
+        self.is_over = self.is_over or room < size
+        self._size += room
+        return room
+
+    @property
+    def room(self) -> int | None:
+        """How much more may come."""
+        return None if self._max is None else self._max - self._size
+
+    @property
+    def written(self) -> tuple[bytes, bytes]:
+        """Standard output and standard error."""
+        return bytes(self._written[Channel.STDOUT]), bytes(self._written[Channel.STDERR])
+
+    def make_result(self, files: Mapping[str, bytes], duration_s: float) -> CodeResult:
+        """All of it."""
+        assert self.done is not None
+        stdout, stderr = map(PLAIN.decode, self.written)
+        return CodeResult(
+            stdout=stdout,
+            stderr=stderr,
+            value=self.done.value,
+            results=tuple(self._results),
+            error=self.done.error,
+            files=files,
+            is_state_lost=self.done.is_lost,
+            duration_s=duration_s,
+        )
+
+
+def _tell(listener: Any, decoder: Decoder, data: bytes, *, is_last: bool) -> None:
+    if text := decoder.decode(data, is_last=is_last):
+        listener(text)
+
+
+async def _read_files(running: Running, folder: str, names: list[str], room: int | None) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for name in names:
+        with suppress(GuestFileError):  # gone again, or no file any more
+            path = f"{folder.rstrip('/')}/{name}"
+            files[path] = await running.agent.read_file(path, max_bytes=room)
+            room = None if room is None else room - len(files[path])
+    return files
+
+
+async def _take_line(running: Running) -> GuestConnection:
+    """A connection on which no call runs."""
+    while running.idle_lines:
+        line = running.idle_lines.pop()
+        tunnel = tunnel_of(line)
+        if not (tunnel.has_ended or tunnel.is_at_end or tunnel.has_waiting):
+            return line
+        await line.abort()
+    return await open_line(running.agent)
+
+
+async def _give_line(running: Running, line: GuestConnection) -> None:
+    if len(running.idle_lines) < _MOST_IDLE:
+        running.idle_lines.append(line)
+    else:
+        await line.aclose()
+
+
+async def _find_env(running: Running) -> Mapping[str, str]:
+    """What every program of the machine has. Who did not make it asks a program."""
+    if running.env is None:
+        _, content, _ = await running.agent.exec(Command(["cat", "/proc/self/environ"]), timeout_s=30.0)
+        pairs = (pair.partition("=") for pair in content.decode(errors="replace").split("\0") if "=" in pair)
+        running.env = {key: value for key, _, value in pairs}
+    return {**running.env, **find_program_env(running)}

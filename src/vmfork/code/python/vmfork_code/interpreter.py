@@ -1,0 +1,171 @@
+"""Python code, run in a namespace that stays."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import faulthandler
+import inspect
+import io
+import linecache
+import os
+import signal
+import sys
+import traceback
+import types
+import warnings
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import vmfork_guest
+
+from .control import change_env
+from .rich import cut, describe, take_figures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .control import Control
+
+_FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_MOST_SOURCES = 500
+_MOST_TRACEBACK = 200_000
+_NAME = "<code {}>"
+_OURS = os.path.dirname(os.path.abspath(__file__))
+
+
+class Interpreter:
+    """Runs code as the lines of a notebook. Forks of the machine draw numbers of their own."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._pid = os.getpid()
+        self._count = 0
+        self._is_interruptible = False
+        self._loop: Any = None
+        self._module = types.ModuleType("__main__")
+        vars(self._module).update(display=self._display, __builtins__=builtins)
+        sys.modules["__main__"] = self._module
+        sys.path[:2] = [""]
+        sys.argv = [""]
+        os.environ.setdefault("MPLBACKEND", "Agg")
+        # A thread of the watcher is there whenever code forks: it waits, and holds no lock.
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
+        vmfork_guest.watch()
+
+    def run(self, asked: dict[str, Any]) -> None:
+        """The code was run. A process that it forked, and that comes back here, has ended."""
+        change_env(asked["env"])
+        self._renew_streams()
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        value = error = None
+        try:
+            with self._interruptible():
+                value = self._execute(asked["code"])
+                take_figures(self._show)
+        except BaseException as raised:
+            error = _describe_error(raised)
+        self._flush()
+        if os.getpid() != self._pid:
+            os._exit(0 if error is None else 1)
+        self._control.send_done(value=value, error=error)
+
+    def _execute(self, source: str) -> str | None:
+        """The `repr` of the last expression, where it ends with one that is not None."""
+        self._count += 1
+        name = _NAME.format(self._count)
+        linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
+        linecache.cache.pop(_NAME.format(self._count - _MOST_SOURCES), None)
+        tree = compile(source, name, "exec", _FLAGS | ast.PyCF_ONLY_AST, dont_inherit=True)
+        last = tree.body[-1] if tree.body else None
+        expression = ast.Expression(tree.body.pop().value) if isinstance(last, ast.Expr) else None
+        self._evaluate(compile(tree, name, "exec", _FLAGS, dont_inherit=True))
+        if expression is None:
+            return None
+        found = self._evaluate(compile(expression, name, "eval", _FLAGS, dont_inherit=True))
+        if found is None or os.getpid() != self._pid:
+            return None
+        vars(self._module)["_"] = found
+        shown = describe(found)
+        self._show(shown)
+        return str(shown["text/plain"])
+
+    def _evaluate(self, code: types.CodeType) -> object:
+        found = eval(code, vars(self._module))
+        if code.co_flags & inspect.CO_COROUTINE:
+            import asyncio  # noqa: PLC0415 - under TCG it takes a while, and most code awaits nothing
+
+            self._loop = self._loop or asyncio.new_event_loop()
+            found = self._loop.run_until_complete(found)
+        return found
+
+    def _display(self, *objects: object) -> None:
+        """Shows each as a notebook does."""
+        for each in objects:
+            self._show(describe(each))
+
+    def _show(self, data: dict[str, Any]) -> None:
+        if os.getpid() == self._pid:
+            self._flush()
+            with self._uninterrupted():
+                self._control.send_result(data)
+
+    def _renew_streams(self) -> None:
+        self._control.restore_streams()
+        sys.stdin = open(0, closefd=False)
+        sys.stdout, sys.stderr = _open_output(1), _open_output(2)
+        faulthandler.enable(2)
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # code may have closed it, or put anything in its place
+                stream.flush()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        self._is_interruptible = True
+        try:
+            yield
+        finally:
+            self._is_interruptible = False
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Half a frame would be the end of the line."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+    def _on_interrupt(self, _number: int, _frame: object) -> None:
+        if self._is_interruptible:
+            self._is_interruptible = False
+            raise KeyboardInterrupt
+
+
+def _open_output(fd: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+def _describe_error(raised: BaseException) -> dict[str, str]:
+    """As data. What is ours of the traceback is left out."""
+    try:
+        told: Any = traceback.TracebackException.from_exception(raised)
+        each = told
+        while each is not None:
+            each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_OURS)]
+            each = each.__cause__ or each.__context__
+        text = "".join(told.format())
+    except Exception as error:
+        text = f"{type(raised).__name__}: its traceback cannot be shown: {type(error).__name__}\n"
+    try:
+        message = str(raised)
+    except Exception as error:
+        message = f"its message cannot be shown: {type(error).__name__}"
+    return {"type": type(raised).__name__, "message": cut(message), "traceback": cut(text, _MOST_TRACEBACK)}

@@ -1,0 +1,219 @@
+"""The server of interpreters, as it runs in a guest: here on the host, with the same code and real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+import vmfork.code
+from tests.rules.capabilities import need
+from vmfork.code.frame import Answer, AnswerParser, Ask, encode_ask
+
+CODE = Path(vmfork.code.__file__).parent / "python"
+GUEST = CODE.parents[1] / "image" / "python"
+LIMIT_S = 60
+
+
+class Caller:
+    """A connection to the server, which knows us."""
+
+    def __init__(self, door: dict) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", door["port"]))
+        self._socket.settimeout(LIMIT_S)
+        self._parser = AnswerParser()
+        self.send(Ask.HELLO, door["token"].encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._socket.close()
+
+    def send(self, kind: Ask, payload: bytes = b"") -> None:
+        self._socket.sendall(encode_ask(kind, payload))
+
+    def ask(self, code: str, language: str = "python", **options: object) -> None:
+        asked = {"code": code, "language": language, "context": "", "restart": False, "env": {}, "made_in": ""}
+        self.send(Ask.RUN, json.dumps({**asked, **options}).encode())
+
+    def frames(self):
+        """Until the call is done; and until the connection ends."""
+        while data := self._socket.recv(65536):
+            for frame in self._parser.feed(data):
+                yield frame
+                if frame.kind is Answer.DONE:
+                    return
+
+    def run(self, code: str, language: str = "python", **options: object) -> dict:
+        self.ask(code, language, **options)
+        *before, done = self.frames()
+        told = {kind: b"".join(payload for k, payload in before if k is kind) for kind in Answer}
+        return {**json.loads(done.payload), "stdout": told[Answer.STDOUT].decode(), "files": told[Answer.FILES]}
+
+    def is_closed(self) -> bool:
+        return self._socket.recv(1) == b""
+
+
+@pytest.fixture
+def door(tmp_path):
+    """Of a server of this test alone."""
+    start(tmp_path)
+    found = json.loads((tmp_path / "door").read_text())
+    yield found
+    os.kill(found["pid"], signal.SIGKILL)
+
+
+def start(folder: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(GUEST)}
+    argv = [sys.executable, str(CODE / "vmfork_code"), str(folder)]
+    subprocess.run(argv, env=env, check=True, timeout=LIMIT_S)
+
+
+@pytest.fixture
+def caller(door):
+    with Caller(door) as made:
+        yield made
+
+
+def test_a_second_start_finds_the_first(door, tmp_path) -> None:
+    start(tmp_path)
+    assert json.loads((tmp_path / "door").read_text()) == door
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        encode_ask(Ask.RUN, b"{}"),
+        encode_ask(Ask.HELLO, b"wrong"),
+        struct.pack("!IB", 1 << 31, 0),
+        struct.pack("!IB", 0, 77),
+    ],
+)
+def test_who_does_not_know_the_token_is_let_go(door, caller, sent) -> None:
+    with socket.create_connection(("127.0.0.1", door["port"]), LIMIT_S) as stranger:
+        stranger.sendall(sent)
+        assert stranger.recv(1) == b""
+    assert caller.run("1 + 1")["value"] == "2"
+
+
+def test_a_question_that_makes_no_sense_ends_its_connection_alone(door, caller) -> None:
+    for payload in (b"{", b"[]", b'{"language": "cobol"}', b'{"language": []}'):
+        with Caller(door) as other:
+            other.send(Ask.RUN, payload)
+            assert other.is_closed()
+    assert caller.run("1 + 1")["value"] == "2"
+
+
+def test_state_stays_and_another_context_has_none_of_it(caller) -> None:
+    assert caller.run("x = 1\nprint('out')\nx")["value"] == "1"
+    assert caller.run("x", context="other")["error"]["type"] == "NameError"
+    assert caller.run("x + 1")["value"] == "2"
+    assert caller.run("x", restart=True)["error"]["type"] == "NameError"
+
+
+def test_code_may_await_and_be_defined_and_pickled(caller) -> None:
+    assert caller.run("import asyncio\nawait asyncio.sleep(0)\nawait asyncio.sleep(0, 7)")["value"] == "7"
+    code = "import pickle\nclass It: pass\npickle.loads(pickle.dumps(It())).__class__ is It"
+    assert caller.run(code)["value"] == "True"
+    traced = caller.run("def f():\n    return 1 / 0\nf()")["error"]["traceback"]
+    assert "return 1 / 0" in traced
+    assert "vmfork_code" not in traced
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "import os; os.close(0); os.close(1); os.close(2)",
+        "import sys; sys.stdout.close(); sys.stderr = None; sys.stdin = 5",
+        "import builtins; builtins.print = None; del builtins.print",
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "import threading; threading.Thread(target=lambda: None).start()",
+        "raise BaseException('x')",
+        "class E(Exception):\n    def __str__(self): raise E\nraise E",
+        "class R:\n    def __repr__(self): 1/0\nR()",
+        "class R:\n    def __repr__(self): return '\\udcff'\nR()",
+        "class R:\n    def __getattr__(self, name): raise KeyboardInterrupt\nR()",
+        "def f(): f()\nf()",
+        "'(' * 100_000",
+        "(" * 10_000,
+        "import gc; gc.collect(); gc.disable()",
+        "import os\nfor _ in range(3):\n    if not os.fork(): raise SystemExit\n    os.wait()",
+        "import os, time\nif not os.fork():\n    print('later', flush=True)\n    time.sleep(60)",
+        "display(b'x' * 40_000_000)",
+        "del __builtins__, display",
+        "import sys; sys.modules.clear()",
+        "import os; os.write(3, b'\\0\\0\\0\\2\\4{}')",
+        "import os; os.write(3, b'\\xff' * 99)",
+        "import os; os.kill(os.getppid(), 0)",
+    ],
+)
+def test_whatever_code_does_the_call_ends_and_the_next_is_answered(door, caller, hostile) -> None:
+    caller.run(hostile)
+    # It may have been told of as done before it was: the rest of it is nobody's.
+    caller.send(Ask.KILL)
+    with Caller(door) as other:
+        assert other.run("import os, sys; 40 + 2", restart=True)["value"] == "42"
+        assert other.run("x = 'it'; x")["value"] == "'it'"
+
+
+def test_output_without_end_waits_for_its_reader_and_is_interrupted(caller) -> None:
+    caller.ask("while True: print('x' * 1000)")
+    frames = caller.frames()
+    for _ in range(100):
+        assert next(frames).kind is Answer.STDOUT
+    caller.send(Ask.INTERRUPT, b"60")
+    *_, done = frames
+    assert json.loads(done.payload)["error"]["type"] == "KeyboardInterrupt"
+    assert caller.run("1")["value"] == "1"
+
+
+def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller) -> None:
+    caller.run("x = 1")
+    with Caller(door) as leaving:
+        leaving.ask("print('begun', flush=True)\nwhile True: pass")
+        next(leaving.frames())
+    assert caller.run("x")["value"] == "1"
+
+
+def test_the_environment_is_what_the_host_says_and_code_may_change_it(caller) -> None:
+    read = "import os\n[os.environ.get(name) for name in ('A', 'B')]"
+    assert caller.run(read, env={"A": "1"})["value"] == "['1', None]"
+    caller.run("os.environ['A'] = 'mine'", env={"A": "1"})
+    assert caller.run(read, env={"A": "1"})["value"] == "['mine', None]"
+    assert caller.run(read, env={"B": "2"})["value"] == "[None, '2']"
+    shown = caller.run('echo "$A$B"', "sh", env={"A": "it's "})["stdout"]
+    assert shown == "it's \n"
+    assert caller.run('echo "$A"', "sh", env={})["stdout"] == "\n"
+
+
+def test_files_that_were_made_are_named(caller, tmp_path) -> None:
+    (tmp_path / "old").write_text("old")
+    made = tmp_path / "made"
+    code = f"open({str(made)!r}, 'w').write('new')\nimport os\nos.symlink('made', {str(tmp_path / 'link')!r})"
+    assert json.loads(caller.run(code, made_in=str(tmp_path))["files"]) == ["made"]
+
+
+def test_javascript_keeps_its_state_and_ends_when_it_is_interrupted(caller) -> None:
+    need("node")
+    first = caller.run("let x = 5; console.log('out'); x + 1", "javascript")
+    assert (first["stdout"], first["value"]) == ("out\n", "6")
+    assert caller.run("Promise.resolve(x)", "javascript")["value"] == "5"
+    assert caller.run("throw new TypeError('no')", "javascript")["error"]["type"] == "TypeError"
+    assert caller.run("x", "javascript")["value"] == "5"
+    for endless in ("while (true) {}", "new Promise(() => {})"):
+        caller.ask(f"console.log('begun'); {endless}", "javascript")
+        frames = caller.frames()
+        next(frames)
+        caller.send(Ask.INTERRUPT, b"60")
+        *_, done = frames
+        assert "SIGINT" in json.loads(done.payload)["error"]["message"]
+    assert "status 4" in caller.run("process.exit(4)", "javascript")["error"]["message"]
