@@ -106,6 +106,7 @@ CAPABILITIES = {
     "noted-writes": Capability("this kernel does not note writes: Linux before 6.7", _always),
     "swap": Capability("this host has no swap, or did not swap out what it was asked to", _always),
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
+    "node": Capability("Node.js is not installed", _has_program("node")),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),

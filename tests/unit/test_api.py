@@ -16,12 +16,12 @@ import vmfork.aio
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
-    "Allow", "Decision", "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Network", "NetworkCounts",
+    "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Network", "NetworkCounts",
     "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places",
     "load_settings",
 }  # fmt: skip
 ERRORS = {
-    "AdoptError", "Closed", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
+    "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",

@@ -92,12 +92,19 @@ class Interpreter:
 
     def _evaluate(self, code: types.CodeType) -> object:
         found = eval(code, vars(self._module))
-        if code.co_flags & inspect.CO_COROUTINE:
-            import asyncio  # noqa: PLC0415 - under TCG it takes a while, and most code awaits nothing
+        return self._await(found) if code.co_flags & inspect.CO_COROUTINE else found
 
+    def _await(self, coroutine: Any) -> object:
+        asyncio: Any = sys.modules.get("asyncio")
+        if asyncio is not None:
             self._loop = self._loop or asyncio.new_event_loop()
-            found = self._loop.run_until_complete(found)
-        return found
+            return self._loop.run_until_complete(coroutine)
+        # Nothing that waits for events was loaded, which under TCG takes a while.
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            return end.value
+        raise RuntimeError("what is awaited needs an event loop: import asyncio")
 
     def _display(self, *objects: object) -> None:
         """Shows each as a notebook does."""
