@@ -16,8 +16,8 @@ import vmfork.aio
 # A name that is added, renamed or lost shows here, and in the changelog.
 WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
-    "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent", "ImageConfig", "Network", "NetworkCounts",
-    "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places",
+    "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
+    "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places",
     "load_settings",
 }  # fmt: skip
 ERRORS = {

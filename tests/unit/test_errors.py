@@ -25,6 +25,7 @@ SAMPLES = {
     ),
     errors.GuestError: errors.GuestError("no answer", hint="look", console_tail="panic"),
     errors.ExecError: errors.ExecError(["a", "b c"], 9, "failed", stdout=b"out", stderr=b"err", hint="look"),
+    errors.CodeError: errors.CodeError("ValueError", "no", "Traceback\n", stdout="out", stderr="err"),
     errors.GuestFileError: errors.GuestFileError("read", "/x", "not-found", "no such file"),
     errors.PortError: errors.PortError(80, "refused", "nothing listens there", hint="wait"),
     errors.LimitExceeded: errors.LimitExceeded(
@@ -145,8 +146,8 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     """The factory takes another machine, or boots one, for what is mendable: it must not hide the user's own faults."""
     told = {kind for kind in all_errors() if not kind.mendable}
     users = {
-        errors.ConfigError, errors.ExecError, errors.HookError, errors.LimitExceeded, errors.SecretsPresent,
-        errors.SetupError,
+        errors.CodeError, errors.ConfigError, errors.ExecError, errors.HookError, errors.LimitExceeded,
+        errors.SecretsPresent, errors.SetupError,
     }  # fmt: skip
     users |= {errors.WrongContext, errors.InternalError, errors.VMExists, errors.NotOwner}
     users |= {errors.NoRoom}  # one that is booted in its place takes more

@@ -95,16 +95,11 @@ class Interpreter:
         return self._await(found) if code.co_flags & inspect.CO_COROUTINE else found
 
     def _await(self, coroutine: Any) -> object:
-        asyncio: Any = sys.modules.get("asyncio")
-        if asyncio is not None:
-            self._loop = self._loop or asyncio.new_event_loop()
-            return self._loop.run_until_complete(coroutine)
-        # Nothing that waits for events was loaded, which under TCG takes a while.
-        try:
-            coroutine.send(None)
-        except StopIteration as end:
-            return end.value
-        raise RuntimeError("what is awaited needs an event loop: import asyncio")
+        if self._loop is None:
+            # Loading it takes a while under TCG, and most code awaits nothing.
+            exec("import asyncio", found := {})
+            self._loop = found["asyncio"].new_event_loop()
+        return self._loop.run_until_complete(coroutine)
 
     def _display(self, *objects: object) -> None:
         """Shows each as a notebook does."""
