@@ -17,8 +17,8 @@ import vmfork.aio
 WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
     "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
-    "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig", "VMHandle", "detailed_timings", "find_places",
-    "load_settings",
+    "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
+    "VMHandle", "detailed_timings", "find_places", "load_settings",
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",

@@ -97,7 +97,8 @@ class Interpreter:
     def _await(self, coroutine: Any) -> object:
         if self._loop is None:
             # Loading it takes a while under TCG, and most code awaits nothing.
-            exec("import asyncio", found := {})
+            found: dict[str, Any] = {}
+            exec("import asyncio", found)
             self._loop = found["asyncio"].new_event_loop()
         return self._loop.run_until_complete(coroutine)
 
