@@ -127,18 +127,18 @@ async def test_sys_exit_is_an_error_and_the_state_stays(warm) -> None:
     assert (await run(warm, "x")).value == "1"
 
 
-async def test_a_time_limit_interrupts_code_and_then_kills_its_interpreter(any_vm) -> None:
-    await run(any_vm, "x = 1")
+async def test_a_time_limit_interrupts_code_and_then_kills_its_interpreter(warm) -> None:
+    await run(warm, "x = 1")
     with pytest.raises(DeadlineExceeded) as late:
-        await any_vm.run_code("print('begun', flush=True)\nwhile True: pass", timeout_s=1, grace_s=LIMIT_S)
+        await warm.run_code("print('begun', flush=True)\nwhile True: pass", timeout_s=1, grace_s=LIMIT_S)
     assert late.value.stdout == b"begun\n"
     assert "lost" not in late.value.hint
-    assert (await run(any_vm, "x")).value == "1"
+    assert (await run(warm, "x")).value == "1"
     stubborn = "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass"
     with pytest.raises(DeadlineExceeded) as late:
-        await any_vm.run_code(stubborn, timeout_s=1, grace_s=0.2)
+        await warm.run_code(stubborn, timeout_s=1, grace_s=0.2)
     assert "its state is lost" in late.value.hint
-    assert (await run(any_vm, "x")).error.type == "NameError"
+    assert (await run(warm, "x")).error.type == "NameError"
 
 
 async def test_a_call_that_is_cancelled_ends_and_the_context_goes_on(warm) -> None:
@@ -225,6 +225,7 @@ async def test_forks_of_a_warm_interpreter_have_its_state_and_numbers_of_their_o
         assert third[1] != ast.literal_eval((await run(one, "random.random()")).value)
 
 
+@pytest.mark.slow
 async def test_a_warm_up_in_code_that_fails_is_told_with_its_traceback(template_name) -> None:
     with pytest.raises(CodeError, match=r"ModuleNotFoundError.*no_such_module") as failed:
         await Template.build("cold-code", VMConfig(), warm_up=["#!python\nimport no_such_module"])
