@@ -71,6 +71,13 @@ def _check_text(name: str, value: str) -> None:
         raise ConfigError(name, value[:60], f"it has {size} bytes", hint="put it into a file, and run that")
 
 
+def find_code(text: str) -> Code | None:
+    """The code below a first line such as `#!python`; `None` for a script of a program, `#!/bin/sh`, and any other."""
+    head, _, source = text.partition("\n")
+    language = head.removeprefix("#!").strip()
+    return Code(source=source, language=language) if head.startswith("#!") and "/" not in language else None
+
+
 async def run_code(
     running: Running,
     code: Code,

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.code.call import Code, run_code
+from vmfork.code.call import find_code, run_code
 from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.freeze.freeze import freeze
@@ -182,12 +182,10 @@ class _Build:
 
 async def _run_step(running: Running, step: str, env: Mapping[str, str], *, timeout_s: float) -> None:
     """The step succeeded: a line of shell, or, below a line such as `#!python`, code for an interpreter that stays."""
-    head, _, source = step.partition("\n")
-    language = head.removeprefix("#!").strip()
-    if head.startswith("#!") and "/" not in language:
-        (await run_code(running, Code(source=source, language=language), timeout_s=timeout_s)).check()
-        return
-    (await run_program(running, Command(shell_argv(step), env=env), timeout_s=timeout_s)).check()
+    if (code := find_code(step)) is not None:
+        (await run_code(running, code, timeout_s=timeout_s)).check()
+    else:
+        (await run_program(running, Command(shell_argv(step), env=env), timeout_s=timeout_s)).check()
 
 
 async def _wait_ready(running: Running, recipe: Recipe, env: Mapping[str, str]) -> None:
