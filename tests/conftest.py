@@ -17,7 +17,8 @@ from vmfork.aio import Template
 from vmfork.config import Places, VMConfig, find_places
 from vmfork.machine.folder import sweep_vms
 
-pytest_plugins = [f"tests.rules.{name}" for name in ("capabilities", "evidence", "leaks", "limits", "telling")]
+RULES = ("capabilities", "evidence", "examples", "leaks", "limits", "telling")
+pytest_plugins = [f"tests.rules.{name}" for name in RULES]
 
 TEMPLATE = "test"
 HOME_KEY = pytest.StashKey[str]()

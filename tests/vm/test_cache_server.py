@@ -177,7 +177,7 @@ def test_a_server_killed_during_a_hand_over_leaves_no_machine(settings, endpoint
         with actor("take", "-", str(endpoint), "1", settings=settings) as taker:
             assert server.process.wait(LIMIT_S) == -signal.SIGKILL
             assert taker.communicate(timeout=LIMIT_S)[0] == ""  # no answer, so no machine
-        wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held), limit_s=15)
+        wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held))
     # The next one starts over it all.
     with serving(settings):
         pass
@@ -211,11 +211,11 @@ def test_a_client_killed_during_a_hand_over_leaves_no_machine(settings, endpoint
             taker.stdin.write("go\n")
             taker.stdin.flush()
             assert taker.wait(LIMIT_S) == -signal.SIGKILL
-        wait_until(lambda: not is_alive(taken["pid"]), limit_s=15)
+        wait_until(lambda: not is_alive(taken["pid"]))
         after = wait_full(settings)
         assert (after["live"], after["pool"]["given"]) == ([], 1)
         held = {vm["id"] for vm in status_of(settings)["vms"]}
-        wait_until(lambda: names_after_sweep() == held, limit_s=15)
+        wait_until(lambda: names_after_sweep() == held)
 
 
 def test_a_client_killed_while_it_waits_takes_nothing(settings, endpoint) -> None:
@@ -227,7 +227,7 @@ def test_a_client_killed_while_it_waits_takes_nothing(settings, endpoint) -> Non
             taker.wait()
         os.kill(server.process.pid, signal.SIGCONT)
         wait_until(lambda: status_of(settings)["pool"]["ready"] == 1)
-        wait_until(lambda: status_of(settings)["live"] == [], limit_s=15)
+        wait_until(lambda: status_of(settings)["live"] == [])
 
 
 def targets_of(pid: int) -> list[str]:
@@ -253,7 +253,7 @@ def test_a_killed_server_leaves_a_socket_that_the_next_takes_over(settings, endp
         held = wait_full(settings)["vms"]
         server.process.kill()
         server.process.wait()
-        wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held), limit_s=15)
+        wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held))
     assert endpoint.is_socket()
     assert vmfork("factory", "status", env={**settings, "VMFORK_FACTORY_TEMPLATE_NAME": "none"}).status == 3
     with serving(settings) as server:
@@ -293,8 +293,8 @@ async def test_callers_that_wait_get_closed_when_it_drains(settings, endpoint) -
         assert (await asyncio.to_thread(server.end)).status == 0
     refused = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     assert {type(error) for error in refused} == {Closed}
-    wait_until(lambda: not any(is_alive(reply.pid) for reply in outcomes if reply not in refused), limit_s=15)
-    wait_until(lambda: not names_after_sweep(), limit_s=15)
+    wait_until(lambda: not any(is_alive(reply.pid) for reply in outcomes if reply not in refused))
+    wait_until(lambda: not names_after_sweep())
 
 
 def test_destroy_drains_and_waits_for_the_end(settings, template_name) -> None:

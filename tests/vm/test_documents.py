@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents import PAGES, ROOT, Block, read_blocks
+from tests.ports import free_port
 from tests.rules.capabilities import need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
 
@@ -116,11 +116,6 @@ def make_commands(folder: Path) -> Path:
     return folder
 
 
-def find_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def _names(kind: str) -> set[str]:
     return {made["name"] for made in json.loads(vmfork(kind, "ls", "--json").check().out)}
 
@@ -145,7 +140,7 @@ def reader(tmp_path, default):
     commands = make_commands(tmp_path / ".venv" / "bin")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     env["PATH"] = f"{commands}:{env['PATH']}"
-    made = Reader(tmp_path, env, find_port())
+    made = Reader(tmp_path, env, free_port())
     try:
         with made.going_on:
             yield made

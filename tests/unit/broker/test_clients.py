@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 import os
 import signal
-import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.unit.broker.conftest import LIMIT_S
 from vmfork.errors import ExecError, GuestError, PortError
 from vmfork.wire.command import Command
@@ -260,10 +260,7 @@ async def test_connections_to_ports_go_through_and_end_with_their_client(start) 
     port = server.sockets[0].getsockname()[1]
     clients = [await brokered.client() for _ in range(3)]
     await asyncio.gather(*map(both_ways, clients))
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        guest_port = unused.getsockname()[1]
-    listening = await clients[1].listen(guest_port)
+    listening = await clients[1].listen(guest_port := free_port())
     reader, writer = await asyncio.open_connection("127.0.0.1", guest_port)
     attached = await clients[1].attach(listening, await listening.next_caller(), port=guest_port)
     await attached.write(b"hello")

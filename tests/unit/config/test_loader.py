@@ -166,7 +166,7 @@ def are_settings_or_refused(load) -> None:
     assert told
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(found=given_fields)
 def test_whatever_a_file_says_is_taken_or_refused_by_field(tmp_path, found):
     body = {}
@@ -177,7 +177,7 @@ def test_whatever_a_file_says_is_taken_or_refused_by_field(tmp_path, found):
         are_settings_or_refused(lambda: load_settings(path, {}))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(body=st.binary(max_size=60) | st.text(alphabet="[]=\"'{}.,#vmcpus10\n ", max_size=40).map(str.encode))
 def test_a_file_of_any_bytes_is_taken_or_refused(tmp_path, body):
     path = tmp_path / "vmfork.toml"
@@ -185,7 +185,7 @@ def test_a_file_of_any_bytes_is_taken_or_refused(tmp_path, body):
     are_settings_or_refused(lambda: load_settings(path, {}))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(found=st.dictionaries(st.sampled_from(FIELDS), leaves.map(str), max_size=4))
 def test_whatever_the_environment_says_is_taken_or_refused_by_field(tmp_path, found):
     environ = {f"VMFORK_{section}_{key}".upper(): text for (section, key), text in found.items()}
@@ -193,7 +193,7 @@ def test_whatever_the_environment_says_is_taken_or_refused_by_field(tmp_path, fo
     are_settings_or_refused(lambda: load_settings(path, environ))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(found=given_fields)
 def test_whatever_an_argument_says_is_taken_or_refused_by_field(tmp_path, found):
     path = write(tmp_path, "")

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import socket
 from dataclasses import replace
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,7 @@ from vmfork.image import ImageStore
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.units import MIB
 
-LIMIT_S = 5.0
+LIMIT_S = 20.0
 
 
 class Remote(StandInFactory):
@@ -96,6 +97,20 @@ class World:
         if name not in self.images:
             raise ImageNotFound(name)
         return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb", min_memory_mib=self.least_mib)
+
+
+async def until(is_so) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not is_so():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def rests(monkeypatch) -> SimpleNamespace:
+    """What a rest is measured by: it is over once `now_s` says so."""
+    clock, make = SimpleNamespace(now_s=0.0), health.Health.__init__
+    monkeypatch.setattr(health.Health, "__init__", partialmethod(make, now=lambda: clock.now_s))
+    return clock
 
 
 def traits_of(config) -> dict[str, str]:
@@ -243,7 +258,7 @@ async def test_a_template_that_went_stale_between_two_looks_is_built_again(world
     async with Factory(FactoryConfig(template=True, build="background")) as factory:
         template.errors = [TemplateStale("factory", "qemu.version", "7.2.1", "7.2.2")]
         await factory.get_vm()
-        await asyncio.sleep(0.01)
+        await until(lambda: template.rebuilt and not factory.stats().building)
         assert (template.rebuilt, factory.stats().fallbacks) == (1, {"template-stale": 1})
         await factory.get_vm()
         assert factory.stats().given["template 'factory'"] == 1
@@ -252,9 +267,7 @@ async def test_a_template_that_went_stale_between_two_looks_is_built_again(world
 async def test_a_build_is_begun_for_its_own_template_alone(world) -> None:
     other = world.add("other", sized(1, 256))
     async with Factory(FactoryConfig(template=True, build="background", templates=("other",))) as factory:
-        async with asyncio.timeout(LIMIT_S):
-            while factory.stats().building:
-                await asyncio.sleep(0)
+        await until(lambda: not factory.stats().building)
         other.refresh_error = TemplateNotFound("other")
         await factory.get_vm()
         assert (world.builds, factory.stats().fallbacks) == (1, {})
@@ -409,9 +422,8 @@ async def test_a_wrong_environment_costs_no_machine(world) -> None:
         assert template.made == []
 
 
-async def test_a_template_that_keeps_failing_rests_and_the_statistics_say_so(world, monkeypatch) -> None:
+async def test_a_template_that_keeps_failing_rests_and_the_statistics_say_so(world, rests) -> None:
     template = world.add("one", sized(1, 256))
-    monkeypatch.setattr(health, "REST_S", 0.05)
     async with Factory(FactoryConfig(templates=("one",))) as factory:
         template.errors = [HostError("torn page")] * 6
         for _ in range(4):
@@ -419,7 +431,7 @@ async def test_a_template_that_keeps_failing_rests_and_the_statistics_say_so(wor
         stats = factory.stats()
         assert (stats.fallbacks, stats.retries) == ({"host": 3, "quarantined": 1}, 3)
         assert stats.quarantined == {"template 'one'": "torn page"}
-        await asyncio.sleep(0.06)
+        rests.now_s += health.REST_S
         await factory.get_vm()
         assert (factory.stats().given["template 'one'"], factory.stats().quarantined) == (1, {})
 
@@ -460,26 +472,23 @@ async def test_one_build_in_the_background_while_callers_are_booted(world) -> No
         stats = factory.stats()
         assert (stats.building, stats.fallbacks, world.builds) == (True, {"template-not-ready": 5}, 1)
         world.build_gate.set()
-        async with asyncio.timeout(LIMIT_S):
-            while factory.stats().building:
-                await asyncio.sleep(0)
+        await until(lambda: not factory.stats().building)
         await factory.get_vm()
         assert factory.stats().given["cache of template 'factory'"] == 1
 
 
 @pytest.mark.parametrize("error", [HostError("no space"), RuntimeError("a bug")], ids=["host", "bug"])
-async def test_a_build_that_failed_is_told_and_tried_again_after_a_rest(world, error, monkeypatch) -> None:
-    monkeypatch.setattr(health, "REST_S", 0.05)
+async def test_a_build_that_failed_is_told_and_tried_again_after_a_rest(world, error, rests) -> None:
     world.build_errors = [error]
     async with Factory(FactoryConfig(template=True, build="background")) as factory:
-        await asyncio.sleep(0.01)
+        await until(lambda: factory.stats().build_error)
         await factory.get_vm()
         await factory.get_vm()
         assert (factory.stats().build_error, factory.stats().fallbacks) == (str(error), {"template-not-ready": 2})
         assert world.builds == 1
-        await asyncio.sleep(0.05)
+        rests.now_s += health.REST_S
         await factory.get_vm()
-        await asyncio.sleep(0.01)
+        await until(lambda: world.builds == 2 and not factory.stats().building)
         await factory.get_vm()
         assert (factory.stats().build_error, factory.stats().given["template 'factory'"], world.builds) == ("", 1, 2)
 
@@ -490,8 +499,7 @@ async def test_a_template_removed_later_is_built_again_in_the_background(world) 
         template.refresh_error = TemplateNotFound("factory")
         await factory.get_vm()
         assert factory.stats().fallbacks == {"template-not-found": 1}
-        await asyncio.sleep(0.01)
-        assert template.rebuilt == 1
+        await until(lambda: template.rebuilt == 1 and not factory.stats().building)
         template.refresh_error = None
         await factory.get_vm()
         assert factory.stats().given["template 'factory'"] == 1

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 GUEST = Path(__file__).parents[3] / "guest"
+# It looks for leaks before it ends.
+END_LIMIT_S = 60
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
@@ -87,7 +89,7 @@ class RunningAgent:
         """The agent ends with its socket, by itself, and says nothing else: no sanitizer complained."""
         self.sock.close()
         try:
-            _, complaint = self.process.communicate(timeout=10)
+            _, complaint = self.process.communicate(timeout=END_LIMIT_S)
         finally:
             self.process.kill()
         assert (self.process.returncode, complaint.decode()) == (0, self.says)

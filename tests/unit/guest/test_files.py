@@ -191,9 +191,11 @@ async def test_waiting_for_a_reader_can_be_given_up_and_leaves_nobody(agent, tmp
     os.mkfifo(pipe)
     with pytest.raises(DeadlineExceeded):
         await agent.write_file(str(pipe), b"x", timeout_s=0.1)
-    await agent.ping()
-    _, children, _ = await agent.exec(Command(["sh", "-c", "ps --no-headers --ppid $PPID | wc -l"]), timeout_s=20)
-    assert children.strip() == b"1"
+    async with asyncio.timeout(50):  # who waited is killed, and then reaped
+        children = b""
+        while children.strip() != b"1":
+            script = "ps --no-headers --ppid $PPID | wc -l"
+            _, children, _ = await agent.exec(Command(["sh", "-c", script]), timeout_s=None)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     assert os.read(reader, 10) == b""
     os.close(reader)
@@ -472,6 +474,9 @@ async def test_a_long_removal_holds_up_nobody_and_can_be_given_up(agent, tmp_pat
             os.link(tree / "0" / "0", tree / str(folder) / str(number)) if folder or number else (
                 tree / "0" / "0"
             ).touch()
+    # On a busy host the agent is to have no more of it than who watches, lest it be done before anybody looks.
+    _, pid, _ = await agent.exec(Command(["sh", "-c", "echo $PPID"]), timeout_s=20)
+    os.setpriority(os.PRIO_PROCESS, int(pid), 19)
     removing = asyncio.ensure_future(agent.remove(str(tree), recursive=True))
     _, stdout, _ = await agent.exec(Command(["echo", "meanwhile"]), timeout_s=20)
     assert stdout == b"meanwhile\n"

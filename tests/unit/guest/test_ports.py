@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import os
 import resource
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from vmfork.agent.client import AgentClient
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, GuestError, PortError, StoreBusy
 from vmfork.host.lock import locked_folder
@@ -74,12 +74,6 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def total(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers once the caller has said all: only half-closing gets an answer."""
     writer.write(hashlib.sha256(await reader.read()).hexdigest().encode())
-
-
-def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return int(unused.getsockname()[1])
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -285,6 +279,9 @@ async def test_a_thousand_connections_leave_nothing(agent) -> None:
                 await agent.open_tunnel(free_port())
 
         await use(0)
+        while forward._carrying:
+            await asyncio.wait(forward._carrying)
+        await agent.ping()
         pid = agent_pid()
         before = open_files(pid), open_files("self")
         for number in range(0, 1000, 20):
@@ -368,13 +365,12 @@ async def test_a_descriptor_that_a_closed_port_had_is_free_for_others(agent) -> 
     forward = start_forward(agent, free_port(), LOOPBACK)
     await asyncio.sleep(0)  # it waits for a caller
     number = forward._listener.fileno()
+    reading, writing = os.pipe()
     closing = asyncio.ensure_future(forward.aclose())
     while forward._listener.fileno() >= 0:
         await asyncio.sleep(0)
-    reading, writing = os.pipe()
-    if reading != number:
-        os.dup2(reading, number)
-        os.close(reading)
+    os.dup2(reading, number)
+    os.close(reading)
     told = asyncio.Event()
     loop.add_reader(number, told.set)
     await closing

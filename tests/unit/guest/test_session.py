@@ -42,6 +42,7 @@ def exec_request(stream: int, argv: list[str], *, stdin: bool = False) -> bytes:
     return encode_exec(stream, Command(argv, stdin=stdin))[0]
 
 
+LIMIT_S = 30
 NONCE = bytes(range(16))
 CAPABILITIES = {
     "exec",
@@ -67,7 +68,7 @@ EXEC_SLEEP = exec_request(7, ["sleep", "60"])
 
 def ask(sock: socket.socket, data: bytes, count: int) -> list[Frame]:
     """`data` is sent, and this many frames come back."""
-    sock.settimeout(10)
+    sock.settimeout(LIMIT_S)
     sock.sendall(data)
     parser, frames = FrameParser(), []
     while len(frames) < count:
@@ -80,7 +81,7 @@ def ask(sock: socket.socket, data: bytes, count: int) -> list[Frame]:
 
 def greet(sock: socket.socket, before: bytes = b"") -> bytes:
     """What came before the nonce. The REPLY behind it is whole."""
-    sock.settimeout(10)
+    sock.settimeout(LIMIT_S)
     sock.sendall(before + hello_request(99, NONCE))
     got = b""
     while NONCE not in got or not FrameParser().feed(got.split(NONCE, 1)[1]):
@@ -201,7 +202,7 @@ def test_taking_over_kills_what_ran_and_forgets_what_was_queued(start_agent) -> 
     quiesced = ask(running.sock, encode_request(7, Opcode.QUIESCE), 1)
     assert quiesced[0].kind is Kind.REPLY
     # The agent reaps them as it is told of their end.
-    end = time.monotonic() + 10
+    end = time.monotonic() + LIMIT_S
     while children(running.process.pid) and time.monotonic() < end:
         ask(running.sock, encode_request(1, Opcode.PING), 1)
     assert children(running.process.pid) == []
@@ -309,20 +310,21 @@ def test_credit_is_kept_to_the_byte(start_agent) -> None:
     sock = start_agent().sock
     request = exec_request(7, ["cat", "/dev/zero"])
 
-    def data_until_pong(data: bytes) -> int:
+    def data_behind(data: bytes, least: int) -> int:
+        """How much comes: so much at least, and what else comes in a moment."""
         sock.sendall(data)
         parser, total = FrameParser(), 0
-        sock.settimeout(0.2)
         try:
             while True:
+                sock.settimeout(LIMIT_S if total < least else 0.2)
                 for frame in parser.feed(sock.recv(65536)):
                     total += len(frame.payload) - 1 if frame.kind is Kind.DATA else 0
         except TimeoutError:
             return total
 
-    assert data_until_pong(request) == 65_536
-    assert data_until_pong(encode_frame(Kind.CREDIT, 7, b"\x01\0\0\0\x05")) == 5
-    assert data_until_pong(encode_frame(Kind.CREDIT, 7, b"\x02\0\0\0\x05")) == 0
+    assert data_behind(request, 65_536) == 65_536
+    assert data_behind(encode_frame(Kind.CREDIT, 7, b"\x01\0\0\0\x05"), 5) == 5
+    assert data_behind(encode_frame(Kind.CREDIT, 7, b"\x02\0\0\0\x05"), 0) == 0
 
 
 def test_a_listing_with_little_credit_is_cut_to_it(start_agent, tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_a_listing_with_little_credit_is_cut_to_it(start_agent, tmp_path: Path) 
     sock = start_agent().sock
     got, parser = 0, FrameParser()
     sock.sendall(encode_request(7, Opcode.LIST, str(tmp_path).encode()))
-    sock.settimeout(10)
+    sock.settimeout(LIMIT_S)
     while got < 65_536:
         got += sum(len(frame.payload) - 1 for frame in parser.feed(sock.recv(65536)))
     assert got == 65_536
@@ -366,7 +368,7 @@ async def test_shutdown_answers_and_ends(start_agent) -> None:
     running = start_agent()
     async with await AgentClient.open(running.sock.dup()) as client:
         await client.shutdown()
-        await asyncio.wait_for(asyncio.shield(client.closed), 10)
+        await asyncio.wait_for(asyncio.shield(client.closed), LIMIT_S)
 
 
 def test_a_socket_that_closes_ends_the_agent_and_its_programs(start_agent) -> None:
@@ -375,6 +377,6 @@ def test_a_socket_that_closes_ends_the_agent_and_its_programs(start_agent) -> No
     (pid,) = children(running.process.pid)
     descriptor = os.pidfd_open(int(pid))
     running.finish()
-    ended, _, _ = select.select([descriptor], [], [], 5)
+    ended, _, _ = select.select([descriptor], [], [], LIMIT_S)
     os.close(descriptor)
     assert ended, f"process {pid} still runs"

@@ -103,7 +103,7 @@ def test_a_folder_behind_a_link_of_another_user_is_refused(tmp_path):
         make_private(tmp_path / "link" / "mine")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(first=st.binary(), second=st.binary())
 def test_a_file_is_replaced_wholly_and_leaves_nothing_beside_it(tmp_path, first, second):
     path = tmp_path / "file"
@@ -220,7 +220,7 @@ def test_a_tail_of_nothing_is_empty(tmp_path):
 
 
 @given(data=st.binary(max_size=200), limit=st.integers(0, 50))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_the_tail_of_binary_data_is_text(tmp_path, data, limit):
     (tmp_path / "log").write_bytes(data)
     assert tail_of(tmp_path / "log", limit=limit) == data[max(0, len(data) - limit) :].decode(errors="replace")

@@ -65,18 +65,18 @@ async def test_an_error_that_is_not_ours_closes_all_and_is_raised_as_it_is() -> 
 
 
 async def test_when_it_is_cancelled_all_are_closed() -> None:
-    maker, stuck = Maker(), asyncio.Event()
+    maker, made = Maker(), asyncio.Event()
 
     async def make() -> int:
         number = await maker.make()
         if number:
-            await stuck.wait()
+            await asyncio.Event().wait()
+        made.set()
         return number
 
     task = asyncio.create_task(make_several(2, make, close=maker.close, failures=None))
-    while not maker.closed and not task.done():
-        await asyncio.sleep(0.01)
-        task.cancel()
+    await made.wait()
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert maker.closed == [0]

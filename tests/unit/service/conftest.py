@@ -29,7 +29,7 @@ class Running:
         return Pools([self.pool, *self.others])
 
     async def wait_for(self, state: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while state not in self.states:
                 assert not self.task.done(), self.task.exception()
                 await asyncio.sleep(0)
@@ -54,7 +54,7 @@ def running_server(endpoint):
             yield running
         finally:
             running.server.quit()
-            await asyncio.wait_for(running.task, 20)
+            await asyncio.wait_for(running.task, 30)
 
     return run
 

@@ -16,7 +16,7 @@ from vmfork.store.manifest import FORMAT, fingerprint_of
 
 FIELDS = [f.name for f in fields(Manifest)]
 NEEDED = [f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING]
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def read(data: bytes) -> Manifest:

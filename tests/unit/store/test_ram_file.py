@@ -50,7 +50,7 @@ def test_a_size_that_cannot_be_leaves_no_descriptor(tmp_path, only_small_files):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(numbers=st.sets(st.integers(0, SIZE // PAGE - 1), max_size=8), zeros=st.sets(st.integers(0, SIZE // PAGE - 1)))
 def test_zeros_and_holes_count_alike(tmp_path, numbers, zeros):
     pages = {number: number.to_bytes(4, "big") + b"x" * (PAGE - 4) for number in numbers}

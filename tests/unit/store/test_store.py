@@ -546,7 +546,7 @@ async def test_a_bad_name_is_refused_everywhere(store, name):
     assert not store.folder.exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.text(max_size=80) | st.text(alphabet="./-_a\n\0", max_size=6))
 def test_any_name_stays_in_the_store(store, name):
     try:
