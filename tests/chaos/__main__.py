@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: operations in which somebody is killed, stopped or refused, and what was left of them."""
+"""`python -m tests.chaos`: operations in which somebody is killed, stopped or refused, or the clock jumps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from tests.chaos import aftermath, runs
 from tests.chaos.lives import CRASH_WHEN_ADOPTED, OLD
-from tests.chaos.runs import REFUSED
+from tests.chaos.runs import REFUSED, STEPPED
 from tests.chaos.troubles import TROUBLES
+from tests.stepped_clock import SteppedClock
 from tests.unit.image.test_build import MEMBERS
 from vmfork.aio import Template, VMConfig, find_places
 from vmfork.host.tmpfs import mount_tmpfs, unmount
@@ -37,27 +38,27 @@ if TYPE_CHECKING:
 KILL, STOP = "SIGKILL", "SIGSTOP"
 _MACHINE = (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("guest", "crash"))
 _STOPPED = (("qemu", STOP), ("keeper", STOP))
-_REFUSED = (("host", REFUSED),)
+_HOST = (("host", REFUSED), ("clock", STEPPED))
 # Who takes part in what, and how much of all runs it gets: those that boot a guest take seconds.
 PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
-    "fork": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "adopt": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "exec": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "hand-over": (5, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "detach": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "start": (4, (*_MACHINE, ("broker", KILL), *_STOPPED, *_REFUSED)),
-    "network": (4, (*_MACHINE, *_STOPPED, *_REFUSED)),
-    "left": (4, (("library", KILL), ("broker", KILL), ("forwarder", KILL), ("forwarder", STOP), *_REFUSED)),
-    "branch": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_REFUSED)),
-    "freeze": (2, (*_MACHINE, ("copier", KILL), *_REFUSED)),
-    "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_REFUSED)),
-    "build": (3, (*_MACHINE, *_REFUSED)),
-    "replace": (3, (*_MACHINE, *_REFUSED)),
-    "remove": (1, (("library", KILL), *_REFUSED)),
-    "image": (3, (("library", KILL), ("mmdebstrap", KILL), *_REFUSED)),
-    "take": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("server", KILL), *_REFUSED)),
-    "serve": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), *_REFUSED)),
-    "sweep": (1, (("library", KILL), *_REFUSED)),
+    "fork": (5, (*_MACHINE, *_STOPPED, *_HOST)),
+    "adopt": (5, (*_MACHINE, *_STOPPED, *_HOST)),
+    "exec": (4, (*_MACHINE, *_STOPPED, *_HOST)),
+    "hand-over": (5, (*_MACHINE, *_STOPPED, *_HOST)),
+    "detach": (4, (*_MACHINE, *_STOPPED, *_HOST)),
+    "start": (4, (*_MACHINE, ("broker", KILL), *_STOPPED, *_HOST)),
+    "network": (4, (*_MACHINE, *_STOPPED, *_HOST)),
+    "left": (4, (("library", KILL), ("broker", KILL), ("forwarder", KILL), ("forwarder", STOP), *_HOST)),
+    "branch": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_HOST)),
+    "freeze": (2, (*_MACHINE, ("copier", KILL), *_HOST)),
+    "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_HOST)),
+    "build": (3, (*_MACHINE, *_HOST)),
+    "replace": (3, (*_MACHINE, *_HOST)),
+    "remove": (1, (("library", KILL), *_HOST)),
+    "image": (3, (("library", KILL), ("mmdebstrap", KILL), *_HOST)),
+    "take": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("server", KILL), *_HOST)),
+    "serve": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), *_HOST)),
+    "sweep": (1, (("library", KILL), *_HOST)),
 }
 _TROUBLED_SHARE = 0.2
 
@@ -66,11 +67,11 @@ def main() -> int:
     asked = _arguments()
     runs.become_subreaper()
     begun, results = time.time(), []
-    with _instance() as tar:
+    with _instance() as tar, tempfile.TemporaryDirectory(prefix="vmfork-chaos-clock-") as folder:
         os.environ["CHAOS_TAR"] = str(tar)
         dying = f"{asked.template}-dies"
         asyncio.run(Template.ensure(asked.template, VMConfig()))
-        instance = runs.Instance(asked.template, dying, runs.environ_of(asked.template))
+        instance = runs.Instance(asked.template, dying, runs.environ_of(asked.template), SteppedClock(Path(folder)))
         for result in _all(instance, asked, images=tar.with_name("images")):
             results.append(result)
             _show(len(results), asked.count, result)

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.lives import LIVES, Stage
-from tests.chaos.participants import GUEST, HOST, LIBRARY, SERVER, find, present, strike
+from tests.chaos.participants import CLOCK, GUEST, HOST, LIBRARY, SERVER, find, present, strike
 from tests.refusals import touching
+from tests.stepped_clock import step_own
 from vmfork.aio import DeadlineExceeded, InternalError, VMForkError
 from vmfork.border.failures import translating
 from vmfork.cli.main import main as command
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 class Asked:
     """One run. The `nth` step called `step` is where `participant` gets the signal; without a step nobody does.
 
-    The host as participant refuses that step with the error number that is called `signal`.
+    The host as participant refuses that step with the error number that is called `signal`, the clock is that many
+    seconds off from then on.
 
     Where there is no such participant at that step, it gets the signal at the first step at which there is one.
     `descriptors`: no more are allowed from the first step on.
@@ -88,6 +90,11 @@ class Steps:
             tell(struck=name)
             number = getattr(errno, asked.signal)
             raise OSError(number, os.strerror(number))
+        if asked.participant == CLOCK:
+            self._done = True
+            tell(struck=name)
+            step_own(int(asked.signal))
+            return
         if asked.participant == LIBRARY:
             tell(struck=name)
         if strike(self._find(), signal.Signals[asked.signal]):

@@ -19,7 +19,7 @@ NAMES = {
     # A Python as ours is, which its command line tells.
     "forwarder": (OPTION,),
 }
-LIBRARY, SERVER, GUEST, HOST = "library", "server", "guest", "host"
+LIBRARY, SERVER, GUEST, HOST, CLOCK = "library", "server", "guest", "host", "clock"
 
 
 def descendants(pid: int) -> list[int]:

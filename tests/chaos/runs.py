@@ -20,9 +20,10 @@ from typing import Any
 
 from tests.chaos import aftermath
 from tests.chaos.actor import Asked
-from tests.chaos.participants import NAMES
+from tests.chaos.participants import CLOCK, NAMES
 from tests.chaos.troubles import TROUBLES, Troubled
 from tests.refusals import NUMBERS
+from tests.stepped_clock import HOUR_S, SteppedClock
 
 ROOT = Path(__file__).parents[2]
 # The longest that a life may take, of which each wait has a limit; beyond that it hangs.
@@ -62,20 +63,23 @@ class Told:
 
 
 class Instance:
-    """The actors' environment, and the template that they fork."""
+    """The actors' environment, the template that they fork, and a clock that may jump in one of them."""
 
-    def __init__(self, template: str, dying: str, environ: Mapping[str, str]) -> None:
-        self.template, self.dying, self.environ = template, dying, environ
+    def __init__(self, template: str, dying: str, environ: Mapping[str, str], clock: SteppedClock) -> None:
+        self.template, self.dying, self.environ, self.clock = template, dying, environ, clock
 
     def act(self, asked: Asked, *, troubled: Troubled | None = None, delay_s: float = 0.0) -> Told:
         """The actor has ended. One that serves is told to end, `delay_s` after it began to serve."""
         troubled = troubled or Troubled("")
+        environ = {**self.environ, **troubled.environ}
+        if asked.participant == CLOCK:
+            self.clock.step_to(0)
+            environ |= self.clock.environ
         argv = [*troubled.prefix, sys.executable, "-m", "tests.chaos.actor", json.dumps(vars(asked))]
         told = Told()
         with tempfile.TemporaryFile() as log:
             with subprocess.Popen(
-                argv, cwd=ROOT, env={**self.environ, **troubled.environ}, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=log, text=True,
+                argv, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
             ) as actor, _limited(actor, told):  # fmt: skip
                 assert actor.stdout is not None
                 for line in actor.stdout:
@@ -111,6 +115,8 @@ def _limited(actor: subprocess.Popen[str], told: Told) -> Iterator[None]:
 
 # The deed of a host that refuses a step, with a number that is drawn.
 REFUSED = "refusal"
+# That of a clock: it jumps by an hour, either way.
+STEPPED = "step"
 # A step's name, and who of NAMES took part at that moment.
 Step = tuple[str, Sequence[str]]
 
@@ -139,8 +145,8 @@ def strike(
     step = random.choice(sorted({name for name, _ in met or steps}))
     template = instance.dying if participant == "guest" and life in ("fork", "adopt") else instance.template
     nth = random.choice([at for at, each in enumerate(_named(steps, step), 1) if each in met] or [1])
-    sign = errno.errorcode[random.choice(NUMBERS)] if deed == REFUSED else deed
-    asked = Asked(life, template, step, nth, participant, sign, seed=seed, options=dict(options))
+    sign = {REFUSED: errno.errorcode[random.choice(NUMBERS)], STEPPED: str(random.choice((HOUR_S, -HOUR_S)))}
+    asked = Asked(life, template, step, nth, participant, sign.get(deed, deed), seed=seed, options=dict(options))
     before = _Before()
     with _server(instance, life) as server:
         told = instance.act(replace(asked, server=server), delay_s=random.uniform(0, 2))
