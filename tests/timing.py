@@ -57,6 +57,13 @@ async def with_more_time(attempt: Callable[[float], Awaitable[T]], *limits_s: fl
     return await attempt(last)
 
 
+async def wait_none(vm: VM, pattern: str, *, limit_s: float = 60.0) -> None:
+    """No process of the guest has such a command line: what was killed is gone once it was scheduled once more."""
+    async with asyncio.timeout(limit_s):
+        while (await vm.shell(f"pgrep -f '{pattern}'")).stdout:
+            pass
+
+
 async def least_skew_s(vm: VM, *, enough_s: float = 0.020) -> float:
     """The least bound of a guest's clock that was measured: each has a round trip in it, long where a host is busy."""
     least_s = float("inf")

@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from tests.timing import wait_none
 from tests.vm.cli_runner import vmfork as command
 from tests.vm.test_detached import broker_of, end, folder_of
 from tests.vm.test_handover import LIMIT_S
@@ -54,7 +55,7 @@ async def test_a_program_that_ignores_term_is_killed_after_its_grace(vm) -> None
     with pytest.raises(DeadlineExceeded) as error:
         await vm.exec(["bash", "-c", script], timeout_s=1, grace_s=0.2)
     assert error.value.operation
-    assert (await vm.shell("pgrep -f '[d]eaf'", timeout_s=LIMIT_S)).stdout == ""
+    await wait_none(vm, "[d]eaf")
     kept = await vm.start(["bash", "-c", script], background=True)
     await anext(aiter(kept.output()))
     await kept.kill("TERM")
