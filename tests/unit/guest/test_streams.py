@@ -160,11 +160,23 @@ def up(tmp_path) -> Path:
     return tmp_path / "up"
 
 
+async def wait_up(running, up: Path) -> None:
+    """The program is up, and its limit of time has begun."""
+    await asyncio.to_thread(up.read_bytes)
+    await has_turns(running)
+
+
+async def has_turns(running) -> None:
+    """Whoever waits in this loop had turns, behind whatever the agent has told."""
+    for _ in range(3):
+        await running.agent.ping()
+
+
 @pytest.mark.parametrize("way", ["exec", "stream"])
 async def test_a_program_may_end_in_order_in_its_grace(running, up, way: str) -> None:
     with held_time() as time:
         ending = asyncio.ensure_future(run(running, way, POLITE.format(up=up)))
-        await asyncio.to_thread(up.read_bytes)
+        await wait_up(running, up)
         time.pass_by(5.0)
         late, came = await ending  # though its grace never passes
     assert (late.limit_s, came) == (5.0, b"up\nasked\n")
@@ -174,10 +186,9 @@ async def test_a_program_may_end_in_order_in_its_grace(running, up, way: str) ->
 async def test_a_program_that_ignores_term_is_killed_after_its_grace(running, up, way: str) -> None:
     with held_time() as time:
         ending = asyncio.ensure_future(run(running, way, DEAF.format(up=up)))
-        await asyncio.to_thread(up.read_bytes)
+        await wait_up(running, up)
         time.pass_by(5.0)
-        await running.agent.ping()
-        await running.agent.ping()  # behind SIGTERM
+        await has_turns(running)  # in which SIGTERM is sent
         assert not ending.done()
         time.pass_by(50.0)
         late, came = await ending
@@ -190,6 +201,7 @@ async def test_a_time_limit_reaches_a_program_that_nobody_reads(running) -> None
     with held_time() as time:
         async with aclosing(stream_program(running, sh("echo $$; exec yes"), timeout_s=5.0)) as events:
             pid = int((await anext(events)).data.split()[0])
+            await has_turns(running)
             time.pass_by(5.0)
             await asyncio.to_thread(gone, pid)
             with pytest.raises(DeadlineExceeded):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.timing import held_time
+from tests.timing import with_more_time
 from vmfork.errors import ConfigError, HostError
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu import binary as qemu
@@ -101,15 +100,14 @@ async def test_one_that_cannot_be_run(tmp_path) -> None:
         await find_qemu(str(path))
 
 
-async def test_one_that_hangs_is_ended(program, tmp_path) -> None:
-    os.mkfifo(up := tmp_path / "up")
-    with held_time() as time:
-        probe = asyncio.ensure_future(find_qemu(program(f"echo $$ > {up}; exec sleep 60")))
-        pid = int(await asyncio.to_thread(up.read_text))
-        time.pass_by(qemu._PROBE_LIMIT_S)
-        with pytest.raises(HostError, match="did not end within 20 s"):
-            await probe
-    assert ProcessIdentity.of(pid) is None
+async def test_one_that_hangs_is_ended(program, tmp_path, monkeypatch) -> None:
+    async def hang(limit_s: float) -> int:
+        monkeypatch.setattr(qemu, "_PROBE_LIMIT_S", limit_s)
+        with pytest.raises(HostError, match=f"did not end within {limit_s:g} s"):
+            await find_qemu(program(f"echo $$ > {tmp_path}/pid; exec sleep 60"))
+        return int((tmp_path / "pid").read_text())
+
+    assert ProcessIdentity.of(await with_more_time(hang, 0.3, 10)) is None
 
 
 async def test_a_cancelled_probe_leaves_no_process(program, tmp_path, until) -> None:
