@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vmfork.errors import ConfigError
+from vmfork.host.compressed import DamagedError, decompressed
 from vmfork.host.packing import Made, Parts, encode_content
 from vmfork.host.thread import in_thread
 from vmfork.wire.tree import MOST_DEPTH, SHARED, Entry, encode_entry, encode_up, is_name
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Self
 
+    from vmfork.host.compressed import Source
     from vmfork.host.packing import Batch
     from vmfork.wire.tree import EntryType
 
@@ -130,8 +132,8 @@ class _Tar(tarfile.TarFile):
 def _making_sense() -> Iterator[None]:
     """Raises `ReadError` for whatever tarfile raises where a tar makes no sense.
 
-    A header of gzip that is cut off is a `TypeError`, a map of holes that is an `IndexError`, an endless time an
-    `OverflowError`, and a thousand headers for one name are a `RecursionError` (CPython 3.11 to 3.13).
+    A map of holes that is cut off is an `IndexError`, an endless time an `OverflowError`, and a thousand headers for
+    one name are a `RecursionError` (CPython 3.11 to 3.13).
     """
     try:
         yield
@@ -163,7 +165,7 @@ class TarPacking:
     def _next_batch(self) -> Batch:
         try:
             return self._parts.next_batch()
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, DamagedError, EOFError, ValueError) as error:
             raise ConfigError("tar", "-", f"what came is no whole tar: {error}", hint=_NO_TAR) from error
 
     def _pack(self) -> Generator[tuple[bytes, Made | None]]:
@@ -180,10 +182,9 @@ class TarPacking:
         yield encode_up(), None
 
 
-def _open_tar(source: Any) -> tarfile.TarFile:
-    """All that `source` is asked for is `read`."""
+def _open_tar(source: Source) -> tarfile.TarFile:
     with _making_sense():
-        return _Tar.open(fileobj=source, mode="r|*", bufsize=_PIECE_SIZE, tarinfo=_Member)
+        return _Tar.open(fileobj=cast(Any, decompressed(source)), mode="r|", bufsize=_PIECE_SIZE, tarinfo=_Member)
 
 
 def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

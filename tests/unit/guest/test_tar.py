@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gzip
 import io
+import lzma
 import os
 import stat
 import subprocess
@@ -254,6 +256,33 @@ async def test_what_a_tar_says_of_one_file_is_bounded(tar: bytes) -> None:
             _, most = tracemalloc.get_traced_memory()
             tracemalloc.stop()
     assert most < 64 << 20
+
+
+@pytest.mark.parametrize("make", [gzip.compress, bz2.compress, lzma.compress])
+async def test_of_a_tar_that_was_made_smaller_there_is_a_piece_at_a_time(make) -> None:
+    """All that 64 KiB hold, 32 MB here, was there at once, and its rest was copied with each piece that was taken."""
+    tar = make(one("x", bytes(32 << 20)))
+    assert len(tar) < 1 << 16
+    count = 0
+    with piped(tar) as fd, closing(TarPacking(fd)) as packing:
+        tracemalloc.start()
+        try:
+            while (batch := await packing.next_batch()).has_any:
+                count += len(batch.data)
+        finally:
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert count > 0
+    assert most < 16 << 20  # xz itself has 8 MiB
+
+
+@pytest.mark.parametrize("make", [gzip.compress, bz2.compress, lzma.compress])
+async def test_what_was_made_smaller_and_is_damaged_or_cut_off_is_named(make) -> None:
+    tar = make(one("x", os.urandom(300_000)))
+    for damaged in (tar[:200_000], tar[:12], tar[:100] + b"damage" * 20 + tar[220:]):
+        with piped(damaged) as fd, closing(TarPacking(fd)) as packing, pytest.raises(ConfigError, match="no whole tar"):
+            while (await packing.next_batch()).has_any:
+                pass
 
 
 async def test_one_who_waits_for_a_tar_that_does_not_come_can_leave(agent, tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ async def ask(port: int, data: bytes, *, ends: bool = False) -> bytes:
     with socket.socket() as client:
         client.setblocking(False)
         await loop.sock_connect(client, ("127.0.0.1", port))
-        await loop.sock_sendall(client, data)
-        if ends:
-            client.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it may be let go before it has said all
+            await loop.sock_sendall(client, data)
+            if ends:
+                client.shutdown(socket.SHUT_WR)
         with suppress(ConnectionResetError):
             while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), LIMIT_S):
                 answer += piece
