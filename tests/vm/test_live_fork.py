@@ -17,6 +17,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HostError, MachineEnded, NoRoom, TemplateExists, VMForkError
 from vmfork.freeze import live
 from vmfork.host import copier, facts
+from vmfork.machine.use import layer_bytes, read_uses, shared_bytes
 
 pytestmark = pytest.mark.vm
 
@@ -264,18 +265,44 @@ async def test_a_forwarded_port_and_its_connections_stay_with_the_parent(fork) -
         await writer.wait_closed()
 
 
-async def test_a_chain_keeps_what_each_of_it_wrote_when_those_before_are_gone(template) -> None:
+@pytest.mark.parametrize("depth", [3, pytest.param(10, marks=pytest.mark.slow)])
+async def test_a_chain_keeps_what_each_of_it_wrote_when_those_before_are_gone(template, depth) -> None:
+    """Each level is a fork of the one before or, every other time, of a template of it; both are gone then."""
     vm = await template.fork()
+    nonces: list[bytes] = []
+    lines = [[f"{template.name}/{template.generation}"]]
     try:
-        for level in range(4):
-            await vm.write_file(f"/root/level-{level}", os.urandom(100_000))
-            known = [await vm.read_file(f"/root/level-{each}") for each in range(level + 1)]
-            (child,) = await vm.fork(1)
+        for level in range(depth):
+            nonces.append(os.urandom(100_000))
+            await vm.write_file(f"/root/level-{level}", nonces[-1])
+            child, line = await (fork_by_template(vm, level) if level % 2 else fork_alone(vm))
             await vm.aclose()
             vm = child
-            assert [await vm.read_file(f"/root/level-{each}") for each in range(level + 1)] == known
+            lines.append(line)
+            assert [await vm.read_file(f"/root/level-{each}") for each in range(level + 1)] == nonces
+        templates = [name for line in lines for name in line]
+        assert list(vm.facts.descent.templates) == templates
+        assert len(templates) == 1 + depth // 2
+        assert (await VM.list())[-1].facts.descent == vm.facts.descent
     finally:
         await vm.aclose()
+
+
+async def fork_alone(vm) -> tuple[VM, list[str]]:
+    """A live fork, and the templates that it has in its line beyond those of its parent."""
+    (child,) = await vm.fork(1)
+    assert child.facts.descent.vms == (*vm.facts.descent.vms, vm.id)
+    return child, []
+
+
+async def fork_by_template(vm, level: int) -> tuple[VM, list[str]]:
+    """The same of a template that is gone again."""
+    frozen = await vm.freeze(f"live-chain-{level}")
+    try:
+        assert frozen.manifest.ancestors == vm.facts.descent.templates
+        return await frozen.fork(), [f"{frozen.name}/{frozen.generation}"]
+    finally:
+        await frozen.remove()
 
 
 async def test_a_paused_machine_is_forked_as_it_stands_and_stays_paused(fork) -> None:
@@ -385,7 +412,7 @@ async def test_a_template_of_a_machine_that_has_grown_is_whole(roomy) -> None:
             await (await Template.open(name)).remove()
 
 
-async def test_forks_share_what_the_parent_had_for_itself(fork) -> None:
+async def test_forks_share_what_the_parent_had_for_itself(fork, instance) -> None:
     await write_random(fork, 24)
     own = fork.memory().guest_private
     async with all_closed(await fork.fork(2)) as forks:
@@ -396,8 +423,24 @@ async def test_forks_share_what_the_parent_had_for_itself(fork) -> None:
         assert (below, upper) == (fork.facts.ram_inode, forks[0].facts.upper_inode)
         for vm in forks:
             await digest(vm)
-            assert vm.memory().guest_private < own // 2
-            assert vm.memory().guest_shared > 24 << 20
+            use, stats = vm.memory(), await vm.stats()
+            assert use.guest_private < own // 2
+            assert use.guest_siblings > 24 << 20
+            assert use.guest_base > 1 << 20
+            assert use.guest_siblings + use.guest_base == use.guest_shared
+            assert 24 << 20 < stats.siblings_bytes < stats.layer_bytes < 1.3 * own
+        uses = [each for each in read_uses(instance.vms) if each.record.id != fork.id]
+        assert layer_bytes(uses) == uses[0].record.facts.layer_bytes
+        assert shared_bytes(uses) < sum(each.memory.guest_shared for each in uses)
+
+
+async def test_forks_of_a_booted_machine_share_all_that_they_read_with_their_siblings(instance) -> None:
+    async with await VM.boot(VMConfig(memory_mib=256)) as vm, all_closed(await vm.fork(2)) as forks:
+        for each in forks:
+            use = each.memory()
+            assert use.guest_base == 0 < use.guest_siblings
+            assert each.facts.layer_bytes >= use.guest_siblings
+        assert vm.memory().guest_siblings == 0 == vm.facts.layer_bytes
 
 
 async def test_it_is_frozen_twice_and_the_second_is_whole_as_well(any_vm) -> None:
@@ -602,6 +645,18 @@ async def test_the_commands_fork_and_freeze_what_runs(template) -> None:
                 assert vmfork("exec", each, "cat", "/root/it").check().out == "here"
             assert vmfork("freeze", vm.id, "live-command").check().out == "template 'live-command' is ready\n"
             assert vmfork("run", "-t", "live-command", "cat", "/root/it").check().out == "here"
+            (below,) = [
+                each["children"]
+                for each in json.loads(vmfork("template", "ls", "--tree", "--json").check().out)
+                if each["name"] == template.name
+            ]
+            assert [each["name"] for each in below] == ["live-command"]
+            (group,) = json.loads(vmfork("ps", "--tree", "-m", "--filter", "of=live", "--json").check().out)
+            for each in group["machines"]:
+                assert (each["ancestors"], each["template"]) == ([vm.id], template.name)
+                assert 0 < each["siblings_bytes"] < each["shared_bytes"]
+                assert 0 < each["own_bytes"] < each["memory_mib"] << 20
+                assert each["siblings_bytes"] <= each["layer_bytes"]
             assert vmfork("freeze", vm.id, "live-command").status == 1
             for wrong in (("fork", vm.id, "-n", "0"), ("fork", vm.id, "-n", "10000"), ("freeze", vm.id, "no/name")):
                 refused = vmfork(*wrong)

@@ -44,7 +44,8 @@ def command(vm_id: str, as_json: bool) -> None:
             continue
         if value is None:
             continue
-        shown = " ".join(f"{key}={text}" for key, text in value.items()) if isinstance(value, dict) else value
+        parts = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
+        shown = " ".join(parts) if isinstance(parts, (list, tuple)) else parts
         click.echo(f"{name:12} {shown}".rstrip())
 
 

@@ -60,6 +60,7 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         "labels": dict(record.labels),
         "template": record.template,
         "parent": record.parent,
+        "ancestors": record.facts.descent.vms,
         "image": record.image,
         "state": "ended" if end is not None else _state(record),
         "paused": end is None and is_paused(find_places().vms / record.id),

@@ -81,10 +81,15 @@ def show_json(value: object) -> None:
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as they need to be."""
-    lines = [[*head], *([printable(str(cell)) for cell in row] for row in rows)]
+    lines = [[*head], *([_cell(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(text: str) -> str:
+    """As it may be shown; what a tree is drawn with may begin with spaces."""
+    return " " * (len(text) - len(text.lstrip(" "))) + printable(text)
 
 
 @contextmanager

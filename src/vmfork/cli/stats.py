@@ -16,7 +16,7 @@ from vmfork.config import find_places
 from vmfork.errors import VMNotFound
 from vmfork.machine.folder import has_broker
 from vmfork.machine.naming import find_vm
-from vmfork.machine.use import read_use
+from vmfork.machine.use import read_use, tell_memory
 from vmfork.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 @json_option
 def command(vm_id: str, as_json: bool) -> None:
     """Show what machine ID takes of the host now: CPU, memory of its own, memory that it shares.
+
+    Of what is shared, siblings is what it reads of the pages that it shares with other forks of one running machine;
+    layer is all of those pages.
 
     Of a machine that `start` made also how many programs run in it, and the bytes that went in and out. Of another its
     owner alone knows that.
@@ -56,5 +59,8 @@ def _look(record: VMRecord) -> dict[str, Any]:
         use = read_use(record)
     except OSError as error:
         raise VMNotFound(record.id, "it has just ended") from error
-    host = {"cpu_s": use.cpu_s, "own_bytes": use.memory.private, "shared_bytes": use.memory.guest_shared}
-    return host | {"sent_bytes": None, "received_bytes": None, "programs": None}
+    return {"cpu_s": use.cpu_s, **tell_memory(record.facts, use.memory)} | {
+        "sent_bytes": None,
+        "received_bytes": None,
+        "programs": None,
+    }

@@ -25,6 +25,7 @@ from vmfork.cli.options import (
 )
 from vmfork.cli.serve import ask_status
 from vmfork.cli.show import command_hint, describe_failure, show_json, show_table, shown_progress
+from vmfork.cli.tree import Tree
 from vmfork.config import find_places
 from vmfork.errors import VMForkError
 from vmfork.factory.users import find_users
@@ -34,7 +35,7 @@ from vmfork.template.recipe import READY_LIMIT_S
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmfork.config import FactoryConfig, Places
     from vmfork.progress import ProgressListener
@@ -138,27 +139,41 @@ def build(
 
 
 @command.command("ls")
+@click.option("--tree", is_flag=True, help="Each below the template whose fork it was frozen from, or that one's.")
 @json_option
-def list_all(as_json: bool) -> None:
+def list_all(tree: bool, as_json: bool) -> None:
     """List the templates."""
     found = run_async(_examine_all())
+    drawn = Tree(found, name=_full_name, line=lambda each: each.get("ancestors", ()))
     if as_json:
-        show_json(found)
+        show_json(_nest(drawn) if tree else found)
         return
-    rows = [
-        (
-            f["name"],
-            f["image"],
-            _size(f["cpus"], f["max_cpus"], str),
-            _size(f["memory_mib"], f["max_memory_mib"], format_mib),
-            format_bytes(f["memory_allocated_bytes"]),
-            f["state"],
-        )
-        if "image" in f
-        else (f["name"], "", "", "", "", f["state"])
-        for f in found
-    ]
-    show_table(("NAME", "IMAGE", "CPUS", "RAM", "IN USE", "STATE"), rows)
+    rows = drawn.draw(top=False) if tree else (("", each) for each in found)
+    show_table(("NAME", "IMAGE", "CPUS", "RAM", "IN USE", "STATE"), [_row(branch, each) for branch, each in rows])
+
+
+def _full_name(found: Mapping[str, Any]) -> str:
+    """As `Manifest.ancestors` has it: a template that was replaced is not what was frozen from forks of the former."""
+    return f"{found['name']}/{found.get('generation', '')}"
+
+
+def _nest(tree: Tree[dict[str, Any]], name: str = "") -> list[dict[str, Any]]:
+    """Each with those below it, as `children`."""
+    return [each | {"children": _nest(tree, _full_name(each))} for each in tree.below(name)]
+
+
+def _row(branch: str, found: Mapping[str, Any]) -> Sequence[object]:
+    name = branch + found["name"]
+    if "image" not in found:
+        return name, "", "", "", "", found["state"]
+    return (
+        name,
+        found["image"],
+        _size(found["cpus"], found["max_cpus"], str),
+        _size(found["memory_mib"], found["max_memory_mib"], format_mib),
+        format_bytes(found["memory_allocated_bytes"]),
+        found["state"],
+    )
 
 
 @command.command("show")

@@ -16,7 +16,7 @@ from vmfork.cli.options import json_option
 from vmfork.cli.show import printable, show_json, show_table
 from vmfork.config import find_places
 from vmfork.errors import ConfigError
-from vmfork.machine.use import read_uses, shared_bytes
+from vmfork.machine.use import layer_bytes, read_uses, shared_bytes, tell_memory
 from vmfork.units import format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _INTERVAL_S = 2.0
 def command(once: bool, interval: str | None, as_json: bool) -> None:
     """Show what each machine takes of the host, as it changes, and what they share.
 
-    OWN is memory that would come back if the machine ended alone; SHARED is read from its template. Ctrl-C ends it.
+    OWN is memory that would come back if the machine ended alone; SHARED is read from its template,
+    and from the pages that it shares with other forks of one running machine. Ctrl-C ends it.
     """
     interval_s = _INTERVAL_S if interval is None else parse_duration_s(interval, field="interval")
     if interval_s <= 0:
@@ -109,11 +110,11 @@ def _tell(uses: Sequence[Use]) -> dict[str, Any]:
                 "name": use.record.name,
                 "template": use.record.template,
                 "cpu_s": use.cpu_s,
-                "own_bytes": use.memory.private,
-                "shared_bytes": use.memory.guest_shared,
+                **tell_memory(use.record.facts, use.memory),
             }
             for use in uses
         ],
         "own_bytes": sum(use.memory.private for use in uses),
         "shared_bytes": shared_bytes(uses),
+        "layer_bytes": layer_bytes(uses),
     }

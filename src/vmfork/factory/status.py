@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from vmfork.errors import TemplateCorrupt, TemplateNotFound, TemplateStale, VMForkError
 from vmfork.factory.choice import Choice, Miss, Oversize, Want, choose
 from vmfork.factory.template import TemplateFactory, check_recipe, find_own_recipe
-from vmfork.host.memory import read_memory
 from vmfork.image import ImageStore
 from vmfork.machine.folder import list_records
+from vmfork.machine.use import measure_memory
 from vmfork.template.kept import find_recipe
 from vmfork.template.source import Source
-from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance
@@ -139,11 +138,5 @@ def _read_forks(template: str, instance: Instance) -> tuple[int, int]:
 
 def _read_shared(record: VMRecord) -> int:
     with suppress(OSError):  # it has ended
-        hardware = record.facts.hardware
-        return read_memory(
-            record.pid,
-            ram_inode=record.facts.ram_inode,
-            ram_bytes=hardware.base_memory_mib * MIB,
-            added_bytes=[size * MIB for size in hardware.added_mib],
-        ).guest_shared
+        return measure_memory(record.facts, record.pid).guest_base
     return 0

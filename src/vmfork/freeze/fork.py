@@ -123,7 +123,7 @@ class _Source:
                 reseed=parent.facts.identity.reseed,
                 limits=self.limits,
                 make=self.made,
-                parent=parent.id,
+                descent=parent.facts.descent.below_vm(parent.id),
             )
             base = await restore_base(frozen, binary=binary, instance=instance)
         return await base.adopt(

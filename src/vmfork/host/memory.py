@@ -23,6 +23,8 @@ class MemoryUse:
 
     `rss` is all that is resident; `pss` divides each shared page by the number of its users; `private` is what would
     come back if the process ended alone. `guest_rss` and `guest_private` are the same for guest RAM only.
+    `guest_siblings`: what it reads of the pages that a running machine had for itself when it was copied. The other
+    forks of that moment share them.
     """
 
     rss: int
@@ -30,11 +32,17 @@ class MemoryUse:
     private: int
     guest_rss: int = 0
     guest_private: int = 0
+    guest_siblings: int = 0
 
     @property
     def guest_shared(self) -> int:
-        """Bytes of guest RAM that are read from the template's pages."""
+        """Bytes of guest RAM that are read from files: the template's pages, and those that it shares with siblings."""
         return self.guest_rss - self.guest_private
+
+    @property
+    def guest_base(self) -> int:
+        """Bytes of guest RAM that are read from the template's pages."""
+        return self.guest_shared - self.guest_siblings
 
 
 def read_memory(
@@ -46,7 +54,7 @@ def read_memory(
     that lies over it. Without a file it is the anonymous mapping of `ram_bytes` bytes. Anonymous mappings of a size in
     `added_bytes` belong to it too, and so do the first of these pieces where they lie in the file, behind the rest.
     """
-    totals, anonymous, layered = Counter[str](), Counter[str](), Counter[str]()
+    totals, anonymous, base, upper = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     # By device: files of two file systems may have one number. What stat(2) calls the device is no help, since a btrfs
     # or an overlay shows another in smaps. How far the file is mapped tells them apart.
     of_files: dict[str, _Mapped] = defaultdict(_Mapped)
@@ -65,14 +73,14 @@ def read_memory(
                 counted = [totals]
                 if upper_inode and int(inode) in (ram_inode, upper_inode):
                     # The end of the lower one may be covered: how far it is mapped tells nothing then.
-                    counted.append(layered)
+                    counted.append(upper if int(inode) == upper_inode else base)
                 elif ram_inode and int(inode) == ram_inode:
                     of_files[device].reach(int(offset, 16) + size)
                     counted.append(of_files[device].use)
                 elif inode == "0" and (size in added_bytes or (not ram_inode and size == ram_bytes)):
                     counted.append(anonymous)
     ends = set(accumulate(added_bytes, initial=ram_bytes))
-    guest = sum((m.use for m in of_files.values() if not ram_bytes or m.end in ends), start=anonymous + layered)
+    guest = sum((m.use for m in of_files.values() if not ram_bytes or m.end in ends), start=anonymous + base + upper)
     return MemoryUse(
         totals["Rss"],
         totals["Pss"],
@@ -80,6 +88,7 @@ def read_memory(
         guest["Rss"],
         # A page of the file counts as private while one process alone maps it: what was copied is anonymous.
         guest["Anonymous"],
+        upper["Rss"] - upper["Anonymous"],
     )
 
 

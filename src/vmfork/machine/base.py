@@ -213,7 +213,7 @@ class BaseVM(Described, Owner):
 
     @property
     def _kind(self) -> str:
-        if not (self.identity.template or self.facts.parent):
+        if not (self.identity.template or self.facts.descent.parent):
             return "vmfork.boot"
         return "vmfork.fork" if self.spawn_s else "vmfork.take"
 

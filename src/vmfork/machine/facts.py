@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - a record's types are looked up when it is read
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence  # noqa: TC003 - a record's types are looked up when it is read
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -40,15 +40,45 @@ class Make:
         return "left" in self.agent_capabilities
 
 
+# Of longer lines the beginning is forgotten: a search that forks what it forked may go on for days.
+_MOST_KNOWN = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """What a machine comes from, the first first and 64 of each at most, whether that still exists or not.
+
+    `vms`: the ids of the VMs that were forked while they ran, its parent last. `templates`: `NAME/GENERATION` of the
+    templates, its own last; each but the first was frozen from a fork of the one before.
+    """
+
+    vms: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    @property
+    def parent(self) -> str:
+        """The id of the VM that it is a live fork of; empty for any other."""
+        return self.vms[-1] if self.vms else ""
+
+    def below_vm(self, vm_id: str) -> Descent:
+        """That of a live fork of the machine `vm_id`, whose own this is."""
+        return replace(self, vms=(*self.vms, vm_id)[-_MOST_KNOWN:])
+
+    @classmethod
+    def below_template(cls, name: str, generation: str, ancestors: Sequence[str]) -> Descent:
+        """That of a fork of the template, which has those `ancestors`."""
+        return cls(templates=(*ancestors, f"{name}/{generation}")[-_MOST_KNOWN:])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `upper_inode`: of the file that lies over that. `created_at` in UTC (ISO 8601). `origin` is
-    told by a factory that gave it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is
-    one among the living, and `labels` are its starter's; empty where it gave none. `parent` is the id of the VM that it
-    is a live fork of. `make` is missing from what an older vmfork recorded.
+    where there is none. `upper_inode`: of the file that lies over that. `layer_bytes`: what the file holds that its
+    parent was copied into. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave
+    it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is one among the living, and
+    `labels` are its starter's; empty where it gave none. `make` is missing from what an older vmfork recorded.
     """
 
     identity: Identity
@@ -56,12 +86,13 @@ class MachineFacts:
     image: str
     ram_inode: int = 0
     upper_inode: int = 0
+    layer_bytes: int = 0
     created_at: str = field(default_factory=_now)
     origin: Origin | None = None
     isolation: Isolation = NOT_ISOLATED
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    parent: str = ""
+    descent: Descent = Descent()
     make: Make | None = None
 
 
@@ -98,7 +129,7 @@ class Described:
     @property
     def parent(self) -> str:
         """The id of the VM this VM is a live fork of; empty for any other."""
-        return self.facts.parent
+        return self.facts.descent.parent
 
     @property
     def generation(self) -> str:

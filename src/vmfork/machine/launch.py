@@ -12,7 +12,7 @@ from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.allotment import allot
-from vmfork.machine.facts import MachineFacts, Make
+from vmfork.machine.facts import Descent, MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.room import charge_for, make_folder
@@ -42,8 +42,7 @@ class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
     With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
-    What the file `upper_fd` has lies over that of `memory_fd`, and it is a fork of the running VM `parent`, where those
-    are given.
+    What the file `upper_fd` has lies over that of `memory_fd`, where it is given.
     """
 
     template: str
@@ -54,8 +53,8 @@ class Frozen:
     thaw: Thaw
     limits: Limits
     make: Make
+    descent: Descent
     upper_fd: int | None = None
-    parent: str = ""
     reseed: bool = True
 
 
@@ -84,6 +83,7 @@ async def boot_base(
             qemu_stamp=plan.binary.stamp,
             policy=plan.policy,
         ),
+        descent=Descent(),
     )
     hint = _memory_hint(image, plan.hardware)
     await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
@@ -105,7 +105,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         limits=frozen.limits,
         instance=instance,
         make=frozen.make,
-        parent=frozen.parent,
+        descent=frozen.descent,
         todo=frozen.thaw,
     )
 
@@ -121,7 +121,7 @@ async def _launch(
     limits: Limits,
     instance: Instance,
     make: Make,
-    parent: str = "",
+    descent: Descent,
     todo: Thaw | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
@@ -159,7 +159,8 @@ async def _launch(
             ram_inode=0 if isinstance(ram, AnonymousRAM) else os.fstat(ram.fd).st_ino,
             upper_inode=os.fstat(upper).st_ino if (upper := _upper_of(ram)) is not None else 0,
             isolation=containment.isolation,
-            parent=parent,
+            layer_bytes=_measure_layer(ram, descent),
+            descent=descent,
             make=make,
         )
         base = await BaseVM.meet(facts, folder=folder, machine=machine, spawn_s=spawned - begun, todo=todo)
@@ -170,6 +171,13 @@ async def _launch(
 
 def _upper_of(ram: RAM) -> int | None:
     return ram.upper_fd if isinstance(ram, ForkedRAM) else None
+
+
+def _measure_layer(ram: RAM, descent: Descent) -> int:
+    """Bytes in the file that a running machine was copied into; nobody writes there any more."""
+    if not (descent.parent and isinstance(ram, ForkedRAM)):
+        return 0
+    return os.fstat(ram.layers[-1]).st_blocks * 512
 
 
 def _memory_hint(image: Image, hardware: Hardware) -> str:

@@ -26,8 +26,10 @@ class Manifest:
     them, and would not notice if it were started for others. `hooks` (paths in the guest) and `watchers` are what each
     fork has to do before it is handed out; `secrets_found` are those of `secret_paths` and `secret_env` that were
     present and allowed. Of `memory_mib`, `added_mib` was plugged in piece by piece before the freeze, and is the end of
-    the RAM file. `parent`: the template of the running VM that it was frozen from; `live`: that VM ran on, and a client
-    spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from it and lose.
+    the RAM file. `parent`: the template of the running VM that it was frozen from; `ancestors`: `NAME/GENERATION` of
+    all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
+    ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
+    it and lose.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -51,6 +53,7 @@ class Manifest:
     qemu_path: str
     qemu_stamp: str
     parent: str = ""
+    ancestors: tuple[str, ...] = ()
     warm_up: tuple[str, ...] = ()
     ready: str = ""
     hooks: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ async def freeze_running(
         # Nobody can make it again; and what was made before under its name is something else.
         with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
             recipe = Recipe(secrets=secrets)
-            await publish(staging, running.facts, recipe, todo=todo, timings=timings, parent=running.template)
+            await publish(staging, running.facts, recipe, todo=todo, timings=timings)
     return await Source.open(name, config=VMConfig(), instance=instance)
 
 

@@ -27,12 +27,10 @@ async def publish(
     *,
     todo: Thaw,
     timings: Mapping[str, float],
-    parent: str = "",
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
-    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase. `parent` is the
-    template of the machine, where that was a fork.
+    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)
@@ -70,7 +68,8 @@ async def publish(
         qemu_stamp=make.qemu_stamp,
         warm_up=recipe.warm_up,
         ready=recipe.ready,
-        parent=parent,
+        parent=machine.identity.template,
+        ancestors=machine.descent.templates,
         live=todo.greets,
         unset=todo.unset,
         timings={key: round(value, 4) for key, value in timings.items()},

@@ -16,7 +16,7 @@ from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
-from vmfork.machine.facts import Make
+from vmfork.machine.facts import Descent, Make
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.naming import check_vm_name
@@ -163,6 +163,7 @@ class Source:
                 memory_fd=opened.memory_fd,
                 state_fd=opened.state_fd,
                 thaw=Thaw(hooks=m.hooks, watchers=m.watchers, greets=m.live, unset=m.unset),
+                descent=Descent.below_template(m.name, m.generation, m.ancestors),
                 reseed=agent_reseeds(m.traits["reseed"]),
                 limits=limits,
                 make=Make(

@@ -56,10 +56,11 @@ def test_the_tree_has_each_machine_below_its_template(left, capsys) -> None:
     assert "ended: it was stopped" in last
 
 
-def test_the_tree_has_forks_of_a_machine_below_it_and_at_the_top_where_it_is_gone(vms, capsys) -> None:  # noqa: F811
+def test_the_tree_has_forks_of_a_machine_below_what_is_left_of_their_line(vms, capsys) -> None:  # noqa: F811
+    gone = "0" * 12
     first = leave(vms, ago_s=5)
-    child, last = leave(vms, ago_s=4, parent=first), leave(vms, ago_s=3, parent="0" * 12)
-    grandchild, other = leave(vms, ago_s=2, parent=child), leave(vms, ago_s=1, parent=first)
+    child, last = leave(vms, ago_s=4, line=[first]), leave(vms, ago_s=3, line=[gone])
+    grandchild, other = leave(vms, ago_s=2, line=[first, child]), leave(vms, ago_s=1, line=[first, gone])
     assert main(["ps", "-a", "--tree"]) == 0
     lines = [line.partition("  it")[0].rstrip() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [line.split("  ended")[0].rstrip() for line in lines] == [

@@ -171,6 +171,20 @@ def test_memory_that_was_added_may_lie_in_the_file_behind_the_rest():
     assert [use.guest_private for use in known] == [5 * PAGE, 0]
 
 
+def test_what_lies_over_the_file_is_shared_with_siblings(ram):
+    """As in a live fork: pages of the second file over those of the first, each of which may be written."""
+    upper = os.memfd_create("upper")
+    os.pwrite(upper, b"x" * PAGES * PAGE, 0)
+    with mapped(ram[0]) as below, mapped(upper) as over:
+        for mapping, written in ((below, 3), (over, 5)):
+            touch(mapping, range(PAGES))
+            touch(mapping, range(written), write=True)
+        inode = os.fstat(upper).st_ino
+        use = read_memory(os.getpid(), ram_inode=ram[1], upper_inode=inode, ram_bytes=RAM_BYTES)
+    os.close(upper)
+    assert (use.guest_private, use.guest_base, use.guest_siblings) == (8 * PAGE, (PAGES - 3) * PAGE, (PAGES - 5) * PAGE)
+
+
 def test_a_process_that_is_gone_is_an_error():
     pid = fork_child(lambda: None)
     assert exit_code_of(pid) == 0

@@ -14,7 +14,7 @@ from vmfork.config import find_places
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine import ended
-from vmfork.machine.facts import MachineFacts
+from vmfork.machine.facts import Descent, MachineFacts
 from vmfork.machine.folder import VMFolder, VMRecord, forget_ended, list_ended, new_vm_id, sweep_vms
 
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
@@ -28,13 +28,11 @@ def vms(tmp_path, monkeypatch):
     return find_places().vms
 
 
-def leave(
-    vms, *, ago_s: float = 0, size: int = 0, told: bool = True, template: str = "t", labels=None, parent: str = ""
-) -> str:
+def leave(vms, *, ago_s: float = 0, size: int = 0, told: bool = True, template: str = "t", labels=None, line=()) -> str:
     """What is left of a machine that a broker had, and that ended so long ago; its id."""
     vm_id = new_vm_id()
     facts = MachineFacts(identity=Identity.fresh(vm_id, template=template), hardware=HARDWARE, image="i")
-    facts = replace(facts, labels=labels or {}, parent=parent)
+    facts = replace(facts, labels=labels or {}, descent=Descent(vms=tuple(line)))
     folder = VMFolder.create(vms, vm_id)
     folder.record(VMRecord(facts=facts, process=ProcessIdentity(2**22 + 1, 1), owner_pid=1))
     folder.write_brokered(b"{}")

@@ -21,7 +21,7 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import Image
 from vmfork.machine import stall
-from vmfork.machine.facts import Make
+from vmfork.machine.facts import Descent, Make
 from vmfork.machine.folder import find_record
 from vmfork.machine.launch import Frozen, boot_base, restore_base
 from vmfork.machine.plan import Plan, make_plan
@@ -177,6 +177,7 @@ async def test_device_state_that_is_none(plan, places, tmp_path, state) -> None:
             thaw=Thaw(),
             limits=plan.limits,
             make=Make(traits=plan.traits, qemu_path=str(plan.binary.path), qemu_stamp=plan.binary.stamp),
+            descent=Descent(),
         )
         base = await restore_base(frozen, binary=plan.binary, instance=Instance(places))
         with pytest.raises(LaunchError) as failed:
