@@ -65,7 +65,7 @@ async def find_programs(running: Running) -> Sequence[GuestProcess]:
         return [find_process(running, program) for program in found]
     make = running.facts.make
     # A machine that is no live fork has none, and need not be asked.
-    if not running.facts.parent or make is None or not make.keeps_programs:
+    if not running.parent or make is None or not make.keeps_programs:
         return ()
     return await running.left.take_all(running.agent)
 
