@@ -90,6 +90,10 @@ async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat
             assert numbers == list(range(1, len(numbers) + 1))
             assert await digest(vm) == sha256
         assert [fork.parent for fork in forks] == [any_vm.id] * 2
+        for use in (fork.memory() for fork in forks):
+            assert use.guest_siblings > 0
+            # What was booted has no template: all that its forks read they share with each other.
+            assert bool(use.guest_base) == bool(any_vm.template)
         assert len({vm.id for vm in (any_vm, *forks)}) == 3
         for what in ("generation", "hostname", "machine_id"):
             assert len({getattr(vm, what) for vm in (any_vm, *forks)}) == 3
@@ -432,15 +436,6 @@ async def test_forks_share_what_the_parent_had_for_itself(fork, instance) -> Non
         uses = [each for each in read_uses(instance.vms) if each.record.id != fork.id]
         assert layer_bytes(uses) == uses[0].record.facts.layer_bytes
         assert shared_bytes(uses) < sum(each.memory.guest_shared for each in uses)
-
-
-async def test_forks_of_a_booted_machine_share_all_that_they_read_with_their_siblings(instance) -> None:
-    async with await VM.boot(VMConfig(memory_mib=256)) as vm, all_closed(await vm.fork(2)) as forks:
-        for each in forks:
-            use = each.memory()
-            assert use.guest_base == 0 < use.guest_siblings
-            assert each.facts.layer_bytes >= use.guest_siblings
-        assert vm.memory().guest_siblings == 0 == vm.facts.layer_bytes
 
 
 async def test_it_is_frozen_twice_and_the_second_is_whole_as_well(any_vm) -> None:
