@@ -11,7 +11,7 @@ from tests.vm.cli_runner import run
 
 ROOT = Path(__file__).parents[2]
 # Those that boot no guest.
-CHEAP = ("fork", "adopt", "exec", "hand-over", "detach", "image", "sweep", "descriptors")
+CHEAP = ("fork", "adopt", "exec", "hand-over", "detach", "network", "left", "image", "sweep", "descriptors")
 
 
 @pytest.mark.vm

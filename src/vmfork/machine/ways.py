@@ -128,7 +128,8 @@ async def _open_held(running: Running, policy: NetworkPolicy) -> Ways:
 
 async def _open_ways(running: Running, policy: NetworkPolicy, *, is_in_env: bool, timeout_s: float) -> Ways:
     network = load_ways()
-    ways: Ways = network.Ways(running.agent, network.Gate(policy), running.names, is_in_env=is_in_env)
+    gate = network.Gate(policy, is_near=running.names.has)
+    ways: Ways = network.Ways(running.agent, gate, running.names, is_in_env=is_in_env)
     await ways.open(timeout_s=timeout_s)
     return ways
 

@@ -13,11 +13,11 @@ from vmfork.network.decision import Decision, NetworkCounts
 from vmfork.network.dialing import Resolver, Unreachable, dial, look_up
 from vmfork.network.pace import Pace
 from vmfork.network.pattern import find_address
-from vmfork.network.policy import judge_address, judge_host
+from vmfork.network.policy import find_entries, judge_address, judge_host
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from vmfork.network.dialing import LookUp
     from vmfork.network.floor import Address
@@ -42,10 +42,18 @@ class _Passage(NamedTuple):
 class Gate:
     """Holds a machine's policy. What it decided last is in `log`, 1,000 decisions at most.
 
-    On a new policy, connections that it would not allow are ended.
+    On a new policy, connections that it would not allow are ended. Whoever asks for a name that `is_near`, one that the
+    guest finds by itself, and may not reach it by the policy, is told to leave the proxy out.
     """
 
-    def __init__(self, policy: NetworkPolicy, *, look_up: LookUp = look_up, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        policy: NetworkPolicy,
+        *,
+        look_up: LookUp = look_up,
+        pace: Pace | None = None,
+        is_near: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self.policy: NetworkPolicy = policy
         self.log: deque[Decision] = deque(maxlen=_MOST_KEPT)
         self._resolver = Resolver(look_up)
@@ -53,6 +61,7 @@ class Gate:
         self._allowed = self._denied = 0
         self.sent_bytes = self.received_bytes = 0
         self._pace = pace or Pace(_BURST, _RATE)
+        self._is_near = is_near
         self._change = Change()
         self._is_closed = False
 
@@ -137,8 +146,11 @@ class Gate:
 
     def _judge(self, host: str, port: int) -> None:
         verdict = judge_host(self.policy, host, port)
-        if not verdict.allowed:
-            raise self.deny(host, port, verdict.why)
+        if verdict.allowed:
+            return
+        if self._is_near(host) and not find_entries(self.policy, host):
+            raise self.deny(host, port, f"{host} is reached without a proxy: add it to NO_PROXY")
+        raise self.deny(host, port, verdict.why)
 
     async def _find_allowed(self, host: str, port: int) -> tuple[Sequence[Address], str]:
         why = judge_host(self.policy, host, port).why

@@ -66,6 +66,10 @@ class Names:
             self._given[name] = address, users + 1
         return GuestName(self, name, address)
 
+    def has(self, name: str) -> bool:
+        """Whether the guest finds the name by us."""
+        return name in self._given
+
     async def close(self, name: str) -> None:
         """One user of the name less; behind the last, nothing leads there any more."""
         async with self._lock:

@@ -72,8 +72,13 @@ def judge_host(policy: NetworkPolicy, host: str, port: int) -> Verdict:
         return _judge_literal(policy, unwrap(address), port)
     if not isinstance(policy, Allow):
         return Verdict(policy == "all", f"network is {policy}")
-    named = [pattern for pattern in policy.patterns if pattern.name and pattern.names_host(host)]
-    return _choose(policy, named, host, port)
+    return _choose(policy, find_entries(policy, host), host, port)
+
+
+def find_entries(policy: NetworkPolicy, name: str) -> Sequence[Pattern]:
+    """The entries that name this host, at whatever port."""
+    patterns = policy.patterns if isinstance(policy, Allow) else ()
+    return [pattern for pattern in patterns if pattern.name and pattern.names_host(name)]
 
 
 def judge_address(policy: NetworkPolicy, address: Address, port: int) -> Verdict:

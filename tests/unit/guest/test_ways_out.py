@@ -442,6 +442,27 @@ async def test_a_list_that_only_logs_tells_what_is_missing_in_it(agent) -> None:
         assert (gate.log[0].allowed, gate.log[0].why) == (True, "api.test is not in the list")
 
 
+async def test_who_asks_the_proxy_for_a_service_of_another_machine_is_told_to_leave_it_out(agent, tmp_path) -> None:
+    names = Names(agent, hosts=str(tmp_path / "hosts"))
+    gate = Gate(Allow("api.test:5432"), look_up=Answering(), is_near=names.has)
+    port = free_port()
+    said = {
+        "db": "db is reached without a proxy: add it to NO_PROXY",
+        "web": "web is not in the list",
+        # One that the list has at another port is found by us, too, at that port.
+        "api.test": "port 80 of api.test is not in the list, which has 5432",
+    }
+    async with (
+        await names.open("db"),
+        await names.open("api.test"),
+        Proxy(agent, port, listening=await agent.listen(port), gate=gate),
+    ):
+        for name, why in said.items():
+            answer = await ask(port, f"GET http://{name}/ HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert told(answer) == (403, f"vmfork: {why}")
+    gate.close()
+
+
 async def test_connections_begin_no_faster_than_the_pace_whatever_becomes_of_them(agent) -> None:
     gap_s = 0.1
     async with served(echo) as port, proxied(agent, here(port), pace=Pace(2, 1 / gap_s)) as (proxy, gate):
