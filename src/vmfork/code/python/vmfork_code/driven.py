@@ -40,6 +40,7 @@ class _Driven:
         self._program = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
+            env=os.environ,
             pass_fds=(_ASKED, _ANSWERED),
             preexec_fn=lambda: _place(asked, answered),
         )
