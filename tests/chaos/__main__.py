@@ -7,6 +7,7 @@ import asyncio
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -67,12 +68,13 @@ def main() -> int:
     asked = _arguments()
     runs.become_subreaper()
     begun, results = time.time(), []
-    with _instance() as tar, tempfile.TemporaryDirectory(prefix="vmfork-chaos-clock-") as folder:
-        os.environ["CHAOS_TAR"] = str(tar)
+    with _instance() as tar, tempfile.TemporaryDirectory(prefix="vmfork-chaos-programs-") as folder:
+        programs = Path(folder)
+        _write_mmdebstrap(programs, tar)
         dying = f"{asked.template}-dies"
         asyncio.run(Template.ensure(asked.template, VMConfig()))
-        instance = runs.Instance(asked.template, dying, runs.environ_of(asked.template), SteppedClock(Path(folder)))
-        for result in _all(instance, asked, images=tar.with_name("images")):
+        instance = runs.Instance(asked.template, dying, runs.environ_of(asked.template), SteppedClock(programs))
+        for result in _all(instance, asked, images=tar.with_name("images"), programs=programs):
             results.append(result)
             _show(len(results), asked.count, result)
             if time.time() - begun > asked.limit_s:
@@ -123,15 +125,23 @@ def _instance() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def _write_mmdebstrap(programs: Path, tar: Path) -> None:
+    """What stands in for it knows its tar by itself: of our environment it gets nothing."""
+    script = Path(__file__).with_name("bin") / "mmdebstrap"
+    stand_in = programs / script.name
+    stand_in.write_text(script.read_text().replace('"$CHAOS_TAR"', shlex.quote(str(tar))))
+    stand_in.chmod(0o755)
+
+
 async def _clear(*names: str) -> None:
     for name in names:
         if aftermath.generation_of(name) is not None:
             await (await Template.open(name)).remove()
 
 
-def _all(instance: Instance, asked: argparse.Namespace, *, images: Path) -> Iterator[Result]:
+def _all(instance: Instance, asked: argparse.Namespace, *, images: Path, programs: Path) -> Iterator[Result]:
     random = Random(asked.seed)
-    options = {"images": str(images)}
+    options = {"images": str(images), "programs": str(programs)}
     steps: dict[str, list[Step]] = {}
     for life, participant, deed in _schedule(asked, random):
         if life in ("replace", "remove") and aftermath.generation_of(OLD) is None:

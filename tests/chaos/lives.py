@@ -226,7 +226,7 @@ async def _build(stage: Stage, name: str, *, replace: bool = False) -> None:
 async def image(stage: Stage) -> None:
     """mmdebstrap's place is taken by a script that writes the same small tar each time; all else is real."""
     store = ImageStore(Path(stage.options["images"]))
-    os.environ["PATH"] = f"{Path(__file__).with_name('bin')}:{os.environ['PATH']}"
+    os.environ["PATH"] = f"{stage.options['programs']}:{os.environ['PATH']}"
     with stage.steps():
         await build_image("chaos", ImageConfig(bare=True), store=store, progress=stage.progress, rebuild=True)
 
