@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from vmfork.network.neighbours import Network
     from vmfork.network.policy import Allow
     from vmfork.template.probes import Probe
+    from vmfork.template.recipe import Recipe
     from vmfork.wire.event import FileEvent
 
 __version__ = "0.1.0"
@@ -113,6 +114,7 @@ __all__ = [
     "ProgramEvent",
     "ProgramLimits",
     "ProtocolError",
+    "Recipe",
     "Reverse",
     "SecretsPresent",
     "SetupError",

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from vmfork.network.policy import Allow
     from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
+    from vmfork.template.recipe import Recipe
     from vmfork.wire.event import FileEvent
 
 _ERRORS = (
@@ -98,6 +99,7 @@ _HOMES = {
     "ProgramEvent": "vmfork.machine.event",
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
+    "Recipe": "vmfork.template.recipe",
     "Allow": "vmfork.network.policy",
     **dict.fromkeys(("Decision", "NetworkCounts"), "vmfork.network.decision"),
     "Forward": "vmfork.network.forward",
@@ -151,6 +153,7 @@ __all__ = [
     "ProgramEvent",
     "ProgramLimits",
     "ProtocolError",
+    "Recipe",
     "Reverse",
     "SecretsPresent",
     "SetupError",

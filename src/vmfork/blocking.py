@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
+    from vmfork.template.recipe import Recipe
     from vmfork.wire.event import FileEvent
     from vmfork.wire.frame import Channel
     from vmfork.wire.given import GivenFile, GuestPath, HostPath, OpenFile
@@ -1075,6 +1076,12 @@ class Template:
         name: str,
         config: VMConfig | None = None,
         *,
+        recipe: Recipe | HostPath | None = None,
+        steps: Sequence[Mapping[str, Any]] = (),
+        packages: Sequence[str] = (),
+        files: Mapping[str, HostPath] | None = None,
+        pip: Sequence[str] = (),
+        folder: HostPath = ".",
         warm_up: Sequence[str] = (),
         ready: str = "",
         env: Mapping[str, str] | None = None,
@@ -1089,12 +1096,18 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """A machine was booted, each `warm_up` shell command and `ready` succeeded, and it is frozen as `name`."""
+        """A machine was booted, its steps, `warm_up` commands and `ready` succeeded, and it is frozen as `name`."""
         return cls(
             portal.run(
                 aio.Template.build(
                     name,
                     config,
+                    recipe=recipe,
+                    steps=steps,
+                    packages=packages,
+                    files=files,
+                    pip=pip,
+                    folder=folder,
                     warm_up=warm_up,
                     ready=ready,
                     env=env,
@@ -1123,12 +1136,17 @@ class Template:
         name: str = "default",
         config: VMConfig | None = None,
         *,
+        recipe: Recipe | HostPath | None = None,
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
         """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more."""
-        return cls(portal.run(aio.Template.ensure(name, config, wait_s=wait_s, progress=progress, places=places)))
+        return cls(
+            portal.run(
+                aio.Template.ensure(name, config, recipe=recipe, wait_s=wait_s, progress=progress, places=places)
+            )
+        )
 
     @classmethod
     def list(cls, *, places: Places | None = None) -> Sequence[str]:

@@ -44,6 +44,16 @@ def parse_duration_s(text: str | float, *, field: str = "duration") -> float:
     return seconds
 
 
+def parse_seconds(value: object, *, field: str) -> float:
+    """A time limit: a duration as text, or a number of seconds. Raises `ConfigError` for any other, and for none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ConfigError(field, value, "must be a duration, or a number of seconds")
+    seconds = parse_duration_s(value, field=field) if isinstance(value, str) else value
+    if not 0 < seconds <= MAX_DURATION_S:
+        raise ConfigError(field, value, f"{value!r} is not a positive number of seconds")
+    return float(seconds)
+
+
 def format_mib(mib: float) -> str:
     """`mib` for people, with at most one decimal: `256 MiB`, `1.5 GiB`, `1022980 MiB`."""
     number, unit = (mib / 1024, "GiB") if mib >= 1024 and mib % 512 == 0 else (mib, "MiB")

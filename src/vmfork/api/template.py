@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal, Self, overload
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
+from vmfork.errors import ConfigError
 from vmfork.machine.again import made_again
 from vmfork.machine.request import ForkRequest, Standing
 from vmfork.machine.several import make_several
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
-    from vmfork.wire.given import GivenFile, GuestPath
+    from vmfork.template.recipe import Recipe
+    from vmfork.wire.given import GivenFile, GuestPath, HostPath
 
 DEFAULT = "default"
 
@@ -74,6 +78,12 @@ class Template:
         name: str,
         config: VMConfig | None = None,
         *,
+        recipe: Recipe | HostPath | None = None,
+        steps: Sequence[Mapping[str, Any]] = (),
+        packages: Sequence[str] = (),
+        files: Mapping[str, HostPath] | None = None,
+        pip: Sequence[str] = (),
+        folder: HostPath = ".",
         warm_up: Sequence[str] = (),
         ready: str = "",
         env: Mapping[str, str] | None = None,
@@ -88,7 +98,13 @@ class Template:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """A machine was booted, each `warm_up` shell command and `ready` succeeded, and it is frozen as `name`.
+        """A machine was booted, its steps, `warm_up` commands and `ready` succeeded, and it is frozen as `name`.
+
+        A step is a table of a word and what it is about, such as `{"copy": ["app/", "/srv/app"]}`: `packages`, `pip`,
+        `copy`, `run`, `env`, `workdir`, `user`, `start` or `ready` (docs/guides/recipes.md). Before them come the short
+        forms `packages` (of Debian), `files` (path in the guest: file or folder here) and `pip` (requirements, or files
+        of them); `warm_up` and `ready` come last. What is copied lies in `folder`. `recipe`, a `Recipe` or a file that
+        has the section [template.NAME], says all of that, and what it says of the machine comes before `config`.
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
@@ -102,7 +118,9 @@ class Template:
         """
         check_name(name)
         _, building = _load_making()
-        recipe = building.Recipe(
+        short = building.Recipe(
+            steps=building.expand_steps(steps, packages=packages, files=files or {}, pip=pip, folder=folder),
+            folder=folder,
             warm_up=warm_up,
             ready=ready,
             env=env or {},
@@ -111,9 +129,13 @@ class Template:
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
         )
+        if recipe is not None and short != building.Recipe():
+            hint = "put the steps into the recipe, or leave it away"
+            raise ConfigError("recipe", recipe, "it says all of how the template is made", hint=hint)
+        made_by = short if recipe is None else await _read_recipe(recipe, name)
         instance = Instance(places or find_places(), progress)
-        build = building.build_template
-        return cls(await build(name, config or VMConfig(), recipe, instance=instance, replace=replace, wait_s=wait_s))
+        build, wanted = building.build_template, made_by.apply_to(config or VMConfig())
+        return cls(await build(name, wanted, made_by, instance=instance, replace=replace, wait_s=wait_s))
 
     @classmethod
     async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:
@@ -132,16 +154,24 @@ class Template:
         name: str = DEFAULT,
         config: VMConfig | None = None,
         *,
+        recipe: Recipe | HostPath | None = None,
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
         """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more.
 
-        Its size is kept as it is. When another process is building it, its result is used, after `wait_s` seconds at
-        most.
+        Its size is kept as it is. With `recipe`, as for `build`, it is also built when it was made by another, or when
+        a file changed that the recipe reads; what the recipe says of the machine comes before `config`. When another
+        process is building it, its result is used, after `wait_s` seconds at most.
         """
         instance = Instance(places or find_places(), progress)
+        if recipe is not None:
+            made_by = await asyncio.to_thread((await _read_recipe(recipe, name)).pinned)
+            _, building = _load_making()
+            wanted = None if config is None and not made_by.vm else made_by.apply_to(config or VMConfig())
+            build = building.ensure_template
+            return cls(await build(name, wanted, instance=instance, wait_s=wait_s, recipe=made_by))
         if (found := await Source.find(name, config, instance=instance)) is not None:
             return cls(found)
         _, building = _load_making()
@@ -341,6 +371,17 @@ class Template:
     async def remove(self) -> None:
         """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         await self._source.remove()
+
+
+async def _read_recipe(recipe: Recipe | HostPath, name: str) -> Recipe:
+    """The recipe, or that of the template in the file at the path."""
+    _, building = _load_making()
+    if isinstance(recipe, building.Recipe):
+        return cast("Recipe", recipe)
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise ConfigError("recipe", recipe, f"{recipe!r} is no recipe", hint="give a Recipe, or the path of a file")
+    _, read = await asyncio.to_thread(building.read_template, Path(recipe), name)
+    return cast("Recipe", read)
 
 
 async def _close(vm: VM) -> None:

@@ -139,6 +139,13 @@ def _table(name: str, value: Any) -> Any:
     return value
 
 
+def _table_of(check: Check) -> Check:
+    def check_all(name: str, value: Any) -> dict[str, Any]:
+        return {_text(name, key): check(name, each) for key, each in _table(name, value).items()}
+
+    return check_all
+
+
 def _list_of(check: Check) -> Check:
     def check_all(name: str, value: Any) -> tuple[Any, ...]:
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
@@ -218,6 +225,8 @@ CHECKS: dict[str, Check] = {
     "Mapping[str, str] | None": _or_none(_table),
     "Mapping[str, GivenFile] | None": _or_none(_table),
     "Sequence[str]": _list_of(_text),
+    "Sequence[Mapping[str, Any]]": _list_of(_table),
+    "Mapping[str, HostPath] | None": _or_none(_table_of(_path)),
     "Sequence[GuestPath]": _list_of(_path),
     "Sequence[Probe]": _list_of(_anything),
     "LeftPrograms": _one_of(LeftPrograms),

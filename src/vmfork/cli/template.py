@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmfork.api.template import Template
 from vmfork.cli.audit import audit
-from vmfork.cli.complete import image_names
+from vmfork.cli.complete import image_names, template_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
@@ -27,11 +28,12 @@ from vmfork.cli.serve import ask_status
 from vmfork.cli.show import command_hint, describe_failure, show_json, show_table, shown_progress
 from vmfork.cli.tree import Tree
 from vmfork.config import find_places
-from vmfork.errors import VMForkError
+from vmfork.errors import ConfigError, VMForkError
 from vmfork.factory.users import find_users
+from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
-from vmfork.template.recipe import READY_LIMIT_S
+from vmfork.template.recipe_file import read_template
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:
@@ -52,7 +54,15 @@ command.add_command(audit)
 
 
 @command.command("build")
-@template_argument
+@click.argument("name", default="", shell_complete=template_names)
+@click.option(
+    "-f",
+    "--file",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Make it as [template.NAME] in FILE says.",
+)
 @click.option("--image", metavar="I", help="The image to boot.", shell_complete=image_names)
 @cpus_option
 @memory_option
@@ -61,6 +71,11 @@ command.add_command(audit)
 @click.option("--max-memory", metavar="SIZE", help="Forks can be grown to SIZE of RAM.")
 @click.option(
     "--run", "warm_up", multiple=True, metavar="CMD", help="Shell command to run before freezing. Repeatable."
+)
+@click.option("--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
+@click.option("--pip", multiple=True, metavar="R", help="Install a requirement, or a file of them. Repeatable.")
+@click.option(
+    "--copy", "copies", multiple=True, metavar="HOST:GUEST", help="Copy a file or folder from here. Repeatable."
 )
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=WARM_UP_HELP)
 @click.option("--ready", default="", metavar="CMD", help="Shell command that must succeed before freezing.")
@@ -74,6 +89,7 @@ command.add_command(audit)
 @json_option
 def build(
     name: str,
+    recipe_file: Path | None,
     image: str | None,
     cpus: int | None,
     memory: str | None,
@@ -81,6 +97,9 @@ def build(
     max_cpus: int | None,
     max_memory: str | None,
     warm_up: tuple[str, ...],
+    packages: tuple[str, ...],
+    pip: tuple[str, ...],
+    copies: tuple[str, ...],
     ready: str,
     ready_timeout: str | None,
     variables: tuple[str, ...],
@@ -94,16 +113,25 @@ def build(
     replace: bool,
     as_json: bool,
 ) -> None:
-    """Boot a machine, run the commands, freeze it as NAME."""
+    """Boot a machine, do what is asked or what a recipe says, freeze it as NAME."""
+    recipe, said = None, {}
+    if recipe_file is not None:
+        name, recipe = read_template(recipe_file, name)
+        said = {f"vm.{key}": value for key, value in recipe.vm.items()}
     settings = get_settings(
-        {
-            "vm.image": image,
-            "vm.cpus": cpus,
-            "vm.memory_mib": memory,
-            "vm.machine": machine,
-            "vm.max_cpus": max_cpus,
-            "vm.max_memory_mib": max_memory,
-            "vm.reseed": reseed,
+        said
+        | {
+            field: value
+            for field, value in {
+                "vm.image": image,
+                "vm.cpus": cpus,
+                "vm.memory_mib": memory,
+                "vm.machine": machine,
+                "vm.max_cpus": max_cpus,
+                "vm.max_memory_mib": max_memory,
+                "vm.reseed": reseed,
+            }.items()
+            if value is not None
         }
     )
     ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")
@@ -113,6 +141,10 @@ def build(
         return await Template.build(
             name,
             settings.vm,
+            recipe=None if recipe is None else dataclasses.replace(recipe, vm={}),
+            packages=packages,
+            pip=pip,
+            files=dict(map(_parse_copy, copies)),
             warm_up=warm_up,
             ready=ready,
             ready_timeout_s=ready_limit_s,
@@ -136,6 +168,14 @@ def build(
         f"{_size(m.memory_mib, m.max_memory_mib, format_mib)}, {m.traits['accel']}, "
         f"{format_bytes(m.memory_allocated_bytes)} in use, booted in {format_duration(m.timings['boot_s'])}"
     )
+
+
+def _parse_copy(text: str) -> tuple[str, str]:
+    """The path in the guest, and that of what is copied there, of `HOST:GUEST`."""
+    source, _, target = text.rpartition(":")
+    if not source or not target:
+        raise ConfigError("copy", text, f"{text!r} is not HOST:GUEST", hint="such as --copy app/:/srv/app")
+    return target, source
 
 
 @command.command("ls")
@@ -255,4 +295,4 @@ async def _examine(name: str) -> dict[str, Any]:
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:
-    return asdict(manifest) | {"fingerprint": manifest.fingerprint}
+    return dataclasses.asdict(manifest) | {"fingerprint": manifest.fingerprint}

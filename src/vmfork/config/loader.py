@@ -7,6 +7,7 @@ memory_mib = "1G"          a size, or a number of MiB
 fork_timeout_s = "30s"     a duration, or a number of seconds
 [factory]                  VMFORK_FACTORY_TEMPLATE, VMFORK_FACTORY_TEMPLATE_NAME
 cache = {min = 1, max = 8} the fields cache_min and cache
+[template.NAME]            how templates are made (template/recipe_file.py): nothing here
 [image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas), VMFORK_IMAGE_BARE
 ```
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FILE_NAME = "vmfork.toml"
+RECIPES = "template"
 DEFAULT, ARGUMENT = "default", "argument"
 # What Kubernetes and Docker put into the environment of everything that runs beside a service called `vmfork-factory`.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?|ENV_\w+|NAME)")
@@ -151,8 +153,10 @@ def _read_file(file: Path) -> dict[str, Any]:
     body = read_toml(file, field="config")
     given: dict[str, Any] = {}
     for name, section in body.items():
+        if name == RECIPES:
+            continue
         if name not in SECTIONS:
-            raise name_unknown(name, f"{file} has it", "sections", SECTIONS)
+            raise name_unknown(name, f"{file} has it", "sections", (*SECTIONS, RECIPES))
         if not isinstance(section, dict):
             raise ConfigError(name, section, f"must be a section, [{name}]")
         for key, value in section.items():

@@ -118,7 +118,7 @@ def _was_warmed(name: str, instance: Instance) -> bool:
         kept = find_recipe(name, places=instance.places)
     except TemplateCorrupt:
         return True  # nobody knows any more
-    return kept is not None and bool(kept.warm_up or kept.ready)
+    return kept is not None and bool(kept.name)
 
 
 def _find_differences(kind: Kind, want: Want) -> tuple[str, ...]:

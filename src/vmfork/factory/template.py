@@ -10,7 +10,7 @@ from vmfork.errors import TemplateCorrupt, TemplateError, TemplateNotFound, Temp
 from vmfork.factory.kind import Kind
 from vmfork.template.build import ensure_template
 from vmfork.template.kept import find_recipe
-from vmfork.template.recipe import name_recipe
+from vmfork.template.recipe import name_done
 from vmfork.template.recipe_file import read_recipe
 from vmfork.template.source import Source
 
@@ -53,7 +53,7 @@ def find_past(name: str, *, instance: Instance) -> Past | None:
         return Past(recipe="unreadable")  # there was one: machines that were only booted are not the same
     if kept is None:
         return None
-    return Past(recipe=name_recipe(kept.warm_up, kept.ready), config=kept.config)
+    return Past(recipe=kept.name, config=kept.config)
 
 
 class TemplateFactory:
@@ -175,13 +175,13 @@ def _kind_of(source: Source) -> Kind:
     m = source.manifest
     return Kind(
         name=f"template {m.name!r}",
-        image=m.image,
+        image=m.base_image or m.image,
         traits=m.traits,
         hardware=source.hardware,
         generation=m.generation,
         shares_memory=True,
         where="template",
         template=m.name,
-        recipe=(recipe := name_recipe(m.warm_up, m.ready)),
+        recipe=(recipe := name_done(m)),
         is_warmed=bool(recipe or m.hooks),
     )

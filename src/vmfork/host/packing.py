@@ -20,10 +20,12 @@ from vmfork.wire.tree import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import Self
 
     from vmfork.wire.tree import EntryType
+
+    LeavesOut = Callable[[str, bool], bool]
 
 _PIECE_SIZE = 65_536
 _BATCH_SIZE = 4 * _PIECE_SIZE
@@ -125,11 +127,13 @@ class Packing:
     """Reads the file or folder at `path`, which `check_source` was asked about, a batch at a time.
 
     A link at `path` is followed, no other. What is gone when it is come to is left out. A file that shrinks meanwhile
-    ends earlier, one that grows where it did at first.
+    ends earlier, one that grows where it did at first. `leaves_out` is asked of each name in and below a folder, by its
+    path from there on, and whether it is a folder.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, leaves_out: LeavesOut | None = None) -> None:
         self.shown = path
+        self._leaves_out = leaves_out
         self._name = os.fsencode(base_name(path))
         self._path = os.path.realpath(os.fsencode(path))
         self._first_names: dict[tuple[int, int], bytes] = {}
@@ -165,12 +169,19 @@ class Packing:
         with os.scandir(path) as scan:
             found = sorted(scan, key=lambda entry: entry.name)
         for below in found:
+            if self._leaves_out is not None and self._is_left_out(below, inside):
+                continue
             # What the folder itself says of a name saves a look at it.
             if below.is_file(follow_symlinks=False):
                 yield from self._pack_file(below.path, os.path.join(inside, below.name), below.name)
             else:
                 yield from self._pack_other(below.path, os.path.join(inside, below.name), below.name, depth)
         yield encode_up(), None
+
+    def _is_left_out(self, below: os.DirEntry[bytes], inside: bytes) -> bool:
+        assert self._leaves_out is not None
+        path = os.fsdecode(os.path.join(inside, below.name))
+        return self._leaves_out(path, below.is_dir(follow_symlinks=False))
 
     def _pack_other(self, path: bytes, inside: bytes, name: bytes, depth: int) -> Iterator[tuple[bytes, Made | None]]:
         try:

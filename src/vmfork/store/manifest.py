@@ -16,6 +16,14 @@ FILE_NAME = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DoneStep:
+    """A step that was done on the way to the template, and how long that took."""
+
+    step: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The record of one frozen template. It keeps what was booted, never what a caller says today.
 
@@ -29,7 +37,8 @@ class Manifest:
     the RAM file. `parent`: the template of the running VM that it was frozen from; `ancestors`: `NAME/GENERATION` of
     all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
     ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
-    it and lose.
+    it and lose. `recipe` names what was done to it, where that were `steps`; `base_image` is the image that `image` was
+    derived from for them.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -67,6 +76,9 @@ class Manifest:
     live: bool = False
     agent_capabilities: tuple[str, ...] = ()
     unset: Mapping[str, str] = field(default_factory=dict)
+    recipe: str = ""
+    base_image: str = ""
+    steps: tuple[DoneStep, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     format: int = field(default=FORMAT, metadata=VERSION)
 

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import time
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.code.call import find_code, run_code
 from vmfork.config import VMConfig
-from vmfork.errors import DeadlineExceeded, HostError, LaunchError, MachineEnded, TemplateExists
+from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists, VMForkError
 from vmfork.freeze.freeze import freeze
+from vmfork.host.thread import in_thread
 from vmfork.journal import about
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.prepare import prepare
-from vmfork.machine.programs import run_program
-from vmfork.machine.ways import find_program_env, set_network
 from vmfork.progress import Progress
+from vmfork.recipe.derive import derive_config
+from vmfork.recipe.step import Ready, Run, describe
+from vmfork.recipe.surroundings import Surroundings
+from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
+from vmfork.store.manifest import DoneStep
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
+from vmfork.template.recipe_file import read_template
+from vmfork.template.short import expand_steps
 from vmfork.template.source import Source
 from vmfork.units import MIB, format_duration
-from vmfork.wire.command import Command, shell_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
+    from vmfork.recipe.step import Step
     from vmfork.store import Staging
 
-__all__ = ["Recipe", "Secrets", "build_template", "ensure_template"]
+__all__ = ["Recipe", "Secrets", "build_template", "ensure_template", "expand_steps", "read_template"]
 
 _log = logging.getLogger("vmfork")
-
-# The ready command is tried this often: nothing tells when an arbitrary condition becomes true.
-_READY_PAUSE_S = 0.1
 
 
 async def build_template(
@@ -62,22 +64,31 @@ async def build_template(
     budget is short, before anything is booted. Raises `LaunchError`, `ExecError` when a warm-up command failed,
     `HookError`, `SecretsPresent`, and `DeadlineExceeded`.
     """
+    wanted = recipe or Recipe()
+    recipe = await in_thread(lambda _: wanted.pinned())
     store = TemplateStore(instance.places.templates)
     if replace or store.find_generation(name) is None:
         await make_room(name, config.memory_mib, instance=instance)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
-        plan = await prepare(config, instance)
+        plan = await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
             staging.enlarge(ram_mib * MIB)
-        recipe = recipe or Recipe()
         build = _Build(plan, recipe, instance)
         async with _out_of_space_named(staging):
             facts, todo = await build.make(staging)
         build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
         # The recipe is kept before the template is in force: a template without one would be rebuilt as a bare one.
         with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
-            await publish(staging, facts, recipe, todo=todo, timings=build.timings)
+            await publish(
+                staging,
+                facts,
+                recipe,
+                todo=todo,
+                timings=build.timings,
+                base_image=config.image,
+                steps=build.done,
+            )
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)
     _log.info("template %r is ready", name, extra=about("template.built", template=name, took_s=took_s))
@@ -129,8 +140,10 @@ class _Build:
         self._plan = plan
         self._recipe = recipe
         self._instance = instance
+        self._steps = recipe.all_steps
         self.timings: dict[str, float] = {}
-        self._steps_done = 0
+        self.done: list[DoneStep] = []
+        self._told = 0
 
     async def make(self, staging: Staging) -> tuple[MachineFacts, Thaw]:
         """RAM and device state are in the staging folder, and the machine they came from is gone.
@@ -143,7 +156,7 @@ class _Build:
             adopted = await boot_machine(plan, instance=self._instance, memory_fd=staging.memory_fd)
         async with adopted.running as running:
             with self._timed("warm_up_s"):
-                await self._warm_up(running)
+                await self._do_steps(running)
             self.report("freezing")
             with self._timed("freeze_s"):
                 todo = await freeze(
@@ -155,23 +168,20 @@ class _Build:
                 )
         return running.facts, todo
 
-    async def _warm_up(self, running: Running) -> None:
-        recipe = self._recipe
-        await set_network(running, recipe.network)
-        env = {**find_program_env(running), **recipe.env}
-        for line in recipe.warm_up:
-            self.report(f"running {line!r}")
-            await _run_step(running, line, env, timeout_s=recipe.step_timeout_s)
-        if recipe.ready:
-            self.report(f"waiting for {recipe.ready!r}")
-            await _wait_ready(running, recipe, env)
-        await set_network(running, "none")
+    async def _do_steps(self, running: Running) -> None:
+        work = Work(running, self._recipe.context, Surroundings(env=self._recipe.env))
+        for number, step in enumerate(self._steps, 1):
+            self.report(_tell(step))
+            begun = time.perf_counter()
+            with _named(f"step {number} of {len(self._steps)}, {describe(step)}"):
+                await work.do(step)
+            self.done.append(DoneStep(step=describe(step), took_s=round(time.perf_counter() - begun, 4)))
 
     def report(self, step: str) -> None:
         """The listener knows what is done now."""
-        steps = 3 + len(self._recipe.warm_up) + bool(self._recipe.ready)
-        self._instance.progress(Progress(task="template", step=step, fraction=self._steps_done / steps))
-        self._steps_done += 1
+        steps = 3 + len(self._steps)
+        self._instance.progress(Progress(task="template", step=step, fraction=self._told / steps))
+        self._told += 1
 
     @contextmanager
     def _timed(self, key: str) -> Iterator[None]:
@@ -180,32 +190,21 @@ class _Build:
         self.timings[key] = time.perf_counter() - start
 
 
-async def _run_step(running: Running, step: str, env: Mapping[str, str], *, timeout_s: float) -> None:
-    """The step succeeded: a line of shell, or, below a line such as `#!python`, code for an interpreter that stays."""
-    if (code := find_code(step)) is not None:
-        (await run_code(running, code, timeout_s=timeout_s)).check()
-    else:
-        (await run_program(running, Command(shell_argv(step), env=env), timeout_s=timeout_s)).check()
+def _tell(step: Step) -> str:
+    if isinstance(step, Run):
+        return f"running {step.line!r}"
+    return f"waiting for {step.value!r}" if isinstance(step, Ready) else describe(step)
 
 
-async def _wait_ready(running: Running, recipe: Recipe, env: Mapping[str, str]) -> None:
-    command = Command(shell_argv(recipe.ready), env=env)
-    end = time.monotonic() + recipe.ready_timeout_s
-    last = b""
-    while (left := end - time.monotonic()) > 0:
-        try:
-            result = await run_program(running, command, timeout_s=left)
-        except DeadlineExceeded as error:
-            last = error.stderr
-            break
-        if result.ok:
-            return
-        last = result.stderr_bytes
-        await asyncio.sleep(_READY_PAUSE_S)
-    said = last.decode(errors="replace").rstrip()
-    detail = f"its last standard error:\n{said}" if said else ""
-    task = f"waiting for {recipe.ready!r} to succeed"
-    raise DeadlineExceeded(task, recipe.ready_timeout_s, stderr=last, detail=detail)
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """An error of the block begins with what failed."""
+    try:
+        yield
+    except VMForkError as error:
+        own = copy(error)  # the reason that a line was lost is everybody's
+        own.message = f"{what}: {error.message}"
+        raise own from error.__cause__
 
 
 @asynccontextmanager

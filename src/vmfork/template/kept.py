@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig, check_name
 from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
 from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
 from vmfork.machine.ways import load_ways
+from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
+from vmfork.recipe.words import read_steps
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
-from vmfork.template.recipe import READY_LIMIT_S, STEP_LIMIT_S, Recipe
+from vmfork.template.recipe import Recipe, name_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmfork.config import Places
     from vmfork.network.policy import NetworkPolicy
@@ -34,7 +36,8 @@ class KeptRecipe:
 
     `env` are names only: the values were for the warm-up alone, and may be secrets. One that was frozen while it ran
     (`is_live`) has none that could be followed.
-    `reaches` is what its commands may reach: nothing, `all`, or the entries of a list.
+    `reaches` is what its commands may reach: nothing, `all`, or the entries of a list. `steps` are in the words of a
+    recipe, and read what is in and below `folder`; `recipe` is its name, where it has steps.
     """
 
     config: VMConfig
@@ -49,6 +52,14 @@ class KeptRecipe:
     is_live: bool = False
     reaches: tuple[str, ...] = ()
     reaches_more: bool = False
+    steps: tuple[Any, ...] = ()
+    folder: str = ""
+    recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the recipe; see `Recipe.name`."""
+        return self.recipe or name_recipe(self.warm_up, self.ready)
 
     @classmethod
     def of(cls, recipe: Recipe, config: VMConfig) -> KeptRecipe:
@@ -64,6 +75,9 @@ class KeptRecipe:
             ready_timeout_s=recipe.ready_timeout_s,
             reaches=_entries_of(recipe.network),
             reaches_more=not isinstance(recipe.network, str) and recipe.network.log_only,
+            steps=tuple(step.to_words() for step in recipe.steps),
+            folder=str(recipe.folder) if recipe.steps else "",
+            recipe=recipe.name if recipe.steps else "",
         )
 
     def to_recipe(self, name: str) -> Recipe:
@@ -78,6 +92,8 @@ class KeptRecipe:
             error.hint = f"it was warmed up with {variables}, whose values are not kept: build it again with them"
             raise error
         return Recipe(
+            steps=read_steps(self.steps),
+            folder=Path(self.folder),
             warm_up=self.warm_up,
             ready=self.ready,
             secrets=Secrets(paths=self.secret_paths, env=self.secret_env, allowed=self.secrets_allowed),

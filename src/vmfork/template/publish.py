@@ -12,11 +12,12 @@ from vmfork.store import Manifest
 from vmfork.store.ram_file import digest_ram
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vmfork.adopt.todo import Thaw
     from vmfork.machine.facts import MachineFacts
     from vmfork.store import Staging
+    from vmfork.store.manifest import DoneStep
     from vmfork.template.recipe import Recipe
 
 
@@ -27,10 +28,13 @@ async def publish(
     *,
     todo: Thaw,
     timings: Mapping[str, float],
+    base_image: str = "",
+    steps: Sequence[DoneStep] = (),
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
-    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase.
+    The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase. `base_image` is what
+    the machine's image was derived from.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)
@@ -72,6 +76,9 @@ async def publish(
         ancestors=machine.descent.templates,
         live=todo.greets,
         unset=todo.unset,
+        recipe=recipe.name,
+        base_image="" if base_image == machine.image else base_image,
+        steps=tuple(steps),
         timings={key: round(value, 4) for key, value in timings.items()},
     )
     await staging.commit(manifest)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.errors import ConfigError
 from vmfork.machine.ways import load_ways
+from vmfork.recipe.context import Context
+from vmfork.recipe.pins import digest_steps
+from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S, Ready, Run
+from vmfork.recipe.words import check_order, read_steps
 from vmfork.wire.command import check_env
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from vmfork.config import VMConfig
     from vmfork.network.policy import NetworkPolicy
+    from vmfork.recipe.step import Step
+    from vmfork.store import Manifest
 
-STEP_LIMIT_S = 600.0
-READY_LIMIT_S = 120.0
 _NAME_SIZE = 16
 
 
@@ -26,11 +33,17 @@ _NAME_SIZE = 16
 class Recipe:
     """What is done to a booted machine before it is frozen.
 
-    `warm_up` are shell commands, run in order, each at most `step_timeout_s` seconds; a failing one fails the build.
-    `ready` is a shell command that is tried until it succeeds, at most `ready_timeout_s` seconds. Both run with `env`.
-    A machine that holds one of `secrets` is not frozen. `network` is what the commands may reach, and ends with them.
+    `steps` are done in order; they may be given as tables in the words of a recipe (`recipe/words.py`). What they read
+    of this host lies in and below `folder`, by default the current one. Behind them come two short forms. `warm_up` are
+    shell commands, each at most `step_timeout_s` seconds; a failing one fails the build. `ready` is a shell command
+    that is tried until it succeeds, at most `ready_timeout_s` seconds. `network` is what these two may reach, and ends
+    with them. Programs of all steps have `env`, whose values are not kept. A machine that holds one of `secrets` is not
+    frozen. `vm` are fields of the `VMConfig` that the recipe says.
     """
 
+    steps: tuple[Step, ...] = ()
+    folder: Path = Path()
+    vm: Mapping[str, Any] = field(default_factory=dict)
     warm_up: tuple[str, ...] = ()
     ready: str = ""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -38,6 +51,7 @@ class Recipe:
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
     network: NetworkPolicy = "none"
+    pins: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.network != "none":
@@ -46,11 +60,48 @@ class Recipe:
             if not isinstance(command, str) or "\0" in command:
                 raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
         object.__setattr__(self, "env", check_env(self.env))
+        object.__setattr__(self, "steps", _read(self.steps))
+        check_order(self.steps)
+        # A folder that was removed has no path: who has no steps may be in one.
+        object.__setattr__(self, "folder", Path(self.folder).absolute() if self.steps else Path())
+
+    @property
+    def all_steps(self) -> tuple[Step, ...]:
+        """Its steps, with those that the short forms stand for."""
+        lines = (Run(line=line, network=self.network, timeout_s=self.step_timeout_s) for line in self.warm_up)
+        ready = Ready(
+            condition="command", value=self.ready or "true", network=self.network, timeout_s=self.ready_timeout_s
+        )
+        return (*self.steps, *lines, *([ready] if self.ready else ()))
+
+    def apply_to(self, config: VMConfig) -> VMConfig:
+        """The configuration with what the recipe says of the machine. Raises `ConfigError` when none can have it."""
+        return replace(config, **self.vm)
+
+    @property
+    def context(self) -> Context:
+        """What its steps may read of this host. Raises `ConfigError` when its ignore file makes no sense."""
+        return Context.of(self.folder) if self.steps else Context.empty()
+
+    def pinned(self) -> Self:
+        """The same, which knows what its steps depend on now: files are read, so call it in a thread.
+
+        Raises `ConfigError` for a file that is missing, or that no recipe may read.
+        """
+        return replace(self, pins=digest_steps(self.all_steps, self.context))
 
     @property
     def name(self) -> str:
-        """Names what is done: see `name_recipe`."""
-        return name_recipe(self.warm_up, self.ready)
+        """Names what is done: see `name_recipe`. With steps that is what it reads too, when it was pinned or now."""
+        if not self.steps:
+            return name_recipe(self.warm_up, self.ready)
+        return (self.pins or self.pinned().pins)[-1][:_NAME_SIZE]
+
+
+def _read(given: Any) -> tuple[Step, ...]:
+    """The steps, of tables in the words of a recipe or of steps."""
+    is_read = isinstance(given, tuple) and not any(isinstance(each, Mapping) for each in given)
+    return given if is_read else read_steps(given)
 
 
 def name_recipe(warm_up: Sequence[str], ready: str) -> str:
@@ -58,3 +109,8 @@ def name_recipe(warm_up: Sequence[str], ready: str) -> str:
     if not (warm_up or ready):
         return ""
     return hashlib.sha256(json.dumps([[*warm_up], ready]).encode()).hexdigest()[:_NAME_SIZE]
+
+
+def name_done(manifest: Manifest) -> str:
+    """The name of the recipe that a template was made by; empty where nothing was done."""
+    return manifest.recipe or name_recipe(manifest.warm_up, manifest.ready)

@@ -24,7 +24,7 @@ from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, 
 from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
-from vmfork.template.recipe import name_recipe
+from vmfork.template.recipe import name_done
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ class Source:
 
     @property
     def recipe(self) -> str:
-        """Names its warm-up and ready check; empty where it has neither."""
-        return name_recipe(self.manifest.warm_up, self.manifest.ready)
+        """Names what was done to it; empty where nothing was."""
+        return name_done(self.manifest)
 
     def check_request(self, request: ForkRequest) -> None:
         """Raises `ConfigError` when its machines cannot be grown to what `request` asks."""
@@ -194,7 +194,7 @@ class Source:
     def check_config(self, config: VMConfig) -> None:
         """Raises `TemplateStale` when a build from `config` would give other machines; their size is not compared."""
         m = self.manifest
-        if config.image != m.image:
+        if config.image not in (m.image, m.base_image):
             raise TemplateStale(m.name, "image", m.image, config.image)
         m.check_traits(wanted_traits(config, machine=m.traits["machine"], accel=m.traits["accel"]))
 

@@ -1,0 +1,228 @@
+"""A recipe of every word, done in real machines; what fails is named, and nothing of a step outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.vm.cli_runner import left_of, vmfork
+from tests.wheels import make_wheel
+from vmfork.aio import Recipe, Template
+from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError
+from vmfork.template.kept import remove_template
+
+pytestmark = pytest.mark.vm
+
+SERVER = """
+import http.server, greet
+print("greeting", greet.VERSION, flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+RECIPE = """
+[template.stepped]
+memory = "320M"
+steps = [
+  {pip = "requirements.txt"},
+  {copy = ["app/", "/srv/app"]}, {copy = ["note", "limits.txt", "/srv"]},
+  {env = {APP = "one"}}, {run = "adduser --help >/dev/null 2>&1; echo web:x:1000:1000::/:/bin/sh >> /etc/passwd"},
+  {run = "cat /run/token > /srv/seen; stat -c %a:%U /run/token >> /srv/seen", secret_files = {"/run/token" = "token"}},
+  {workdir = "/srv/work"}, {run = "pwd > /srv/where; echo $APP >> /srv/where"}, {run = "chown web /srv/work"},
+  {user = "web"}, {run = "id -un > who"},
+]
+start = "exec python3 /srv/app/main.py"
+ready = {port = 8000, timeout = "60s"}
+"""
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(instance):
+    yield
+    for name in await Template.list():
+        if name.startswith("stepped"):
+            await remove_template(name, places=instance)
+    assert left_of(instance.runtime) == []
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A recipe's folder, and a place of wheels that this user's pip is told of."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels, "greet", "1.0", needs=("base",), scripts="greet = greet:main")
+    make_wheel(wheels, "greet", "2.0", needs=("base",))
+    make_wheel(wheels, "base")
+    make_wheel(wheels, "older", tag="cp39-cp39-manylinux1_x86_64")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    folder = tmp_path / "recipe"
+    (folder / "app").mkdir(parents=True)
+    (folder / "app" / "main.py").write_text(SERVER)
+    (folder / "app" / "run.sh").write_text("#!/bin/sh\n")
+    (folder / "app" / "run.sh").chmod(0o750)
+    (folder / "app" / "cache.pyc").write_text("x")
+    (folder / ".vmforkignore").write_text("*.pyc\n")
+    (folder / "note").write_text("noted")
+    (folder / "requirements.txt").write_text("greet\n-c limits.txt\n")
+    (folder / "limits.txt").write_text("greet<2\n")
+    (folder / "token").write_text("s3cret\n")
+    (folder / "vmfork.toml").write_text(RECIPE)
+    return folder
+
+
+async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_the_forks(folder, instance) -> None:
+    told = vmfork("template", "build", "-f", str(folder / "vmfork.toml"), "--json").check()
+    manifest = json.loads(told.out)
+    assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
+    assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
+        "pip", "copy", "copy", "env", "run", "run", "workdir", "run", "run", "user", "run", "start", "ready",
+    ]  # fmt: skip
+    assert "s3cret" not in told.out + (instance.recipes / "stepped.json").read_text()
+    template = await Template.open("stepped")
+    async with await template.fork() as vm:
+
+        async def read(path: str) -> str:
+            return (await vm.read_file(path)).decode()
+
+        assert await read("/srv/seen") == "s3cret\n600:root\n"
+        assert not await vm.exists("/run/token")
+        assert await read("/srv/where") == "/srv/work\none\n"
+        assert await read("/srv/work/who") == "web\n"
+        assert [entry.name for entry in await vm.list_dir("/srv/app")] == ["main.py", "run.sh"]
+        assert (await vm.stat("/srv/app/run.sh")).mode & 0o777 == 0o750
+        assert (await read("/srv/note"), await read("/srv/limits.txt")) == ("noted", "greet<2\n")
+        assert (await vm.shell("greet", check=True)).stdout == "greet 1.0\n"
+        assert not await vm.exists("/run/vmfork-wheels")
+        page = (await vm.shell("curl -s http://127.0.0.1:8000/ | head -c 15", check=True)).stdout
+        assert page.startswith("<!DOCTYPE")
+        assert await read("/run/vmfork-start/1/log") == "greeting 1.0\n"
+        assert (await vm.shell("ps -o user= -C python3", check=True)).stdout.strip() == "web"
+    # Known by what it was made of: the same recipe is the same template, and another file another.
+    same = await Template.ensure("stepped", recipe=folder / "vmfork.toml")
+    assert same.generation == template.generation
+    (folder / "note").write_text("noted anew")
+    other = await Template.ensure("stepped", recipe=folder / "vmfork.toml")
+    assert other.generation != template.generation
+    async with await other.fork() as vm:
+        assert await vm.read_file("/srv/note") == b"noted anew"
+
+
+async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_again(folder, instance) -> None:
+    template = await Template.build(
+        "stepped",
+        files={"/srv/note": "note", "/srv/app": folder / "app"},
+        pip=["greet"],
+        steps=[{"run": "greet > /srv/said || echo none > /srv/said"}],
+        folder=folder,
+        warm_up=["cp /srv/said /srv/copied"],
+        ready="test -e /srv/copied",
+    )
+    assert [step.step.partition(" ")[0] for step in template.manifest.steps] == [
+        "copy", "copy", "pip", "run", "run", "ready",
+    ]  # fmt: skip
+    from vmfork.store import TemplateStore
+
+    await TemplateStore(instance.templates).remove("stepped")  # as a reboot does
+    again = await Template.ensure("stepped")
+    async with await again.fork() as vm:
+        assert await vm.read_file("/srv/copied") == b"none\n"  # the newest has no such script
+        assert (await vm.shell("python3 -c 'import greet; greet.main()'", check=True)).stdout == "greet 2.0\n"
+        assert await vm.exists("/srv/app/main.py")
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind", "told"),
+    [
+        ([{"run": "true"}, {"run": "echo out; echo why >&2; exit 3"}], ExecError, "step 2 of 2, run echo out"),
+        ([{"pip": "none-such"}], ConfigError, "no wheel of none-such is for Python 3.13"),
+        ([{"pip": "older"}], ConfigError, "no wheel of older is for Python 3.13"),
+        ([{"user": "nobody-such"}, {"run": "true"}], GuestError, "no user 'nobody-such'"),
+        ([{"ready": {"file": "/none", "timeout": 0.3}}], DeadlineExceeded, "'/none' to be there took longer"),
+        ([{"ready": {"port": 81, "timeout": 0.3}}], DeadlineExceeded, "port 81 to be listened on took longer"),
+        ([{"ready": {"log": "x"}}], ConfigError, "nothing was started"),
+        (
+            [{"start": "echo broken; exit 1"}, {"ready": {"port": 81, "timeout": 60}}],
+            GuestError,
+            "has ended: it wrote:\nbroken",
+        ),
+        (
+            [{"start": "echo hello; sleep 60"}, {"ready": {"log": "bye", "timeout": 1}}],
+            DeadlineExceeded,
+            "the started program's output:\nhello",
+        ),
+        (
+            [{"ready": {"command": "echo almost; false", "timeout": 0.5}}],
+            DeadlineExceeded,
+            "its last standard output:\nalmost",
+        ),
+        ([{"run": "sleep 60", "timeout": 0.5}], DeadlineExceeded, "step 1 of 1, run sleep 60"),
+        ([{"run": "true", "secret_files": {"/run/t": "none"}}], ConfigError, "secret_files: cannot read"),
+        ([{"run": "true", "secret_files": {"/etc/passwd": "token"}}], ConfigError, "has a file /etc/passwd already"),
+    ],
+)
+async def test_a_step_that_fails_is_named_with_what_it_said(folder, steps, kind, told) -> None:
+    with pytest.raises(kind) as caught:
+        await Template.build("stepped", steps=steps, folder=folder)
+    error = caught.value
+    assert "step " in str(error)
+    assert told in f"{error}: {error.hint}\n{error.details()}"
+    assert "stepped" not in await Template.list()
+
+
+async def test_what_is_copied_and_changes_meanwhile_fails_the_step(folder, monkeypatch) -> None:
+    from vmfork.recipe import work
+
+    taken, real = [], work.digest_copied
+
+    def digest(step, context):
+        taken.append(found := real(step, context))
+        (folder / "note").write_text("changed")
+        return found
+
+    monkeypatch.setattr(work, "digest_copied", digest)
+    with pytest.raises(ConfigError, match="it changed while it was copied"):
+        await Template.build("stepped", steps=[{"copy": ["note", "/srv/note"]}], folder=folder)
+    assert len(taken) == 2
+
+
+def test_a_build_that_is_killed_leaves_nothing_of_its_step(folder, instance) -> None:
+    """pip runs meanwhile: a stand-in that never ends, which tells that it was started."""
+    begun = folder / "begun"
+    fake = folder / "pip.py"
+    fake.write_text(f"import os, time; open({str(begun)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    script = (
+        "import vmfork, sys\nfrom vmfork.recipe import wheels\n"
+        f"wheels.find_pip = lambda: [sys.executable, {str(fake)!r}]\n"
+        f"vmfork.Template.build('stepped', pip=['greet'], folder={str(folder)!r})\n"
+    )
+    builder = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        end = time.monotonic() + 120
+        while not (begun.exists() and begun.read_text()):
+            assert builder.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        pip = int(begun.read_text())
+        builder.send_signal(signal.SIGKILL)
+        builder.wait()
+        while os.path.exists(f"/proc/{pip}"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        builder.kill()
+        builder.wait()
+    vmfork("template", "ls").check()  # any command sweeps
+
+
+async def test_recipes_are_values_that_say_all_of_how(folder) -> None:
+    recipe = Recipe(steps=[{"run": "echo made > /root/made"}], vm={"memory_mib": 288}, folder=folder)
+    template = await Template.build("stepped", recipe=recipe)
+    assert template.manifest.memory_mib == 288
+    with pytest.raises(ConfigError, match="says all of how"):
+        await Template.build("stepped", recipe=recipe, warm_up=["true"], replace=True)
+    assert (await Template.ensure("stepped", recipe=recipe)).generation == template.generation
