@@ -18,7 +18,7 @@ WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Rever
 VALUES = {
     "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
     "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
-    "VMHandle", "detailed_timings", "find_places", "load_settings",
+    "VMHandle", "detailed_timings", "find_places", "load_settings", "Recipe",
 }  # fmt: skip
 ERRORS = {
     "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",

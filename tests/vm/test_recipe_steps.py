@@ -15,6 +15,13 @@ from tests.vm.cli_runner import left_of, vmfork
 from tests.wheels import make_wheel
 from vmfork.aio import Recipe, Template
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError
+from vmfork.recipe.context import Context
+from vmfork.recipe.pins import digest_copied
+from vmfork.recipe.step import Copy
+from vmfork.recipe.surroundings import Surroundings
+from vmfork.recipe.words import read_steps
+from vmfork.recipe.work import Work
+from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
 
 pytestmark = pytest.mark.vm
@@ -125,8 +132,6 @@ async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_a
     assert [step.step.partition(" ")[0] for step in template.manifest.steps] == [
         "copy", "copy", "pip", "run", "run", "ready",
     ]  # fmt: skip
-    from vmfork.store import TemplateStore
-
     await TemplateStore(instance.templates).remove("stepped")  # as a reboot does
     again = await Template.ensure("stepped")
     async with await again.fork() as vm:
@@ -138,7 +143,7 @@ async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_a
 @pytest.mark.parametrize(
     ("steps", "kind", "told"),
     [
-        ([{"run": "true"}, {"run": "echo out; echo why >&2; exit 3"}], ExecError, "step 2 of 2, run echo out"),
+        ([{"run": "true"}, {"run": "echo out; echo why >&2; exit 3"}], ExecError, "standard error:\nwhy"),
         ([{"pip": "none-such"}], ConfigError, "no wheel of none-such is for Python 3.13"),
         ([{"pip": "older"}], ConfigError, "no wheel of older is for Python 3.13"),
         ([{"user": "nobody-such"}, {"run": "true"}], GuestError, "no user 'nobody-such'"),
@@ -160,34 +165,41 @@ async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_a
             DeadlineExceeded,
             "its last standard output:\nalmost",
         ),
-        ([{"run": "sleep 60", "timeout": 0.5}], DeadlineExceeded, "step 1 of 1, run sleep 60"),
+        ([{"run": "sleep 60", "timeout": 0.5}], DeadlineExceeded, "took longer than 0.5 s"),
         ([{"run": "true", "secret_files": {"/run/t": "none"}}], ConfigError, "secret_files: cannot read"),
         ([{"run": "true", "secret_files": {"/etc/passwd": "token"}}], ConfigError, "has a file /etc/passwd already"),
     ],
 )
-async def test_a_step_that_fails_is_named_with_what_it_said(folder, steps, kind, told) -> None:
+async def test_a_step_that_fails_says_why(folder, fork, steps, kind, told) -> None:
+    work = Work(fork._running, Context.of(folder), Surroundings())
     with pytest.raises(kind) as caught:
-        await Template.build("stepped", steps=steps, folder=folder)
-    error = caught.value
-    assert "step " in str(error)
-    assert told in f"{error}: {error.hint}\n{error.details()}"
-    assert "stepped" not in await Template.list()
+        for step in read_steps(steps):
+            await work.do(step)
+    assert told in f"{caught.value}: {caught.value.hint}\n{caught.value.details()}"
+    assert not await fork.exists("/run/t")
+    assert await fork.exists("/etc/passwd")
 
 
-async def test_what_is_copied_and_changes_meanwhile_fails_the_step(folder, monkeypatch) -> None:
-    from vmfork.recipe import work
-
-    taken, real = [], work.digest_copied
+async def test_what_is_copied_and_changes_meanwhile_fails_the_step(folder, fork, monkeypatch) -> None:
+    taken, real = [], digest_copied
 
     def digest(step, context):
         taken.append(found := real(step, context))
         (folder / "note").write_text("changed")
         return found
 
-    monkeypatch.setattr(work, "digest_copied", digest)
+    monkeypatch.setattr("vmfork.recipe.work.digest_copied", digest)
     with pytest.raises(ConfigError, match="it changed while it was copied"):
-        await Template.build("stepped", steps=[{"copy": ["note", "/srv/note"]}], folder=folder)
+        await Work(fork._running, Context.of(folder), Surroundings()).do(Copy(sources=("note",), target="/srv/note"))
     assert len(taken) == 2
+
+
+async def test_secret_files_are_gone_after_a_step_that_fails_too(folder, fork) -> None:
+    (step,) = read_steps([{"run": "cat /run/deep/t; exit 1", "secret_files": {"/run/deep/t": "token"}}])
+    with pytest.raises(ExecError) as caught:
+        await Work(fork._running, Context.of(folder), Surroundings()).do(step)
+    assert caught.value.stdout == b"s3cret\n"
+    assert not await fork.exists("/run/deep/t")
 
 
 def test_a_build_that_is_killed_leaves_nothing_of_its_step(folder, instance) -> None:
@@ -219,10 +231,12 @@ def test_a_build_that_is_killed_leaves_nothing_of_its_step(folder, instance) -> 
     vmfork("template", "ls").check()  # any command sweeps
 
 
-async def test_recipes_are_values_that_say_all_of_how(folder) -> None:
-    recipe = Recipe(steps=[{"run": "echo made > /root/made"}], vm={"memory_mib": 288}, folder=folder)
-    template = await Template.build("stepped", recipe=recipe)
-    assert template.manifest.memory_mib == 288
+async def test_a_recipe_is_a_value_that_says_all_of_how_and_a_step_that_fails_is_named(folder) -> None:
+    recipe = Recipe(steps=[{"run": "echo made"}, {"run": "echo out; exit 3"}], vm={"memory_mib": 288}, folder=folder)
+    with pytest.raises(ExecError) as caught:
+        await Template.build("stepped", recipe=recipe)
+    assert str(caught.value).startswith("step 2 of 2, run echo out; exit 3: /bin/sh -c")
+    assert (caught.value.exit_code, caught.value.stdout) == (3, b"out\n")
+    assert "stepped" not in await Template.list()
     with pytest.raises(ConfigError, match="says all of how"):
-        await Template.build("stepped", recipe=recipe, warm_up=["true"], replace=True)
-    assert (await Template.ensure("stepped", recipe=recipe)).generation == template.generation
+        await Template.build("stepped", recipe=recipe, warm_up=["true"])

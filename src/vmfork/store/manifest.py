@@ -90,7 +90,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The manifest as a file, with a checksum of itself so that an edit is noticed."""
         body = list_fields(self)
-        return (json.dumps({**body, "checksum": _checksum(body)}, indent=2) + "\n").encode()
+        return (json.dumps({**body, "checksum": _checksum(body)}, indent=2, default=list_fields) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, *, name: str) -> Manifest:
@@ -125,4 +125,4 @@ def _check_sum(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=list_fields).encode()).hexdigest()

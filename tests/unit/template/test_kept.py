@@ -39,6 +39,22 @@ def test_it_comes_back_as_it_was_with_its_configuration(places) -> None:
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+def test_steps_come_back_in_their_words_with_their_folder(places, tmp_path) -> None:
+    (tmp_path / "app").write_text("x")
+    recipe = Recipe(
+        steps=[
+            {"copy": ["app", "/app"]},
+            {"run": "make", "network": ["a.example"], "timeout": 5},
+            {"ready": {"port": 1}},
+        ],
+        folder=tmp_path,
+        warm_up=("last",),
+    )
+    keep(recipe, places)
+    kept = find_recipe("web", places=places)
+    assert (kept.to_recipe("web"), kept.name) == (recipe, recipe.name)
+
+
 def test_values_of_variables_are_not_kept_and_what_needs_them_is_refused_by_name(places) -> None:
     keep(Recipe(warm_up=("fetch",), env={"TOKEN": "s3cret", "USER": "me"}), places)
     assert b"s3cret" not in (places.recipes / "web.json").read_bytes()

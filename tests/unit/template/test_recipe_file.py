@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vmfork.config import VMConfig
 from vmfork.config.loader import load_settings
 from vmfork.errors import ConfigError
-from vmfork.template.recipe import name_recipe
-from vmfork.template.recipe_file import read_recipe
+from vmfork.recipe.step import describe
+from vmfork.template.recipe import Recipe, name_recipe
+from vmfork.template.recipe_file import read_recipe, read_template
 
 
 def write(folder, text):
@@ -80,3 +82,94 @@ def test_a_name_tells_recipes_apart() -> None:
     assert name_recipe((), "") == ""
     recipes = [(("a",), ""), ((), "a"), (("a", "b"), ""), (("a b",), "")]
     assert len({name_recipe(*recipe) for recipe in recipes}) == len(recipes)
+
+
+TEMPLATES = """
+[vm]
+cpus = 1
+[template.web]
+image = "default"
+memory = "512M"
+cpus = 2
+fork_timeout_s = "1m"
+steps = [{run = "make", timeout = "5m"}, {copy = ["app/", "/srv"]}]
+start = "python3 main.py"
+ready = {port = 8000}
+warm_up = ["last"]
+secret_env = ["TOKEN"]
+[template.db]
+ready = "pg_isready"
+"""
+
+
+def test_a_section_says_how_a_template_is_made_and_of_what_machine(tmp_path) -> None:
+    path = tmp_path / "vmfork.toml"
+    path.write_text(TEMPLATES)
+    name, recipe = read_template(path, "web")
+    assert (name, recipe.folder) == ("web", tmp_path)
+    assert [describe(step) for step in recipe.all_steps] == [
+        "run make", "copy app/ /srv", "start python3 main.py", "ready port 8000", "run last",
+    ]  # fmt: skip
+    assert recipe.vm == {"image": "default", "memory_mib": 512, "cpus": 2, "fork_timeout_s": 60.0}
+    assert recipe.apply_to(VMConfig(cpus=4, cpu_weight=7)) == VMConfig(
+        cpus=2, memory_mib=512, fork_timeout_s=60.0, cpu_weight=7
+    )
+    assert recipe.secrets.env == ("TOKEN",)
+    assert load_settings(path, {}).vm.cpus == 1
+
+
+def test_which_template_is_meant_must_be_said_where_there_are_several(tmp_path) -> None:
+    path = tmp_path / "vmfork.toml"
+    path.write_text(TEMPLATES)
+    with pytest.raises(ConfigError, match=r"which template of .* is not said: it has web, db"):
+        read_template(path)
+    path.write_text('[template.one]\nready = "true"\n')
+    assert read_template(path)[0] == "one"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[template.web]\nstep = []", "did you mean steps"),
+        ("[template.web]\nmemry = 1", "did you mean memory"),
+        ('[template.web]\nsteps = [{rum = "x"}]', "template.web.steps[1].rum: unknown"),
+        ('[template.web]\nsteps = [{run = "x"}, {packages = ["git"]}]', "packages come after another step"),
+        ("[template.web]\nsteps = 5", "must be a list of steps"),
+        ("[template.web]\nstart = 5", "template.web.start: must be text"),
+        ("[template.web]\nready = {port = 0}", "template.web.ready.port: 0 is no port"),
+        ('[template.web]\nmemory = "much"', "template.web.memory_mib: 'much' is not a size"),
+        ("[template.web]\ncpus = 0", "vm.cpus: 0 is out of range"),
+        ("[template.wbe]", "did you mean wbe"),
+        ("template = 5", "must be sections"),
+        ("[template]\nweb = 5", "must be sections"),
+        ("[image]", "no such section"),
+        ("[template.web]\nsteps = [", "not valid TOML"),
+    ],
+)
+def test_what_a_section_cannot_say_is_refused_with_its_file(tmp_path, text, told) -> None:
+    path = tmp_path / "vmfork.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_template(path, "web")
+    assert told in f"{caught.value} {caught.value.hint}"
+    assert str(path) in str(caught.value)
+
+
+def test_a_section_that_is_misspelt_is_named(tmp_path) -> None:
+    path = tmp_path / "vmfork.toml"
+    path.write_text("[templat.web]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {})
+    assert "did you mean template" in caught.value.hint
+
+
+def test_a_recipe_with_steps_is_named_by_what_it_reads(tmp_path) -> None:
+    (tmp_path / "note").write_text("one")
+    recipe = Recipe(steps=[{"copy": ["note", "/note"]}], folder=tmp_path)
+    before = recipe.name
+    pinned = recipe.pinned()
+    (tmp_path / "note").write_text("two")
+    assert (pinned.name, recipe.name == before) == (before, False)
+    assert Recipe(steps=[{"run": "a"}]).name != Recipe(warm_up=["a"]).name
+    with pytest.raises(ConfigError, match=r"steps\[1\]"):
+        Recipe(steps=[{"rum": "a"}])
