@@ -107,7 +107,7 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
         assert not await vm.exists("/run/vmfork-wheels")
         page = (await vm.shell("curl -s http://127.0.0.1:8000/ | head -c 15", check=True)).stdout
         assert page.startswith("<!DOCTYPE")
-        assert await read("/run/vmfork-start/1/log") == "greeting 1.0\n"
+        assert (await read("/run/vmfork-start/1/log")).startswith("greeting 1.0\n")
         assert (await vm.shell("ps -o user= -C python3", check=True)).stdout.strip() == "web"
     # Known by what it was made of: the same recipe is the same template, and another file another.
     same = await Template.ensure("stepped", recipe=folder / "vmfork.toml")
