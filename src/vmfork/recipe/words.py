@@ -63,7 +63,7 @@ def read_steps(given: object, *, field: str = "steps") -> tuple[Step, ...]:
     """The steps of a list of tables. Raises `ConfigError`, which names the step and its key that is wrong."""
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
         raise ConfigError(field, given, "must be a list of steps", hint=_HOW)
-    steps = tuple(_read_step(f"{field}[{number}]", each) for number, each in enumerate(given, 1))
+    steps = tuple(_read_numbered(f"{field}: {number}", each) for number, each in enumerate(given, 1))
     check_order(steps, field=field)
     return steps
 
@@ -103,6 +103,16 @@ def read_ready(given: object, *, field: str) -> Ready:
         network=_read_network(field, table),
         timeout_s=_read_timeout(field, table, READY_LIMIT_S),
     )
+
+
+def _read_numbered(field: str, given: object) -> Step:
+    """The step; an error names its number, whoever found it."""
+    try:
+        return _read_step(field, given)
+    except ConfigError as error:
+        if error.field.startswith(field):
+            raise
+        raise ConfigError(f"{field}.{error.field}", error.value, error.reason, hint=error.hint) from None
 
 
 def _read_step(field: str, given: object) -> Step:
