@@ -37,6 +37,7 @@ def own_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv(name, cache)
 
 
+@pytest.mark.limit_s(400)
 @pytest.mark.parametrize("program", ["guest", "keeper", "preload", "broker", "copier"])
 def test_every_source_compiles_for_aarch64(build, tmp_path, program) -> None:
     """Without a warning. It is not linked: for that zig would compile musl, half a minute in every checkout."""

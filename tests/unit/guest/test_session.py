@@ -123,18 +123,25 @@ def test_arguments_that_make_no_sense_are_refused(agent_binary: Path) -> None:
         assert subprocess.run([agent_binary, *argv], stderr=subprocess.DEVNULL, check=False).returncode == 2
 
 
-@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1])
-async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, compile_variant, protocol: int) -> None:
-    running = start_agent(binary=compile_variant(f"protocol-{protocol}", f"-DPROTOCOL={protocol}"))
+@pytest.fixture
+def speaking(request, compile_variant) -> Path:
+    """An agent of the protocol that is the parameter: to compile it may take longer than a test may."""
+    return compile_variant(f"protocol-{request.param}", f"-DPROTOCOL={request.param}")
+
+
+@pytest.mark.parametrize("speaking", [0, PROTOCOL + 1], indirect=True)
+async def test_an_agent_of_another_protocol_is_refused_by_name(start_agent, speaking: Path) -> None:
+    running, protocol = start_agent(binary=speaking), speaking.name.partition("-")[2]
     async with await AgentClient.open(running.sock.dup()) as client:
         with pytest.raises(ProtocolError, match=f"speaks protocol {protocol}, this vmfork speaks 1, 2, 3, {PROTOCOL}"):
             await client.hello(take_over=False)
 
 
+@pytest.mark.parametrize("speaking", [1], indirect=True)
 async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new_by_name(
-    start_agent, compile_variant, tmp_path: Path
+    start_agent, speaking: Path, tmp_path: Path
 ) -> None:
-    running = start_agent(binary=compile_variant("protocol-1", "-DPROTOCOL=1"))
+    running = start_agent(binary=speaking)
     async with await AgentClient.open(running.sock.dup()) as client:
         hello = await client.hello(take_over=False)
         assert (hello.protocol, hello.capabilities) == (
