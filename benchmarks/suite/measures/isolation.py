@@ -60,7 +60,7 @@ MEASURE = Measure(
     title="A fork that is kept from the host, beside one that is not",
     unit="s",
     run=run,
-    budget_s=40.0,
+    budget_s=35.0,
     rows=(
         Row(
             key="isolation.cpu",

@@ -40,6 +40,12 @@ TARGETS = {
     "ports.out": (None, 0.9),
     "ports.in": (None, 0.9),
     "served.20": (1.3, None),
+    "live.pause-idle": (5, None),
+    "live.pause-writing": (6, None),
+    "live.size": (1.2, None),
+    "live.one": (1.4, None),
+    "live.all": (1.25, None),
+    "live.memory": (1.25, None),
 }
 
 
