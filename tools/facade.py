@@ -52,6 +52,11 @@ async def _next(pieces: AsyncIterator[T]) -> T:
 async def _close(pieces: AsyncIterator[T]) -> None:
     assert isinstance(pieces, AsyncGenerator)
     await pieces.aclose()
+
+
+def _twin_of(given: Any) -> Any:
+    # What has none is refused where it is looked at.
+    return getattr(given, "_twin", given)
 """
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -187,7 +192,7 @@ class Facade:
         ]
 
     def text(self) -> str:
-        self.at_run_time.add("from typing import TYPE_CHECKING, TypeVar")
+        self.at_run_time.add("from typing import TYPE_CHECKING, Any, TypeVar")
         self.for_types.add("from collections.abc import AsyncIterator")
         types = "\n".join(f"    {line}" for line in sorted(self.for_types - self.at_run_time))
         head = "\n".join(sorted(self.at_run_time))
@@ -204,8 +209,14 @@ def first_line(node: ast.ClassDef | Function) -> str:
 def arguments(node: Function) -> str:
     """The call that passes every parameter on."""
     given = node.args
-    names = [each.arg for each in [*given.posonlyargs, *given.args] if each.arg not in ("self", "cls")]
+    names = [passed(each) for each in [*given.posonlyargs, *given.args] if each.arg not in ("self", "cls")]
     return ", ".join([*names, *(f"{each.arg}={each.arg}" for each in given.kwonlyargs)])
+
+
+def passed(given: ast.arg) -> str:
+    """What is passed on: of an object that has a twin, the twin."""
+    kinds = "" if given.annotation is None else ast.unparse(given.annotation)
+    return f"_twin_of({given.arg})" if set(kinds.split(" | ")) <= CLASSES.keys() else given.arg
 
 
 _ITERATED = """\

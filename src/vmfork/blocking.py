@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmfork.code.result import CodeResult
     from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
+    from vmfork.difference.difference import Difference
     from vmfork.errors import VMForkError
     from vmfork.factory.stats import FactoryStats
     from vmfork.host.memory import MemoryUse
@@ -709,6 +710,10 @@ class VM:
             )
         )
 
+    def diff(self, other: VM | Template, *, most: int = 1000) -> Difference:
+        """What differs between this VM and another, or a fork of a template that is made for it."""
+        return portal.run(self._twin.diff(_twin_of(other), most=most))
+
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         return self._twin.memory()
@@ -1383,3 +1388,8 @@ async def _next(pieces: AsyncIterator[T]) -> T:
 async def _close(pieces: AsyncIterator[T]) -> None:
     assert isinstance(pieces, AsyncGenerator)
     await pieces.aclose()
+
+
+def _twin_of(given: Any) -> Any:
+    # What has none is refused where it is looked at.
+    return getattr(given, "_twin", given)

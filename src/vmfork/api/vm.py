@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
     from vmfork.api.template import Template
     from vmfork.config import LeftPrograms, Places, ProgramLimits
+    from vmfork.difference.difference import Difference
     from vmfork.host.memory import MemoryUse
     from vmfork.machine.base import Adopted
     from vmfork.machine.decoding import OutputListener
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 _RESUME_LIMIT_S = 60.0
 FORK_LIMIT_S = 30.0
 HOOK_LIMIT_S = 30.0
+MOST_DIFFERENCES = 1000
 
 
 @guarded
@@ -595,6 +597,24 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         # A template makes VMs, so its module stands above this one.
         frozen: Template = import_late("vmfork.api.template", "Template")(source)
         return frozen
+
+    async def diff(self, other: VM | Template, *, most: int = MOST_DIFFERENCES) -> Difference:
+        """What differs between this VM and another, or a fork of a template that is made for it.
+
+        That is files, processes and memory. Both run on, so nothing of it is of one moment. Of files and of processes
+        it has the first `most`, and how many there are more. Who a VM is, which vmfork writes into it, is left out.
+        Raises `ConfigError` for what is neither, `HostError` where this host lets nobody read the memory, and what
+        `exec` raises.
+        """
+        # A template makes VMs, so its module stands above this one.
+        if isinstance(other, import_late("vmfork.api.template", "Template")):
+            async with await other.fork() as fork:
+                return await self.diff(fork, most=most)
+        if not isinstance(other, VM):
+            raise ConfigError("other", other, f"{other!r} is no VM and no template", hint="give one of the two")
+        compare = import_late("vmfork.difference.difference", "compare")
+        found: Difference = await compare(self._running, other._running, most=most)  # noqa: SLF001 - a VM's, too
+        return found
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

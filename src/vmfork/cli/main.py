@@ -62,6 +62,7 @@ _COMMANDS = {
     "resume": "Let each machine ID run on, with the host's clock.",
     "stop": "End each machine ID that `start` made, or that waits for an owner.",
     "wait": "Wait until machine ID has ended, and print why.",
+    "diff": "Show what differs between A and B: files, processes, memory.",
     "fork": "Fork machine ID, which runs on, and print the ids of the forks.",
     "freeze": "Make the template NAME of machine ID, which runs on, as it is now.",
     "resize": "Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.",

@@ -84,7 +84,7 @@ def open_for_writing(fd: int) -> Iterator[int]:
 
 
 @contextmanager
-def _end_told(running: Running) -> Iterator[None]:
+def end_told(running: Running) -> Iterator[None]:
     """A copy that failed because the machine has ended is told as that: it does not run on."""
     try:
         yield
@@ -104,8 +104,8 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
     check_copyable(running)
     machine = running.machine
     async with running.resizing:
-        with _end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
-            memory = await _find_memory(running)
+        with end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
+            memory = await find_memory(running)
             layers = memory.list_layers(mapped.held, whole=whole)
             _check_room(running, layers)
             os.ftruncate(memory_fd, memory.size_bytes)
@@ -123,7 +123,7 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
+class Memory:
     """A machine's memory as its guest sees it: what it was booted with, and what was added.
 
     The first `of_files_bytes` of it are read from files, at the same places.
@@ -153,7 +153,8 @@ class _Memory:
         )
 
 
-async def _find_memory(running: Running) -> _Memory:
+async def find_memory(running: Running) -> Memory:
+    """The memory of the machine. Raises `HostError` when QEMU has given it another than we know of."""
     hardware = running.hardware
     added = await running.machine.list_memory() if hardware.added_mib else []
     if tuple(piece.size_mib for piece in added) != hardware.added_mib:
@@ -162,7 +163,7 @@ async def _find_memory(running: Running) -> _Memory:
             hint="the machine runs on as it was",
         )
     booted = hardware.base_memory_mib * MIB
-    return _Memory(
+    return Memory(
         (Span(0, booted), *(Span(piece.address, piece.size_mib * MIB) for piece in added)),
         booted + sum(piece.size_mib * MIB for piece in added if piece.from_file),
     )

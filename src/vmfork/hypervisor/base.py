@@ -215,6 +215,9 @@ class Controlled(Protocol):
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
 
+    async def locate_memory(self, address: int, /) -> int:
+        """Where the hypervisor's process has what the guest has at `address`."""
+
     def lend_monitor(self) -> AbstractAsyncContextManager[socket.socket]:
         """The hypervisor's own monitor, for a program that copies the machine. Calls wait until it is back."""
 

@@ -74,6 +74,7 @@ WRONG = {
     "LeftPrograms": (5, "x", None, ["keep"], b"end"),
     "VMConfig | None": (5, "x", {"cpus": 1}),
     "FactoryConfig | None": (5, "x", {"cache": 1}),
+    "VM | Template": (5, "x", None),
     "VMHandle | str": (5, None, b"x", Path("/x")),
     # Of the configurations.
     "VMConfig": (5, "x", None, {"cpus": 1}),

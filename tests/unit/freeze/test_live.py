@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmfork.freeze.live import _Memory
+from vmfork.freeze.live import Memory
 from vmfork.host.copier import Layer, Span
 
 BOOTED, ADDED = Span(0, 256), Span(1 << 32, 128)
@@ -27,6 +27,6 @@ WHOLE, BASE, BEHIND = Span(0, 384), Span(0, 256), Span(256, 128)
     ],
 )
 def test_what_was_added_is_read_from_the_last_file_alone(held, added_is_of_a_file, whole, layers) -> None:
-    memory = _Memory((BOOTED, ADDED), BOOTED.size + ADDED.size * added_is_of_a_file)
+    memory = Memory((BOOTED, ADDED), BOOTED.size + ADDED.size * added_is_of_a_file)
     assert memory.size_bytes == 384
     assert memory.list_layers(held, whole=whole) == layers

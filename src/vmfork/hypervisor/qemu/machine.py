@@ -244,6 +244,15 @@ class QemuMachine:
             async with monitor.lend(fd) as name:
                 await monitor.execute("xen-save-devices-state", filename=name, live=False)
 
+    async def locate_memory(self, address: int, /) -> int:
+        """Where QEMU has what its guest has at `address`. Raises `HostError` when that is no memory."""
+        async with self._asking() as monitor:
+            said = str(await monitor.execute("human-monitor-command", **{"command-line": f"gpa2hva {address:#x}"}))
+        place = said.rpartition(" is 0x")[2].strip()
+        if not place or " " in place:
+            raise HostError(f"QEMU does not tell where its guest's memory is: {said.strip()[:80]}")
+        return int(place, 16)
+
     async def list_memory(self) -> list[MemoryPiece]:
         """The pieces that are plugged in, in the order in which they came: each is put behind the one before it."""
         async with self._asking() as monitor:
