@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vmfork.agent.deadline import deadline
 from vmfork.config import find_places
 from vmfork.errors import HostError
 from vmfork.host.wait import wait_readable
@@ -23,6 +24,8 @@ OPTION = "--left-behind"
 # What such a process needs of our environment. The rest may be keys, and it lives long.
 _KEPT = ("PATH", "PYTHON", "VMFORK_")
 _READ_SIZE = 65_536
+# It starts a Python, connects to the machine, and has the guest listen.
+_LIMIT_S = 60.0
 _NOTHING_TOLD = {
     "message": "the process that was to be left behind ended by itself",
     "hint": "was it killed? try again, and see the host's own log where it ends again",
@@ -48,7 +51,10 @@ async def leave_network(vm_id: str, policy: NetworkPolicy) -> None:
 
 
 async def _leave(command: str, *arguments: str) -> Any:
-    """What the command tells, once it is left behind. Raises `HostError` with what it failed of."""
+    """What the command tells, once it is left behind. Raises `HostError` with what it failed of, `DeadlineExceeded`.
+
+    After an error it has ended.
+    """
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as answer:
         try:
@@ -56,10 +62,8 @@ async def _leave(command: str, *arguments: str) -> Any:
         finally:
             os.close(writing)
         try:
-            document = b""
-            while data := await _read(answer.fileno()):
-                document += data
-            return _parse(document)
+            async with deadline(f"starting the process for vmfork {command}", _LIMIT_S):
+                return _parse(await _read_all(answer.fileno()))
         except BaseException:
             process.kill()
             process.wait()
@@ -80,10 +84,14 @@ def _spawn(arguments: Sequence[str], writing: int) -> subprocess.Popen[bytes]:
     )
 
 
-async def _read(fd: int) -> bytes:
-    """The next piece; empty once the process has closed its standard output, or ended."""
-    await wait_readable(fd)
-    return os.read(fd, _READ_SIZE)
+async def _read_all(fd: int) -> bytes:
+    """What the process told until it closed its standard output, or ended."""
+    document = b""
+    while True:
+        await wait_readable(fd)
+        if not (data := os.read(fd, _READ_SIZE)):
+            return document
+        document += data
 
 
 def _parse(document: bytes) -> Any:
