@@ -81,7 +81,7 @@ def run_pytest(folder: Path, text: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", "pyproject.toml", "--rootdir", str(folder)]
     command += ["-p", "no:cacheprovider", "--tb=short", *arguments, str(file)]
     env = {key: value for key, value in os.environ.items() if key != "VMFORK_TEST_GUARANTEED"}  # what CI guarantees
-    done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, check=False, timeout=55)
+    done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, check=False, timeout=170)
     return done.stdout + done.stderr
 
 
