@@ -42,6 +42,8 @@ static const uint8_t RULES[] = {
     [OP_WATCH] = PASSED,
     [OP_LEFT] = PASSED,
     [OP_TAKE] = OWNERS,
+    [OP_SERVE] = OWNERS,
+    [OP_ANSWER] = OWNERS,
 };
 /* clang-format on */
 

@@ -1,8 +1,9 @@
 """A search that forks a running machine at each decision, and goes on with the best.
 
 What is decided upon is in the memory of a program that runs in the machine: nothing of it is saved, sent or run again.
+With --inside that program forks its machine itself: the host only allows it, and waits.
 
-python examples/search.py [WEIGHTS]
+python examples/search.py [--inside] [WEIGHTS]
 """
 
 from __future__ import annotations
@@ -30,6 +31,36 @@ class Handler(socketserver.StreamRequestHandler):
             said = bins
         self.wfile.write(str(said).encode())
 socketserver.TCPServer(("127.0.0.1", {PORT}), Handler).serve_forever()
+"""
+
+
+# It makes one machine of itself for each bin. Each puts the next weight there and the others wherever is least, and
+# says how uneven they are then; the first goes on with the best bin.
+INSIDE = f"""
+import sys
+import vmfork_guest
+
+def put(number, weight):
+    bins[number].append(weight)
+
+def uneven():
+    sums = [sum(each) for each in bins]
+    return max(sums) - min(sums)
+
+bins, weights = [[] for _ in range({BINS})], [int(each) for each in sys.argv[1:]]
+while weights:
+    weight = weights.pop(0)
+    index = vmfork_guest.fork({BINS})
+    if index:
+        put(index - 1, weight)
+        for rest in weights:
+            put(min(range({BINS}), key=lambda number: sum(bins[number])), rest)
+        vmfork_guest.exit(message=str(uneven()))
+    ended = [vmfork_guest.wait() for _ in bins]
+    best = min(ended, key=lambda each: (int(each.message), each.index))
+    put(best.index - 1, weight)
+    print(weight, "is in a bin; at best they will differ by", best.message, flush=True)
+print(bins)
 """
 
 
@@ -61,10 +92,20 @@ def decide(vms: list[vmfork.VM]) -> tuple[list[vmfork.VM], int]:
     return [forks[number] for number in best], uneven[best[0]]
 
 
-def main(count: int) -> None:
+def search_inside(template: vmfork.Template, weights: list[int]) -> None:
+    with template.fork(allow_guest_fork=BINS) as vm:
+        vm.write_file("/root/search.py", INSIDE)
+        print(vm.exec(["python3", "/root/search.py", *map(str, weights)], check=True).stdout, end="")
+
+
+def main(count: int, *, inside: bool) -> None:
     weights, begun = WEIGHTS[:count], time.perf_counter()
     template, vms = vmfork.Template.build(f"search-{os.getpid()}"), []
     try:
+        if inside:
+            search_inside(template, weights)
+            print(f"found in {time.perf_counter() - begun:.1f} s")
+            return
         vms = [begin(template, weights)]
         for weight in weights:
             vms, uneven = decide(vms)
@@ -77,4 +118,5 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else len(WEIGHTS))
+    numbers = [int(each) for each in sys.argv[1:] if each.isdigit()]
+    main(numbers[0] if numbers else len(WEIGHTS), inside="--inside" in sys.argv)

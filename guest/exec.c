@@ -149,5 +149,5 @@ void do_resize(uint32_t stream, struct fields *f)
 
 bool exec_is_open(void)
 {
-    return processes_are_open() || streams_have(&PENDING);
+    return processes_are_open() || stream_of_kind(&PENDING) != NULL;
 }

@@ -39,7 +39,9 @@ enum opcode {
     OP_ATTACH,
     OP_WATCH,
     OP_LEFT,
-    OP_TAKE = 28,
+    OP_TAKE,
+    OP_SERVE,
+    OP_ANSWER = 30,
 };
 
 struct frame {

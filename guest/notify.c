@@ -345,7 +345,7 @@ void do_notify(uint32_t stream, struct fields *f)
         send_invalid(stream, "a limit in ms, at most an hour, is needed");
         return;
     }
-    if (streams_have(&NOTIFY)) {
+    if (stream_of_kind(&NOTIFY) != NULL) {
         send_error(stream, "busy", "the watchers are being told already", 0);
         return;
     }

@@ -34,5 +34,7 @@ void do_attach(uint32_t stream, struct fields *f);
 void do_watch(uint32_t stream, struct fields *f);
 void do_left(uint32_t stream, struct fields *f);
 void do_take(uint32_t stream, struct fields *f);
+void do_serve(uint32_t stream, struct fields *f);
+void do_answer(uint32_t stream, struct fields *f);
 
 #endif

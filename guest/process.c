@@ -511,7 +511,7 @@ bool process_resize(struct stream *s, const struct winsize *window)
 
 bool processes_are_open(void)
 {
-    return streams_have(&PROCESS);
+    return stream_of_kind(&PROCESS) != NULL;
 }
 
 void processes_each(void (*act)(struct stream *s))

@@ -49,6 +49,8 @@ static const struct {
     [OP_WATCH] = {do_watch, 2, 2},
     [OP_LEFT] = {do_left, 0, 0},
     [OP_TAKE] = {do_take, 1, 1},
+    [OP_SERVE] = {do_serve, 0, 0},
+    [OP_ANSWER] = {do_answer, 2, 2},
 #endif
 };
 /* clang-format on */

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "answer.h"
+#include "ask.h"
 #include "errors.h"
 #include "exec.h"
 #include "fatal.h"
@@ -21,34 +22,36 @@
 #include "version.h"
 
 /* What HELLO leaves to the client that sends it; without, all ends that the one before had. */
-static bool take_stays(struct fields *f, bool *programs_stay)
+enum { PROGRAMS_STAY = 1, ASKS_STAY = 2 };
+static unsigned staying;
+
+static bool stays(const struct stream *s)
 {
-    static const char *const NAMES[] = {"programs", NULL};
-    unsigned chosen = 0;
-    bool is_known = f->count == 0 || field_options(field_take(f), NAMES, &chosen);
-    *programs_stay = chosen != 0;
-    return is_known;
+    return ((staying & PROGRAMS_STAY) != 0 && process_is(s)) || ((staying & ASKS_STAY) != 0 && ask_is(s));
+}
+
+static bool take_staying(struct fields *f)
+{
+    static const char *const NAMES[] = {"programs", "asks", NULL};
+    staying = 0;
+    return f->count == 0 || field_options(field_take(f), NAMES, &staying);
 }
 
 void do_hello(uint32_t stream, struct fields *f)
 {
     struct field nonce = field_take(f);
     uint64_t protocol;
-    bool programs_stay;
     if (nonce.length != NONCE_LENGTH || !field_number(field_take(f), &protocol)) {
         send_invalid(stream, "a nonce of 16 bytes and a protocol number are needed");
         return;
     }
-    if (!take_stays(f, &programs_stay)) {
+    if (!take_staying(f)) {
         send_error(stream, "unsupported", "an option this agent does not know", 0);
         return;
     }
     char boot_id[64];
     read_text("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
-    if (programs_stay)
-        forget_client_but(process_is);
-    else
-        forget_client();
+    forget_client_but(stays);
     buffer_add(outbox(), nonce.bytes, nonce.length);
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_text(outbox(), TEXT(PROTOCOL));
@@ -98,6 +101,7 @@ void do_quiesce(uint32_t stream, struct fields *f)
         return;
     }
     ports_reset();
+    asks_reset();
     size_t mark = frame_begin(outbox(), REPLY, stream);
     put_item("exec", "ok", "");
     put_item("sync", sync_all(), "");

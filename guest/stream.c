@@ -97,12 +97,12 @@ void stream_take(struct stream *s, uint32_t id)
         s->credit[i] = FIRST_CREDIT;
 }
 
-bool streams_have(const struct stream_kind *kind)
+struct stream *stream_of_kind(const struct stream_kind *kind)
 {
     for (size_t i = 0; i < slots; i++)
         if (streams[i] != NULL && streams[i]->kind == kind)
-            return true;
-    return false;
+            return streams[i];
+    return NULL;
 }
 
 void streams_each(const struct stream_kind *kind, void (*act)(struct stream *s))

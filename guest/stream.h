@@ -61,7 +61,8 @@ struct stream *stream_find(uint32_t id);
 struct stream *stream_find_left(uint64_t number);
 /* It was left, and is the present client's under this number, with the credit that a new one has. */
 void stream_take(struct stream *s, uint32_t id);
-bool streams_have(const struct stream_kind *kind);
+/* Of several, any; NULL where there is none. */
+struct stream *stream_of_kind(const struct stream_kind *kind);
 /* `act` is called with each that is open, and may close it. */
 void streams_each(const struct stream_kind *kind, void (*act)(struct stream *s));
 void stream_close(struct stream *s);

@@ -10,7 +10,7 @@
 
 #if PROTOCOL >= 4
 #define CAPABILITIES                                                                                                   \
-    "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names,left"
+    "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names,left,asks"
 #elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2

@@ -344,6 +344,7 @@ class VM:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -358,6 +359,7 @@ class VM:
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
                     network=network,
+                    allow_guest_fork=allow_guest_fork,
                     wait_s=wait_s,
                     progress=progress,
                     places=places,
@@ -679,6 +681,10 @@ class VM:
                 )
             )
         ]
+
+    def children(self) -> Sequence[VM]:
+        """The VMs that programs of this one have made by `vmfork_guest.fork()`, and that live; ours as this one is."""
+        return [VM(each) for each in portal.run(self._twin.children())]
 
     def freeze(
         self,
@@ -1168,6 +1174,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -1182,6 +1189,7 @@ class Template:
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
                     network=network,
+                    allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )

@@ -21,6 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("database.py", "OK"),
         ("search.py 3", "[[83], [61], [59]]"),
         pytest.param("one_host.py", ":80 denied: evil.example is not in the list", marks=pytest.mark.needs("own-name")),
+        ("search.py --inside 2", "[[83], [61], []]"),
     ],
 )
 def test_an_example_ends_well(instance, name: str, said: str) -> None:

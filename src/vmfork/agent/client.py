@@ -6,11 +6,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from vmfork.agent.asks import AskRequests
 from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
 from vmfork.agent.left import LeftRequests
-from vmfork.agent.ports import PortRequests
 from vmfork.agent.watch import WatchRequests
 from vmfork.agent.watchers import WatcherRequests
 from vmfork.errors import GuestError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmfork.wire.frame import BrokerOpcode
-    from vmfork.wire.message import ClockReading, Hello, ItemOutcome
+    from vmfork.wire.message import ClockReading, Hello, ItemOutcome, Kept
 
 
 class AgentClient(
@@ -30,7 +30,7 @@ class AgentClient(
     FileRequests,
     CopyRequests,
     WatchRequests,
-    PortRequests,
+    AskRequests,
     WatcherRequests,
 ):
     """The requests about the agent and the machine as a whole, beside those about programs and files.
@@ -39,11 +39,11 @@ class AgentClient(
     refuses, and the reason in `lost` when the connection is gone.
     """
 
-    async def hello(self, *, take_over: bool, keep_programs: bool = False, timeout_s: float | None = 30.0) -> Hello:
-        """The agent answers, and nothing of an earlier client is left in it; with `keep_programs` those run on.
+    async def hello(self, *, take_over: bool, keep: Sequence[Kept] = (), timeout_s: float | None = 30.0) -> Hello:
+        """The agent answers, and nothing of an earlier client is left in it; of what `keep` names, all.
 
         `take_over` is for a line whose state is not known, because another client spoke on it. Only an agent with the
-        capability `left` keeps programs. Raises `ProtocolError`,
+        capability `left` keeps anything. Raises `ProtocolError`,
         naming both numbers, when the agent speaks a protocol that this client does not.
         """
         exchange = self._new_exchange()
@@ -51,7 +51,7 @@ class AgentClient(
         nonce = os.urandom(NONCE_SIZE)
         self._line.parser.expect_nonce(nonce)
         preamble = TAKE_OVER_PREAMBLE if take_over else b""
-        request = preamble + message.hello_request(exchange.stream, nonce, keep_programs=keep_programs)
+        request = preamble + message.hello_request(exchange.stream, nonce, keep=keep)
         answer = await self._ask(exchange, request, "the greeting of the machine's agent", timeout_s)
         with self.making_sense():
             greeting = message.parse_hello(answer)

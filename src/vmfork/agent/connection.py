@@ -104,7 +104,7 @@ class Connection(Owner):
     @property
     def idle_s(self) -> float:
         """Seconds since the last request ended; 0 while one is open."""
-        return 0.0 if self._open else time.monotonic() - self._last_used
+        return 0.0 if any(exchange.is_use for exchange in self._open.values()) else time.monotonic() - self._last_used
 
     @property
     def traffic(self) -> tuple[int, int]:

@@ -131,6 +131,8 @@ class Exchange:
 
     # Set where the agent keeps the stream open until something happens in the guest: it must be told to let go.
     lane: ClassVar[Lane | None] = None
+    # Cleared where it is open as long as the connection, whether anybody uses the machine or not.
+    is_use: ClassVar[bool] = True
 
     def __init__(self, stream: int, *, explain: Explain = explain_plainly) -> None:
         self.stream = stream

@@ -194,6 +194,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -207,7 +208,8 @@ class Template:
         request to its guest, a program that runs being one; 0 is never. Whoever uses it then gets `MachineEnded` with
         the `reason`. The event loop sees to that: while that stands still, so does the time. `network` is what it may
         reach: nothing (`none`), what an `Allow` names, or `all` of the internet, from before its hooks on
-        (`set_network` changes it). Our process holds that, and it ends with it.
+        (`set_network` changes it). Our process holds that, and it ends with it. With `allow_guest_fork` its programs
+        may fork it (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
@@ -222,6 +224,7 @@ class Template:
             ttl_s=ttl_s,
             idle_ttl_s=idle_ttl_s,
             network=network,
+            allow_guest_fork=allow_guest_fork,
         )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
 
@@ -242,9 +245,10 @@ class Template:
             async def make() -> VM:
                 base = await source.fork_base(wait_s=wait_s)
                 # Loaded the first time, while QEMU starts (docs/decisions/0008).
-                from vmfork.api.vm import VM  # noqa: PLC0415
+                from vmfork.api.vm import VM, allow_forks  # noqa: PLC0415
 
-                return VM(*await base.adopt(request, timeout_s=limit_s, hook_timeout_s=hook_limit_s, standing=standing))
+                made = await base.adopt(request, timeout_s=limit_s, hook_timeout_s=hook_limit_s, standing=standing)
+                return await allow_forks(VM(*made), request, instance=source.instance, timeout_s=limit_s)
 
             return await made_again(make, accel=source.hardware.accel)
 

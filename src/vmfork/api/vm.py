@@ -17,7 +17,7 @@ from vmfork.api.network import GuestNetwork
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
-from vmfork.errors import ConfigError, MachineEnded, VMForkError
+from vmfork.errors import ConfigError, GuestError, MachineEnded, VMForkError
 from vmfork.late import import_late
 from vmfork.machine.background import find_programs, start_background
 from vmfork.machine.booted import boot_machine
@@ -110,6 +110,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         wait_s: float | None = None,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -117,19 +118,21 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         """A VM that was booted from its image (seconds, not milliseconds), has an identity of its own, and answers.
 
         `env` is the environment of every program in it; `files` are written into it as by `Template.fork`, and `ttl_s`,
-        `idle_ttl_s` and `network` are as there. It is no fork, so no hooks run. The image `default` is built where it
-        is missing. Where the host has no room for it, room is waited for, `wait_s` seconds at most (by default the
-        configuration's). Raises `NoRoom`, `ImageNotFound`, `ConfigError`, `HostError`, `LaunchError`, `AdoptError`;
-        nothing is left after any of them.
+        `idle_ttl_s`, `network` and `allow_guest_fork` are as there. It is no fork, so no hooks run. The image `default`
+        is built where it is missing. Where the host has no room for it, room is waited for, `wait_s` seconds at most
+        (by default the configuration's). Raises `NoRoom`, `ImageNotFound`, `ConfigError`, `HostError`, `LaunchError`,
+        `AdoptError`; nothing is left after any of them.
         """
         # Forks should not pay for what only booting needs, the builder of images among it.
         from vmfork.machine.prepare import prepare  # noqa: PLC0415
 
         request = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network)
+        request = replace(request, allow_guest_fork=allow_guest_fork)
         instance = Instance(places or find_places(), progress)
         config = config or VMConfig()
         plan = await prepare(config if wait_s is None else replace(config, wait_s=wait_s), instance)
-        return cls(*await boot_machine(plan, request, instance=instance))
+        vm = cls(*await boot_machine(plan, request, instance=instance))
+        return await allow_forks(vm, request, instance=instance)
 
     @staticmethod
     async def list(*, label: str = "", places: Places | None = None) -> Sequence[VMRecord]:
@@ -397,10 +400,13 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         """The VM runs on without an owner. The first to attach it, by handle or id, within `ttl_s` seconds owns it.
 
         0 is no limit. This object is closed then. Raises `ConfigError` for an invalid `ttl_s`, and `GuestError` when a
-        program started by it still runs; nothing has changed then. After another error, and on cancel, the VM is gone.
+        program started by it, or a VM that one made, still runs; nothing has changed then. After another error, and on
+        cancel, the VM is gone.
         """
         check_ttl(ttl_s)
         self._running.check_owner("detach it")
+        if await self.children():
+            raise GuestError("VMs that its programs made still run", hint="close them, or wait for their end")
         return await give_up(self._running, timings=self.timings, adoption=self.adoption, ttl_s=ttl_s)
 
     @classmethod
@@ -536,9 +542,14 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             raise ConfigError(
                 "name" if name else "labels", name or labels, "only forks that last have names and labels"
             )
-        times = {} if lasting else {"ttl_s": ttl_s, "idle_ttl_s": idle_ttl_s}
         request = ForkRequest(
-            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network, **times
+            env=env or {},
+            files=files or {},
+            cpus=cpus,
+            memory_mib=memory_mib,
+            ttl_s=0.0 if lasting else ttl_s,
+            idle_ttl_s=0.0 if lasting else idle_ttl_s,
+            network=network,
         )
         wanted = LiveFork(
             count=count,
@@ -555,6 +566,15 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         fork_running = import_late("vmfork.freeze.fork", "fork_running")
         forks: list[Adopted] = await fork_running(self._running, wanted, instance=instance, failures=failures)
         return [*(VM(*each) for each in forks), *(failures or ())]
+
+    async def children(self) -> Sequence[VM]:
+        """The VMs that programs of this one have made by `vmfork_guest.fork()`, and that live; ours as this one is.
+
+        What those make themselves are theirs, until they are closed. All end with the VM that was allowed to have any.
+        """
+        self._running.check_open()
+        inside = self._running.inside
+        return [] if inside is None else [vm for vm in inside.children if isinstance(vm, VM)]
 
     async def freeze(
         self,
@@ -664,3 +684,20 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             window=window,
             limits=limits or NO_LIMITS,
         )
+
+
+async def allow_forks(vm: VM, request: ForkRequest, *, instance: Instance, timeout_s: float = FORK_LIMIT_S) -> VM:
+    """The VM, whose programs may fork it where the request says so; each fork has `timeout_s` to confirm who it is.
+
+    Raises `ConfigError` when its agent is too old for it, and `GuestError`; it is closed then, and on cancel.
+    """
+    if not request.allow_guest_fork:
+        return vm
+    begin = import_late("vmfork.freeze.allow", "allow_forks")
+    try:
+        running = vm._running  # noqa: SLF001 - it belongs to the class, and is no method that people call
+        await begin(running, request, instance=instance, timeout_s=timeout_s, make_vm=lambda made: VM(*made))
+    except BaseException:
+        await vm.aclose()
+        raise
+    return vm

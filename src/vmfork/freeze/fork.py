@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmfork.machine.facts import Make
     from vmfork.machine.request import LiveFork
     from vmfork.machine.running import Running
+    from vmfork.wire.message import Kept
 
 _log = logging.getLogger("vmfork")
 
@@ -90,7 +91,8 @@ async def _prepare(running: Running, make: Make, wanted: LiveFork) -> Thaw:
     # Which programs watch is known in the fork alone: one may have begun in the moment before.
     watchers = (WATCHERS,) if make.agent_protocol >= FIRST_WITH_NOTIFY else ()
     unset = find_unset(running)
-    keeps = wanted.programs == "keep" and make.keeps_programs
+    kept: dict[Kept, bool] = {"programs": wanted.programs == "keep", "asks": wanted.asks}
+    keeps = tuple(each for each, is_kept in kept.items() if is_kept and make.keeps_programs)
     if not wanted.hooks:
         return Thaw(watchers=watchers, greets=True, keeps=keeps, unset=unset)
     agent = running.agent

@@ -201,7 +201,7 @@ class BaseVM(Described, Owner):
         limit_life(running.machine, running.agent, ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         if standing is not None:
             left = await agent.list_left(timeout_s=timeout_s) if self._todo.keeps else ()
-            running = await stand_alone(running, standing, adoption=adoption, timings=timings, keep_programs=bool(left))
+            running = await stand_alone(running, standing, adoption=adoption, timings=timings, keep=self._todo.keeps)
             await keep_left(running, left)
             await begin_ways_anew(running, request.network, timeout_s=timeout_s)
         return Adopted(running, adoption, timings)
@@ -237,7 +237,7 @@ class BaseVM(Described, Owner):
     async def _greet_anew(self, timeout_s: float) -> None:
         """Nothing of a client that spoke to the agent while the machine was copied is left, but programs to keep."""
         if self._todo.greets and not self._is_met:
-            await self._running.agent.hello(take_over=True, keep_programs=self._todo.keeps, timeout_s=timeout_s)
+            await self._running.agent.hello(take_over=True, keep=self._todo.keeps, timeout_s=timeout_s)
         self._is_met = True
 
     async def _rehearse(self, timeout_s: float) -> float:

@@ -27,13 +27,14 @@ from vmfork.machine.running import Running
 from vmfork.wire.frame import BrokerOpcode, encode_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.machine.folder import VMRecord
     from vmfork.machine.request import Standing
     from vmfork.machine.timings import Timings
-    from vmfork.wire.message import Hello
+    from vmfork.wire.message import Hello, Kept
 
 # The broker takes the machine within milliseconds. If it never does, since one of us was killed, the machine ends then.
 _TAKE_LIMIT_S = 30.0
@@ -41,31 +42,31 @@ _GREET_LIMIT_S = 30.0
 
 
 async def stand_alone(
-    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep_programs: bool = False
+    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep: Sequence[Kept] = ()
 ) -> Running:
     """A broker owns the machine, and we are its first client. Anybody of this user can be another.
 
-    With `keep_programs` those that were left in the guest run on, for the broker to take.
+    Of what was left in the guest, what `keep` names is left to the broker.
     Raises `VMExists` when a living VM has the name. After a failure, and on cancel, the machine is ended.
     """
     async with AsyncExitStack() as on_failure:
         on_failure.callback(running.machine.identity.kill)  # whoever owns it by then
         on_failure.push_async_callback(running.aclose)
         await give_name(running, standing.name, standing.labels, vms=running.folder.path.parent)
-        client = await _entrust(running, standing, adoption=adoption, timings=timings, keep_programs=keep_programs)
+        client = await _entrust(running, standing, adoption=adoption, timings=timings, keep=keep)
         on_failure.pop_all()
     return client
 
 
 async def _entrust(
-    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep_programs: bool
+    running: Running, standing: Standing, *, adoption: Adoption, timings: Timings, keep: Sequence[Kept]
 ) -> Running:
     """A broker owns the machine, `running` is detached, and we are a client. Its times to live have begun.
 
     After a failure it may be ours or nobody's: then its keeper ends it in half a minute.
     """
     folder, agent = running.folder, running.agent
-    greeting = await agent.hello(take_over=False, keep_programs=keep_programs, timeout_s=_GREET_LIMIT_S)
+    greeting = await agent.hello(take_over=False, keep=keep, timeout_s=_GREET_LIMIT_S)
     handle = make_handle(running, timings=timings, adoption=adoption, ttl_s=standing.ttl_s)
     token, shared = bytes.fromhex(handle.token), replace(handle, token=_SPENT)
     with closing(await _start(folder.path)) as broker:

@@ -39,6 +39,11 @@ class Make:
         """Whether its agent can keep programs for another client (LEFT, docs/reference/wire.md)."""
         return "left" in self.agent_capabilities
 
+    @property
+    def answers_programs(self) -> bool:
+        """Whether programs of the guest can ask the host (SERVE)."""
+        return "asks" in self.agent_capabilities
+
 
 # Of longer lines the beginning is forgotten: a search that forks what it forked may go on for days.
 _MOST_KNOWN = 64

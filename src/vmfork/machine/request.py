@@ -36,6 +36,7 @@ class ForkRequest:
     hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
     It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. It ends after `ttl_s` seconds, and after
     `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks.
+    `allow_guest_fork` machines may live that its own programs make.
     Raises `ConfigError` for an invalid variable, path, size, time or policy.
     """
 
@@ -46,6 +47,7 @@ class ForkRequest:
     ttl_s: float = 0.0
     idle_ttl_s: float = 0.0
     network: NetworkPolicy = "none"
+    allow_guest_fork: int = 0
 
     def __post_init__(self) -> None:
         if self.network != "none":
@@ -96,12 +98,14 @@ class LiveFork:
     """What is asked of forks of a running machine: how many, what each gets, whether hooks run, how they stand.
 
     With `hooks` those of before a freeze run in the parent first, and those of after a fork in each fork. `programs`:
-    whether those that clients of the parent have running run on in the forks.
+    whether those that clients of the parent have running run on in the forks. `asks`: programs that wait for an answer
+    of the host wait on in the forks.
     """
 
     count: int
     request: ForkRequest
     programs: LeftPrograms = "keep"
+    asks: bool = False
     hooks: bool = False
     standing: Standing | None = None
     timeout_s: float

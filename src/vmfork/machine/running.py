@@ -7,7 +7,7 @@ import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded, NotOwner
@@ -22,7 +22,7 @@ from vmfork.network.names import Names
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vmfork.agent.client import AgentClient
     from vmfork.agent.tunnel import GuestConnection
@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vmfork")
 
 State = Literal["running", "paused", "parked", "detached", "closed"]
+
+
+class Dependent(Protocol):
+    """What answers the programs of a machine, and owns what they make; it ends with the machine."""
+
+    @property
+    def children(self) -> Sequence[Owner]: ...
+
+    async def aclose(self) -> None: ...
+
+    def drop(self) -> None: ...
 
 
 class Running(Described, Owner):
@@ -89,6 +100,7 @@ class Running(Described, Owner):
         self.env: Mapping[str, str] | None = None
         # To the server of interpreters in the guest: one that is idle saves the next call from connecting.
         self.idle_lines: list[GuestConnection] = []
+        self.inside: Dependent | None = None
         self._agent = agent
 
     @property
@@ -230,6 +242,8 @@ class Running(Described, Owner):
             stack.callback(self.folder.close)
             stack.push_async_callback(self.machine.aclose)
             stack.push_async_callback(self._agent.aclose)
+            if self.inside is not None:
+                stack.push_async_callback(self.inside.aclose)
 
     def end(self) -> None:
         """As `aclose`, at once and without an event loop."""
@@ -237,6 +251,8 @@ class Running(Described, Owner):
             return
         self.state = "closed"
         self._log_end()
+        if self.inside is not None:
+            self.inside.drop()
         self._agent.drop()
         self.machine.end()
         self.folder.close()

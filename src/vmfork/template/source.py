@@ -124,6 +124,11 @@ class Source:
         )
 
     @property
+    def instance(self) -> Instance:
+        """Where it is, and who is told of progress."""
+        return self._instance
+
+    @property
     def recipe(self) -> str:
         """Names what was done to it; empty where nothing was."""
         return name_done(self.manifest)

@@ -28,6 +28,8 @@ MOST_OPEN = 1024
 MOST_OPEN_BEFORE = 64
 # Connections to ports of the guest, which are counted apart.
 MOST_TUNNELS = 256
+# Programs of the guest that ask.
+MOST_ASKING = 64
 # Connections that a port of the guest has taken, and that were not attached yet.
 MOST_CALLERS = 16
 
@@ -92,6 +94,8 @@ class Opcode(IntEnum):
     WATCH = 26
     LEFT = 27
     TAKE = 28
+    SERVE = 29
+    ANSWER = 30
 
 
 class BrokerOpcode(IntEnum):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FileType = Literal["file", "dir", "link", "other"]
 EndKind = Literal["exit", "signal"]
 Exceeded = Literal["", "cpu", "memory"]
+# What a greeting can leave of the client before: its programs, and what programs of the guest ask.
+Kept = Literal["programs", "asks"]
 
 
 class _Quantity(NamedTuple):
@@ -172,10 +174,9 @@ def _options(chosen: Mapping[str, bool | int | None]) -> bytes:
     return ",".join(said).encode()
 
 
-def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL, *, keep_programs: bool = False) -> bytes:
-    """HELLO. To keep programs is for an agent that knows LEFT."""
-    kept = (b"programs",) if keep_programs else ()
-    return encode_request(stream, Opcode.HELLO, nonce, _number(protocol), *kept)
+def hello_request(stream: int, nonce: bytes, protocol: int = PROTOCOL, *, keep: Sequence[Kept] = ()) -> bytes:
+    """HELLO. To keep something is for an agent that knows LEFT."""
+    return encode_request(stream, Opcode.HELLO, nonce, _number(protocol), *([",".join(keep).encode()] if keep else []))
 
 
 def exec_request(stream: int, command: Command, *, contained: bool = False) -> tuple[bytes, bytes]:
@@ -229,6 +230,11 @@ def keep_request(stream: int, number: int, left: int) -> bytes:
 def take_request(stream: int, left: int) -> bytes:
     """TAKE of the program that was left under that number."""
     return encode_request(stream, Opcode.TAKE, _number(left))
+
+
+def answer_request(stream: int, number: int, answer: bytes) -> bytes:
+    """ANSWER for the program that asked under that number."""
+    return encode_request(stream, Opcode.ANSWER, _number(number), answer)
 
 
 def kill_request(stream: int, target: int, signal: int) -> bytes:
@@ -440,6 +446,26 @@ def parse_left(payload: bytes) -> tuple[LeftProgram, ...]:
         names = tuple(map(decode_text, argv))
         found.append(LeftProgram(_int(number, _SIZE), _int(pid, _PID), way == b"stdin", way == b"terminal", names))
     return tuple(found)
+
+
+class Asked(NamedTuple):
+    """A question of a program of the guest; `None` when the program is gone."""
+
+    number: int
+    pid: int = 0
+    question: bytes | None = None
+
+
+def parse_asked(payload: bytes) -> Asked | None:
+    """The EVENT `asked` or `gone`; `None` for `serving`."""
+    name, *rest = _some_fields(payload, (1, 2, 4), "the event of who asks")
+    if (name, len(rest)) == (b"asked", 3):
+        return Asked(_int(rest[0], _CALLER), _int(rest[1], _PID), rest[2])
+    if (name, len(rest)) == (b"gone", 1):
+        return Asked(_int(rest[0], _CALLER))
+    if (name, len(rest)) != (b"serving", 0):
+        raise ProtocolError(f"there is no event {name[:_SHOWN]!r} of who asks")
+    return None
 
 
 def check_connected(payload: bytes) -> None:

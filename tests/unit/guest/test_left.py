@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def next_client(running, *, keep: bool = True, half: bytes = b"") -> AsyncIterator[AgentClient]:
+async def next_client(running, *, keep=("programs",), half: bytes = b"") -> AsyncIterator[AgentClient]:
     """A client of a line whose last client has gone in the middle of a frame, as in a fork of a running machine."""
     running.sock.sendall(half)
     async with await AgentClient.open(running.sock.dup()) as client:
-        await client.hello(take_over=True, keep_programs=keep, timeout_s=10)
+        await client.hello(take_over=True, keep=keep, timeout_s=10)
         yield client
 
 
@@ -111,7 +111,7 @@ async def test_a_greeting_that_keeps_nothing_ends_what_was_left(start_agent) -> 
     pidfd = os.pidfd_open(await begin(running, "sleep", "600"))
     async with next_client(running) as client:
         assert len(await client.list_left()) == 1
-    async with next_client(running, keep=False) as client:
+    async with next_client(running, keep=()) as client:
         assert await client.list_left() == ()
         assert wait_gone(pidfd, limit_s=10)
     os.close(pidfd)

@@ -442,4 +442,141 @@ def test_the_module_has_no_other_names_than_it_says() -> None:
     public = {
         node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) if node.name[0] != "_"
     }
-    assert public == {"watch", "on_fork", "generation", "reseed"}
+    asks = {"fork", "wait", "exit", "Ended", "ForkError"}
+    assert public == {"watch", "on_fork", "generation", "reseed"} | asks
+
+
+class Host:
+    """Answers what one program asks, as it is told to."""
+
+    def __init__(self, agent) -> None:
+        self._agent = agent
+        self._told: asyncio.Queue = asyncio.Queue()
+
+    async def begin(self) -> None:
+        self._serving = await self._agent.serve(self._told.put_nowait)
+
+    async def answers(self, *answers: bytes) -> list[bytes]:
+        """What was asked, of which each got the next answer."""
+        questions = []
+        for answer in answers:
+            asked = await asyncio.wait_for(self._told.get(), ANSWER_LIMIT_S)
+            questions.append(asked.question)
+            self._serving.answered(asked.number)
+            assert await self._agent.answer(asked.number, answer)
+        return questions
+
+    async def gone(self) -> int:
+        asked = await asyncio.wait_for(self._told.get(), ANSWER_LIMIT_S)
+        assert asked.question is None
+        return asked.number
+
+
+@pytest.fixture
+async def host(agent, run_dir) -> Host:
+    host = Host(agent)
+    await host.begin()
+    return host
+
+
+async def test_a_fork_is_asked_for_and_its_end_waited_for(host, program) -> None:
+    asking = asyncio.to_thread(program.value, "vmfork_guest.fork(2), tuple(vmfork_guest.wait(1.5))")
+    answered = host.answers(b"forked 0", b"ended 2 abc 7 two words")
+    value, questions = await asyncio.gather(asking, answered)
+    assert value == (0, (2, "abc", 7, "two words"))
+    assert questions == [b"fork 2", b"wait 1500"]
+    asking = asyncio.to_thread(program.value, "tuple(vmfork_guest.wait())")
+    value, questions = await asyncio.gather(asking, host.answers(b"ended 1 def  its machine ended"))
+    assert (value, questions) == ((1, "def", None, "its machine ended"), [b"wait "])
+
+
+async def test_a_fork_draws_other_random_numbers_than_the_one_it_came_from(host, start_program) -> None:
+    """Whether it watches or not: this one does not."""
+    drawn, program = [], start_program()
+    for answer in (b"forked 0", b"forked 1"):
+        source = "__import__('random').seed(7), vmfork_guest.fork(), __import__('random').random()"
+        value, _ = await asyncio.gather(asyncio.to_thread(program.value, source), host.answers(answer))
+        assert value[1] == int(answer[-1:])
+        drawn.append(value[2])
+    assert drawn[0] == Random(7).random()
+    assert drawn[1] != drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "said"),
+    [
+        ("fork()", b"refused limit 3 machines may live", ("ForkError", "limit", "3 machines may live")),
+        ("fork()", b"refused no-room the host has none", ("ForkError", "no-room", "the host has none")),
+        ("fork()", b"nonsense", ("ForkError", "failed", "the host answered 'nonsense'")),
+        ("exit(3, 'x')", b"refused not-allowed no", ("ForkError", "not-allowed", "no")),
+        (
+            "wait()",
+            b"none",
+            ("ChildProcessError", "", "[Errno 10] this process made no machine that it was not told of"),
+        ),
+        ("wait(2)", b"silent", ("TimeoutError", "", "no machine ended within 2 s")),
+    ],
+)
+async def test_what_the_host_refuses_is_an_error_with_the_reason(host, program, call, answer, said) -> None:
+    program.run(
+        f"""
+        def attempt():
+            try:
+                vmfork_guest.{call}
+            except Exception as error:
+                return type(error).__name__, getattr(error, "reason", ""), str(error)
+        """
+    )
+    value, _ = await asyncio.gather(asyncio.to_thread(program.value, "attempt()"), host.answers(answer))
+    assert value == said
+
+
+def test_what_cannot_be_said_is_not_asked(program) -> None:
+    program.run(
+        """
+        def attempt(*arguments):
+            try:
+                vmfork_guest.exit(*arguments)
+            except ValueError as error:
+                return str(error)
+        """
+    )
+    assert program.value("attempt(256)") == "an exit status is 0 to 255, not 256"
+    assert program.value("attempt(0, 'x' * 3001)") == "a message has 3000 bytes at most, not 3001"
+
+
+def test_where_nobody_answers_it_is_not_allowed(program) -> None:
+    program.run(
+        """
+        def attempt(call):
+            try:
+                call()
+            except vmfork_guest.ForkError as error:
+                return error.reason
+        """
+    )
+    for name in ("fork", "wait", "exit"):
+        assert program.value(f"attempt(vmfork_guest.{name})") == "not-allowed"
+
+
+async def test_a_child_of_os_fork_asks_for_itself(host, program) -> None:
+    """What its parent made is its parent's."""
+    await asyncio.gather(asyncio.to_thread(program.value, "vmfork_guest.fork()"), host.answers(b"forked 0"))
+    source = """
+        import os
+        def attempt():
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    vmfork_guest.wait()
+                except ChildProcessError:
+                    os._exit(9)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        """
+    program.run(source)
+    value, questions = await asyncio.gather(asyncio.to_thread(program.value, "attempt()"), host.answers(b"none"))
+    assert (value, questions) == (9, [b"wait "])
+    # The child's way is gone with it, and its parent's is not.
+    await host.gone()
+    asking = asyncio.to_thread(program.value, "vmfork_guest.fork()")
+    assert await asyncio.gather(asking, host.answers(b"forked 0")) == [0, [b"fork 1"]]

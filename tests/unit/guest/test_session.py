@@ -61,6 +61,7 @@ CAPABILITIES = {
     "terminal",
     "limits",
     "left",
+    "asks",
 }
 EXEC_CAT = exec_request(7, ["cat"], stdin=True)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"])
@@ -147,7 +148,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         assert (hello.protocol, hello.capabilities) == (
             1,
             CAPABILITIES
-            - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch", "left"},
+            - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch", "left", "asks"},
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)

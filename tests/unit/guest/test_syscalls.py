@@ -21,6 +21,7 @@ from vmfork.host.packing import Packing
 from vmfork.host.unpacking import Place, Unpacking
 from vmfork.image.recipe import find_agent
 from vmfork.wire.command import Command, Window
+from vmfork.wire.message import Asked
 
 LIMIT_S = 30
 INIT = 'execve("/init"'
@@ -47,6 +48,7 @@ async def work(sock: socket.socket, folder: Path) -> None:
         await run_programs(client)
         await use_files(client, folder)
         await use_ports(client)
+        await use_asks(client, folder)
         await adopt(client, folder)
         await client.clock()
         await client.quiesce()
@@ -126,6 +128,17 @@ async def use_ports(client: AgentClient) -> None:
         assert await asyncio.to_thread(caller.recv, 5) == b"hello"
         await connection.abort()
     client.abandon(listening)
+
+
+async def use_asks(client: AgentClient, folder: Path) -> None:
+    told: asyncio.Queue[Asked] = asyncio.Queue()
+    serving = await client.serve(told.put_nowait)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as program:
+        program.connect(str(folder / "run" / "vmfork" / "ask"))
+        program.send(b"fork 1")
+        assert await client.answer((await told.get()).number, b"forked 0")
+        assert await asyncio.to_thread(program.recv, 100) == b"forked 0"
+    client.abandon(serving)
 
 
 async def use_trees(client: AgentClient, folder: Path) -> None:

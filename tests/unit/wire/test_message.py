@@ -31,6 +31,8 @@ PARSERS = [
     message.parse_clock,
     message.parse_output,
     message.parse_counts,
+    message.parse_left,
+    message.parse_asked,
 ]
 
 
@@ -45,7 +47,12 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
     ("request_bytes", "opcode", "fields"),
     [
         (message.hello_request(5, b"n" * 16), 1, (b"n" * 16, b"%d" % PROTOCOL)),
-        (message.hello_request(5, b"n" * 16, keep_programs=True), 1, (b"n" * 16, b"%d" % PROTOCOL, b"programs")),
+        (
+            message.hello_request(5, b"n" * 16, keep=("programs", "asks")),
+            1,
+            (b"n" * 16, b"%d" % PROTOCOL, b"programs,asks"),
+        ),
+        (message.answer_request(5, 3, b"forked 1"), 30, (b"3", b"forked 1")),
         (message.take_request(5, 17), 28, (b"17",)),
         (message.keep_request(5, 3, 17), 246, (b"3", b"17")),
         (
@@ -115,6 +122,14 @@ def test_answers_become_values() -> None:
     assert message.parse_started(encode_fields(b"started", b"42")) == 42
     assert message.parse_caller(encode_fields(b"connection", b"42")) == 42
     assert message.parse_caller(encode_fields(b"listening")) is None
+    assert message.parse_asked(encode_fields(b"serving")) is None
+    assert message.parse_asked(encode_fields(b"asked", b"3", b"42", b"fork 2")) == message.Asked(3, 42, b"fork 2")
+    assert message.parse_asked(encode_fields(b"gone", b"3")) == message.Asked(3)
+    left = encode_fields(b"17", b"42", b"stdin", b"2", b"cat", b"-", b"18", b"43", b"", b"0")
+    assert message.parse_left(left) == (
+        message.LeftProgram(17, 42, has_stdin=True, has_terminal=False, argv=("cat", "-")),
+        message.LeftProgram(18, 43, has_stdin=False, has_terminal=False, argv=()),
+    )
     assert message.parse_read(encode_fields(b"12", b"644")) == (12, 0o644)
     assert message.parse_stat(encode_fields(b"link", b"777", b"3", b"5", b"0", b"1", b"to")) == FileStat(
         "link", 0o777, 3, 5, 0, 1, "to"
@@ -180,6 +195,11 @@ def test_an_answer_is_a_value_or_a_protocol_error(parse, payload: bytes) -> None
         (message.parse_started, (b"started", b"0")),
         (message.parse_started, (b"started", b"-7")),
         (message.parse_caller, (b"connection", b"0")),
+        (message.parse_left, (b"1", b"0", b"", b"0")),
+        (message.parse_left, (b"1", b"42", b"", b"2", b"one")),
+        (message.parse_left, (b"1", b"42", b"elsewhere", b"0")),
+        (message.parse_asked, (b"asked", b"0", b"42", b"x")),
+        (message.parse_asked, (b"gone", b"4294967296")),
         (message.parse_caller, (b"connection", b"4294967296")),
         (message.parse_read, (b"1", b"10000")),
         (message.parse_read, (b"-1", b"644")),

@@ -27,12 +27,21 @@ What the process draws between its fork and the reseeding is not covered: it run
 milliseconds. A fork whose process does not answer in time, or answers that it failed, is destroyed. A process that
 leaves the guest's network namespace calls `watch()` before it does.
 
+A program may fork its machine itself, where that is allowed (`allow_guest_fork=N` of the host's `Template.fork`):
+
+    index = vmfork_guest.fork(3)
+    if index:  # in one of the three
+        vmfork_guest.exit(message=attempt(index))
+    results = [vmfork_guest.wait() for _ in range(3)]
+
 Standard library only, Python 3.9 or newer.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
+import operator
 import os
 import signal
 import socket
@@ -40,12 +49,12 @@ import stat
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["generation", "on_fork", "reseed", "watch"]
+__all__ = ["Ended", "ForkError", "exit", "fork", "generation", "on_fork", "reseed", "wait", "watch"]
 
 # Not "Callable": the name exists only for type checkers.
 Callback = TypeVar("Callback", bound="Callable[[str], object]")
@@ -58,6 +67,9 @@ _TEXT_SIZE = 500
 # Above so many sockets, those of ended processes are looked for: the agent takes 4,096 names.
 _CROWD = 64
 _TRIES = 5
+_ANSWER_SIZE = 8192
+_TEXT_LIMIT = 3000
+_NOT_ALLOWED = "this machine may not be forked from inside: its owner says so by allow_guest_fork=N"
 
 
 def watch() -> bool:
@@ -143,6 +155,59 @@ _RESEEDERS: dict[str, Callable[[Any], None]] = {
 }
 
 
+class ForkError(RuntimeError):
+    """The machine was not forked, and runs on alone. `reason` is a word for programs:
+
+    not-allowed: this machine may not fork itself. limit: as many machines as may live do. no-room: the host has none
+    for another. failed: the host says what.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Ended(NamedTuple):
+    """How a machine ended that was made by `fork()`.
+
+    `index` is what `fork()` gave there, `id` its name on the host. `status` is the exit status of its program; `None`
+    where that is not known, and `message` says why then.
+    """
+
+    index: int  # type: ignore[assignment]
+    id: str
+    status: Optional[int]  # noqa: UP045 - evaluated, by Python 3.9 too
+    message: str
+
+
+def fork(count: int = 1) -> int:
+    """This machine is forked, as it is, into `count` more: 0 here, and 1 to `count` in them, each its own.
+
+    Everything goes on in each, every program and every thread, with a copy of memory and files; connections out of the
+    machine do not. What `watch()` names is reseeded there, whether this process watches or not. A machine lasts no
+    longer than the program that called, which ends it by `exit()` or by its own end; what it made then runs on.
+    `ForkError` when none was made.
+    """
+    return _host.fork(count)
+
+
+def wait(timeout_s: float | None = None) -> Ended:
+    """How the next machine ended that this process made by `fork()`; waits until one has.
+
+    `ChildProcessError` when there is none that was not told of, `TimeoutError` after `timeout_s` seconds.
+    """
+    return _host.wait(timeout_s)
+
+
+def exit(status: int = 0, message: str = "") -> NoReturn:  # noqa: A001 - what os._exit is called where nothing is left
+    """Ends this machine, which `fork()` made: whoever waits for it is told `status`, 0 to 255, and `message`.
+
+    Nothing runs after it: no handlers, no buffers are written. `ForkError` in a machine that was not made so;
+    `ValueError` for another status, or a message of more than 3,000 bytes.
+    """
+    _host.exit(status, message)
+
+
 class _Watcher:
     """The process's socket, and the thread that answers on it."""
 
@@ -154,6 +219,10 @@ class _Watcher:
         self._seen = ""
         self._renewer = 0
         self._lasts = False
+
+    @property
+    def is_watching(self) -> bool:
+        return self._socket is not None
 
     def start(self) -> bool:
         with self._lock:
@@ -289,4 +358,90 @@ def _remove_if_ended(probe: socket.socket, path: str) -> None:
             os.unlink(path)
 
 
+class _Host:
+    """The way by which this process asks the host: a question, then its answer. One at a time, of all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._lasts = False
+
+    def fork(self, count: int) -> int:
+        word, rest = self._ask(b"fork %d" % operator.index(count))
+        if word != "forked":
+            raise _refusal(word, rest)
+        index = int(rest)
+        if index and not _watcher.is_watching:
+            reseed()
+        return index
+
+    def wait(self, timeout_s: float | None) -> Ended:
+        limit = b"" if timeout_s is None else b"%d" % max(0, round(timeout_s * 1000))
+        word, rest = self._ask(b"wait %b" % limit)
+        if word == "none":
+            raise ChildProcessError(errno.ECHILD, "this process made no machine that it was not told of")
+        if word == "silent":
+            raise TimeoutError(f"no machine ended within {timeout_s:g} s")
+        if word != "ended":
+            raise _refusal(word, rest)
+        index, vm_id, status, *message = rest.split(" ", 3)
+        return Ended(int(index), vm_id, int(status) if status else None, "".join(message))
+
+    def exit(self, status: int, message: str) -> NoReturn:
+        text = message.encode("utf-8", "replace")
+        if not 0 <= status <= 255:
+            raise ValueError(f"an exit status is 0 to 255, not {status}")
+        if len(text) > _TEXT_LIMIT:
+            raise ValueError(f"a message has {_TEXT_LIMIT} bytes at most, not {len(text)}")
+        word, rest = self._ask(b"exit %d %b" % (status, text))
+        # The machine ends before an answer comes, unless it is not to.
+        raise _refusal(word, rest)
+
+    def _ask(self, question: bytes) -> tuple[str, str]:
+        with self._lock:
+            try:
+                sock = self._connected()
+                sock.send(question)
+                answer = sock.recv(_ANSWER_SIZE)
+            except (ConnectionError, FileNotFoundError) as error:
+                self._let_go()
+                raise ForkError("not-allowed", _NOT_ALLOWED) from error
+        if not answer:
+            self._let_go()
+            raise ForkError("not-allowed", _NOT_ALLOWED)
+        word, _, rest = answer.decode("utf-8", "replace").partition(" ")
+        return word, rest
+
+    def _connected(self) -> socket.socket:
+        """The same for as long as this process lives: by it the host knows whose the machines are."""
+        if self._socket is None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                sock.connect(os.path.join(_RUN, "ask"))
+            except BaseException:
+                sock.close()
+                raise
+            self._socket = sock
+            if not self._lasts:
+                os.register_at_fork(after_in_child=self._begin_anew)
+                self._lasts = True
+        return self._socket
+
+    def _let_go(self) -> None:
+        gone, self._socket = self._socket, None
+        if gone is not None:
+            gone.close()
+
+    def _begin_anew(self) -> None:
+        """The machines are those of the process that made them, and not of its children's."""
+        self._lock = threading.Lock()
+        self._let_go()
+
+
+def _refusal(word: str, text: str) -> ForkError:
+    reason, _, why = text.partition(" ")
+    return ForkError(reason, why) if word == "refused" else ForkError("failed", f"the host answered {word!r}")
+
+
 _watcher = _Watcher()
+_host = _Host()
