@@ -112,6 +112,7 @@ CAPABILITIES = {
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),
     "numpy": Capability("NumPy is not installed", _has_module("numpy")),
+    "anyio": Capability("anyio is not installed", _has_module("anyio")),
     "matplotlib": Capability("matplotlib is not installed", _has_module("matplotlib")),
     "opentelemetry": Capability("OpenTelemetry's SDK is not installed", _has_module("opentelemetry.sdk.trace")),
     "steady-tsc": Capability("the processor's TSC is not steady", _always),

@@ -1,0 +1,152 @@
+"""The machines of one test: made, told of when it fails, kept if that is wanted, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections import deque
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from vmfork import Template, aio
+from vmfork.errors import VMForkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmfork import VM
+
+_LAST = 5
+_SHOWN = 2_000
+_CONSOLE_LINES = 60
+_RECORDED = ("exec", "shell", "run_code")
+
+
+class Machines:
+    """Owner of the machines of the test `name`. `options` are what it was marked with, the name of a template among it.
+
+    `template` is theirs where nothing else is said.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any], template: Template | None) -> None:
+        self._name = name
+        self._options = options
+        self._template = template
+        self._made: list[_Made] = []
+
+    def fork(self, **options: Any) -> VM:
+        """A fork, of the test's own template where it names one."""
+        name, asked = self._read(options)
+        own = self._template
+        vm = (own if own is not None and name == own.name else Template.open(name)).fork(**asked)
+        self._made.append(_Made(vm, None))
+        return vm
+
+    async def fork_async(self, **options: Any) -> aio.VM:
+        """The same on this event loop."""
+        name, asked = self._read(options)
+        template = await aio.Template.open(name)
+        vm = await template.fork(**asked)
+        self._made.append(_Made(vm, asyncio.get_running_loop()))
+        return vm
+
+    def _read(self, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The template's name, and what a fork of it is given."""
+        asked = {**self._options, **options}
+        return asked.pop("template", self._template.name if self._template is not None else ""), asked
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What each has to say: its console, which the kernel and the agent write to, and its last programs."""
+        return [(f"vmfork: machine {made.vm.id}", made.describe()) for made in self._made]
+
+    def keep(self) -> list[tuple[str, str]]:
+        """A fork of each goes on as it is now, and how to get in."""
+        return [(f"vmfork: machine {made.vm.id} is kept", made.keep(self._name)) for made in self._made]
+
+    def close(self) -> None:
+        """They have ended."""
+        while self._made:
+            self._made.pop().close()
+
+
+class _Made:
+    """One machine, and what was last run in it. `loop` is its own, where it has one."""
+
+    def __init__(self, vm: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.vm = vm
+        self._loop = loop
+        self._said: deque[str] = deque(maxlen=_LAST)
+        for name in _RECORDED:
+            setattr(vm, name, self._recording(name, getattr(vm, name)))
+
+    def _recording(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, whose end is noted: this object's alone, so that other machines pay nothing."""
+
+        @wraps(call)
+        def blocking(*args: Any, **options: Any) -> Any:
+            try:
+                return self._note(name, args, call(*args, **options))
+            except VMForkError as error:
+                self._note(name, args, error)
+                raise
+
+        @wraps(call)
+        async def awaited(*args: Any, **options: Any) -> Any:
+            try:
+                return self._note(name, args, await call(*args, **options))
+            except VMForkError as error:
+                self._note(name, args, error)
+                raise
+
+        return blocking if self._loop is None else awaited
+
+    def _note(self, name: str, args: tuple[Any, ...], end: Any) -> Any:
+        self._said.append(f"{name}({', '.join(map(repr, args))[:_SHOWN]}): {_describe_end(end)}")
+        return end
+
+    def describe(self) -> str:
+        """What it says at most: the end of its console, and its last programs."""
+        console = "\n".join(self.vm.console_tail().splitlines()[-_CONSOLE_LINES:])
+        return "\n".join(["[console]", console, *(f"[program] {said}" for said in self._said)])
+
+    def keep(self, name: str) -> str:
+        """A fork of it goes on, with nobody. The command that gets in; or why there is none."""
+        wanted = f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[-40:].strip('-')}-{secrets.token_hex(2)}"
+        fork = {"lasting": True, "name": wanted, "labels": {"vmfork.test": "failed"}}
+        try:
+            self._run(lambda: self.vm.fork(**fork))
+        except (VMForkError, RuntimeError) as error:
+            return f"it could not be: {error}"
+        return f"get in:  vmfork shell {wanted}\nend it:  vmfork stop {wanted}"
+
+    def close(self) -> None:
+        """It has ended."""
+        if self._loop is None:
+            self.vm.close()
+        elif self._loop.is_closed():
+            asyncio.run(self.vm.aclose())
+        else:
+            self._run(self.vm.aclose)
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        if self._loop is None:
+            return call()
+        if self._loop.is_closed():
+            raise RuntimeError("its event loop has ended with the test")
+        return self._loop.run_until_complete(call())
+
+
+def _describe_end(end: Any) -> str:
+    """How it ended, and the end of what it wrote."""
+    lines = [repr(end) if isinstance(end, VMForkError) else _describe_status(end)]
+    for stream in "stdout", "stderr":
+        written = getattr(end, stream, "")
+        text = written.decode(errors="replace") if isinstance(written, bytes) else str(written)
+        if text:
+            lines.append(f"    {stream}: {text[-_SHOWN:].rstrip()}")
+    return "\n".join(lines)
+
+
+def _describe_status(end: Any) -> str:
+    return f"exit status {end.exit_code}" if hasattr(end, "exit_code") else f"value {end.value}, error {end.error}"
