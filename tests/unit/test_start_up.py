@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,16 @@ def test_the_help_says_of_each_command_what_the_command_says() -> None:
         command = importlib.import_module(module_of(name)).command
         assert command.get_short_help_str(limit=200).rstrip(".") == summary.rstrip("."), name
         assert _Commands().get_command(None, name) is command
+
+
+def test_the_plugin_of_pytest_loads_nothing_of_the_package_but_itself() -> None:
+    """Every run of pytest in the environment pays for it, whether or not a test asks for a machine."""
+    modules = modules_after("import pytest, vmfork.testing.plugin")
+    ours = {name for name in modules if name.startswith("vmfork")}
+    assert ours == {"vmfork", "vmfork.late", "vmfork.testing", "vmfork.testing.plugin"}
+    assert loaded(modules, ("grpc", "qemu.qmp", "click")) == []
+
+
+def test_pytest_finds_the_plugin() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["pytest11"] == {"vmfork": "vmfork.testing.plugin"}
