@@ -91,19 +91,19 @@ async def test_output_is_told_as_it_comes(warm) -> None:
     assert (told.get_nowait(), done.stdout) == ("over\n", "")
 
 
-async def test_code_that_closes_its_streams_and_code_that_forks_confuse_nobody(any_vm) -> None:
+async def test_code_that_closes_its_streams_and_code_that_forks_confuse_nobody(warm) -> None:
     closing = "import os, sys\nfor fd in 0, 1, 2: os.close(fd)\nsys.stdout = None"
-    assert (await run(any_vm, closing)).error is None
-    assert (await run(any_vm, "print('still here')")).stdout == "still here\n"
+    assert (await run(warm, closing)).error is None
+    assert (await run(warm, "print('still here')")).stdout == "still here\n"
     forking = "child = os.fork()\nif child: os.wait()\nprint('parent' if child else 'child')\nchild and 7"
-    done = await run(any_vm, forking)
+    done = await run(warm, forking)
     assert (done.stdout, done.value) == ("child\nparent\n", "7")
     # It raises in the child alone, and what a child leaves running writes into no later call.
-    done = await run(any_vm, "child = os.fork()\nif not child: 1 / 0\nos.waitstatus_to_exitcode(os.wait()[1])")
+    done = await run(warm, "child = os.fork()\nif not child: 1 / 0\nos.waitstatus_to_exitcode(os.wait()[1])")
     assert (done.value, done.error) == ("1", None)
-    everything = await run(any_vm, "x = 5\nos.closerange(0, 10_000)")
+    everything = await run(warm, "x = 5\nos.closerange(0, 10_000)")
     assert (everything.error.type, everything.is_state_lost) == ("InterpreterEnded", True)
-    assert (await run(any_vm, "2 + 2")).value == "4"
+    assert (await run(warm, "2 + 2")).value == "4"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,17 @@ async def test_forks_of_a_warm_interpreter_have_its_state_and_numbers_of_their_o
             third = ast.literal_eval((await run(three, "[later, random.random()]")).value)
         assert third[0] == "later"
         assert third[1] != ast.literal_eval((await run(one, "random.random()")).value)
+
+
+async def test_clients_of_one_machine_find_the_same_interpreter(warm_name) -> None:
+    template = await Template.open(warm_name)
+    async with template.start(env={"GIVEN": "yes"}, ttl_s=600) as ours:
+        try:
+            async with VM.connect(ours.id) as other:
+                await run(ours, "x = warm + '!'")
+                assert (await run(other, "import os\n[x, os.environ['GIVEN']]")).value == "['warm!', 'yes']"
+        finally:
+            await ours.stop(grace_s=0)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,11 @@ pytestmark = [pytest.mark.vm, pytest.mark.limit_s(600)]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "suite"
 CONFTEST = """
-import pytest
+import pytest, vmfork
 
 @pytest.fixture(scope="session")
-def vm_template(vm_build):
-    return vm_build("plugin", warm_up=["echo built >> /root/built"])
+def vm_template():
+    return vmfork.Template.open("{template}")
 """
 
 
@@ -47,60 +48,55 @@ def run_pytest(folder: Path, *arguments: str, plugins: tuple[str, ...] = ()) -> 
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def suite(tmp_path, template_name):
-    """A folder for tests, and a template that they make, which is gone afterwards."""
-    (tmp_path / "conftest.py").write_text(CONFTEST)
-    yield tmp_path
-    vmfork("template", "rm", "plugin")
-
-
-PASSING = """
-import os
+SUITE = """
 import pytest
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 def test_a_fork_of_its_own(vm, number):
-    assert vm.shell("cat /root/built; echo left > /root/mine").stdout == "built\\n"
-    assert vm.shell("ls /root").stdout.split() == ["built", "mine"]
+    assert vm.shell("cat /root/marker; echo left > /root/mine").stdout == "warm\\n"
+    assert "mine" in vm.shell("ls /root").stdout
 
-@pytest.mark.vmfork(env={"GIVEN": "yes"}, template="{template}")
+@pytest.mark.vmfork(env={"GIVEN": "yes"})
 def test_marked(vm_factory):
-    one, two = vm_factory(), vm_factory(env={{"GIVEN": "no"}})
-    assert [vm.shell("echo $GIVEN; cat /root/marker").stdout for vm in (one, two)] == ["yes\\nwarm\\n", "no\\nwarm\\n"]
-"""
+    one, two = vm_factory(), vm_factory(env={"GIVEN": "no"})
+    assert [vm.shell("echo $GIVEN").stdout for vm in (one, two)] == ["yes\\n", "no\\n"]
 
+@pytest.mark.vmfork(2)
+def test_wrongly_marked(vm):
+    pass
 
-def test_workers_build_one_template_and_each_test_has_a_fork(suite, template_name) -> None:
-    text = PASSING.replace("{template}", template_name).replace("{{", "{").replace("}}", "}")
-    (suite / "test_passing.py").write_text(text)
-    said = run_pytest(suite, "-n", "2", plugins=("xdist",))
-    assert "5 passed" in said, said
-    (suite / "test_one.py").write_text("@__import__('pytest').mark.vmfork(2)\ndef test_wrong(vm): pass")
-    assert "takes its arguments by name" in run_pytest(suite, "-k", "wrong")
-
-
-FAILING = """
 def test_fails(vm):
     vm.write_file("/root/evidence", "it")
     vm.shell("echo said; echo complained >&2; exit 3")
     assert False
 
+@pytest.mark.asyncio
 async def test_fails_async(avm):
     vm = await avm()
     await vm.exec(["echo", "awaited"])
-    assert (await vm.run_code("1 / 0")).ok
+    assert (await vm.exec(["false"])).ok
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+@pytest.mark.anyio
+async def test_of_anyio(avm):
+    assert (await (await avm()).shell("cat /root/marker")).stdout == "warm\\n"
 """
 
 
-def test_a_failure_has_what_its_machine_said_and_the_machine_can_be_kept(suite) -> None:
-    (suite / "test_failing.py").write_text(FAILING)
-    said = run_pytest(suite, "--vmfork-keep", "-o", "asyncio_mode=auto", plugins=("pytest_asyncio.plugin",))
-    assert "2 failed" in said, said
-    for told in ("[console]", "exit status 3", "stdout: said", "stderr: complained", "stdout: awaited", "ZeroDivision"):
-        assert told in said, said
+def test_each_test_has_its_machines_and_a_failed_ones_are_told_of_and_kept(tmp_path, template_name) -> None:
+    need("anyio")
+    (tmp_path / "conftest.py").write_text(CONFTEST.replace("{template}", template_name))
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    said = run_pytest(tmp_path, "--vmfork-keep", plugins=("pytest_asyncio.plugin", "anyio"))
     kept = re.findall(r"vmfork shell (\S+)", said)
     try:
+        assert "2 failed, 4 passed, 1 error" in said, said
+        assert "takes its arguments by name" in said
+        for told in ("[console]", "exit status 3", "stdout: said", "stderr: complained", "stdout: awaited"):
+            assert told in said, said
         assert len(kept) == 2, said
         assert vmfork("exec", kept[0], "cat", "/root/evidence").check().out == "it"
     finally:
@@ -108,32 +104,22 @@ def test_a_failure_has_what_its_machine_said_and_the_machine_can_be_kept(suite) 
             vmfork("stop", name)
 
 
-ANYIO = """
+GENERATION = """
 import pytest
 
-pytestmark = pytest.mark.anyio
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-async def test_awaits(avm):
-    vm = await avm()
-    assert (await vm.shell("cat /root/built")).stdout == "built\\n"
+@pytest.mark.parametrize("number", range(4))
+def test_of_which(vm_template, number):
+    print("generation", vm_template.manifest.generation)
 """
 
 
-def test_tests_of_anyio_have_machines_too(suite) -> None:
-    need("anyio")
-    (suite / "test_anyio.py").write_text(ANYIO)
-    said = run_pytest(suite, plugins=("anyio",))
-    assert "1 passed" in said, said
-
-
 @pytest.mark.parametrize("workers", ["2", pytest.param("4", marks=pytest.mark.slow)])
-def test_the_example_passes(instance, workers) -> None:
+def test_the_example_passes_and_its_workers_build_one_template(instance, tmp_path, workers) -> None:
+    suite = shutil.copytree(EXAMPLE, tmp_path / "suite", ignore=shutil.ignore_patterns("__pycache__"))
+    (suite / "test_generation.py").write_text(GENERATION)
     try:
-        said = run_pytest(EXAMPLE, "-n", workers, plugins=("xdist",))
-        assert "5 passed" in said, said
+        said = run_pytest(suite, "-n", workers, plugins=("xdist",))
+        assert "9 passed" in said, said
+        assert len(set(re.findall(r"generation (\S+)", said))) == 1
     finally:
         vmfork("template", "rm", "example-shop")
