@@ -123,3 +123,39 @@ def test_the_example_passes_and_its_workers_build_one_template(instance, tmp_pat
         assert len(set(re.findall(r"generation (\S+)", said))) == 1
     finally:
         vmfork("template", "rm", "example-shop")
+
+
+COST = """
+import time
+import pytest
+
+COUNT = 40
+begun = []
+
+def test_by_hand(vm_template):
+    for _ in range(5):
+        vm_template.fork().close()
+    start = time.perf_counter()
+    for _ in range(COUNT):
+        vm_template.fork().close()
+    print("by hand", time.perf_counter() - start)
+
+@pytest.mark.parametrize("number", range(COUNT + 1))
+def test_with_the_fixture(vm, number):
+    # From the first test's body to the last one's: as many machines were made and ended.
+    begun.append(time.perf_counter())
+
+def test_told():
+    print("by fixture", begun[-1] - begun[0])
+"""
+
+
+@pytest.mark.slow
+def test_a_test_costs_at_most_a_tenth_more_than_its_fork(tmp_path, template_name, capsys) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST.replace("{template}", template_name))
+    (tmp_path / "test_cost.py").write_text(COST)
+    said = run_pytest(tmp_path)
+    by_hand, by_fixture = (float(re.findall(rf"by {kind} (\S+)", said)[0]) for kind in ("hand", "fixture"))
+    with capsys.disabled():
+        print(f"\n40 forks by hand: {by_hand:.2f} s, 40 tests with the fixture: {by_fixture:.2f} s")
+    assert by_fixture <= 1.1 * by_hand
