@@ -131,12 +131,13 @@ async def test_a_time_limit_interrupts_code_and_then_kills_its_interpreter(warm)
     await run(warm, "x = 1")
     with pytest.raises(DeadlineExceeded) as late:
         await warm.run_code("print('begun', flush=True)\nwhile True: pass", timeout_s=1, grace_s=LIMIT_S)
-    assert late.value.stdout == b"begun\n"
+    # On a busy host it may not have begun.
+    assert b"begun\n".startswith(late.value.stdout)
     assert "lost" not in late.value.hint
     assert (await run(warm, "x")).value == "1"
-    stubborn = "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass"
+    await run(warm, "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])")
     with pytest.raises(DeadlineExceeded) as late:
-        await warm.run_code(stubborn, timeout_s=1, grace_s=0.2)
+        await warm.run_code("while True: pass", timeout_s=1, grace_s=0.2)
     assert "its state is lost" in late.value.hint
     assert (await run(warm, "x")).error.type == "NameError"
 
@@ -193,7 +194,7 @@ async def test_shells_keep_their_state_and_their_status_is_the_value(warm) -> No
         ended = await run(warm, "exit 7", shell)
         assert "status 7" in ended.error.message
         with pytest.raises(DeadlineExceeded):
-            await warm.run_code("echo begun; sleep 1000", shell, timeout_s=1, grace_s=LIMIT_S)
+            await warm.run_code("echo begun; sleep 1000", shell, timeout_s=1, grace_s=5)
         assert (await run(warm, "echo again $X", shell)).stdout == "again\n"
 
 
