@@ -176,6 +176,16 @@ def test_output_without_end_waits_for_its_reader_and_is_interrupted(caller) -> N
     assert caller.run("1")["value"] == "1"
 
 
+def test_an_interrupt_that_comes_before_the_code_runs_is_for_it(caller) -> None:
+    caller.run("x = 1")
+    for _ in range(50):
+        caller.ask("while True: pass")
+        caller.send(Ask.INTERRUPT, b"60")
+        *_, done = caller.frames()
+        assert json.loads(done.payload)["error"]["type"] == "KeyboardInterrupt"
+    assert caller.run("x")["value"] == "1"
+
+
 def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller) -> None:
     caller.run("x = 1")
     with Caller(door) as leaving:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import vmfork_guest
 
-from .kinds import DONE, FILES, MOST_ANSWER, RESULT, RUN, STDERR, STDOUT
+from .kinds import DONE, FILES, MOST_ANSWER, RESULT, RUN, STARTED, STDERR, STDOUT
 from .line import Line
 from .made import find_made, look
 
@@ -68,6 +68,7 @@ class Context:
         self._waiting: deque[Call] = deque()
         self._env: dict[str, str] = {}
         self._generation = ""
+        self._is_started = False
         self.kill_at: float | None = None
 
     def ask(self, call: Call) -> None:
@@ -82,7 +83,8 @@ class Context:
             call.answer(_failed("KeyboardInterrupt", "another call was running"))
         elif call is self._running and self._worker is not None:
             self.hold(is_held=False)
-            if grace_s:
+            # One that comes before would be nobody's: it is sent as soon as the code runs.
+            if grace_s and self._is_started:
                 self._worker.interrupt()
             end = time.monotonic() + grace_s
             self.kill_at = end if self.kill_at is None else min(end, self.kill_at)
@@ -139,7 +141,11 @@ class Context:
     def on_frame(self, kind: int, payload: bytes) -> None:
         """The interpreter gives a result, or is done."""
         assert self._worker is not None
-        if kind == RESULT:
+        if kind == STARTED and not self._is_started:
+            self._is_started = True
+            if self.kill_at is not None:
+                self._worker.interrupt()
+        elif kind == RESULT:
             self.on_output(RESULT, payload)
         elif kind == DONE:
             self._worker.drain()
@@ -157,6 +163,7 @@ class Context:
 
     def _finish(self, done: bytes) -> None:
         call, self._running, self.kill_at = self._running, None, None
+        self._is_started = False
         if call is not None:
             call.answer(done)
         self.hold(is_held=False)

@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from typing import Any, Protocol
 
-from .kinds import DONE, MOST_ANSWER, RESULT
+from .kinds import DONE, MOST_ANSWER, RESULT, STARTED
 from .line import HEAD
 
 _CONTROL = 3
@@ -52,6 +52,10 @@ class Control:
         for stream, kept in zip(_STREAMS, self._kept):
             os.dup2(kept, stream)
 
+    def send_started(self) -> None:
+        """An interrupt finds the code running from now on."""
+        self._send(STARTED, b"")
+
     def send_result(self, data: dict[str, Any]) -> None:
         """The host is shown that, or what became of it when it is too large."""
         payload = json.dumps(data).encode()
@@ -66,7 +70,12 @@ class Control:
         self._send(DONE, json.dumps({"value": value, "error": error, "is_lost": is_lost}).encode())
 
     def _send(self, kind: int, payload: bytes) -> None:
-        self._socket.sendall(HEAD.pack(len(payload), kind) + payload)
+        # Half a frame, after an interrupt, would be the end of the line.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            self._socket.sendall(HEAD.pack(len(payload), kind) + payload)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def change_env(env: dict[str, str | None]) -> None:

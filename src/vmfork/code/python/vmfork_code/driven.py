@@ -82,6 +82,7 @@ class Shell(_Driven):
             lines.append(f"RANDOM={int.from_bytes(os.urandom(2), 'big')}")
         if lines:
             self._source("\n".join(lines))
+        self.control.send_started()
         status = self._source(asked["code"])
         error = {"type": "ExitStatus", "message": status, "traceback": ""}
         self.control.send_done(value=status, error=None if status == "0" else error)
@@ -106,6 +107,7 @@ class Node(_Driven):
     def run(self, asked: dict[str, Any]) -> None:
         """The code was run."""
         self.tell(json.dumps(asked))
+        self.control.send_started()
         while "done" not in (answer := json.loads(self.next_line())):
             self.control.send_result(answer["shown"])
         self.control.send_done(**answer["done"])

@@ -61,6 +61,7 @@ class Interpreter:
         value = error = None
         try:
             with self._interruptible():
+                self._control.send_started()
                 value = self._execute(asked["code"])
                 take_figures(self._show)
         except BaseException as raised:
@@ -110,8 +111,7 @@ class Interpreter:
     def _show(self, data: dict[str, Any]) -> None:
         if os.getpid() == self._pid:
             self._flush()
-            with self._uninterrupted():
-                self._control.send_result(data)
+            self._control.send_result(data)
 
     def _renew_streams(self) -> None:
         self._control.restore_streams()
@@ -131,15 +131,6 @@ class Interpreter:
             yield
         finally:
             self._is_interruptible = False
-
-    @contextmanager
-    def _uninterrupted(self) -> Iterator[None]:
-        """Half a frame would be the end of the line."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
     def _on_interrupt(self, _number: int, _frame: object) -> None:
         if self._is_interruptible:
