@@ -21,6 +21,8 @@ _LAST = 5
 _SHOWN = 2_000
 _CONSOLE_LINES = 60
 _RECORDED = ("exec", "shell", "run_code")
+# Of the awaitable machine, whose `shell` is an `exec`.
+_RECORDED_AWAITED = ("exec", "run_code")
 
 
 class Machines:
@@ -77,7 +79,7 @@ class _Made:
         self.vm = vm
         self._loop = loop
         self._said: deque[str] = deque(maxlen=_LAST)
-        for name in _RECORDED:
+        for name in _RECORDED if loop is None else _RECORDED_AWAITED:
             setattr(vm, name, self._recording(name, getattr(vm, name)))
 
     def _recording(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
