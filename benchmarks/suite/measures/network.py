@@ -148,7 +148,7 @@ MEASURE = Measure(
             of="answering",
             to="handed out",
             target=Target(at_most=1.3),
-            bounds="Each answer runs a program of the guest that has slept since the freeze, and is translated anew.",
+            bounds="Under TCG what answers is translated anew in each fork: half of what the fork itself costs.",
         ),
         milliseconds("network.answering-time", "20 forks, until each has answered at a port", of="answering"),
     ),
