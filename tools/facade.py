@@ -30,6 +30,7 @@ CLASSES = {
     "GuestConnection": ("agent/tunnel.py",),
     "Forward": ("network/forward.py", "network/carrier.py"),
     "Reverse": ("network/reverse.py", "network/carrier.py"),
+    "Checkpoint": ("api/checkpoint.py",),
     "VM": ("api/vm.py", "machine/facts.py:Described", "api/code.py", "api/files.py", "api/ports.py", "api/network.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
@@ -216,7 +217,7 @@ def arguments(node: Function) -> str:
 def passed(given: ast.arg) -> str:
     """What is passed on: of an object that has a twin, the twin."""
     kinds = "" if given.annotation is None else ast.unparse(given.annotation)
-    return f"_twin_of({given.arg})" if set(kinds.split(" | ")) <= CLASSES.keys() else given.arg
+    return f"_twin_of({given.arg})" if set(kinds.split(" | ")) & CLASSES.keys() else given.arg
 
 
 _ITERATED = """\

@@ -11,7 +11,17 @@ from vmfork.late import late_names
 
 if TYPE_CHECKING:
     from vmfork import aio
-    from vmfork.blocking import VM, Factory, Forward, GuestConnection, GuestProcess, Reverse, Template, Watch
+    from vmfork.blocking import (
+        VM,
+        Checkpoint,
+        Factory,
+        Forward,
+        GuestConnection,
+        GuestProcess,
+        Reverse,
+        Template,
+        Watch,
+    )
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
         NotOwner,
         PortError,
         ProtocolError,
+        RolledBack,
         SecretsPresent,
         SetupError,
         StoreBusy,
@@ -67,12 +78,23 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # What waits has a blocking form here; values and errors are the same objects as in vmfork.aio.
-_BLOCKING = ("VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch")
+_BLOCKING = (
+    "VM",
+    "Checkpoint",
+    "Factory",
+    "Forward",
+    "GuestConnection",
+    "GuestProcess",
+    "Reverse",
+    "Template",
+    "Watch",
+)
 
 __all__ = [
     "VM",
     "AdoptError",
     "Allow",
+    "Checkpoint",
     "Closed",
     "CodeError",
     "CodeFailure",
@@ -116,6 +138,7 @@ __all__ = [
     "ProtocolError",
     "Recipe",
     "Reverse",
+    "RolledBack",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",

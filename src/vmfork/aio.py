@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
     from vmfork.agent.tunnel import GuestConnection
     from vmfork.agent.watch import Watch
+    from vmfork.api.checkpoint import Checkpoint
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
     from vmfork.code.result import CodeFailure, CodeOutput, CodeResult
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         NotOwner,
         PortError,
         ProtocolError,
+        RolledBack,
         SecretsPresent,
         SetupError,
         StoreBusy,
@@ -76,12 +78,13 @@ _ERRORS = (
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
-    "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
+    "RolledBack", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMExists",
     "VMForkError", "VMNotFound", "WrongContext",
 )  # fmt: skip
 
 _HOMES = {
+    "Checkpoint": "vmfork.api.checkpoint",
     "VM": "vmfork.api.vm",
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
@@ -112,6 +115,7 @@ __all__ = [
     "VM",
     "AdoptError",
     "Allow",
+    "Checkpoint",
     "Closed",
     "CodeError",
     "CodeFailure",
@@ -155,6 +159,7 @@ __all__ = [
     "ProtocolError",
     "Recipe",
     "Reverse",
+    "RolledBack",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",

@@ -312,6 +312,55 @@ class Reverse:
         self.close()
 
 
+class Checkpoint:
+    """Owner of a VM as it was at one moment. Leaving its `with` block leaves nothing of it; so does its VM's end.
+
+    The blocking form of `vmfork.aio.Checkpoint`.
+    """
+
+    def __init__(self, twin: aio.Checkpoint) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def vm_id(self) -> str:
+        """The VM that it is of."""
+        return self._twin.vm_id
+
+    @property
+    def name(self) -> str:
+        """What one that lasts is found by; empty for any other."""
+        return self._twin.name
+
+    @property
+    def pause_s(self) -> float:
+        """The VM stood still so many seconds for it."""
+        return self._twin.pause_s
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the host's memory that it takes: what the VM had for itself then, or, of one that lasts, all."""
+        return self._twin.memory_bytes
+
+    def remove(self) -> None:
+        """Nothing is left of it, one that lasts or not. Again it does nothing."""
+        portal.run(self._twin.remove())
+
+    def close(self) -> None:
+        """Nothing is left of it, unless it lasts, or the VM reads its memory since a rollback."""
+        portal.finish(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class VM:
     """Owner of one running machine. Leaving its `with` block leaves nothing behind.
 
@@ -719,6 +768,81 @@ class VM:
     def diff(self, other: VM | Template, *, most: int = 1000) -> Difference:
         """What differs between this VM and another, or a fork of a template that is made for it."""
         return portal.run(self._twin.diff(_twin_of(other), most=most))
+
+    def checkpoint(
+        self,
+        *,
+        lasting: bool = False,
+        name: str = "",
+        hooks: bool = False,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> Checkpoint:
+        """This VM as it is now, to come back to by `rollback`; the VM runs on."""
+        return Checkpoint(
+            portal.run(
+                self._twin.checkpoint(
+                    lasting=lasting, name=name, hooks=hooks, hook_timeout_s=hook_timeout_s, places=places
+                )
+            )
+        )
+
+    def checkpoints(self, *, places: Places | None = None) -> Sequence[Checkpoint]:
+        """The checkpoints of this VM that last, the oldest first, whoever made them."""
+        return [Checkpoint(each) for each in portal.run(self._twin.checkpoints(places=places))]
+
+    def rollback(
+        self,
+        checkpoint: Checkpoint | str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        network: NetworkPolicy | None = None,
+        timeout_s: float = 30.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> None:
+        """This VM goes on where it was at the checkpoint, under its id, as a fork of it would."""
+        portal.run(
+            self._twin.rollback(
+                _twin_of(checkpoint),
+                env=env,
+                files=files,
+                network=network,
+                timeout_s=timeout_s,
+                hook_timeout_s=hook_timeout_s,
+                places=places,
+            )
+        )
+
+    @classmethod
+    def revive(
+        cls,
+        vm: str,
+        checkpoint: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        network: NetworkPolicy = "none",
+        timeout_s: float = 30.0,
+        hook_timeout_s: float = 30.0,
+        places: Places | None = None,
+    ) -> VM:
+        """A VM that was started on its own and has ended by itself is at its checkpoint, as by `rollback`."""
+        return cls(
+            portal.run(
+                aio.VM.revive(
+                    vm,
+                    checkpoint,
+                    env=env,
+                    files=files,
+                    network=network,
+                    timeout_s=timeout_s,
+                    hook_timeout_s=hook_timeout_s,
+                    places=places,
+                )
+            )
+        )
 
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""

@@ -17,6 +17,7 @@ VMForkError                 code, hint
 │   ├── PortError           a connection to a port of the guest was refused or lost: wait for the port, or connect again
 │   ├── LimitExceeded       more came than the caller takes at once: allow more, or stream it; it has what came
 │   ├── MachineEnded        the machine ended while it was in use: exit code, log and console tail; take another
+│   ├── RolledBack          what was in use was of before a rollback: use the VM anew
 │   ├── ProtocolError       the agent's bytes make no sense, or it speaks another version
 │   ├── HookError           a hook failed, or took too long
 │   ├── SecretsPresent      what was named a secret is still in the machine to be frozen
@@ -399,6 +400,19 @@ class MachineEnded(GuestError):
     def details(self) -> str:
         log = f"QEMU log:\n{self.log_tail.rstrip()}" if self.log_tail else ""
         return "\n".join(filter(None, (log, super().details())))
+
+
+class RolledBack(GuestError):
+    """The VM went back to a checkpoint while this was in use, which is gone with what the VM was then. The VM runs."""
+
+    code = "rolled-back"
+
+    def __init__(self, vm_id: str) -> None:
+        super().__init__(
+            f"VM {vm_id} was rolled back to a checkpoint, and what was in use then is gone",
+            hint="the VM is there, at its checkpoint: start it anew in it",
+        )
+        self.vm_id = vm_id
 
 
 class ProtocolError(GuestError):

@@ -52,6 +52,8 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "left": (4, (("library", KILL), ("broker", KILL), ("forwarder", KILL), ("forwarder", STOP), *_HOST)),
     "branch": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_HOST)),
     "freeze": (2, (*_MACHINE, ("copier", KILL), *_HOST)),
+    "roll-back": (3, (*_MACHINE, ("copier", KILL), *_HOST)),
+    "revive": (3, (*_MACHINE, ("broker", KILL), ("copier", KILL), *_HOST)),
     "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_HOST)),
     "build": (3, (*_MACHINE, *_HOST)),
     "replace": (3, (*_MACHINE, *_HOST)),

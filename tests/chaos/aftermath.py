@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import redirect_stdout, suppress
@@ -18,6 +19,7 @@ from tests.vm.cli_runner import left_of
 from vmfork.aio import VM, StoreBusy, Template, TemplateNotFound, VMForkError, VMNotFound, find_places
 from vmfork.cli.main import main as command
 from vmfork.machine.base import BaseVM
+from vmfork.machine.ended import FOLDER
 from vmfork.machine.folder import has_broker, sweep_vms
 from vmfork.machine.handover import find_handle
 from vmfork.store import TemplateStore
@@ -159,6 +161,8 @@ def _sweep_once() -> None:
     for path in places.vms.glob(".new-*"):
         long_ago = time.time() - _OLD_S
         os.utime(path, (long_ago, long_ago))
+    # What is told of ended machines for a day, and so what they could go back to, is forgotten at once.
+    shutil.rmtree(places.vms.with_name(FOLDER), ignore_errors=True)
     said = io.StringIO()
     with redirect_stdout(said):
         status = command(["gc", "--json"])

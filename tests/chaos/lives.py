@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +203,30 @@ async def freeze(stage: Stage) -> None:
             (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
 
 
+async def go_back(stage: Stage) -> None:
+    """A machine goes back to a checkpoint, twice."""
+    async with await stage.fork() as vm:
+        await vm.write_file("/run/kept", b"x")
+        with stage.steps():
+            async with vm.checkpoint() as point:
+                for _ in range(2):
+                    await vm.rollback(point)
+                    (await vm.exec(["cat", "/run/kept"], timeout_s=LIMIT_S)).check()
+
+
+async def revive(stage: Stage) -> None:
+    """A machine that stands alone goes back to what it keeps, as a client has it, and after it has ended."""
+    template = await Template.open(stage.template)
+    async with template.start(ttl_s=TTL_S) as vm:
+        with stage.steps():
+            await vm.checkpoint(lasting=True)
+            await vm.rollback()
+            os.kill(vm.pid, signal.SIGKILL)
+            await vm._running.machine.wait()
+            async with VM.revive(vm.id) as again:
+                (await again.exec(["true"], timeout_s=LIMIT_S)).check()
+
+
 async def build(stage: Stage) -> None:
     with stage.steps():
         await _build(stage, NEW)
@@ -264,6 +289,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "left": left,
     "branch": branch,
     "freeze": freeze,
+    "roll-back": go_back,
+    "revive": revive,
     "build": build,
     "replace": replace,
     "remove": remove,

@@ -14,7 +14,7 @@ import vmfork
 import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
-WAITING = {"VM", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
+WAITING = {"VM", "Checkpoint", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
 VALUES = {
     "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
     "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
@@ -25,6 +25,7 @@ ERRORS = {
     "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
+    "RolledBack",
     "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError",
     "TemplateExists", "TemplateNotFound", "TemplateStale",
     "VMExists", "VMForkError", "VMNotFound", "WrongContext",

@@ -32,6 +32,7 @@ SAMPLES = {
         "reading /x", 3, content=b"abc", stdout=b"o", stderr=b"e", hint="stream it"
     ),
     errors.MachineEnded: errors.MachineEnded(-9, log_tail="bad option", console_tail="panic", hint="take another"),
+    errors.RolledBack: errors.RolledBack("0123456789ab"),
     errors.ProtocolError: errors.ProtocolError("nonsense", hint="build again"),
     errors.HookError: errors.HookError("/etc/hook", "exit status 1", output=b"said", hint="mend it"),
     errors.SecretsPresent: errors.SecretsPresent(["/root/.netrc"]),

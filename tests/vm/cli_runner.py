@@ -110,7 +110,7 @@ def left_of(runtime: Path) -> list[str]:
     A process belongs to it when its environment names it, as a command's does, or when it has something below it open:
     what commands start does not get their environment.
     """
-    found = [str(path) for path in (runtime / "vms").glob("*")]
+    found = [str(path) for part in ("vms", "checkpoints") for path in (runtime / part).glob("*")]
     kept = {str(link.resolve()) for link in (runtime / "templates").glob("*/current")}
     made = {str(path) for path in (runtime / "templates").glob("*/*") if path.is_dir() and not path.is_symlink()}
     mounted = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line}

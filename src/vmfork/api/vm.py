@@ -30,13 +30,14 @@ from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.kept import choose_program
-from vmfork.machine.naming import find_vm, has_label
+from vmfork.machine.naming import find_ended, find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
 from vmfork.machine.use import measure_memory, read_stats
 from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
+from vmfork.template.checkpoints import remove_checkpoints
 from vmfork.wire.command import NO_LIMITS, Command, Window, check_env, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
@@ -46,9 +47,12 @@ if TYPE_CHECKING:
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
     from vmfork.agent.process import GuestProcess
+    from vmfork.api.checkpoint import Checkpoint
     from vmfork.api.template import Template
     from vmfork.config import LeftPrograms, Places, ProgramLimits
     from vmfork.difference.difference import Difference
+    from vmfork.freeze.point import Point
+    from vmfork.freeze.rollback import Return
     from vmfork.host.memory import MemoryUse
     from vmfork.machine.base import Adopted
     from vmfork.machine.decoding import OutputListener
@@ -98,6 +102,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         if origin is not None:
             running.note_origin(origin)
         self._on_first_exec = on_first_exec
+        self._coming_back = asyncio.Lock()
 
     @classmethod
     @gives_owner
@@ -451,7 +456,9 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
 
         Any client may do that to a machine that has clients.
         """
-        await stop(self._running, grace_s=grace_s)
+        running = self._running
+        await stop(running, grace_s=grace_s)
+        await asyncio.to_thread(lambda: remove_checkpoints(self.id, places=running.folder.places))
 
     @overload
     async def fork(
@@ -636,6 +643,118 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         found: Difference = await compare(self._running, other._running, most=most)  # noqa: SLF001 - a VM's, too
         return found
 
+    @gives_owner
+    async def checkpoint(
+        self,
+        *,
+        lasting: bool = False,
+        name: str = "",
+        hooks: bool = False,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> Checkpoint:
+        """This VM as it is now, to come back to by `rollback`; the VM runs on.
+
+        It is not disturbed, as by `fork`. What it had for itself is copied, and is the host's memory until the
+        checkpoint is closed, or the VM is. With `lasting` all of its memory is copied, and any client of a VM that was
+        started on its own finds it, under `name` or else the next number, until it is removed or the VM was stopped.
+        With `hooks` those of before a freeze run in it, and those of after a fork each time that it comes back.
+
+        Raises `ConfigError` for a VM that cannot be copied, or that has one of that name, `HookError`, and `HostError`
+        when memory is short, before it was paused. After any of them, and on cancel, the VM runs on as it did.
+        """
+        if name and not lasting:
+            raise ConfigError("name", name, "only a checkpoint that lasts has a name", hint="give lasting=True")
+        running = self._running
+        running.check_open()
+        # A VM that has none should not pay for it.
+        if lasting:
+            if not running.is_shared:
+                hint = "start it with Template.start"
+                raise ConfigError("lasting", True, f"VM {self.id} ends with its owner, and so do they", hint=hint)
+            keep = import_late("vmfork.template.point", "keep_point")
+            instance = Instance(places or running.folder.places)
+            point = await keep(running, name, instance=instance, hooks=hooks, hook_timeout_s=hook_timeout_s)
+        else:
+            take = import_late("vmfork.freeze.point", "MemoryPoint").take
+            point = await take(running, hooks=hooks, hook_timeout_s=hook_timeout_s)
+        return _as_checkpoint(point)
+
+    async def checkpoints(self, *, places: Places | None = None) -> Sequence[Checkpoint]:
+        """The checkpoints of this VM that last, the oldest first, whoever made them."""
+        running = self._running
+        running.check_ours()
+        list_points = import_late("vmfork.template.point", "list_points")
+        instance = places or running.folder.places
+        found = await asyncio.to_thread(lambda: list_points(self.id, running.facts, places=instance))
+        return [_as_checkpoint(point) for point in found]
+
+    async def rollback(
+        self,
+        checkpoint: Checkpoint | str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        network: NetworkPolicy | None = None,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> None:
+        """This VM goes on where it was at the checkpoint, under its id, as a fork of it would.
+
+        A name is that of one that lasts; without one it is the last of those. The VM has a generation, random numbers
+        and a clock of now. Whatever it did since is gone. What was in use in it (programs of `exec` and `start`,
+        connections, watches, ways to services of the host, names of a `Network`, other clients) ends by `RolledBack`,
+        and what the checkpoint had of it has ended, too. Ports of the host that we lead into it stay; connections
+        through them end, and who connects meanwhile waits. It may reach what we last let it, or `network`; `env` and
+        `files` are given as to a fork. A pause is over. Its name, labels and times to live go on.
+
+        It may have ended: its guest crashed or was powered off, or its hypervisor was killed. Raises `ConfigError` for
+        the checkpoint of another VM, `Closed` for one that is closed, and `MachineEnded` when the VM's time to live is
+        over; nothing was done then. Raises what `Template.fork` raises: the VM has ended then, as on cancel, and may be
+        rolled back again.
+        """
+        _check_kind(checkpoint)
+        request = ForkRequest(env=env or {}, files=files or {}, network="none" if network is None else network)
+        async with self._coming_back:
+            running = self._running
+            running.check_open()
+            instance = Instance(places or running.folder.places)
+            point = await _find_point(checkpoint, running.facts, instance)
+            if network is None:
+                request = replace(request, network=running.policy)
+            how = _how(instance, timeout_s=timeout_s, hook_timeout_s=hook_timeout_s)
+            back: Adopted = await import_late("vmfork.freeze.rollback", "roll_back")(running, point, request, how=how)
+            self._running, self.adoption, self.timings = back
+            self._on_first_exec = None
+
+    @classmethod
+    @gives_owner
+    async def revive(
+        cls,
+        vm: str,
+        checkpoint: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        network: NetworkPolicy = "none",
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+        places: Places | None = None,
+    ) -> VM:
+        """A VM that was started on its own and has ended by itself is at its checkpoint, as by `rollback`.
+
+        We are its first client. `vm` is its name, its id, or the beginning of one. Raises `VMNotFound` when no such VM
+        has ended not long ago, and `ConfigError` when it has no such checkpoint, and what `rollback` raises.
+        """
+        instance = Instance(places or find_places())
+        request = ForkRequest(env=env or {}, files=files or {}, network=network)
+        record = await asyncio.to_thread(find_ended, instance.places.vms, vm)
+        point = await _find_point(checkpoint, record.facts, instance)
+        how = _how(instance, timeout_s=timeout_s, hook_timeout_s=hook_timeout_s)
+        revive = import_late("vmfork.freeze.rollback", "revive")
+        return cls(*await revive(instance.places.vms, record.facts, point, request, how=how))
+
     def memory(self) -> MemoryUse:
         """What this VM costs the host now, in bytes."""
         self._running.check_ours()
@@ -654,7 +773,12 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
 
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Closing again does nothing."""
-        await self._running.aclose()
+        running = self._running
+        if running.bound.is_here:
+            async with self._coming_back:  # what comes back is to be gone as well
+                await self._running.aclose()
+        else:
+            await running.aclose()
 
     def _live_agent(self) -> AgentClient:
         return self._running.agent
@@ -701,3 +825,32 @@ async def allow_forks(vm: VM, request: ForkRequest, *, instance: Instance, timeo
         await vm.aclose()
         raise
     return vm
+
+
+def _as_checkpoint(point: Point) -> Checkpoint:
+    made: Checkpoint = import_late("vmfork.api.checkpoint", "Checkpoint")(point)
+    return made
+
+
+def _check_kind(checkpoint: object) -> None:
+    if not isinstance(checkpoint, (str, import_late("vmfork.api.checkpoint", "Checkpoint"))):
+        hint = "give one: point = vm.checkpoint()"
+        raise ConfigError("checkpoint", checkpoint, f"{checkpoint!r} is no checkpoint", hint=hint)
+
+
+async def _find_point(checkpoint: Checkpoint | str, facts: MachineFacts, instance: Instance) -> Point:
+    """What the checkpoint is made of, or the one of that name. Raises `ConfigError` when there is none."""
+    point: Point
+    if isinstance(checkpoint, str):
+        find, vm_id = import_late("vmfork.template.point", "find_point"), facts.identity.vm_id
+        point = await asyncio.to_thread(lambda: find(vm_id, facts, checkpoint, places=instance.places))
+    else:
+        point = import_late("vmfork.api.checkpoint", "point_of")(checkpoint)
+    return point
+
+
+def _how(instance: Instance, *, timeout_s: float, hook_timeout_s: float) -> Return:
+    made: Return = import_late("vmfork.freeze.rollback", "Return")(
+        instance=instance, timeout_s=timeout_s, hook_timeout_s=hook_timeout_s
+    )
+    return made

@@ -36,14 +36,24 @@ def free_vms(_context: click.Context, _option: click.Parameter, incomplete: str)
     return _matching("free", incomplete)
 
 
+def returning_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that `start` made, also those that ended not long ago."""
+    return _matching("returning", incomplete)
+
+
+def checkpoint_names(context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """The checkpoints of the machine that was named before, whose names begin with what was typed."""
+    return _matching("checkpoints", incomplete, context.params.get("vm_id") or "")
+
+
 def living_vms(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """The machines that run whose names or ids begin with what was typed."""
     return _matching("living", incomplete)
 
 
-def _matching(kind: str, incomplete: str) -> list[str]:
+def _matching(kind: str, incomplete: str, *about: str) -> list[str]:
     from vmfork.cli.names import LISTS  # noqa: PLC0415 - a command that runs, and a help, need no completion
 
     with suppress(VMForkError, OSError):
-        return [name for name in LISTS[kind]() if name.startswith(incomplete)]
+        return [name for name in LISTS[kind](*about) if name.startswith(incomplete)]
     return []

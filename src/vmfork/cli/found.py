@@ -12,6 +12,7 @@ from vmfork.config import find_places
 from vmfork.errors import VMNotFound
 from vmfork.machine.folder import forget_ended, has_broker, is_paused, list_ended, list_records, sweep_vms
 from vmfork.machine.naming import NEITHER, choose
+from vmfork.template import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,7 @@ def _sweep() -> Path:
     vms = find_places().vms
     sweep_vms(vms)
     forget_ended(vms)
+    checkpoints.sweep(find_places())
     return vms
 
 

@@ -12,6 +12,7 @@ from vmfork.config import find_places
 from vmfork.image import ImageStore
 from vmfork.machine.folder import find_strangers, find_waste, forget_ended, is_stuck, sweep_vms
 from vmfork.store import TemplateStore
+from vmfork.template import checkpoints
 from vmfork.units import format_count
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ def command(dry_run: bool, as_json: bool) -> None:
 
 def _find_waste(places: Places) -> list[Path]:
     images, templates = ImageStore(places.images), TemplateStore(places.templates)
-    return [*find_waste(places.vms), *templates.find_waste(), *images.find_waste()]
+    return [
+        *find_waste(places.vms),
+        *templates.find_waste(),
+        *images.find_waste(),
+        *checkpoints.find_waste(places),
+    ]
 
 
 def _find_strangers(places: Places) -> list[Path]:
@@ -63,5 +69,6 @@ def _find_strangers(places: Places) -> list[Path]:
 def _sweep(places: Places) -> None:
     sweep_vms(places.vms)
     forget_ended(places.vms)
+    checkpoints.sweep(places)
     TemplateStore(places.templates).sweep()
     ImageStore(places.images).sweep()

@@ -65,6 +65,8 @@ _COMMANDS = {
     "diff": "Show what differs between A and B: files, processes, memory.",
     "fork": "Fork machine ID, which runs on, and print the ids of the forks.",
     "freeze": "Make the template NAME of machine ID, which runs on, as it is now.",
+    "checkpoint": "Keep machine ID, which runs on, as it is now, and print the name: NAME, or the next number.",
+    "rollback": "Bring machine ID back to CHECKPOINT, or its last one, under the same id, and print that.",
     "resize": "Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",

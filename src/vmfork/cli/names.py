@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import find_places
 from vmfork.image import ImageStore
-from vmfork.machine.folder import has_broker, list_records
+from vmfork.machine.folder import has_broker, list_ended, list_records
+from vmfork.machine.naming import choose
 from vmfork.store import TemplateStore
+from vmfork.template.checkpoints import store_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +38,26 @@ def _is_shared(record: VMRecord) -> bool:
     return has_broker(find_places().vms / record.id)
 
 
-LISTS: Mapping[str, Callable[[], Sequence[str]]] = {
+def _list_returning() -> Sequence[str]:
+    ended = [record for record, _ in list_ended(find_places().vms)]
+    return [*_list_vms(_is_shared), *(name for record in ended for name in (record.name, record.id) if name)]
+
+
+def _list_checkpoints(vm: str) -> Sequence[str]:
+    """Those that last, of the machine that `vm` names, which runs or ended not long ago."""
+    places = find_places()
+    ended = [record for record, _ in list_ended(places.vms)][::-1]
+    record = choose([*list_records(places.vms), *ended], vm)
+    return store_of(record.id, places).list_names()
+
+
+LISTS: Mapping[str, Callable[..., Sequence[str]]] = {
     "templates": _list_templates,
     "images": _list_images,
     "waiting": lambda: _list_vms(_waits),
     "shared": lambda: _list_vms(_is_shared),
+    "returning": _list_returning,
+    "checkpoints": _list_checkpoints,
     "free": lambda: _list_vms(lambda record: _waits(record) or _is_shared(record)),
     "living": lambda: _list_vms(lambda _: True),
 }

@@ -4,7 +4,8 @@
 HOME/images/          images                      RUNTIME/templates/    template RAM and state
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
 HOME/emulators/       what QEMU was built with
-HOME/recipes/         how templates were made           RUNTIME/isolation.json    what emulators can be kept by here
+HOME/recipes/         how templates were made           RUNTIME/checkpoints/  what VMs that stand alone can go back to
+                                                RUNTIME/isolation.json    what emulators can be kept by here
 ```
 """
 
@@ -56,6 +57,11 @@ class Places:
     def templates(self) -> Path:
         """Frozen machines, under RUNTIME: their RAM goes with the host's."""
         return self.runtime / "templates"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each VM that stands alone and can go back to something, under RUNTIME."""
+        return self.runtime / "checkpoints"
 
     @property
     def vms(self) -> Path:

@@ -37,6 +37,11 @@ class Moment:
     state_fd: int
     copied: Copied
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory in the last of its layers, which is its own; those below are others', too."""
+        return os.fstat(self.layers[-1]).st_blocks * 512
+
     @contextmanager
     def open_state(self) -> Iterator[int]:
         """The state from its start, for one machine: a position in a file is shared by all who have the descriptor."""

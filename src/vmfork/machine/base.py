@@ -21,7 +21,7 @@ from vmfork.machine.ending import explained, watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
 from vmfork.machine.handover import give_up, take_over
-from vmfork.machine.lifetime import limit_life
+from vmfork.machine.lifetime import Life, limit_life
 from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
@@ -167,7 +167,8 @@ class BaseVM(Described, Owner):
                 adopted = time.perf_counter()
                 if self._todo.greets:
                     await running.names.drop_inherited()
-                running.env = env
+                # What is copied while it runs has its variables still: they are asked for when somebody needs them.
+                running.env = None if self._todo.greets else env
                 # Before the hooks: they are the first programs of the machine.
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
@@ -198,6 +199,7 @@ class BaseVM(Described, Owner):
         )
         trace_machine(self._kind, timings, {"vmfork.vm": identity.vm_id, "vmfork.template": identity.template})
         self._log_adoption(timings.total_s)
+        running.life = Life.begin(ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         limit_life(running.machine, running.agent, ttl_s=request.ttl_s, idle_ttl_s=request.idle_ttl_s)
         if standing is not None:
             left = await agent.list_left(timeout_s=timeout_s) if self._todo.keeps else ()

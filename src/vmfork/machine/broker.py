@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.agent.client import AgentClient
-from vmfork.errors import ConfigError, GuestError, HostError, MachineEnded, StoreBusy, VMNotFound
+from vmfork.errors import ConfigError, GuestError, HostError, MachineEnded, RolledBack, StoreBusy, VMNotFound
 from vmfork.hint import Hint
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
 from vmfork.host.sockets import Peer, connect_unix
 from vmfork.hypervisor.qemu import LOG, SharedQemu
 from vmfork.machine.ended import read_reason
 from vmfork.machine.ending import watch_end
-from vmfork.machine.folder import BorrowedFolder, folder_of, read_brokered, sweep_ended
+from vmfork.machine.folder import BorrowedFolder, folder_of, read_brokered, sweep_ended, was_replaced
 from vmfork.machine.handle import VMHandle, new_token
 from vmfork.machine.handover import check_adopted, find_handle, make_handle, take_over
 from vmfork.machine.naming import find_vm, give_name
@@ -52,6 +52,7 @@ async def stand_alone(
     async with AsyncExitStack() as on_failure:
         on_failure.callback(running.machine.identity.kill)  # whoever owns it by then
         on_failure.push_async_callback(running.aclose)
+        running.note_idle_ttl(standing.idle_ttl_s)
         await give_name(running, standing.name, standing.labels, vms=running.folder.path.parent)
         client = await _entrust(running, standing, adoption=adoption, timings=timings, keep=keep)
         on_failure.pop_all()
@@ -141,9 +142,10 @@ async def join(handle: VMHandle) -> Running:
     return running
 
 
-def _find_reason(handle: VMHandle) -> str:
+def _find_reason(handle: VMHandle) -> str | RolledBack:
     """Why its broker ended the machine; empty where the broker did not, or was killed."""
-    return read_reason(folder_of(handle.path.parent, handle.id))
+    folder = folder_of(handle.path.parent, handle.id)
+    return RolledBack(handle.id) if was_replaced(folder, handle.process) else read_reason(folder)
 
 
 async def take_back(handle: VMHandle) -> Running:
@@ -172,9 +174,8 @@ async def stop(running: Running, *, grace_s: float) -> None:
     """
     machine = running.machine
     if running.is_shared:
-        ms = b"%d" % round(grace_s * 1000)
         with suppress(MachineEnded):  # it has ended already, and is cleaned up after all the same
-            await running.agent.ask_broker(BrokerOpcode.END, ms, operation="stopping the machine")
+            await end_now(running, grace_s=grace_s)
         await machine.wait()
         await sweep_ended(running.folder.path)
     elif grace_s > 0:
@@ -182,6 +183,12 @@ async def stop(running: Running, *, grace_s: float) -> None:
             await running.agent.shutdown(timeout_s=grace_s)
             await asyncio.wait_for(machine.wait(), grace_s)
     await running.aclose()
+
+
+async def end_now(running: Running, *, grace_s: float = 0.0) -> None:
+    """The broker of the machine, whose client we are, is ending it. Raises the reason when it has ended before."""
+    ms = b"%d" % round(grace_s * 1000)
+    await running.agent.ask_broker(BrokerOpcode.END, ms, operation="stopping the machine")
 
 
 async def _connect(handle: VMHandle, stack: AsyncExitStack) -> AgentClient:

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.host.folders import find_content, list_ours, make_private
-from vmfork.records import find_value
+from vmfork.host.folders import find_content, list_ours, make_private, write_whole
+from vmfork.records import find_value, write_record
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ FOLDER = "ended"
 KEPT_COUNT, KEPT_S, KEPT_BYTES = 64, 24 * 3600.0, 64 * MIB
 _NOTE = "ended.json"
 _UNTOLD = "its broker was killed"
+# As a broker says it (broker/serve.c).
+STOPPED = "it was stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ def _read_end(folder: Path) -> End:
     with suppress(OSError):
         return End(_UNTOLD, folder.stat().st_mtime)
     return End(_UNTOLD, 0.0)  # forgotten just now, by another process
+
+
+def write_end(folder: Path, end: End) -> None:
+    """The machine of `folder` ended so, whatever was written of it before."""
+    write_whole(folder / _NOTE, write_record(end))
+
+
+def forget_end(folder: Path) -> None:
+    """The machine of `folder` lives."""
+    (folder / _NOTE).unlink(missing_ok=True)
 
 
 def read_reason(folder: Path) -> str:

@@ -16,6 +16,7 @@ from vmfork.errors import (
     HostError,
     LaunchError,
     MachineEnded,
+    RolledBack,
     VMForkError,
 )
 from vmfork.host.keeper import REFUSED_STATUS, REFUSED_TEXT
@@ -43,7 +44,12 @@ _UNKNOWN = "QEMU's log and the guest's console below may tell why; vmfork doctor
 _KILLED = "it was killed, as the kernel does for lack of memory: look at dmesg and at the memory limits in force"
 
 
-def watch_end(machine: Machine, agent: AgentClient, *, find_reason: Callable[[], str] = str) -> None:
+def watch_end(
+    machine: Machine,
+    agent: AgentClient,
+    *,
+    find_reason: Callable[[], str | RolledBack] = str,
+) -> None:
     """Whoever waits for the agent is told when the machine ends, halts, or says nothing any more: every wait ends.
 
     `find_reason` tells why somebody else ended it, once it has ended; empty where nobody did.
@@ -54,9 +60,11 @@ def watch_end(machine: Machine, agent: AgentClient, *, find_reason: Callable[[],
     agent.watch_silence(SILENCE_LIMIT_S, lambda: _keep(_end_silent(machine, agent)))
 
 
-def _tell_end(machine: Machine, agent: AgentClient, find_reason: Callable[[], str]) -> None:
-    if not isinstance(agent.lost, MachineEnded):  # else it was ended by us, and why is known
-        agent.fail(_machine_ended(machine, find_reason()))
+def _tell_end(machine: Machine, agent: AgentClient, find_reason: Callable[[], str | RolledBack]) -> None:
+    if isinstance(agent.lost, (MachineEnded, RolledBack)):
+        return  # it was ended by us, and why is known
+    reason = find_reason()
+    agent.fail(reason if isinstance(reason, RolledBack) else _machine_ended(machine, reason))
 
 
 def _keep(work: Coroutine[Any, Any, None]) -> None:

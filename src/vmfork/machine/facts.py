@@ -80,10 +80,11 @@ class MachineFacts:
     """The facts about one machine. One more of them is one more field here, with a default for older records.
 
     `image`: what it was booted from, or its template was. `ram_inode`: of the file its RAM is in, or is read from; 0
-    where there is none. `upper_inode`: of the file that lies over that. `layer_bytes`: what the file holds that its
-    parent was copied into. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave
+    where there is none. `upper_inode`: of the file that lies over that. `layer_bytes`: what the last of these holds,
+    where a running machine was copied into it. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave
     it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is one among the living, and
-    `labels` are its starter's; empty where it gave none. `make` is missing from what an older vmfork recorded.
+    `labels` are its starter's; empty where it gave none. `idle_ttl_s`: it ends
+    when nobody was its client for so long. `make` is missing from what an older vmfork recorded.
     """
 
     identity: Identity
@@ -97,6 +98,7 @@ class MachineFacts:
     isolation: Isolation = NOT_ISOLATED
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    idle_ttl_s: float = 0.0
     descent: Descent = Descent()
     make: Make | None = None
 

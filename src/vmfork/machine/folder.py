@@ -12,6 +12,7 @@ VMS/ID/            0700
     broker.sock    where clients connect, while its broker owns it
     paused         there while its guest stands still, because its owner or a client paused it
     ended.json     when and why its broker ended it
+    replaced.json  which process was the machine before it went back to a checkpoint, or is on its way
     port-*.json    what leads into it (machine/ports.py)
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-ID/       the same, on its way to its name
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.admission.charge import Charge, Ticket
 from vmfork.config import Places, find_places
+from vmfork.errors import StoreBusy, VMNotFound
 from vmfork.host.broker import BROKER_SOCKET
 from vmfork.host.folders import (
     ABSENT,
@@ -56,6 +58,7 @@ from vmfork.host.process import ProcessIdentity
 from vmfork.machine import ended
 from vmfork.machine.ended import End, bury
 from vmfork.machine.facts import Described, MachineFacts
+from vmfork.machine.kept import FOLDER as PROGRAMS
 from vmfork.records import find_value, read_record, write_record
 
 if TYPE_CHECKING:
@@ -74,6 +77,9 @@ _STUCK = "groups.stuck"
 _HANDLE = "handle.json"
 _BROKER = "broker.json"
 _PAUSED = "paused"
+_REPLACED = "replaced.json"
+# flock(2) can be waited for only in a thread; its holder is about to end.
+_CLAIM_RETRY_S = 0.02
 # A folder that is new for this long was left by a killed process.
 _NEW_LIMIT_S = 60.0
 
@@ -192,6 +198,31 @@ class VMFolder:
             else:
                 (self.path / _PAUSED).unlink(missing_ok=True)
 
+    def lend(self) -> LentFolder:
+        """The same folder, for another machine to be started in it."""
+        return LentFolder(self.path, self._lock)
+
+    def clear(self) -> None:
+        """Its machine has ended, and another may be started in it. Raises `OSError` when a control group is in use."""
+        self.note_paused(paused=False)
+        for socket in self.path.glob("*.sock"):
+            socket.unlink(missing_ok=True)
+        shutil.rmtree(self.path / PROGRAMS, ignore_errors=True)
+        _remove_groups(self.path)
+
+    def give_up(self, reason: str) -> None:
+        """No machine was brought back: what is known of it is kept as of one that ended now, for this reason."""
+        if self._lock.closed:
+            return
+        with suppress(OSError):
+            ended.write_end(self.path, End(reason, time.time()))
+        self._lock.close()
+        sweep_vms(self.path.parent)
+
+    def forget_end(self) -> None:
+        """It is the folder of a machine that lives."""
+        ended.forget_end(self.path)
+
     def release(self) -> None:
         """The folder stays, for whoever takes the VM over."""
         self._lock.close()
@@ -208,6 +239,21 @@ class VMFolder:
             self._lock.close()
 
 
+class LentFolder(VMFolder):
+    """The folder of a VM that comes back, for who tries to bring it back. Until `keep` it stays its lender's."""
+
+    _is_kept = False
+
+    def keep(self) -> None:
+        """It is ours."""
+        self._is_kept = True
+
+    def close(self) -> None:
+        """As that of any folder that is ours; of the lender's, nothing."""
+        if self._is_kept:
+            super().close()
+
+
 class BorrowedFolder(VMFolder):
     """The folder of a VM that is not ours: it is read, and stays as it is."""
 
@@ -219,6 +265,47 @@ class BorrowedFolder(VMFolder):
 
     def close(self) -> None:
         """Nothing: the owner removes it."""
+
+
+def note_replaced(folder: Path, process: ProcessIdentity) -> None:
+    """Whoever uses the machine that is this process is told, when it ends, that it went back to a checkpoint."""
+    write_whole(folder / _REPLACED, write_record(process))
+
+
+def was_replaced(folder: Path, process: ProcessIdentity) -> bool:
+    """Whether the machine that was this process went back to a checkpoint, or is on its way, as far as can be seen."""
+    with suppress(OSError):
+        if find_value(ProcessIdentity, find_content(folder / _REPLACED)) == process:
+            return True
+        record = find_record(folder)
+        return record is not None and record.process != process
+    return False
+
+
+async def claim_folder(vms: Path, vm_id: str, *, wait_s: float) -> VMFolder:
+    """The folder of a VM that had a broker and has ended, or ends within `wait_s` seconds: it is ours, under its name.
+
+    Raises `VMNotFound` when nothing is known of it, and `StoreBusy` when it lives, or another brings it back.
+    """
+    living, grave, end = vms / vm_id, vms.with_name(ended.FOLDER) / vm_id, time.monotonic() + wait_s
+    while (found := _try_claim(living) or _try_claim(grave)) is None:
+        if not (living.exists() or grave.exists()):
+            raise VMNotFound(vm_id)
+        if time.monotonic() >= end:
+            raise StoreBusy(f"VM {vm_id}", "another process", hint="it may have been rolled back by that: look again")
+        await asyncio.sleep(_CLAIM_RETRY_S)
+    with ExitStack() as on_failure:
+        on_failure.enter_context(found)
+        if found.path.parent == grave:
+            grave.rename(living)
+        on_failure.pop_all()
+    return VMFolder(living, found)
+
+
+def _try_claim(folder: Path) -> FileLock | None:
+    with suppress(FileNotFoundError):
+        return FileLock.try_acquire(folder / LOCK, must_exist=True)
+    return None
 
 
 def new_vm_id() -> str:
@@ -239,6 +326,14 @@ def find_record(folder: Path) -> VMRecord | None:
     return find_value(VMRecord, find_content(folder / _RECORD))
 
 
+def find_version(folder: str) -> tuple[int, ...]:
+    """What differs whenever the record in a VM's folder was written anew. Raises `LookupError` where there is none."""
+    try:
+        return _version_of(os.stat(f"{folder}/{_RECORD}"))
+    except OSError as error:
+        raise LookupError(folder) from error
+
+
 def find_ticket(folder: str | Path) -> Ticket | None:
     """The ticket in a VM's folder; `None` when there is none, or it is damaged.
 
@@ -246,14 +341,17 @@ def find_ticket(folder: str | Path) -> Ticket | None:
     """
     file = f"{folder}/{_TICKET}"
     try:
-        info = os.stat(file)
-        return _read_ticket(file, (info.st_ino, info.st_mtime_ns, info.st_size))
+        return _read_ticket(file, _version_of(os.stat(file)))
     except ValueError:
         return None
     except OSError as error:
         if error.errno in ABSENT | NO_FILE:
             return None
         raise
+
+
+def _version_of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 @lru_cache(maxsize=4096)

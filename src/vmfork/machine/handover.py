@@ -73,6 +73,7 @@ async def give_up(
             await running.aclose()
         raise
     running.folder.release()
+    running.release_points()
     running.state = "detached"
     said = about("machine.detached", vm_id=running.id, template=running.template)
     _log.info("VM %s has no owner any more", running.id, extra=said)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmfork.admission.charge import Ticket
 from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.allotment import allot
-from vmfork.machine.facts import Descent, MachineFacts, Make
+from vmfork.machine.facts import MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.room import charge_for, make_folder
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.machine.base import BaseVM, Watch
+    from vmfork.machine.facts import Descent
+    from vmfork.machine.folder import VMFolder
     from vmfork.machine.plan import Plan
 
 # A watched boot adds this. Without it the kernel prints nothing between the firmware and the agent, for 1 s under TCG
@@ -42,7 +45,8 @@ class Frozen:
     """What a fork is made from: descriptors of RAM and state, the hardware both belong to, what is left to do in it.
 
     With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
-    What the file `upper_fd` has lies over that of `memory_fd`, where it is given.
+    What the file `upper_fd` has lies over that of `memory_fd`, where it is given. With `is_live` the last of these is a
+    running machine's copy, and no template's.
     """
 
     template: str
@@ -55,6 +59,7 @@ class Frozen:
     make: Make
     descent: Descent
     upper_fd: int | None = None
+    is_live: bool = False
     reseed: bool = True
 
 
@@ -68,22 +73,19 @@ async def boot_base(
     """
     image = plan.image
     verbose = "" if watch is None else f" {_VERBOSE}"
+    make = Make(traits=plan.traits, qemu_path=str(plan.binary.path), qemu_stamp=plan.binary.stamp, policy=plan.policy)
     base = await _launch(
-        Identity.fresh(new_vm_id(), reseed=plan.reseed),
+        MachineFacts(
+            identity=Identity.fresh(new_vm_id(), reseed=plan.reseed),
+            hardware=plan.hardware,
+            image=image.name,
+            make=make,
+        ),
         plan.binary,
-        plan.hardware,
         AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
         Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=plan.command_line + verbose),
-        image=image.name,
         limits=plan.limits,
         instance=instance,
-        make=Make(
-            traits=plan.traits,
-            qemu_path=str(plan.binary.path),
-            qemu_stamp=plan.binary.stamp,
-            policy=plan.policy,
-        ),
-        descent=Descent(),
     )
     hint = _memory_hint(image, plan.hardware)
     await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
@@ -95,41 +97,77 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
 
     Raises `NoRoom` when the host has none for it.
     """
+    facts = MachineFacts(
+        identity=Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
+        hardware=frozen.hardware,
+        image=frozen.image,
+        descent=frozen.descent,
+        make=frozen.make,
+    )
+    return await _restore(facts, frozen, binary=binary, instance=instance)
+
+
+async def bring_back(
+    before: MachineFacts, frozen: Frozen, *, folder: VMFolder, binary: QemuBinary, instance: Instance
+) -> BaseVM:
+    """As `restore_base`, in the place of the machine of these facts, which has ended: all that it was is in `folder`.
+
+    Its id is the same, and what its starter gave it; its identity is new. It is promised what its hardware needs now.
+    """
+    facts = replace(
+        before,
+        identity=Identity.fresh(before.identity.vm_id, template=before.identity.template, reseed=frozen.reseed),
+        hardware=frozen.hardware,
+        make=frozen.make,
+    )
+    return await _restore(facts, frozen, binary=binary, instance=instance, folder=folder)
+
+
+async def _restore(
+    facts: MachineFacts,
+    frozen: Frozen,
+    *,
+    binary: QemuBinary,
+    instance: Instance,
+    folder: VMFolder | None = None,
+) -> BaseVM:
     return await _launch(
-        Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
+        facts,
         binary,
-        frozen.hardware,
         ForkedRAM(frozen.memory_fd, frozen.upper_fd),
         Restore(frozen.state_fd),
-        image=frozen.image,
         limits=frozen.limits,
         instance=instance,
-        make=frozen.make,
-        descent=frozen.descent,
+        layer_fd=(frozen.memory_fd if frozen.upper_fd is None else frozen.upper_fd) if frozen.is_live else None,
         todo=frozen.thaw,
+        folder=folder,
     )
 
 
 async def _launch(
-    identity: Identity,
+    facts: MachineFacts,
     binary: QemuBinary,
-    hardware: Hardware,
     ram: RAM,
     start: Boot | Restore,
     *,
-    image: str,
     limits: Limits,
     instance: Instance,
-    make: Make,
-    descent: Descent,
+    layer_fd: int | None = None,
     todo: Thaw | None = None,
+    folder: VMFolder | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
-    vms, policy = instance.places.vms, make.policy
+    assert facts.make is not None  # each caller knows how
+    identity, hardware, vms, policy = facts.identity, facts.hardware, instance.places.vms, facts.make.policy
     containment = await decide_containment(binary, policy, places=instance.places)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
-        folder = await make_folder(vms, identity.vm_id, charge_for(hardware, ram, limits), limits)
+        charge = charge_for(hardware, ram, limits)
+        if folder is None:
+            folder = await make_folder(vms, identity.vm_id, charge, limits)
+        else:
+            folder.clear()
+            folder.write_ticket(Ticket(charge=charge, limits=limits))
         on_failure.callback(folder.close)
         groups = folder.make_groups(containment.groups, allot(hardware, cpu_weight=policy.cpu_weight))
         machine = QemuMachine.start(
@@ -152,16 +190,12 @@ async def _launch(
         # (docs/decisions/0008).
         from vmfork.machine.base import BaseVM  # noqa: PLC0415
 
-        facts = MachineFacts(
-            identity=identity,
-            hardware=hardware,
-            image=image,
+        facts = replace(
+            facts,
             ram_inode=0 if isinstance(ram, AnonymousRAM) else os.fstat(ram.fd).st_ino,
             upper_inode=os.fstat(upper).st_ino if (upper := _upper_of(ram)) is not None else 0,
+            layer_bytes=0 if layer_fd is None else os.fstat(layer_fd).st_blocks * 512,
             isolation=containment.isolation,
-            layer_bytes=_measure_layer(ram, descent),
-            descent=descent,
-            make=make,
         )
         base = await BaseVM.meet(facts, folder=folder, machine=machine, spawn_s=spawned - begun, todo=todo)
         on_failure.pop_all()
@@ -171,13 +205,6 @@ async def _launch(
 
 def _upper_of(ram: RAM) -> int | None:
     return ram.upper_fd if isinstance(ram, ForkedRAM) else None
-
-
-def _measure_layer(ram: RAM, descent: Descent) -> int:
-    """Bytes in the file that a running machine was copied into; nobody writes there any more."""
-    if not (descent.parent and isinstance(ram, ForkedRAM)):
-        return 0
-    return os.fstat(ram.layers[-1]).st_blocks * 512
 
 
 def _memory_hint(image: Image, hardware: Hardware) -> str:

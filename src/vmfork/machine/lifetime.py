@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import MachineEnded
@@ -13,6 +15,28 @@ if TYPE_CHECKING:
 
 # As a broker says it of a machine that stands alone (broker/serve.c).
 TTL_OVER, IDLE_OVER = "its time to live is over", "nobody used it for as long as it may be idle"
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a machine ends by itself: at `ends_at` of the monotonic clock, or idle for `idle_ttl_s`; 0 is never."""
+
+    ends_at: float = 0.0
+    idle_ttl_s: float = 0.0
+
+    @classmethod
+    def begin(cls, *, ttl_s: float, idle_ttl_s: float) -> Life:
+        """One that begins now."""
+        return cls(time.monotonic() + ttl_s if ttl_s else 0.0, idle_ttl_s)
+
+    def left_s(self) -> float:
+        """What is left of it; 0 is no limit. Raises `MachineEnded` when it is over."""
+        if not self.ends_at:
+            return 0.0
+        left_s = self.ends_at - time.monotonic()
+        if left_s <= 0:
+            raise _over(TTL_OVER, "ttl_s")
+        return left_s
 
 
 def limit_life(machine: Machine, agent: AgentClient, *, ttl_s: float, idle_ttl_s: float) -> None:
@@ -46,5 +70,9 @@ def _watch_idleness(machine: Machine, agent: AgentClient, idle_ttl_s: float) -> 
 
 
 def _end(machine: Machine, agent: AgentClient, reason: str, limit: str) -> None:
-    agent.fail(MachineEnded(None, reason=reason, hint=f"take another, with more time ({limit})"))
+    agent.fail(_over(reason, limit))
     machine.kill()
+
+
+def _over(reason: str, limit: str) -> MachineEnded:
+    return MachineEnded(None, reason=reason, hint=f"take another, with more time ({limit})")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import ConfigError, StoreBusy, VMExists, VMNotFound
 from vmfork.host.lock import FileLock
-from vmfork.machine.folder import is_vm_id, list_records
+from vmfork.machine.folder import is_vm_id, list_ended, list_records, sweep_vms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,13 +21,16 @@ _LOCK_LIMIT_S = 30.0
 NEITHER = "no living VM has that name or id, and none that ended not long ago had it"
 
 
-def check_vm_name(name: str, vms: Path) -> None:
-    """`name` can be given to a machine now. Raises `ConfigError`, or `VMExists` when a living one has it."""
+def check_vm_name(name: str, vms: Path, *, vm_id: str = "") -> None:
+    """`name` can be given to a machine now. Raises `ConfigError`, or `VMExists` when a living one has it.
+
+    That of the id may have it: it was rolled back.
+    """
     check_name(name)
     if is_vm_id(name):
         raise ConfigError("name", name, f"{name!r} could be an id", hint="take one that is not twelve of 0-9 and a-f")
     for record in list_records(vms):
-        if record.name == name:
+        if record.name == name and record.id != vm_id:
             raise VMExists(name, record.id)
 
 
@@ -49,7 +52,7 @@ async def give_name(running: Running, name: str, labels: Mapping[str, str], *, v
     if lock is None:
         raise StoreBusy("the list of names", "another process that starts a machine")
     with lock:
-        check_vm_name(name, vms)
+        check_vm_name(name, vms, vm_id=running.id)
         running.name_it(name, labels)
 
 
@@ -61,13 +64,20 @@ def find_vm(vms: Path, text: str) -> VMRecord:
     return choose(list_records(vms), text)
 
 
+def find_ended(vms: Path, text: str) -> VMRecord:
+    """The record of the machine of that name or id that had clients and ended last. Raises what `find_vm` raises."""
+    sweep_vms(vms)
+    ended = [record for record, _ in list_ended(vms)][::-1]
+    return choose(ended, text, missing="no VM that ended not long ago has that name or id")
+
+
 def choose(records: Sequence[VMRecord], text: str, *, missing: str = "no living VM has that name or id") -> VMRecord:
-    """The one of `records` that `text` names.
+    """The one of `records` that `text` names; of several of one name, as machines that ended can have, the first.
 
     Raises `VMNotFound`, which says what is `missing`, and `ConfigError` when several ids begin so.
     """
     named = [record for record in records if text and text in (record.name, record.id)]
-    found = named or [record for record in records if text and record.id.startswith(text)]
+    found = named[:1] or [record for record in records if text and record.id.startswith(text)]
     if not found:
         raise VMNotFound(text, missing)
     if len(found) > 1:

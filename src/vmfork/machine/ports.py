@@ -46,7 +46,9 @@ async def forward(running: Running, guest_port: int, address: HostAddress, *, ti
     """
     agent = running.agent
     await agent.check_ports(timeout_s=timeout_s)
-    return start_forward(agent, guest_port, address, note=partial(_note, running.folder.path, guest_port))
+    port = start_forward(agent, guest_port, address, note=partial(_note, running.folder.path, guest_port))
+    running.ports.add(port)
+    return port
 
 
 def _note(folder: Path, guest_port: int, address: str) -> Callable[[], None]:

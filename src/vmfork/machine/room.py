@@ -27,7 +27,7 @@ from vmfork.host.memory import read_private, read_resident
 from vmfork.hypervisor.base import ForkedRAM, SharedRAM
 from vmfork.hypervisor.qemu import most_memory_mib
 from vmfork.journal import about
-from vmfork.machine.folder import VMFolder, find_record, find_ticket, list_charged, sweep_vms
+from vmfork.machine.folder import VMFolder, find_record, find_ticket, find_version, list_charged, sweep_vms
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _read_uses(charged: Sequence[tuple[str, Charge]]) -> list[int]:
 def _read_use_mib(folder: str, charge: Charge) -> int:
     """The memory that the machine has for itself: none before it runs, and all of its own once it has ended."""
     try:
-        pid = _find_pid(folder)
+        pid = _find_pid(folder, find_version(folder))
     except LookupError:
         return 0
     used = read_resident(pid) if charge.has_ram_file else read_private(pid)
@@ -191,8 +191,8 @@ def _read_use_mib(folder: str, charge: Charge) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _find_pid(folder: str) -> int:
-    # The pid of a machine is the same under every owner. Reading its record costs ten times what reading its use does.
+def _find_pid(folder: str, _version: tuple[int, ...]) -> int:
+    # Reading its record costs ten times what reading its use does. A machine that was rolled back has another pid.
     record = find_record(Path(folder))
     if record is None:
         raise LookupError(folder)

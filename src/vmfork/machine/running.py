@@ -8,6 +8,7 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
+from weakref import WeakSet
 
 from vmfork.adopt.handshake import set_clock
 from vmfork.errors import Closed, DeadlineExceeded, NotOwner
@@ -18,6 +19,7 @@ from vmfork.journal import about
 from vmfork.machine.facts import Described, MachineFacts
 from vmfork.machine.folder import VMRecord
 from vmfork.machine.left import Left
+from vmfork.machine.lifetime import Life
 from vmfork.network.names import Names
 from vmfork.owner import Owner
 
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
 
     from vmfork.agent.client import AgentClient
     from vmfork.agent.tunnel import GuestConnection
+    from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
     from vmfork.machine.origin import Origin
+    from vmfork.network.forward import Forward
     from vmfork.network.neighbours import Network
+    from vmfork.network.policy import NetworkPolicy
     from vmfork.network.ways import Ways
     from vmfork.wire.message import Hello
 
@@ -47,6 +52,12 @@ class Dependent(Protocol):
     async def aclose(self) -> None: ...
 
     def drop(self) -> None: ...
+
+
+class Point(Protocol):
+    """Something that a machine can go back to, as long as it is not closed."""
+
+    def close(self) -> None: ...
 
 
 class Running(Described, Owner):
@@ -95,12 +106,18 @@ class Running(Described, Owner):
         # What it has joined is kept for as long as it takes part.
         self.networks: list[Network] = []
         self.ways: Ways | None = None
+        # What we let it reach, also when it has ended, and nothing passes any more.
+        self.policy: NetworkPolicy = "none"
         self.left = Left()
         # Of every program; `None` where it was another process that gave it.
         self.env: Mapping[str, str] | None = None
         # To the server of interpreters in the guest: one that is idle saves the next call from connecting.
         self.idle_lines: list[GuestConnection] = []
         self.inside: Dependent | None = None
+        self.life = Life()
+        # What is of use with it alone, and goes when it does.
+        self.points: set[Point] = set()
+        self.ports: WeakSet[Forward] = WeakSet()
         self._agent = agent
 
     @property
@@ -212,6 +229,10 @@ class Running(Described, Owner):
             )
             self.facts = replace(self.facts, make=make)
 
+    def note_idle_ttl(self, idle_ttl_s: float) -> None:
+        """How long it lives without a client is known, to whoever starts it anew."""
+        self.facts = replace(self.facts, idle_ttl_s=idle_ttl_s)
+
     def note_origin(self, origin: Origin) -> None:
         """Where the machine came from is known, to whoever has it next as well."""
         self.facts = replace(self.facts, origin=origin)
@@ -223,6 +244,32 @@ class Running(Described, Owner):
     def give_back(self) -> None:
         """Its parts are the caller's again, who closes them: this object does nothing more."""
         self.state = "closed"
+
+    async def end_machine(self, reason: VMForkError) -> None:
+        """The machine has ended, and whoever uses it, or used it, gets the reason. All else is still ours.
+
+        It may have ended before. What was held for it in its guest is no more. On cancel it is about to end.
+        """
+        self.check_open()
+        self._agent.fail(reason)
+        inside, self.inside = self.inside, None
+        if inside is not None:  # what its programs made is theirs, and they are gone
+            await inside.aclose()
+        self.ways = None
+        self.networks.clear()
+        if self.is_shared:
+            await self.machine.wait()
+        await self.machine.aclose()
+
+    def succeed(self, before: Running) -> None:
+        """It stands in the place of `before`, which has ended and does nothing more."""
+        self.points, self.ports, self.life = before.points, before.ports, before.life
+        before.give_back()
+
+    def release_points(self) -> None:
+        """Nothing is left of what it can go back to."""
+        while self.points:
+            self.points.pop().close()
 
     async def aclose(self) -> None:
         """The machine is gone: process, sockets, folder. Does nothing when it is not ours any more.
@@ -238,6 +285,7 @@ class Running(Described, Owner):
             return
         self.state = "closed"
         self._log_end()
+        self.release_points()
         async with AsyncExitStack() as stack:
             stack.callback(self.folder.close)
             stack.push_async_callback(self.machine.aclose)
@@ -253,6 +301,7 @@ class Running(Described, Owner):
         self._log_end()
         if self.inside is not None:
             self.inside.drop()
+        self.release_points()
         self._agent.drop()
         self.machine.end()
         self.folder.close()

@@ -124,7 +124,7 @@ def layer_bytes(uses: Sequence[Use]) -> int:
 
 def _layer_inode(facts: MachineFacts) -> int:
     """That of the file which siblings share, 0 where there is none. Of a booted machine it is the only one."""
-    return (facts.upper_inode or facts.ram_inode) if facts.descent.parent else 0
+    return (facts.upper_inode or facts.ram_inode) if facts.layer_bytes else 0
 
 
 def measure_memory(facts: MachineFacts, pid: int) -> MemoryUse:

@@ -83,12 +83,14 @@ async def begin_ways(running: Running, policy: NetworkPolicy, *, timeout_s: floa
         running.ways = await _open_ways(running, policy, is_in_env=True, timeout_s=timeout_s)
     except (GuestError, ConfigError) as error:
         raise SetupError("network", str(error), hint=error.hint) from error
+    running.policy = policy
 
 
 async def begin_ways_anew(running: Running, policy: NetworkPolicy, *, timeout_s: float) -> None:
     """As before, over the connection of a client: a machine that was made to stand alone lost what its maker held."""
     if policy != "none":
         running.ways = await _open_ways(running, policy, is_in_env=True, timeout_s=timeout_s)
+        running.policy = policy
         _note(running, policy)
 
 
@@ -99,12 +101,14 @@ async def set_network(running: Running, policy: NetworkPolicy) -> None:
     is to, and `GuestFileError` when the guest's hosts file cannot be written.
     """
     running.check_open()
+    running.policy = "none"
     if running.ways is not None:
         await _change(running.ways, policy)
     elif policy != "none":
         running.ways = await _open_held(running, policy)
     else:
         return  # what another client holds is not ours to end
+    running.policy = policy
     _note(running, policy)
 
 

@@ -73,6 +73,17 @@ class Forward(Carrier):
     def _is_open(self) -> bool:
         return self._listener.fileno() >= 0
 
+    def _leave_machine(self) -> None:
+        self._bound.loop.remove_reader(self._listener)
+        self._agent.closed.remove_done_callback(self._end_with_machine)
+        for task in (self._accepting, *self._carrying):
+            task.cancel()
+
+    def _join_machine(self, agent: AgentClient) -> None:
+        self._agent = agent
+        self._accepting = asyncio.create_task(self._accept_all())
+        agent.closed.add_done_callback(self._end_with_machine)
+
     def _end_with_machine(self, _closed: object) -> None:
         self._end()
 
@@ -102,6 +113,9 @@ class Forward(Carrier):
             except OSError:
                 self._places.release()
                 await asyncio.sleep(_REST_S)
+            except asyncio.CancelledError:
+                self._places.release()
+                raise
             else:
                 self._take(close_in_children(client))
 
@@ -121,6 +135,23 @@ def start_forward(agent: AgentClient, guest_port: int, address: HostAddress, *, 
     """
     listener = listen(address)
     return Forward(agent, guest_port, listener=listener, address=bound_address(listener, address), note=note)
+
+
+def hold(port: Forward) -> None:
+    """Its machine is about to end, and another to stand in its place: who connects waits for that. Connections end."""
+    if port._is_open:  # noqa: SLF001 - hidden from callers of the library alone, as below
+        port._leave_machine()  # noqa: SLF001
+
+
+def lead_to(port: Forward, agent: AgentClient) -> None:
+    """It leads to the same port of the machine of `agent` from now on."""
+    if port._is_open:  # noqa: SLF001
+        port._join_machine(agent)  # noqa: SLF001
+
+
+def drop(port: Forward) -> None:
+    """Nothing stands in the place of its machine: it has ended."""
+    port._end()  # noqa: SLF001
 
 
 def _inode_of(path: str) -> tuple[int, int] | None:

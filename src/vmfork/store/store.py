@@ -199,6 +199,21 @@ class TemplateStore:
                 remove_if_empty(folder)
         return removed
 
+    def clear(self) -> None:
+        """No template is left, nor the folder of all, but for those that another process builds or removes."""
+        for folder in self._folders():
+            lock = None
+            with suppress(OSError):  # removed just now
+                lock = FileLock.try_acquire(folder / BUILDING, holder=f"process {os.getpid()}", must_exist=True)
+            if lock is None:
+                continue
+            with lock, suppress(OSError):
+                (folder / CURRENT).unlink(missing_ok=True)
+                sweep_generations(folder)
+                remove_if_empty(folder)
+        with suppress(OSError):
+            self.folder.rmdir()
+
     def _find_empty(self) -> list[Path]:
         """Folders whose maker was killed before there was a lock in them, or their remover when there was none left."""
         named = [path for path in list_folder(self.folder) if NAME.fullmatch(path.name)]

@@ -55,7 +55,7 @@ async def freeze_running(
     if replace or store.find_generation(name) is None:
         await make_room(name, memory_mib, instance=instance)
     async with await store.stage(name, memory_bytes=memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
-        todo, copied = await _copy(running, staging, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
+        todo, copied = await copy_to(staging, running, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
         timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
         # Nobody can make it again; and what was made before under its name is something else.
         with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
@@ -64,8 +64,8 @@ async def freeze_running(
     return await Source.open(name, config=VMConfig(), instance=instance)
 
 
-async def _copy(
-    running: Running, staging: Staging, *, secrets: Secrets, hooks: bool, hook_timeout_s: float
+async def copy_to(
+    staging: Staging, running: Running, *, secrets: Secrets, hooks: bool, hook_timeout_s: float
 ) -> tuple[Thaw, Copied]:
     """The machine is in the staging folder; what its forks will have to do, and what the copy took."""
     agent, identity = running.agent, running.facts.identity

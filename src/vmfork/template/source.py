@@ -47,6 +47,21 @@ def _warn_of_age(name: str) -> None:
     )
 
 
+def hardware_of(m: Manifest) -> Hardware:
+    """What machines that are made from what it describes are made of."""
+    return Hardware(
+        machine=m.traits["machine"],
+        accel=m.traits["accel"],
+        cpu_model=m.traits["cpu_model"],
+        cpus=m.cpus,
+        memory_mib=m.memory_mib,
+        vmgenid=m.vmgenid,
+        max_cpus=m.max_cpus,
+        max_memory_mib=m.max_memory_mib,
+        added_mib=m.added_mib,
+    )
+
+
 class Source:
     """One generation of a template. A value: it holds nothing open.
 
@@ -110,18 +125,7 @@ class Source:
     @property
     def hardware(self) -> Hardware:
         """What its machines are made of."""
-        m = self.manifest
-        return Hardware(
-            machine=m.traits["machine"],
-            accel=m.traits["accel"],
-            cpu_model=m.traits["cpu_model"],
-            cpus=m.cpus,
-            memory_mib=m.memory_mib,
-            vmgenid=m.vmgenid,
-            max_cpus=m.max_cpus,
-            max_memory_mib=m.max_memory_mib,
-            added_mib=m.added_mib,
-        )
+        return hardware_of(self.manifest)
 
     @property
     def instance(self) -> Instance:

@@ -72,6 +72,8 @@ WRONG = {
     "Network": (5, "x", None),
     "NetworkPolicy": (5, "x", None, ["none"], b"all"),
     "LeftPrograms": (5, "x", None, ["keep"], b"end"),
+    "NetworkPolicy | None": (5, "x", ["none"], b"all"),
+    "Checkpoint | str": (5, None, b"x", ["x"]),
     "VMConfig | None": (5, "x", {"cpus": 1}),
     "FactoryConfig | None": (5, "x", {"cache": 1}),
     "VM | Template": (5, "x", None),
@@ -94,7 +96,7 @@ GOOD = {
 
 METHODS = {
     f"{name}.{key}": (kind, key)
-    for name in ("Factory", "GuestProcess", "Template", "VM", "Watch")
+    for name in ("Checkpoint", "Factory", "GuestProcess", "Template", "VM", "Watch")
     for kind in (getattr(aio, name),)
     for key, member in inspect.getmembers(kind, callable)
     if not key.startswith("_") and inspect.isfunction(inspect.unwrap(getattr(member, "__func__", member)))

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.machine.test_ending import Ended
 from vmfork.errors import ConfigError, MachineEnded
 from vmfork.machine.ending import watch_end
-from vmfork.machine.lifetime import limit_life
+from vmfork.machine.lifetime import TTL_OVER, Life, limit_life
 from vmfork.machine.request import ForkRequest
 
 LIMIT_S = 60
@@ -77,3 +77,15 @@ def test_what_is_no_time_is_refused(name, value) -> None:
     with pytest.raises(ConfigError, match="time to live") as error:
         ForkRequest(**{name: value})
     assert error.value.field == name
+
+
+def test_what_is_left_of_a_life_becomes_less_and_is_told_when_it_is_over(monkeypatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    life, endless = Life.begin(ttl_s=60, idle_ttl_s=5), Life.begin(ttl_s=0, idle_ttl_s=0)
+    now[0] += 59
+    assert (life.left_s(), endless.left_s()) == (1, 0)
+    now[0] += 1
+    with pytest.raises(MachineEnded, match=TTL_OVER):
+        life.left_s()
+    assert endless.left_s() == 0

@@ -41,6 +41,12 @@ def test_a_beginning_that_fits_two_names_both() -> None:
     assert "more of it" in error.value.hint
 
 
+def test_of_several_of_one_name_the_first_is_meant() -> None:
+    """Names are one's among the living; of those that have ended the last may be looked at first."""
+    assert choose([record("111111111111", "web"), *ALL], "web").id == "111111111111"
+    assert choose([record("111111111111", "web"), *ALL], WEB.id) is WEB
+
+
 @pytest.mark.parametrize("text", ["", "we", "abc3", "../abc1", "ABC111111111", "abc1111111111", "a\0b", "x" * 5000])
 def test_what_is_none_of_them_is_not_found(text) -> None:
     with pytest.raises(VMNotFound, match="no living VM"):
@@ -66,3 +72,11 @@ def test_a_name_that_is_taken_is_refused_and_says_whose_it_is(tmp_path, monkeypa
 )
 def test_a_label_is_found_by_its_key_or_with_its_value(wanted, has) -> None:
     assert has_label({"a": "1"}, wanted) is has
+
+
+def test_one_that_comes_back_may_have_the_name_that_is_its_own(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(naming, "list_records", lambda _vms: ALL)
+    check_vm_name("web", tmp_path, vm_id=WEB.id)
+    for vm_id in ("", OTHER.id):
+        with pytest.raises(VMExists):
+            check_vm_name("web", tmp_path, vm_id=vm_id)

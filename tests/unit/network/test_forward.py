@@ -13,7 +13,8 @@ import pytest
 
 from tests.children import exit_code_of, fork_child
 from vmfork.network.address import HostAddress
-from vmfork.network.forward import start_forward
+from vmfork.network.forward import drop, hold, lead_to, start_forward
+from vmfork.wire.frame import MOST_TUNNELS
 
 
 class Agent:
@@ -21,8 +22,10 @@ class Agent:
 
     def __init__(self) -> None:
         self.closed = asyncio.get_running_loop().create_future()
+        self.asked = asyncio.Event()
 
     async def begin_tunnel(self, _port: int) -> None:
+        self.asked.set()
         await asyncio.get_running_loop().create_future()
 
 
@@ -67,3 +70,36 @@ async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
             for end in (writing, reading, told, telling):
                 os.close(end)
             assert exit_code_of(child) == 0
+
+
+async def test_a_port_that_is_held_keeps_who_calls_for_the_machine_that_comes_after() -> None:
+    agent = Agent()
+    forward = start_forward(agent, 80, HostAddress("127.0.0.1"))
+    at = "127.0.0.1", forward.host_port
+    async with asyncio.timeout(10):
+        caller = socket.create_connection(at, timeout=10)
+        await agent.asked.wait()
+        for _ in range(3):
+            before, agent = agent, Agent()
+            hold(forward)
+            before.closed.set_result(None)  # it ends, and the port does not
+            late = socket.create_connection(at, timeout=10)
+            await asyncio.gather(*forward._carrying, forward._accepting, return_exceptions=True)
+            assert not agent.asked.is_set()
+            with caller, pytest.raises(ConnectionResetError):
+                caller.recv(1)
+            lead_to(forward, agent)
+            await agent.asked.wait()
+            caller = late
+        caller.close()
+        hold(forward)
+        await asyncio.gather(*forward._carrying, forward._accepting, return_exceptions=True)
+        assert forward._places._value == MOST_TUNNELS  # however often it was held, none is lost
+        drop(forward)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(at, timeout=10)
+        # What has ended is held and led by nobody.
+        hold(forward)
+        lead_to(forward, agent)
+        await forward.wait_closed()
+        await forward.aclose()
