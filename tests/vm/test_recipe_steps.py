@@ -119,6 +119,7 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
         assert await vm.read_file("/srv/note") == b"noted anew"
 
 
+@pytest.mark.slow
 async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_again(folder, instance) -> None:
     template = await Template.build(
         "stepped",
@@ -202,6 +203,7 @@ async def test_secret_files_are_gone_after_a_step_that_fails_too(folder, fork) -
     assert not await fork.exists("/run/deep/t")
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_leaves_nothing_of_its_step(folder, instance) -> None:
     """pip runs meanwhile: a stand-in that never ends, which tells that it was started."""
     begun = folder / "begun"
