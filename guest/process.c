@@ -289,8 +289,11 @@ static void note_usage(struct process *e, const struct rusage *used)
     if (!limits_are_set(&e->limits))
         return;
     e->used = usage_of_group(e->cgroup, e->used);
-    if (e->exceeded[0] == 0 && limits_memory_is_over(e->cgroup))
+    if (e->exceeded[0] == 0 && limits_memory_is_over(e->cgroup)) {
         e->exceeded = "memory";
+        /* The kernel ends them one after the other. Who is moved out of the group before its turn would run on. */
+        cgroup_kill(e->cgroup);
+    }
 }
 
 /* What is in the pipe at this moment is all the process wrote; what comes later is from its children, who may never
