@@ -131,7 +131,9 @@ async def test_a_cancelled_caller_costs_no_machine(template_name) -> None:
             if not isinstance(outcome, BaseException):
                 await outcome.aclose()
         await pool.wait_full(timeout_s=LIMIT_S)
-        assert len(list(find_places().vms.iterdir())) == pool.status().ready
+        async with asyncio.timeout(LIMIT_S):  # one whose taker left may be on its way out yet
+            while len(list(find_places().vms.iterdir())) != pool.status().ready:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_template_replaced_under_a_full_pool(instance) -> None:
