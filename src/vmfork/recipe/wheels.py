@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -144,13 +145,16 @@ def _list_wanted(wanted: Sequence[str], context: Context) -> list[str]:
 
 
 async def _run(argv: Sequence[str], folder: Path, *, limit_s: float) -> tuple[int, str]:
-    """The program's exit status and the end of what it wrote. Its environment is ours: its settings are the user's."""
+    """The program's exit status and the end of what it wrote."""
     setpriv = shutil.which("setpriv")  # should we be killed outright, it ends with us
     try:
         process = await asyncio.create_subprocess_exec(
             *([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []),
             *argv,
             cwd=folder,
+            # All of it: an index's credentials lie there, and lines of requirement files may name any of it. What is
+            # fetched runs no code on this host.
+            env=dict(os.environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
