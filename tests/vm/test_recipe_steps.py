@@ -82,8 +82,10 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_the_forks(folder, instance) -> None:
-    told = vmfork("template", "build", "-f", str(folder / "vmfork.toml"), "--json").check()
+async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_the_forks(
+    folder, instance, template_name
+) -> None:
+    told = vmfork("template", "build", "-f", str(folder / "vmfork.toml"), "--json", limit_s=170).check()
     manifest = json.loads(told.out)
     assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
     assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
