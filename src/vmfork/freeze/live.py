@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmfork.machine.facts import Make
     from vmfork.machine.running import Running
 
+_ENDED = "take another machine, or roll it back to a checkpoint of before"
 # Beside what is copied: the state of the devices, page tables, and what changes meanwhile.
 _HEADROOM_BYTES = 64 * MIB
 
@@ -95,7 +96,7 @@ def end_told(running: Running) -> Iterator[None]:
         yield
     except (HostError, OSError) as error:
         if not running.machine.identity.is_alive():
-            raise MachineEnded(running.machine.exit_code) from error
+            raise MachineEnded(running.machine.exit_code, hint=_ENDED) from error
         raise
 
 

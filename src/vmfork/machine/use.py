@@ -77,7 +77,7 @@ async def read_stats(running: Running) -> Stats:
             raise ProcessLookupError  # it is no process any more, or another
         cpu_s, memory = await asyncio.to_thread(_measure, running.facts, running.machine.identity.pid)
     except OSError as error:
-        raise MachineEnded(running.machine.exit_code) from error
+        raise MachineEnded(running.machine.exit_code, hint="take another machine") from error
     return Stats(
         cpu_s=cpu_s,
         **tell_memory(running.facts, memory),
