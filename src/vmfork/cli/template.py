@@ -228,6 +228,8 @@ def show(name: str, as_json: bool) -> None:
         return
     for key in ("traits", "timings"):
         fields |= {f"{key}.{name}": value for name, value in fields.pop(key).items()}
+    done = enumerate(fields.pop("steps"), 1)
+    fields |= {f"steps.{number}": f"{each['step']} ({format_duration(each['took_s'])})" for number, each in done}
     for key, value in fields.items():
         click.echo(f"{key}: {'; '.join(value) if isinstance(value, tuple) else value}")
 
