@@ -44,7 +44,7 @@ async def publish(
     manifest = Manifest(
         name=staging.name,
         generation=staging.generation,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),  # checkpoints are sorted by it
         image=machine.image,
         cpus=hardware.cpus,
         memory_mib=hardware.memory_mib,
