@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -27,7 +28,9 @@ def install(python, wheels) -> subprocess.CompletedProcess[str]:
 
 
 def say(*argv) -> str:
-    return subprocess.run([*map(str, argv)], capture_output=True, text=True, check=True, timeout=60).stdout
+    """What it prints; bytecode is kept, whatever this process was told of that."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run([*map(str, argv)], capture_output=True, text=True, check=True, timeout=60, env=env).stdout
 
 
 def test_modules_scripts_and_records_are_as_they_should_be(python, tmp_path) -> None:
@@ -42,11 +45,15 @@ def test_modules_scripts_and_records_are_as_they_should_be(python, tmp_path) -> 
 
 
 def test_another_version_takes_the_place_of_the_former_one(python, tmp_path) -> None:
+    """In the same second too: Python would take the bytecode of the former."""
     for version, extra in (("1.0", "greet_old.py"), ("2.0", "greet_new.py")):
         folder = tmp_path / version
         folder.mkdir()
         make_wheel(folder, "greet", version, files={extra: ""})
         assert install(python, folder).returncode == 0
+        source = say(python, "-B", "-c", "from importlib.util import find_spec; print(find_spec('greet').origin)")
+        os.utime(source.strip(), (1_000_000_000, 1_000_000_000))
+        assert say(python, "-c", "import greet; print(greet.VERSION)") == f"{version}\n"
     ask = "import greet, greet_new; from importlib.util import find_spec; print(greet.VERSION, find_spec('greet_old'))"
     assert say(python, "-c", ask) == "2.0 None\n"
 

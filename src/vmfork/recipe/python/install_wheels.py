@@ -14,6 +14,7 @@ import csv
 import email.parser
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import re
@@ -78,8 +79,7 @@ def write(place: str, inside: str, content: bytes, mode: int, root: str) -> tupl
     if not path.startswith(os.path.normpath(place) + os.sep):
         raise SystemExit(f"a wheel has {inside!r}, which leads out of {place}")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    if os.path.lexists(path):
-        os.remove(path)
+    discard(path)
     with open(path, "wb") as file:
         file.write(content)
     os.chmod(path, mode)
@@ -107,9 +107,15 @@ def remove_former(name: str, root: str) -> None:
     """No version of the package is in `root`; one of the distribution's elsewhere stays, and comes behind."""
     for found in importlib.metadata.distributions(name=name, path=[root]):
         for file in found.files or ():
-            path = os.path.normpath(os.path.join(root, str(file)))
-            if os.path.lexists(path):
-                os.remove(path)
+            discard(os.path.normpath(os.path.join(root, str(file))))
+
+
+def discard(path: str) -> None:
+    """No such file is there, nor its bytecode: Python takes that for another source's of the same size and second."""
+    cached = [importlib.util.cache_from_source(path)] if path.endswith(".py") else []
+    for each in (path, *cached):
+        if os.path.lexists(each):
+            os.remove(each)
 
 
 if __name__ == "__main__":
