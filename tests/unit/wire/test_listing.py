@@ -76,13 +76,18 @@ def test_a_listing_takes_no_more_memory_than_it_may(kind, name: str) -> None:
 
     for piece in islice(pieces(), 3):  # what is made once in a process is made
         Listing(kind(), most).add(piece if kind is FolderNames else encode_entry(FOLDER) + piece)
-    listing = Listing(kind(), most)
-    tracemalloc.start()
-    try:
-        took = sum(1 for piece in pieces() if listing.add(piece))
-        entries = listing.sort()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(entries) <= took < 5000
-    assert most // 2 < peak < most * 1.1
+
+    def peak_of() -> int:
+        listing = Listing(kind(), most)
+        tracemalloc.start()
+        try:
+            took = sum(1 for piece in pieces() if listing.add(piece))
+            entries = listing.sort()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(entries) <= took < 5000
+        return peak
+
+    # What other threads of this process take meanwhile is counted, too.
+    assert most // 2 < min(peak_of() for _ in range(3)) < most * 1.1
