@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, GuestFileError, SecretsPresent
-from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
     from vmfork.agent.client import AgentClient
@@ -40,22 +39,12 @@ class Secrets:
 
 async def check_secrets(agent: AgentClient, secrets: Secrets) -> tuple[str, ...]:
     """The secrets that are present. Raises `SecretsPresent` when there are any and they are not allowed."""
-    found = [path for path in secrets.paths if await _exists(agent, path)]
+    found = [path for path in secrets.paths if await agent.exists(path)]
     if secrets.env:
         found += await _find_variables(agent, secrets.env)
     if found and not secrets.allowed:
         raise SecretsPresent(found)
     return tuple(found)
-
-
-async def _exists(agent: AgentClient, path: str) -> bool:
-    try:
-        await agent.stat(path)
-    except GuestFileError as error:
-        if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
-            return False
-        raise
-    return True
 
 
 async def _find_variables(agent: AgentClient, names: tuple[str, ...]) -> list[str]:

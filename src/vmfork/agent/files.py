@@ -137,6 +137,16 @@ class FileRequests(Connection):
         with self.making_sense():
             return message.parse_stat(answer)
 
+    async def exists(self, path: str) -> bool:
+        """Whether there is something at the path; a link counts, wherever it leads."""
+        try:
+            await self.stat(path)
+        except GuestFileError as error:
+            if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
+                return False
+            raise
+        return True
+
     async def list_dir(
         self, path: str, *, max_bytes: int | None = MOST_BYTES, timeout_s: float | None = 60.0
     ) -> tuple[DirEntry, ...]:

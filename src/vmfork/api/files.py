@@ -77,13 +77,7 @@ class GuestFiles(ABC):
 
     async def exists(self, path: GuestPath) -> bool:
         """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
-        try:
-            await self._live_agent().stat(check_path(path))
-        except GuestFileError as error:
-            if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
-                return False
-            raise
-        return True
+        return await self._live_agent().exists(check_path(path))
 
     async def is_dir(self, path: GuestPath) -> bool:
         """Whether there is a folder at the guest's `path`, or a link to one."""

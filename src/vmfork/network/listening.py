@@ -30,12 +30,13 @@ async def wait_listening(agent: AgentClient, port: int, *, timeout_s: float) -> 
     """Somebody listens at `port` of the guest's loopback. Raises `DeadlineExceeded`."""
     pause_s = _FIRST_PAUSE_S
     async with deadline(f"waiting for somebody to listen at port {port} of the guest", timeout_s):
-        while port not in await _find_listening(agent):
+        while port not in await find_listening(agent):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-async def _find_listening(agent: AgentClient) -> set[int]:
+async def find_listening(agent: AgentClient) -> set[int]:
+    """The ports of the guest's loopback at which somebody listens now."""
     found: set[int] = set()
     for table in _TABLES:
         with suppress(GuestFileError):  # a kernel without IPv6 has no second one

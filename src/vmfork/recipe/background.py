@@ -74,13 +74,9 @@ class Background:
             return  # its shell has not come to that yet
         if not pid.isdecimal():
             return
-        try:
-            await agent.stat(f"/proc/{pid}")
-        except GuestFileError as error:
-            if error.reason != ErrorCode.NOT_FOUND:
-                raise
+        if not await agent.exists(f"/proc/{pid}"):
             said = (await self.read_log()).rstrip()
-            raise GuestError(f"the program {self._step.line!r} has ended", hint=_hint(said)) from error
+            raise GuestError(f"the program {self._step.line!r} has ended", hint=_hint(said))
 
 
 def _hint(said: str) -> str:

@@ -7,10 +7,10 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError, DeadlineExceeded, GuestFileError
+from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env
-from vmfork.wire.code import ErrorCode
+from vmfork.network.listening import find_listening
 
 if TYPE_CHECKING:
     from vmfork.machine.running import Running
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # A condition is looked at this often: nothing tells when an arbitrary one becomes true.
 _PAUSE_S = 0.1
-# Which sockets of the guest listen: /proc/net/tcp, 0A is TCP_LISTEN (linux/tcp_states.h).
-_TABLES, _LISTENS = ("/proc/net/tcp", "/proc/net/tcp6"), "0A"
 
 
 async def wait_ready(running: Running, step: Ready, surroundings: Surroundings, program: Background | None) -> None:
@@ -57,9 +55,9 @@ class _Waiting:
             case "command":
                 return await self._succeeds(left_s)
             case "port":
-                return await self._listens()
+                return int(self._step.value) in await find_listening(self._running.agent)
             case "file":
-                return await self._exists(self._step.value)
+                return await self._running.agent.exists(self._step.value)
             case "log":
                 assert self._program is not None
                 return re.search(self._step.value, await self._program.read_log(), re.MULTILINE) is not None
@@ -73,27 +71,6 @@ class _Waiting:
             return False
         self._last = result.stdout_bytes, result.stderr_bytes
         return result.ok
-
-    async def _listens(self) -> bool:
-        wanted = f":{int(self._step.value):04X}"
-        for table in _TABLES:
-            try:
-                text = (await self._running.agent.read_file(table)).decode(errors="replace")
-            except GuestFileError:
-                continue  # a kernel without IPv6
-            rows = (line.split() for line in text.splitlines()[1:])
-            if any(len(row) > 3 and row[1].endswith(wanted) and row[3] == _LISTENS for row in rows):
-                return True
-        return False
-
-    async def _exists(self, path: str) -> bool:
-        try:
-            await self._running.agent.stat(path)
-        except GuestFileError as error:
-            if error.reason in (ErrorCode.NOT_FOUND, ErrorCode.NOT_DIRECTORY):
-                return False
-            raise
-        return True
 
     async def fail(self) -> DeadlineExceeded:
         """The error that tells what was waited for, and what was written last."""
