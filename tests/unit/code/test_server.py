@@ -205,6 +205,11 @@ def test_the_environment_is_what_the_host_says_and_code_may_change_it(caller) ->
     assert caller.run('echo "$A"', "sh", env={})["stdout"] == "\n"
 
 
+def test_a_shell_goes_on_when_code_removes_what_it_was_read_from(caller) -> None:
+    caller.run('rm -f "$vmfork_code"; rmdir "${vmfork_code%/*}"', "sh")
+    assert caller.run("echo on", "sh")["stdout"] == "on\n"
+
+
 def test_files_that_were_made_are_named(caller, tmp_path) -> None:
     (tmp_path / "old").write_text("old")
     made = tmp_path / "made"

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import subprocess
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,7 +71,9 @@ class Shell(_Driven):
     def __init__(self, control: Control, program: str) -> None:
         super().__init__(control, [program, "-c", _SHELL])
         self._has_generator = program == "bash"
-        self._path = os.path.join(tempfile.mkdtemp(prefix="vmfork-code-"), "code")
+        # Without a name: code cannot remove it, and it goes with this process.
+        self._code = os.memfd_create("code")
+        self._path = f"/proc/{os.getpid()}/fd/{self._code}"
 
     def run(self, asked: dict[str, Any]) -> None:
         """The code was run."""
@@ -88,7 +89,9 @@ class Shell(_Driven):
         self.control.send_done(value=status, error=None if status == "0" else error)
 
     def _source(self, code: str) -> str:
-        with open(self._path, "w", encoding="utf-8") as file:
+        os.ftruncate(self._code, 0)
+        os.lseek(self._code, 0, os.SEEK_SET)
+        with open(self._code, "w", encoding="utf-8", closefd=False) as file:
             file.write(code + "\n")
         self.tell(self._path)
         return self.next_line().decode("ascii", "replace").strip()
