@@ -9,12 +9,15 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import pytest
 
 import vmfork.code
+from tests.chaos.participants import descendants
+from tests.children import wait_gone
 from tests.rules.capabilities import need
 from vmfork.code.frame import Answer, AnswerParser, Ask, encode_ask
 
@@ -69,7 +72,17 @@ def door(tmp_path):
     start(tmp_path)
     found = json.loads((tmp_path / "door").read_text())
     yield found
-    os.kill(found["pid"], signal.SIGKILL)
+    # Its interpreters end when they find it gone, and whoever comes next would meet them still.
+    pidfds = []
+    for pid in (found["pid"], *descendants(found["pid"])):
+        with suppress(ProcessLookupError):  # an interpreter that has ended by itself
+            pidfds.append(os.pidfd_open(pid))
+    for pidfd in pidfds:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    for pidfd in pidfds:
+        assert wait_gone(pidfd, limit_s=LIMIT_S)
+        os.close(pidfd)
 
 
 def start(folder: Path) -> None:
