@@ -19,6 +19,7 @@ from vmfork.machine.booted import boot_machine
 from vmfork.machine.prepare import prepare
 from vmfork.progress import Progress
 from vmfork.recipe.derive import derive_config
+from vmfork.recipe.short import expand_steps
 from vmfork.recipe.step import Ready, Run, describe
 from vmfork.recipe.surroundings import Surroundings
 from vmfork.recipe.work import Work
@@ -29,7 +30,6 @@ from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
-from vmfork.template.short import expand_steps
 from vmfork.template.source import Source
 from vmfork.units import MIB, format_duration
 

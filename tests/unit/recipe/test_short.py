@@ -8,8 +8,8 @@ import pytest
 
 from vmfork.errors import ConfigError
 from vmfork.recipe.context import Context
+from vmfork.recipe.short import expand_steps
 from vmfork.recipe.step import describe
-from vmfork.template.short import expand_steps
 
 
 def test_packages_come_first_then_files_then_pip_then_the_steps(tmp_path) -> None:
