@@ -17,6 +17,7 @@ enum { OPEN_LIMIT_MS = 10000 };
 static const char RETURN[] = "{\"return\": ", ERROR[] = "{\"error\": ", GREETING[] = "{\"QMP\": ";
 
 static int line = -1;
+static bool is_closed;
 static char held[ANSWER_LIMIT];
 static size_t held_size, taken;
 
@@ -34,6 +35,7 @@ static bool read_more(int64_t deadline_ms)
     ssize_t got = recv(line, held + held_size, sizeof held - held_size, MSG_DONTWAIT);
     if (got > 0)
         held_size += (size_t)got;
+    is_closed = got == 0;
     return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
@@ -102,7 +104,9 @@ const char *monitor_ask(const char *command, int limit_ms)
 
 const char *monitor_said(void)
 {
-    return taken > 0 ? held : "it did not answer in time";
+    if (taken > 0)
+        return held;
+    return is_closed ? "it closed the connection" : "it did not answer in time";
 }
 
 bool monitor_open(int socket)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 # host with many times more to do than cores.
 END_LIMIT_S = 60.0
 _PAUSE_S = 0.02
-# A folder that is on its way to its name is swept a minute later, lest somebody is at work on it: it is made as old.
-_OLD_S = 3600.0
 
 
 def look(life: str, generation: str | None, template: str) -> list[str]:
@@ -158,9 +156,6 @@ def _verified(store: TemplateStore, name: str) -> str | None:
 
 def _sweep_once() -> None:
     places = find_places()
-    for path in places.vms.glob(".new-*"):
-        long_ago = time.time() - _OLD_S
-        os.utime(path, (long_ago, long_ago))
     # What is told of ended machines for a day, and so what they could go back to, is forgotten at once.
     shutil.rmtree(places.vms.with_name(FOLDER), ignore_errors=True)
     said = io.StringIO()

@@ -121,6 +121,7 @@ async def compare_memory(ours: Running, theirs: Running) -> MemoryDifference:
 
     Raises `HostError` where this host lets nobody read a machine's memory, and `MachineEnded`.
     """
-    with end_told(ours), end_told(theirs), ExitStack() as opened:
-        mine, other = await _Pages.look(ours, opened), await _Pages.look(theirs, opened)
-        return await asyncio.to_thread(_count, mine, other)
+    async with end_told(ours), end_told(theirs):
+        with ExitStack() as opened:
+            mine, other = await _Pages.look(ours, opened), await _Pages.look(theirs, opened)
+            return await asyncio.to_thread(_count, mine, other)

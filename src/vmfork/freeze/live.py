@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ConfigError, HostError, MachineEnded
+from vmfork.errors import ConfigError, HostError, MachineEnded, VMForkError
 from vmfork.host import facts
 from vmfork.host.copier import Layer, Span, copy_machine
 from vmfork.host.mapped import MappedMemory
+from vmfork.machine.ending import has_ended
 from vmfork.machine.use import measure_memory
 from vmfork.machine.ways import find_inherited
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from vmfork.host.copier import Copied, Watching
+    from vmfork.hypervisor.base import Machine
     from vmfork.machine.facts import Make
     from vmfork.machine.running import Running
 
 _ENDED = "take another machine, or roll it back to a checkpoint of before"
+# QEMU's main loop answers within milliseconds.
+_ANSWER_LIMIT_S = 2.0
 # Beside what is copied: the state of the devices, page tables, and what changes meanwhile.
 _HEADROOM_BYTES = 64 * MIB
 
@@ -89,15 +94,24 @@ def open_for_writing(fd: int) -> Iterator[int]:
         os.close(writes)
 
 
-@contextmanager
-def end_told(running: Running) -> Iterator[None]:
+@asynccontextmanager
+async def end_told(running: Running) -> AsyncIterator[None]:
     """A copy that failed because the machine has ended is told as that: it does not run on."""
     try:
         yield
-    except (HostError, OSError) as error:
-        if not running.machine.identity.is_alive():
+    except (VMForkError, OSError) as error:
+        if await _is_lost(running.machine):
             raise MachineEnded(running.machine.exit_code, hint=_ENDED) from error
         raise
+
+
+async def _is_lost(machine: Machine) -> bool:
+    """Whether it has ended, or is ending: it answers no more, and soon is no process."""
+    with suppress(VMForkError, OSError, TimeoutError):
+        async with asyncio.timeout(_ANSWER_LIMIT_S):
+            await machine.check()
+            return False
+    return await has_ended(machine)
 
 
 async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: bool) -> tuple[Copied, tuple[int, ...]]:
@@ -109,8 +123,8 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
     """
     check_copyable(running)
     machine = running.machine
-    async with running.resizing:
-        with end_told(running), await MappedMemory.ask(machine.keeper) as mapped:
+    async with running.resizing, end_told(running):
+        with await MappedMemory.ask(machine.keeper) as mapped:
             memory = await find_memory(running)
             layers = memory.list_layers(mapped.held, whole=whole)
             _check_room(running, layers)

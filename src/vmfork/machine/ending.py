@@ -129,7 +129,7 @@ async def explained(
             hint="look at the console below, or give it more time (boot_timeout_s, fork_timeout_s)",
         ) from error
     except (GuestError, OSError) as error:
-        if agent.lost is not None and await _has_ended(machine):
+        if agent.lost is not None and await has_ended(machine):
             check_contained(machine)
             panic = find_panic(machine.console_tail())
             end = f"the guest panicked: {panic}" if panic else "QEMU ended before the guest was ready"
@@ -144,7 +144,8 @@ async def explained(
         raise AdoptError("agent", str(error), console_tail=machine.console_tail()) from error
 
 
-async def _has_ended(machine: Watched) -> bool:
+async def has_ended(machine: Watched) -> bool:
+    """Whether the machine has ended, or does within 2 s. What it had open is closed before its process has ended."""
     with suppress(TimeoutError):
         await asyncio.wait_for(machine.wait(), _EXIT_GRACE_S)
     return machine.has_ended

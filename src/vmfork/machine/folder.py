@@ -15,7 +15,7 @@ VMS/ID/            0700
     replaced.json  which process was the machine before it went back to a checkpoint, or is on its way
     port-*.json    what leads into it (machine/ports.py)
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
-VMS/.new-ID/       the same, on its way to its name
+VMS/.new-HEX/      the same, on its way to its name
 VMS/.old-ID/       the same, on its way out
 ```
 Whatever else lies in VMS is a stranger's, and left alone.
@@ -80,8 +80,6 @@ _PAUSED = "paused"
 _REPLACED = "replaced.json"
 # flock(2) can be waited for only in a thread; its holder is about to end.
 _CLAIM_RETRY_S = 0.02
-# A folder that is new for this long was left by a killed process.
-_NEW_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +131,10 @@ class VMFolder:
     @classmethod
     def create(cls, vms: Path, vm_id: str, ticket: Ticket | None = None) -> Self:
         """A private folder for `vm_id`, locked and with its ticket from its first moment under that name."""
-        new = make_private(vms) / (_NEW + vm_id)
-        new.mkdir(mode=0o700)
+        make_private(vms)
         with ExitStack() as on_failure:
+            new, lock = _make_locked(vms)
             on_failure.callback(shutil.rmtree, new, ignore_errors=True)
-            lock = FileLock.try_acquire(new / LOCK, holder=f"process {os.getpid()}")
-            assert lock is not None  # nobody else knows the name
             on_failure.enter_context(lock)
             if ticket is not None:
                 (new / _TICKET).write_bytes(write_record(ticket))
@@ -437,7 +433,7 @@ def sweep_vms(vms: Path) -> list[str]:
     So does one with a control group in use. The first sweep waits for that group, and no other does.
     """
     for folder in _find_nameless(vms):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_nameless(folder)
     swept = []
     for folder in list_ours(vms, _ID, marker=LOCK):
         lock = None
@@ -471,20 +467,37 @@ def _is_vm(path: Path) -> bool:
     return _ID.fullmatch(path.name) is not None and is_ours(path, marker=LOCK)
 
 
+def _make_locked(vms: Path) -> tuple[Path, FileLock]:
+    """A folder that is new, and its lock. A sweep may take one that has no lock yet for what a killed process left."""
+    while True:
+        new = vms / (_NEW + new_vm_id())
+        new.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            lock = FileLock.try_acquire(new / LOCK, holder=f"process {os.getpid()}")
+            if lock is not None:
+                return new, lock
+            shutil.rmtree(new, ignore_errors=True)
+
+
 def _find_nameless(vms: Path) -> list[Path]:
     """Folders whose maker was killed before they had their name, or whose remover after they had lost it."""
     found = [path for path in list_folder(vms) if _ON_ITS_WAY.fullmatch(path.name) and is_private_folder(path)]
-    return [path for path in found if path.name.startswith(_OLD) or _is_left(path)]
+    return [path for path in found if path.name.startswith(_OLD) or not is_locked(path / LOCK)]
 
 
-def _is_left(path: Path) -> bool:
-    """Whether nobody is at work any more on a folder that is new.
-
-    By its lock, and until it has one by its age: the host's clock may have jumped.
-    """
-    with suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime > _NEW_LIMIT_S and not is_locked(path / LOCK)
-    return False
+def _remove_nameless(folder: Path) -> None:
+    """The folder is gone, unless its maker is at work on it after all."""
+    if folder.name.startswith(_OLD):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with suppress(OSError):  # it has a lock, as all have but those of a maker killed just then
+        folder.rmdir()
+        return
+    with suppress(OSError):  # it has its name now
+        lock = FileLock.try_acquire(folder / LOCK, must_exist=True)
+        if lock is not None:
+            with lock:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_groups(folder: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,11 +47,6 @@ def leave(vms) -> str:
     return vm_id
 
 
-def make_old(path) -> None:
-    long_ago = time.time() - 3600
-    os.utime(path, (long_ago, long_ago))
-
-
 def plant_strangers(vms) -> set:
     """Things of others beside ours, some of which look much like ours."""
     vms.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +54,6 @@ def plant_strangers(vms) -> set:
     for path in theirs - {vms / "notes.txt"}:
         path.mkdir(mode=0o700)
         (path / "data").write_text("precious")
-        make_old(path)
     (vms / "notes.txt").write_text("precious")
     (vms / "my-disks" / "lock").touch()
     outside = vms.parent / "outside"
@@ -186,12 +183,36 @@ def test_what_is_on_its_way_out_is_swept_at_once(vms):
     assert list(vms.iterdir()) == []
 
 
-def test_what_is_new_is_swept_once_nobody_can_be_at_work_on_it(vms):
+def test_what_a_killed_maker_left_is_swept_at_once(vms):
+    """Killed before it had made the lock, and after."""
     vms.mkdir(mode=0o700)
     (vms / ".new-0123456789ab").mkdir(mode=0o700)
+    (vms / ".new-abcdefabcdef").mkdir(mode=0o700)
+    (vms / ".new-abcdefabcdef" / "lock").touch()
+    (vms / ".new-abcdefabcdef" / "ticket.json").touch()
     sweep_vms(vms)
-    assert [path.name for path in vms.iterdir()] == [".new-0123456789ab"]
-    make_old(vms / ".new-0123456789ab")
+    assert list(vms.iterdir()) == []
+
+
+def test_folders_are_made_while_others_sweep(vms):
+    """A sweep removes what has no lock yet, as it removes what a killed process left: its maker makes another."""
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            sweep_vms(vms)
+            find_waste(vms)
+
+    with ThreadPoolExecutor() as pool:
+        sweeps = [pool.submit(sweep) for _ in range(2)]
+        try:
+            for _ in range(200):
+                with closing(VMFolder.create(vms, new_vm_id())) as made:
+                    assert (made.path / "lock").exists()
+        finally:
+            done.set()
+        for each in sweeps:
+            each.result()
     sweep_vms(vms)
     assert list(vms.iterdir()) == []
 
