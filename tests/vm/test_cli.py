@@ -502,8 +502,8 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
     off = told("status", 3)
     assert (off["on"], off["code"]) == (False, "template-not-found")
     assert vmfork("factory", "status", *config).status == 3
-    with Running("factory", "init", *config, "--json") as first:
-        first.wait_for("template: booting")
+    with Running("template", "build", "made", "--run", "sleep 600") as other:
+        other.wait_for("running 'sleep 600'")
         for argv in (
             ["factory", "init", *config],
             ["template", "build", "made"],
@@ -511,7 +511,9 @@ def test_the_factory_from_init_to_destroy(instance, tmp_path) -> None:
         ):
             is_error(vmfork(*argv), 1, "template 'made' is in use by process", "wait for it")
         assert told("status", 3)["code"] == "template-not-found"
-        assert json.loads(first.end().check().raw) == {"initialized": True, "template": "made"}
+        other.interrupt(signal.SIGINT)
+        assert other.end().status == 128 + signal.SIGINT
+    assert told("init") == {"initialized": True, "template": "made"}
     on = told("status")
     assert (on["on"], on["template"], on["cpus"], on["memory_mib"], on["differs"]) == (True, "made", 1, 256, [])
     assert vmfork("factory", "status", *config).check().out.startswith("on: template made")
