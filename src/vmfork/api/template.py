@@ -92,6 +92,8 @@ class Template:
         allow_secrets: bool = False,
         network: NetworkPolicy = "none",
         replace: bool = False,
+        cache: bool = True,
+        keep_failed: bool = False,
         step_timeout_s: float = 600.0,
         ready_timeout_s: float = 120.0,
         wait_s: float = 0.0,
@@ -109,6 +111,9 @@ class Template:
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
         kept. So is `network`, what they may reach: the template and its forks reach nothing by it.
+
+        Steps that an earlier build has done are not done again where that machine was kept, unless `cache` is false.
+        With `keep_failed` the machine of a step that failed runs on by itself, and the error's hint names it.
 
         Raises `TemplateExists` without `replace`, and `StoreBusy` when another process builds the same name for longer
         than `wait_s`. Raises `SecretsPresent`, unless `allow_secrets`, when at the time of freezing one of
@@ -135,7 +140,10 @@ class Template:
         made_by = short if recipe is None else await _read_recipe(recipe, name)
         instance = Instance(places or find_places(), progress)
         build, wanted = building.build_template, made_by.apply_to(config or VMConfig())
-        return cls(await build(name, wanted, made_by, instance=instance, replace=replace, wait_s=wait_s))
+        options = building.BuildOptions(cache=cache, keep_failed=keep_failed)
+        return cls(
+            await build(name, wanted, made_by, instance=instance, replace=replace, wait_s=wait_s, options=options)
+        )
 
     @classmethod
     async def open(cls, name: str, *, config: VMConfig | None = None, places: Places | None = None) -> Self:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.cli.loop import run_async
 from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
@@ -13,6 +14,7 @@ from vmfork.image import ImageStore
 from vmfork.machine.folder import find_strangers, find_waste, forget_ended, is_stuck, sweep_vms
 from vmfork.store import TemplateStore
 from vmfork.template import checkpoints
+from vmfork.template.layers import Layers
 from vmfork.units import format_count
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 @click.command("gc")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed. Nothing is.")
+@click.option("--layers", "all_layers", is_flag=True, help="Remove the layers too that builds of templates go on from.")
 @json_option
-def command(dry_run: bool, as_json: bool) -> None:
+def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
     """Remove what killed processes left, and show it.
 
     Machines without an owner, half-built templates and images: other commands remove them too, as they go. What lies
@@ -32,9 +35,12 @@ def command(dry_run: bool, as_json: bool) -> None:
     is in, and is named.
     """
     places = find_places()
-    waste, left = _find_waste(places), _find_strangers(places)
+    layers = [places.layers / layer.name for layer in Layers(places).list_all()] if all_layers else []
+    waste, left = [*_find_waste(places), *layers], _find_strangers(places)
     if not dry_run:
         _sweep(places)
+        for path in layers:
+            run_async(Layers(places).remove(path.name))
     kept = [path for path in waste if is_stuck(path)]
     waste = [path for path in waste if path not in kept and (dry_run or not path.exists())]
     if as_json:
@@ -52,23 +58,20 @@ def command(dry_run: bool, as_json: bool) -> None:
 
 
 def _find_waste(places: Places) -> list[Path]:
-    images, templates = ImageStore(places.images), TemplateStore(places.templates)
-    return [
-        *find_waste(places.vms),
-        *templates.find_waste(),
-        *images.find_waste(),
-        *checkpoints.find_waste(places),
-    ]
+    stores = TemplateStore(places.templates), TemplateStore(places.layers), ImageStore(places.images)
+    found = [path for store in stores for path in store.find_waste()]
+    return [*find_waste(places.vms), *found, *checkpoints.find_waste(places)]
 
 
 def _find_strangers(places: Places) -> list[Path]:
-    images, templates = ImageStore(places.images), TemplateStore(places.templates)
-    return [*find_strangers(places.vms), *templates.find_strangers(), *images.find_strangers()]
+    stores = TemplateStore(places.templates), TemplateStore(places.layers), ImageStore(places.images)
+    return [*find_strangers(places.vms), *(path for store in stores for path in store.find_strangers())]
 
 
 def _sweep(places: Places) -> None:
     sweep_vms(places.vms)
     forget_ended(places.vms)
     checkpoints.sweep(places)
-    TemplateStore(places.templates).sweep()
+    for folder in (places.templates, places.layers):
+        TemplateStore(folder).sweep()
     ImageStore(places.images).sweep()

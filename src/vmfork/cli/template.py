@@ -32,6 +32,7 @@ from vmfork.errors import ConfigError, VMForkError
 from vmfork.factory.users import find_users
 from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
+from vmfork.template.history import trace_steps
 from vmfork.template.kept import remove_template
 from vmfork.template.recipe_file import read_template
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
+
+
+# This much of a digest tells the layers of a host apart.
+_DIGEST_SHOWN = 12
 
 
 @click.group("template", cls=VerbGroup)
@@ -86,6 +91,8 @@ command.add_command(audit)
 @click.option("--allow-secrets", is_flag=True, help="Freeze even so.")
 @click.option("--reseed", metavar="WHO", hidden=True, help="For tests of a defence: both, agent, vmgenid or none.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
+@click.option("--no-cache", is_flag=True, help="Do every step again, also those that an earlier build has done.")
+@click.option("--keep-failed", is_flag=True, help="Leave the machine of a step that failed, to look into.")
 @json_option
 def build(
     name: str,
@@ -111,6 +118,8 @@ def build(
     allow_secrets: bool,
     reseed: str | None,
     replace: bool,
+    no_cache: bool,
+    keep_failed: bool,
     as_json: bool,
 ) -> None:
     """Boot a machine, do what is asked or what a recipe says, freeze it as NAME."""
@@ -154,6 +163,8 @@ def build(
             allow_secrets=allow_secrets,
             network=read_network(network, allow, log_only=network_log_only),
             replace=replace,
+            cache=not no_cache,
+            keep_failed=keep_failed,
             progress=progress,
         )
 
@@ -232,6 +243,30 @@ def show(name: str, as_json: bool) -> None:
     fields |= {f"steps.{number}": f"{each['step']} ({format_duration(each['took_s'])})" for number, each in done}
     for key, value in fields.items():
         click.echo(f"{key}: {'; '.join(value) if isinstance(value, tuple) else value}")
+
+
+@command.command("history")
+@template_argument
+@json_option
+def history(name: str, as_json: bool) -> None:
+    """Show the steps that made the template NAME, what each took, and what is kept of it."""
+    places = find_places()
+    steps = trace_steps(name, places=places)
+    if as_json:
+        show_json({"template": name, "steps": [dataclasses.asdict(step) for step in steps]})
+        return
+    rows = [
+        (
+            str(number),
+            step.step,
+            format_duration(step.took_s) + (" (before)" if step.reused else ""),
+            step.layer[:_DIGEST_SHOWN],
+            format_mib(step.mib) if step.mib else "",
+            ", ".join(step.shared_with),
+        )
+        for number, step in enumerate(steps, 1)
+    ]
+    show_table(("STEP", "", "TOOK", "LAYER", "SIZE", "SHARED WITH"), rows)
 
 
 @command.command("verify")

@@ -3,9 +3,9 @@
 ```
 HOME/images/          images                      RUNTIME/templates/    template RAM and state
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
-HOME/emulators/       what QEMU was built with
-HOME/recipes/         how templates were made           RUNTIME/checkpoints/  what VMs that stand alone can go back to
-                                                RUNTIME/isolation.json    what emulators can be kept by here
+HOME/emulators/       what QEMU was built with    RUNTIME/layers/       machines between the steps of recipes
+HOME/recipes/         how templates were made     RUNTIME/checkpoints/  what VMs that stand alone can go back to
+                                                  RUNTIME/isolation.json    what emulators can be kept by here
 ```
 """
 
@@ -62,6 +62,11 @@ class Places:
     def checkpoints(self) -> Path:
         """A folder for each VM that stands alone and can go back to something, under RUNTIME."""
         return self.runtime / "checkpoints"
+
+    @property
+    def layers(self) -> Path:
+        """Machines as they were between the steps of recipes, under RUNTIME: a cache (template/layers.py)."""
+        return self.runtime / "layers"
 
     @property
     def vms(self) -> Path:

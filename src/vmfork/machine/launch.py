@@ -92,10 +92,10 @@ async def boot_base(
     return base
 
 
-async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance) -> BaseVM:
+async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance, in_place: bool = False) -> BaseVM:
     """A machine that goes on where `frozen` stopped, as soon as QEMU has loaded it. That is not waited for.
 
-    Raises `NoRoom` when the host has none for it.
+    With `in_place` it writes into the file that it reads its RAM from. Raises `NoRoom` when the host has none for it.
     """
     facts = MachineFacts(
         identity=Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
@@ -104,7 +104,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         descent=frozen.descent,
         make=frozen.make,
     )
-    return await _restore(facts, frozen, binary=binary, instance=instance)
+    return await _restore(facts, frozen, binary=binary, instance=instance, in_place=in_place)
 
 
 async def bring_back(
@@ -130,11 +130,12 @@ async def _restore(
     binary: QemuBinary,
     instance: Instance,
     folder: VMFolder | None = None,
+    in_place: bool = False,
 ) -> BaseVM:
     return await _launch(
         facts,
         binary,
-        ForkedRAM(frozen.memory_fd, frozen.upper_fd),
+        SharedRAM(frozen.memory_fd) if in_place else ForkedRAM(frozen.memory_fd, frozen.upper_fd),
         Restore(frozen.state_fd),
         limits=frozen.limits,
         instance=instance,

@@ -20,7 +20,7 @@ from vmfork.recipe.wheels import ask_python, fetch_wheels, install_wheels
 from vmfork.wire.code import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from vmfork.agent.client import AgentClient
@@ -34,14 +34,20 @@ _SECRET_MODE = 0o600
 
 
 class Work:
-    """Does steps in a machine, which stays its owner's. `surroundings` are those of the next step."""
+    """Does steps in a machine, which stays its owner's. `surroundings` are those of the next step.
 
-    def __init__(self, running: Running, context: Context, surroundings: Surroundings, *, started: int = 0) -> None:
+    `behind` are the steps that were done in it already.
+    """
+
+    def __init__(
+        self, running: Running, context: Context, surroundings: Surroundings, *, behind: Sequence[Step] = ()
+    ) -> None:
         self._running = running
         self._context = context
-        self.surroundings = surroundings
-        self.started = started
-        self._program: Background | None = None
+        self.surroundings = surroundings.after_all(behind)
+        starts = [step for step in behind if isinstance(step, Start)]
+        self._started = len(starts)
+        self._program = Background(running, self._started, starts[-1]) if starts else None
 
     async def do(self, step: Step) -> None:
         """The step is done. Raises what the step does; what it was given for its time alone is taken back even so."""
@@ -75,8 +81,8 @@ class Work:
             (await run_program(self._running, command, timeout_s=step.timeout_s)).check()
 
     async def _start(self, step: Start) -> None:
-        self.started += 1
-        self._program = Background(self._running, self.started, step)
+        self._started += 1
+        self._program = Background(self._running, self._started, step)
         await self._program.begin(self.surroundings, find_program_env(self._running))
 
     async def _copy(self, step: Copy) -> None:

@@ -17,10 +17,15 @@ FILE_NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoneStep:
-    """A step that was done on the way to the template, and how long that took."""
+    """A step that was done on the way to the template, and how long that took.
+
+    `layer` names the machine as it was then, where that was kept. `reused`: a former build had done it.
+    """
 
     step: str
     took_s: float
+    layer: str = ""
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class Manifest:
     all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
     ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
     it and lose. `recipe` names what was done to it, where that were `steps`; `base_image` is the image that `image` was
-    derived from for them.
+    derived from for them, and `layers` are the machines that were kept on the way, or gone on from.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -79,6 +84,7 @@ class Manifest:
     recipe: str = ""
     base_image: str = ""
     steps: tuple[DoneStep, ...] = ()
+    layers: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     format: int = field(default=FORMAT, metadata=VERSION)
 

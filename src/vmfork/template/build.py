@@ -7,16 +7,22 @@ import signal
 import time
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
+from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
-from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists, VMForkError
+from vmfork.errors import GuestError, HostError, LaunchError, MachineEnded, TemplateExists, VMForkError
 from vmfork.freeze.freeze import freeze
 from vmfork.host.thread import in_thread
 from vmfork.journal import about
 from vmfork.machine.booted import boot_machine
+from vmfork.machine.broker import stand_alone
+from vmfork.machine.facts import Make
+from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.prepare import prepare
+from vmfork.machine.request import Standing
 from vmfork.progress import Progress
 from vmfork.recipe.derive import derive_config
 from vmfork.recipe.short import expand_steps
@@ -25,8 +31,11 @@ from vmfork.recipe.surroundings import Surroundings
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
 from vmfork.store.manifest import DoneStep
+from vmfork.store.ram_file import copy_ram, empty_ram
+from vmfork.store.staging import STATE_HEADROOM
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
+from vmfork.template.layers import Layers, name_layers
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
@@ -36,17 +45,31 @@ from vmfork.units import MIB, format_duration
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from vmfork.adopt.todo import Thaw
     from vmfork.config import Instance
+    from vmfork.machine.base import Adopted
     from vmfork.machine.facts import MachineFacts
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
     from vmfork.recipe.step import Step
-    from vmfork.store import Staging
+    from vmfork.store import OpenTemplate, Staging
 
-__all__ = ["Recipe", "Secrets", "build_template", "ensure_template", "expand_steps", "read_template"]
+__all__ = ["BuildOptions", "Recipe", "Secrets", "build_template", "ensure_template", "expand_steps", "read_template"]
 
 _log = logging.getLogger("vmfork")
+
+# A layer takes as much memory as a template, and some 0.2 s: it is kept of what took this long (docs/decisions/0046).
+_WORTH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Whether steps that were done before are gone on from, and whether the machine of a failed one is left running."""
+
+    cache: bool = True
+    keep_failed: bool = False
+
+
+BY_DEFAULT = BuildOptions()
 
 
 async def build_template(
@@ -57,6 +80,7 @@ async def build_template(
     instance: Instance,
     replace: bool = False,
     wait_s: float = 0.0,
+    options: BuildOptions = BY_DEFAULT,
 ) -> Source:
     """The template `name` is in force, and given. After any error or cancel, what was there before is still in force.
 
@@ -67,6 +91,8 @@ async def build_template(
     wanted = recipe or Recipe()
     recipe = await in_thread(lambda _: wanted.pinned())
     store = TemplateStore(instance.places.templates)
+    layers = Layers(instance.places)
+    await layers.make_room(need_mib=0, available_mib=config.memory_mib + STATE_HEADROOM // MIB)
     if replace or store.find_generation(name) is None:
         await make_room(name, config.memory_mib, instance=instance)
     async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
@@ -74,7 +100,7 @@ async def build_template(
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
             staging.enlarge(ram_mib * MIB)
-        build = _Build(plan, recipe, instance)
+        build = _Build(plan, recipe, instance, options)
         async with _out_of_space_named(staging):
             facts, todo = await build.make(staging)
         build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
@@ -88,6 +114,7 @@ async def build_template(
                 timings=build.timings,
                 base_image=config.image,
                 steps=build.done,
+                layers=build.layers,
             )
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)
@@ -134,16 +161,26 @@ async def ensure_template(
 
 
 class _Build:
-    """One run of a recipe, step by step, each told to the listener and timed."""
+    """One run of a recipe, step by step, each told to the listener and timed.
 
-    def __init__(self, plan: Plan, recipe: Recipe, instance: Instance) -> None:
+    It begins behind the last step whose layer is kept. A layer is kept of what took `_WORTH_S` or longer to come to.
+    """
+
+    def __init__(self, plan: Plan, recipe: Recipe, instance: Instance, options: BuildOptions) -> None:
         self._plan = plan
         self._recipe = recipe
         self._instance = instance
+        self._options = options
         self._steps = recipe.all_steps
+        # What a layer is called may not depend on values that are not to be kept.
+        is_layered = options.cache and bool(recipe.steps) and not recipe.env
+        self._names = name_layers(plan, recipe.pins) if is_layered else ()
+        self._kept = Layers(instance.places)
         self.timings: dict[str, float] = {}
         self.done: list[DoneStep] = []
+        self.layers: list[str] = []
         self._told = 0
+        self._since = time.perf_counter()
 
     async def make(self, staging: Staging) -> tuple[MachineFacts, Thaw]:
         """RAM and device state are in the staging folder, and the machine they came from is gone.
@@ -151,12 +188,11 @@ class _Build:
         Gives what is known of it, and what forks will have to do.
         """
         plan = self._plan
-        self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         with self._timed("boot_s"):
-            adopted = await boot_machine(plan, instance=self._instance, memory_fd=staging.memory_fd)
+            adopted = await self._begin(staging)
         async with adopted.running as running:
             with self._timed("warm_up_s"):
-                await self._do_steps(running)
+                await self._do_steps(adopted, staging)
             self.report("freezing")
             with self._timed("freeze_s"):
                 todo = await freeze(
@@ -168,14 +204,91 @@ class _Build:
                 )
         return running.facts, todo
 
-    async def _do_steps(self, running: Running) -> None:
-        work = Work(running, self._recipe.context, Surroundings(env=self._recipe.env))
-        for number, step in enumerate(self._steps, 1):
+    async def _begin(self, staging: Staging) -> Adopted:
+        """A machine with its RAM in the staging's file, as it was behind the steps that need not be done again."""
+        while (found := self._kept.open_last(self._names[: len(self._steps)])) is not None:
+            number, opened = found
+            with opened:
+                try:
+                    return await self._go_on(number, opened, staging)
+                except (GuestError, LaunchError) as error:  # a cache: what cannot be used is made again
+                    _log.warning("layer %s could not be used, and is removed: %s", self._names[number], error)
+            await self._kept.remove(self._names[number])
+            empty_ram(staging.memory_fd)
+        plan = self._plan
+        self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
+        adopted = await boot_machine(plan, instance=self._instance, memory_fd=staging.memory_fd)
+        async with _closed_on_failure(adopted):
+            await self._keep(0, adopted.running, staging)
+        return adopted
+
+    async def _go_on(self, number: int, opened: OpenTemplate, staging: Staging) -> Adopted:
+        plan, kept = self._plan, opened.manifest
+        behind = f"step {number}, {describe(self._steps[number - 1])}" if number else "the boot"
+        self.report(f"going on behind {behind}")
+        await in_thread(lambda _: copy_ram(opened.memory_fd, staging.memory_fd))
+        frozen = Frozen(
+            template="",
+            image=plan.image.name,
+            hardware=plan.hardware,
+            memory_fd=staging.memory_fd,
+            state_fd=opened.state_fd,
+            thaw=Thaw(watchers=kept.watchers, greets=True),
+            limits=plan.limits,
+            reseed=plan.reseed,
+            make=Make(
+                traits=plan.traits,
+                qemu_path=str(plan.binary.path),
+                qemu_stamp=plan.binary.stamp,
+                agent_protocol=kept.agent_protocol,
+                agent_version=kept.agent_version,
+                agent_capabilities=kept.agent_capabilities,
+                policy=plan.policy,
+            ),
+        )
+        base = await restore_base(frozen, binary=plan.binary, instance=self._instance, in_place=True)
+        adopted = await base.adopt(timeout_s=plan.boot_timeout_s)
+        self.done = [replace(step, reused=True) for step in kept.steps]
+        self.layers = [*kept.layers]
+        self._told += number
+        self._since = time.perf_counter()
+        return adopted
+
+    async def _do_steps(self, adopted: Adopted, staging: Staging) -> None:
+        running, first = adopted.running, len(self.done)
+        begins = Surroundings(env=self._recipe.env)
+        work = Work(running, self._recipe.context, begins, behind=self._steps[:first])
+        for number, step in enumerate(self._steps[first:], first + 1):
             self.report(_tell(step))
             begun = time.perf_counter()
             with _named(f"step {number} of {len(self._steps)}, {describe(step)}"):
-                await work.do(step)
+                try:
+                    await work.do(step)
+                except VMForkError as error:
+                    raise await self._left(adopted, error) from error.__cause__
             self.done.append(DoneStep(step=describe(step), took_s=round(time.perf_counter() - begun, 4)))
+            await self._keep(number, running, staging)
+
+    async def _keep(self, number: int, running: Running, staging: Staging) -> None:
+        """The machine is kept as a layer, where that saves more than it costs. The last step's is the template."""
+        if not self._names or number == len(self._steps) or time.perf_counter() - self._since < _WORTH_S:
+            return
+        name = self._names[number]
+        done = [*self.done[:-1], replace(self.done[-1], layer=name)] if number else []
+        layers = [*self.layers, name]
+        if await self._kept.keep(name, running, staging.memory_fd, done=done, layers=layers):
+            self.done, self.layers = done, layers
+        self._since = time.perf_counter()
+
+    async def _left(self, adopted: Adopted, error: VMForkError) -> VMForkError:
+        """The error of a step, which says where to look into the machine, if that is to be left."""
+        if not self._options.keep_failed or not adopted.running.machine.identity.is_alive():
+            return error
+        own, vm_id = copy(error), adopted.running.id
+        client = await stand_alone(adopted.running, Standing(), adoption=adopted.adoption, timings=adopted.timings)
+        await client.aclose()
+        own.hint = f"the machine is left as it is: vmfork shell {vm_id}; end it with vmfork stop {vm_id}"
+        return own
 
     def report(self, step: str) -> None:
         """The listener knows what is done now."""
@@ -188,6 +301,16 @@ class _Build:
         start = time.perf_counter()
         yield
         self.timings[key] = time.perf_counter() - start
+
+
+@asynccontextmanager
+async def _closed_on_failure(adopted: Adopted) -> AsyncIterator[None]:
+    """The machine is gone after an error of the block."""
+    try:
+        yield
+    except BaseException:
+        await adopted.running.aclose()
+        raise
 
 
 def _tell(step: Step) -> str:

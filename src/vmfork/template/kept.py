@@ -7,20 +7,21 @@ HOME/recipes/NAME.json    0600; written when NAME is published, gone when NAME i
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
+from vmfork.errors import ConfigError, StoreBusy, TemplateCorrupt, TemplateError, TemplateNotFound
 from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_steps
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
+from vmfork.template.layers import Layers
 from vmfork.template.recipe import Recipe, name_recipe
 
 if TYPE_CHECKING:
@@ -153,17 +154,31 @@ def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
 
 
 async def remove_template(name: str, *, places: Places) -> None:
-    """No template of this name exists, nor a recipe of it; forks made from it run on.
+    """No template of this name exists, nor a recipe of it, nor layers of it alone; forks made from it run on.
 
     Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
     """
-    path = _path_of(name, places)
+    path, layers = _path_of(name, places), find_layers(name, places=places)
     try:
         await TemplateStore(places.templates).remove(name)
     except TemplateNotFound:
         path.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
+    if not layers:
+        return
+    others = TemplateStore(places.templates).list_names()
+    used = {layer for other in others for layer in find_layers(other, places=places)}
+    for layer in layers:
+        if layer not in used:
+            await Layers(places).remove(layer)
+
+
+def find_layers(name: str, *, places: Places) -> tuple[str, ...]:
+    """The layers that the template was made by; none where there is no template that can be read."""
+    with suppress(TemplateError, StoreBusy):
+        return TemplateStore(places.templates).read_manifest(name).layers
+    return ()
 
 
 def _path_of(name: str, places: Places) -> Path:

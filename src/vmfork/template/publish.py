@@ -30,6 +30,7 @@ async def publish(
     timings: Mapping[str, float],
     base_image: str = "",
     steps: Sequence[DoneStep] = (),
+    layers: Sequence[str] = (),
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
@@ -79,6 +80,7 @@ async def publish(
         recipe=recipe.name,
         base_image="" if base_image == machine.image else base_image,
         steps=tuple(steps),
+        layers=tuple(layers),
         timings={key: round(value, 4) for key, value in timings.items()},
     )
     await staging.commit(manifest)

@@ -1,0 +1,167 @@
+"""Layers: what an earlier build has done is not done again, and none of it is needed to be right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.vm.cli_runner import left_of, vmfork
+from vmfork.aio import VM, Template
+from vmfork.errors import ExecError
+from vmfork.template import build
+from vmfork.template.kept import remove_template
+from vmfork.template.layers import Layers
+
+pytestmark = pytest.mark.vm
+
+COUNT = "echo done >> /root/{}; cat /root/* | wc -l"
+
+
+@pytest.fixture(autouse=True)
+async def every_step_is_kept(instance, monkeypatch):
+    monkeypatch.setattr(build, "_WORTH_S", 0.0)
+    yield
+    for name in await Template.list():
+        if name.startswith("layered"):
+            await remove_template(name, places=instance)
+    layers = Layers(instance)
+    for layer in layers.list_all():
+        await layers.remove(layer.name)
+    assert left_of(instance.runtime) == []
+
+
+def told_by(progress: list[str]) -> list[str]:
+    return [step for step in progress if step.startswith(("going on", "booting", "running", "start"))]
+
+
+async def make(name: str, steps: list[dict], **options) -> tuple[Template, list[str]]:
+    told: list[str] = []
+    template = await Template.build(name, steps=steps, progress=lambda each: told.append(each.step), **options)
+    return template, told_by(told)
+
+
+STEPS = [
+    {"run": "echo $$ > /root/one"},
+    {"env": {"WHO": "web"}},
+    {"start": "echo begun; exec sleep 1000"},
+    {"run": "echo $WHO > /root/two"},
+]
+
+
+async def test_changing_the_last_step_redoes_it_alone_and_what_ran_before_runs_on(instance) -> None:
+    _, told = await make("layered", STEPS)
+    assert told[0].startswith("booting")
+    assert len(told) == 4
+    changed = [*STEPS[:3], {"run": "echo $WHO again > /root/two"}]
+    second, told = await make("layered", changed, replace=True)
+    assert told == [
+        "going on behind step 3, start echo begun; exec sleep 1000",
+        "running 'echo $WHO again > /root/two'",
+    ]
+    assert [step.reused for step in second.manifest.steps] == [True, True, True, False]
+    async with await second.fork() as vm:
+        assert await vm.read_file("/root/two") == b"web again\n"
+        assert (await vm.shell("ps -o args= -C sleep", check=True)).stdout == "sleep 1000\n"
+        assert await vm.read_file("/run/vmfork-start/1/log") == b"begun\n"
+    rows = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"]
+    assert [row["step"].partition(" ")[0] for row in rows] == ["run", "env", "start", "run"]
+    assert [bool(row["mib"]) for row in rows] == [True, True, True, False]
+    # Without the cache each step is done again, and is the same template for others.
+    _, told = await make("layered-other", changed, cache=False)
+    assert len(told) == 4
+    assert told[0].startswith("booting")
+    other, told = await make("layered-other", changed, replace=True)
+    assert told[0].startswith("going on behind step 3")
+    shared = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"][0]["shared_with"]
+    assert shared == ["layered-other"]
+    # What only one template is made of goes with it.
+    await remove_template("layered", places=instance)
+    assert {layer.name for layer in Layers(instance).list_all()} >= set(other.manifest.layers)
+    await other.remove()
+    left = {layer.name for layer in Layers(instance).list_all()}
+    assert not left & set(other.manifest.layers)
+
+
+async def test_a_step_that_fails_leaves_the_layers_before_it_and_its_machine_where_that_is_asked(instance) -> None:
+    broken = [{"run": "echo one > /root/one"}, {"run": "touch /root/half; echo why >&2; exit 9"}]
+    with pytest.raises(ExecError, match="step 2 of 2") as caught:
+        await make("layered", broken, keep_failed=True)
+    assert "layered" not in await Template.list()
+    vm_id = caught.value.hint.split("vmfork stop ")[1]
+    async with await VM.attach(vm_id) as vm:
+        assert await vm.read_file("/root/one") == b"one\n"
+        assert await vm.exists("/root/half")
+    template, told = await make("layered", [broken[0], {"run": "cp /root/one /root/two"}])
+    assert told[0] == "going on behind step 1, run echo one > /root/one"
+    async with await template.fork() as vm:
+        assert await vm.read_file("/root/two") == b"one\n"
+        assert not await vm.exists("/root/half")
+
+
+async def test_of_two_who_want_one_recipe_at_once_one_builds_it() -> None:
+    recipe = build.Recipe(steps=[{"run": "cat /proc/sys/kernel/random/uuid > /root/id"}])
+    first, second = await asyncio.gather(*(Template.ensure("layered", recipe=recipe) for _ in range(2)))
+    assert first.generation == second.generation
+
+
+async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_without(instance, monkeypatch) -> None:
+    await make("layered", STEPS)
+    real = Layers.open_last
+
+    def open_and_lose(self, names):
+        found = real(self, names)
+        subprocess.run(["rm", "-rf", *(str(path) for path in instance.layers.glob("*/current"))], check=True)
+        return found
+
+    monkeypatch.setattr(Layers, "open_last", open_and_lose)
+    _, told = await make("layered-other", STEPS)
+    assert told[0].startswith("going on behind step 3")
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "_WORTH_S", 0.0)
+    _, told = await make("layered-third", STEPS)  # none is left
+    assert told[0].startswith("booting")
+    for path in instance.layers.glob("*/current/state"):
+        path.write_bytes(b"x" * path.stat().st_size)
+    _, told = await make("layered-fourth", STEPS)
+    assert told[0].startswith("booting")
+
+
+def test_a_build_that_is_killed_while_it_keeps_a_layer_leaves_nothing_but_whole_layers(instance) -> None:
+    script = (
+        "import os, signal, vmfork\nfrom vmfork.template import build, layers\n"
+        "build._WORTH_S, real, kept = 0.0, layers.publish, []\n"
+        "async def publish(*args, **more):\n"
+        "    kept.append(1)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if len(kept) == 2 else await real(*args, **more)\n"
+        "layers.publish = publish\n"
+        f"vmfork.Template.build('layered', steps={STEPS!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, env={**os.environ})
+    assert done.returncode == -signal.SIGKILL
+    assert len(Layers(instance).list_all()) == 1  # of the boot; what was half made is swept
+    vmfork("template", "ls").check()
+    told = json.loads(vmfork("gc", "--layers", "--json").check().out)["removed"]
+    assert len([path for path in told if "/layers/" in path]) == 1
+    assert Layers(instance).list_all() == []
+
+
+async def test_they_stay_within_their_part_of_memory_and_the_one_used_least_goes(instance, monkeypatch) -> None:
+    await make("layered", STEPS)
+    layers = Layers(instance)
+    before = sorted(layers.list_all(), key=lambda layer: layer.used_at)
+    monkeypatch.setattr(
+        "vmfork.template.layers.facts.total_memory_bytes", lambda: sum(each.mib for each in before) * 10 << 20
+    )
+    await layers.make_room(need_mib=1)
+    assert [layer.name for layer in sorted(layers.list_all(), key=lambda layer: layer.used_at)] == [
+        layer.name for layer in before[1:]
+    ]
+    monkeypatch.setattr("vmfork.template.layers.facts.available_memory_bytes", lambda: 0)
+    await layers.make_room(need_mib=0, available_mib=1)
+    assert layers.list_all() == []
