@@ -147,6 +147,7 @@ def reader(tmp_path, default):
     finally:
         for name in _names("template") - before:
             vmfork("template", "rm", "--", name).check()
+        vmfork("gc", "--layers").check()
         # Other images are those of tests that run beside this one.
         for name in _names("image") & _built_by_pages():
             vmfork("image", "rm", "--", name).check()

@@ -30,9 +30,7 @@ async def every_step_is_kept(instance, monkeypatch):
     for name in await Template.list():
         if name.startswith("layered"):
             await remove_template(name, places=instance)
-    layers = Layers(instance)
-    for layer in layers.list_all():
-        await layers.remove(layer.name)
+    await Layers(instance).remove_all()
     assert left_of(instance.runtime) == []
 
 

@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     vmfork("template", "rm", "web").check()
+    vmfork("gc", "--layers").check()
 
 
 def test_its_commands_and_its_program_print_what_it_shows(folder) -> None:

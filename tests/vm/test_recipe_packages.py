@@ -22,8 +22,7 @@ async def nothing_is_left(instance):
     for name in await Template.list():
         if name.startswith("packed"):
             await remove_template(name, places=instance)
-    for layer in Layers(instance).list_all():
-        await Layers(instance).remove(layer.name)
+    await Layers(instance).remove_all()
     for image in store.list_images():
         if image.name not in before:
             store.remove(image.name)

@@ -23,6 +23,7 @@ from vmfork.recipe.words import read_steps
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
 from vmfork.template.kept import remove_template
+from vmfork.template.layers import Layers
 
 pytestmark = pytest.mark.vm
 
@@ -53,6 +54,7 @@ async def nothing_is_left(instance):
     for name in await Template.list():
         if name.startswith("stepped"):
             await remove_template(name, places=instance)
+    await Layers(instance).remove_all()
     assert left_of(instance.runtime) == []
 
 

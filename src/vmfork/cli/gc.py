@@ -39,8 +39,8 @@ def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
     waste, left = [*_find_waste(places), *layers], _find_strangers(places)
     if not dry_run:
         _sweep(places)
-        for path in layers:
-            run_async(Layers(places).remove(path.name))
+        if all_layers:
+            run_async(Layers(places).remove_all())
     kept = [path for path in waste if is_stuck(path)]
     waste = [path for path in waste if path not in kept and (dry_run or not path.exists())]
     if as_json:

@@ -57,8 +57,8 @@ __all__ = ["BuildOptions", "Recipe", "Secrets", "build_template", "ensure_templa
 
 _log = logging.getLogger("vmfork")
 
-# A layer takes as much memory as a template, and some 0.2 s: it is kept of what took this long (docs/decisions/0046).
-_WORTH_S = 1.0
+# A layer takes as much memory as a template, and up to 0.7 s: it is kept of what took this long (docs/decisions/0046).
+_WORTH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

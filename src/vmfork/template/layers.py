@@ -126,6 +126,11 @@ class Layers:
         with suppress(TemplateError, StoreBusy):
             await self._store.remove(name)
 
+    async def remove_all(self) -> None:
+        """There is none, but those that others make just now."""
+        for layer in self.list_all():
+            await self.remove(layer.name)
+
     def list_all(self) -> list[Layer]:
         """All that there are. Whatever lost its owner is swept first."""
         found = []
