@@ -19,7 +19,7 @@ from vmfork.host.thread import in_thread
 from vmfork.journal import about
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import stand_alone
-from vmfork.machine.facts import Make
+from vmfork.machine.facts import Descent, Make
 from vmfork.machine.launch import Frozen, restore_base
 from vmfork.machine.prepare import prepare
 from vmfork.machine.request import Standing
@@ -235,6 +235,7 @@ class _Build:
             state_fd=opened.state_fd,
             thaw=Thaw(watchers=kept.watchers, greets=True),
             limits=plan.limits,
+            descent=Descent(),
             reseed=plan.reseed,
             make=Make(
                 traits=plan.traits,
