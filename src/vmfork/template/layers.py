@@ -88,8 +88,10 @@ class Layers:
         `memory_fd` is the file that it has its RAM in. It stands still while that is copied. Raises what pausing a
         machine raises; a layer that cannot be kept for want of memory is no error.
         """
-        bytes_needed = os.fstat(memory_fd).st_blocks * 512
-        await self.make_room(need_mib=-(-bytes_needed // MIB))
+        need_mib = -(-os.fstat(memory_fd).st_blocks * 512 // MIB)
+        if need_mib > _find_most_mib():
+            return False
+        await self.make_room(need_mib=need_mib)
         try:
             staging = await self._store.stage(name, memory_bytes=running.hardware.memory_mib * MIB)
         except (HostError, TemplateError, StoreBusy) as error:
@@ -113,11 +115,10 @@ class Layers:
 
         With `available_mib` they went until the host has that much to give.
         """
-        most_mib = facts.total_memory_bytes() // MIB // _MOST_PART
         for layer in sorted(self.list_all(), key=lambda layer: layer.used_at):
             held = sum(each.mib for each in self.list_all())
             is_short = available_mib is not None and facts.available_memory_bytes() // MIB < available_mib
-            if held + need_mib <= most_mib and not is_short:
+            if held + need_mib <= _find_most_mib() and not is_short:
                 return
             await self.remove(layer.name)
 
@@ -145,3 +146,8 @@ class Layers:
         with suppress(TemplateError, StoreBusy):
             return self._store.read_manifest(name)
         return None
+
+
+def _find_most_mib() -> int:
+    """What all layers together may take of this host's memory."""
+    return facts.total_memory_bytes() // MIB // _MOST_PART
