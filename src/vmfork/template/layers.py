@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
-    from vmfork.store import Manifest, OpenTemplate
+    from vmfork.store import OpenTemplate, Staging
     from vmfork.store.manifest import DoneStep
 
 _log = logging.getLogger("vmfork")
@@ -99,15 +99,14 @@ class Layers:
             return False
         async with staging:
             watchers = await find_watchers(running.agent)
-            await running.pause()
             try:
-                await running.machine.save_state(staging.state_path)
-                await in_thread(lambda _: copy_ram(memory_fd, staging.memory_fd))
-            finally:
-                await running.resume(timeout_s=_RESUME_LIMIT_S)
-            # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
-            todo = Thaw(watchers=watchers, greets=True)
-            await publish(staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers)
+                await _copy(running, memory_fd, staging)
+                # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
+                todo = Thaw(watchers=watchers, greets=True)
+                await publish(staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers)
+            except OSError as error:  # its memory was there a moment ago
+                _log.info("layer %s was not kept: %s", name, error)
+                return False
         return True
 
     async def make_room(self, *, need_mib: int, available_mib: int | None = None) -> None:
@@ -141,11 +140,15 @@ class Layers:
                 found.append(Layer(name, mib, self._store.find_last_use(name)))
         return found
 
-    def find_manifest(self, name: str) -> Manifest | None:
-        """What is known of the layer; `None` where it is gone."""
-        with suppress(TemplateError, StoreBusy):
-            return self._store.read_manifest(name)
-        return None
+
+async def _copy(running: Running, memory_fd: int, staging: Staging) -> None:
+    """The machine is in the staging folder as it was while it stood still, and runs on, also after an error."""
+    await running.pause()
+    try:
+        await running.machine.save_state(staging.state_path)
+        await in_thread(lambda _: copy_ram(memory_fd, staging.memory_fd))
+    finally:
+        await running.resume(timeout_s=_RESUME_LIMIT_S)
 
 
 def _find_most_mib() -> int:
