@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
-from vmfork.errors import HostError, StoreBusy, TemplateError
+from vmfork.errors import HostError, StoreBusy, TemplateError, VMForkError
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.store import TemplateStore
@@ -105,6 +105,8 @@ class Layers:
                 todo = Thaw(watchers=watchers, greets=True)
                 await publish(staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers)
             except OSError as error:  # its memory was there a moment ago
+                if isinstance(error, VMForkError):  # a deadline is a TimeoutError, and that an OSError
+                    raise
                 _log.info("layer %s was not kept: %s", name, error)
                 return False
         return True
