@@ -8,12 +8,15 @@ from vmfork.hypervisor.base import Hardware
 from vmfork.template.layers import name_layers
 
 
+HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+
+
 @dataclass(frozen=True)
 class Planned:
     """What of a plan counts."""
 
     traits: dict[str, str] = field(default_factory=lambda: {"image.kernel": "aa", "accel": "tcg"})
-    hardware: Hardware = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+    hardware: Hardware = HARDWARE
     reseed: bool = True
 
 
