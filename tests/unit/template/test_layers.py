@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from vmfork.hypervisor.base import Hardware
 from vmfork.template.layers import name_layers
 
-
 HARDWARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
 
 
