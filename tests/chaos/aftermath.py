@@ -128,7 +128,7 @@ async def _fork(template: str) -> None:
 
 
 def _generations(life: str, before: str | None) -> None:
-    """Under each name the old generation or the new one is there whole, or none where that may be."""
+    """Under each name the old generation or the new one is there whole, or none where that may be. So is each layer."""
     store = TemplateStore(find_places().templates)
     found = _verified(store, OLD)
     if life == "remove":
@@ -137,6 +137,9 @@ def _generations(life: str, before: str | None) -> None:
         assert found is not None, f"{OLD} was {before} and is gone"
     else:
         assert found == before, f"{OLD} was {before} and is {found}"
+    layers = TemplateStore(find_places().layers)
+    for name in layers.list_names():
+        layers.verify(name)
     if _verified(store, NEW) is not None:
         asyncio.run(_remove(NEW))
 
@@ -160,7 +163,7 @@ def _sweep_once() -> None:
     shutil.rmtree(places.vms.with_name(FOLDER), ignore_errors=True)
     said = io.StringIO()
     with redirect_stdout(said):
-        status = command(["gc", "--json"])
+        status = command(["gc", "--layers", "--json"])
     assert status == 0, said.getvalue()
     assert json.loads(said.getvalue())["left"] == [], said.getvalue()
     left = left_of(places.runtime)

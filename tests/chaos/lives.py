@@ -22,6 +22,7 @@ from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
 from vmfork.network.address import HostAddress
 from vmfork.store import TemplateStore
+from vmfork.template import build as building
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -237,6 +238,16 @@ async def replace(stage: Stage) -> None:
         await _build(stage, OLD, replace=True)
 
 
+async def layers(stage: Stage) -> None:
+    """A template is built step by step, each of which is kept, and then one that differs in the last step."""
+    building._WORTH_S = 0.0
+    crash = "echo c > /proc/sysrq-trigger"
+    with stage.steps():
+        for last in ("true", crash if stage.crash else "true #"):
+            steps = [{"run": "echo x > /root/kept"}, {"start": "exec sleep 1000"}, {"run": last}]
+            await Template.build(NEW, steps=steps, replace=True, progress=stage.progress)
+
+
 async def remove(stage: Stage) -> None:
     template = await Template.open(OLD)
     with stage.steps():
@@ -293,6 +304,7 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "revive": revive,
     "build": build,
     "replace": replace,
+    "layers": layers,
     "remove": remove,
     "image": image,
     "take": take,

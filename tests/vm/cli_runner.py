@@ -105,14 +105,15 @@ class Running:
 
 
 def left_of(runtime: Path) -> list[str]:
-    """Everything of a runtime folder that is not a template in force: machines, mounts, half-made templates, processes.
+    """Everything of a runtime folder that is not a template in force: machines, mounts, layers, processes.
 
     A process belongs to it when its environment names it, as a command's does, or when it has something below it open:
     what commands start does not get their environment.
     """
     found = [str(path) for part in ("vms", "checkpoints") for path in (runtime / part).glob("*")]
     kept = {str(link.resolve()) for link in (runtime / "templates").glob("*/current")}
-    made = {str(path) for path in (runtime / "templates").glob("*/*") if path.is_dir() and not path.is_symlink()}
+    below = (path for part in ("templates", "layers") for path in (runtime / part).glob("*/*"))
+    made = {str(path) for path in below if path.is_dir() and not path.is_symlink()}
     mounted = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if str(runtime) in line}
     found += sorted((made | mounted) - kept - {str(runtime)})
     return found + processes_of(runtime)

@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.vm.cli_runner import left_of, vmfork
 from vmfork.aio import VM, Template
 from vmfork.errors import ExecError
+from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.template import build
 from vmfork.template.kept import remove_template
-from vmfork.template.layers import Layers
 
 pytestmark = pytest.mark.vm
 
@@ -28,7 +30,7 @@ async def every_step_is_kept(instance, monkeypatch):
     for name in await Template.list():
         if name.startswith("layered"):
             await remove_template(name, places=instance)
-    await Layers(instance).remove_all()
+    await LayerStore(instance.layers).remove_all()
     assert left_of(instance.runtime) == []
 
 
@@ -81,9 +83,9 @@ async def test_changing_the_last_step_redoes_it_alone_and_what_ran_before_runs_o
     assert shared == ["layered-other"]
     # What only one template is made of goes with it.
     await remove_template("layered", places=instance)
-    assert {layer.name for layer in Layers(instance).list_all()} >= set(other.manifest.layers)
+    assert {layer.name for layer in LayerStore(instance.layers).list_all()} >= set(other.manifest.layers)
     await other.remove()
-    left = {layer.name for layer in Layers(instance).list_all()}
+    left = {layer.name for layer in LayerStore(instance.layers).list_all()}
     assert not left & set(other.manifest.layers)
 
 
@@ -104,23 +106,42 @@ async def test_a_step_that_fails_leaves_the_layers_before_it_and_its_machine_whe
 
 
 @pytest.mark.slow
-async def test_of_two_who_want_one_recipe_at_once_one_builds_it() -> None:
-    recipe = build.Recipe(steps=[{"run": "cat /proc/sys/kernel/random/uuid > /root/id"}])
-    first, second = await asyncio.gather(*(Template.ensure("layered", recipe=recipe) for _ in range(2)))
-    assert first.generation == second.generation
+async def test_of_two_who_want_one_recipe_at_once_one_builds_it_also_where_another_was_built_before() -> None:
+    found = []
+    for line in ("cat /proc/sys/kernel/random/uuid > /root/id", "cat /proc/sys/kernel/random/uuid > /root/other"):
+        recipe = build.Recipe(steps=[{"run": line}])
+        first, second = await asyncio.gather(*(Template.ensure("layered", recipe=recipe) for _ in range(2)))
+        assert first.generation == second.generation
+        found.append(first.generation)
+    assert found[0] != found[1]
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_want_one_recipe_at_once_one_builds_it(instance) -> None:
+    script = (
+        "import vmfork\nrecipe = vmfork.Recipe(steps=[{'run': 'true'}])\n"
+        "print(vmfork.Template.ensure('layered', recipe=recipe).generation)\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ})
+        for _ in range(2)
+    ]
+    said = [each.communicate(timeout=180)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0]
+    assert said[0] == said[1] != ""
 
 
 @pytest.mark.slow
 async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_without(instance, monkeypatch) -> None:
     await make("layered", TWO)
-    real = Layers.open_last
+    real = LayerStore.open_last
 
     def open_and_lose(self, names):
         found = real(self, names)
         subprocess.run(["rm", "-rf", *(str(path) for path in instance.layers.glob("*/current"))], check=True)
         return found
 
-    monkeypatch.setattr(Layers, "open_last", open_and_lose)
+    monkeypatch.setattr(LayerStore, "open_last", open_and_lose)
     _, told = await make("layered-other", TWO)
     assert told[0].startswith("going on behind step 1")
     monkeypatch.undo()
@@ -133,37 +154,82 @@ async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_withou
     assert told[0].startswith("booting")
 
 
-def test_a_build_that_is_killed_while_it_keeps_a_layer_leaves_nothing_but_whole_layers(instance) -> None:
-    script = (
-        "import os, signal, vmfork\nfrom vmfork.template import build, layers\n"
-        "build._WORTH_S, real, kept = 0.0, layers.publish, []\n"
-        "async def publish(*args, **more):\n"
-        "    kept.append(1)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if len(kept) == 2 else await real(*args, **more)\n"
-        "layers.publish = publish\n"
-        f"vmfork.Template.build('layered', steps={STEPS!r})\n"
+# It kills itself where it is told that, in what its progress says or while it keeps a layer, and keeps each step.
+KILLED = """
+import os, signal, sys, vmfork
+from vmfork.template import build, layers
+real, build._WORTH_S, where = layers.publish, 0.0, sys.argv[1]
+def end(step):
+    if step.startswith(where):
+        os.kill(os.getpid(), signal.SIGKILL)
+async def publish(staging, facts, recipe, **more):
+    end(f"keeping {len(more['steps'])}")
+    await real(staging, facts, recipe, **more)
+layers.publish = publish
+vmfork.Template.build("layered", steps=%r, progress=lambda each: end(each.step))
+"""
+
+
+def kill_at(where: str, instance) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED % STEPS, where], check=False, timeout=120, env={**os.environ}, capture_output=True
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL
-    assert len(Layers(instance).list_all()) == 1  # of the boot; what was half made is swept
-    vmfork("template", "ls").check()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    end = time.monotonic() + 60  # its machine ends a moment after it
+    while [path for path in left_of(instance.runtime) if "/layers/" not in path]:
+        assert time.monotonic() < end
+        vmfork("gc").check()
+
+
+def test_a_build_that_is_killed_while_it_keeps_a_layer_leaves_nothing_but_whole_layers(instance) -> None:
+    kill_at("keeping 1", instance)
+    assert len(LayerStore(instance.layers).list_all()) == 1  # of the boot; what was half made is swept
     told = json.loads(vmfork("gc", "--layers", "--json").check().out)["removed"]
     assert len([path for path in told if "/layers/" in path]) == 1
-    assert Layers(instance).list_all() == []
+    assert LayerStore(instance.layers).list_all() == []
 
 
 @pytest.mark.slow
-async def test_they_stay_within_their_part_of_memory_and_the_one_used_least_goes(instance, monkeypatch) -> None:
-    await make("layered", STEPS)
-    layers = Layers(instance)
-    before = sorted(layers.list_all(), key=lambda layer: layer.used_at)
-    monkeypatch.setattr(
-        "vmfork.template.layers.facts.total_memory_bytes", lambda: sum(each.mib for each in before) * 10 << 20
-    )
-    await layers.make_room(need_mib=1)
-    assert [layer.name for layer in sorted(layers.list_all(), key=lambda layer: layer.used_at)] == [
-        layer.name for layer in before[1:]
-    ]
-    monkeypatch.setattr("vmfork.template.layers.facts.available_memory_bytes", lambda: 0)
-    await layers.make_room(need_mib=0, available_mib=1)
-    assert layers.list_all() == []
+async def test_a_build_that_is_killed_at_any_step_is_gone_on_with_behind_the_last_one_that_was_kept(instance) -> None:
+    layers, kept = TemplateStore(instance.layers), []
+    for where in (
+        "booting",
+        "keeping 0",
+        "running 'echo $$",
+        "keeping 1",
+        "env WHO",
+        "keeping 2",
+        "start echo",
+        "keeping 3",
+        "running 'echo $WHO",
+        "freezing",
+        "recording",
+    ):
+        kill_at(where, instance)
+        assert "layered" not in await Template.list()
+        names = layers.list_names()
+        assert {layers.verify(name).name for name in names} == set(names)  # each is whole
+        kept.append(len(names))
+    assert kept == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4]
+    template, told = await make("layered", STEPS)
+    assert told[0].startswith("going on behind step 3")
+    async with await template.fork() as vm:
+        assert await vm.read_file("/root/two") == b"web\n"
+        assert (await vm.shell("ps -o args= -C sleep", check=True)).stdout == "sleep 1000\n"
+
+
+@pytest.mark.slow
+async def test_without_the_cache_what_was_kept_is_made_anew_for_later_builds_too(instance) -> None:
+    """What a step fetched is old otherwise as soon as a later step changes."""
+    fetch, last = {"run": "cat /proc/sys/kernel/random/uuid > /root/fetched"}, {"run": "true"}
+
+    async def build_and_read(*steps: dict, **options) -> bytes:
+        template, _ = await make("layered", [*steps], replace=True, **options)
+        async with await template.fork() as vm:
+            return await vm.read_file("/root/fetched")
+
+    old = await build_and_read(fetch, last)
+    assert await build_and_read(fetch, {"run": "echo"}) == old
+    new = await build_and_read(fetch, last, cache=False)
+    assert new != old
+    assert await build_and_read(fetch, {"run": "echo"}) == new

@@ -8,8 +8,8 @@ from vmfork.aio import Recipe, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ImageError
 from vmfork.image import ImageStore
+from vmfork.store.layers import LayerStore
 from vmfork.template.kept import remove_template
-from vmfork.template.layers import Layers
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("mmdebstrap")]
 
@@ -22,7 +22,7 @@ async def nothing_is_left(instance):
     for name in await Template.list():
         if name.startswith("packed"):
             await remove_template(name, places=instance)
-    await Layers(instance).remove_all()
+    await LayerStore(instance.layers).remove_all()
     for image in store.list_images():
         if image.name not in before:
             store.remove(image.name)

@@ -22,8 +22,8 @@ from vmfork.recipe.surroundings import Surroundings
 from vmfork.recipe.words import read_steps
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.template.kept import remove_template
-from vmfork.template.layers import Layers
 
 pytestmark = pytest.mark.vm
 
@@ -54,7 +54,7 @@ async def nothing_is_left(instance):
     for name in await Template.list():
         if name.startswith("stepped"):
             await remove_template(name, places=instance)
-    await Layers(instance).remove_all()
+    await LayerStore(instance.layers).remove_all()
     assert left_of(instance.runtime) == []
 
 

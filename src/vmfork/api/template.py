@@ -112,7 +112,8 @@ class Template:
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
         kept. So is `network`, what they may reach: the template and its forks reach nothing by it.
 
-        Steps that an earlier build has done are not done again where that machine was kept, unless `cache` is false.
+        Steps that an earlier build has done are not done again where that machine was kept, unless `cache` is false:
+        then what was kept of them is made anew.
         With `keep_failed` the machine of a step that failed runs on by itself, and the error's hint names it.
 
         Raises `TemplateExists` without `replace`, and `StoreBusy` when another process builds the same name for longer

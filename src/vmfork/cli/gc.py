@@ -13,8 +13,8 @@ from vmfork.config import find_places
 from vmfork.image import ImageStore
 from vmfork.machine.folder import find_strangers, find_waste, forget_ended, is_stuck, sweep_vms
 from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.template import checkpoints
-from vmfork.template.layers import Layers
 from vmfork.units import format_count
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
     is in, and is named.
     """
     places = find_places()
-    layers = [places.layers / layer.name for layer in Layers(places).list_all()] if all_layers else []
+    store = LayerStore(places.layers)
+    layers = [places.layers / layer.name for layer in store.list_all()] if all_layers else []
     waste, left = [*_find_waste(places), *layers], _find_strangers(places)
     if not dry_run:
         _sweep(places)
         if all_layers:
-            run_async(Layers(places).remove_all())
+            run_async(store.remove_all())
     kept = [path for path in waste if is_stuck(path)]
     waste = [path for path in waste if path not in kept and (dry_run or not path.exists())]
     if as_json:

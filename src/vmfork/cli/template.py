@@ -91,7 +91,7 @@ command.add_command(audit)
 @click.option("--allow-secrets", is_flag=True, help="Freeze even so.")
 @click.option("--reseed", metavar="WHO", hidden=True, help="For tests of a defence: both, agent, vmgenid or none.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
-@click.option("--no-cache", is_flag=True, help="Do every step again, also those that an earlier build has done.")
+@click.option("--no-cache", is_flag=True, help="Do every step again, and forget what earlier builds kept of them.")
 @click.option("--keep-failed", is_flag=True, help="Leave the machine of a step that failed, to look into.")
 @json_option
 def build(

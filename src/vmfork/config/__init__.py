@@ -1,7 +1,7 @@
 """Frozen values, and the one loader that makes them from file, environment and arguments."""
 
 from vmfork.config.instance import Budget, Instance
-from vmfork.config.places import Places, find_places
+from vmfork.config.places import Places, find_places, layers_beside
 from vmfork.config.program import ProgramLimits
 from vmfork.config.values import (
     NAME,
@@ -28,4 +28,5 @@ __all__ = [
     "VMConfig",
     "check_name",
     "find_places",
+    "layers_beside",
 ]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_LAYERS = "layers"
+
+
 @dataclass(frozen=True, slots=True)
 class Places:
     """Two folders that isolate one vmfork from another completely. Both absolute; made on first use, mode 0700."""
@@ -65,13 +68,18 @@ class Places:
 
     @property
     def layers(self) -> Path:
-        """Machines as they were between the steps of recipes, under RUNTIME: a cache (template/layers.py)."""
-        return self.runtime / "layers"
+        """Machines as they were between the steps of recipes, under RUNTIME: a cache (store/layers.py)."""
+        return self.runtime / _LAYERS
 
     @property
     def vms(self) -> Path:
         """A folder for each running machine, under RUNTIME."""
         return self.runtime / "vms"
+
+
+def layers_beside(vms: Path) -> Path:
+    """The folder of layers in the instance whose machines are in `vms`."""
+    return vms.with_name(_LAYERS)
 
 
 # Template RAM must lie in memory, and XDG_RUNTIME_DIR is too small for it: a tenth of the host's.

@@ -46,7 +46,7 @@ async def fork_running(
     make = check_copyable(running)
     limits = _check(running, wanted)
     binary = await find_maker(make, places=instance.places)
-    check_room(running.folder.path.parent, running.hardware, limits, wanted.count)
+    await check_room(running.folder.path.parent, running.hardware, limits, wanted.count)
     kept: dict[Kept, bool] = {"programs": wanted.programs == "keep", "asks": wanted.asks}
     with ExitStack() as opened:
         captured = await capture(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from vmfork.machine.again import made_again
 from vmfork.machine.launch import boot_base
+from vmfork.store.ram_file import empty_ram
 
 if TYPE_CHECKING:
     from vmfork.config import Instance
@@ -34,13 +34,7 @@ async def boot_machine(
             return await base.adopt(request, timeout_s=plan.boot_timeout_s)
         except BaseException:
             if memory_fd is not None:
-                _empty(memory_fd)
+                empty_ram(memory_fd)
             raise
 
     return await made_again(make, accel=plan.hardware.accel)
-
-
-def _empty(fd: int) -> None:
-    size = os.fstat(fd).st_size
-    os.ftruncate(fd, 0)
-    os.ftruncate(fd, size)

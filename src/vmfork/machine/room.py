@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vmfork.admission.charge import Charge, Ticket
 from vmfork.admission.readings import take_readings
 from vmfork.admission.rule import count_fitting, count_promised, find_shortage, show_arithmetic
-from vmfork.config import Limits
+from vmfork.config import Limits, layers_beside
 from vmfork.errors import NoRoom
 from vmfork.hint import Hint
 from vmfork.host.changes import DepartureWatch
@@ -28,6 +28,7 @@ from vmfork.hypervisor.base import ForkedRAM, SharedRAM
 from vmfork.hypervisor.qemu import most_memory_mib
 from vmfork.journal import about
 from vmfork.machine.folder import VMFolder, find_record, find_ticket, find_version, list_charged, sweep_vms
+from vmfork.store.layers import LayerStore
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ def charge_for_fork(hardware: Hardware, limits: Limits) -> Charge:
 async def make_folder(vms: Path, vm_id: str, charge: Charge, limits: Limits) -> VMFolder:
     """The folder of a machine that the host has room for.
 
-    Where there is none, machines that end are waited for, `limits.wait_s` seconds at most. Raises `NoRoom` then, with
-    the arithmetic. With an overcommit of 0 nothing is looked at.
+    Where there is none, layers of recipes go for it, the one used least recently first, and then machines that end are
+    waited for, `limits.wait_s` seconds at most. Raises `NoRoom` then, with the arithmetic. With an overcommit of 0
+    nothing is looked at.
     """
     ticket = Ticket(charge=charge, limits=limits)
     if not limits.overcommit:
@@ -104,22 +106,32 @@ async def add_to_ticket(folder: VMFolder, added_mib: int) -> None:
 
     A machine that was started by an older vmfork has no ticket, and gets none: the default limits hold for it.
     """
+    while (shortage := await _try_add(folder, added_mib)) is not None:
+        if not await _have_given_way(folder.path.parent, shortage.resource):
+            raise _no_room(shortage)
+
+
+async def _try_add(folder: VMFolder, added_mib: int) -> Shortage | None:
     ticket, vms = find_ticket(folder.path), folder.path.parent
     limits = Limits() if ticket is None else ticket.limits
     async with locked_folder(vms, wait_s=_LOCK_WAIT_S):
         if added_mib > 0 and limits.overcommit:
             shortage = _find_shortage(vms, Charge.of_growth(added_mib), limits)
             if shortage is not None:
-                raise _no_room(shortage)
+                return shortage
         if ticket is not None:
             folder.write_ticket(replace(ticket, charge=ticket.charge.grown(added_mib)))
+    return None
 
 
-def check_room(vms: Path, hardware: Hardware, limits: Limits, count: int) -> None:
+async def check_room(vms: Path, hardware: Hardware, limits: Limits, count: int) -> None:
     """Raises `NoRoom`, with the arithmetic, when the host has none for `count` forks of `hardware` now."""
     if not limits.overcommit:
         return
-    fitting, promised, readings = count_room(vms, charge_for_fork(hardware, limits), limits)
+    charge = charge_for_fork(hardware, limits)
+    fitting, promised, readings = count_room(vms, charge, limits)
+    while fitting < count and await _have_given_way(vms, "memory"):
+        fitting, promised, readings = count_room(vms, charge, limits)
     if fitting < count:
         lines = "\n".join(show_arithmetic(promised, readings=readings, limits=limits))
         reason = f"{count} forks of {hardware.memory_mib} MiB were asked for, {fitting} have room"
@@ -153,10 +165,17 @@ async def _wait_and_make(vms: Path, vm_id: str, ticket: Ticket) -> VMFolder:
             made = await _try_make(vms, vm_id, ticket)
             if isinstance(made, VMFolder):
                 return made
+            if await _have_given_way(vms, made.resource):
+                continue
             waited_s = time.monotonic() - begun
             if watch is None or waited_s >= wait_s:
                 raise _no_room(made, waited_s=waited_s if wait_s else 0.0)
             await watch.wait(min(wait_s - waited_s, _LOOK_EVERY_S))
+
+
+async def _have_given_way(vms: Path, resource: str) -> bool:
+    """A layer of recipes is gone, which held some of what is short. False where none does."""
+    return resource == "memory" and await LayerStore(layers_beside(vms)).give_way()
 
 
 async def _try_make(vms: Path, vm_id: str, ticket: Ticket) -> VMFolder | Shortage:

@@ -41,21 +41,23 @@ class Staging(Owner):
         self._folder = folder
         self._path = folder / self.generation
         self._lock = lock
+        self.memory_fd = -1
+        self.memory_bytes = 0
         self._allot(memory_bytes)
 
     def enlarge(self, memory_bytes: int) -> None:
         """There is room for `memory_bytes` of RAM. What was written before is gone when there was less.
 
-        Raises `HostError` when memory is short. Close it then.
+        Raises `HostError` when memory is short: ask again, or close it.
         """
         if memory_bytes > self.memory_bytes:
-            os.close(self.memory_fd)
+            if self.memory_fd >= 0:
+                os.close(self.memory_fd)
+                self.memory_fd = -1
             remove_generation(self._path)
             self._allot(memory_bytes)
 
     def _allot(self, memory_bytes: int) -> None:
-        self.memory_fd = -1
-        self.memory_bytes = memory_bytes
         need = memory_bytes + STATE_HEADROOM
         _check_memory(need)
         self._path.mkdir(mode=0o700)
@@ -66,6 +68,7 @@ class Staging(Owner):
                 covered.unlink()
                 _check_space(self._path, need)
             self.memory_fd = create_ram_file(self._path / "memory", size_bytes=memory_bytes)
+            self.memory_bytes = memory_bytes
         except BaseException:
             remove_generation(self._path)
             raise

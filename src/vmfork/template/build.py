@@ -30,12 +30,12 @@ from vmfork.recipe.step import Ready, Run, describe
 from vmfork.recipe.surroundings import Surroundings
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.store.manifest import DoneStep
 from vmfork.store.ram_file import copy_ram, empty_ram
-from vmfork.store.staging import STATE_HEADROOM
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
-from vmfork.template.layers import Layers, name_layers
+from vmfork.template.layers import keep_layer, name_layers
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
@@ -43,7 +43,7 @@ from vmfork.template.source import Source
 from vmfork.units import MIB, format_duration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from vmfork.config import Instance
     from vmfork.machine.base import Adopted
@@ -81,25 +81,34 @@ async def build_template(
     replace: bool = False,
     wait_s: float = 0.0,
     options: BuildOptions = BY_DEFAULT,
+    unless: Callable[[], Awaitable[Source | None]] | None = None,
 ) -> Source:
     """The template `name` is in force, and given. After any error or cancel, what was there before is still in force.
 
+    `unless` is asked when nobody else builds it any more: what it gives is given, and nothing is built.
     Raises `TemplateExists` without `replace`, `StoreBusy`, and `HostError` when the host's memory or the instance's
     budget is short, before anything is booted. Raises `LaunchError`, `ExecError` when a warm-up command failed,
     `HookError`, `SecretsPresent`, and `DeadlineExceeded`.
     """
     wanted = recipe or Recipe()
     recipe = await in_thread(lambda _: wanted.pinned())
-    store = TemplateStore(instance.places.templates)
-    layers = Layers(instance.places)
-    await layers.make_room(need_mib=0, available_mib=config.memory_mib + STATE_HEADROOM // MIB)
+    store, layers = TemplateStore(instance.places.templates), LayerStore(instance.places.layers)
     if replace or store.find_generation(name) is None:
         await make_room(name, config.memory_mib, instance=instance)
-    async with await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s) as staging:
+
+    async def stage() -> Staging:
+        return await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s)
+
+    async def enlarge() -> None:
+        staging.enlarge(plan.hardware.memory_mib * MIB)
+
+    async with await layers.giving_way(stage) as staging:
+        if unless is not None and (made := await unless()) is not None:
+            return made
         plan = await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
-            staging.enlarge(ram_mib * MIB)
+            await layers.giving_way(enlarge)
         build = _Build(plan, recipe, instance, options)
         async with _out_of_space_named(staging):
             facts, todo = await build.make(staging)
@@ -140,6 +149,10 @@ async def ensure_template(
     after `wait_s` seconds at most.
     """
 
+    if recipe is not None:
+        made_by = recipe
+        recipe = await in_thread(lambda _: made_by.pinned())  # its files are not read by the event loop
+
     async def find() -> Source | None:
         found = await Source.find(name, config, instance=instance, any_kind=any_kind)
         return None if found is None or (recipe is not None and found.recipe != recipe.name) else found
@@ -157,7 +170,8 @@ async def ensure_template(
         pass  # it was built while we waited, or it is there but does not fit
     if (found := await find()) is not None:
         return found
-    return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s)
+    # Another that found the same, at the same time, may have built it while we waited for it.
+    return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s, unless=find)
 
 
 class _Build:
@@ -173,9 +187,9 @@ class _Build:
         self._options = options
         self._steps = recipe.all_steps
         # What a layer is called may not depend on values that are not to be kept.
-        is_layered = options.cache and bool(recipe.steps) and not recipe.env
+        is_layered = bool(recipe.steps) and not recipe.env
         self._names = name_layers(plan, recipe.pins) if is_layered else ()
-        self._kept = Layers(instance.places)
+        self._kept = LayerStore(instance.places.layers)
         self.timings: dict[str, float] = {}
         self.done: list[DoneStep] = []
         self.layers: list[str] = []
@@ -206,6 +220,8 @@ class _Build:
 
     async def _begin(self, staging: Staging) -> Adopted:
         """A machine with its RAM in the staging's file, as it was behind the steps that need not be done again."""
+        if not self._options.cache:
+            await self._forget()
         while (found := self._kept.open_last(self._names[: len(self._steps)])) is not None:
             number, opened = found
             with opened:
@@ -221,6 +237,11 @@ class _Build:
         async with _closed_on_failure(adopted):
             await self._keep(0, adopted.running, staging)
         return adopted
+
+    async def _forget(self) -> None:
+        """No layer of the recipe is left: the next build would go on from what this one was to do again."""
+        for name in self._names:
+            await self._kept.remove(name)
 
     async def _go_on(self, number: int, opened: OpenTemplate, staging: Staging) -> Adopted:
         plan, kept = self._plan, opened.manifest
@@ -277,7 +298,7 @@ class _Build:
         name = self._names[number]
         done = [*self.done[:-1], replace(self.done[-1], layer=name)] if number else []
         layers = [*self.layers, name]
-        if await self._kept.keep(name, running, staging.memory_fd, done=done, layers=layers):
+        if await keep_layer(name, running, staging.memory_fd, store=self._kept, done=done, layers=layers):
             self.done, self.layers = done, layers
         self._since = time.perf_counter()
 
@@ -286,7 +307,11 @@ class _Build:
         if not self._options.keep_failed or not adopted.running.machine.identity.is_alive():
             return error
         own, vm_id = copy(error), adopted.running.id
-        client = await stand_alone(adopted.running, Standing(), adoption=adopted.adoption, timings=adopted.timings)
+        try:
+            client = await stand_alone(adopted.running, Standing(), adoption=adopted.adoption, timings=adopted.timings)
+        except VMForkError as why:
+            own.hint = f"its machine could not be left, and is gone: {why}"
+            return own
         await client.aclose()
         own.hint = f"the machine is left as it is: vmfork shell {vm_id}; end it with vmfork stop {vm_id}"
         return own

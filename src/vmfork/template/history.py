@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.store.manifest import DoneStep
 from vmfork.template.kept import find_layers
-from vmfork.template.layers import Layers
 
 if TYPE_CHECKING:
     from vmfork.config import Places
@@ -27,7 +27,7 @@ def trace_steps(name: str, *, places: Places) -> list[TracedStep]:
     store = TemplateStore(places.templates)
     manifest, names = store.read_manifest(name), store.list_names()
     layers_of = {other: find_layers(other, places=places) for other in names if other != name}
-    kept = {layer.name: layer.mib for layer in Layers(places).list_all()}
+    kept = {layer.name: layer.mib for layer in LayerStore(places.layers).list_all()}
     return [
         TracedStep(
             step=step.step,

@@ -21,7 +21,7 @@ from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_steps
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
-from vmfork.template.layers import Layers
+from vmfork.store.layers import LayerStore
 from vmfork.template.recipe import Recipe, name_recipe
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ async def remove_template(name: str, *, places: Places) -> None:
     used = {layer for other in others for layer in find_layers(other, places=places)}
     for layer in layers:
         if layer not in used:
-            await Layers(places).remove(layer)
+            await LayerStore(places.layers).remove(layer)
 
 
 def find_layers(name: str, *, places: Places) -> tuple[str, ...]:

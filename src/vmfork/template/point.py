@@ -17,6 +17,7 @@ from vmfork.machine.emulator import find_maker
 from vmfork.machine.facts import Make
 from vmfork.machine.launch import Frozen
 from vmfork.machine.traits import agent_reseeds
+from vmfork.store.layers import LayerStore
 from vmfork.template.checkpoints import store_of
 from vmfork.template.live import copy_to
 from vmfork.template.publish import publish
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.facts import Descent, MachineFacts
     from vmfork.machine.running import Running
-    from vmfork.store import Manifest, TemplateStore
+    from vmfork.store import Manifest, Staging, TemplateStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,12 @@ async def keep_point(
     store = store_of(running.id, instance.places)
     name = check_name(name) if name else _next_number(store)
     begun = time.perf_counter()
+
+    async def stage() -> Staging:
+        return await store.stage(name, memory_bytes=memory_mib * MIB)
+
     try:
-        async with await store.stage(name, memory_bytes=memory_mib * MIB, replace=False) as staging:
+        async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
             todo, copied = await copy_to(
                 staging, running, secrets=Secrets(), hooks=hooks, hook_timeout_s=hook_timeout_s
             )

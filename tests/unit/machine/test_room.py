@@ -11,17 +11,19 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.store.samples import build_small
 from vmfork.admission.charge import Charge, Ticket
 from vmfork.admission.rule import Readings
 from vmfork.adopt.identity import Identity
-from vmfork.config import Limits
+from vmfork.config import Limits, layers_beside
 from vmfork.errors import NoRoom
 from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import Hardware
 from vmfork.machine import room
 from vmfork.machine.facts import MachineFacts
 from vmfork.machine.folder import VMFolder, VMRecord, find_ticket, list_charged, new_vm_id
-from vmfork.machine.room import add_to_ticket, count_room, make_folder, ticket_kept
+from vmfork.machine.room import add_to_ticket, check_room, count_room, make_folder, ticket_kept
+from vmfork.store import TemplateStore
 
 LIMIT_S = 30.0
 FORK = Charge(share_mib=100, most_mib=400, tasks=6)
@@ -216,3 +218,56 @@ async def test_a_machine_without_a_ticket_is_counted_with_nothing_and_grows_wher
     (await let_in(vms)).close()
     for folder in (old, damaged):
         folder.close()
+
+
+@pytest.fixture
+async def kept(vms, monkeypatch):
+    """Two layers of recipes beside the machines; the host has 100 MiB for each that is gone, and nothing else."""
+    store = TemplateStore(layers_beside(vms))
+    for name in ("one", "two"):
+        await build_small(store, name)
+
+    def read() -> Readings:
+        gone = 2 - len(store.list_names())
+        return Readings(available_mib=100 * gone, total_mib=100_000, descriptors_left=1000)
+
+    monkeypatch.setattr(room, "take_readings", read)
+    yield store
+    store.clear()
+
+
+async def test_layers_of_recipes_give_way_to_machines_one_by_one(vms, kept) -> None:
+    first = await let_in(vms)
+    assert len(kept.list_names()) == 1
+    second = await let_in(vms, limits=replace(LIMITS, wait_s=LIMIT_S))  # at once: nobody is waited for
+    assert kept.list_names() == []
+    with pytest.raises(NoRoom):
+        await let_in(vms)
+    for folder in (first, second):
+        folder.close()
+
+
+async def test_layers_give_way_to_the_growth_of_a_machine_and_to_several_forks(vms, kept) -> None:
+    folder = await let_in(vms, limits=replace(LIMITS, overcommit=0.0))
+    await add_to_ticket(folder, 10)
+    assert len(kept.list_names()) == 2  # who is not counted takes nobody's room
+    folder.close()
+    folder = await let_in(vms, charge=Charge(share_mib=10, most_mib=10, tasks=1))
+    assert len(kept.list_names()) == 1
+    await add_to_ticket(folder, 100)
+    assert kept.list_names() == []
+    folder.close()
+    await build_small(kept, "three")
+    many = Limits(reserve_mib=0, overcommit=10.0)
+    await check_room(vms, HARDWARE, many, 1)
+    assert kept.list_names() == []
+    with pytest.raises(NoRoom, match="3 forks of 256 MiB were asked for, 1 have room"):
+        await check_room(vms, HARDWARE, many, 3)
+
+
+async def test_layers_stay_where_something_else_than_memory_is_short(vms, kept, host) -> None:
+    host(100_000, descriptors_left=1)
+    with pytest.raises(NoRoom) as refused:
+        await let_in(vms)
+    assert refused.value.resource == "file descriptors"
+    assert len(kept.list_names()) == 2
