@@ -23,6 +23,8 @@ from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock
 from vmfork.owner import Owner
 from vmfork.progress import Progress, ignore_progress
+from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.template import source as template_source
 from vmfork.units import format_mib
 
@@ -223,8 +225,8 @@ class Context(Owner):
             await asyncio.shield(asyncio.ensure_future(self._remove_templates()))
 
     async def _remove_templates(self) -> None:
-        from vmfork.store import TemplateStore  # noqa: PLC0415 - a template that cannot be opened must go as well
-
+        await LayerStore(self.places.layers).remove_all()
+        # One that cannot be opened goes as well.
         store = TemplateStore(self.places.templates)
         store.sweep()
         for name in store.list_names():

@@ -138,7 +138,7 @@ class Template:
         if recipe is not None and short != building.Recipe():
             hint = "put the steps into the recipe, or leave it away"
             raise ConfigError("recipe", recipe, "it says all of how the template is made", hint=hint)
-        made_by = short if recipe is None else await _read_recipe(recipe, name)
+        made_by = short if recipe is None else await asyncio.to_thread(_read_recipe, recipe, name)
         instance = Instance(places or find_places(), progress)
         build, wanted = building.build_template, made_by.apply_to(config or VMConfig())
         options = building.BuildOptions(cache=cache, keep_failed=keep_failed)
@@ -176,7 +176,7 @@ class Template:
         """
         instance = Instance(places or find_places(), progress)
         if recipe is not None:
-            made_by = await asyncio.to_thread((await _read_recipe(recipe, name)).pinned)
+            made_by = await asyncio.to_thread(lambda: _read_recipe(recipe, name).pinned())
             _, building = _load_making()
             wanted = None if config is None and not made_by.vm else made_by.apply_to(config or VMConfig())
             build = building.ensure_template
@@ -386,14 +386,14 @@ class Template:
         await self._source.remove()
 
 
-async def _read_recipe(recipe: Recipe | HostPath, name: str) -> Recipe:
-    """The recipe, or that of the template in the file at the path."""
+def _read_recipe(recipe: Recipe | HostPath, name: str) -> Recipe:
+    """The recipe, or that of the template in the file at the path. Files are read: call it in a thread."""
     _, building = _load_making()
     if isinstance(recipe, building.Recipe):
         return cast("Recipe", recipe)
     if not isinstance(recipe, (str, os.PathLike)):
         raise ConfigError("recipe", recipe, f"{recipe!r} is no recipe", hint="give a Recipe, or the path of a file")
-    _, read = await asyncio.to_thread(building.read_template, Path(recipe), name)
+    _, read = building.read_template(Path(recipe), name)
     return cast("Recipe", read)
 
 

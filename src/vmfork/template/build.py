@@ -149,7 +149,7 @@ async def ensure_template(
     after `wait_s` seconds at most.
     """
 
-    if recipe is not None:
+    if recipe is not None and not recipe.pins:
         made_by = recipe
         recipe = await in_thread(lambda _: made_by.pinned())  # its files are not read by the event loop
 
