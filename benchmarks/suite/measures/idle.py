@@ -54,7 +54,7 @@ MEASURE = Measure(
     title="A pool of eight that nobody takes from",
     unit="1",
     run=run,
-    budget_s=25.0,
+    budget_s=15.0,
     rows=(
         Row(
             key="idle.cpu",

@@ -76,7 +76,7 @@ MEASURE = Measure(
     title="Taking a machine from a pool",
     unit="s",
     run=run,
-    budget_s=35.0,
+    budget_s=20.0,
     rows=(
         Row(
             key="pool.take",

@@ -46,6 +46,8 @@ TARGETS = {
     "live.one": (1.4, None),
     "live.all": (1.25, None),
     "live.memory": (1.25, None),
+    "recipe.change": (1.5, None),
+    "recipe.ensure": (1.2, None),
 }
 
 
