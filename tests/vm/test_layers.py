@@ -14,6 +14,7 @@ import pytest
 
 from tests.vm.cli_runner import left_of, vmfork
 from vmfork.aio import VM, Template
+from vmfork.config import VMConfig
 from vmfork.errors import ExecError
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
@@ -103,6 +104,21 @@ async def test_a_step_that_fails_leaves_the_layers_before_it_and_its_machine_whe
     async with await template.fork() as vm:
         assert await vm.read_file("/root/two") == b"one\n"
         assert not await vm.exists("/root/half")
+
+
+@pytest.mark.slow
+async def test_a_warm_interpreter_and_a_machine_of_another_size_are_gone_on_from_too(instance) -> None:
+    config = VMConfig(memory_mib=320, cpus=2)
+    warm = [{"run": "#!python\nnumber = 41"}, {"run": "true"}]
+    await make("layered", warm, config=config)
+    warm[1] = {"run": "false || true"}
+    template, told = await make("layered", warm, config=config, replace=True)
+    assert told[0].startswith("going on behind step 1")
+    async with await template.fork() as vm:
+        assert (await vm.run_code("number + 1")).value == "42"
+        assert (await vm.shell("nproc", check=True)).stdout == "2\n"
+    _, told = await make("layered", warm, replace=True)
+    assert told[0].startswith("booting")  # a smaller one is made of something else
 
 
 @pytest.mark.slow

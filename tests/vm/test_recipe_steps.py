@@ -40,6 +40,7 @@ steps = [
   {copy = ["app/", "/srv/app"]}, {copy = ["note", "limits.txt", "/srv"]},
   {env = {APP = "one"}}, {run = "adduser --help >/dev/null 2>&1; echo web:x:1000:1000::/:/bin/sh >> /etc/passwd"},
   {run = "cat /run/token > /srv/seen; stat -c %a:%U /run/token >> /srv/seen", secret_files = {"/run/token" = "token"}},
+  {run = "echo ${#TOKEN} > /srv/told", secrets = ["TOKEN"]}, {run = "echo x$TOKEN >> /srv/told"},
   {workdir = "/srv/work"}, {run = "pwd > /srv/where; echo $APP >> /srv/where"}, {run = "chown web /srv/work"},
   {user = "web"}, {run = "id -un > who"},
 ]
@@ -68,6 +69,7 @@ def folder(tmp_path, monkeypatch):
     make_wheel(wheels, "base")
     make_wheel(wheels, "older", tag="cp39-cp39-manylinux1_x86_64")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("TOKEN", "s3cret")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     folder = tmp_path / "recipe"
     (folder / "app").mkdir(parents=True)
@@ -91,7 +93,8 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
     manifest = json.loads(told.out)
     assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
     assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
-        "pip", "copy", "copy", "env", "run", "run", "workdir", "run", "run", "user", "run", "start", "ready",
+        "pip", "copy", "copy", "env", "run", "run", "run", "run", "workdir", "run", "run", "user", "run", "start",
+        "ready",
     ]  # fmt: skip
     assert "s3cret" not in told.out + (instance.recipes / "stepped.json").read_text()
     template = await Template.open("stepped")
@@ -102,6 +105,7 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
 
         assert await read("/srv/seen") == "s3cret\n600:root\n"
         assert not await vm.exists("/run/token")
+        assert await read("/srv/told") == "6\nx\n"
         assert await read("/srv/where") == "/srv/work\none\n"
         assert await read("/srv/work/who") == "web\n"
         assert [entry.name for entry in await vm.list_dir("/srv/app")] == ["main.py", "run.sh"]
@@ -171,6 +175,7 @@ async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_a
             "its last standard output:\nalmost",
         ),
         ([{"run": "sleep 60", "timeout": 0.5}], DeadlineExceeded, "took longer than 0.5 s"),
+        ([{"run": "true", "secrets": ["NONE_SUCH"]}], ConfigError, "NONE_SUCH is not set here"),
         ([{"run": "true", "secret_files": {"/run/t": "none"}}], ConfigError, "secret_files: cannot read"),
         ([{"run": "true", "secret_files": {"/etc/passwd": "token"}}], ConfigError, "has a file /etc/passwd already"),
     ],

@@ -69,23 +69,30 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A line of shell succeeded. `network` and `secret_files` (path in the guest: file of the host) end with it."""
+    """A line of shell succeeded. What it was given ends with it: `network`, `secrets` and `secret_files`.
+
+    `secrets` are names of variables of this process's environment, `secret_files` map a path in the guest to a file of
+    the host.
+    """
 
     line: str
     network: NetworkPolicy = "none"
+    secrets: tuple[str, ...] = ()
     secret_files: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = STEP_LIMIT_S
 
     def __post_init__(self) -> None:
         _check_line("run", self.line)
         _check_network(self.network)
+        check_env(dict.fromkeys(self.secrets, ""))
         for path in self.secret_files:
             check_path(path, field="secret_files")
 
     def to_words(self) -> dict[str, Any]:
-        secrets = {"secret_files": dict(self.secret_files)} if self.secret_files else {}
+        secrets = {"secrets": [*self.secrets]} if self.secrets else {}
+        files = {"secret_files": dict(self.secret_files)} if self.secret_files else {}
         limit = _timeout(self.timeout_s, STEP_LIMIT_S)
-        return {"run": self.line, **_network(self.network), **secrets, **limit}
+        return {"run": self.line, **_network(self.network), **secrets, **files, **limit}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

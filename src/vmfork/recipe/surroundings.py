@@ -35,6 +35,6 @@ class Surroundings:
             found = found.after(step)
         return found
 
-    def command(self, line: str, more: Mapping[str, str]) -> Command:
-        """The line of shell as a program; `more` are variables that ours come before."""
-        return Command(shell_argv(line), env={**more, **self.env}, cwd=self.cwd, user=self.user)
+    def command(self, line: str, more: Mapping[str, str], *, secrets: Mapping[str, str] | None = None) -> Command:
+        """The line of shell as a program; `more` come behind our variables, and `secrets` before them."""
+        return Command(shell_argv(line), env={**more, **self.env, **(secrets or {})}, cwd=self.cwd, user=self.user)

@@ -11,8 +11,9 @@
 {start = "python3 main.py"}               a program that runs on, in the forks too
 {ready = {port = 8000, timeout = "30s"}}  or command, file, log (a regular expression); a text alone is a command
 ```
-`run` and `ready` may have `network` ("all", or a list of what may be reached), `run` also `secret_files` (path in the
-guest = file here), and `pip`, `copy` and `run` `timeout` (a duration, or seconds).
+`run` and `ready` may have `network` ("all", or a list of what may be reached), `run` also `secrets` (names of variables
+of the environment here) and `secret_files` (path in the guest = file here), and `pip`, `copy` and `run` `timeout` (a
+duration, or seconds).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _NETWORK = ("network", "network_log_only")
 _OPTIONS = {
     "pip": ("timeout",),
     "copy": ("timeout",),
-    "run": (*_NETWORK, "secret_files", "timeout"),
+    "run": (*_NETWORK, "secrets", "secret_files", "timeout"),
 }
 _CONDITIONS: tuple[str, ...] = get_args(Condition)
 _HIGHEST_PORT = 65_535
@@ -144,6 +145,7 @@ def _read_run(field: str, given: object, table: Mapping[str, Any]) -> Step:
     return Run(
         line=_line(field, given),
         network=_read_network(field, table),
+        secrets=_texts(f"{field}.secrets", table["secrets"]) if "secrets" in table else (),
         secret_files=_pairs(field, table.get("secret_files", {})),
         timeout_s=_read_timeout(field, table, STEP_LIMIT_S),
     )

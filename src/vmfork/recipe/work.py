@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -72,12 +73,13 @@ class Work:
         self.surroundings = self.surroundings.after(step)
 
     async def _run(self, step: Run) -> None:
+        secrets = _find_variables(step.secrets)
         async with self._reaching(step.network), self._holding(step.secret_files):
             # Below a line such as `#!python` it is code for an interpreter that stays.
             if (code := find_code(step.line)) is not None:
                 (await run_code(self._running, code, timeout_s=step.timeout_s)).check()
                 return
-            command = self.surroundings.command(step.line, find_program_env(self._running))
+            command = self.surroundings.command(step.line, find_program_env(self._running), secrets=secrets)
             (await run_program(self._running, command, timeout_s=step.timeout_s)).check()
 
     async def _start(self, step: Start) -> None:
@@ -151,6 +153,16 @@ async def _forget(agent: AgentClient, path: str) -> None:
     except GuestFileError as error:
         if error.reason != ErrorCode.NOT_FOUND:
             raise
+
+
+def _find_variables(names: Sequence[str]) -> dict[str, str]:
+    """These variables of our environment. Raises `ConfigError` for the first that is not set."""
+    missing = next((name for name in names if name not in os.environ), None)
+    if missing is not None:
+        raise ConfigError(
+            "secrets", missing, f"{missing} is not set here", hint=f"set it where you build: {missing}=..."
+        )
+    return {name: os.environ[name] for name in names}
 
 
 def _read_secret(folder: Path, name: str) -> bytes:

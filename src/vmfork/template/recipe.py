@@ -38,7 +38,8 @@ class Recipe:
     shell commands, each at most `step_timeout_s` seconds; a failing one fails the build. `ready` is a shell command
     that is tried until it succeeds, at most `ready_timeout_s` seconds. `network` is what these two may reach, and ends
     with them. Programs of all steps have `env`, whose values are not kept. A machine that holds one of `secrets` is not
-    frozen. `vm` are fields of the `VMConfig` that the recipe says.
+    frozen, nor one with a program that still has a secret of its step. `vm` are fields of the `VMConfig` that the
+    recipe says.
     """
 
     steps: tuple[Step, ...] = ()
@@ -62,6 +63,9 @@ class Recipe:
         object.__setattr__(self, "env", check_env(self.env))
         object.__setattr__(self, "steps", _read(self.steps))
         check_order(self.steps)
+        given = [name for step in self.steps if isinstance(step, Run) for name in step.secrets]
+        watched = tuple(dict.fromkeys((*self.secrets.env, *given)))
+        object.__setattr__(self, "secrets", replace(self.secrets, env=watched))
         # A folder that was removed has no path: who has no steps may be in one.
         object.__setattr__(self, "folder", Path(self.folder).absolute() if self.steps else Path())
 

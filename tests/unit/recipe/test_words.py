@@ -18,7 +18,7 @@ EVERY_WORD = [
     {"workdir": "/srv/app"},
     {"user": "www-data"},
     {"run": "make", "network": ["api.example.org"], "secret_files": {"/run/token": "token.txt"}, "timeout": 5.0},
-    {"run": "true", "network": "all"},
+    {"run": "true", "network": "all", "secrets": ["TOKEN", "KEY"]},
     {"start": "python3 main.py"},
     {"ready": {"port": 8000}},
     {"ready": {"command": "curl localhost", "network": "all", "timeout": 9.0}},
@@ -76,6 +76,9 @@ def test_the_short_ways_of_a_word_stand_for_the_same() -> None:
         ({"run": "x", "network": "some"}, "steps: 1.run.network", "no policy"),
         ({"run": "x", "network": ["no name!"]}, "network", "no name!"),
         ({"run": "x", "secret_files": {"token": "t"}}, "secret_files", "not absolute"),
+        ({"run": "x", "secrets": {"TOKEN": "t"}}, "steps: 1.run.secrets", "list of texts"),
+        ({"run": "x", "secrets": ["A=B"]}, "env", "not the name"),
+        ({"start": "x", "secrets": ["TOKEN"]}, "steps: 1.secrets", "keys there are start"),
     ],
 )
 def test_what_is_no_step_is_refused_by_its_name(given, field, told) -> None:
@@ -108,3 +111,5 @@ def test_programs_start_with_what_the_steps_before_said() -> None:
         "/srv/app",
         "www-data",
     )
+    assert found.command("make", {}, secrets={"APP": "s"}).env == {"A": "0", "APP": "s"}
+    assert found.env["APP"] == "1"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.config.loader import load_settings
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import describe
+from vmfork.template.kept import KeptRecipe
 from vmfork.template.recipe import Recipe, name_recipe
 from vmfork.template.recipe_file import read_recipe, read_template
 
@@ -161,6 +163,16 @@ def test_a_section_that_is_misspelt_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(path, {})
     assert "did you mean template" in caught.value.hint
+
+
+def test_secrets_of_a_step_are_looked_for_before_the_freeze() -> None:
+    recipe = Recipe(
+        steps=[{"run": "a", "secrets": ["TOKEN", "KEY"]}, {"run": "b", "secrets": "TOKEN"}],
+        secrets=Secrets(env=("KEY", "OTHER")),
+    )
+    assert recipe.secrets.env == ("KEY", "OTHER", "TOKEN")
+    kept = KeptRecipe.of(recipe, VMConfig())
+    assert kept.to_recipe("web").secrets == recipe.secrets
 
 
 def test_a_recipe_with_steps_is_named_by_what_it_reads(tmp_path) -> None:
