@@ -22,7 +22,7 @@ from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
 from vmfork.network.address import HostAddress
 from vmfork.store import TemplateStore
-from vmfork.template import build as building
+from vmfork.template import making
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -240,7 +240,7 @@ async def replace(stage: Stage) -> None:
 
 async def layers(stage: Stage) -> None:
     """A template is built step by step, each of which is kept, and then one that differs in the last step."""
-    building._WORTH_S = 0.0
+    making.LAYER_WORTH_S = 0.0
     crash = "echo c > /proc/sysrq-trigger"
     with stage.steps():
         for last in ("true", crash if stage.crash else "true #"):

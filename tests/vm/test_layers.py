@@ -13,12 +13,12 @@ import time
 import pytest
 
 from tests.vm.cli_runner import left_of, vmfork
-from vmfork.aio import VM, Template
+from vmfork.aio import VM, Recipe, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ExecError
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
-from vmfork.template import build
+from vmfork.template import making
 from vmfork.template.kept import remove_template
 
 pytestmark = pytest.mark.vm
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture(autouse=True)
 async def every_step_is_kept(instance, monkeypatch):
-    monkeypatch.setattr(build, "_WORTH_S", 0.0)
+    monkeypatch.setattr(making, "LAYER_WORTH_S", 0.0)
     yield
     for name in await Template.list():
         if name.startswith("layered"):
@@ -125,7 +125,7 @@ async def test_a_warm_interpreter_and_a_machine_of_another_size_are_gone_on_from
 async def test_of_two_who_want_one_recipe_at_once_one_builds_it_also_where_another_was_built_before() -> None:
     found = []
     for line in ("cat /proc/sys/kernel/random/uuid > /root/id", "cat /proc/sys/kernel/random/uuid > /root/other"):
-        recipe = build.Recipe(steps=[{"run": line}])
+        recipe = Recipe(steps=[{"run": line}])
         first, second = await asyncio.gather(*(Template.ensure("layered", recipe=recipe) for _ in range(2)))
         assert first.generation == second.generation
         found.append(first.generation)
@@ -161,7 +161,7 @@ async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_withou
     _, told = await make("layered-other", TWO)
     assert told[0].startswith("going on behind step 1")
     monkeypatch.undo()
-    monkeypatch.setattr(build, "_WORTH_S", 0.0)
+    monkeypatch.setattr(making, "LAYER_WORTH_S", 0.0)
     _, told = await make("layered-third", TWO)  # none is left
     assert told[0].startswith("booting")
     for path in instance.layers.glob("*/current/state"):
@@ -173,8 +173,8 @@ async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_withou
 # It kills itself where it is told that, in what its progress says or while it keeps a layer, and keeps each step.
 KILLED = """
 import os, signal, sys, vmfork
-from vmfork.template import build, layers
-real, build._WORTH_S, where = layers.publish, 0.0, sys.argv[1]
+from vmfork.template import layers, making
+real, making.LAYER_WORTH_S, where = layers.publish, 0.0, sys.argv[1]
 def end(step):
     if step.startswith(where):
         os.kill(os.getpid(), signal.SIGKILL)

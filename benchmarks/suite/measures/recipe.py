@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NAME = "bench-recipe"
 _REPEATS = 20
-# The step before the last took long enough to be kept (template/build.py). Sleeps are as long on every host.
+# The step before the last took long enough to be kept (template/making.py). Sleeps are as long on every host.
 _STEPS = (
     {"copy": ["app/", "/srv/app"]},
     {"env": {"APP": "1"}},
