@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.todo import Thaw
-from vmfork.errors import GuestError, LaunchError, VMForkError
+from vmfork.errors import DeadlineExceeded, GuestError, LaunchError, VMForkError
 from vmfork.freeze.freeze import freeze
 from vmfork.host.thread import in_thread
 from vmfork.machine.booted import boot_machine
@@ -101,12 +101,14 @@ class Making:
         """A machine with its RAM in the staging's file, as it was behind the steps that need not be done again."""
         if not self._options.cache:
             await self._forget()
-        while (found := self._kept.open_last(self._names[: len(self._steps)])) is not None:
+        number = len(self._steps)
+        while (found := self._kept.open_last(self._names[:number])) is not None:
             number, opened = found
             with opened:
                 try:
                     return await self._go_on(number, opened, staging)
-                except (GuestError, LaunchError) as error:  # a cache: what cannot be used is made again
+                # A cache: what cannot be used is made again.
+                except (GuestError, LaunchError, DeadlineExceeded) as error:
                     _log.warning("layer %s could not be used, and is removed: %s", self._names[number], error)
             await self._kept.remove(self._names[number])
             empty_ram(staging.memory_fd)
