@@ -24,9 +24,14 @@ from vmfork.template.kept import remove_template
 pytestmark = pytest.mark.vm
 
 
+def keep_each_step(monkeypatch) -> None:
+    for name in ("LAYER_WORTH_S", "LAST_WORTH_S"):
+        monkeypatch.setattr(making, name, 0.0)
+
+
 @pytest.fixture(autouse=True)
 async def every_step_is_kept(instance, monkeypatch):
-    monkeypatch.setattr(making, "LAYER_WORTH_S", 0.0)
+    keep_each_step(monkeypatch)
     yield
     for name in await Template.list():
         if name.startswith("layered"):
@@ -161,7 +166,7 @@ async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_withou
     _, told = await make("layered-other", TWO)
     assert told[0].startswith("going on behind step 1")
     monkeypatch.undo()
-    monkeypatch.setattr(making, "LAYER_WORTH_S", 0.0)
+    keep_each_step(monkeypatch)
     _, told = await make("layered-third", TWO)  # none is left
     assert told[0].startswith("booting")
     for path in instance.layers.glob("*/current/state"):
@@ -174,7 +179,8 @@ async def test_a_layer_that_goes_or_is_damaged_while_it_is_needed_is_done_withou
 KILLED = """
 import os, signal, sys, vmfork
 from vmfork.template import layers, making
-real, making.LAYER_WORTH_S, where = layers.publish, 0.0, sys.argv[1]
+making.LAYER_WORTH_S = making.LAST_WORTH_S = 0.0
+real, where = layers.publish, sys.argv[1]
 def end(step):
     if step.startswith(where):
         os.kill(os.getpid(), signal.SIGKILL)

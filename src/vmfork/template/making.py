@@ -43,6 +43,8 @@ _log = logging.getLogger("vmfork")
 
 # A layer takes as much memory as a template, and up to 0.7 s: it is kept of what took this long (docs/decisions/0046).
 LAYER_WORTH_S = 2.0
+# The one before the last step, which is changed most, of what took longer than to go on from it.
+LAST_WORTH_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,9 @@ class Making:
 
     async def _keep(self, number: int, running: Running, staging: Staging) -> None:
         """The machine is kept as a layer, where that saves more than it costs. The last step's is the template."""
-        if not self._names or number == len(self._steps) or time.perf_counter() - self._since < LAYER_WORTH_S:
+        left = len(self._steps) - number
+        worth_s = LAST_WORTH_S if left == 1 else LAYER_WORTH_S
+        if not self._names or left == 0 or time.perf_counter() - self._since < worth_s:
             return
         name = self._names[number]
         done = [*self.done[:-1], replace(self.done[-1], layer=name)] if number else []

@@ -52,7 +52,7 @@ def test_a_template_tells_its_steps_and_what_is_kept_of_each(layers, capsys) -> 
         ["3", "run", "true", "250.0", "ms"],
     ]
     assert main(["template", "history", "none", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "template_not_found"
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "template-not-found"
 
 
 def test_layers_are_removed_where_that_is_asked_and_no_template_is(layers, capsys) -> None:
