@@ -61,54 +61,41 @@ STEPS = [
 TWO = [{"run": "echo one > /root/one"}, {"run": "echo two > /root/two"}]
 
 
-async def test_changing_the_last_step_redoes_it_alone_and_what_ran_before_runs_on(instance) -> None:
-    _, told = await make("layered", STEPS)
-    assert told[0].startswith("booting")
-    assert len(told) == 4
-    changed = [*STEPS[:3], {"run": "echo $WHO again > /root/two"}]
-    second, told = await make("layered", changed, replace=True)
-    assert told == [
-        "going on behind step 3, start echo begun; exec sleep 1000",
-        "running 'echo $WHO again > /root/two'",
-    ]
-    assert [step.reused for step in second.manifest.steps] == [True, True, True, False]
-    async with await second.fork() as vm:
-        assert await vm.read_file("/root/two") == b"web again\n"
-        assert (await vm.shell("ps -o args= -C sleep", check=True)).stdout == "sleep 1000\n"
-        assert await vm.read_file("/run/vmfork-start/1/log") == b"begun\n"
-    rows = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"]
-    assert [row["step"].partition(" ")[0] for row in rows] == ["run", "env", "start", "run"]
-    assert [bool(row["mib"]) for row in rows] == [True, True, True, False]
-    # Without the cache each step is done again, and is the same template for others.
-    _, told = await make("layered-other", changed, cache=False)
-    assert len(told) == 4
-    assert told[0].startswith("booting")
-    other, told = await make("layered-other", changed, replace=True)
-    assert told[0].startswith("going on behind step 3")
-    shared = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"][0]["shared_with"]
-    assert shared == ["layered-other"]
-    # What only one template is made of goes with it.
-    await remove_template("layered", places=instance)
-    assert {layer.name for layer in LayerStore(instance.layers).list_all()} >= set(other.manifest.layers)
-    await other.remove()
-    left = {layer.name for layer in LayerStore(instance.layers).list_all()}
-    assert not left & set(other.manifest.layers)
-
-
-async def test_a_step_that_fails_leaves_the_layers_before_it_and_its_machine_where_that_is_asked(instance) -> None:
-    broken = [{"run": "echo one > /root/one"}, {"run": "touch /root/half; echo why >&2; exit 9"}]
-    with pytest.raises(ExecError, match="step 2 of 2") as caught:
-        await make("layered", broken, keep_failed=True)
+async def test_a_step_that_fails_leaves_its_machine_and_is_redone_alone_while_what_ran_before_runs_on(instance) -> None:
+    told: list[str] = []
+    broken = [*STEPS[:3], {"run": "touch /root/half; echo why >&2; exit 9"}]
+    with pytest.raises(ExecError, match="step 4 of 4") as caught:
+        await Template.build("layered", steps=broken, keep_failed=True, progress=lambda each: told.append(each.step))
+    assert told_by(told)[0].startswith("booting")
     assert "layered" not in await Template.list()
     vm_id = caught.value.hint.split("vmfork stop ")[1]
     async with await VM.attach(vm_id) as vm:
-        assert await vm.read_file("/root/one") == b"one\n"
         assert await vm.exists("/root/half")
-    template, told = await make("layered", [broken[0], {"run": "cp /root/one /root/two"}])
-    assert told[0] == "going on behind step 1, run echo one > /root/one"
+        assert (await vm.shell("ps -o args= -C sleep", check=True)).stdout == "sleep 1000\n"
+    template, told = await make("layered", STEPS)
+    assert told == ["going on behind step 3, start echo begun; exec sleep 1000", "running 'echo $WHO > /root/two'"]
+    assert [step.reused for step in template.manifest.steps] == [True, True, True, False]
     async with await template.fork() as vm:
-        assert await vm.read_file("/root/two") == b"one\n"
+        assert await vm.read_file("/root/two") == b"web\n"
+        assert (await vm.shell("ps -o args= -C sleep", check=True)).stdout == "sleep 1000\n"
+        assert await vm.read_file("/run/vmfork-start/1/log") == b"begun\n"
         assert not await vm.exists("/root/half")
+    rows = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"]
+    assert [row["step"].partition(" ")[0] for row in rows] == ["run", "env", "start", "run"]
+    assert [bool(row["mib"]) for row in rows] == [True, True, True, False]
+
+
+@pytest.mark.slow
+async def test_what_two_templates_are_made_of_goes_with_the_last(instance) -> None:
+    await make("layered", TWO)
+    other, told = await make("layered-other", TWO)
+    assert told[0].startswith("going on behind step 1")
+    shared = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"][0]["shared_with"]
+    assert shared == ["layered-other"]
+    await remove_template("layered", places=instance)
+    assert {layer.name for layer in LayerStore(instance.layers).list_all()} >= set(other.manifest.layers)
+    await other.remove()
+    assert LayerStore(instance.layers).list_all() == []
 
 
 @pytest.mark.slow
@@ -203,6 +190,7 @@ def kill_at(where: str, instance) -> None:
         vmfork("gc").check()
 
 
+@pytest.mark.slow
 def test_a_build_that_is_killed_while_it_keeps_a_layer_leaves_nothing_but_whole_layers(instance) -> None:
     kill_at("keeping 1", instance)
     assert len(LayerStore(instance.layers).list_all()) == 1  # of the boot; what was half made is swept
