@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,6 +56,14 @@ async def with_more_time(attempt: Callable[[float], Awaitable[T]], *limits_s: fl
         with suppress(Exception, pytest.fail.Exception):
             return await attempt(limit_s)
     return await attempt(last)
+
+
+def wait_until(is_so: Callable[[], bool], *, limit_s: float = 60.0) -> None:
+    """It is so: for what other processes do, of which nothing tells."""
+    end = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.02)
 
 
 async def wait_none(vm: VM, pattern: str, *, limit_s: float = 60.0) -> None:

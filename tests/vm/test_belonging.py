@@ -47,7 +47,7 @@ def test_in_a_second_event_loop_a_machine_says_so_and_closes(template_name) -> N
     async def use() -> None:
         for call in (vm.exec(["true"]), vm.read_file("/etc/hostname"), vm.pause(), vm.detach()):
             with pytest.raises(WrongContext, match=f"VM {vm.id} belongs to another event loop that has ended"):
-                await asyncio.wait_for(call, 10)
+                await asyncio.wait_for(call, 60)
 
     asyncio.run(use())
     asyncio.run(vm.aclose())
@@ -71,7 +71,7 @@ def test_a_program_used_in_a_second_event_loop_says_so(template_name) -> None:
     vm, process = asyncio.run(start())
     for call in (process.wait, process.kill, process.close_stdin):
         with pytest.raises(WrongContext):
-            asyncio.run(asyncio.wait_for(call(), 10))
+            asyncio.run(asyncio.wait_for(call(), 60))
     asyncio.run(vm.aclose())
 
 
@@ -86,7 +86,7 @@ async def test_a_dropped_machine_is_closed_with_a_warning_that_names_where_it_wa
     assert f"made at {__file__}:" in told
     await asyncio.to_thread(wait_readable, ended)
     os.close(ended)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while left_behind():
             await asyncio.sleep(0.02)
     assert is_gone(pid)
@@ -122,7 +122,7 @@ async def test_a_dropped_program_is_ended(fork) -> None:
         gc.collect()
     (told,) = unclosed(caught, "<GuestProcess")
     assert re.match(r"unclosed <GuestProcess \d+ 'sleep 1000', running>, made at", told)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await fork.shell("pgrep -f 'sleep 100[0]'")).exit_code == 0:
             await asyncio.sleep(0.05)
 
@@ -228,7 +228,7 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     # A user who may not open /dev/kvm is told that TCG is used, once a process.
     done.stderr = "".join(line for line in done.stderr.splitlines(True) if not line.startswith("note: /dev/kvm"))
     # A process that ends with a machine leaves its folder to the next command, once its keeper has ended.
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while left_behind() and time.monotonic() < end:
         sweep_vms(find_places().vms)
         time.sleep(0.02)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.children import exit_code_of, fork_child
+from tests.timing import wait_until
 from tests.vm.cache_actor import CLIENT_STEPS, SERVER_STEPS
 from tests.vm.cli_runner import COMMAND, Running, left_of, vmfork
 from vmfork.aio import Factory
@@ -92,13 +92,6 @@ def status_of(settings) -> dict:
     """What `vmfork factory status --json` prints, without the second a command takes to start."""
     with grpc.insecure_channel(f"unix:{settings['VMFORK_FACTORY_ENDPOINT']}") as channel:
         return json.loads(CacheStub(channel).Status(pb.StatusRequest(), timeout=LIMIT_S).document)
-
-
-def wait_until(is_so, *, limit_s: float = LIMIT_S) -> None:
-    end = time.monotonic() + limit_s
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to it"
-        time.sleep(0.02)
 
 
 def wait_full(settings) -> dict:

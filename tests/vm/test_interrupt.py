@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.timing import wait_until
 from tests.vm.cli_runner import COMMAND, Running, left_of, processes_of, vmfork
 
 if TYPE_CHECKING:
@@ -161,10 +162,7 @@ def test_a_killed_command_takes_its_machine_along_and_the_next_sweeps(instance, 
         assert any("qemu" in line for line in processes_of(instance.runtime))
         running.process.kill()
         running.end()
-    end = time.monotonic() + 10
-    while processes_of(instance.runtime) and time.monotonic() < end:
-        time.sleep(0.02)  # the kernel kills it with its parent; it is no child of ours that could be waited for
-    assert processes_of(instance.runtime) == []
+    wait_until(lambda: processes_of(instance.runtime) == [])  # no children of ours, which could be waited for
     assert len(list(instance.vms.iterdir())) == 1
     vmfork("run", "-t", template_name, "true").check()
     assert list(instance.vms.iterdir()) == []
@@ -178,4 +176,5 @@ def test_a_killed_build_is_swept_by_the_next_command(instance, template_name) ->
     assert (instance.templates / "killed").exists()
     assert "killed" not in vmfork("template", "ls").check().out
     assert not (instance.templates / "killed").exists()
+    wait_until(lambda: processes_of(instance.runtime) == [])
     vmfork("run", "-t", template_name, "true").check()

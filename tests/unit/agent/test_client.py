@@ -353,7 +353,7 @@ async def test_data_on_a_channel_that_a_program_has_not_ends_the_line(line, fram
     stream = await started(peer)
     await peer.send(frame[:5] + stream.to_bytes(4) + frame[9:])
     with pytest.raises(ProtocolError):
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 60)
     assert isinstance(client.lost, ProtocolError)
 
 

@@ -80,7 +80,7 @@ async def test_what_it_writes_and_how_it_ends_waits_for_who_takes_it(start_agent
     pidfd = os.pidfd_open(pid)
     async with next_client(running) as client:
         fifo.write_bytes(b"go\n")
-        assert wait_gone(pidfd, limit_s=10)
+        assert wait_gone(pidfd, limit_s=60)
         process = await take_one(client)
         assert await read_all(process) == {Channel.STDOUT: bytes(30_000), Channel.STDERR: b"error\n"}
         assert (await process.wait()).exit_code == 7
@@ -113,7 +113,7 @@ async def test_a_greeting_that_keeps_nothing_ends_what_was_left(start_agent) -> 
         assert len(await client.list_left()) == 1
     async with next_client(running, keep=()) as client:
         assert await client.list_left() == ()
-        assert wait_gone(pidfd, limit_s=10)
+        assert wait_gone(pidfd, limit_s=60)
     os.close(pidfd)
 
 
@@ -182,7 +182,7 @@ async def test_it_can_be_killed_with_all_that_it_started_once_it_is_taken(start_
         process = await take_one(client)
         await process.kill()
         assert (await process.wait()).exit_code == 128 + signal.SIGKILL
-        assert wait_gone(pidfd, limit_s=10)
+        assert wait_gone(pidfd, limit_s=60)
     os.close(pidfd)
 
 

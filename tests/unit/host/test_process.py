@@ -142,7 +142,7 @@ async def test_a_cancelled_close_reaps_and_ending_it_again_does_nothing(start, l
     process.end()
     process.kill()
     os.close(descriptor)
-    assert await asyncio.wait_for(waiting, 10) == -signal.SIGKILL
+    assert await asyncio.wait_for(waiting, 60) == -signal.SIGKILL
 
 
 def test_ended_after_its_loop_it_is_reaped_once(tmp_path, log):
@@ -171,7 +171,7 @@ async def test_term_then_kill_ends_a_process_that_ignores_term(start, log):
 async def test_term_ends_a_process_that_heeds_it(start, log):
     process = start(["sleep", "1000"], log_fd=log[1])
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGTERM
+    assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGTERM
 
 
 async def test_a_stopped_process_can_be_killed(start, log):

@@ -24,8 +24,8 @@ async def test_what_can_be_read_wakes_the_waiter(pipe) -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     os.write(pipe[1], b"x")
-    await asyncio.wait_for(waiting, 10)
-    await asyncio.wait_for(wait_readable(pipe[0]), 10)  # it still is
+    await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(wait_readable(pipe[0]), 60)  # it still is
 
 
 async def test_a_full_pipe_is_waited_for(pipe) -> None:
@@ -37,14 +37,14 @@ async def test_a_full_pipe_is_waited_for(pipe) -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     os.read(pipe[0], 65536)
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def test_a_process_that_ends_wakes_who_watches_it() -> None:
     with subprocess.Popen(["true"]) as process:
         fd = os.pidfd_open(process.pid)
         try:
-            await asyncio.wait_for(wait_readable(fd), 10)
+            await asyncio.wait_for(wait_readable(fd), 60)
         finally:
             os.close(fd)
 
@@ -57,14 +57,14 @@ async def test_a_cancelled_wait_leaves_the_descriptor_to_the_next(pipe) -> None:
         await waiting
     assert not asyncio.get_running_loop().remove_reader(pipe[0])
     os.write(pipe[1], b"x")
-    await asyncio.wait_for(wait_readable(pipe[0]), 10)
+    await asyncio.wait_for(wait_readable(pipe[0]), 60)
 
 
 async def test_what_never_waits_is_not_waited_for(tmp_path) -> None:
     for path in (tmp_path / "file", os.devnull):
         with open(path, "w+b", buffering=0) as file:
-            await asyncio.wait_for(wait_readable(file.fileno()), 10)
-            await asyncio.wait_for(wait_writable(file.fileno()), 10)
+            await asyncio.wait_for(wait_readable(file.fileno()), 60)
+            await asyncio.wait_for(wait_writable(file.fileno()), 60)
 
 
 async def test_a_closed_descriptor_is_an_error_at_once(pipe) -> None:

@@ -154,7 +154,7 @@ async def test_a_killed_machine_is_noticed_by_event(start) -> None:
     machine.on_exit(seen.set_result)
     await machine.pause()
     os.kill(machine.identity.pid, signal.SIGKILL)
-    assert await asyncio.wait_for(seen, 10) == -signal.SIGKILL
+    assert await asyncio.wait_for(seen, 60) == -signal.SIGKILL
     assert machine.exit_code == -signal.SIGKILL
     with pytest.raises(Closed):
         await machine.resume()
@@ -169,7 +169,7 @@ async def test_a_machine_killed_under_a_command_is_our_error(start) -> None:
         await asyncio.sleep(0)
     os.kill(machine.identity.pid, signal.SIGKILL)
     with pytest.raises(VMForkError):
-        await asyncio.wait_for(command, 10)
+        await asyncio.wait_for(command, 60)
 
 
 async def test_cancelling_what_waits_for_the_monitor_leaves_it_usable(start) -> None:
@@ -197,7 +197,7 @@ async def test_closing_again_does_nothing(start, folder) -> None:
 async def test_an_emulator_that_cannot_be_started_leaves_nothing(binary, launch, tmp_path) -> None:
     gone = replace(binary, path=tmp_path / "gone")
     machine = QemuMachine.start(gone, replace(launch, folder=new_folder(tmp_path / "another")))
-    assert await asyncio.wait_for(machine.wait(), 10) == 127
+    assert await asyncio.wait_for(machine.wait(), 60) == 127
     assert "gone" in machine.log_tail()
     await machine.aclose()
 

@@ -31,8 +31,8 @@ class Agent:
 
 async def test_a_caller_that_was_just_taken_when_the_port_is_closed_is_let_go() -> None:
     forward = start_forward(Agent(), 80, HostAddress("127.0.0.1"))
-    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=10) as client:
-        async with asyncio.timeout(10):
+    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=60) as client:
+        async with asyncio.timeout(60):
             while not forward._carrying:
                 await asyncio.sleep(0)
         gc.collect()  # what other tests left is not told here
@@ -54,8 +54,8 @@ async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
         os.write(telling, b".")  # what is done in a child before all else is done
         os.read(reading, 1)
 
-    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=10) as client:
-        async with asyncio.timeout(10):
+    with socket.create_connection(("127.0.0.1", forward.host_port), timeout=60) as client:
+        async with asyncio.timeout(60):
             while not forward._carrying:
                 await asyncio.sleep(0)
         child = fork_child(wait_for_parent)
@@ -65,7 +65,7 @@ async def test_a_child_of_the_owner_keeps_no_port_open() -> None:
             with suppress(ConnectionResetError):
                 assert client.recv(1) == b""
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", forward.host_port), timeout=10)
+                socket.create_connection(("127.0.0.1", forward.host_port), timeout=60)
         finally:
             for end in (writing, reading, told, telling):
                 os.close(end)
@@ -76,14 +76,14 @@ async def test_a_port_that_is_held_keeps_who_calls_for_the_machine_that_comes_af
     agent = Agent()
     forward = start_forward(agent, 80, HostAddress("127.0.0.1"))
     at = "127.0.0.1", forward.host_port
-    async with asyncio.timeout(10):
-        caller = socket.create_connection(at, timeout=10)
+    async with asyncio.timeout(60):
+        caller = socket.create_connection(at, timeout=60)
         await agent.asked.wait()
         for _ in range(3):
             before, agent = agent, Agent()
             hold(forward)
             before.closed.set_result(None)  # it ends, and the port does not
-            late = socket.create_connection(at, timeout=10)
+            late = socket.create_connection(at, timeout=60)
             await asyncio.gather(*forward._carrying, forward._accepting, return_exceptions=True)
             assert not agent.asked.is_set()
             with caller, pytest.raises(ConnectionResetError):
@@ -97,7 +97,7 @@ async def test_a_port_that_is_held_keeps_who_calls_for_the_machine_that_comes_af
         assert forward._places._value == MOST_TUNNELS  # however often it was held, none is lost
         drop(forward)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(at, timeout=10)
+            socket.create_connection(at, timeout=60)
         # What has ended is held and led by nobody.
         hold(forward)
         lead_to(forward, agent)

@@ -81,7 +81,7 @@ async def front(endpoint):
         front.joined = joined
         yield front
         await front.aclose()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.gather(*joined)
         server.close()
 
@@ -90,7 +90,7 @@ async def test_bytes_pass_both_ways_and_so_does_their_end(front, endpoint) -> No
     reader, writer = await asyncio.open_unix_connection(str(endpoint))
     writer.write(ECHO.encode())
     writer.write_eof()
-    assert (await asyncio.wait_for(reader.read(), 10)).decode() == ECHO
+    assert (await asyncio.wait_for(reader.read(), 60)).decode() == ECHO
     writer.close()
 
 
@@ -100,7 +100,7 @@ async def test_a_client_that_reads_nothing_stops_only_itself(front, endpoint) ->
     slow.write(b"x" * 4_000_000)
     reader, writer = await asyncio.open_unix_connection(str(endpoint))
     writer.write(b"quick")
-    assert await asyncio.wait_for(reader.readexactly(5), 10) == b"quick"
+    assert await asyncio.wait_for(reader.readexactly(5), 60) == b"quick"
     for end in (slow, writer):
         end.transport.abort()
 
@@ -111,8 +111,8 @@ async def test_who_goes_while_it_is_joined_leaves_nothing(front, endpoint) -> No
         writer.transport.abort()
     reader, writer = await asyncio.open_unix_connection(str(endpoint))
     writer.write(b"x")
-    await asyncio.wait_for(reader.readexactly(1), 10)
-    async with asyncio.timeout(10):
+    await asyncio.wait_for(reader.readexactly(1), 60)
+    async with asyncio.timeout(60):
         while len(front._connections) > 2:
             await asyncio.sleep(0)
     writer.close()
@@ -169,7 +169,7 @@ async def test_a_path_may_be_as_long_as_the_kernel_takes_it(tmp_path, length) ->
         front = Front(endpoint, inner)
         await front.open()
         reader, writer = await asyncio.open_unix_connection(str(endpoint))
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
         await front.aclose()
         server.close()

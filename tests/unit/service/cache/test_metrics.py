@@ -32,7 +32,7 @@ async def request(address: str, line: str = "GET /metrics HTTP/1.1") -> tuple[st
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
     writer.write(f"{line}\r\nHost: x\r\n\r\n".encode())
-    head, _, body = (await asyncio.wait_for(reader.read(), 10)).decode().partition("\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), 60)).decode().partition("\r\n\r\n")
     writer.close()
     return head, body
 
