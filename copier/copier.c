@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "copy.h"
@@ -159,6 +160,7 @@ static int copy_machine(struct work *work, bool only_own)
                 spent.pages);
     if (work->is_watched)
         pages_unwatch(&work->memory);
+    wait(NULL); /* Where init does not reap, as in a container without one, nobody else would. */
     return failed != NULL;
 }
 

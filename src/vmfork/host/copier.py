@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from vmfork.errors import DeadlineExceeded, HostError
-from vmfork.host.process import WatchedProcess, identify, spawn
+from vmfork.host.process import spawn, watch
 from vmfork.host.shipped import find_shipped
 from vmfork.host.wait import wait_readable
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.host.mapped import MappedMemory
+    from vmfork.host.process import WatchedProcess
 
 # What it does in the pause has limits of its own, 30 s in all. Before that it copies, at 1 GB/s and more.
 _LIMIT_S = 120.0
@@ -28,9 +29,6 @@ _LINE = 4096
 _END_LIMIT_S = 10.0
 
 Watching = Literal["all", "own"]
-
-# They have told what we waited for, and end by themselves: nobody else refers to who reaps them.
-_ending: set[asyncio.Task[None]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ async def copy_machine(
             os.set_blocking(writes, True)
             passed = [fd for fd in (*numbers, *(layer.fd for layer in layers)) if fd >= 0]
             child = spawn(command, log_fd=writes, pass_fds=passed, env={})
-        process = WatchedProcess(identify(child), tuple(command), child.wait)
+        process = watch(child, command)
         try:
             async with asyncio.timeout(_LIMIT_S):
                 said = await _read_line(reads)
@@ -120,9 +118,7 @@ async def copy_machine(
         if not said.startswith("copied "):
             await _end(process, reads)
             raise HostError(_explain(said), hint="the machine runs on as it was")
-    task = asyncio.get_running_loop().create_task(_reap(process))
-    _ending.add(task)
-    task.add_done_callback(_ending.discard)
+    process.let_end()  # it watches no more within some 50 ms, for which nobody need wait
     return _parse(said)
 
 
@@ -146,10 +142,6 @@ async def _end(process: WatchedProcess, reads: int) -> None:
         async with asyncio.timeout(_END_LIMIT_S):
             while await _read_line(reads):
                 pass
-
-
-async def _reap(process: WatchedProcess) -> None:
-    await process.wait()
 
 
 def _explain(said: str) -> str:

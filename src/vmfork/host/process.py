@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,19 @@ class WatchedProcess:
         self._loop.remove_reader(self._pidfd)
         self._stop_watching()
 
+    def let_end(self) -> None:
+        """A child that ends by itself is reaped when it does, also when the loop has ended by then.
+
+        It is not watched any more: nobody can wait for it.
+        """
+        if self.has_ended:
+            return
+        self.forget()
+        try:
+            threading.Thread(target=self._collect, name=f"vmfork-reap-{self.pid}", daemon=True).start()
+        except RuntimeError:  # no thread is to be had, or the interpreter ends (Python 3.12)
+            self._collect()
+
     def _stop_watching(self) -> None:
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -207,6 +221,16 @@ def spawn(
         )
     except OSError as error:
         raise HostError(f"cannot start {command[0]}: {error.strerror}") from error
+
+
+def watch(child: subprocess.Popen[bytes], command: Sequence[str]) -> WatchedProcess:
+    """The child, watched. Raises `OSError` when it cannot be, for want of descriptors; it is gone then, and reaped."""
+    try:
+        return WatchedProcess(identify(child), tuple(command), child.wait)
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
 
 
 def identify(child: subprocess.Popen[bytes]) -> ProcessIdentity:

@@ -25,6 +25,7 @@ from vmfork.host.copier import find_copier
 PAGE, PAGES = 4096, 64
 SIZE = PAGE * PAGES
 HUGE = 2 << 20
+PR_SET_CHILD_SUBREAPER = 36
 MADV_PAGEOUT = 21  # Linux 5.4; Python's mmap has it from 3.14 on
 # Where a guest has memory that was added to it.
 ADDED = 1 << 32
@@ -359,6 +360,17 @@ def test_killed_while_the_machine_stands_still_it_runs_on(opened, command) -> No
     killed.set()
     copy.end()  # its second process has written what it had to
     emulator.wait_told("cont")
+
+
+def test_it_leaves_no_process_for_init(opened) -> None:
+    """In a container whose first process reaps nobody, one would be left of each copy."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    opened.callback(libc.prctl, PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    copy = Copy(Emulator(opened), opened, watched=False)
+    assert copy.end()[0] == 0
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
 
 
 @pytest.mark.needs("strace")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from tests.children import exit_code_of, fork_child
 from vmfork.host.keeper import KeptProcess, find_keeper
-from vmfork.host.process import ProcessIdentity, read_starved_s
+from vmfork.host.process import ProcessIdentity, WatchedProcess, read_starved_s, spawn, watch
 
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
@@ -154,6 +156,61 @@ def test_ended_after_its_loop_it_is_reaped_once(tmp_path, log):
         process.end()
         assert process.has_ended
         assert not Path(f"/proc/{process.pid}").exists()
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A program that ends when it is let go."""
+    path = tmp_path / "held"
+    os.mkfifo(path)
+    return ["sh", "-c", f"read -r word < {path}"], lambda: path.write_text("go\n")
+
+
+def spawn_watched(argv: list[str], log_fd: int) -> WatchedProcess:
+    return watch(spawn(argv, log_fd=log_fd, pass_fds=(), env={}), argv)
+
+
+def test_what_is_let_end_is_reaped_also_after_the_loop(held, log):
+    async def begin() -> int:
+        process = spawn_watched(held[0], log[1])
+        process.let_end()
+        return process.pid
+
+    pid = asyncio.run(begin())
+    (reaper,) = (thread for thread in threading.enumerate() if thread.name == f"vmfork-reap-{pid}")
+    assert state_of(pid) != "Z"
+    held[1]()
+    reaper.join(20)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_what_is_let_end_and_has_ended_was_reaped(log):
+    process = spawn_watched(["true"], log[1])
+    assert await process.wait() == 0
+    process.let_end()
+    assert not any(thread.name == f"vmfork-reap-{process.pid}" for thread in threading.enumerate())
+
+
+async def test_where_no_thread_is_to_be_had_it_is_waited_for(log, monkeypatch):
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    process = spawn_watched(["true"], log[1])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    process.let_end()
+    assert not Path(f"/proc/{process.pid}").exists()
+
+
+async def test_a_child_that_cannot_be_watched_is_gone(held, log, monkeypatch):
+    child = spawn(held[0], log_fd=log[1], pass_fds=(), env={})
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        watch(child, held[0])
+    assert child.returncode == -signal.SIGKILL
 
 
 async def test_term_then_kill_ends_a_process_that_ignores_term(start, log):
