@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM
-from vmfork.errors import GuestError, MachineEnded
+from vmfork.errors import ConfigError, GuestError, MachineEnded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,6 +146,70 @@ except g.ForkError as error:
         (child,) = await vm.fork()
         async with child:
             assert await run(child, program) == f"{refused}not-allowed\n"
+
+
+FORKS_ONCE = """
+try:
+    if g.fork():
+        g.exit(3)
+    print(g.wait().status)
+except g.ForkError as error:
+    print(error.reason)
+"""
+
+
+async def test_a_fork_that_its_host_made_has_an_allowance_of_its_own(template) -> None:
+    """Nothing of it is taken from its parent's, and that its parent has none changes nothing."""
+    async with template.fork() as vm:
+        with pytest.raises(ConfigError, match="no owner"):
+            await vm.fork(lasting=True, allow_guest_fork=1)
+        (child,) = await vm.fork(allow_guest_fork=1)
+        async with child:
+            assert await run(child, FORKS_ONCE) == "3\n"
+            assert await run(vm, FORKS_ONCE) == "not-allowed\n"
+
+
+# It waits for a fork that says nothing, and notes when there is none to wait for any more.
+WAITS = """
+if g.fork():
+    time.sleep(600)
+open("/root/waits", "w").close()
+try:
+    g.wait()
+except ChildProcessError:
+    open("/root/alone", "w").close()
+"""
+
+
+async def test_what_has_gone_back_may_be_forked_again_and_has_none_of_its_forks(template) -> None:
+    begin = "import os, sys, time, vmfork_guest as g\n"
+    async with allowed(template, 1) as vm:
+        await vm.write_file("/root/waits.py", begin + WAITS)
+        await vm.shell("setsid python3 /root/waits.py </dev/null >/dev/null 2>&1 &", check=True)
+        async with asyncio.timeout(LIMIT_S):
+            while not await vm.exists("/root/waits"):
+                await asyncio.sleep(0.02)
+        (child,) = await vm.children()
+        async with vm.checkpoint() as point, child.checkpoint() as of_child:
+            with pytest.raises(ConfigError, match="lasts as long as the program that asked for it"):
+                await child.rollback(of_child)
+            assert (await child.exec(["echo", "on"])).stdout == "on\n"
+            await vm.rollback(point)
+            # The program that waited then waits here, and is told.
+            async with asyncio.timeout(LIMIT_S):
+                while not await vm.exists("/root/alone"):
+                    await asyncio.sleep(0.02)
+            assert await vm.children() == []
+            assert [record.id for record in await VM.list()] == [vm.id]
+            assert await run(vm, FORKS_ONCE) == "3\n"
+
+
+def test_a_command_may_fork_the_machine_that_it_runs_in_where_that_is_said(template_name) -> None:
+    program = ["python3", "-c", "import vmfork_guest as g\n" + FORKS_ONCE]
+    assert vmfork("run", "-t", template_name, "--allow-guest-fork", "1", "--", *program).check().out == "3\n"
+    refused = vmfork("run", "-d", "-t", template_name, "--allow-guest-fork", "1", "true")
+    assert refused.status == 125
+    assert "allow-guest-fork" in refused.err
 
 
 async def test_a_program_that_says_nothing_is_told_of_with_its_exit_status(template) -> None:

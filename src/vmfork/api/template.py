@@ -303,6 +303,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -320,6 +321,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -336,6 +338,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -353,6 +356,7 @@ class Template:
             ttl_s=ttl_s,
             idle_ttl_s=idle_ttl_s,
             network=network,
+            allow_guest_fork=allow_guest_fork,
         )
         failures: list[VMForkError] | None = [] if partial else None
 

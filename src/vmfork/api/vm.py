@@ -42,7 +42,7 @@ from vmfork.wire.command import NO_LIMITS, Command, Window, check_env, shell_arg
 from vmfork.wire.given import MOST_BYTES, check_content
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
@@ -475,6 +475,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
@@ -498,6 +499,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
@@ -520,6 +522,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
@@ -535,9 +538,10 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         it, as they do where the guest's agent is older. Connections to ports are reset in it, and nobody watches files.
         A VM that is paused is forked as it stands, and its forks run.
 
-        `env`, `files`, `cpus`, `memory_mib`, `network` and the times to live are as for `Template.fork`. With `lasting`
-        the forks outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a
-        freeze run in this VM, and those of after a fork in each fork.
+        `env`, `files`, `cpus`, `memory_mib`, `network` and the times to live are as for `Template.fork`, and so is
+        `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With `lasting` the forks outlive
+        us, as by `Template.start`, and may have a `name` and `labels`; nobody would answer their programs, so these may
+        fork nothing. With `hooks` those of before a freeze run in this VM, and those of after a fork in each fork.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
         errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
@@ -549,6 +553,9 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             raise ConfigError(
                 "name" if name else "labels", name or labels, "only forks that last have names and labels"
             )
+        if lasting and allow_guest_fork:
+            reason = "forks that last have no owner that could answer their programs"
+            raise ConfigError("allow_guest_fork", allow_guest_fork, reason, hint="leave out lasting=True")
         request = ForkRequest(
             env=env or {},
             files=files or {},
@@ -557,6 +564,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             ttl_s=0.0 if lasting else ttl_s,
             idle_ttl_s=0.0 if lasting else idle_ttl_s,
             network=network,
+            allow_guest_fork=allow_guest_fork,
         )
         wanted = LiveFork(
             count=count,
@@ -571,7 +579,13 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         instance = Instance(places or self._running.folder.places)
         # A VM that is not forked should not pay for it.
         fork_running = import_late("vmfork.freeze.fork", "fork_running")
-        forks: list[Adopted] = await fork_running(self._running, wanted, instance=instance, failures=failures)
+        forks: list[Adopted] = await fork_running(
+            self._running,
+            wanted,
+            instance=instance,
+            finish=_allowing(allow_guest_fork, instance=instance, timeout_s=timeout_s),
+            failures=failures,
+        )
         return [*(VM(*each) for each in forks), *(failures or ())]
 
     async def children(self) -> Sequence[VM]:
@@ -707,7 +721,8 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         connections, watches, ways to services of the host, names of a `Network`, other clients) ends by `RolledBack`,
         and what the checkpoint had of it has ended, too. Ports of the host that we lead into it stay; connections
         through them end, and who connects meanwhile waits. It may reach what we last let it, or `network`; `env` and
-        `files` are given as to a fork. A pause is over. Its name, labels and times to live go on.
+        `files` are given as to a fork. A pause is over. Its name, labels and times to live go on, and its programs may
+        fork it where they might before; forks that they had made have ended.
 
         It may have ended: its guest crashed or was powered off, or its hypervisor was killed. Raises `ConfigError` for
         the checkpoint of another VM, `Closed` for one that is closed, and `MachineEnded` when the VM's time to live is
@@ -815,16 +830,26 @@ async def allow_forks(vm: VM, request: ForkRequest, *, instance: Instance, timeo
 
     Raises `ConfigError` when its agent is too old for it, and `GuestError`; it is closed then, and on cancel.
     """
-    if not request.allow_guest_fork:
-        return vm
-    begin = import_late("vmfork.freeze.allow", "allow_forks")
-    try:
-        running = vm._running  # noqa: SLF001 - it belongs to the class, and is no method that people call
-        await begin(running, request, instance=instance, timeout_s=timeout_s, make_vm=lambda made: VM(*made))
-    except BaseException:
-        await vm.aclose()
-        raise
+    allow = _allowing(request.allow_guest_fork, instance=instance, timeout_s=timeout_s)
+    if allow is not None:
+        try:
+            await allow(vm._running)  # noqa: SLF001 - it belongs to the class, and is no method that people call
+        except BaseException:
+            await vm.aclose()
+            raise
     return vm
+
+
+def _allowing(most: int, *, instance: Instance, timeout_s: float) -> Callable[[Running], Awaitable[None]] | None:
+    """What lets programs of a machine have so many forks of it; `None` where they may have none."""
+    if not most:
+        return None
+    begin = import_late("vmfork.freeze.allow", "allow_forks")
+
+    async def allow(running: Running) -> None:
+        await begin(running, most, instance=instance, timeout_s=timeout_s, make_vm=lambda made: VM(*made))
+
+    return allow
 
 
 def _as_checkpoint(point: Point) -> Checkpoint:

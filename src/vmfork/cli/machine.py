@@ -38,6 +38,7 @@ class Wanted:
     cpus: int | None = None
     memory_mib: int | None = None
     network: NetworkPolicy = "none"
+    allow_guest_fork: int = 0
 
     @property
     def is_of_factory(self) -> bool:
@@ -61,6 +62,7 @@ async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
             cpus=wanted.cpus,
             memory_mib=wanted.memory_mib,
             network=wanted.network,
+            allow_guest_fork=wanted.allow_guest_fork,
         )
     return await stack.enter_async_context(vm)
 
@@ -104,4 +106,5 @@ async def _take_from_factory(wanted: Wanted, stack: AsyncExitStack) -> VM:
             cpus=wanted.cpus,
             memory_mib=wanted.memory_mib,
             network=wanted.network,
+            allow_guest_fork=wanted.allow_guest_fork,
         )

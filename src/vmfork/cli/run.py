@@ -68,6 +68,13 @@ if TYPE_CHECKING:
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @network_options
+@click.option(
+    "--allow-guest-fork",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Let programs fork the machine (vmfork_guest.fork()), to N machines beside it. Default: 0.",
+)
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
@@ -100,6 +107,7 @@ def command(
     network: str | None,
     allow: tuple[str, ...],
     network_log_only: bool,
+    allow_guest_fork: int,
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
@@ -127,7 +135,7 @@ def command(
     policy = read_network(network, allow, log_only=network_log_only)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
-        _check_detached(passed | {"timings": timings})
+        _check_detached(passed | {"timings": timings, "allow-guest-fork": allow_guest_fork})
         alone = Alone(
             template=name,
             settings=settings,
@@ -161,6 +169,7 @@ def command(
         files=baggage.files,
         **given_size(settings, cpus=cpus, memory=memory),
         network=policy,
+        allow_guest_fork=allow_guest_fork,
     )
 
     async def work() -> int:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Self
 
-from vmfork.api.vm import VM
+from vmfork.api.vm import VM, allow_forks
 from vmfork.border import guarded
 from vmfork.config import FactoryConfig, Instance, VMConfig, find_places
 from vmfork.config.loader import load_settings
@@ -125,6 +125,7 @@ class Factory(Owner):
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
     ) -> VM:
         """A running VM of exactly this configuration, adopted and answering; `source` says where it came from.
@@ -133,8 +134,9 @@ class Factory(Owner):
         that asks for nothing in particular (it `is_plain`), or a template is named, the VM is what the first template,
         pool or server gives. `cpus` and `memory_mib` ask for the same in another size. `timeout_s` bounds the wait for
         a machine of a cache (by default the configuration's `fork_timeout_s`). It ends by itself after `ttl_s` seconds,
-        and after `idle_ttl_s` without a request to its guest, and reaches what `network` says, as a fork of
-        `Template.fork`: neither a pool nor a server has a say in that.
+        and after `idle_ttl_s` without a request to its guest, reaches what `network` says, and may be forked by its
+        programs as `allow_guest_fork` says, as a fork of `Template.fork`: neither a pool nor a server has a say in
+        that.
 
         When no such machine can be had, one of another template, which was warmed up in another way, is never given in
         its place: a VM is booted, or `FallbackRefused` is raised, as `fallback` says.
@@ -143,7 +145,14 @@ class Factory(Owner):
         only larger machines are ready. Raises `SetupError` when a hook of the template or a file given here failed, and
         `LaunchError`, `AdoptError`, `HostError`. Nothing is left after any of them.
         """
-        fork = ForkRequest(env=env or {}, files=files or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network)
+        fork = ForkRequest(
+            env=env or {},
+            files=files or {},
+            ttl_s=ttl_s,
+            idle_ttl_s=idle_ttl_s,
+            network=network,
+            allow_guest_fork=allow_guest_fork,
+        )
         sizes = {"cpus": cpus, "memory_mib": memory_mib}
         if config is None and not (template or self.config.vm.is_plain):
             config = self.config.vm
@@ -156,6 +165,9 @@ class Factory(Owner):
         )
         await self.open()
         self._check_template(template)
+        return await allow_forks(await self._take(request), fork, instance=self._instance)
+
+    async def _take(self, request: Request) -> VM:
         self._counts.requests += 1
         if self._bases.is_direct:
             vm = await self._boot(request, Miss("asked"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import Limits
 from vmfork.errors import ConfigError
 from vmfork.freeze.captured import capture
-from vmfork.freeze.live import check_copyable
+from vmfork.freeze.live import check_asking, check_copyable
 from vmfork.journal import about
 from vmfork.machine.again import made_again
 from vmfork.machine.emulator import find_maker
@@ -22,6 +22,8 @@ from vmfork.machine.room import check_room
 from vmfork.machine.several import Failures, make_several
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vmfork.config import Instance
     from vmfork.machine.base import Adopted
     from vmfork.machine.request import LiveFork
@@ -35,15 +37,24 @@ MOST_FORKS = 1000
 
 
 async def fork_running(
-    running: Running, wanted: LiveFork, *, instance: Instance, failures: Failures | None = None
+    running: Running,
+    wanted: LiveFork,
+    *,
+    instance: Instance,
+    finish: Callable[[Running], Awaitable[None]] | None = None,
+    failures: Failures | None = None,
 ) -> list[Adopted]:
     """Machines of their own, each confirmed by its guest, and the caller's now. The machine runs on as it was.
+
+    What `finish` does is done to each; one that it cannot be done to has failed.
 
     One that stands still is forked as it stands; its forks run. Raises `ConfigError` for what cannot be asked, and
     `NoRoom` and `HostError` when the host has no room, before the machine was paused. Raises what `copy_into`, adopting
     and `make_several` raise; no fork is left then. With `failures` those of single forks are put there.
     """
     make = check_copyable(running)
+    if wanted.request.allow_guest_fork:
+        check_asking(make)
     limits = _check(running, wanted)
     binary = await find_maker(make, places=instance.places)
     await check_room(running.folder.path.parent, running.hardware, limits, wanted.count)
@@ -67,12 +78,15 @@ async def fork_running(
         async def fork_one() -> Adopted:
             with captured.open(limits=limits, descent=running.facts.descent.below_vm(running.id)) as frozen:
                 base = await restore_base(frozen, binary=binary, instance=instance)
-            return await base.adopt(
+            adopted = await base.adopt(
                 wanted.request,
                 timeout_s=wanted.timeout_s,
                 hook_timeout_s=wanted.hook_timeout_s,
                 standing=wanted.standing,
             )
+            if finish is not None:
+                await _finish(adopted, finish)
+            return adopted
 
         async def make_one() -> Adopted:
             return await made_again(fork_one, accel=running.hardware.accel)
@@ -94,6 +108,14 @@ def _check(running: Running, wanted: LiveFork) -> Limits:
     ticket = find_ticket(running.folder.path)
     # Whoever waits for room waits before the pause, or not at all.
     return Limits(wait_s=0) if ticket is None else replace(ticket.limits, wait_s=0)
+
+
+async def _finish(adopted: Adopted, finish: Callable[[Running], Awaitable[None]]) -> None:
+    try:
+        await finish(adopted.running)
+    except BaseException:
+        await _close(adopted)
+        raise
 
 
 async def _close(adopted: Adopted) -> None:

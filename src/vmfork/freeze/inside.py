@@ -22,14 +22,14 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmfork.agent.change import Change
-from vmfork.errors import DeadlineExceeded, GuestError, HostError, ProtocolError, VMForkError
+from vmfork.errors import ConfigError, DeadlineExceeded, GuestError, HostError, ProtocolError, VMForkError
 from vmfork.freeze.fork import fork_running
 from vmfork.journal import about
-from vmfork.machine.request import LiveFork
+from vmfork.machine.request import ForkRequest, LiveFork
 from vmfork.owner import Owner
 from vmfork.wire.frame import MOST_ASKING
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from vmfork.agent.asks import Serving
     from vmfork.config import Instance
     from vmfork.machine.base import Adopted
-    from vmfork.machine.request import ForkRequest
     from vmfork.machine.running import Running
     from vmfork.wire.message import Asked
 
@@ -79,22 +78,11 @@ class _Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What holds for all machines that are made from inside of one: how many may live, and what each gets.
-
-    `ends_at` is when the first one's time to live is over, on the event loop's clock; theirs is then as well.
-    """
+    """What holds for all machines that are made from inside of one: how many may live, and how each is made."""
 
     most: int
-    request: ForkRequest
-    ends_at: float | None
     instance: Instance
     timeout_s: float
-
-    def request_now(self) -> ForkRequest:
-        """What a fork gets that is made now."""
-        if self.ends_at is None:
-            return self.request
-        return replace(self.request, ttl_s=max(self.ends_at - asyncio.get_running_loop().time(), 0.001))
 
 
 @dataclass(slots=True, eq=False)
@@ -202,6 +190,19 @@ class Inside(Owner):
         self._serving = await self._agent.serve(self._take)
         self._serving.reply.add_done_callback(lambda _: self._tell())
         self._task = asyncio.get_running_loop().create_task(self._work(self._serving))
+
+    async def follow(self, running: Running) -> None:
+        """Programs of `running`, where the machine has gone back to, can ask, and none of its forks lives.
+
+        Raises `GuestError`.
+        """
+        await Inside(running, Family(self.family.terms, make_vm=self.family.make_vm)).begin()
+
+    def check_return(self) -> None:
+        """Raises `ConfigError` when the machine cannot go back: the end of its program is to be its end."""
+        if self._origin:
+            reason = f"VM {self.running.id} was made from inside, and lasts as long as the program that asked for it"
+            raise ConfigError("vm", self.running.id, reason, hint="fork it, and have that go back: vm.fork()")
 
     async def begin_in_fork(self, index: int) -> None:
         """The program that asked for this machine knows that it is in it, and others can ask. Raises `GuestError`."""
@@ -342,14 +343,14 @@ class Inside(Owner):
 
     async def _make(self, count: int) -> list[Adopted]:
         terms = self.family.terms
-        wanted = LiveFork(
-            count=count,
-            request=terms.request_now(),
-            asks=True,
-            timeout_s=terms.timeout_s,
-            hook_timeout_s=terms.timeout_s,
-        )
         try:
+            wanted = LiveFork(
+                count=count,
+                request=self._find_request(),
+                asks=True,
+                timeout_s=terms.timeout_s,
+                hook_timeout_s=terms.timeout_s,
+            )
             return await fork_running(self.running, wanted, instance=terms.instance)
         except VMForkError as error:
             if self._agent.lost is not None:
@@ -359,6 +360,11 @@ class Inside(Owner):
             # What the host lacks is nothing for a guest to know in detail.
             reason = ("no-room", _NO_ROOM) if isinstance(error, HostError) else ("failed", error.code)
             raise _RefusedError(*reason) from error
+
+    def _find_request(self) -> ForkRequest:
+        """A fork may reach what its machine may now, and lives no longer. Raises `MachineEnded`."""
+        life = self.running.life
+        return ForkRequest(network=self.running.policy, ttl_s=life.left_s(), idle_ttl_s=life.idle_ttl_s)
 
     def _begin_wait(self, asking: _Asking, rest: bytes) -> None:
         if rest:

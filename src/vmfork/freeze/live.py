@@ -67,6 +67,14 @@ def check_copyable(running: Running) -> Make:
     return running.facts.make
 
 
+def check_asking(make: Make | None) -> None:
+    """Raises `ConfigError` when programs of a machine that was made so cannot ask for forks of it."""
+    if make is None or not make.answers_programs:
+        reason = "the agent in this machine cannot ask for it"
+        hint = "build the image and its templates again with this vmfork"
+        raise ConfigError("allow_guest_fork", True, reason, hint=hint)
+
+
 def find_unset(running: Running) -> Mapping[str, str]:
     """Variables that lead programs of the machine out of it, and are nothing for what is made from it."""
     make = running.facts.make

@@ -10,6 +10,7 @@ from vmfork.freeze.captured import capture
 from vmfork.host.bound import Bound
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from vmfork.config import Limits
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vmfork.machine.facts import Descent, Make
     from vmfork.machine.launch import Frozen
     from vmfork.machine.running import Running
+    from vmfork.wire.message import Kept
 
 
 class Point(Protocol):
@@ -76,7 +78,9 @@ class MemoryPoint:
     async def take(cls, running: Running, *, hooks: bool, hook_timeout_s: float) -> Self:
         """The machine as it is now, which runs on. It ends with the machine. Raises what `capture` raises."""
         with ExitStack() as on_failure:
-            captured = await capture(running, on_failure, hooks=hooks, hook_timeout_s=hook_timeout_s)
+            # Programs that may fork it ask on once it is back.
+            keeps: Sequence[Kept] = () if running.inside is None else ("asks",)
+            captured = await capture(running, on_failure, hooks=hooks, keeps=keeps, hook_timeout_s=hook_timeout_s)
             point = cls(captured, on_failure.pop_all())
         running.points.add(point)
         return point

@@ -63,6 +63,8 @@ async def roll_back(running: Running, point: Point, request: ForkRequest, *, how
     then. After another error, and on cancel, the machine has ended, and may be rolled back again.
     """
     running.check_open()
+    if running.inside is not None:
+        running.inside.check_return()
     way = _Shared.of(running) if running.is_shared else _Owned(running)
     planned = await _plan(way, point, request, how)
     async with running.resizing:  # what a change of its size still does would be done to what comes after it
@@ -107,7 +109,7 @@ class _Way(Protocol):
         """The machine has ended; its folder is ours."""
 
     async def keep(self, adopted: Adopted, folder: LentFolder) -> None:
-        """What was made stands in its place."""
+        """What was made stands in its place. After an error it is closed."""
 
     async def fail(self) -> None:
         """Nothing stands in its place. It may be brought back again."""
@@ -127,6 +129,12 @@ class _Owned:
         return self._running.folder
 
     async def keep(self, adopted: Adopted, folder: LentFolder) -> None:
+        if self._running.inside is not None:
+            try:
+                await self._running.inside.follow(adopted.running)
+            except BaseException:
+                await adopted.running.aclose()
+                raise
         if self._running.state == "closed":
             await adopted.running.aclose()
             raise Closed(f"VM {self._running.id}")

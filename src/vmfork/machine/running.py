@@ -49,6 +49,12 @@ class Dependent(Protocol):
     @property
     def children(self) -> Sequence[Owner]: ...
 
+    def check_return(self) -> None:
+        """Raises `ConfigError` when its machine cannot go back to a checkpoint."""
+
+    async def follow(self, running: Running) -> None:
+        """Programs of `running` are answered, which is in the place of its machine now."""
+
     async def aclose(self) -> None: ...
 
     def drop(self) -> None: ...
@@ -252,9 +258,8 @@ class Running(Described, Owner):
         """
         self.check_open()
         self._agent.fail(reason)
-        inside, self.inside = self.inside, None
-        if inside is not None:  # what its programs made is theirs, and they are gone
-            await inside.aclose()
+        if self.inside is not None:  # what its programs made is theirs, and they are gone
+            await self.inside.aclose()
         self.ways = None
         self.networks.clear()
         if self.is_shared:

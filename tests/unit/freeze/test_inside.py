@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from vmfork.errors import GuestError, HostError, LaunchError, NoRoom, ProtocolError
+from vmfork.errors import ConfigError, GuestError, HostError, LaunchError, NoRoom, ProtocolError
 from vmfork.freeze import inside
 from vmfork.freeze.inside import Family, Inside, Terms
-from vmfork.machine.request import ForkRequest
+from vmfork.machine.lifetime import Life
 from vmfork.wire.message import Asked
 
 LIMIT_S = 20.0
@@ -52,6 +53,8 @@ class FakeRunning:
         self.id = name
         self.agent = FakeAgent()
         self.inside = None
+        self.life = Life()
+        self.policy = "none"
         self.is_closed = False
         self.left = SimpleNamespace(take_all=self._take_all)
 
@@ -81,7 +84,7 @@ def made(monkeypatch) -> list[FakeRunning]:
 
 
 async def first_of_family(most: int) -> FakeRunning:
-    terms = Terms(most=most, request=ForkRequest(), ends_at=None, instance=None, timeout_s=1.0)
+    terms = Terms(most=most, instance=None, timeout_s=1.0)
     running = FakeRunning("first")
     await Inside(running, Family(terms, make_vm=lambda adopted: adopted.running)).begin()
     return running
@@ -268,9 +271,47 @@ async def test_when_something_goes_wrong_programs_do_not_wait_for_ever(made, mon
     await first.aclose()
 
 
-async def test_a_fork_has_no_more_time_than_is_left() -> None:
-    now = asyncio.get_running_loop().time()
-    terms = Terms(most=1, request=ForkRequest(), ends_at=now + 60, instance=None, timeout_s=1.0)
-    assert 50 < terms.request_now().ttl_s <= 60
-    terms = Terms(most=1, request=ForkRequest(), ends_at=now - 60, instance=None, timeout_s=1.0)
-    assert 0 < terms.request_now().ttl_s < 0.1
+async def test_a_fork_lives_no_longer_and_reaches_what_its_machine_may_by_then(made, monkeypatch) -> None:
+    """What the host has changed since it allowed it holds."""
+    asked = []
+    first = await first_of_family(3)
+    works = inside.fork_running
+
+    async def notes(running, wanted, *, instance):
+        asked.append(wanted.request)
+        return await works(running, wanted, instance=instance)
+
+    monkeypatch.setattr(inside, "fork_running", notes)
+    first.life, first.policy = Life.begin(ttl_s=60, idle_ttl_s=7), "all"
+    first.agent.ask(b"fork 1")
+    assert await first.agent.answered() == b"forked 0"
+    first.policy = "none"
+    first.agent.ask(b"fork 1")
+    assert await first.agent.answered() == b"forked 0"
+    assert [(each.network, each.idle_ttl_s, 50 < each.ttl_s <= 60) for each in asked] == [
+        ("all", 7, True),
+        ("none", 7, True),
+    ]
+    first.life = Life(time.monotonic() - 1, 0)
+    first.agent.ask(b"fork 1")
+    assert (await first.agent.answered()).startswith(b"refused failed")
+    await first.aclose()
+
+
+async def test_where_it_has_gone_back_to_its_programs_may_fork_it_again(made) -> None:
+    first, again = await first_of_family(1), FakeRunning("again")
+    first.agent.ask(b"fork 1")
+    await first.agent.answered()
+    first.inside.check_return()
+    with pytest.raises(ConfigError, match="lasts as long as the program"):
+        made[0].inside.check_return()
+    await first.inside.aclose()
+    assert made[0].is_closed
+    await first.inside.follow(again)
+    again.agent.ask(b"fork 1")
+    assert await again.agent.answered() == b"forked 0"
+    again.agent.ask(b"fork 1")
+    assert (await again.agent.answered()).startswith(b"refused limit")
+    assert again.inside.children == [made[1]]
+    await again.aclose()
+    assert made[1].is_closed
