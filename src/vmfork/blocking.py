@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
+    from vmfork.template.moving import Saved
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
     from vmfork.wire.event import FileEvent
@@ -1444,6 +1445,31 @@ class Template:
     def verify(self) -> None:
         """Every byte of the template is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
         portal.run(self._twin.verify())
+
+    def save(self, file: HostPath, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is in `file`, a tar of an OCI layout (docs/reference/artifact.md), and still in force here."""
+        return portal.run(self._twin.save(file, progress=progress))
+
+    @classmethod
+    def load(
+        cls,
+        file: HostPath,
+        name: str = "",
+        *,
+        config: VMConfig | None = None,
+        replace: bool = False,
+        wait_s: float = 0.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """The template that `save` put into `file` is in force as `name`, by default under the name that it had."""
+        return cls(
+            portal.run(
+                aio.Template.load(
+                    file, name, config=config, replace=replace, wait_s=wait_s, progress=progress, places=places
+                )
+            )
+        )
 
     def remove(self) -> None:
         """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""

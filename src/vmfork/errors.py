@@ -27,8 +27,10 @@ VMForkError                 code, hint
 │   ├── TemplateNotFound    build it
 │   ├── TemplateExists      pick another name, or replace
 │   ├── TemplateStale       rebuild: field, have, want
+│   │   └── TemplateUnfit   one from elsewhere does not fit this host: take a host that it fits, or build it here
 │   ├── TemplateCorrupt     rebuild: path, reason
 │   └── TemplateElsewhere   it is mounted in another mount namespace: use it there, or build it outside
+├── ArtifactError           what a file or a registry gave is damaged, cut off, or no template: get it again
 ├── FallbackRefused         no machine of the factory is to be had, and none may be booted: mend what `reason` says
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── VMNotFound              no VM of that name or id lives, or waits to be taken over
@@ -544,6 +546,46 @@ class TemplateStale(TemplateError):
         self.field = field
         self.have = have
         self.want = want
+
+
+_FITTING = {
+    "qemu.version": "it fits hosts with that QEMU: install it here, or build the template here",
+    "machine": "it fits hosts with the QEMU that it was frozen by: install it here, or build the template here",
+    "accel": "it fits hosts where KVM runs guests (vmfork doctor): build it under TCG for others",
+    "host_cpu": "it fits hosts with that very CPU; built with cpu_model = portable (--portable) it fits others too",
+    "tsc_khz": "it fits hosts whose TSC counts at that rate; built with machine = q35 it fits others too",
+    "agent.protocol": "it fits a vmfork that speaks this protocol: use the one that made it, or build it here",
+}
+
+
+class TemplateUnfit(TemplateStale):
+    """A template from elsewhere, `source`, was frozen on a host that this one is too different from.
+
+    `field` was `have` there and is `want` here. Nothing of its RAM was read.
+    """
+
+    code = "template-unfit"
+
+    def __init__(self, name: str, field: str, have: object, want: object, *, source: str) -> None:
+        super().__init__(name, field, have, want)
+        self.message = f"{source}: {self.message}"
+        self.args = (self.message,)
+        self.hint = _FITTING.get(field, "take a host that is like the one it was frozen on, or build it here")
+        self.source = source
+
+
+class ArtifactError(VMForkError):
+    """What a file or a registry gave is damaged, cut off, or not what it should be. Nothing was made of it.
+
+    `source` names it, with the part that is wrong.
+    """
+
+    code = "artifact"
+
+    def __init__(self, source: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"{source}: {reason}", hint=hint or "get it again, or have it saved or pushed again")
+        self.source = source
+        self.reason = reason
 
 
 class TemplateCorrupt(TemplateError):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
+    from vmfork.template.moving import Saved
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
     from vmfork.wire.given import GivenFile, GuestPath, HostPath
@@ -385,6 +386,47 @@ class Template:
         """Every byte of the template is what was frozen. Raises `TemplateCorrupt`, naming the file that is not."""
         await asyncio.to_thread(self._source.verify)
 
+    async def save(self, file: HostPath, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is in `file`, a tar of an OCI layout (docs/reference/artifact.md), and still in force here.
+
+        `load` makes a template of it, on any host that it fits. What was in `file` before is replaced at the end. All
+        that was in the machine's memory is in it, secrets too. Raises `TemplateNotFound` when this generation is gone,
+        `TemplateCorrupt` when its RAM is not what was frozen, and `HostError`; the former file is as it was then.
+        """
+        moving = _load_moving()
+        instance = Instance(self._source.instance.places, progress)
+        saved: Saved = await moving.save_template(self.name, Path(file), generation=self.generation, instance=instance)
+        return saved
+
+    @classmethod
+    async def load(
+        cls,
+        file: HostPath,
+        name: str = "",
+        *,
+        config: VMConfig | None = None,
+        replace: bool = False,
+        wait_s: float = 0.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """The template that `save` put into `file` is in force as `name`, by default under the name that it had.
+
+        Whoever made `file` is trusted with all that forks of it do, and with what QEMU makes of its device state.
+        `config` is as for `open`. It is held to no image of this host, and not to the host that it was frozen on.
+
+        Raises `TemplateUnfit` (field, have, want) when emulator, machine type, accelerator or processor are not those
+        that it was frozen with; its RAM is not read then. Raises `ArtifactError` when `file` is damaged or no template,
+        and, as a build does, `TemplateExists`, `StoreBusy` and `HostError`. After any of them, and on cancel, what was
+        there before is in force.
+        """
+        moving = _load_moving()
+        instance = Instance(places or find_places(), progress)
+        source = await moving.load_template(
+            Path(file), name, config=config or VMConfig(), instance=instance, replace_it=replace, wait_s=wait_s
+        )
+        return cls(source)
+
     async def remove(self) -> None:
         """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
         await self._source.remove()
@@ -407,7 +449,17 @@ async def _close(vm: VM) -> None:
 
 def _load_making() -> tuple[ModuleType, ModuleType]:
     """What audits templates, and what builds them."""
-    # Few are, and every fork would pay for what that needs: 14 ms (docs/decisions/0008).
-    from vmfork.template import audit, build  # noqa: PLC0415
-
+    audit, build, _ = _load_rare()
     return audit, build
+
+
+def _load_moving() -> ModuleType:
+    """What moves templates to and from files."""
+    return _load_rare()[2]
+
+
+def _load_rare() -> tuple[ModuleType, ModuleType, ModuleType]:
+    # Few templates are made or moved, and every fork would pay for what that needs: 14 ms (docs/decisions/0008).
+    from vmfork.template import audit, build, moving  # noqa: PLC0415
+
+    return audit, build, moving

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
+    from vmfork.template.moving import Saved
 
 
 # This much of a digest tells the layers of a host apart.
@@ -52,7 +53,7 @@ _DIGEST_SHOWN = 12
 
 @click.group("template", cls=VerbGroup)
 def command() -> None:
-    """Build, list, show, verify, audit and remove templates."""
+    """Build, list, show, verify, audit, save, load and remove templates."""
 
 
 command.add_command(audit)
@@ -283,6 +284,49 @@ def verify(name: str, as_json: bool) -> None:
         show_json({"verified": True, "template": name})
         return
     click.echo(f"template {name} is whole and fits this host")
+
+
+@command.command("save")
+@template_argument
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@json_option
+def save(name: str, file: Path, as_json: bool) -> None:
+    """Write the template NAME to FILE, for other hosts: a tar of an OCI layout. Secrets in its memory go along."""
+
+    async def work(progress: ProgressListener) -> Saved:
+        return await (await Template.open(name)).save(file, progress=progress)
+
+    with shown_progress() as progress:
+        saved = run_async(work(progress))
+    if as_json:
+        show_json({"template": name, "file": str(file), **dataclasses.asdict(saved)})
+        return
+    click.echo(f"template {name} is in {file}: {format_bytes(saved.size_bytes)}, {saved.digest}")
+
+
+@command.command("load")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("name", default="", required=False)
+@click.option("--replace", is_flag=True, help="Replace a template of that name.")
+@json_option
+def load(file: Path, name: str, replace: bool, as_json: bool) -> None:
+    """Make a template of FILE, which `save` wrote, as NAME or under the name that it had.
+
+    It must fit this host: emulator, machine type, accelerator, processor. That is looked at before its memory is read.
+    Whoever made FILE is trusted with all that its forks do.
+    """
+    settings = get_settings()
+
+    async def work(progress: ProgressListener) -> Template:
+        return await Template.load(file, name, config=settings.vm, replace=replace, progress=progress)
+
+    with shown_progress() as progress:
+        template = run_async(work(progress))
+    m = template.manifest
+    if as_json:
+        show_json(_describe(m))
+        return
+    click.echo(f"template {m.name}: {format_bytes(m.memory_allocated_bytes)} in use, frozen {m.created_at}")
 
 
 @command.command("rm")

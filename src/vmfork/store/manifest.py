@@ -43,7 +43,8 @@ class Manifest:
     all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
     ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
     it and lose. `recipe` names what was done to it, where that were `steps`; `base_image` is the image that `image` was
-    derived from for them, and `layers` are the machines that were kept on the way, or gone on from.
+    derived from for them, and `layers` are the machines that were kept on the way, or gone on from. `came_from` is the
+    file or the registry that it was loaded from; one that came from elsewhere is not held to an image of this host.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -83,6 +84,7 @@ class Manifest:
     unset: Mapping[str, str] = field(default_factory=dict)
     recipe: str = ""
     base_image: str = ""
+    came_from: str = ""
     steps: tuple[DoneStep, ...] = ()
     layers: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)

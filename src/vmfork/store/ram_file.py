@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STEP = 4 * 1024 * 1024
-_PAGE = 4096
-_ZEROS = bytes(_PAGE)
+PAGE = 4096
+_ZEROS = bytes(PAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def digest_open_ram(fd: int) -> RAMDigest:
     A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest.
     """
     total, found = hashlib.sha256(), 0
-    for start, end in _extents(fd):
+    for start, end in find_extents(fd):
         found += end - start
         for position in range(start, end, _STEP):
             data = os.pread(fd, min(_STEP, end - position), position)
@@ -63,7 +64,7 @@ def copy_ram(source_fd: int, target_fd: int) -> None:
 
     What was never touched stays a hole. The kernel copies: 0.05 s for 100 MiB.
     """
-    for start, end in _extents(source_fd):
+    for start, end in find_extents(source_fd):
         at = os.lseek(target_fd, start, os.SEEK_SET)
         while at < end:
             at += os.sendfile(target_fd, source_fd, at, end - at)
@@ -76,21 +77,24 @@ def empty_ram(fd: int) -> None:
     os.ftruncate(fd, size)
 
 
-def _extents(fd: int) -> Iterator[tuple[int, int]]:
-    end = 0
-    while True:
+def find_extents(fd: int, begin: int = 0, limit: int = sys.maxsize) -> Iterator[tuple[int, int]]:
+    """Start and end of each part of the file that holds data, between `begin` and `limit`."""
+    end = begin
+    while end < limit:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
             raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
+        if start >= limit:
+            return
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), limit)
         yield start, end
 
 
 def _pages_of_data(data: bytes) -> Iterator[tuple[int, bytes]]:
-    for offset in range(0, len(data), _PAGE):
-        page = data[offset : offset + _PAGE]
+    for offset in range(0, len(data), PAGE):
+        page = data[offset : offset + PAGE]
         if page != _ZEROS:
             yield offset, page

@@ -74,4 +74,4 @@ def _can_be_rebuilt(name: str, instance: Instance) -> bool:
         kept = find_recipe(name, places=instance.places)
     except TemplateError:
         return False
-    return kept is not None and not (kept.env or kept.is_live)
+    return kept is not None and kept.is_followable

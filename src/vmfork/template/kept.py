@@ -36,7 +36,7 @@ class KeptRecipe:
     """A recipe as it can be kept, and the configuration that it was made with.
 
     `env` are names only: the values were for the warm-up alone, and may be secrets. One that was frozen while it ran
-    (`is_live`) has none that could be followed.
+    (`is_live`) has none that could be followed, nor has one that `came_from` a file or a registry.
     `reaches` is what its commands may reach: nothing, `all`, or the entries of a list. `steps` are in the words of a
     recipe, and read what is in and below `folder`; `recipe` is its name, where it has steps.
     """
@@ -51,11 +51,17 @@ class KeptRecipe:
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
     is_live: bool = False
+    came_from: str = ""
     reaches: tuple[str, ...] = ()
     reaches_more: bool = False
     steps: tuple[Any, ...] = ()
     folder: str = ""
     recipe: str = ""
+
+    @property
+    def is_followable(self) -> bool:
+        """Whether the template can be made again by it."""
+        return not (self.env or self.is_live or self.came_from)
 
     @property
     def name(self) -> str:
@@ -86,6 +92,12 @@ class KeptRecipe:
         if self.is_live:
             error = TemplateNotFound(name)
             error.hint = "it was frozen from a running VM, and nothing tells how to make it again: freeze one again"
+            raise error
+        if self.came_from:
+            error = TemplateNotFound(name)
+            error.hint = (
+                f"it came from {self.came_from}, and nothing here tells how to make it: load it again from there"
+            )
             raise error
         if self.env:
             error = TemplateNotFound(name)

@@ -19,10 +19,10 @@ from vmfork.machine.launch import Frozen
 from vmfork.machine.traits import agent_reseeds
 from vmfork.store.layers import LayerStore
 from vmfork.template.checkpoints import store_of
+from vmfork.template.fit import hardware_of
 from vmfork.template.live import copy_to
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
-from vmfork.template.source import hardware_of
 from vmfork.units import MIB
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
-from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import default_cpu_model
 from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
@@ -23,12 +22,13 @@ from vmfork.machine.naming import check_vm_name
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
 from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
+from vmfork.template.fit import find_misfit, hardware_of
 from vmfork.template.kept import remove_template
 from vmfork.template.recipe import name_done
-from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
     from vmfork.config import Instance
+    from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.machine.base import BaseVM
     from vmfork.machine.request import ForkRequest, Standing
@@ -44,21 +44,6 @@ def _warn_of_age(name: str) -> None:
         " that, build it again: vmfork template build %s --replace",
         name,
         name,
-    )
-
-
-def hardware_of(m: Manifest) -> Hardware:
-    """What machines that are made from what it describes are made of."""
-    return Hardware(
-        machine=m.traits["machine"],
-        accel=m.traits["accel"],
-        cpu_model=m.traits["cpu_model"],
-        cpus=m.cpus,
-        memory_mib=m.memory_mib,
-        vmgenid=m.vmgenid,
-        max_cpus=m.max_cpus,
-        max_memory_mib=m.max_memory_mib,
-        added_mib=m.added_mib,
     )
 
 
@@ -190,9 +175,9 @@ class Source:
     def _warn_of_tcg(self, binary: QemuBinary) -> None:
         """Said once per process: what keeps this user from KVM, or that the template was made before there was KVM."""
         kvm.warn_if_forbidden()
-        if kvm.find_refusal() is not None:
-            return
         m = self.manifest
+        if kvm.find_refusal() is not None or m.came_from:
+            return
         with suppress(ImageNotFound):
             image = ImageStore(self._instance.places.images).open(m.image)
             model = self._config.cpu_model or default_cpu_model("kvm")
@@ -224,11 +209,10 @@ class Source:
 
     def _check_host(self, binary: QemuBinary) -> None:
         m = self.manifest
-        if m.agent_protocol not in SUPPORTED_PROTOCOLS:
-            raise TemplateStale(m.name, "agent.protocol", m.agent_protocol, max(SUPPORTED_PROTOCOLS))
-        m.check_traits(emulator_traits(self.hardware, binary))
-        if self.hardware.accel == "kvm" and kvm.find_refusal() is not None:
-            raise TemplateStale(m.name, "accel", "kvm", "tcg")
+        if (misfit := find_misfit(m, binary)) is not None:
+            raise TemplateStale(m.name, *misfit)
+        if m.came_from:
+            return  # an image of the same name here is another
         try:
             image = ImageStore(self._instance.places.images).open(m.image)
         except ImageNotFound:

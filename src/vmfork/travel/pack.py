@@ -1,0 +1,79 @@
+"""From a template that is opened to the layers of its artifact."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from vmfork.errors import TemplateCorrupt
+from vmfork.oci.descriptor import Descriptor, digest_of
+from vmfork.store.ram_file import digest_open_ram, find_extents
+from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE, Artifact, Layer, list_spans
+from vmfork.travel.compression import compress
+from vmfork.travel.lanes import in_order
+from vmfork.travel.pages import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from threading import Event
+
+    from vmfork.store import OpenTemplate
+
+# So much is looked at at once: twice that, with what is there already, beside the layer itself.
+_STEP = 1 << 20
+
+
+class Sink(Protocol):
+    """Where content goes. What is there already may be left out."""
+
+    def put(self, descriptor: Descriptor, data: bytes, /) -> None: ...
+
+
+def pack(
+    opened: OpenTemplate, sink: Sink, *, stop: Event, tell: Callable[[float], None], tsc_khz: int
+) -> Artifact | None:
+    """The template's layers are in `sink`. `None` when `stop` was set before. `tell` is given the part that is done.
+
+    Raises `TemplateCorrupt` when its RAM is not what was frozen.
+    """
+    m, layers = opened.manifest, []
+    spans = list_spans(m.memory_bytes)
+
+    def work(span: tuple[int, int] | None) -> tuple[Layer, bytes] | None:
+        """The layer of that part of RAM. The whole of it is compared meanwhile, in a lane of its own."""
+        if span is None:
+            _check_memory(opened)
+            return None
+        return _compress(encode(_read(opened.memory_fd, *span)))
+
+    for number, packed in enumerate(in_order(work, (None, *spans), stop=stop)):
+        tell(number / (len(spans) + 1))
+        if packed is not None:
+            layer, data = packed
+            if layer.raw_bytes:
+                layers.append(layer)
+                sink.put(layer.describe(MEMORY_TYPE), data)
+    if stop.is_set():
+        return None
+    state, data = _compress(os.pread(opened.state_fd, m.state_bytes, 0))
+    sink.put(state.describe(STATE_TYPE), data)
+    return Artifact(manifest=m, memory=tuple(layers), state=state, tsc_khz=tsc_khz)
+
+
+def _check_memory(opened: OpenTemplate) -> None:
+    if digest_open_ram(opened.memory_fd).sha256 != opened.manifest.memory_sha256:
+        raise TemplateCorrupt(opened.manifest.name, "memory", "its content is not what was frozen")
+
+
+def _compress(raw: bytes) -> tuple[Layer, bytes]:
+    data = compress(raw)
+    return Layer(digest=digest_of(data), size_bytes=len(data), raw_bytes=len(raw)), data
+
+
+def _read(fd: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """What a part of RAM has, over nothing but zeros."""
+    zeros = bytes(_STEP)
+    for start, stop in find_extents(fd, begin, end):
+        for position in range(start, stop, _STEP):
+            data = os.pread(fd, min(_STEP, stop - position), position)
+            yield position, data, zeros[: len(data)]
