@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
+        ArtifactError,
         Closed,
         CodeError,
         ConfigError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         TemplateExists,
         TemplateNotFound,
         TemplateStale,
+        TemplateUnfit,
         VMExists,
         VMForkError,
         VMNotFound,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from vmfork.network.policy import Allow
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
+    from vmfork.template.saved import Saved
     from vmfork.wire.event import FileEvent
 
 __version__ = "0.1.0"
@@ -94,6 +97,7 @@ __all__ = [
     "VM",
     "AdoptError",
     "Allow",
+    "ArtifactError",
     "Checkpoint",
     "Closed",
     "CodeError",
@@ -139,6 +143,7 @@ __all__ = [
     "Recipe",
     "Reverse",
     "RolledBack",
+    "Saved",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",
@@ -149,6 +154,7 @@ __all__ = [
     "TemplateExists",
     "TemplateNotFound",
     "TemplateStale",
+    "TemplateUnfit",
     "VMConfig",
     "VMExists",
     "VMForkError",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmfork.config.loader import load_settings
     from vmfork.errors import (
         AdoptError,
+        ArtifactError,
         Closed,
         CodeError,
         ConfigError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         TemplateExists,
         TemplateNotFound,
         TemplateStale,
+        TemplateUnfit,
         VMExists,
         VMForkError,
         VMNotFound,
@@ -71,15 +73,17 @@ if TYPE_CHECKING:
     from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
+    from vmfork.template.saved import Saved
     from vmfork.wire.event import FileEvent
 
 _ERRORS = (
-    "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
-    "GuestError", "GuestFileError",
+    "AdoptError", "ArtifactError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError",
+    "FallbackRefused", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
     "RolledBack", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
-    "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale", "VMExists",
+    "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "TemplateUnfit", "VMExists",
     "VMForkError", "VMNotFound", "WrongContext",
 )  # fmt: skip
 
@@ -103,6 +107,7 @@ _HOMES = {
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
     "Recipe": "vmfork.template.recipe",
+    "Saved": "vmfork.template.saved",
     "Allow": "vmfork.network.policy",
     **dict.fromkeys(("Decision", "NetworkCounts"), "vmfork.network.decision"),
     "Forward": "vmfork.network.forward",
@@ -115,6 +120,7 @@ __all__ = [
     "VM",
     "AdoptError",
     "Allow",
+    "ArtifactError",
     "Checkpoint",
     "Closed",
     "CodeError",
@@ -160,6 +166,7 @@ __all__ = [
     "Recipe",
     "Reverse",
     "RolledBack",
+    "Saved",
     "SecretsPresent",
     "SetupError",
     "StoreBusy",
@@ -170,6 +177,7 @@ __all__ = [
     "TemplateExists",
     "TemplateNotFound",
     "TemplateStale",
+    "TemplateUnfit",
     "VMConfig",
     "VMExists",
     "VMForkError",

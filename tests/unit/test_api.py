@@ -18,16 +18,16 @@ WAITING = {"VM", "Checkpoint", "Factory", "Forward", "GuestConnection", "GuestPr
 VALUES = {
     "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
     "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
-    "VMHandle", "detailed_timings", "find_places", "load_settings", "Recipe",
+    "VMHandle", "detailed_timings", "find_places", "load_settings", "Recipe", "Saved",
 }  # fmt: skip
 ERRORS = {
-    "AdoptError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError", "FallbackRefused", "FitError",
-    "GuestError", "GuestFileError",
+    "AdoptError", "ArtifactError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError",
+    "FallbackRefused", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
     "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
     "RolledBack",
     "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError",
-    "TemplateExists", "TemplateNotFound", "TemplateStale",
+    "TemplateExists", "TemplateNotFound", "TemplateStale", "TemplateUnfit",
     "VMExists", "VMForkError", "VMNotFound", "WrongContext",
 }  # fmt: skip
 

@@ -42,6 +42,8 @@ SAMPLES = {
     errors.TemplateNotFound: errors.TemplateNotFound("a b"),
     errors.TemplateExists: errors.TemplateExists("py"),
     errors.TemplateStale: errors.TemplateStale("a b", "qemu.version", "7.2.1", "7.2.2"),
+    errors.TemplateUnfit: errors.TemplateUnfit("a b", "qemu.version", "7.2.1", "7.2.2", source="a.tar"),
+    errors.ArtifactError: errors.ArtifactError("a.tar", "it was cut off"),
     errors.TemplateCorrupt: errors.TemplateCorrupt("a b", "memory", "is too short"),
     errors.TemplateElsewhere: errors.TemplateElsewhere("a b", "process 7 (python)"),
     errors.FallbackRefused: errors.FallbackRefused("template-not-found", "no template is named 'py'"),
@@ -86,6 +88,8 @@ ALWAYS_WITH_HINT = [
     errors.TemplateNotFound,
     errors.TemplateExists,
     errors.TemplateStale,
+    errors.TemplateUnfit,
+    errors.ArtifactError,
     errors.TemplateCorrupt,
     errors.FallbackRefused,
     errors.FitError,
@@ -152,6 +156,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     }  # fmt: skip
     users |= {errors.WrongContext, errors.InternalError, errors.VMExists, errors.NotOwner}
     users |= {errors.NoRoom}  # one that is booted in its place takes more
+    users |= {errors.ArtifactError}  # what it was read from is the same the next time
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}
 

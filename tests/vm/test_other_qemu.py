@@ -12,7 +12,7 @@ from tests.rules.capabilities import need
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import Template
 from vmfork.config import VMConfig
-from vmfork.errors import TemplateStale
+from vmfork.errors import TemplateStale, TemplateUnfit
 from vmfork.hypervisor.qemu import find_qemu
 
 pytestmark = pytest.mark.vm
@@ -49,6 +49,19 @@ async def test_a_template_of_the_other_is_refused_by_name(of_other) -> None:
     assert (caught.value.have, caught.value.want) == (of_other.manifest.traits["qemu.version"], here)
     outcome = vmfork("run", "-t", "of-other", "--", "true")
     assert (outcome.status, "qemu.version" in outcome.err, "--replace" in outcome.err) == (125, True, True)
+
+
+async def test_one_of_the_other_that_is_loaded_is_refused_by_what_would_fit(of_other, other_qemu, tmp_path) -> None:
+    opened = await Template.open("of-other", config=VMConfig(qemu=other_qemu))
+    await opened.save(tmp_path / "other.tar")
+    with pytest.raises(TemplateUnfit) as caught:
+        await Template.load(tmp_path / "other.tar", "here")
+    assert (caught.value.field, caught.value.have) == ("qemu.version", of_other.manifest.traits["qemu.version"])
+    assert "with that QEMU" in caught.value.hint
+    back = await Template.load(tmp_path / "other.tar", "here", config=VMConfig(qemu=other_qemu))
+    async with await back.fork() as vm:
+        assert (await vm.exec(["uname"])).stdout == "Linux\n"
+    await back.remove()
 
 
 async def test_the_other_refuses_a_template_of_this_one(template_name, other_qemu) -> None:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.store import Manifest
     from vmfork.template.audit import AuditReport
-    from vmfork.template.moving import Saved
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
+    from vmfork.template.saved import Saved
     from vmfork.wire.given import GivenFile, GuestPath, HostPath
 
 DEFAULT = "default"

@@ -30,6 +30,7 @@ from vmfork.cli.tree import Tree
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, VMForkError
 from vmfork.factory.users import find_users
+from vmfork.hypervisor.qemu import PORTABLE
 from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
 from vmfork.template.history import trace_steps
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
-    from vmfork.template.moving import Saved
+    from vmfork.template.saved import Saved
 
 
 # This much of a digest tells the layers of a host apart.
@@ -90,6 +91,7 @@ command.add_command(audit)
 @click.option("--secret-env", "secret_env", multiple=True, metavar="K", help="Do not freeze while a process has $K.")
 @network_options
 @click.option("--allow-secrets", is_flag=True, help="Freeze even so.")
+@click.option("--portable", is_flag=True, help="Let its forks see a CPU that other hosts have too.")
 @click.option("--reseed", metavar="WHO", hidden=True, help="For tests of a defence: both, agent, vmgenid or none.")
 @click.option("--replace", is_flag=True, help="Replace a template of that name.")
 @click.option("--no-cache", is_flag=True, help="Do every step again, and forget what earlier builds kept of them.")
@@ -117,6 +119,7 @@ def build(
     allow: tuple[str, ...],
     network_log_only: bool,
     allow_secrets: bool,
+    portable: bool,
     reseed: str | None,
     replace: bool,
     no_cache: bool,
@@ -139,6 +142,7 @@ def build(
                 "vm.machine": machine,
                 "vm.max_cpus": max_cpus,
                 "vm.max_memory_mib": max_memory,
+                "vm.cpu_model": PORTABLE if portable else None,
                 "vm.reseed": reseed,
             }.items()
             if value is not None

@@ -157,7 +157,8 @@ class VMConfig:
     (`memory_mib` and a multiple of 128 more); 0 is no growth. `accel` is `auto` (KVM where it is proven to run the
     guest, else TCG), `kvm` or `tcg`. `machine` is QEMU's machine type: `q35`, which `auto` takes, or `microvm`. That
     starts sooner, but takes no memory while it runs and has no vmgenid: the agent alone renews a fork's random numbers.
-    `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator. `kernel_args` are added to the kernel's
+    `cpu_model` is a QEMU CPU model; empty takes the default of the accelerator, and `portable` one whose templates fit
+    every host with the same QEMU. `kernel_args` are added to the kernel's
     command line. `qemu` is the emulator's path; empty finds it on PATH. `boot_timeout_s` bounds a boot to the agent's
     first answer, `fork_timeout_s` a fork to its adoption, and `hook_timeout_s` each before-freeze and after-fork hook.
     `reseed` says who renews a fork's random numbers. Anything but `both` is there to test one defence without the

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import board_for, default_cpu_model
+from vmfork.hypervisor.qemu import board_for, choose_cpu_model
 from vmfork.machine.board import board_args, check_clock
 from vmfork.machine.traits import agent_reseeds, emulator_traits, guest_traits, has_aslr, image_traits
 
@@ -88,7 +88,7 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
     return Hardware(
         machine=board.type_for(binary),
         accel=accel,
-        cpu_model=config.cpu_model or default_cpu_model(accel),
+        cpu_model=choose_cpu_model(config.cpu_model, accel),
         cpus=config.cpus,
         memory_mib=int(config.memory_mib),  # what a machine has is a fact, whoever said it
         max_cpus=config.max_cpus,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.host import facts
-from vmfork.hypervisor.qemu import board_of, default_cpu_model
+from vmfork.hypervisor.qemu import board_of, choose_cpu_model
 
 if TYPE_CHECKING:
     from vmfork.config import VMConfig
@@ -45,7 +45,7 @@ def wanted_traits(config: VMConfig, *, machine: str, accel: str) -> dict[str, st
         chosen["machine"] = machine if board_of(machine).kind == config.machine else config.machine
     return {
         **chosen,
-        "cpu_model": config.cpu_model or default_cpu_model(accel),
+        "cpu_model": choose_cpu_model(config.cpu_model, accel),
         **guest_traits(config, machine, accel),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
@@ -23,6 +23,7 @@ from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room
 from vmfork.template.fit import find_misfit, hardware_of
 from vmfork.template.kept import KeptRecipe, keeping_recipe
+from vmfork.template.saved import Saved
 from vmfork.template.source import Source
 from vmfork.travel.artifact import Artifact
 from vmfork.travel.pack import pack
@@ -43,14 +44,6 @@ if TYPE_CHECKING:
 # Two measurements of one processor agree to 1 in 2,000,000 (host/tsc.py). A guest's clock that goes wrong by more than
 # this is no clock.
 _MOST_DRIFT = 0.0001
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """What was made of a template: the digest that names it, and what there is of it as it travels, in bytes."""
-
-    digest: str
-    size_bytes: int
 
 
 async def save_template(name: str, path: Path, *, generation: str, instance: Instance) -> Saved:

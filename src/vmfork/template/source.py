@@ -12,7 +12,7 @@ from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
-from vmfork.hypervisor.qemu import default_cpu_model
+from vmfork.hypervisor.qemu import choose_cpu_model
 from vmfork.image import ImageStore
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.facts import Descent, Make
@@ -180,7 +180,7 @@ class Source:
             return
         with suppress(ImageNotFound):
             image = ImageStore(self._instance.places.images).open(m.image)
-            model = self._config.cpu_model or default_cpu_model("kvm")
+            model = choose_cpu_model(self._config.cpu_model, "kvm")
             path = locate_verdict(image=image, binary=binary, cpu_model=model, places=self._instance.places)
             if (verdict := read_verdict(path)) is not None and verdict.usable:
                 _warn_of_age(m.name)

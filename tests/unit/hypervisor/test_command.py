@@ -11,7 +11,7 @@ import pytest
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu.binary import QemuBinary
 from vmfork.hypervisor.qemu.board import board_for, board_of
-from vmfork.hypervisor.qemu.command import Descriptors, build_command, default_cpu_model
+from vmfork.hypervisor.qemu.command import Descriptors, build_command, choose_cpu_model, default_cpu_model
 
 OLD = QemuBinary(path=Path("/opt/qemu"), version="7.2.22", release=(7, 2, 22), stamp="1")
 NEW = QemuBinary(path=Path("/opt/qemu"), version="8.2.0", release=(8, 2, 0), stamp="2")
@@ -164,3 +164,9 @@ def test_the_default_cpu_follows_the_accelerator() -> None:
         "host,migratable=on",
         "max,la57=off,erms=off,fsrm=off",
     )
+    assert [choose_cpu_model(asked, "kvm") for asked in ("", "EPYC")] == ["host,migratable=on", "EPYC"]
+
+
+def test_a_portable_cpu_is_not_the_hosts_own() -> None:
+    assert choose_cpu_model("portable", "tcg") == default_cpu_model("tcg")
+    assert choose_cpu_model("portable", "kvm").partition(",")[0] == "qemu64"

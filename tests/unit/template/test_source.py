@@ -36,7 +36,7 @@ def warn(tmp_path, monkeypatch, caplog):
         places = Places(home=tmp_path, runtime=tmp_path)
         if verdict is not None:
             keep_verdict(verdict, locate_verdict(image=IMAGE, binary=BINARY, cpu_model=model, places=places))
-        manifest = SimpleNamespace(name="py", image="default")
+        manifest = SimpleNamespace(name="py", image="default", came_from="")
         with caplog.at_level(logging.WARNING, "vmfork"):
             for _ in range(2):
                 Source(manifest, VMConfig(), Instance(places))._warn_of_tcg(BINARY)

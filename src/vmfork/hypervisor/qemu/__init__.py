@@ -6,7 +6,13 @@ The rest of the package asks for it here, and knows none of the modules inside.
 from vmfork.hypervisor.qemu.abilities import Abilities, ask_abilities
 from vmfork.hypervisor.qemu.binary import QemuBinary, find_qemu, find_qemu_like
 from vmfork.hypervisor.qemu.board import Board, board_for, board_of
-from vmfork.hypervisor.qemu.command import AGENT_PORT, default_cpu_model, most_memory_mib
+from vmfork.hypervisor.qemu.command import (
+    AGENT_PORT,
+    PORTABLE,
+    choose_cpu_model,
+    default_cpu_model,
+    most_memory_mib,
+)
 from vmfork.hypervisor.qemu.files import find_reads
 from vmfork.hypervisor.qemu.machine import CONSOLE, LOG, QemuMachine
 from vmfork.hypervisor.qemu.shared import SharedQemu
@@ -15,6 +21,7 @@ __all__ = [
     "AGENT_PORT",
     "CONSOLE",
     "LOG",
+    "PORTABLE",
     "Abilities",
     "Board",
     "QemuBinary",
@@ -23,6 +30,7 @@ __all__ = [
     "ask_abilities",
     "board_for",
     "board_of",
+    "choose_cpu_model",
     "default_cpu_model",
     "find_qemu",
     "find_qemu_like",

@@ -26,6 +26,10 @@ TRANSLATED_MIB = 256
 # What QEMU itself takes, measured at 40 to 60 MiB, with room for devices that are added and answers of its monitor.
 _OWN_MIB = 128
 
+PORTABLE = "portable"
+# Without nested virtualisation, which half of the processors call otherwise.
+_PORTABLE_KVM = "qemu64,svm=off,ssse3=on,sse4.1=on,sse4.2=on,popcnt=on"
+
 # Each is a piece of memory that can be added, and costs every machine a part of its ACPI tables.
 MEMORY_SLOTS = 8
 
@@ -54,6 +58,17 @@ def default_cpu_model(accel: str) -> str:
     to a loop, and a file took twice as long on its way out (docs/decisions/0008).
     """
     return "host,migratable=on" if accel == "kvm" else "max,la57=off,erms=off,fsrm=off"
+
+
+def choose_cpu_model(asked: str, accel: str) -> str:
+    """The CPU a guest sees where `asked` was asked for: a QEMU model, nothing, or `portable`.
+
+    `portable` is the same on every host with the same QEMU. Under TCG the default is. Under KVM it has what x86-64-v2
+    asks for and no more, which every processor since about 2009 has (docs/system/cpu-models-x86, `qemu64` and up).
+    """
+    if asked == PORTABLE:
+        asked = _PORTABLE_KVM if accel == "kvm" else ""
+    return asked or default_cpu_model(accel)
 
 
 def most_memory_mib(hardware: Hardware) -> int:

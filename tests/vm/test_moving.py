@@ -1,0 +1,63 @@
+"""A template on another instance, which has neither its image nor anything else of the one that it was built on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.vm.cli_runner import vmfork
+from vmfork.aio import Places, Template
+
+pytestmark = pytest.mark.vm
+
+WHO = "cat /run/vmfork/fork-id /etc/machine-id /proc/sys/kernel/random/boot_id; head -c 8 /dev/urandom | od -An -tx8"
+
+
+@pytest.fixture
+def other(instance, tmp_path) -> Places:
+    """Folders of its own, its RUNTIME in memory as the instance's is."""
+    return Places(home=tmp_path / "home", runtime=instance.runtime / "other")
+
+
+@pytest.fixture
+async def loaded(template, other, tmp_path) -> Template:
+    await template.save(tmp_path / "test.tar")
+    loaded = await Template.load(tmp_path / "test.tar", places=other)
+    yield loaded
+    await loaded.remove()
+
+
+async def test_forks_of_one_that_was_loaded_are_unique_and_have_what_was_frozen(loaded, other) -> None:
+    assert not other.images.exists()
+    async with await loaded.fork() as one, await loaded.fork() as two:
+        for vm in (one, two):
+            assert (await vm.exec(["cat", "/root/marker"])).stdout == "warm\n"
+        first, second = [(await vm.shell(WHO)).stdout.splitlines() for vm in (one, two)]
+        assert len(first) == 4
+        assert not {*first} & {*second}
+        # Its own are made from it there as anywhere.
+        frozen = await one.freeze("again")
+        async with await frozen.fork() as again:
+            assert (await again.exec(["cat", "/root/marker"])).stdout == "warm\n"
+        await frozen.remove()
+    assert (await loaded.audit(2)).safe
+
+
+def test_it_goes_by_the_command_line(template_name, other, tmp_path) -> None:
+    env = {"VMFORK_HOME": str(other.home), "VMFORK_RUNTIME_DIR": str(other.runtime)}
+    file = tmp_path / "test.tar"
+    saved = json.loads(vmfork("template", "save", template_name, str(file), "--json").check().out)
+    assert 0 < saved["size_bytes"] < file.stat().st_size
+    loaded = json.loads(vmfork("template", "load", str(file), "copy", "--json", env=env).check().out)
+    assert (loaded["name"], loaded["came_from"]) == ("copy", str(file))
+    assert vmfork("run", "-t", "copy", "--", "cat", "/root/marker", env=env).check().out == "warm\n"
+    again = vmfork("template", "load", str(file), "copy", "--json", env=env)
+    assert (again.status, json.loads(again.out)["error"]["code"]) == (1, "template-exists")
+    vmfork("template", "rm", "copy", env=env).check()
+    file.write_bytes(file.read_bytes()[:100_000])
+    damaged = vmfork("template", "load", str(file), env=env)
+    assert (damaged.status, "hint:" in damaged.err) == (1, True)
+    nowhere = vmfork("template", "load", str(tmp_path / "none"), "--json", env=env)
+    assert (nowhere.status, json.loads(nowhere.out)["error"]["code"]) == (2, "config")
+    assert vmfork("template", "ls", "--json", env=env).check().out == "[]\n"
