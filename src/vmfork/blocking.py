@@ -1471,8 +1471,12 @@ class Template:
             )
         )
 
+    def persist(self, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is on disk too, below HOME, and there again after a reboot: its first use brings it back."""
+        return portal.run(self._twin.persist(progress=progress))
+
     def remove(self) -> None:
-        """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
+        """No template of this name exists, in memory or on disk; forks made from it run on."""
         portal.run(self._twin.remove())
 
 

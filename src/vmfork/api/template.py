@@ -17,6 +17,7 @@ from vmfork.machine.trace import failure_traced
 from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
+from vmfork.template.kept import locate_persisted
 from vmfork.template.source import Source
 
 if TYPE_CHECKING:
@@ -152,11 +153,14 @@ class Template:
         """The template in force under `name`, its files whole, fit for this host's emulator, accelerator and image.
 
         `config` gives the emulator's path, the time limits of a fork and what of the host it may have, nothing else:
-        what was booted is in the template. Raises `TemplateNotFound`, `TemplateStale` (field, have, want), and
-        `TemplateCorrupt`.
+        what was booted is in the template. One that is on disk alone (`persist`) is brought back to memory. Raises
+        `TemplateNotFound`, `TemplateStale` (field, have, want), and `TemplateCorrupt`.
         """
         instance = Instance(places or find_places())
-        return cls(await Source.open(name, config=config or VMConfig(), instance=instance))
+        wanted = config or VMConfig()
+        if locate_persisted(name, instance.places).exists():
+            return cls(await _load_moving().open_template(name, config=wanted, instance=instance))
+        return cls(await Source.open(name, config=wanted, instance=instance))
 
     @classmethod
     async def ensure(
@@ -427,8 +431,20 @@ class Template:
         )
         return cls(source)
 
+    async def persist(self, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is on disk too, below HOME, and there again after a reboot: its first use brings it back.
+
+        So is what replaces it under its name, until it is removed. Raises what `save` raises.
+        """
+        instance = Instance(self._source.instance.places, progress)
+        saved: Saved = await _load_moving().persist(self._source, instance=instance)
+        return saved
+
     async def remove(self) -> None:
-        """No template of this name exists; forks made from it run on. Raises `TemplateNotFound`, `StoreBusy`."""
+        """No template of this name exists, in memory or on disk; forks made from it run on.
+
+        Raises `TemplateNotFound`, `StoreBusy`.
+        """
         await self._source.remove()
 
 

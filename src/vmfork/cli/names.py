@@ -10,6 +10,7 @@ from vmfork.machine.folder import has_broker, list_ended, list_records
 from vmfork.machine.naming import choose
 from vmfork.store import TemplateStore
 from vmfork.template.checkpoints import store_of
+from vmfork.template.kept import list_persisted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def _list_templates() -> Sequence[str]:
-    return TemplateStore(find_places().templates).list_names()
+    places = find_places()
+    return sorted({*TemplateStore(places.templates).list_names(), *list_persisted(places)})
 
 
 def _list_images() -> Sequence[str]:

@@ -34,7 +34,7 @@ from vmfork.hypervisor.qemu import PORTABLE
 from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
 from vmfork.template.history import trace_steps
-from vmfork.template.kept import remove_template
+from vmfork.template.kept import list_persisted, remove_template
 from vmfork.template.recipe_file import read_template
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
@@ -54,7 +54,7 @@ _DIGEST_SHOWN = 12
 
 @click.group("template", cls=VerbGroup)
 def command() -> None:
-    """Build, list, show, verify, audit, save, load and remove templates."""
+    """Build, list, show, verify, audit, save, load, persist and remove templates."""
 
 
 command.add_command(audit)
@@ -237,8 +237,7 @@ def _row(branch: str, found: Mapping[str, Any]) -> Sequence[object]:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what the template NAME is made of."""
-    TemplateStore(find_places().templates).read_manifest(name)  # there is something to show, or an error
-    fields = run_async(_examine(name))
+    fields = run_async(_examine(name, must_exist=True))
     if as_json:
         show_json(fields)
         return
@@ -308,6 +307,26 @@ def save(name: str, file: Path, as_json: bool) -> None:
     click.echo(f"template {name} is in {file}: {format_bytes(saved.size_bytes)}, {saved.digest}")
 
 
+@command.command("persist")
+@template_argument
+@json_option
+def persist(name: str, as_json: bool) -> None:
+    """Keep the template NAME on disk too: it is there after a reboot, and so is what replaces it, until it is removed.
+
+    Its first use then brings it back to memory. With `persist = true` in [vm], each that is built or loaded is kept so.
+    """
+
+    async def work(progress: ProgressListener) -> Saved:
+        return await (await Template.open(name)).persist(progress=progress)
+
+    with shown_progress() as progress:
+        saved = run_async(work(progress))
+    if as_json:
+        show_json({"template": name, **dataclasses.asdict(saved)})
+        return
+    click.echo(f"template {name} is on disk: {format_bytes(saved.size_bytes)}")
+
+
 @command.command("load")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.argument("name", default="", required=False)
@@ -362,15 +381,26 @@ def _size(have: int, most: int, spell: Callable[[int], str]) -> str:
 
 
 async def _examine_all() -> list[dict[str, Any]]:
-    return [await _examine(name) for name in TemplateStore(find_places().templates).list_names()]
+    places = find_places()
+    here = TemplateStore(places.templates).list_names()
+    return [
+        await _examine(name) if name in here else {"name": name, "state": "on disk"}
+        for name in sorted({*here, *list_persisted(places)})
+    ]
 
 
-async def _examine(name: str) -> dict[str, Any]:
+async def _examine(name: str, *, must_exist: bool = False) -> dict[str, Any]:
     """The manifest's fields, as far as they can be read, and `state`: `ok`, or the code of the error that `run` meets.
 
-    The template is opened as `run` opens it, so that both say the same. A damaged one does not hide the others.
+    The template is opened as `run` opens it, so that both say the same. A damaged one does not hide the others, unless
+    it `must_exist`: then there is something to show, or an error.
     """
     found: dict[str, Any] = {"name": name}
+    places = find_places()
+    if must_exist:
+        if TemplateStore(places.templates).find_generation(name) is None and name in list_persisted(places):
+            await Template.open(name, config=get_settings().vm)
+        TemplateStore(places.templates).read_manifest(name)
     try:
         found |= _describe(TemplateStore(find_places().templates).read_manifest(name))
         await Template.open(name, config=get_settings().vm)

@@ -5,7 +5,7 @@ HOME/images/          images                      RUNTIME/templates/    template
 HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running VMs
 HOME/emulators/       what QEMU was built with    RUNTIME/layers/       machines between the steps of recipes
 HOME/recipes/         how templates were made     RUNTIME/checkpoints/  what VMs that stand alone can go back to
-                                                  RUNTIME/isolation.json    what emulators can be kept by here
+HOME/persisted/       templates kept on disk      RUNTIME/isolation.json    what emulators can be kept by here
 ```
 """
 
@@ -55,6 +55,11 @@ class Places:
     def recipes(self) -> Path:
         """How templates were made, under HOME: they can be made again after the host was restarted."""
         return self.home / "recipes"
+
+    @property
+    def persisted(self) -> Path:
+        """Templates that are kept on disk too, under HOME: they come back after the host was restarted."""
+        return self.home / "persisted"
 
     @property
     def templates(self) -> Path:

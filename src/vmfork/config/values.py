@@ -46,7 +46,17 @@ MAX_CPU_WEIGHT = 10_000
 # Fields of `VMConfig` that say how a machine is made, not what it is.
 _LIMITS = ("overcommit", "reserve_mib", "max_pressure", "wait_s")
 _TIMES = ("boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
-_WAYS = ("qemu", "isolation", "require_isolation", "user_ids", "control_groups", "cpu_weight", *_TIMES, *_LIMITS)
+_WAYS = (
+    "persist",
+    "qemu",
+    "isolation",
+    "require_isolation",
+    "user_ids",
+    "control_groups",
+    "cpu_weight",
+    *_TIMES,
+    *_LIMITS,
+)
 # An x86 kernel takes memory in blocks of this size (Linux 6.12, arch/x86/mm/init_64.c: below 64 GiB).
 MEMORY_BLOCK_MIB = 128
 
@@ -173,6 +183,7 @@ class VMConfig:
     booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
     memory), and nothing is started while its tasks have waited for memory for more than `max_pressure` percent of the
     last 10 s (0: whatever they wait). Where there is no room, it is waited for, `wait_s` seconds at most.
+    With `persist` templates that are built or loaded are kept on disk too, and are there after a reboot.
     """
 
     image: str = "default"
@@ -199,6 +210,7 @@ class VMConfig:
     reserve_mib: int | None = _LIMITS_BY_DEFAULT.reserve_mib
     max_pressure: float = _LIMITS_BY_DEFAULT.max_pressure
     wait_s: float = _LIMITS_BY_DEFAULT.wait_s
+    persist: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -222,6 +234,8 @@ class VMConfig:
         if self.reserve_mib is not None:
             _check_whole("vm.reserve_mib", self.reserve_mib, low=0, high=_ADDRESSABLE_MIB)
         _check_number("vm.max_pressure", self.max_pressure, low=0, high=100)
+        if not isinstance(self.persist, bool):
+            raise ConfigError("vm.persist", self.persist, "must be true or false")
         _check_number("vm.wait_s", self.wait_s, low=0, high=MAX_DURATION_S)
         if self.aslr not in get_args(ASLR):
             raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")

@@ -9,7 +9,7 @@ from vmfork.errors import TemplateError, TemplateExists
 from vmfork.factory.template import TemplateFactory, find_own_recipe, find_past
 from vmfork.store import TemplateStore
 from vmfork.template.build import build_template
-from vmfork.template.source import Source
+from vmfork.template.persisted import open_template
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places
@@ -30,7 +30,7 @@ async def check_templates(config: FactoryConfig, *, new: bool = False, places: P
         if config.template and name == config.template_name:
             continue
         try:
-            await Source.open(name, config=config.vm, instance=instance)
+            await open_template(name, config=config.vm, instance=instance)
         except TemplateError:
             if (past := find_past(name, instance=instance)) is None or past.config is None:
                 raise

@@ -10,15 +10,16 @@ from vmfork.errors import TemplateCorrupt, TemplateError, TemplateNotFound, Temp
 from vmfork.factory.kind import Kind
 from vmfork.template.build import ensure_template
 from vmfork.template.kept import find_recipe
+from vmfork.template.persisted import open_template
 from vmfork.template.recipe import name_done
 from vmfork.template.recipe_file import read_recipe
-from vmfork.template.source import Source
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Instance, VMConfig
     from vmfork.machine.base import BaseVM
     from vmfork.template.kept import KeptRecipe
     from vmfork.template.recipe import Recipe
+    from vmfork.template.source import Source
 
 # Another process that builds the template is waited for this long.
 _BUILD_WAIT_S = 600.0
@@ -82,7 +83,7 @@ class TemplateFactory:
 
         With `recipe`, a template that another recipe made is stale.
         """
-        found = cls(await Source.open(name, config=config, instance=instance), config, instance, recipe=recipe)
+        found = cls(await open_template(name, config=config, instance=instance), config, instance, recipe=recipe)
         found._check_recipe()
         return found
 
@@ -104,7 +105,7 @@ class TemplateFactory:
         Raises what `fetch` raises when nothing is known of how it was made.
         """
         try:
-            source = await Source.open(name, config=config, instance=instance)
+            source = await open_template(name, config=config, instance=instance)
         except TemplateError:
             if (past := find_past(name, instance=instance)) is None or past.config is None:
                 raise

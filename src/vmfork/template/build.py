@@ -21,6 +21,7 @@ from vmfork.store.layers import LayerStore
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
+from vmfork.template.persisted import bring_back, follow
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
@@ -96,7 +97,9 @@ async def build_template(
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)
     _log.info("template %r is ready", name, extra=about("template.built", template=name, took_s=took_s))
-    return await Source.open(name, config=config, instance=instance)
+    source = await Source.open(name, config=config, instance=instance)
+    await follow(source, config=config, instance=instance)
+    return source
 
 
 async def ensure_template(
@@ -125,6 +128,7 @@ async def ensure_template(
         found = await Source.find(name, config, instance=instance, any_kind=any_kind)
         return None if found is None or (recipe is not None and found.recipe != recipe.name) else found
 
+    await bring_back(name, config or VMConfig(), instance=instance)
     if (found := await find()) is not None:
         return found
     wanted = config or VMConfig()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.config import VMConfig, check_name
+from vmfork.config import NAME, VMConfig, check_name
 from vmfork.errors import ConfigError, StoreBusy, TemplateCorrupt, TemplateError, TemplateNotFound
-from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
+from vmfork.host.folders import NO_FILE, list_folder, make_private, read_file, write_whole
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_steps
@@ -166,17 +166,18 @@ def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
 
 
 async def remove_template(name: str, *, places: Places) -> None:
-    """No template of this name exists, nor a recipe of it, nor layers of it alone; forks made from it run on.
+    """No template of this name exists, in memory or on disk, nor a recipe of it, nor layers of it alone.
 
-    Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
+    Forks made from it run on. Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
     """
-    path, layers = _path_of(name, places), find_layers(name, places=places)
+    was_persisted, layers = locate_persisted(name, places).exists(), find_layers(name, places=places)
     try:
         await TemplateStore(places.templates).remove(name)
     except TemplateNotFound:
-        path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
+        _forget(name, places)
+        if not was_persisted:
+            raise
+    _forget(name, places)
     if not layers:
         return
     others = TemplateStore(places.templates).list_names()
@@ -186,11 +187,27 @@ async def remove_template(name: str, *, places: Places) -> None:
             await LayerStore(places.layers).remove(layer)
 
 
+def _forget(name: str, places: Places) -> None:
+    for path in (_path_of(name, places), locate_persisted(name, places)):
+        path.unlink(missing_ok=True)
+
+
 def find_layers(name: str, *, places: Places) -> tuple[str, ...]:
     """The layers that the template was made by; none where there is no template that can be read."""
     with suppress(TemplateError, StoreBusy):
         return TemplateStore(places.templates).read_manifest(name).layers
     return ()
+
+
+def locate_persisted(name: str, places: Places) -> Path:
+    """Where the template is on disk, if it is (template/persisted.py)."""
+    return places.persisted / f"{check_name(name)}.tar"
+
+
+def list_persisted(places: Places) -> list[str]:
+    """The names of the templates that are on disk, sorted, whether or not they are in memory now."""
+    kept = [path for path in list_folder(places.persisted) if path.suffix == ".tar"]
+    return [path.stem for path in kept if NAME.fullmatch(path.stem)]
 
 
 def _path_of(name: str, places: Places) -> Path:

@@ -17,6 +17,7 @@ from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
 from vmfork.template.budget import make_room
 from vmfork.template.kept import KeptRecipe, keeping_recipe
+from vmfork.template.persisted import follow
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.source import Source
@@ -66,7 +67,9 @@ async def freeze_running(
         with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
             recipe = Recipe(secrets=secrets)
             await publish(staging, running.facts, recipe, todo=todo, timings=timings)
-    return await Source.open(name, config=VMConfig(), instance=instance)
+    source = await Source.open(name, config=VMConfig(), instance=instance)
+    await follow(source, config=VMConfig(), instance=instance)
+    return source
 
 
 async def copy_to(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import exit_code_of, fork_child
-from tests.unit.store.samples import TRAITS, fill
+from tests.unit.template.sparse import MIB, ram_of
 from tests.unit.travel.artifacts import changed, name_of, read_tar, write_folder
 from vmfork.aio import Template
 from vmfork.config import Instance, Places, VMConfig
@@ -29,70 +29,20 @@ from vmfork.errors import (
 )
 from vmfork.host import facts
 from vmfork.host.tmpfs import mount_tmpfs, unmount
-from vmfork.hypervisor.base import Hardware
-from vmfork.hypervisor.qemu import find_qemu
-from vmfork.machine.traits import emulator_traits
 from vmfork.oci.layout import Layout
 from vmfork.store import TemplateStore
-from vmfork.template import moving, source
+from vmfork.template import arrival, sending, source
 from vmfork.template.kept import find_recipe
 from vmfork.travel import artifact
 from vmfork.travel.compression import compress
 
 pytestmark = pytest.mark.needs("qemu")
 
-MIB = 1 << 20
-MODEL = "max,la57=off"
-# Pages all over, in several layers; between them holes, and pages of zeros that are allocated.
-CONTENT = {0: b"first", 4096: b"\0", 3 * MIB: b"third" * 5000, 17 * MIB: b"x" * 9000, 64 * MIB - 4096: b"last"}
-FITS = {"vmgenid": True, "cpus": 1, "memory_mib": 64}
-
-
-@pytest.fixture
-def places(tmp_path) -> Places:
-    return Places(home=tmp_path / "home", runtime=tmp_path / "runtime")
-
-
-@pytest.fixture
-def other(tmp_path) -> Places:
-    return Places(home=tmp_path / "other-home", runtime=tmp_path / "other-runtime")
-
-
-async def find_traits() -> dict[str, str]:
-    """Those of a machine of the emulator that is here."""
-    hardware = Hardware(machine="pc-q35-0.0", accel="tcg", cpu_model=MODEL, cpus=1, memory_mib=64)
-    return {**TRAITS, **emulator_traits(hardware, await find_qemu()), "reseed": "both"}
-
-
-@pytest.fixture
-def build(places, other):
-    async def build(name: str = "py", **changes) -> Template:
-        store = TemplateStore(places.templates)
-        async with await store.stage(name, memory_bytes=64 * MIB) as staging:
-            for position, data in CONTENT.items():
-                os.pwrite(staging.memory_fd, data, position)
-            manifest = fill(staging, traits=await find_traits(), **{**FITS, **changes})
-            await staging.commit(manifest)
-        return await Template.open(name, places=places)
-
-    yield build
-    loop = asyncio.new_event_loop()
-    for where in (places, other):
-        store = TemplateStore(where.templates)
-        for name in store.list_names():
-            loop.run_until_complete(store.remove(name))
-    loop.close()
-
 
 @pytest.fixture
 async def saved(build, tmp_path) -> Path:
     await (await build()).save(tmp_path / "py.tar")
     return tmp_path / "py.tar"
-
-
-def ram_of(name: str, places: Places) -> bytes:
-    with TemplateStore(places.templates).open(name) as opened:
-        return os.pread(opened.memory_fd, opened.manifest.memory_bytes, 0)
 
 
 def nothing_is_left(places: Places) -> bool:
@@ -339,7 +289,7 @@ async def test_a_host_that_it_does_not_fit_is_told_before_its_ram_is_read(saved,
 
 
 async def test_under_kvm_it_fits_that_processor_or_where_it_is_named_any(saved, other, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(moving.find_misfit.__globals__["kvm"], "find_refusal", lambda: None)
+    monkeypatch.setattr(arrival.find_misfit.__globals__["kvm"], "find_refusal", lambda: None)
 
     def change(**traits):
         def of_host(parts):
@@ -357,7 +307,7 @@ async def test_under_kvm_it_fits_that_processor_or_where_it_is_named_any(saved, 
 
 
 async def test_without_kvm_one_that_needs_it_is_refused(saved, other, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(moving.find_misfit.__globals__["kvm"], "find_refusal", lambda: "there is none")
+    monkeypatch.setattr(arrival.find_misfit.__globals__["kvm"], "find_refusal", lambda: "there is none")
 
     def change(parts):
         parts.config["manifest"]["traits"] |= {"accel": "kvm", "cpu_model": "Nehalem"}
@@ -370,7 +320,7 @@ async def test_without_kvm_one_that_needs_it_is_refused(saved, other, tmp_path, 
 async def test_a_guest_without_a_clock_of_its_own_goes_where_the_processor_counts_alike(
     saved, other, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(moving, "measure_tsc_khz", lambda: 2_000_000)
+    monkeypatch.setattr(arrival, "measure_tsc_khz", lambda: 2_000_000)
 
     def change(khz):
         def counting(parts):
@@ -428,12 +378,12 @@ def test_a_load_that_is_killed_is_swept(build, other, tmp_path) -> None:
     saved = tmp_path / "py.tar"
     save_here(build, saved)
     with Layout.open(saved) as layout:
-        found = moving.read_manifest(layout, layout.read_index()[0], of="it")
+        found = arrival.read_manifest(layout, layout.read_index()[0], of="it")
 
     def load_and_die(number: int) -> None:
         async def load() -> None:
             with Layout.open(saved) as layout:
-                await moving.put_in_force(
+                await arrival.put_in_force(
                     found,
                     _DiesAt(layout, number),
                     "",
@@ -460,7 +410,7 @@ def test_a_save_that_is_killed_leaves_the_former_file_and_the_next_sweeps(build,
 
     def save_and_die() -> None:
         async def save() -> None:
-            moving.Archive.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            sending.Archive.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             await (await Template.open("py", places=places)).save(folder / "py.tar")
 
         asyncio.run(save())

@@ -1,0 +1,165 @@
+"""From what was sent to a template in force."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmfork.config import VMConfig, check_name
+from vmfork.errors import ArtifactError, ConfigError, TemplateExists, TemplateUnfit
+from vmfork.host import facts
+from vmfork.host.thread import in_thread
+from vmfork.host.tsc import measure_tsc_khz
+from vmfork.machine.board import needs_tsc
+from vmfork.machine.emulator import find_emulator_like
+from vmfork.oci.layout import Layout
+from vmfork.oci.manifest import MANIFEST_TYPE
+from vmfork.oci.manifest import Manifest as OCIManifest
+from vmfork.store import TemplateStore
+from vmfork.template.budget import make_room
+from vmfork.template.fit import find_misfit, hardware_of
+from vmfork.template.kept import KeptRecipe, keeping_recipe
+from vmfork.template.sending import tell_part
+from vmfork.template.source import Source
+from vmfork.travel.artifact import Artifact
+from vmfork.travel.unpack import unpack
+from vmfork.units import MIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.config import Instance
+    from vmfork.hypervisor.qemu import QemuBinary
+    from vmfork.oci.descriptor import Descriptor
+    from vmfork.travel.artifact import Blobs
+
+# Two measurements of one processor agree to 1 in 2,000,000 (host/tsc.py). A guest's clock that goes wrong by more than
+# this is no clock.
+_MOST_DRIFT = 0.0001
+
+
+async def load_template(
+    path: Path,
+    name: str,
+    *,
+    config: VMConfig,
+    instance: Instance,
+    replace_it: bool = False,
+    wait_s: float = 0.0,
+    is_ours: bool = False,
+) -> Source:
+    """The template in the file or folder at `path` is in force under `name`, by default its own, and fits this host.
+
+    Whether it fits is found out before its RAM is read. Raises `ArtifactError`, `TemplateUnfit`, and what a build
+    raises of its name. After any error, and on cancel, what was there before is in force.
+    """
+    layout = await asyncio.to_thread(_open, path)
+    with layout:
+        artifact = await asyncio.to_thread(_read_artifact, layout)
+        return await put_in_force(
+            artifact,
+            layout,
+            name,
+            of=str(path),
+            config=config,
+            instance=instance,
+            replace_it=replace_it,
+            wait_s=wait_s,
+            is_ours=is_ours,
+        )
+
+
+async def put_in_force(
+    artifact: Artifact,
+    blobs: Blobs,
+    name: str,
+    *,
+    of: str,
+    config: VMConfig,
+    instance: Instance,
+    replace_it: bool,
+    wait_s: float,
+    is_ours: bool = False,
+) -> Source:
+    """The template that `artifact` describes, its layers in `blobs`, is in force. As `load_template`.
+
+    One that `is_ours` comes back to where it was frozen, or was loaded: it is what it was, and so is its recipe.
+    """
+    name = check_name(name or artifact.manifest.name)
+    binary = await _check_fit(artifact, of=of, config=config, instance=instance)
+    store, m = TemplateStore(instance.places.templates), artifact.manifest
+    if not replace_it and store.find_generation(name) is not None:
+        raise TemplateExists(name)
+    await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
+    tell = tell_part(f"loading {name!r}", instance)
+    async with await store.stage(name, memory_bytes=m.memory_bytes, replace=replace_it, wait_s=wait_s) as staging:
+        fd = staging.memory_fd
+        found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
+        assert found is not None  # it was not stopped
+        memory, state = found
+        _write(staging.state_path, state)
+        here = replace(
+            m,
+            name=name,
+            generation=staging.generation,
+            memory_allocated_bytes=memory.allocated_bytes,
+            host_boot_id=facts.boot_id(),
+            qemu_path=str(binary.path),
+            qemu_stamp=binary.stamp,
+            layers=(),  # those it was made by are another host's, or went with RUNTIME
+            came_from=m.came_from if is_ours else of,
+        )
+        # Nobody can make it again here; and what was made before under its name is something else.
+        stranger = KeptRecipe(config=VMConfig(), came_from=of)
+        with nullcontext() if is_ours else keeping_recipe(name, stranger, places=instance.places):
+            await staging.commit(here)
+    return await Source.open(name, config=config, instance=instance)
+
+
+async def _check_fit(artifact: Artifact, *, of: str, config: VMConfig, instance: Instance) -> QemuBinary:
+    """The emulator that it fits. Raises `TemplateUnfit`, naming the first thing that differs, and `HostError`."""
+    m = artifact.manifest
+    # The stamp is another host's: the emulator here is asked for its version, whatever it says.
+    binary = await find_emulator_like(
+        m.qemu_path, m.traits.get("qemu.version", ""), "", configured=config.qemu, places=instance.places
+    )
+    misfit = find_misfit(m, binary)
+    if misfit is None and needs_tsc(hardware_of(m)):
+        khz = await asyncio.to_thread(measure_tsc_khz)
+        if abs(khz - artifact.tsc_khz) > khz * _MOST_DRIFT:
+            misfit = "tsc_khz", artifact.tsc_khz, khz
+    if misfit is not None:
+        raise TemplateUnfit(m.name, *misfit, source=of)
+    return binary
+
+
+def _open(path: Path) -> Layout:
+    try:
+        return Layout.open(path)
+    except FileNotFoundError as error:
+        hint = "give what `vmfork template save` wrote"
+        raise ConfigError("file", str(path), f"nothing is at {path}", hint=hint) from error
+
+
+def _read_artifact(layout: Layout) -> Artifact:
+    """The one template in the layout. Raises `ArtifactError`."""
+    named = [each for each in layout.read_index() if each.media_type == MANIFEST_TYPE]
+    if len(named) != 1:
+        raise ArtifactError(str(layout.path), f"it holds {len(named)} manifests, where one of a template belongs")
+    return read_manifest(layout, named[0], of=str(layout.path))
+
+
+def read_manifest(blobs: Blobs, named: Descriptor, *, of: str) -> Artifact:
+    """The artifact whose manifest is `named`. Raises `ArtifactError`."""
+    try:
+        manifest = OCIManifest.from_json(blobs.read(named))
+    except ValueError as error:
+        raise ArtifactError(of, f"its manifest makes no sense: {error}") from error
+    return Artifact.read(manifest, blobs, of=of)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(data)

@@ -1,0 +1,140 @@
+"""What is kept on disk comes back after a reboot: RUNTIME is gone then, or is of another boot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+
+import pytest
+
+from tests.unit.template.sparse import ram_of
+from vmfork.aio import Template
+from vmfork.config import Instance, Places, VMConfig
+from vmfork.errors import ArtifactError, TemplateNotFound, TemplateUnfit
+from vmfork.host import facts
+from vmfork.host.tmpfs import unmount
+from vmfork.store import TemplateStore
+from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe, list_persisted, locate_persisted
+from vmfork.template.persisted import bring_back
+from vmfork.template.source import Source
+
+pytestmark = pytest.mark.needs("qemu")
+
+
+def reboot(places: Places) -> None:
+    """RUNTIME is gone, with all that was mounted there."""
+    for folder in places.templates.glob("*/*"):
+        if os.path.ismount(folder):
+            unmount(folder)
+    shutil.rmtree(places.runtime)
+
+
+async def test_it_is_there_after_a_reboot_as_it_was(build, places) -> None:
+    template = await build()
+    was = ram_of("py", places)
+    with keeping_recipe("py", KeptRecipe(config=VMConfig(cpus=2), warm_up=("true",)), places=places):
+        pass
+    await template.persist()
+    reboot(places)
+    again = await Template.open("py", places=places)
+    await again.verify()
+    assert again.generation != template.generation
+    assert (again.manifest.came_from, again.manifest.image) == ("", template.manifest.image)
+    assert ram_of("py", places) == was
+    assert find_recipe("py", places=places).warm_up == ("true",)
+    path = locate_persisted("py", places)
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+async def test_one_that_is_not_kept_is_not_there(build, places) -> None:
+    await build()
+    reboot(places)
+    with pytest.raises(TemplateNotFound):
+        await Template.open("py", places=places)
+
+
+async def test_a_runtime_folder_that_lasts_is_of_another_boot(build, places, monkeypatch) -> None:
+    """Files there were never synced: what is in memory is the one from the disk."""
+    template = await build()
+    await template.persist()
+    monkeypatch.setattr(facts, "boot_id", lambda: "another")
+    again = await Template.open("py", places=places)
+    assert again.manifest.host_boot_id == "another"
+    await again.verify()
+    monkeypatch.undo()
+    await TemplateStore(places.templates).remove("py")
+
+
+async def test_many_that_use_it_at_once_bring_it_back_once(build, places) -> None:
+    await (await build()).persist()
+    reboot(places)
+    found = await asyncio.gather(*(Template.open("py", places=places) for _ in range(5)))
+    assert len({template.generation for template in found}) == 1
+
+
+async def test_what_replaces_it_is_kept_in_its_place(build, places, tmp_path) -> None:
+    await (await build()).persist()
+    await (await build("next")).save(tmp_path / "next.tar")
+    replaced = await Template.load(tmp_path / "next.tar", "py", replace=True, places=places)
+    reboot(places)
+    again = await Template.open("py", places=places)
+    assert (again.manifest.created_at, again.manifest.came_from) == (
+        replaced.manifest.created_at,
+        str(tmp_path / "next.tar"),
+    )
+
+
+async def test_a_setting_keeps_all(build, places, tmp_path) -> None:
+    await (await build()).save(tmp_path / "py.tar")
+    await Template.load(tmp_path / "py.tar", "copy", config=VMConfig(persist=True), places=places)
+    assert list_persisted(places) == ["copy"]
+
+
+async def test_removed_it_is_gone_for_good(build, places) -> None:
+    template = await build()
+    await template.persist()
+    await template.remove()
+    assert [*places.persisted.iterdir()] == []
+    with pytest.raises(TemplateNotFound):
+        await Template.open("py", places=places)
+
+
+async def test_it_can_be_removed_without_being_brought_back(build, places) -> None:
+    template = await build()
+    await template.persist()
+    reboot(places)
+    await template.remove()
+    assert list_persisted(places) == []
+    with pytest.raises(TemplateNotFound):
+        await template.remove()
+
+
+async def test_an_emulator_that_was_upgraded_meanwhile_is_named_and_ensure_builds(build, places, monkeypatch) -> None:
+    monkeypatch.setattr("vmfork.template.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
+    template = await build("fits")
+    await template.persist()
+    reboot(places)
+    with pytest.raises(TemplateUnfit) as error:
+        await Template.open("fits", places=places)
+    assert str(locate_persisted("fits", places)) in str(error.value)
+    await bring_back("fits", VMConfig(), instance=Instance(places))
+    assert await Source.find("fits", None, instance=Instance(places)) is None
+
+
+async def test_one_that_is_damaged_is_told_and_ensure_builds(build, places) -> None:
+    await (await build()).persist()
+    reboot(places)
+    path = locate_persisted("py", places)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ArtifactError):
+        await Template.open("py", places=places)
+    await bring_back("py", VMConfig(), instance=Instance(places))
+    assert await Source.find("py", None, instance=Instance(places)) is None
+
+
+async def test_names_beside_it_are_no_templates(places) -> None:
+    places.persisted.mkdir(parents=True)
+    for name in (".py.tar.12345678.part", "py.txt", "-x.tar", "py.tar"):
+        (places.persisted / name).touch()
+    assert list_persisted(places) == ["py"]
