@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import pytest
 
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import Places, Template
+from vmfork.host.tmpfs import unmount
 
 pytestmark = pytest.mark.vm
 
@@ -61,3 +64,18 @@ def test_it_goes_by_the_command_line(template_name, other, tmp_path) -> None:
     nowhere = vmfork("template", "load", str(tmp_path / "none"), "--json", env=env)
     assert (nowhere.status, json.loads(nowhere.out)["error"]["code"]) == (2, "config")
     assert vmfork("template", "ls", "--json", env=env).check().out == "[]\n"
+
+
+async def test_forks_of_one_that_came_back_after_a_reboot(loaded, other) -> None:
+    await loaded.persist()
+    # As a reboot does it, as far as one process can: RUNTIME is gone with all that was mounted there.
+    for folder in other.templates.glob("*/*"):
+        if os.path.ismount(folder):
+            unmount(folder)
+    shutil.rmtree(other.runtime)
+    env = {"VMFORK_HOME": str(other.home), "VMFORK_RUNTIME_DIR": str(other.runtime)}
+    listed = json.loads(vmfork("template", "ls", "--json", env=env).check().out)
+    assert listed == [{"name": "test", "state": "on disk"}]
+    assert vmfork("run", "-t", "test", "--", "cat", "/root/marker", env=env).check().out == "warm\n"
+    async with await (await Template.open("test", places=other)).fork() as vm:
+        assert (await vm.exec(["cat", "/root/marker"])).stdout == "warm\n"
