@@ -44,7 +44,7 @@ MEASURE = Measure(
     title="Importing",
     unit="s",
     run=run,
-    budget_s=12.0,
+    budget_s=8.0,
     rows=(
         Row(
             key="import.vmfork",

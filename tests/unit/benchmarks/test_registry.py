@@ -48,6 +48,8 @@ TARGETS = {
     "live.memory": (1.25, None),
     "recipe.change": (1.5, None),
     "recipe.ensure": (1.2, None),
+    "travel.save-raw": (None, 0.7),
+    "travel.load-raw": (None, 0.7),
 }
 
 
