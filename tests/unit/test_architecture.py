@@ -20,7 +20,9 @@ DRAWING = ROOT / "docs" / "concepts" / "architecture.md"
 VAGUE = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", "util", "utils"}
 
 # The modules that import by name, through `late.py`; what their tables name counts as imported.
-LAZY = {"__init__.py", "aio.py", "cli/main.py", "api/vm.py", "api/code.py", "testing/plugin.py"}
+LAZY = {
+    "__init__.py", "aio.py", "cli/main.py", "api/vm.py", "api/code.py", "testing/plugin.py", "travel/compression.py",
+}  # fmt: skip
 # A template gives machines, and a machine a template: their modules name each other for type checking.
 NAMING_EACH_OTHER = {"vmfork.api.vm": {"vmfork.api.template"}}
 
