@@ -12,7 +12,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vmfork.config import VMConfig
 from vmfork.errors import ArtifactError, TemplateError, TemplateExists, TemplateNotFound, TemplateStale
 from vmfork.host import facts
 from vmfork.host.folders import make_private
@@ -25,7 +24,7 @@ from vmfork.template.sending import save_template
 from vmfork.template.source import Source
 
 if TYPE_CHECKING:
-    from vmfork.config import Instance
+    from vmfork.config import Instance, VMConfig
     from vmfork.template.saved import Saved
 
 # Another process may bring one back, of any size, from a slow disk.
