@@ -21,7 +21,6 @@ import pytest
 
 from tests.children import wait_gone
 from tests.unit.agent.peer import Peer
-from tests.unit.guest.conftest import FLAGS, compiler
 from vmfork.agent.client import AgentClient
 from vmfork.host import broker as host_broker
 from vmfork.host.broker import BROKER_SOCKET, StartingBroker
@@ -40,7 +39,7 @@ LIMIT_S = 20
 
 
 @pytest.fixture(scope="session")
-def sanitized(tmp_path_factory) -> Path:
+def sanitized(objects, tmp_path_factory) -> Path:
     """The broker with sanitizers in it."""
     spec = importlib.util.spec_from_file_location("vmfork_build_of_broker", ROOT / "tools" / "build.py")
     assert spec is not None
@@ -49,10 +48,8 @@ def sanitized(tmp_path_factory) -> Path:
     sys.modules[spec.name] = build  # dataclasses look their module up
     spec.loader.exec_module(build)
     (program,) = (each for each in build.PROGRAMS if each.sources.name == "broker")
-    out = tmp_path_factory.mktemp("broker") / "broker"
     sources = [*sorted(program.sources.glob("*.c")), *program.borrowed]
-    subprocess.run([*compiler(), *FLAGS, *map(str, sources), "-o", str(out)], check=True)
-    return out
+    return objects.link(tmp_path_factory.mktemp("broker") / "broker", objects.compile(sources))
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,11 @@ from fuzz import FUZZ, PROGRAMS, ROOT, sources_of
 
 from tests.fuzz.client import KINDS, STREAMS, take
 from tests.rules.capabilities import need
-from tests.unit.guest.conftest import FLAGS, compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.sanitized import Objects
 
 SKIPPED = 77
 
@@ -23,12 +24,11 @@ def corpus(target: str) -> list[Path]:
     return sorted((FUZZ / "corpus" / target).iterdir())
 
 
-def replay(target: str, tmp_path: Path, *inputs: Path) -> subprocess.CompletedProcess[str]:
+def replay(target: str, objects: Objects, tmp_path: Path, *inputs: Path) -> subprocess.CompletedProcess[str]:
     binary, root = tmp_path / target, tmp_path / "root"
     root.mkdir(mode=0o755)
-    sources = [FUZZ / f"{target}.c", FUZZ / "replay.c", *sources_of(target)]
-    include = ["-I", str(ROOT / PROGRAMS[target].folder)]
-    subprocess.run([*compiler(), *FLAGS, *include, *map(str, sources), "-o", binary], check=True, timeout=300)
+    own = (str(FUZZ / f"{target}.c"), str(FUZZ / "replay.c"))
+    objects.link(binary, objects.compile(sources_of(target)), "-I", str(ROOT / PROGRAMS[target].folder), *own)
     return subprocess.run(
         [binary, *inputs],
         # The agent's has no /proc any more, where leaks are looked for; tests/unit/guest/test_fuzz.py does.
@@ -42,10 +42,10 @@ def replay(target: str, tmp_path: Path, *inputs: Path) -> subprocess.CompletedPr
 
 @pytest.mark.limit_s(400)
 @pytest.mark.parametrize("target", PROGRAMS)
-def test_what_was_found_for_a_program_harms_it_no_more(target: str, tmp_path: Path) -> None:
+def test_what_was_found_for_a_program_harms_it_no_more(target: str, objects, tmp_path: Path) -> None:
     inputs = corpus(target)
     assert inputs
-    done = replay(target, tmp_path, *inputs)
+    done = replay(target, objects, tmp_path, *inputs)
     if target == "agent" and os.geteuid() != 0:
         need("another-root", found=done.returncode != SKIPPED)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{len(inputs)} inputs\n", "")

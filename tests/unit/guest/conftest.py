@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,25 +16,11 @@ from vmfork.agent.client import AgentClient
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-GUEST = Path(__file__).parents[3] / "guest"
+    from tests.sanitized import Objects
+
+SOURCES = sorted((Path(__file__).parents[3] / "guest").glob("*.c"))
 # It looks for leaks before it ends.
 END_LIMIT_S = 60
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-
-
-def compiler() -> list[str]:
-    """gcc or clang with the sanitizers; zig, which every build of the project has, carries only one of them."""
-    for name in ("gcc", "clang"):
-        if (path := shutil.which(name)) is not None:
-            return [path, *SANITIZE]
-    return [sys.executable, "-m", "ziglang", "cc", "-fsanitize=undefined"]
-
-
-def compile_agent(out: Path, *defines: str) -> Path:
-    argv = [*compiler(), *FLAGS, *defines, *map(str, sorted(GUEST.glob("*.c"))), "-o", str(out)]
-    subprocess.run(argv, check=True)
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +33,18 @@ def build_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def agent_binary(build_dir: Path) -> Path:
-    return compile_agent(build_dir / "agent")
+def agent_binary(objects: Objects, build_dir: Path) -> Path:
+    return objects.link(build_dir / "agent", objects.compile(SOURCES))
 
 
 @pytest.fixture(scope="session")
-def compile_variant(build_dir: Path) -> Callable[..., Path]:
+def compile_variant(objects: Objects, build_dir: Path) -> Callable[..., Path]:
+    """An agent with other values than those of `version.h`."""
+    told = [source for source in SOURCES if '#include "version.h"' in source.read_text()]
+    others = [source for source in SOURCES if source not in told]
+
     def compile_it(name: str, *defines: str) -> Path:
-        return compile_agent(build_dir / name, *defines)
+        return objects.link(build_dir / name, objects.compile(told, *defines) + objects.compile(others))
 
     return compile_it
 
