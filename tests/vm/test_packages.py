@@ -1,4 +1,7 @@
-"""Three small packages in one image do their first real act in a fork. `make test-packages` has twenty."""
+"""Packages in one image do their first real act in a fork, and each fork has SSH host keys of its own.
+
+`make test-packages` has twenty, each in an image of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,37 @@ from tests.packages.acts import ACTS, open_template, perform
 from tests.vm.cli_runner import vmfork
 from tests.vm.least import boots_in_its_least
 from vmfork.aio import Template
+from vmfork.config import VMConfig
 from vmfork.image import ImageStore
+from vmfork.machine.least import ample_memory_mib
 
 pytestmark = [pytest.mark.vm, pytest.mark.image]
 
 SMALL = ("git", "sqlite3", "sudo")
+SSH = ("openssh-server", "openssh-client", "bash", "grep", "procps")
+SERVER = [
+    "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
+    "cp /etc/ssh/ssh_host_ed25519_key.pub /root/frozen.pub",
+    "mkdir -p /run/sshd; /usr/sbin/sshd",
+    "mkdir -p /var/lib/systemd; head -c 512 /dev/urandom > /var/lib/systemd/random-seed",
+]
 
 
 @pytest.fixture(scope="module")
 def acting(instance):
-    template = asyncio.run(open_template("acting", SMALL, instance))
+    template = asyncio.run(open_template("acting", (*SMALL, *SSH), instance))
     yield template
     asyncio.run(template.remove())
     ImageStore(instance.images).remove("acting")
+
+
+@pytest.fixture(scope="module")
+def serving(acting, instance):
+    """Its SSH server runs, with a host key."""
+    config = VMConfig(image="acting", memory_mib=ample_memory_mib(ImageStore(instance.images).open("acting")))
+    template = asyncio.run(Template.build("ssh", config, warm_up=SERVER, ready="test -s /run/sshd.pid"))
+    yield template
+    asyncio.run(template.remove())
 
 
 @pytest.mark.parametrize("package", SMALL)
@@ -52,3 +73,28 @@ async def test_without_a_word_of_memory_its_machines_have_what_it_needs(acting, 
         assert done.check().out.startswith("git version")
     finally:
         await (await Template.open("mine")).remove()
+
+
+async def test_each_fork_has_host_keys_of_its_own(serving) -> None:
+    vms = await serving.fork_many(2)
+    try:
+        keys = [(await vm.read_file("/etc/ssh/ssh_host_ed25519_key.pub")).split()[1] for vm in vms]
+        frozen = (await vms[0].read_file("/root/frozen.pub")).split()[1]
+        assert len({*keys, frozen}) == 3
+        for vm, key in zip(vms, keys, strict=True):
+            # The server closed its socket and starts anew: a scan may come too early.
+            scan = "until ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | grep .; do :; done"
+            shown = (await vm.shell(scan, check=True, timeout_s=60)).stdout
+            assert key.decode() in shown
+            mode = (await vm.stat("/etc/ssh/ssh_host_ed25519_key")).mode & 0o777
+            assert mode == 0o600
+            assert not (await vm.exec(["test", "-e", "/var/lib/systemd/random-seed"])).ok
+    finally:
+        for vm in vms:
+            await vm.aclose()
+
+
+async def test_the_audit_sees_them(serving) -> None:
+    report = await serving.audit(2)
+    assert {row.name: row.verdict for row in report.rows}["ssh-host-keys"] == "ok"
+    assert report.safe
