@@ -30,6 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[HOME_KEY] = os.environ["VMFORK_TEST_HOME"] = tempfile.mkdtemp(prefix="vmfork-test-home-")
 
 
+# Folders whose files take long, in the order in which a parallel run takes them: what it ends with is short. Images are
+# first: they need no other, and the first test with a machine builds the one that all others wait for.
+_LONG = ("image", "vm", "soak", "chaos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _LONG.index(name) if (name := item.path.parent.name) in _LONG else len(_LONG))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (home := config.stash.get(HOME_KEY, None)) is not None:
         shutil.rmtree(home)

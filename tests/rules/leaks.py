@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from vmfork.config import Places
 
-# Some end a little after their owner: a keeper, a command's last child, gRPC's threads. Nothing tells when all have.
-GRACE_S = 3.0
+# Some end a little after their owner: a keeper, a command's last child, gRPC's threads. Nothing tells when all have;
+# it takes seconds on a busy host.
+GRACE_S = 30.0
 _PAUSE_S = 0.02
 
 

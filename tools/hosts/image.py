@@ -1,10 +1,14 @@
-"""The guest images for tests under KVM: built and tried out on this host, and kept for a week."""
+"""The guest images for tests under KVM: built and tried out on this host, and kept for a week.
+
+With `VMFORK_TEST_HOME` they are those of that folder, where other tests of this host have built and tried most of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from vmfork.image import Image
     from vmfork.machine.plan import Plan
@@ -31,23 +36,27 @@ ALL = {**FEWEST, "packed": ImageConfig(packages=("git", "openssh-server", "sqlit
 def open_plans(configs: Mapping[str, ImageConfig]) -> Iterator[Mapping[str, Plan]]:
     """In the block the images exist, with their least memory; the plan of each says whether this host's KVM runs it.
 
-    What is found out of KVM is added to the kept folder, and holds as long as vmfork lets it.
+    What is found out of KVM is added to the folder, and holds as long as vmfork lets it.
     """
+
+    with _open_home(configs) as home, tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime:
+        places = Places(home=home, runtime=Path(runtime))
+        # A newer vmfork may not read what an older one kept.
+        images = _build_missing(ImageStore(places.images), configs)
+        instance = Instance(places)
+        yield {image.name: asyncio.run(try_out(image, VMConfig(image=image.name), instance)) for image in images}
+
+
+def _open_home(configs: Mapping[str, ImageConfig]) -> AbstractContextManager[Path]:
+    if given := os.environ.get("VMFORK_TEST_HOME"):
+        return nullcontext(Path(given))
 
     def make(folder: Path) -> None:
         _build_missing(ImageStore(folder / "images"), configs)
 
     agent = find_agent().read_bytes()
     digests = {name: recipe.compute_digest(config, agent) for name, config in configs.items()}
-    with (
-        cache.open_kept("images", digests, make) as home,
-        tempfile.TemporaryDirectory(prefix="vmfork-hosts-", dir="/dev/shm") as runtime,
-    ):
-        places = Places(home=home, runtime=Path(runtime))
-        # A newer vmfork may not read what an older one kept.
-        images = _build_missing(ImageStore(places.images), configs)
-        instance = Instance(places)
-        yield {image.name: asyncio.run(try_out(image, VMConfig(image=image.name), instance)) for image in images}
+    return cache.open_kept("images", digests, make)
 
 
 def _build_missing(store: ImageStore, configs: Mapping[str, ImageConfig]) -> Sequence[Image]:
