@@ -58,7 +58,7 @@ async def test_without_a_word_of_memory_every_road_gives_what_the_image_needs(ne
     assert (refused.status, "give at least 300 MiB" in refused.err) == (2, True)
     try:
         config = FactoryConfig(template=True, template_name="mine", cache=1)
-        async with Factory(config) as factory, factory.get_vm(timeout_s=60) as vm:
+        async with Factory(config) as factory, factory.get_vm(timeout_s=240) as vm:
             assert (vm.hardware.memory_mib, factory.stats().fallbacks) == (300, {})
             assert any("size=300M" in argument for argument in vm.argv)
             assert (await vm.exec(["true"])).ok
