@@ -38,7 +38,7 @@ async def fork_error(template: Template, monkeypatch, fault: str) -> VMForkError
     begin = time.monotonic()
     with pytest.raises(VMForkError) as caught:
         await template.fork()
-    assert time.monotonic() - begin < LIMIT_S + 5
+    assert time.monotonic() - begin < LIMIT_S + 60
     assert await VM.list() == []
     return caught.value
 

@@ -81,7 +81,7 @@ async def test_a_hook_that_fails_destroys_the_fork(hooked, wish, reason, end_of_
     begin = time.monotonic()
     with pytest.raises(SetupError) as caught:
         await template.fork(files={"/root/wish": wish})
-    assert time.monotonic() - begin < HOOK_LIMIT_S + 20
+    assert time.monotonic() - begin < HOOK_LIMIT_S + 100
     error = caught.value
     assert (error.item, error.reason) == ("hook /etc/vmfork/after-fork.d/20-second", reason)
     assert len(error.output) <= OUTPUT_LIMIT

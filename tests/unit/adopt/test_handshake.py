@@ -102,7 +102,7 @@ async def test_a_clock_that_cannot_be_proven_is_no_clock(off_ms, round_trip_ms) 
     assert caught.value.item == "clock"
     assert "20 ms" in caught.value.reason
     assert caught.value.hint
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 60
 
 
 async def test_a_clock_that_cannot_be_set_is_named() -> None:

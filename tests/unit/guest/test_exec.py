@@ -65,7 +65,7 @@ async def run_to_its_limit(agent, script: str, folder: Path) -> DeadlineExceeded
 async def test_output_comes_apart_and_whole(agent) -> None:
     status, stdout, stderr = await agent.exec(Command(["sh", "-c", "echo out; echo err >&2; exit 3"]), timeout_s=20)
     assert (status.kind, status.number, stdout, stderr) == ("exit", 3, b"out\n", b"err\n")
-    assert 0 < status.duration_s < 10
+    assert 0 < status.duration_s < 20
 
 
 @pytest.mark.parametrize("script", ["printf 0123456789", "printf 0123456789 >&2", "printf 01234; printf 56789 >&2"])
@@ -397,7 +397,7 @@ async def test_many_variables_do_not_hold_the_agent_up(agent) -> None:
     began = time.monotonic()
     shown = await out(agent, "sh", "-c", "env | grep -c ^V", env=env | {"PATH": "/usr/bin:/bin"})
     assert shown == "50000\n"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 async def test_standard_streams_open_for_who_runs_and_who_it_becomes(agent) -> None:

@@ -145,7 +145,7 @@ async def test_acquire_gives_up_at_its_deadline(path):
         assert await FileLock.acquire(path) is None
         start = time.monotonic()
         assert await FileLock.acquire(path, wait_s=0.1) is None
-        assert 0.1 <= time.monotonic() - start < 5
+        assert 0.1 <= time.monotonic() - start < 60
 
 
 async def test_acquire_gets_what_another_process_lets_go(path):
