@@ -584,8 +584,10 @@ async def test_a_fork_that_is_cancelled_leaves_a_machine_that_runs(fork) -> None
         task = asyncio.create_task(fork.fork(2))
         await asyncio.sleep(delay)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        (made,) = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(made, asyncio.CancelledError):  # a quick host had made them
+            for vm in made:
+                await vm.aclose()
         assert (await fork.exec(["echo", "on"])).stdout == "on\n"
     assert [record.id for record in await VM.list()] == [fork.id]
 
