@@ -1,9 +1,10 @@
-"""A machine whose guest died of a fault of QEMU's translator, and not of its own, is made once more.
+"""A machine that died of a fault of QEMU's emulation, and not of its guest's own, is made once more.
 
 TCG before QEMU 8.1 reads code that another CPU is changing, and may keep the half-changed form: a kernel that patches
 itself as it boots with several CPUs then meets an int3 that is there no more ("Oops: int3"). An instruction that faults
-may leave senseless flags. Each was seen once in some thousand machines (QEMU 7.2.22). The guest ran nothing of its
-user's by then.
+may leave senseless flags. Each was seen once in some thousand machines (QEMU 7.2.22). With several CPUs TCG may also
+look an address up in a memory map that the firmware has just replaced, and QEMU ends itself by an assertion (QEMU's
+issue 1921; seen once with 10.0.13). The guest ran nothing of its user's by then.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ _log = logging.getLogger("vmfork")
 
 # How a kernel ends that meets what cannot be, in an interrupt. What it says when it lacks memory, or its init, differs.
 _DIED = "the guest panicked: Fatal exception"
+# What QEMU says last when it looked up what is not in its memory map.
+_ABORTED = "iotlb_to_section: Assertion"
 
 
 async def made_again(make: Callable[[], Awaitable[T]], *, accel: str) -> T:
-    """What `make` gives. Under TCG it is called a second time when the guest's kernel died as it does of such a fault.
+    """What `make` gives. Under TCG it is called a second time when the machine died as it does of such a fault.
 
     Raises what `make` raises otherwise, and what it raises the second time.
     """
     try:
         return await make()
     except LaunchError as error:
-        if accel != "tcg" or not error.reason.startswith(_DIED):
+        if accel != "tcg" or not (error.reason.startswith(_DIED) or _ABORTED in error.log_tail):
             raise
         _log.warning("a machine is made again: %s", error.reason, extra=about("machine.again", error=error.code))
         return await make()
