@@ -37,7 +37,13 @@ _LONG = ("image", "vm", "soak", "chaos")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: _LONG.index(name) if (name := item.path.parent.name) in _LONG else len(_LONG))
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """The place of its folder, which is the second part of `tests/vm/test_vm.py::...`."""
+    parts = item.nodeid.split("/", 2)
+    return _LONG.index(parts[1]) if len(parts) > 2 and parts[1] in _LONG else len(_LONG)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
