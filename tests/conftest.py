@@ -30,22 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[HOME_KEY] = os.environ["VMFORK_TEST_HOME"] = tempfile.mkdtemp(prefix="vmfork-test-home-")
 
 
-# Folders whose files take long, in the order in which a parallel run takes them: what it ends with is short. Images are
-# first: they need no other, and the first test with a machine builds the one that all others wait for.
-_LONG = ("image", "vm", "soak", "chaos")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=_rank)
-
-
-def _rank(item: pytest.Item) -> int:
-    """The place of its folder, which is the second part of `tests/vm/test_vm.py::...`."""
-    parts = item.nodeid.split("/", 2)
-    return _LONG.index(parts[1]) if len(parts) > 2 and parts[1] in _LONG else len(_LONG)
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     if (home := config.stash.get(HOME_KEY, None)) is not None:
         shutil.rmtree(home)
