@@ -2,10 +2,14 @@
 
 | kind | from the host          | kind | from the guest                                             |
 | ---- | ---------------------- | ---- | ---------------------------------------------------------- |
-| 0    | HELLO: the token       | 1, 2 | STDOUT, STDERR: a piece of output                          |
+| 0    | HELLO: token, name     | 1, 2 | STDOUT, STDERR: a piece of output                          |
 | 1    | RUN: JSON              | 3    | RESULT: JSON, media type: content                          |
-| 2    | INTERRUPT: seconds     | 4    | DONE: JSON; the call has ended                             |
-| 3    | KILL                   | 5    | FILES: JSON, the names of what the call has made           |
+| 2    | INTERRUPT: seconds,    | 4    | DONE: JSON; the call has ended                             |
+|      | name of another line   | 5    | FILES: JSON, the names of what the call has made           |
+| 3    | AGAIN: code            | 6    | VALUE: text; the call has ended, and shows that            |
+
+AGAIN is a RUN of other code in the same context, with the same environment. An interpreter answers it by itself, so an
+INTERRUPT comes by another line: who reads the first is not known.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("!IB")
 # As the server has it (python/vmfork_code/kinds.py).
-VERSION = 1
+VERSION = 2
 MOST_REQUEST = 32 << 20
 MOST_ANSWER = 32 << 20
 
@@ -33,7 +37,7 @@ class Ask(IntEnum):
     HELLO = 0
     RUN = 1
     INTERRUPT = 2
-    KILL = 3
+    AGAIN = 3
 
 
 class Answer(IntEnum):
@@ -44,6 +48,7 @@ class Answer(IntEnum):
     RESULT = 3
     DONE = 4
     FILES = 5
+    VALUE = 6
 
 
 class Frame(NamedTuple):

@@ -29,7 +29,7 @@ def test_frames_are_the_same_however_their_bytes_are_cut(cuts) -> None:
     assert found == [(Answer.STDOUT, b"hi"), (Answer.DONE, b"")]
 
 
-@pytest.mark.parametrize("data", [b"\0\0\0\0\0", b"\0\0\0\0\6", b"\xff\0\0\0\1"])
+@pytest.mark.parametrize("data", [b"\0\0\0\0\0", b"\0\0\0\0\7", b"\xff\0\0\0\1"])
 def test_a_frame_that_no_server_sends_is_refused(data) -> None:
     with pytest.raises(ProtocolError):
         list(AnswerParser().feed(data))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -30,10 +31,12 @@ class Caller:
     """A connection to the server, which knows us."""
 
     def __init__(self, door: dict) -> None:
+        self._door = door
         self._socket = socket.create_connection(("127.0.0.1", door["port"]))
         self._socket.settimeout(LIMIT_S)
         self._parser = AnswerParser()
-        self.send(Ask.HELLO, door["token"].encode())
+        self._name = secrets.token_hex(8)
+        self.send(Ask.HELLO, f"{door['token']} {self._name}".encode())
 
     def __enter__(self) -> Self:
         return self
@@ -48,19 +51,34 @@ class Caller:
         asked = {"code": code, "language": language, "context": "", "restart": False, "env": {}, "made_in": ""}
         self.send(Ask.RUN, json.dumps({**asked, **options}).encode())
 
+    def send_raw(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def interrupt(self, grace_s: float = LIMIT_S) -> None:
+        """By another connection: who reads this one is not known."""
+        settle(self._door, encode_ask(Ask.INTERRUPT, f"{grace_s} {self._name}".encode()))
+
     def frames(self):
         """Until the call is done; and until the connection ends."""
         while data := self._socket.recv(65536):
             for frame in self._parser.feed(data):
                 yield frame
-                if frame.kind is Answer.DONE:
+                if frame.kind in (Answer.DONE, Answer.VALUE):
                     return
 
     def run(self, code: str, language: str = "python", **options: object) -> dict:
         self.ask(code, language, **options)
-        *before, done = self.frames()
+        return self.take()
+
+    def again(self, code: str) -> dict:
+        self.send(Ask.AGAIN, code.encode())
+        return self.take()
+
+    def take(self) -> dict:
+        *before, (kind, payload) = self.frames()
         told = {kind: b"".join(payload for k, payload in before if k is kind) for kind in Answer}
-        return {**json.loads(done.payload), "stdout": told[Answer.STDOUT].decode(), "files": told[Answer.FILES]}
+        done = json.loads(payload) if kind is Answer.DONE else {"value": payload.decode(), "error": None}
+        return {**done, "stdout": told[Answer.STDOUT].decode(), "files": told[Answer.FILES]}
 
     def is_closed(self) -> bool:
         return self._socket.recv(1) == b""
@@ -89,6 +107,23 @@ def start(folder: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(GUEST)}
     argv = [sys.executable, str(CODE / "vmfork_code"), str(folder)]
     subprocess.run(argv, env=env, check=True, timeout=LIMIT_S)
+
+
+def settle(door: dict, said: bytes = b"") -> None:
+    """The server has done what there was to do, and heard this."""
+    with Caller(door) as other:
+        # What makes no sense is answered by an end.
+        other.send_raw(said + encode_ask(Ask.HELLO))
+        assert other.is_closed()
+
+
+@contextmanager
+def stopped(pid: int):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -172,31 +207,126 @@ def test_code_may_await_and_be_defined_and_pickled(caller) -> None:
 def test_whatever_code_does_the_call_ends_and_the_next_is_answered(door, caller, hostile) -> None:
     caller.run(hostile)
     # It may have been told of as done before it was: the rest of it is nobody's.
-    caller.send(Ask.KILL)
+    caller.interrupt(0)
     with Caller(door) as other:
         assert other.run("import os, sys; 40 + 2", restart=True)["value"] == "42"
         assert other.run("x = 'it'; x")["value"] == "'it'"
 
 
-def test_output_without_end_waits_for_its_reader_and_is_interrupted(caller) -> None:
+def test_output_without_end_waits_for_its_reader_and_is_interrupted(door, caller) -> None:
     caller.ask("while True: print('x' * 1000)")
     frames = caller.frames()
     for _ in range(100):
         assert next(frames).kind is Answer.STDOUT
-    caller.send(Ask.INTERRUPT, b"60")
+    caller.interrupt()
     *_, done = frames
     assert json.loads(done.payload)["error"]["type"] == "KeyboardInterrupt"
-    assert caller.run("1")["value"] == "1"
+    with Caller(door) as other:
+        assert other.run("1")["value"] == "1"
 
 
-def test_an_interrupt_that_comes_before_the_code_runs_is_for_it(caller) -> None:
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_an_interrupt_that_comes_before_the_code_runs_is_for_it(door, caller, is_lent) -> None:
     caller.run("x = 1")
-    for _ in range(50):
-        caller.ask("while True: pass")
-        caller.send(Ask.INTERRUPT, b"60")
-        *_, done = caller.frames()
-        assert json.loads(done.payload)["error"]["type"] == "KeyboardInterrupt"
+    for _ in range(25):
+        with Caller(door) as other:
+            if is_lent:
+                other.run("y = 1")
+                other.send(Ask.AGAIN, b"while True: pass")
+            else:
+                other.ask("while True: pass")
+            other.interrupt()
+            assert other.take()["error"]["type"] == "KeyboardInterrupt"
     assert caller.run("x")["value"] == "1"
+
+
+def test_who_was_given_up_asks_for_nothing_more(caller) -> None:
+    caller.run("x = 1")
+    caller.interrupt()
+    assert caller.again("x")["error"]["type"] == "KeyboardInterrupt"
+
+
+def test_what_is_asked_again_is_answered_by_the_interpreter_alone(door, caller) -> None:
+    caller.run("x = 1")
+    settle(door)
+    with stopped(door["pid"]):
+        for _ in range(3):
+            assert caller.again("x += 1; x")["value"] is not None
+        assert caller.again("1 / 0")["error"]["type"] == "ZeroDivisionError"
+        assert caller.again("class R:\n    def _repr_html_(self): return 'h'\nR()")["error"] is None
+    # What it writes goes by the server, and comes before its end.
+    assert caller.again("print('it'); import os; os.system('echo its own')")["stdout"] == "it\nits own\n"
+    assert caller.again("x")["value"] == "4"
+
+
+def test_a_call_of_more_than_code_goes_back_to_the_server(door, caller) -> None:
+    caller.run("x = 1")
+    assert caller.run("x = 5", context="other")["error"] is None
+    assert caller.again("x")["value"] == "5"
+    assert caller.run("x")["value"] == "1"
+    assert len(caller.again(f"'{'y' * 300_000}'")["value"]) == 300_002
+    assert caller.again("x")["value"] == "1"
+    assert caller.run("x", restart=True)["error"]["type"] == "NameError"
+
+
+def test_calls_of_two_that_ask_in_turn_are_all_answered(door, caller) -> None:
+    with Caller(door) as other:
+        caller.run("x = 0")
+        other.run("x")
+        for number in range(20):
+            caller.send(Ask.AGAIN, b"x += 1")
+            other.send(Ask.AGAIN, b"x += 1")
+            assert caller.take()["error"] is None
+            assert other.take()["error"] is None
+            assert caller.again("x")["value"] == str(2 * number + 2)
+
+
+def test_a_frame_that_comes_in_pieces_is_one(door, caller) -> None:
+    caller.run("x = 1")
+    frame = encode_ask(Ask.AGAIN, b"x + 1")
+    for byte in frame[:-1]:
+        caller.send_raw(bytes([byte]))
+        settle(door)
+    caller.send_raw(frame[-1:])
+    assert caller.take()["value"] == "2"
+
+
+def test_an_interpreter_that_ends_in_a_call_it_took_itself_is_told(caller) -> None:
+    for code, how in (
+        ("import os; print('last', flush=True); os._exit(3)", "status 3"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("import os; os.closerange(0, 10_000)", "status"),
+    ):
+        caller.run("x = 1")
+        done = caller.again(code)
+        assert done["is_lost"]
+        assert how in done["error"]["message"]
+        assert caller.again("x")["error"]["type"] == "NameError"
+
+
+def test_an_interpreter_that_heeds_nobody_is_killed_in_a_call_it_took_itself(door, caller) -> None:
+    caller.run("import signal; x = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])")
+    caller.send(Ask.AGAIN, b"print('begun', flush=True)\nwhile True: pass")
+    frames = caller.frames()
+    next(frames)
+    caller.interrupt(0.1)
+    *_, done = frames
+    assert json.loads(done.payload)["is_lost"]
+    with Caller(door) as other:
+        assert other.run("x")["error"]["type"] == "NameError"
+
+
+def test_what_a_call_left_running_writes_into_no_later_call(door, caller, tmp_path) -> None:
+    os.mkfifo(tmp_path / "go")
+    os.mkfifo(tmp_path / "gone")
+    left = f"import os\nif not os.fork():\n open({str(tmp_path / 'go')!r}).read()\n os.write(1, b'late')"
+    caller.run(f"{left}\n open({str(tmp_path / 'gone')!r}, 'w').close()\n os._exit(0)")
+    (tmp_path / "go").write_text("")
+    (tmp_path / "gone").read_text()
+    settle(door)
+    assert caller.again("1")["stdout"] == ""
+
+
 
 
 def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller) -> None:
@@ -230,7 +360,7 @@ def test_files_that_were_made_are_named(caller, tmp_path) -> None:
     assert json.loads(caller.run(code, made_in=str(tmp_path))["files"]) == ["made"]
 
 
-def test_javascript_keeps_its_state_and_ends_when_it_is_interrupted(caller) -> None:
+def test_javascript_keeps_its_state_and_ends_when_it_is_interrupted(door, caller) -> None:
     need("node")
     first = caller.run("let x = 5; console.log('out'); x + 1", "javascript")
     assert (first["stdout"], first["value"]) == ("out\n", "6")
@@ -238,10 +368,11 @@ def test_javascript_keeps_its_state_and_ends_when_it_is_interrupted(caller) -> N
     assert caller.run("throw new TypeError('no')", "javascript")["error"]["type"] == "TypeError"
     assert caller.run("x", "javascript")["value"] == "5"
     for endless in ("while (true) {}", "new Promise(() => {})"):
-        caller.ask(f"console.log('begun'); {endless}", "javascript")
-        frames = caller.frames()
-        next(frames)
-        caller.send(Ask.INTERRUPT, b"60")
-        *_, done = frames
-        assert "SIGINT" in json.loads(done.payload)["error"]["message"]
+        with Caller(door) as other:
+            other.ask(f"console.log('begun'); {endless}", "javascript")
+            frames = other.frames()
+            next(frames)
+            other.interrupt()
+            *_, done = frames
+            assert "SIGINT" in json.loads(done.payload)["error"]["message"]
     assert "status 4" in caller.run("process.exit(4)", "javascript")["error"]["message"]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import selectors
-import signal
-import socket
-import termios
 import time
 from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import vmfork_guest
 
-from .kinds import DONE, FILES, MOST_ANSWER, RESULT, RUN, STARTED, STDERR, STDOUT
-from .line import Line
+from .kinds import DONE, FILES, RESULT, RETURNED, RUN, VALUE
 from .made import find_made, look
+from .worker import Worker
 
 if TYPE_CHECKING:
     from .languages import Language
+    from .line import Line
+    from .selector import Selector
 
-_PIECE = 65_536
+# What code that nobody waits for any more has to end by itself.
+LEFT_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,10 @@ class Asked:
     env: dict[str, str]
     made_in: str
 
+    def again(self, code: str) -> Asked:
+        """Other code in the same context."""
+        return replace(self, code=code, restart=False, made_in="")
+
 
 class Call:
     """What one client asked for. It is open until it was answered."""
@@ -49,26 +50,33 @@ class Call:
         self.is_open = True
         self.before = look(asked.made_in)
 
-    def answer(self, done: bytes) -> None:
+    def answer(self, kind: int, done: bytes) -> None:
         """The client has all of it."""
         self.is_open = False
         if self.asked.made_in:
             self.line.send(FILES, json.dumps(find_made(self.asked.made_in, self.before)).encode())
-        self.line.send(DONE, done)
+        self.line.send(kind, done)
 
 
 class Context:
-    """An interpreter, from the first call on; another begins where it has ended."""
+    """An interpreter, from the first call on; another begins where it has ended.
 
-    def __init__(self, selector: selectors.BaseSelector, language: Language) -> None:
+    It answers calls that it is sent, one at a time. When the last was answered, it is lent the line that this came by,
+    and takes the next from there, of which nothing is seen here: only whether one runs. The line is asked back when
+    another call waits, or when that one is to end.
+    """
+
+    def __init__(self, selector: Selector, language: Language) -> None:
         self._selector = selector
         self._language = language
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._running: Call | None = None
+        # The last call that was answered on the line that the interpreter has.
+        self._lent: Call | None = None
+        self._is_asked_back = False
         self._waiting: deque[Call] = deque()
         self._env: dict[str, str] = {}
         self._generation = ""
-        self._is_started = False
         self.kill_at: float | None = None
 
     def ask(self, call: Call) -> None:
@@ -77,14 +85,18 @@ class Context:
         self._begin_next()
 
     def interrupt(self, call: Call, *, grace_s: float) -> None:
-        """The call ends: at once when it waits, else as by Ctrl-C, and killed after `grace_s` seconds."""
+        """The call ends: at once when it waits, else as by Ctrl-C, and killed after `grace_s` seconds.
+
+        So does one that the interpreter took from the line of `call`.
+        """
         if call in self._waiting:
             self._waiting.remove(call)
-            call.answer(_failed("KeyboardInterrupt", "another call was running"))
-        elif call is self._running and self._worker is not None:
+            call.answer(*failed("KeyboardInterrupt", "another call was running"))
+        elif call in (self._running, self._lent) and self._worker is not None:
             self.hold(is_held=False)
-            # One that comes before would be nobody's: it is sent as soon as the code runs.
-            if grace_s and self._is_started:
+            if call is self._lent:
+                self._ask_back(self._worker)
+            if grace_s:
                 self._worker.interrupt()
             end = time.monotonic() + grace_s
             self.kill_at = end if self.kill_at is None else min(end, self.kill_at)
@@ -95,6 +107,11 @@ class Context:
             self.kill_at = None
             self._worker.kill()
 
+    def let_on(self, call: Call) -> None:
+        """Who asked for `call` takes again what is written: nothing is held for it."""
+        if call in (self._running, self._lent):
+            self.hold(is_held=False)
+
     def hold(self, *, is_held: bool) -> None:
         """Nothing is taken of the interpreter, which waits, while it is held."""
         if self._worker is not None:
@@ -102,6 +119,9 @@ class Context:
 
     def _begin_next(self) -> None:
         while self._running is None and self._waiting:
+            if self._lent is not None and self._worker is not None:
+                self._ask_back(self._worker)
+                return
             self._running = self._waiting.popleft()
             self._begin(self._running)
 
@@ -113,9 +133,9 @@ class Context:
             self._worker = None
         if self._worker is None:
             if (missing := self._language.find_missing()) is not None:
-                self._finish(_failed("NotInstalled", missing))
+                self._finish(*failed("NotInstalled", missing))
                 return
-            self._worker, self._env = _Worker(self._selector, self._language, self), {}
+            self._worker, self._env = Worker(self._selector, self._language, self), {}
         asked = {
             "code": call.asked.code,
             "env": self._change(call.asked.env),
@@ -132,150 +152,76 @@ class Context:
         return {**gone, **{key: value for key, value in after.items() if before.get(key) != value}}
 
     def on_output(self, kind: int, data: bytes) -> None:
-        """What comes while nobody asked was written by something that a call left running, and is nobody's."""
-        if self._running is not None:
-            self._running.line.send(kind, data)
-            if self._running.line.is_full:
+        """What comes while no call runs was written by something that one left running, and is nobody's."""
+        call = self._running or self._lent
+        if call is not None and self._worker is not None and (self._running is not None or self._worker.page.is_running):
+            call.line.send(kind, data)
+            if call.line.is_full:
                 self.hold(is_held=True)
 
     def on_frame(self, kind: int, payload: bytes) -> None:
-        """The interpreter gives a result, or is done."""
+        """The interpreter gives a result, or is done, or gives the line back."""
         assert self._worker is not None
-        if kind == STARTED and not self._is_started:
-            self._is_started = True
-            if self.kill_at is not None:
-                self._worker.interrupt()
-        elif kind == RESULT:
+        if kind == RESULT:
             self.on_output(RESULT, payload)
-        elif kind == DONE:
+        elif kind in (DONE, VALUE):
             self._worker.drain()
-            self._finish(payload)
-            self._begin_next()
+            self._finish(kind, payload)
+        elif kind == RETURNED and self._lent is not None:
+            self._take_back(payload)
         else:
             self._worker.kill()
 
     def on_end(self, how: str) -> None:
         """The interpreter has ended, and all it wrote was told."""
+        was_running = self._worker is not None and self._worker.page.is_running
         self._worker = None
-        if self._running is not None:
-            self._finish(_failed("InterpreterEnded", how, is_lost=True))
+        if self._running is not None or (self._lent is not None and was_running):
+            self._finish(*failed("InterpreterEnded", how, is_lost=True))
+        if self._lent is not None:
+            self._take_back(b"")
         self._begin_next()
 
-    def _finish(self, done: bytes) -> None:
+    def _finish(self, kind: int, done: bytes) -> None:
+        """The call that runs was answered: one that was sent, or that the interpreter took from the line it has."""
+        if self._worker is not None:
+            self._worker.page.is_running = False
+        self.hold(is_held=False)
+        if self._running is None:
+            if self._lent is not None:
+                self._lent.line.send(kind, done)
+            return
         call, self._running, self.kill_at = self._running, None, None
-        self._is_started = False
+        if self._worker is not None:
+            self._worker.page.is_stopped = False
+        call.answer(kind, done)
+        self._begin_next()
+        if self._running is None and self._lent is None:
+            self._lend(call)
+
+    def _lend(self, call: Call) -> None:
+        if self._worker is None or not call.line.lend(lambda: self.interrupt(call, grace_s=LEFT_GRACE_S)):
+            return
+        if self._worker.lend(call.line):
+            self._lent, self._is_asked_back = call, False
+        else:
+            call.line.take_back(b"")
+
+    def _ask_back(self, worker: Worker) -> None:
+        if not self._is_asked_back:
+            self._is_asked_back = True
+            worker.ask_back()
+
+    def _take_back(self, data: bytes) -> None:
+        call, self._lent, self.kill_at = self._lent, None, None
+        if self._worker is not None:
+            self._worker.page.is_stopped = False
+        self._begin_next()
         if call is not None:
-            call.answer(done)
-        self.hold(is_held=False)
+            call.line.take_back(data)
 
 
-class _Worker:
-    """One process, with a line to it, and pipes that it and what it starts write into."""
-
-    def __init__(self, selector: selectors.BaseSelector, language: Language, context: Context) -> None:
-        self._selector = selector
-        self._context = context
-        ours, theirs = socket.socketpair()
-        pipes = [os.pipe(), os.pipe()]
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                language.serve(theirs, *(end for _, end in pipes))
-            finally:
-                os._exit(70)
-        theirs.close()
-        for _, end in pipes:
-            os.close(end)
-        self._outputs = {pipe: kind for (pipe, _), kind in zip(pipes, (STDOUT, STDERR))}
-        for pipe in self._outputs:
-            os.set_blocking(pipe, False)
-        self._followed: set[int] = set()
-        self._pidfd = os.pidfd_open(self._pid)
-        selector.register(self._pidfd, selectors.EVENT_READ, self._on_end)
-        self.line = Line(selector, ours, most=MOST_ANSWER, on_frame=context.on_frame, on_end=self.kill)
-        self.hold(is_held=False)
-
-    def hold(self, *, is_held: bool) -> None:
-        """Whether what comes of it waits."""
-        for pipe in tuple(self._outputs):
-            if is_held and pipe in self._followed:
-                self._selector.unregister(pipe)
-                self._followed.discard(pipe)
-            elif not is_held and pipe not in self._followed:
-                self._selector.register(pipe, selectors.EVENT_READ, lambda _mask, pipe=pipe: self._pass_on(pipe))
-                self._followed.add(pipe)
-        if not self.line.is_closed:
-            self.line.hold(is_held=is_held)
-
-    def _pass_on(self, pipe: int, most: int = _PIECE) -> int:
-        try:
-            data = os.read(pipe, most)
-        except BlockingIOError:
-            return 0  # it was drained since the selector saw it
-        if data:
-            self._context.on_output(self._outputs[pipe], data)
-        elif pipe in self._followed:
-            self._selector.unregister(pipe)  # nobody can write any more
-            self._followed.discard(pipe)
-        return len(data)
-
-    def drain(self) -> None:
-        """All that was written until now was told; what a program that was left running goes on to write is not."""
-        for pipe in self._outputs:
-            left = _count_waiting(pipe)
-            while left > 0 and (size := self._pass_on(pipe, min(left, _PIECE))):
-                left -= size
-
-    def interrupt(self) -> None:
-        """As Ctrl-C, to it and what it has started."""
-        self._signal(signal.SIGINT)
-
-    def kill(self) -> None:
-        """It is about to end, with what it has started."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        # Before it has made its group, there is only itself.
-        with suppress(ProcessLookupError):
-            try:
-                os.killpg(self._pid, number)
-            except ProcessLookupError:
-                os.kill(self._pid, number)
-
-    def end(self) -> None:
-        """It has ended, and nothing is told of it."""
-        self.kill()
-        self._reap()
-
-    def _on_end(self, _mask: int) -> None:
-        self.drain()
-        how = _explain(self._reap())
-        self._context.on_end(how)
-
-    def _reap(self) -> int:
-        _, status = os.waitpid(self._pid, 0)
-        # What it has left in its group would go on without anyone who could end it.
-        with suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
-        self._selector.unregister(self._pidfd)
-        os.close(self._pidfd)
-        self.hold(is_held=True)
-        self.line.close()
-        for pipe in self._outputs:
-            os.close(pipe)
-        return status
-
-
-def _count_waiting(pipe: int) -> int:
-    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little")
-
-
-def _explain(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"the interpreter was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"the interpreter has exited with status {os.WEXITSTATUS(status)}"
-
-
-def _failed(name: str, message: str, *, is_lost: bool = False) -> bytes:
+def failed(name: str, message: str, *, is_lost: bool = False) -> tuple[int, bytes]:
+    """What a client is told of a call that its interpreter does not answer."""
     error = {"type": name, "message": message, "traceback": ""}
-    return json.dumps({"value": None, "error": error, "is_lost": is_lost}).encode()
+    return DONE, json.dumps({"value": None, "error": error, "is_lost": is_lost}).encode()

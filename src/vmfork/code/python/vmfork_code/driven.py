@@ -48,7 +48,12 @@ class _Driven:
         self._answers = open(answers, "rb")
 
     def tell(self, line: str) -> None:
-        """The program is asked. Where it has ended, `next_line` says so."""
+        """The program is asked. Where it has ended, `next_line` says so.
+
+        Interrupted before, it is interrupted now, with what it has started: this process heeds no interrupt.
+        """
+        if self.control.is_stopped:
+            os.killpg(0, signal.SIGINT)
         data = line.encode() + b"\n"
         try:
             while data:
@@ -83,7 +88,6 @@ class Shell(_Driven):
             lines.append(f"RANDOM={int.from_bytes(os.urandom(2), 'big')}")
         if lines:
             self._source("\n".join(lines))
-        self.control.send_started()
         status = self._source(asked["code"])
         error = {"type": "ExitStatus", "message": status, "traceback": ""}
         self.control.send_done(value=status, error=None if status == "0" else error)
@@ -110,7 +114,6 @@ class Node(_Driven):
     def run(self, asked: dict[str, Any]) -> None:
         """The code was run."""
         self.tell(json.dumps(asked))
-        self.control.send_started()
         while "done" not in (answer := json.loads(self.next_line())):
             self.control.send_result(answer["shown"])
         self.control.send_done(**answer["done"])

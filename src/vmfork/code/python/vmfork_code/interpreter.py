@@ -14,7 +14,7 @@ import sys
 import traceback
 import types
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import vmfork_guest
@@ -23,8 +23,6 @@ from .control import change_env
 from .rich import cut, describe, take_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .control import Control
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -52,44 +50,60 @@ class Interpreter:
         # A thread of the watcher is there whenever code forks: it waits, and holds no lock.
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         vmfork_guest.watch()
+        self._handler = self._on_interrupt
+        self._renew_streams()
+        self._tidy()
 
     def run(self, asked: dict[str, Any]) -> None:
         """The code was run. A process that it forked, and that comes back here, has ended."""
         change_env(asked["env"])
-        self._renew_streams()
-        signal.signal(signal.SIGINT, self._on_interrupt)
-        value = error = None
+        shown = error = None
         try:
-            with self._interruptible():
-                self._control.send_started()
-                value = self._execute(asked["code"])
+            try:
+                self._is_interruptible = True
+                if self._control.is_stopped:
+                    raise KeyboardInterrupt
+                shown = self._execute(asked["code"])
                 take_figures(self._show)
+            finally:
+                self._is_interruptible = False
         except BaseException as raised:
             error = _describe_error(raised)
         self._flush()
         if os.getpid() != self._pid:
             os._exit(0 if error is None else 1)
-        self._control.send_done(value=value, error=error)
+        if signal.getsignal(signal.SIGINT) is not self._handler:
+            signal.signal(signal.SIGINT, self._handler)
+        self._answer(shown, error)
+        # While the host has its answer: no call waits for it.
+        self._tidy()
 
-    def _execute(self, source: str) -> str | None:
-        """The `repr` of the last expression, where it ends with one that is not None."""
+    def _answer(self, shown: dict[str, Any] | None, error: dict[str, str] | None) -> None:
+        """The call is done, with what its last expression looks like."""
+        if shown is None or error is not None:
+            self._control.send_done(error=error)
+        elif len(shown) == 1:
+            self._control.send_value(shown["text/plain"])
+        else:
+            self._control.send_done(value=shown["text/plain"])
+
+    def _execute(self, source: str) -> dict[str, Any] | None:
+        """The last expression as it is shown, where it ends with one that is not None."""
         self._count += 1
         name = _NAME.format(self._count)
         linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
         linecache.cache.pop(_NAME.format(self._count - _MOST_SOURCES), None)
-        tree = compile(source, name, "exec", _FLAGS | ast.PyCF_ONLY_AST, dont_inherit=True)
-        last = tree.body[-1] if tree.body else None
-        expression = ast.Expression(tree.body.pop().value) if isinstance(last, ast.Expr) else None
-        self._evaluate(compile(tree, name, "exec", _FLAGS, dont_inherit=True))
-        if expression is None:
-            return None
-        found = self._evaluate(compile(expression, name, "eval", _FLAGS, dont_inherit=True))
+        statements, expression = _compile(source, name)
+        if statements is not None:
+            self._evaluate(statements)
+        found = None if expression is None else self._evaluate(expression)
         if found is None or os.getpid() != self._pid:
             return None
         vars(self._module)["_"] = found
         shown = describe(found)
-        self._show(shown)
-        return str(shown["text/plain"])
+        if len(shown) > 1:
+            self._show(shown)
+        return shown
 
     def _evaluate(self, code: types.CodeType) -> object:
         found = eval(code, vars(self._module))
@@ -113,29 +127,53 @@ class Interpreter:
             self._flush()
             self._control.send_result(data)
 
+    def _tidy(self) -> None:
+        """What code did to the streams and to the way of interrupts is undone, where it did."""
+        if signal.getsignal(signal.SIGINT) is not self._handler:
+            signal.signal(signal.SIGINT, self._handler)
+        is_changed = self._control.restore_streams()
+        if is_changed or not self._has_streams():
+            self._renew_streams()
+
+    def _has_streams(self) -> bool:
+        try:
+            return all(getattr(sys, name, None) is ours and not ours.closed for name, ours in self._streams.items())
+        except ValueError:
+            return False  # it was detached
+
     def _renew_streams(self) -> None:
-        self._control.restore_streams()
-        sys.stdin = open(0, closefd=False)
-        sys.stdout, sys.stderr = _open_output(1), _open_output(2)
+        self._streams: dict[str, io.TextIOWrapper] = {
+            "stdin": open(0, closefd=False),
+            "stdout": _open_output(1),
+            "stderr": _open_output(2),
+        }
+        vars(sys).update(self._streams)
         faulthandler.enable(2)
 
     def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for name in ("stdout", "stderr"):
             with suppress(Exception):  # code may have closed it, or put anything in its place
-                stream.flush()
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        self._is_interruptible = True
-        try:
-            yield
-        finally:
-            self._is_interruptible = False
+                getattr(sys, name).flush()
 
     def _on_interrupt(self, _number: int, _frame: object) -> None:
         if self._is_interruptible:
             self._is_interruptible = False
             raise KeyboardInterrupt
+
+
+def _compile(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+    """Its statements, and its last expression, where it has them."""
+    if "\n" not in source and not source[:1].isspace():
+        # One line is most often one expression. By way of a tree it takes three times as long.
+        with suppress(SyntaxError):
+            return None, compile(source, name, "eval", _FLAGS, dont_inherit=True)
+    tree = compile(source, name, "exec", _FLAGS | ast.PyCF_ONLY_AST, dont_inherit=True)
+    last = tree.body[-1] if tree.body else None
+    expression = ast.Expression(tree.body.pop().value) if isinstance(last, ast.Expr) else None
+    return (
+        compile(tree, name, "exec", _FLAGS, dont_inherit=True) if tree.body else None,
+        None if expression is None else compile(expression, name, "eval", _FLAGS, dont_inherit=True),
+    )
 
 
 def _open_output(fd: int) -> io.TextIOWrapper:

@@ -12,10 +12,12 @@ from .driven import Node, Shell
 from .interpreter import Interpreter
 
 if TYPE_CHECKING:
+    import select
     import socket
     from collections.abc import Callable
 
     from .control import Control, Worker
+    from .page import Page
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Language:
             return f"the machine has no {self.program}"
         return None
 
-    def serve(self, control: socket.socket, stdout: int, stderr: int) -> None:
+    def serve(self, control: socket.socket, stdout: int, stderr: int, page: Page, outputs: select.epoll) -> None:
         """This process is an interpreter, and ends when nobody has its line any more."""
-        line = become(control, stdout, stderr)
+        line = become(control, stdout, stderr, page, outputs)
         worker = self.make(line)
         while (asked := line.next_request()) is not None:
             worker.run(asked)

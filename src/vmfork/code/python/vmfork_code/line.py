@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import selectors
+import socket
 import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
+
+    from .selector import Selector
 
 HEAD = struct.Struct("!IB")
 _PIECE = 65_536
@@ -25,7 +27,7 @@ class Line:
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        selector: Selector,
         sock: socket.socket,
         *,
         most: int,
@@ -52,6 +54,33 @@ class Line:
         """Whether much was not sent yet."""
         return len(self._unsent) > MUCH
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything was not sent yet."""
+        return bool(self._unsent)
+
+    def fileno(self) -> int:
+        """The descriptor of the socket, which another process may read from while it is lent."""
+        return self._socket.fileno()
+
+    def lend(self, on_end: Callable[[], None]) -> bool:
+        """Whether another may read it now, until it is taken back. Not while anything that came is unread, or unsent.
+
+        `on_end` is called once when the other side has ended meanwhile.
+        """
+        if self.is_closed or self._come or self._unsent:
+            return False
+        self.hold(is_held=True)
+        self._selector.watch_end(self.fileno(), on_end)
+        return True
+
+    def take_back(self, data: bytes) -> None:
+        """It is read here again, `data` first."""
+        if not self.is_closed:
+            self._selector.leave_end(self.fileno())
+            self._come += data
+            self.hold(is_held=False)
+
     def send(self, kind: int, payload: bytes = b"") -> None:
         """The frame is on its way, whether or not anyone takes it."""
         if self.is_closed:
@@ -68,11 +97,14 @@ class Line:
             self._take_frames()
 
     def close(self) -> None:
-        """The socket is closed. Again it does nothing."""
+        """The socket is closed, also for whom it is lent to. Again it does nothing."""
         if not self.is_closed:
             self._is_held, self._unsent = True, bytearray()
             self._follow()
+            self._selector.leave_end(self.fileno())
             self.is_closed = True
+            with suppress(OSError):  # the other side was faster
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
 
     def _follow(self) -> None:
@@ -106,18 +138,25 @@ class Line:
         if was_full and not self.is_full and self._on_room is not None:
             self._on_room()
 
-    def _read(self) -> None:
+    def read_rest(self) -> None:
+        """What has come was taken."""
+        while not self.is_closed and self._read():
+            pass
+
+    def _read(self) -> bool:
+        """Whether something came."""
         data = b""
         with suppress(ConnectionError):
             try:
                 data = self._socket.recv(_PIECE)
             except BlockingIOError:
-                return
+                return False
         if not data:
             self._end()
-            return
+            return False
         self._come += data
         self._take_frames()
+        return True
 
     def _take_frames(self) -> None:
         while len(self._come) >= HEAD.size and not (self._is_held or self.is_closed):

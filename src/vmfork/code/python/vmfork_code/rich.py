@@ -21,6 +21,8 @@ _FORMS = {
     "_repr_jpeg_": "image/jpeg",
     "_repr_json_": "application/json",
 }
+# These have no other, and looking for it takes as long as a call.
+_PLAIN = (int, str, float, bool, bytes, list, tuple, dict, set)
 
 
 def cut(text: str, most: int = _MOST_TEXT) -> str:
@@ -32,8 +34,8 @@ def cut(text: str, most: int = _MOST_TEXT) -> str:
 def describe(value: object) -> dict[str, Any]:
     """By media type: `text/plain` is its `repr`, and what else it has. Bytes are base64. Raises what `repr` raises."""
     shown: dict[str, Any] = {"text/plain": cut(repr(value))}
-    if isinstance(value, type):
-        return shown  # the forms are of its instances
+    if type(value) in _PLAIN or isinstance(value, type):
+        return shown  # a type's forms are those of its instances
     for name, media_type in _FORMS.items():
         _add(shown, media_type, _ask(value, name))
     bundle = _ask(value, "_repr_mimebundle_", include=None, exclude=None)

@@ -9,10 +9,11 @@ import signal
 import socket
 import time
 
-from .context import Asked, Call, Context
-from .kinds import HELLO, INTERRUPT, KILL, MOST_REQUEST, RUN
+from .context import LEFT_GRACE_S, Asked, Call, Context, failed
+from .kinds import AGAIN, HELLO, INTERRUPT, MOST_REQUEST, RUN
 from .languages import LANGUAGES
 from .line import Line
+from .selector import Selector
 
 
 class Server:
@@ -21,8 +22,10 @@ class Server:
     def __init__(self, listener: socket.socket, token: str) -> None:
         self._listener = listener
         self._token = token.encode()
-        self._selector = selectors.DefaultSelector()
+        self._selector = Selector()
         self._contexts: dict[tuple[str, str], Context] = {}
+        # By the names that they gave themselves.
+        self.clients: dict[bytes, Client] = {}
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -49,7 +52,7 @@ class Server:
         except OSError:
             return
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _Client(self, sock)
+        Client(self, sock)
 
     def find_context(self, language: str, name: str) -> Context:
         """The one of that name, begun where there is none."""
@@ -58,7 +61,7 @@ class Server:
             self._contexts[key] = Context(self._selector, LANGUAGES[language])
         return self._contexts[key]
 
-    def make_line(self, sock: socket.socket, client: _Client) -> Line:
+    def make_line(self, sock: socket.socket, client: Client) -> Line:
         """What the client speaks over."""
         return Line(
             self._selector,
@@ -69,18 +72,25 @@ class Server:
             on_room=client.on_room,
         )
 
+    def give_up(self, name: bytes, *, grace_s: float) -> None:
+        """What the client of that name asked for ends. Where it has left, that is so already."""
+        client = self.clients.get(name)
+        if client is not None:
+            client.give_up(grace_s=grace_s)
+
     def is_token(self, given: bytes) -> bool:
         """Whether it opens the door."""
         return hmac.compare_digest(given, self._token)
 
 
-class _Client:
-    """One connection: one call at a time."""
+class Client:
+    """One connection: one call at a time, of which the interpreter may answer most by itself."""
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self._server = server
-        self._is_known = False
+        self._name: bytes | None = None
         self._call: Call | None = None
+        self._is_given_up = False
         self._line = server.make_line(sock, self)
 
     def on_frame(self, kind: int, payload: bytes) -> None:
@@ -95,31 +105,52 @@ class _Client:
 
     def _take(self, kind: int, payload: bytes) -> bool:
         if kind == HELLO:
-            self._is_known = self._server.is_token(payload)
-            return self._is_known
-        if self._is_known and kind == RUN and not (self._call and self._call.is_open):
+            return self._greet(*payload.split(b" "))
+        if self._name is None:
+            return False
+        if kind == INTERRUPT:
+            seconds, name = payload.split(b" ")
+            self._server.give_up(name, grace_s=float(seconds))
+            return True
+        if self._call is not None and self._call.is_open:
+            return False
+        if kind == RUN:
             self._run(Asked(**json.loads(payload)))
-        elif self._is_known and kind in (INTERRUPT, KILL):
-            self._interrupt(float(payload) if kind == INTERRUPT else 0.0)
+        elif kind == AGAIN and self._call is not None:
+            self._run(self._call.asked.again(payload.decode()))
         else:
             return False
+        return True
+
+    def _greet(self, token: bytes, name: bytes) -> bool:
+        if self._name is not None or name in self._server.clients or not self._server.is_token(token):
+            return False
+        self._name = name
+        self._server.clients[name] = self
         return True
 
     def _run(self, asked: Asked) -> None:
         context = self._server.find_context(asked.language, asked.context)
         self._call = Call(self._line, asked, context)
-        context.ask(self._call)
+        if self._is_given_up:
+            self._call.answer(*failed("KeyboardInterrupt", "it was given up before it began"))
+        else:
+            context.ask(self._call)
 
-    def _interrupt(self, grace_s: float) -> None:
+    def give_up(self, *, grace_s: float) -> None:
+        """What it asked for ends, also when that was not read yet. It asks for nothing more."""
+        self._is_given_up = True
         if self._call is not None:
             self._call.context.interrupt(self._call, grace_s=grace_s)
 
     def on_end(self) -> None:
         """Whoever asked is gone: what runs for it is interrupted, and killed when it goes on."""
-        if self._call is not None:
-            self._call.context.interrupt(self._call, grace_s=5.0)
+        if self._name is not None:
+            del self._server.clients[self._name]
+            self._name = None
+        self.give_up(grace_s=LEFT_GRACE_S)
 
     def on_room(self) -> None:
         """The client takes what is written again."""
-        if self._call is not None and self._call.is_open:
-            self._call.context.hold(is_held=False)
+        if self._call is not None:
+            self._call.context.let_on(self._call)
