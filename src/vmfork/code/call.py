@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmfork.agent.deadline import deadline
-from vmfork.agent.tunnel import tunnel_of
-from vmfork.code.door import open_line
-from vmfork.code.frame import MOST_REQUEST, Answer, AnswerParser, Ask, encode_ask
+from vmfork.code.frame import MOST_REQUEST, Answer, AnswerParser
+from vmfork.code.line import Place, give_line, take_line
 from vmfork.code.result import CodeOutput, CodeResult, Done, parse_done, parse_names, parse_output
-from vmfork.errors import ConfigError, DeadlineExceeded, GuestError, GuestFileError, LimitExceeded
+from vmfork.errors import ConfigError, DeadlineExceeded, GuestFileError, LimitExceeded
 from vmfork.machine.decoding import PLAIN
 from vmfork.machine.ways import find_program_env
 from vmfork.wire.command import Command
@@ -24,7 +22,7 @@ from vmfork.wire.given import MOST_BYTES, check_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmfork.agent.tunnel import GuestConnection
+    from vmfork.code.line import CodeLine
     from vmfork.machine.decoding import Decoder, OutputListener
     from vmfork.machine.running import Running
 
@@ -33,7 +31,6 @@ GRACE_S = 5.0
 # How long the server has to say that it has killed an interpreter.
 _ANSWER_LIMIT_S = 10.0
 _MOST_FILES = 1_000
-_MOST_IDLE = 4
 _CHANNELS = {Answer.STDOUT: Channel.STDOUT, Answer.STDERR: Channel.STDERR}
 _MOST_HINT = "take more (max_output), or as it comes: on_stdout"
 
@@ -95,49 +92,42 @@ async def run_code(
     begun = time.perf_counter()
     call = _Call(listeners or {}, max_output)
     async with deadline("starting an interpreter in the guest", timeout_s):
-        line = await _take_line(running)
-        env = await _find_env(running)
+        place = Place(code.language, code.context, await _find_env(running))
+        line = await take_line(running, place)
     try:
-        await _follow(line, call, _encode(code, env), timeout_s=timeout_s, grace_s=grace_s, begun=begun)
+        await _follow(running, line, call, code, place, timeout_s=timeout_s, grace_s=grace_s, begun=begun)
     except BaseException:
         await line.abort()
         raise
-    await _give_line(running, line)
-    if call.is_over:
-        stdout, stderr = call.written
-        raise LimitExceeded("the code", max_output or 0, stdout=stdout, stderr=stderr, hint=_MOST_HINT)
+    await give_line(running, line)
     files = await _read_files(running, code.made_in, call.made, call.room)
     return call.make_result(files, time.perf_counter() - begun)
 
 
-def _encode(code: Code, env: Mapping[str, str]) -> bytes:
-    asked = {
-        "code": code.source,
-        "language": code.language,
-        "context": code.context,
-        "restart": code.restart,
-        "made_in": code.made_in,
-        "env": env,
-    }
-    return encode_ask(Ask.RUN, json.dumps(asked).encode())
-
-
 async def _follow(
-    line: GuestConnection, call: _Call, request: bytes, *, timeout_s: float | None, grace_s: float, begun: float
+    running: Running,
+    line: CodeLine,
+    call: _Call,
+    code: Code,
+    place: Place,
+    *,
+    timeout_s: float | None,
+    grace_s: float,
+    begun: float,
 ) -> None:
-    """The call is done. Raises `DeadlineExceeded` when it took longer, with what it wrote."""
+    """The call is done. Raises `DeadlineExceeded` and `LimitExceeded`, with what it wrote, when it was broken off."""
     left = None if timeout_s is None else max(0.0, timeout_s - (time.perf_counter() - begun))
     scope = asyncio.timeout(left)
     try:
         async with scope:
-            await line.write(request)
+            await line.ask(code.source, place, restart=code.restart, made_in=code.made_in)
             await _read(line, call)
     except TimeoutError:
         if not scope.expired():
             raise
     if call.done is None:
-        await line.write(encode_ask(Ask.INTERRUPT, str(grace_s).encode()))
         async with deadline("ending an interpreter in the guest", grace_s + _ANSWER_LIMIT_S):
+            await line.interrupt(running.agent, grace_s=grace_s)
             await _read(line, call, to_the_end=True)
     if scope.expired():
         assert timeout_s is not None
@@ -146,15 +136,13 @@ async def _follow(
         stdout, stderr = call.written
         hint = f"give it more time (timeout_s){lost}"
         raise DeadlineExceeded("the code", timeout_s, stdout=stdout, stderr=stderr, hint=hint)
+    call.check_room()
 
 
-async def _read(line: GuestConnection, call: _Call, *, to_the_end: bool = False) -> None:
+async def _read(line: CodeLine, call: _Call, *, to_the_end: bool = False) -> None:
     """The call is done, or wrote more than it may."""
     while call.done is None and (to_the_end or not call.is_over):
-        data = await line.read()
-        if not data:
-            raise GuestError("the server of interpreters in the guest has ended", hint="its state is lost: call again")
-        call.take(data)
+        call.take(await line.read())
 
 
 class _Call:
@@ -177,13 +165,24 @@ class _Call:
             if kind in _CHANNELS:
                 self._take_output(_CHANNELS[kind], payload)
             elif kind is Answer.RESULT:
-                if self._has_room(len(payload)) == len(payload):
-                    self._results.append(parse_output(payload))
+                self._keep(parse_output(payload), len(payload))
             elif kind is Answer.FILES:
                 self.made = parse_names(payload, most=_MOST_FILES)
             else:
-                self.done = parse_done(payload)
-                self._tell_rest()
+                self._take_end(kind, payload)
+
+    def _take_end(self, kind: Answer, payload: bytes) -> None:
+        if kind is Answer.VALUE:
+            value = payload.decode(errors="replace")
+            self._keep(CodeOutput({"text/plain": value}), len(payload))
+            self.done = Done(value, None, is_lost=False)
+        else:
+            self.done = parse_done(payload)
+        self._tell_rest()
+
+    def _keep(self, output: CodeOutput, size: int) -> None:
+        if self._has_room(size) == size:
+            self._results.append(output)
 
     def _take_output(self, channel: Channel, data: bytes) -> None:
         if channel not in self._listeners:
@@ -201,6 +200,12 @@ class _Call:
         self.is_over = self.is_over or room < size
         self._size += room
         return room
+
+    def check_room(self) -> None:
+        """Raises `LimitExceeded` when it wrote more than it may."""
+        if self.is_over:
+            stdout, stderr = self.written
+            raise LimitExceeded("the code", self._max or 0, stdout=stdout, stderr=stderr, hint=_MOST_HINT)
 
     @property
     def room(self) -> int | None:
@@ -241,24 +246,6 @@ async def _read_files(running: Running, folder: str, names: list[str], room: int
             files[path] = await running.agent.read_file(path, max_bytes=room)
             room = None if room is None else room - len(files[path])
     return files
-
-
-async def _take_line(running: Running) -> GuestConnection:
-    """A connection on which no call runs."""
-    while running.idle_lines:
-        line = running.idle_lines.pop()
-        tunnel = tunnel_of(line)
-        if not (tunnel.has_ended or tunnel.is_at_end or tunnel.has_waiting):
-            return line
-        await line.abort()
-    return await open_line(running.agent)
-
-
-async def _give_line(running: Running, line: GuestConnection) -> None:
-    if len(running.idle_lines) < _MOST_IDLE:
-        running.idle_lines.append(line)
-    else:
-        await line.aclose()
 
 
 async def _find_env(running: Running) -> Mapping[str, str]:

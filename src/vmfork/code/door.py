@@ -41,23 +41,27 @@ class Door(NamedTuple):
     token: str
 
 
-async def open_line(agent: AgentClient) -> GuestConnection:
-    """A connection to the server, which knows us. It was started where none was.
+async def open_connection(agent: AgentClient, name: str) -> GuestConnection:
+    """A connection to the server, which knows us by that name. It was started where none was.
 
     Raises `GuestError` when the machine has no Python 3, and for a server of another version.
     """
-    door = await _find_door(agent)
-    line = None if door is None else await _knock(agent, door)
+    line = await find_connection(agent, name)
     if line is None:
         await _start(agent)
-        door = await _find_door(agent)
-        line = None if door is None else await _knock(agent, door)
+        line = await find_connection(agent, name)
     if line is None:
         raise GuestError("the server of interpreters in the guest ended as it began", hint="see vm.console_tail()")
     return line
 
 
-async def _knock(agent: AgentClient, door: Door) -> GuestConnection | None:
+async def find_connection(agent: AgentClient, name: str) -> GuestConnection | None:
+    """Likewise; `None` where no server runs. Raises `GuestError` for one of another version."""
+    door = await _find_door(agent)
+    return None if door is None else await _knock(agent, door, name)
+
+
+async def _knock(agent: AgentClient, door: Door, name: str) -> GuestConnection | None:
     """A connection; `None` where nobody serves there any more."""
     try:
         line = await agent.open_tunnel(door.port, timeout_s=_LIMIT_S)
@@ -66,7 +70,7 @@ async def _knock(agent: AgentClient, door: Door) -> GuestConnection | None:
             raise
         return None
     try:
-        await line.write(encode_ask(Ask.HELLO, door.token.encode()))
+        await line.write(encode_ask(Ask.HELLO, f"{door.token} {name}".encode()))
     except BaseException:
         await line.abort()
         raise

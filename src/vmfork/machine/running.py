@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.agent.client import AgentClient
-    from vmfork.agent.tunnel import GuestConnection
     from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware, Machine
     from vmfork.machine.folder import VMFolder
@@ -117,8 +116,8 @@ class Running(Described, Owner):
         self.left = Left()
         # Of every program; `None` where it was another process that gave it.
         self.env: Mapping[str, str] | None = None
-        # To the server of interpreters in the guest: one that is idle saves the next call from connecting.
-        self.idle_lines: list[GuestConnection] = []
+        # To interpreters in the guest, `vmfork.code.line`: one that is idle saves the next call from connecting.
+        self.idle_lines: list[Owner] = []
         self.inside: Dependent | None = None
         self.life = Life()
         # What is of use with it alone, and goes when it does.

@@ -327,8 +327,6 @@ def test_what_a_call_left_running_writes_into_no_later_call(door, caller, tmp_pa
     assert caller.again("1")["stdout"] == ""
 
 
-
-
 def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller) -> None:
     caller.run("x = 1")
     with Caller(door) as leaving:

@@ -138,15 +138,10 @@ class Control:
         payload = json.dumps(data).encode()
         if len(payload) > MOST_ANSWER // 2:
             payload = json.dumps({"text/plain": f"<{len(payload)} bytes: too much to be shown>"}).encode()
-        # Half a frame, after an interrupt, would be the end of the line.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-        try:
-            self._put(RESULT, payload)
-            if len(self._unsent) > _MOST_DIRECT:
-                self._flush()
-                self._is_direct = False
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._put(RESULT, payload)
+        if len(self._unsent) > _MOST_DIRECT:
+            self._is_direct = False
+            self._flush()
 
     def send_value(self, text: str) -> None:
         """The call is done; the text is its value, which has no other form."""
@@ -191,8 +186,13 @@ class Control:
         self._unsent += HEAD.pack(len(payload), kind) + payload
 
     def _flush(self) -> None:
-        self._socket.sendall(self._unsent)
-        self._unsent.clear()
+        # Half a frame, after an interrupt, would be the end of the line.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            self._socket.sendall(self._unsent)
+            self._unsent.clear()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _identify(stream: int) -> tuple[int, int] | None:

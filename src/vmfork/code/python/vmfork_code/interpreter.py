@@ -72,8 +72,6 @@ class Interpreter:
         self._flush()
         if os.getpid() != self._pid:
             os._exit(0 if error is None else 1)
-        if signal.getsignal(signal.SIGINT) is not self._handler:
-            signal.signal(signal.SIGINT, self._handler)
         self._answer(shown, error)
         # While the host has its answer: no call waits for it.
         self._tidy()

@@ -51,7 +51,7 @@ class Worker:
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                language.serve(theirs, *(end for _, end in pipes), self.page, outputs)
+                language.serve(theirs, pipes[0][1], pipes[1][1], self.page, outputs)
             finally:
                 os._exit(70)
         theirs.close()
