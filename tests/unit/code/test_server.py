@@ -316,6 +316,16 @@ def test_an_interpreter_that_heeds_nobody_is_killed_in_a_call_it_took_itself(doo
         assert other.run("x")["error"]["type"] == "NameError"
 
 
+def test_what_is_written_all_the_time_mixes_with_no_answer(caller) -> None:
+    code = "import os, threading\ndef write():\n while is_on: os.write(1, b'x' * 99)\nis_on = True"
+    caller.run(f"{code}\nthread = threading.Thread(target=write)\nthread.start()")
+    for number in range(60):
+        done = caller.again(str(number))
+        assert done["value"] == str(number)
+        assert set(done["stdout"]) <= {"x"}
+    assert caller.again("is_on = False; thread.join()")["error"] is None
+
+
 def test_what_a_call_left_running_writes_into_no_later_call(door, caller, tmp_path) -> None:
     os.mkfifo(tmp_path / "go")
     os.mkfifo(tmp_path / "gone")
@@ -327,12 +337,20 @@ def test_what_a_call_left_running_writes_into_no_later_call(door, caller, tmp_pa
     assert caller.again("1")["stdout"] == ""
 
 
-def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller) -> None:
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_who_leaves_takes_its_code_along_and_not_the_state(door, caller, is_lent) -> None:
     caller.run("x = 1")
+    endless = "print('begun', flush=True)\nwhile True: pass"
     with Caller(door) as leaving:
-        leaving.ask("print('begun', flush=True)\nwhile True: pass")
+        if is_lent:
+            leaving.run("1")
+            settle(door)
+            leaving.send(Ask.AGAIN, endless.encode())
+        else:
+            leaving.ask(endless)
         next(leaving.frames())
-    assert caller.run("x")["value"] == "1"
+    done = caller.run("x")
+    assert done["value"] == "1", done
 
 
 def test_the_environment_is_what_the_host_says_and_code_may_change_it(caller) -> None:

@@ -93,19 +93,26 @@ class Context:
             self._waiting.remove(call)
             call.answer(*failed("KeyboardInterrupt", "another call was running"))
         elif call in (self._running, self._lent) and self._worker is not None:
-            self.hold(is_held=False)
             if call is self._lent:
                 self._ask_back(self._worker)
-            if grace_s:
-                self._worker.interrupt()
-            end = time.monotonic() + grace_s
-            self.kill_at = end if self.kill_at is None else min(end, self.kill_at)
+            self._worker.interrupt()
+            if self._is_busy:
+                end = time.monotonic() + grace_s
+                self.kill_at = end if self.kill_at is None else min(end, self.kill_at)
+            # What waits behind that is told last: it may be the end of the call.
+            self.hold(is_held=False)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether a call runs; one that begins on a line that is lent ends by itself when it was interrupted before."""
+        return self._running is not None or (self._worker is not None and self._worker.page.is_running)
 
     def kill_late(self, now: float) -> None:
         """An interpreter that was interrupted and goes on is killed."""
         if self.kill_at is not None and now >= self.kill_at and self._worker is not None:
             self.kill_at = None
-            self._worker.kill()
+            if self._is_busy:
+                self._worker.kill()
 
     def let_on(self, call: Call) -> None:
         """Who asked for `call` takes again what is written: nothing is held for it."""
@@ -178,9 +185,8 @@ class Context:
 
     def on_end(self, how: str) -> None:
         """The interpreter has ended, and all it wrote was told."""
-        was_running = self._worker is not None and self._worker.page.is_running
-        self._worker = None
-        if self._running is not None or (self._lent is not None and was_running):
+        was_busy, self._worker = self._is_busy, None
+        if was_busy:
             self._finish(*failed("InterpreterEnded", how, is_lost=True))
         if self._lent is not None:
             self._take_back(b"")

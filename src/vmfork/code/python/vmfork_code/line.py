@@ -46,6 +46,7 @@ class Line:
         self._unsent = bytearray()
         self._mask = 0
         self._is_held = False
+        self._is_taking = False
         self.is_closed = False
         self._follow()
 
@@ -159,6 +160,16 @@ class Line:
         return True
 
     def _take_frames(self) -> None:
+        """Whoever takes one may let go of what was held here: the next comes after that one, not in its middle."""
+        if self._is_taking:
+            return
+        self._is_taking = True
+        try:
+            self._take_each()
+        finally:
+            self._is_taking = False
+
+    def _take_each(self) -> None:
         while len(self._come) >= HEAD.size and not (self._is_held or self.is_closed):
             length, kind = HEAD.unpack_from(self._come)
             if length > self._most:
