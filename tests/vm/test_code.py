@@ -7,6 +7,7 @@ import asyncio
 
 import pytest
 
+from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, CodeError, ConfigError, DeadlineExceeded, LimitExceeded, Template
 from vmfork.config import VMConfig
 
@@ -242,3 +243,33 @@ async def test_a_warm_up_in_code_that_fails_is_told_with_its_traceback(template_
     with pytest.raises(CodeError, match=r"ModuleNotFoundError.*no_such_module") as failed:
         await Template.build("cold-code", VMConfig(), warm_up=["#!python\nimport no_such_module"])
     assert "line 1" in failed.value.details()
+
+
+@pytest.fixture
+def node_name(instance):
+    """A template with a warm Node.js."""
+    vmfork("image", "build", "node-code", "--package", "nodejs", limit_s=900).check()
+    config = VMConfig(image="node-code", memory_mib=1024)
+    template = asyncio.run(Template.build("node-code", config, warm_up=["#!javascript\nlet warm = 'warm'"]))
+    yield "node-code"
+    asyncio.run(template.remove())
+    vmfork("image", "rm", "node-code").check()
+
+
+@pytest.mark.slow
+@pytest.mark.limit_s(1500)
+@pytest.mark.needs("mmdebstrap")
+async def test_javascript_keeps_its_state_in_a_machine_and_begins_anew_in_a_fork(node_name) -> None:
+    template = await Template.open(node_name)
+    async with template.fork(env={"GIVEN": "one"}) as one, template.fork() as two:
+        draws = [(await run(vm, "Math.random()", "javascript")).value for vm in (one, two)]
+        assert draws[0] != draws[1]
+        assert (await run(one, "warm", "javascript")).error.type == "ReferenceError"
+        done = await run(one, "let x = 5; console.log('out'); process.env.GIVEN + x", "javascript")
+        assert (done.stdout, done.value) == ("out\n", "'one5'")
+        assert (await run(one, "await_it = Promise.resolve(x + 1)", "javascript")).value == "6"
+        assert (await run(one, "throw new TypeError('no')", "javascript")).error.message == "no"
+        with pytest.raises(DeadlineExceeded, match="the code"):
+            await one.run_code("while (true) {}", "javascript", timeout_s=1, grace_s=LIMIT_S)
+        assert (await run(one, "typeof x", "javascript")).value == "'undefined'"
+        assert (await run(one, "echo $GIVEN", "sh")).stdout == "one\n"

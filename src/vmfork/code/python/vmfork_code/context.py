@@ -160,12 +160,8 @@ class Context:
 
     def on_output(self, kind: int, data: bytes) -> None:
         """What comes while no call runs was written by something that one left running, and is nobody's."""
-        call = self._running or self._lent
-        if (
-            call is not None
-            and self._worker is not None
-            and (self._running is not None or self._worker.page.is_running)
-        ):
+        call = (self._running or self._lent) if self._is_busy else None
+        if call is not None:
             call.line.send(kind, data)
             if call.line.is_full:
                 self.hold(is_held=True)
