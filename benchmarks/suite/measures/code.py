@@ -16,8 +16,6 @@ from vmfork.api.template import Template
 from vmfork.config import VMConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from benchmarks.suite.context import Context
 
 _CALLS = 50
@@ -26,7 +24,7 @@ _PRODUCT = "import numpy\nfloat((numpy.ones((64, 64)) @ numpy.ones((64, 64))).su
 _SCRIPT = _PRODUCT.replace("\nfloat", "\nprint(float") + ")"
 # As short as such a thing is written: it reads a line, evaluates it, and prints the value.
 _REPL = "import sys\nfor line in sys.stdin: print(eval(line), flush=True)"
-_SUITE = f"""
+_SUITE = """
 import time
 import pytest, vmfork
 
@@ -34,22 +32,30 @@ import pytest, vmfork
 def vm_template():
     return vmfork.Template.open("bench-code")
 
-begun = []
+begun, by_hand, by_fixture = [], [], []
 
-def test_by_hand(vm_template):
+def test_warm(vm_template):
     for _ in range(3):
         vm_template.fork().close()
-    start = time.perf_counter()
-    for _ in range({_TESTS}):
-        vm_template.fork().close()
-    print("by hand", time.perf_counter() - start)
-
-@pytest.mark.parametrize("number", range({_TESTS} + 1))
-def test_with_the_fixture(vm, number):
+"""
+# In turns: the machine's noise is in both.
+_ROUND = """
+def test_begins_{number}():
     begun.append(time.perf_counter())
 
+def test_with_the_fixture_{number}(vm):
+    pass
+
+def test_by_hand_{number}(vm_template):
+    now = time.perf_counter()
+    by_fixture.append(now - begun[-1])
+    vm_template.fork().close()
+    by_hand.append(time.perf_counter() - now)
+"""
+_TOLD = """
 def test_told():
-    print("by fixture", begun[-1] - begun[0])
+    print("by hand", *by_hand)
+    print("by fixture", *by_fixture)
 """
 
 
@@ -76,9 +82,7 @@ async def run(context: Context) -> Samples:
     products: dict[str, Side] = {"warm": lambda: product(warm=True), "started": lambda: product(warm=False)}
     await context.interleave(samples, products, rounds=8)
     await _compare_calls(context, samples, template)
-    folder = context.scratch("tests")
-    (folder / "test_cost.py").write_text(_SUITE)
-    await context.interleave(samples, {"tests": lambda: _run_tests(context, folder)}, rounds=3, warm_up=0)
+    await _run_tests(context, samples)
     return samples
 
 
@@ -104,8 +108,11 @@ async def _compare_calls(context: Context, samples: Samples, template: Template)
         await context.interleave(samples, {"calls": calls, "repl": by_hand}, rounds=20)
 
 
-async def _run_tests(context: Context, folder: Path) -> dict[str, float]:
+async def _run_tests(context: Context, samples: Samples) -> None:
     """A run of pytest that has no plugin but ours."""
+    folder = context.scratch("tests")
+    rounds = [_ROUND.format(number=number) for number in range(context.count_rounds(_TESTS))]
+    (folder / "test_cost.py").write_text("".join([_SUITE, *rounds, _TOLD]))
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "vmfork.testing.plugin", "-rA"]
     process = await asyncio.create_subprocess_exec(
         *(*argv, "-c", os.devnull, f"--rootdir={folder}", str(folder)),
@@ -113,10 +120,12 @@ async def _run_tests(context: Context, folder: Path) -> dict[str, float]:
         stdout=asyncio.subprocess.PIPE,
     )
     said = (await process.communicate())[0].decode()
-    found = {kind: re.findall(rf"by {kind} (\S+)", said) for kind in ("hand", "fixture")}
-    if not all(found.values()):
-        raise RuntimeError(f"the tests did not run:\n{said}")
-    return {f"tests-{kind}": float(told[0]) / _TESTS for kind, told in found.items()}
+    for kind in "hand", "fixture":
+        told = re.search(rf"^by {kind} (.+)$", said, re.MULTILINE)
+        if told is None:
+            raise RuntimeError(f"the tests did not run:\n{said}")
+        for value in told[1].split():
+            samples.add(f"tests-{kind}", float(value))
 
 
 MEASURE = Measure(
