@@ -1,9 +1,9 @@
-"""A fuzz campaign of forks: each input meets the target in a fresh fork, warm, and in the same state as all others.
+"""A fuzz campaign of forks: each input meets the target in a fresh fork of one machine, in which it is warm.
 
-The target keeps state, and may crash: what one input does to it, no other finds. An input that reaches a line which no
+The target keeps state, and may crash: all inputs find it the same, whatever one has done to it. An input that reaches a line which no
 other has reached is kept, and changed further.
 
-python examples/fuzz.py [INPUTS]. The template stays for the next run: vmfork template rm examples-fuzz
+python examples/fuzz.py [INPUTS]. The template stays for the next run: vmfork template rm examples
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import vmfork
 
+# An interpreter that every fork finds warm.
+RECIPE = vmfork.Recipe(warm_up=("#!python\nimport json, random, unittest",))
 # It reads `name=value;...`, counts in a global, and crashes where a list is closed that was never opened.
-TARGET = """#!python
+TARGET = """
 import ctypes, json, sys
 opened, reached = [], set()
 
@@ -64,8 +65,8 @@ class Outcome(NamedTuple):
     crash: str
 
 
-def attempt(template: vmfork.Template, text: str) -> Outcome:
-    with template.fork() as vm:
+def attempt(fork: vmfork.VM, text: str) -> Outcome:
+    with fork as vm:
         done = vm.run_code(f"print(attempt({text!r}))", timeout_s=60)
     crash = done.error.message if done.error else ""
     return Outcome(text, frozenset(() if crash else json.loads(done.stdout)), crash)
@@ -79,12 +80,13 @@ def change(chance: random.Random, text: str) -> str:
 
 
 def main(count: int) -> int:
-    template = vmfork.Template.ensure("examples-fuzz", recipe=vmfork.Recipe(warm_up=(TARGET,)))
+    template = vmfork.Template.ensure("examples", recipe=RECIPE)
     chance, corpus, reached, crashes = random.Random(2), list(SEEDS), set(), {}
-    with ThreadPoolExecutor(AT_ONCE) as callers:
+    with template.fork() as target, ThreadPoolExecutor(AT_ONCE) as callers:
+        target.run_code(TARGET, timeout_s=60, check=True)
         for begun in range(0, count, AT_ONCE):
             texts = [change(chance, chance.choice(corpus)) for _ in range(min(AT_ONCE, count - begun))]
-            for outcome in callers.map(partial(attempt, template), texts):
+            for outcome in callers.map(attempt, target.fork(len(texts)), texts):
                 if outcome.crash:
                     crashes.setdefault(outcome.crash, outcome.text)
                 elif outcome.reached - reached:

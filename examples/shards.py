@@ -37,7 +37,7 @@ RUN = """
 import suite
 result = unittest.TestResult()
 unittest.TestSuite(map(suite.Suite, json.loads({names!r}))).run(result)
-print(json.dumps([f"{test.id()}: {text.splitlines()[-1]}" for test, text in result.failures + result.errors]))
+print(json.dumps([test.id() + ": " + text.splitlines()[-1] for test, text in result.failures + result.errors]))
 """
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.vm.cli_runner import run, vmfork
+from tests.vm.cli_runner import run
+from vmfork import Template
 
 pytestmark = [pytest.mark.vm]
 
@@ -32,10 +34,10 @@ def test_an_example_ends_well(instance, name: str, said: str) -> None:
 
 @pytest.fixture(scope="module")
 def warm(instance):
-    """What these leave for their next run is left for each other, and goes at the end."""
+    """The template of those that share one, which each builds where it is missing."""
+    template = Template.ensure("examples", recipe=runpy.run_path(str(EXAMPLES / "untrusted.py"))["RECIPE"])
     yield
-    for name in "examples", "examples-fuzz":
-        vmfork("template", "rm", name)
+    template.remove()
 
 
 @pytest.mark.parametrize(
