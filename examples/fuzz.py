@@ -1,7 +1,7 @@
 """A fuzz campaign of forks: each input meets the target in a fresh fork of one machine, in which it is warm.
 
-The target keeps state, and may crash: all inputs find it the same, whatever one has done to it. An input that reaches a line which no
-other has reached is kept, and changed further.
+The target keeps state, and may crash: all inputs find it the same, whatever one has done to it. An input that reaches
+a line which no other has reached is kept, and changed further.
 
 python examples/fuzz.py [INPUTS]. The template stays for the next run: vmfork template rm examples
 """
