@@ -85,10 +85,9 @@ class Control:
         self._passed = self._page.passed
         self._is_direct = self._page.is_running = True
         data = b""
-        with suppress(OSError):
+        with suppress(OSError, UnicodeDecodeError):
             data = self._lent.recv(_PIECE)
-        if len(data) >= HEAD.size and HEAD.unpack_from(data) == (len(data) - HEAD.size, AGAIN):
-            with suppress(UnicodeDecodeError):
+            if len(data) >= HEAD.size and HEAD.unpack_from(data) == (len(data) - HEAD.size, AGAIN):
                 return data[HEAD.size :].decode()
         self._page.is_running = False
         self._give_back(data)
@@ -169,18 +168,22 @@ class Control:
 
     def _answer(self) -> None:
         assert self._lent is not None
-        sent = 0
         try:
-            with suppress(BlockingIOError):
-                sent = self._lent.send(self._unsent)
-            if sent < len(self._unsent):
-                self._lent.settimeout(_SEND_LIMIT_S)
-                self._lent.sendall(self._unsent[sent:])
+            sent = self._lent.send(self._unsent)
         except OSError:
-            # Nobody is there, or takes it: the server finds the end of the line.
-            with suppress(OSError):
-                self._lent.shutdown(socket.SHUT_RDWR)
+            sent = 0
+        if sent < len(self._unsent):
+            self._answer_slowly(self._lent, sent)
         self._unsent.clear()
+
+    def _answer_slowly(self, lent: socket.socket, sent: int) -> None:
+        """Where nobody is there, or takes it, the server finds the end of the line."""
+        try:
+            lent.settimeout(_SEND_LIMIT_S)
+            lent.sendall(self._unsent[sent:])
+        except OSError:
+            with suppress(OSError):
+                lent.shutdown(socket.SHUT_RDWR)
 
     def _put(self, kind: int, payload: bytes) -> None:
         self._unsent += HEAD.pack(len(payload), kind) + payload

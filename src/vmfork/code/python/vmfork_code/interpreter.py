@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MOST_SOURCES = 500
 _MOST_TRACEBACK = 200_000
-_NAME = "<code {}>"
 _OURS = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -88,14 +87,15 @@ class Interpreter:
     def _execute(self, source: str) -> dict[str, Any] | None:
         """The last expression as it is shown, where it ends with one that is not None."""
         self._count += 1
-        name = _NAME.format(self._count)
+        name = _name(self._count)
         linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
-        linecache.cache.pop(_NAME.format(self._count - _MOST_SOURCES), None)
+        if self._count > _MOST_SOURCES:
+            linecache.cache.pop(_name(self._count - _MOST_SOURCES), None)
         statements, expression = _compile(source, name)
         if statements is not None:
             self._evaluate(statements)
         found = None if expression is None else self._evaluate(expression)
-        if found is None or os.getpid() != self._pid:
+        if found is None:
             return None
         vars(self._module)["_"] = found
         shown = describe(found)
@@ -157,6 +157,10 @@ class Interpreter:
         if self._is_interruptible:
             self._is_interruptible = False
             raise KeyboardInterrupt
+
+
+def _name(count: int) -> str:
+    return f"<code {count}>"
 
 
 def _compile(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
