@@ -196,6 +196,26 @@ async def branch(stage: Stage) -> None:
             (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
 
 
+# It exits with 1 when it is told of another end than its fork's own; that it is refused, or its fork struck, is none.
+_FORKS_ITSELF = """
+import vmfork_guest as g
+try:
+    if g.fork():
+        g.exit(7)
+    raise SystemExit(g.wait().status not in (7, None))
+except g.ForkError:
+    pass
+"""
+
+
+async def inside(stage: Stage) -> None:
+    """A program forks its machine, and waits for the end of the fork, which is its owner's."""
+    template = await Template.open(stage.template)
+    with stage.steps():
+        async with template.fork(allow_guest_fork=1) as vm:
+            (await vm.exec(["python3", "-c", _FORKS_ITSELF], timeout_s=LIMIT_S)).check()
+
+
 async def freeze(stage: Stage) -> None:
     """A running machine is frozen, and goes on."""
     async with await stage.fork() as vm:
@@ -299,6 +319,7 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "network": network,
     "left": left,
     "branch": branch,
+    "inside": inside,
     "freeze": freeze,
     "roll-back": go_back,
     "revive": revive,
