@@ -10,15 +10,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.timing import wait_until
-from tests.vm.cli_runner import COMMAND, Running, left_of, processes_of, vmfork
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from tests.vm.cli_runner import COMMAND, Outcome, Running, left_of, processes_of, vmfork
 
 pytestmark = pytest.mark.vm
 
@@ -31,43 +27,56 @@ def nothing_is_left(instance):
     assert left_of(instance.runtime) == []
 
 
-def interrupt_at(running: Running, text: str, number: signal.Signals, *, fd: int = 2) -> None:
-    """The command wrote `text`, got the signal, and ended as one that was interrupted does."""
-    running.wait_for(text, fd=fd)
-    running.interrupt(number)
-    done = running.end()
+# Stands still once it has told the step that is its first argument, so that a signal finds it there.
+AT_STEP = """
+import os, signal, sys
+import vmfork.__main__ as it
+from vmfork.cli import show
+
+step = sys.argv.pop(1)
+tell = show._Lines.__call__
+
+def tell_and_wait(self, event):
+    tell(self, event)
+    if f"{event.task}: {event.step}".startswith(step):
+        show._Lines.__call__ = tell
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+show._Lines.__call__ = tell_and_wait
+sys.exit(it.main())
+"""
+
+
+def check_interrupted(done: Outcome, number: signal.Signals) -> None:
     assert done.status == 128 + number, done
     assert f"interrupted by {number.name}" in done.err
 
 
-TRIES = 20
+def interrupt_at(running: Running, text: str, number: signal.Signals) -> None:
+    """The command wrote `text`, got the signal, and ended as one that was interrupted does."""
+    running.wait_for(text, fd=1)
+    running.interrupt(number)
+    check_interrupted(running.end(), number)
 
 
-def interrupt_in_time(argv: Sequence[str], text: str, number: signal.Signals, *, undo: Sequence[str] = ()) -> None:
-    """As `interrupt_at`, for a step that is over in a fraction of a second: the command may end before the signal."""
-    for _ in range(TRIES):
-        with Running(*argv) as running:
-            running.wait_for(text)
-            running.interrupt(number)
-            done = running.end()
-        if done.status != 0 and "is ready" not in done.err:
-            assert done.status == 128 + number, done
-            assert f"interrupted by {number.name}" in done.err
-            return
-        if undo:
-            vmfork(*undo).check()
-    pytest.fail(f"{TRIES} commands ended before they were interrupted at {text!r}")
+def interrupt_in(step: str, number: signal.Signals, *argv: str, **options) -> None:
+    """The command got the signal in that step, and ended as one that was interrupted does."""
+    with Running(*argv, command=(sys.executable, "-c", AT_STEP, step), **options) as running:
+        os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        running.interrupt(number)
+        running.process.send_signal(signal.SIGCONT)
+        check_interrupted(running.end(), number)
 
 
 @pytest.mark.parametrize("number", [INT, TERM])
 def test_while_a_command_runs(template_name, number) -> None:
     with Running("run", "-t", template_name, "sh", "-c", "echo up; sleep 60") as running:
-        interrupt_at(running, "up", number, fd=1)
+        interrupt_at(running, "up", number)
 
 
 @pytest.mark.parametrize("step", ["forking", "comparing urandom"])
 def test_while_a_template_is_audited(template_name, step) -> None:
-    interrupt_in_time(["template", "audit", template_name, "-n", "3"], f"audit: {step}", INT)
+    interrupt_in(f"audit: {step}", INT, "template", "audit", template_name, "-n", "3")
 
 
 def test_while_input_streams(template_name) -> None:
@@ -75,7 +84,7 @@ def test_while_input_streams(template_name) -> None:
     with Running("run", "-t", template_name, "sh", "-c", "head -c 10; sleep 60", stdin=read) as running:
         os.close(read)
         os.write(write, b"0123456789" * 6000)
-        interrupt_at(running, "0123456789", INT, fd=1)
+        interrupt_at(running, "0123456789", INT)
     os.close(write)
 
 
@@ -83,7 +92,7 @@ def test_a_hangup_ends_a_run_unless_it_is_ignored(template_name) -> None:
     script = "echo up; read line; echo $line"
     hearing = ("env", "--default-signal=HUP", *COMMAND)  # whoever runs the tests may ignore it, as nohup does
     with Running("run", "-t", template_name, "sh", "-c", script, command=hearing, stdin=subprocess.PIPE) as running:
-        interrupt_at(running, "up", signal.SIGHUP, fd=1)
+        interrupt_at(running, "up", signal.SIGHUP)
     nohup = ("nohup", sys.executable, "-m", "vmfork")
     with Running("run", "-t", template_name, "sh", "-c", script, command=nohup, stdin=subprocess.PIPE) as running:
         running.wait_for("up", fd=1)
@@ -94,34 +103,25 @@ def test_a_hangup_ends_a_run_unless_it_is_ignored(template_name) -> None:
 def test_while_templates_are_built(instance, template_name, tmp_path) -> None:
     file = tmp_path / "vmfork.toml"
     file.write_text('[factory]\ntemplate = true\ntemplate_name = "cut-init"\n')
-    with Running("template", "build", "cut-boot") as running:
-        interrupt_at(running, "booting", TERM)
-    with Running("factory", "init", "--config", str(file)) as running:
-        interrupt_at(running, "booting", INT)
-    with Running("template", "build", "cut-warm", "--run", "sleep 600") as running:
-        interrupt_at(running, "running 'sleep 600'", INT)
-    with ThreadPoolExecutor() as pool:
-        cuts = [
-            pool.submit(
-                interrupt_in_time,
-                ["template", "build", f"cut-{step}"],
-                step,
-                number,
-                undo=["template", "rm", f"cut-{step}"],
-            )
-            for step, number in (("freezing", INT), ("recording", TERM))
-        ]
-        for cut in cuts:
-            cut.result()
-    assert [path.name for path in instance.templates.iterdir()] == [template_name]
+    cases = (
+        ("template: booting", TERM, "template", "build", "cut-boot"),
+        ("template: booting", INT, "factory", "init", "--config", str(file)),
+        ("template: running 'sleep 60'", INT, "template", "build", "cut-warm", "--run", "sleep 60"),
+        ("template: freezing", INT, "template", "build", "cut-freeze"),
+        ("template: recording", TERM, "template", "build", "cut-record"),
+    )
+    before = {*instance.templates.iterdir()}
+    with ThreadPoolExecutor(3) as pool:
+        for end in [pool.submit(interrupt_in, *case) for case in cases]:
+            end.result()
+    assert {*instance.templates.iterdir()} == before
 
 
 @pytest.mark.parametrize(("step", "number"), [("image: ", INT), ("image: unpacking packages", TERM)])
 @pytest.mark.needs("mmdebstrap")
 def test_while_the_image_is_built(tmp_path, instance, step, number) -> None:
     env = {"VMFORK_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
-    with Running("run", "true", env=env) as running:
-        interrupt_at(running, step, number)
+    interrupt_in(step, number, "run", "true", env=env)
     # A lock stays: were it removed, two builds could hold one each. What the emulator was built with is known for good.
     kept = ("locks", "emulators")
     assert [path for path in tmp_path.rglob("*") if not path.is_dir() and path.parent.name not in kept] == []
