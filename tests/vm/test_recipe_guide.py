@@ -10,7 +10,7 @@ import pytest
 from tests.documents import ROOT, read_blocks
 from tests.vm.cli_runner import run, vmfork
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.limit_s(600)]
 
 GUIDE = ROOT / "docs" / "guides" / "recipes.md"
 _FILE = re.compile(r"^`([\w/.]+)`:\n\n<!--[^\n]*-->\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)

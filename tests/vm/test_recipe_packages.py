@@ -11,7 +11,7 @@ from vmfork.image import ImageStore
 from vmfork.store.layers import LayerStore
 from vmfork.template.kept import remove_template
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("mmdebstrap")]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.limit_s(600), pytest.mark.needs("mmdebstrap")]
 
 
 @pytest.fixture(autouse=True)
