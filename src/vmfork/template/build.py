@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
@@ -64,9 +65,7 @@ async def build_template(
     store, layers = TemplateStore(instance.places.templates), LayerStore(instance.places.layers)
     if replace or store.find_generation(name) is None:
         await make_room(name, config.memory_mib, instance=instance)
-
-    async def stage() -> Staging:
-        return await store.stage(name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s)
+    stage = partial(store.stage, name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s)
 
     async def enlarge() -> None:
         staging.enlarge(plan.hardware.memory_mib * MIB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
@@ -56,10 +57,7 @@ async def freeze_running(
     store, begun = TemplateStore(instance.places.templates), time.perf_counter()
     if replace or store.find_generation(name) is None:
         await make_room(name, memory_mib, instance=instance)
-
-    async def stage() -> Staging:
-        return await store.stage(name, memory_bytes=memory_mib * MIB, replace=replace, wait_s=wait_s)
-
+    stage = partial(store.stage, name, memory_bytes=memory_mib * MIB, replace=replace, wait_s=wait_s)
     async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
         todo, copied = await copy_to(staging, running, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
         timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Hardware
     from vmfork.machine.facts import Descent, MachineFacts
     from vmfork.machine.running import Running
-    from vmfork.store import Manifest, Staging, TemplateStore
+    from vmfork.store import Manifest, TemplateStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,7 @@ async def keep_point(
     store = store_of(running.id, instance.places)
     name = check_name(name) if name else _next_number(store)
     begun = time.perf_counter()
-
-    async def stage() -> Staging:
-        return await store.stage(name, memory_bytes=memory_mib * MIB)
-
+    stage = partial(store.stage, name, memory_bytes=memory_mib * MIB)
     try:
         async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
             todo, copied = await copy_to(

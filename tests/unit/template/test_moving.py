@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import exit_code_of, fork_child
+from tests.unit.store.samples import build_small
 from tests.unit.template.sparse import MIB, ram_of
 from tests.unit.travel.artifacts import changed, name_of, read_tar, write_folder
 from vmfork.aio import Template
@@ -467,6 +468,16 @@ async def test_memory_that_is_short_is_told_before_the_ram_is_read(saved, other,
     with pytest.raises(HostError, match="not enough memory"):
         await Template.load(saved, places=other)
     assert nothing_is_left(other)
+
+
+async def test_layers_of_recipes_give_way_to_one_that_is_loaded(saved, other, monkeypatch) -> None:
+    kept = TemplateStore(other.layers)
+    for name in ("one", "two"):
+        await build_small(kept, name)
+    monkeypatch.setattr(facts, "available_memory_bytes", lambda: 0 if len(kept.list_names()) > 1 else 1 << 40)
+    assert (await Template.load(saved, places=other)).name == "py"
+    assert len(kept.list_names()) == 1
+    kept.clear()
 
 
 async def test_few_layers_are_in_memory_at_once(saved, other) -> None:
