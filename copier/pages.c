@@ -1,6 +1,7 @@
 #include "pages.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <time.h>
@@ -8,8 +9,13 @@
 
 /* How it works. A page is written to: protected pages are let go by the kernel itself, with no fault told to anybody
  * (asynchronous write protection, Linux 6.7), so a page that is not protected any more was written since. PAGEMAP_SCAN
- * finds those, and protects them again in the same step. Where a kernel has neither, only what is the process's own
- * can be told, from the page table as /proc shows it. */
+ * finds those, and protects them again in the same step.
+ *
+ * An older kernel may mark pages that are written (soft-dirty, Linux 3.11, where it was built with it). All marks are
+ * taken off at once, and a page that is written between a look at it and that moment would be lost. So they are never
+ * taken off what was looked at: first the marks, then a copy of everything.
+ *
+ * With neither, only what is the process's own can be told, from the page table as /proc shows it. */
 
 /* linux/fs.h, struct pm_scan_arg: of Linux 6.7, and not in every libc. */
 struct scan {
@@ -28,6 +34,7 @@ enum { REGIONS = 512, ENTRIES = 8192 };
 /* Documentation/admin-guide/mm/pagemap.rst. */
 #define ENTRY_THERE (UINT64_C(3) << 62)
 #define ENTRY_FILE (UINT64_C(1) << 61)
+#define ENTRY_MARKED (UINT64_C(1) << 55)
 
 static struct scan scan_for(enum question question)
 {
@@ -110,20 +117,6 @@ static bool note_writes(const struct memory *m)
     return true;
 }
 
-bool pages_watch(const struct memory *m, bool only_own)
-{
-    if (m->faults < 0) {
-        errno = ENOSYS;
-        return false;
-    }
-    if (note_writes(m) && protect(m, only_own))
-        return true;
-    int error = errno;
-    pages_unwatch(m);
-    errno = error;
-    return false;
-}
-
 static void forget_writes(int faults, struct run run)
 {
     const struct timespec pause = {.tv_nsec = 1000000};
@@ -137,28 +130,61 @@ static void forget_writes(int faults, struct run run)
 
 void pages_unwatch(const struct memory *m)
 {
+    if (m->faults < 0)
+        return;
     for (int index = 0; index < m->count; index++)
         forget_writes(m->faults, m->pieces[index]);
 }
 
-static bool is_own(uint64_t entry)
+/* Whether this kernel marks pages: a process has marks on what it has just begun to use. A kernel without them takes
+ * what is written to clear_refs all the same. */
+static bool has_marks(void)
 {
-    return (entry & ENTRY_THERE) != 0 && (entry & ENTRY_FILE) == 0;
+    static volatile char page[PAGE];
+    uint64_t entry = 0;
+    page[0] = 1;
+    int pagemap = open("/proc/self/pagemap", O_RDONLY);
+    if (pagemap < 0)
+        return false;
+    off_t place = (off_t)((uintptr_t)page / PAGE * sizeof entry);
+    bool is_read = pread(pagemap, &entry, sizeof entry, place) == sizeof entry;
+    close(pagemap);
+    return is_read && (entry & ENTRY_MARKED) != 0;
 }
 
-static int64_t read_piece(int pagemap, struct run piece, on_run found)
+bool pages_take_marks_off(const struct memory *m)
+{
+    return write(m->marks, "4", 1) == 1;
+}
+
+void pages_watch(struct memory *m, bool only_own)
+{
+    m->way = WATCHED;
+    if (m->faults >= 0 && note_writes(m) && protect(m, only_own))
+        return;
+    pages_unwatch(m);
+    m->way = m->marks >= 0 && has_marks() && pages_take_marks_off(m) ? MARKED : TWICE;
+}
+
+/* Whether it is the process's own, and has all that is `wanted`. */
+static bool is_own(uint64_t entry, uint64_t wanted)
+{
+    return (entry & ENTRY_THERE) != 0 && (entry & ENTRY_FILE) == 0 && (entry & wanted) == wanted;
+}
+
+static int64_t read_piece(int pagemap, struct run piece, uint64_t wanted, on_run found)
 {
     static uint64_t entries[ENTRIES];
     int64_t pages = 0;
     struct run run = {0, 0};
     for (uint64_t at = piece.start; at < piece.end;) {
         uint64_t left = (piece.end - at) / PAGE;
-        size_t wanted = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
-        ssize_t got = pread(pagemap, entries, wanted, (off_t)(at / PAGE * sizeof *entries));
+        size_t size = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
+        ssize_t got = pread(pagemap, entries, size, (off_t)(at / PAGE * sizeof *entries));
         if (got <= 0 || got % (ssize_t)sizeof *entries != 0)
             return -1;
         for (size_t index = 0; index < (size_t)got / sizeof *entries; index++, at += PAGE) {
-            if (!is_own(entries[index]))
+            if (!is_own(entries[index], wanted))
                 continue;
             pages++;
             if (run.end != at && run.end > run.start && !found(run))
@@ -169,11 +195,11 @@ static int64_t read_piece(int pagemap, struct run piece, on_run found)
     return run.end > run.start && !found(run) ? -1 : pages;
 }
 
-static int64_t read_all(const struct memory *m, on_run found)
+static int64_t read_all(const struct memory *m, uint64_t wanted, on_run found)
 {
     int64_t pages = 0;
     for (int index = 0; index < m->count; index++) {
-        int64_t more = read_piece(m->pagemap, m->pieces[index], found);
+        int64_t more = read_piece(m->pagemap, m->pieces[index], wanted, found);
         if (more < 0)
             return -1;
         pages += more;
@@ -183,8 +209,10 @@ static int64_t read_all(const struct memory *m, on_run found)
 
 int64_t pages_find(const struct memory *m, enum question question, on_run found)
 {
+    if (m->way == MARKED && question != OWN)
+        return read_all(m, ENTRY_MARKED, found);
     int64_t pages = scan_all(m, scan_for(question), found);
     if (pages < 0 && errno == ENOTTY && question == OWN)
-        return read_all(m, found);
+        return read_all(m, 0, found);
     return pages;
 }

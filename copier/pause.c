@@ -85,10 +85,16 @@ static const char *lend_state(int state, char *save, size_t size)
 
 static int64_t copy_written(const struct work *work)
 {
-    return pages_find(&work->memory, work->is_watched ? WRITTEN : OWN, copy_run);
+    return pages_find(&work->memory, work->memory.way == TWICE ? OWN : WRITTEN, copy_run);
 }
 
-/* One saving, and what is copied beside it. `late` are pages that were written after what is in the state. */
+/* Whether what was seen once is not seen again, so that what is left after the saving was written during it. */
+static bool sees_new(const struct work *work)
+{
+    return work->memory.way == WATCHED;
+}
+
+/* One saving, and what is copied beside it. `late` are pages that were copied after it. */
 static const char *save_once(const struct work *work, const char *save, struct spent *spent, int64_t *late)
 {
     int64_t begun = now_us();
@@ -96,7 +102,7 @@ static const char *save_once(const struct work *work, const char *save, struct s
         return "the file for the state cannot be emptied";
     if (!monitor_send(save))
         return "QEMU's monitor is gone";
-    int64_t pages = work->is_watched ? copy_written(work) : 0;
+    int64_t pages = sees_new(work) ? copy_written(work) : 0;
     bool is_saved = monitor_wait(now_ms() + SAVE_LIMIT_MS) != NULL;
     spent->save_us += now_us() - begun;
     if (!is_saved)
@@ -111,7 +117,7 @@ static const char *save_all(const struct work *work, const char *save, struct sp
     for (int saves = 0; saves < SAVES; saves++) {
         int64_t late;
         const char *failed = save_once(work, save, spent, &late);
-        if (failed != NULL || !work->is_watched || late == 0)
+        if (failed != NULL || !sees_new(work) || late == 0)
             return failed;
     }
     return "its memory changes while it stands still";

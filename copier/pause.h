@@ -2,7 +2,6 @@
 #ifndef VMFORK_PAUSE_H
 #define VMFORK_PAUSE_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "pages.h"
@@ -10,7 +9,6 @@
 /* What is copied how. `state` is a file that is open for writing alone. */
 struct work {
     struct memory memory;
-    bool is_watched;
     int state;
 };
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import os
 import shutil
 import socket
@@ -77,6 +78,15 @@ def _has_landlock() -> bool:
     return ctypes.CDLL(None).syscall(444, None, 0, 1) >= 1
 
 
+def _marks_writes() -> bool:
+    """Soft-dirty, bit 55 of an entry of /proc/PID/pagemap: of a page that a process has just begun to use."""
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
+        mapping[0] = 1
+        place = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) // mmap.PAGESIZE * 8
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as entries:
+            return bool(os.pread(entries.fileno(), 8, place)[6] >> 7)
+
+
 @dataclass(frozen=True, slots=True)
 class Capability:
     """`missing` is the reason that a skipped test shows."""
@@ -104,6 +114,10 @@ CAPABILITIES = {
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
     "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
     "noted-writes": Capability("this kernel does not note writes: Linux before 6.7", _always),
+    "marked-writes": Capability(
+        "this kernel marks no writes: it is built without CONFIG_MEM_SOFT_DIRTY", _marks_writes
+    ),
+    "no-marked-writes": Capability("this kernel marks writes", lambda: not _marks_writes()),
     "swap": Capability("this host has no swap, or did not swap out what it was asked to", _always),
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
     "node": Capability("Node.js is not installed", _has_program("node")),

@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.rules.capabilities import need
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
@@ -18,6 +20,9 @@ from vmfork.errors import ConfigError, HostError, MachineEnded, NoRoom, Template
 from vmfork.freeze import live
 from vmfork.host import copier, facts
 from vmfork.machine.use import layer_bytes, read_uses, shared_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.vm
 
@@ -80,6 +85,8 @@ async def digest(vm) -> str:
     return (await vm.shell("sha256sum < /root/data", check=True)).stdout.split()[0]
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat(any_vm) -> None:
     await start_counting(any_vm)
     sha256 = await write_random(any_vm, 16)
@@ -99,6 +106,8 @@ async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat
             assert len({getattr(vm, what) for vm in (any_vm, *forks)}) == 3
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_what_is_written_afterwards_is_seen_by_one_alone(fork) -> None:
     await fork.write_file("/root/who", b"before")
     async with all_closed(await fork.fork(2)) as forks:
@@ -107,6 +116,8 @@ async def test_what_is_written_afterwards_is_seen_by_one_alone(fork) -> None:
         assert [await vm.read_file("/root/who") for vm in (fork, *forks)] == [b"a", b"b", b"c"]
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_forks_draw_other_random_numbers_and_have_the_hosts_clock(fork) -> None:
     async with all_closed(await fork.fork(3)) as forks:
         drawn = [(await vm.exec(["head", "-c16", "/dev/urandom"])).stdout_bytes for vm in (fork, *forks)]
@@ -117,6 +128,8 @@ async def test_forks_draw_other_random_numbers_and_have_the_hosts_clock(fork) ->
             assert told == vm.generation
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_a_program_that_streams_loses_no_byte_while_its_machine_is_forked(fork) -> None:
     pieces: list[bytes] = []
     command = "import sys\nfor i in range(400000): sys.stdout.write('%d\\n' % i)"
@@ -143,6 +156,8 @@ async def next_lines(lines, count: int) -> bytes:
     return got
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_a_program_that_the_parent_started_runs_on_in_each_fork_and_is_found_there(any_vm) -> None:
     async with await any_vm.start(["python3", "-c", TELLER], stdin=True) as teller:
         said = teller.output()
@@ -269,6 +284,8 @@ async def test_a_forwarded_port_and_its_connections_stay_with_the_parent(fork) -
         await writer.wait_closed()
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 @pytest.mark.parametrize("depth", [3, pytest.param(10, marks=pytest.mark.slow)])
 async def test_a_chain_keeps_what_each_of_it_wrote_when_those_before_are_gone(template, depth) -> None:
     """Each level is a fork of the one before or, every other time, of a template of it; both are gone then."""
@@ -309,6 +326,8 @@ async def fork_by_template(vm, level: int) -> tuple[VM, list[str]]:
         await frozen.remove()
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_a_paused_machine_is_forked_as_it_stands_and_stays_paused(fork) -> None:
     await fork.pause()
     async with all_closed(await fork.fork(1)) as forks:
@@ -350,6 +369,8 @@ async def is_in_added_memory(vm, text: bytes) -> bool:
     return False
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 @pytest.mark.parametrize("made", [pytest.param("booted", marks=pytest.mark.slow), "forked"])
 async def test_a_machine_that_has_grown_is_forked_with_what_it_was_given_and_what_is_in_it(roomy, made) -> None:
     """And a fork of it grows, shrinks, and is forked in its turn."""
@@ -438,6 +459,8 @@ async def test_forks_share_what_the_parent_had_for_itself(fork, instance) -> Non
         assert shared_bytes(uses) < sum(each.memory.guest_shared for each in uses)
 
 
+@pytest.mark.kvm
+@pytest.mark.qemu
 async def test_it_is_frozen_twice_and_the_second_is_whole_as_well(any_vm) -> None:
     """The classic defect elsewhere: the second snapshot of what came from one has half of it."""
     sha256 = await write_random(any_vm, 8)
@@ -610,9 +633,18 @@ async def test_a_machine_with_clients_is_forked_by_one_of_them_and_its_forks_las
             await vm.stop(grace_s=0)
 
 
-async def test_where_the_kernel_notes_no_writes_all_is_copied_twice(fork, monkeypatch) -> None:
-    """As on Linux before 6.7."""
-    ask = live.MappedMemory.ask
+@contextmanager
+def no_marks(_process) -> Iterator[int]:
+    yield -1
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("way", ["marked", "twice"])
+async def test_what_it_writes_is_in_the_fork_however_the_kernel_notes_it(fork, monkeypatch, way) -> None:
+    """As on Linux before 6.7, which marks what is written, or cannot do that either."""
+    if way == "marked":
+        need("marked-writes")
+    ask, copy, ways = live.MappedMemory.ask, live.copy_machine, []
 
     async def without(keeper):
         mapped = await ask(keeper)
@@ -620,10 +652,19 @@ async def test_where_the_kernel_notes_no_writes_all_is_copied_twice(fork, monkey
             os.close(mapped.faults_fd)
         return live.MappedMemory(mapped.memory_fd, mapped.pagemap_fd, -1, mapped.held)
 
+    async def noting(*args, **options):
+        copied = await copy(*args, **options)
+        ways.append(copied.way)
+        return copied
+
+    monkeypatch.setattr(live, "copy_machine", noting)
     monkeypatch.setattr(live.MappedMemory, "ask", without)
+    if way == "twice":
+        monkeypatch.setattr(live, "open_marks", no_marks)
     await start_counting(fork)
     sha256 = await write_random(fork, 8)
     async with all_closed(await fork.fork(1)) as forks:
+        assert ways == [way]
         assert await digest(forks[0]) == sha256
         numbers = await wait_counted(forks[0], (await count(forks[0]))[-1])
         assert numbers == list(range(1, len(numbers) + 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import ConfigError, HostError, MachineEnded, VMForkError
 from vmfork.host import facts
 from vmfork.host.copier import Layer, Span, copy_machine
-from vmfork.host.mapped import MappedMemory
+from vmfork.host.mapped import MappedMemory, open_marks
 from vmfork.host.memory import read_private
 from vmfork.machine.ending import has_ended
 from vmfork.machine.use import measure_memory
@@ -138,16 +138,18 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
             layers = memory.list_layers(mapped.held, whole=whole)
             _check_room(running, layers)
             os.ftruncate(memory_fd, memory.size_bytes)
-            async with machine.lend_monitor() as monitor:
-                copied = await copy_machine(
-                    monitor,
-                    mapped,
-                    target_fd=memory_fd,
-                    state_fd=state_fd,
-                    pieces=memory.pieces,
-                    watching=_watching(running, has_file=bool(mapped.held)),
-                    layers=layers,
-                )
+            with open_marks(machine.identity) as marks_fd:
+                async with machine.lend_monitor() as monitor:
+                    copied = await copy_machine(
+                        monitor,
+                        mapped,
+                        target_fd=memory_fd,
+                        state_fd=state_fd,
+                        pieces=memory.pieces,
+                        watching=_watching(running, has_file=bool(mapped.held)),
+                        marks_fd=marks_fd,
+                        layers=layers,
+                    )
             return copied, tuple(os.dup(fd) for fd in mapped.held[:1] if not whole)
 
 

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from vmfork.errors import DeadlineExceeded, HostError
 from vmfork.host.process import spawn, watch
@@ -29,6 +29,7 @@ _LINE = 4096
 _END_LIMIT_S = 10.0
 
 Watching = Literal["all", "own"]
+Way = Literal["watched", "marked", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class Layer:
 class Copied:
     """What a copy took: the pause in seconds, how it splits, and how many pages were copied in it.
 
-    `watched`: the kernel noted what the machine wrote. Otherwise everything was copied twice, the second time in the
-    pause.
+    `way`: the kernel noted what the machine wrote, as it does from 6.7 on (`watched`), or marked it (`marked`), which
+    takes longer to be found; or everything was copied `twice`, the second time in the pause.
     """
 
-    watched: bool
+    way: Way
     pause_s: float
     stop_s: float
     save_s: float
@@ -83,6 +84,7 @@ async def copy_machine(
     state_fd: int,
     pieces: Sequence[Span],
     watching: Watching,
+    marks_fd: int = -1,
     layers: Sequence[Layer] = (),
 ) -> Copied:
     """The machine's memory, of one moment, is in the file `target_fd`, and the state of its devices in `state_fd`.
@@ -90,7 +92,8 @@ async def copy_machine(
     It runs on, or stands still where it did. `state_fd` is open for writing alone. `pieces` are the memory as the guest
     sees it; in the file they lie one behind the other. `layers` are copied first, to the same places, lowest first;
     over them comes what the machine has for itself. Of what it has, `watching` says what the kernel keeps from being
-    written unnoticed: all that is there, or only its own, which is for KVM.
+    written unnoticed: all that is there, or only its own, which is for KVM. Where the kernel cannot do that, it may
+    mark what is written: `marks_fd` is /proc/PID/clear_refs, open for writing, or -1.
 
     Raises `HostError` when it could not be copied, and `DeadlineExceeded`. After that, and on cancel, the machine runs
     on, too.
@@ -100,7 +103,15 @@ async def copy_machine(
         always.callback(os.close, reads)
         with ExitStack() as until_started:
             until_started.callback(os.close, writes)
-            numbers = (monitor.fileno(), mapped.memory_fd, mapped.pagemap_fd, mapped.faults_fd, target_fd, state_fd)
+            numbers = (
+                monitor.fileno(),
+                mapped.memory_fd,
+                mapped.pagemap_fd,
+                mapped.faults_fd,
+                marks_fd,
+                target_fd,
+                state_fd,
+            )
             memory = ",".join(map(str, pieces))
             command = [str(find_copier()), *map(str, numbers), memory, watching, *map(str, layers)]
             os.set_blocking(writes, True)
@@ -153,7 +164,7 @@ def _parse(said: str) -> Copied:
     _, way, *pairs = said.split()
     told = {name: int(number) for name, number in zip(pairs[::2], pairs[1::2], strict=True)}
     return Copied(
-        watched=way == "watched",
+        way=cast("Way", way),
         pause_s=told["pause_us"] / 1e6,
         stop_s=told["stop_us"] / 1e6,
         save_s=told["save_us"] / 1e6,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from socket import SOCK_SEQPACKET
 from typing import TYPE_CHECKING, Self
@@ -13,12 +13,33 @@ from vmfork.host.keeper import Answer, Request, encode_request, receive_answer
 from vmfork.host.sockets import connect_unix
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
+
+    from vmfork.host.process import ProcessIdentity
 
 # What the number of the keeper's answer has a bit for, in this order (keeper/memory.h).
 _OPENED = 3
 _HELD = 2
+
+
+@contextmanager
+def open_marks(process: ProcessIdentity) -> Iterator[int]:
+    """/proc/PID/clear_refs, by which marks are taken off the pages of the process; -1 where this host refuses it.
+
+    Whoever started the process may have it, and root.
+    """
+    try:
+        fd = os.open(f"/proc/{process.pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        yield -1
+        return
+    try:
+        # What is open is of the process that had the number by then.
+        yield fd if process.is_alive() else -1
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

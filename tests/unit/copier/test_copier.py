@@ -129,19 +129,22 @@ class Copy:
         emulator: Emulator,
         opened: ExitStack,
         *,
-        watched: bool,
+        way: str,
         layers: tuple[int, ...] = (),
         pieces: str = f"0+{SIZE}",
         part: str = f"0+{SIZE}",
     ) -> None:
-        faults = open_faults(opened) if watched else -1
-        need("noted-writes", found=faults >= 0 or not watched)
+        faults = open_faults(opened) if way == "watched" else -1
+        need("noted-writes", found=faults >= 0 or way != "watched")
+        if way == "marked":
+            need("marked-writes")
         self.target, self.state = os.memfd_create("target"), os.memfd_create("state")
         os.ftruncate(self.target, SIZE + 2 * HUGE)
         fds = [emulator.monitor.fileno()]
         fds += [os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("mem", "pagemap")]
-        fds += [faults, self.target, os.open(f"/proc/self/fd/{self.state}", os.O_WRONLY)]
-        for fd in (*fds[1:3], *fds[4:], self.state):
+        fds += [faults, -1 if way == "twice" else os.open("/proc/self/clear_refs", os.O_WRONLY)]
+        fds += [self.target, os.open(f"/proc/self/fd/{self.state}", os.O_WRONLY)]
+        for fd in (*(each for each in fds[1:] if each not in (faults, -1)), self.state):
             opened.callback(os.close, fd)
         self.process = opened.enter_context(
             subprocess.Popen(
@@ -177,18 +180,18 @@ def opened():
         yield stack
 
 
-every_way = pytest.mark.parametrize("watched", [True, False], ids=["watched", "twice"])
+every_way = pytest.mark.parametrize("way", ["watched", "marked", "twice"])
 
 
 @every_way
-def test_what_the_machine_has_for_itself_is_copied_and_nothing_else(opened, watched) -> None:
+def test_what_the_machine_has_for_itself_is_copied_and_nothing_else(opened, way) -> None:
     emulator = Emulator(opened)
     emulator.write(3, b"three")
     emulator.write(4, b"four")
     emulator.write(60, b"sixty")
-    copy = Copy(emulator, opened, watched=watched)
+    copy = Copy(emulator, opened, way=way)
     status, said = copy.end()
-    assert (status, said.split()[:2]) == (0, ["copied", "watched" if watched else "twice"])
+    assert (status, said.split()[:2]) == (0, ["copied", way])
     assert [copy.page(number)[:5] for number in (3, 4, 60)] == [b"three", b"four\x04", b"sixty"]
     assert copy.holes() == set(range(PAGES)) - {3, 4, 60}
     assert os.pread(copy.state, 100, 0) == b"devices"
@@ -197,19 +200,42 @@ def test_what_the_machine_has_for_itself_is_copied_and_nothing_else(opened, watc
 
 @every_way
 @pytest.mark.parametrize("when", ["add-fd", "stop"])
-def test_what_is_written_until_it_stands_still_is_in_the_copy(opened, watched, when) -> None:
+def test_what_is_written_until_it_stands_still_is_in_the_copy(opened, way, when) -> None:
     emulator = Emulator(opened)
     emulator.write(3, b"before")
     emulator.on[when] = lambda: (emulator.write(3, b"behind"), emulator.write(9, b"new"))
-    copy = Copy(emulator, opened, watched=watched)
+    copy = Copy(emulator, opened, way=way)
     assert copy.end()[0] == 0
     assert (copy.page(3)[:6], copy.page(9)[:3]) == (b"behind", b"new")
+
+
+@pytest.mark.needs("no-marked-writes")
+def test_where_the_kernel_can_do_neither_all_is_copied_twice(opened) -> None:
+    """A kernel without marks takes what is written to clear_refs all the same."""
+    emulator = Emulator(opened)
+    emulator.write(3, b"before")
+    emulator.on["stop"] = lambda: emulator.write(3, b"behind")
+    copy = Copy(emulator, opened, way="neither")
+    status, said = copy.end()
+    assert (status, said.split()[:2]) == (0, ["copied", "twice"])
+    assert copy.page(3)[:6] == b"behind"
+
+
+def test_where_they_are_marked_only_what_was_written_is_copied_in_the_pause(opened) -> None:
+    emulator = Emulator(opened)
+    for page in range(32):
+        emulator.write(page, b"own")
+    emulator.on["stop"] = lambda: emulator.write(9, b"late")
+    copy = Copy(emulator, opened, way="marked")
+    status, said = copy.end()
+    assert (status, said.split()[-2:]) == (0, ["pages", "1"])
+    assert copy.page(9)[:4] == b"late"
 
 
 def test_what_is_written_while_the_devices_are_saved_has_them_saved_again(opened) -> None:
     emulator = Emulator(opened)
     emulator.on["xen-save-devices-state"] = lambda: emulator.write(7, b"late")
-    copy = Copy(emulator, opened, watched=True)
+    copy = Copy(emulator, opened, way="watched")
     assert copy.end()[0] == 0
     assert copy.page(7)[:4] == b"late"
     assert emulator.told.count("xen-save-devices-state") <= 2
@@ -218,7 +244,7 @@ def test_what_is_written_while_the_devices_are_saved_has_them_saved_again(opened
 
 def test_a_machine_that_stands_still_is_left_so(opened) -> None:
     emulator = Emulator(opened, running=False)
-    copy = Copy(emulator, opened, watched=True)
+    copy = Copy(emulator, opened, way="watched")
     assert copy.end()[0] == 0
     assert not {"stop", "cont"} & set(emulator.told)
 
@@ -231,20 +257,20 @@ def test_layers_come_first_and_its_own_pages_over_them(opened) -> None:
     os.ftruncate(layer, SIZE)
     os.pwrite(layer, b"layer", 3 * PAGE)
     os.pwrite(layer, b"layer", 5 * PAGE)
-    copy = Copy(emulator, opened, watched=True, layers=(layer,))
+    copy = Copy(emulator, opened, way="watched", layers=(layer,))
     assert copy.end()[0] == 0
     assert (copy.page(3)[:3], copy.page(5)[:5]) == (b"own", b"layer")
     assert copy.holes() == set(range(PAGES)) - {3, 5}
 
 
 @every_way
-def test_memory_that_was_added_lies_behind_the_rest(opened, watched) -> None:
+def test_memory_that_was_added_lies_behind_the_rest(opened, way) -> None:
     emulator = Emulator(opened)
     emulator.write(PAGES - 1, b"last")
     emulator.added[2 * PAGE : 2 * PAGE + 5] = b"added"
     assert emulator.added[7 * PAGE] == 0  # a page that was read, and has nothing in it
     emulator.on["stop"] = lambda: emulator.added.__setitem__(slice(0, 4), b"late")
-    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
+    copy = Copy(emulator, opened, way=way, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
     assert copy.end()[0] == 0
     assert (copy.page(PAGES - 1)[:4], copy.page(PAGES)[:4], copy.page(PAGES + 2)[:5]) == (b"last", b"late", b"added")
     assert copy.holes(2 * PAGES) == set(range(2 * PAGES)) - {PAGES - 1, PAGES, PAGES + 2}
@@ -269,7 +295,7 @@ def can_swap() -> bool:
 
 
 @every_way
-def test_pages_that_were_swapped_out_are_in_the_copy(opened, watched) -> None:
+def test_pages_that_were_swapped_out_are_in_the_copy(opened, way) -> None:
     need("swap", found=can_swap())
     emulator = Emulator(opened)
     for page in (3, 4, 60):
@@ -278,7 +304,7 @@ def test_pages_that_were_swapped_out_are_in_the_copy(opened, watched) -> None:
     assert find_swapped(emulator.memory, PAGES) == [3, 4, 60]
     assert find_swapped(emulator.added, PAGES) == [0]
     emulator.on["stop"] = lambda: emulator.write(4, b"late")
-    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
+    copy = Copy(emulator, opened, way=way, pieces=f"0+{SIZE},{ADDED}+{SIZE}")
     assert copy.end()[0] == 0
     assert [copy.page(page)[:5] for page in (3, 4, 60, PAGES)] == [b"own3\x03", b"late\x04", b"own60", b"added"]
     assert copy.holes(2 * PAGES) == set(range(2 * PAGES)) - {3, 4, 60, PAGES}
@@ -292,7 +318,7 @@ def huge_pages(mapping: mmap.mmap) -> int:
 
 
 @every_way
-def test_pages_that_are_parts_of_huge_ones_are_in_the_copy(opened, watched) -> None:
+def test_pages_that_are_parts_of_huge_ones_are_in_the_copy(opened, way) -> None:
     """As those of a machine that was booted: QEMU asks for huge pages."""
     huge = mmap.mmap(-1, HUGE * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     huge.madvise(mmap.MADV_HUGEPAGE)
@@ -302,7 +328,7 @@ def test_pages_that_are_parts_of_huge_ones_are_in_the_copy(opened, watched) -> N
     emulator = Emulator(opened)
     emulator.added = huge
     emulator.on["stop"] = lambda: huge.__setitem__(slice(7 * PAGE + 1, 7 * PAGE + 5), b"late")
-    copy = Copy(emulator, opened, watched=watched, pieces=f"0+{SIZE},{ADDED}+{2 * HUGE}")
+    copy = Copy(emulator, opened, way=way, pieces=f"0+{SIZE},{ADDED}+{2 * HUGE}")
     assert copy.end()[0] == 0
     assert all(copy.page(PAGES + page)[0] == page % 251 + 1 for page in range(HUGE * 2 // PAGE))
     assert copy.page(PAGES + 7)[:5] == bytes([8]) + b"late"
@@ -313,7 +339,7 @@ def test_of_a_layer_the_part_that_is_asked_for_is_copied(opened) -> None:
     opened.callback(os.close, layer)
     for page in (3, 5, 6, 9):
         os.pwrite(layer, b"layer", page * PAGE)
-    copy = Copy(Emulator(opened), opened, watched=True, layers=(layer,), part=f"{5 * PAGE}+{2 * PAGE}")
+    copy = Copy(Emulator(opened), opened, way="watched", layers=(layer,), part=f"{5 * PAGE}+{2 * PAGE}")
     assert copy.end()[0] == 0
     assert copy.holes() == set(range(PAGES)) - {5, 6}
 
@@ -323,7 +349,7 @@ def test_of_a_layer_the_part_that_is_asked_for_is_copied(opened) -> None:
 )
 def test_what_is_no_memory_is_refused(opened, pieces) -> None:
     emulator = Emulator(opened)
-    assert Copy(emulator, opened, watched=False, pieces=pieces).end() == (2, "")
+    assert Copy(emulator, opened, way="twice", pieces=pieces).end() == (2, "")
     assert emulator.told == []
 
 
@@ -332,7 +358,7 @@ def test_what_is_no_part_of_a_layer_is_refused(opened, part) -> None:
     layer = os.memfd_create("layer")
     opened.callback(os.close, layer)
     emulator = Emulator(opened)
-    status, said = Copy(emulator, opened, watched=False, layers=(layer,), part=part).end()
+    status, said = Copy(emulator, opened, way="twice", layers=(layer,), part=part).end()
     assert (status, said) == (1, "failed copying what the machine was made from: Invalid argument\n")
     assert "stop" not in emulator.told
 
@@ -343,7 +369,7 @@ def test_what_is_no_part_of_a_layer_is_refused(opened, part) -> None:
 def test_what_qemu_refuses_ends_the_copy_and_the_machine_runs(opened, command) -> None:
     emulator = Emulator(opened)
     emulator.refuses = command
-    status, said = Copy(emulator, opened, watched=True).end()
+    status, said = Copy(emulator, opened, way="watched").end()
     assert (status, said[:7]) == (1, "failed ")
     assert ("cont" in emulator.told) == ("stop" in emulator.told)
 
@@ -353,7 +379,7 @@ def test_killed_while_the_machine_stands_still_it_runs_on(opened, command) -> No
     emulator = Emulator(opened)
     killed = threading.Event()
     emulator.on[command] = lambda: killed.wait(LIMIT_S)
-    copy = Copy(emulator, opened, watched=True)
+    copy = Copy(emulator, opened, way="watched")
     emulator.wait_told(command)
     copy.process.send_signal(signal.SIGKILL)
     copy.process.wait(LIMIT_S)
@@ -367,16 +393,16 @@ def test_it_leaves_no_process_for_init(opened) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     opened.callback(libc.prctl, PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-    copy = Copy(Emulator(opened), opened, watched=False)
+    copy = Copy(Emulator(opened), opened, way="twice")
     assert copy.end()[0] == 0
     with pytest.raises(ChildProcessError):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
 
 
-@pytest.mark.needs("strace")
-def test_it_makes_the_system_calls_its_readme_declares(opened, tmp_path, monkeypatch) -> None:
-    trace, traced = tmp_path / "trace", tmp_path / "traced"
-    traced.write_text(f'#!/bin/sh\nexec strace -f -o {trace} {find_copier()} "$@"\n')
+def trace(way: str, opened: ExitStack, folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What a copier calls that copies in this way."""
+    traces, traced = folder / "trace", folder / "traced"
+    traced.write_text(f'#!/bin/sh\nexec strace -f -o {traces} {find_copier()} "$@"\n')
     traced.chmod(0o755)
     monkeypatch.setattr("tests.unit.copier.test_copier.find_copier", lambda: traced)
     emulator = Emulator(opened)
@@ -384,6 +410,17 @@ def test_it_makes_the_system_calls_its_readme_declares(opened, tmp_path, monkeyp
     layer = os.memfd_create("layer")
     opened.callback(os.close, layer)
     os.pwrite(layer, b"layer", 0)
-    copy = Copy(emulator, opened, watched=True, layers=(layer,))
+    copy = Copy(emulator, opened, way=way, layers=(layer,))
     assert copy.end()[0] == 0
-    check_declared(called(Path(trace)) - {"execve", "restart_syscall"}, declared("copier")["at work"])
+    return called(traces) - {"execve", "restart_syscall"}
+
+
+@pytest.mark.needs("strace")
+def test_it_makes_the_system_calls_its_readme_declares(opened, tmp_path, monkeypatch) -> None:
+    check_declared(trace("watched", opened, tmp_path, monkeypatch), declared("copier")["at work"])
+
+
+@pytest.mark.needs("strace")
+def test_without_a_userfaultfd_it_makes_those_that_are_declared_for_that(opened, tmp_path, monkeypatch) -> None:
+    calls = declared("copier")
+    check_declared(trace("neither", opened, tmp_path, monkeypatch), calls["without a userfaultfd"], calls["at work"])

@@ -42,7 +42,7 @@ async def copy_once():
 def test_one_that_watches_still_when_the_program_ends_is_reaped(let_go) -> None:
     """The event loop of the program is gone by then."""
     copied = asyncio.run(copy_once())
-    assert (copied.watched, copied.pause_s, copied.pages) == (True, 0.0015, 7)
+    assert (copied.way, copied.pause_s, copied.pages) == ("watched", 0.0015, 7)
     (reaper,) = (thread for thread in threading.enumerate() if thread.name.startswith("vmfork-reap-"))
     let_go()
     reaper.join(LIMIT_S)
