@@ -20,8 +20,6 @@ def of_root(found) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {each.path: (each.where, each.aspects) for each in found.files if each.path.startswith("/root/")}
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_what_siblings_did_since_they_were_forked_is_all_that_differs(fork) -> None:
     for name in ("same", "content", "mode", "size", "gone", "owner", "back"):
         await fork.write_file(f"/root/{name}", b"x" * 5000)

@@ -35,8 +35,6 @@ async def run(vm, program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_it_goes_on_in_each_with_an_index_and_is_told_how_they_ended(template) -> None:
     program = """
 nonce = os.urandom(8).hex()

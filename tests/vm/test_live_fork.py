@@ -85,8 +85,6 @@ async def digest(vm) -> str:
     return (await vm.shell("sha256sum < /root/data", check=True)).stdout.split()[0]
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat(any_vm) -> None:
     await start_counting(any_vm)
     sha256 = await write_random(any_vm, 16)
@@ -106,8 +104,6 @@ async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat
             assert len({getattr(vm, what) for vm in (any_vm, *forks)}) == 3
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_what_is_written_afterwards_is_seen_by_one_alone(fork) -> None:
     await fork.write_file("/root/who", b"before")
     async with all_closed(await fork.fork(2)) as forks:
@@ -116,8 +112,6 @@ async def test_what_is_written_afterwards_is_seen_by_one_alone(fork) -> None:
         assert [await vm.read_file("/root/who") for vm in (fork, *forks)] == [b"a", b"b", b"c"]
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_forks_draw_other_random_numbers_and_have_the_hosts_clock(fork) -> None:
     async with all_closed(await fork.fork(3)) as forks:
         drawn = [(await vm.exec(["head", "-c16", "/dev/urandom"])).stdout_bytes for vm in (fork, *forks)]
@@ -128,8 +122,6 @@ async def test_forks_draw_other_random_numbers_and_have_the_hosts_clock(fork) ->
             assert told == vm.generation
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_a_program_that_streams_loses_no_byte_while_its_machine_is_forked(fork) -> None:
     pieces: list[bytes] = []
     command = "import sys\nfor i in range(400000): sys.stdout.write('%d\\n' % i)"
@@ -156,8 +148,6 @@ async def next_lines(lines, count: int) -> bytes:
     return got
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_a_program_that_the_parent_started_runs_on_in_each_fork_and_is_found_there(any_vm) -> None:
     async with await any_vm.start(["python3", "-c", TELLER], stdin=True) as teller:
         said = teller.output()
@@ -284,8 +274,6 @@ async def test_a_forwarded_port_and_its_connections_stay_with_the_parent(fork) -
         await writer.wait_closed()
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 @pytest.mark.parametrize("depth", [3, pytest.param(10, marks=pytest.mark.slow)])
 async def test_a_chain_keeps_what_each_of_it_wrote_when_those_before_are_gone(template, depth) -> None:
     """Each level is a fork of the one before or, every other time, of a template of it; both are gone then."""
@@ -326,8 +314,6 @@ async def fork_by_template(vm, level: int) -> tuple[VM, list[str]]:
         await frozen.remove()
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_a_paused_machine_is_forked_as_it_stands_and_stays_paused(fork) -> None:
     await fork.pause()
     async with all_closed(await fork.fork(1)) as forks:
@@ -459,8 +445,6 @@ async def test_forks_share_what_the_parent_had_for_itself(fork, instance) -> Non
         assert shared_bytes(uses) < sum(each.memory.guest_shared for each in uses)
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_it_is_frozen_twice_and_the_second_is_whole_as_well(any_vm) -> None:
     """The classic defect elsewhere: the second snapshot of what came from one has half of it."""
     sha256 = await write_random(any_vm, 8)
@@ -562,6 +546,7 @@ async def test_when_one_fork_fails_all_are_closed_and_the_error_has_each(fork, i
 STEPS = ("qmp_capabilities", "add-fd", "stop", "xen-save-devices-state", "cont")
 
 
+@pytest.mark.kvm
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_copier_that_is_killed_leaves_a_machine_that_runs(fork, tmp_path, monkeypatch, step) -> None:
     """Killed by the one who reads what it says to QEMU: strace would need rights that not every host gives."""
@@ -639,6 +624,7 @@ def no_marks(_process) -> Iterator[int]:
 
 
 @pytest.mark.kvm
+@pytest.mark.qemu
 @pytest.mark.parametrize("way", ["marked", "twice"])
 async def test_what_it_writes_is_in_the_fork_however_the_kernel_notes_it(fork, monkeypatch, way) -> None:
     """As on Linux before 6.7, which marks what is written, or cannot do that either."""

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.vm
 LIMIT_S = 30
 
 
-@pytest.mark.kvm
-@pytest.mark.qemu
 async def test_it_is_what_it_was_under_its_id_and_as_unique_as_a_fork(any_vm) -> None:
     await any_vm.write_file("/root/who", b"before")
     await start_counting(any_vm)
@@ -83,8 +81,6 @@ async def test_of_several_checkpoints_it_goes_to_any_in_any_order(fork) -> None:
 
 
 # What its guest is asked by sysrq: o powers off, c crashes.
-@pytest.mark.kvm
-@pytest.mark.qemu
 @pytest.mark.parametrize("how", ["killed", "o", "c"])
 async def test_it_comes_back_after_it_has_ended(fork, how) -> None:
     await fork.write_file("/root/it", b"here")
