@@ -72,7 +72,8 @@ class Interpreter:
         if os.getpid() != self._pid:
             os._exit(0 if error is None else 1)
         self._answer(shown, error)
-        # While the host has its answer: no call waits for it.
+        # No call waits for the rest. On one processor the agent would, which passes the answer on.
+        os.sched_yield()
         self._tidy()
 
     def _answer(self, shown: dict[str, Any] | None, error: dict[str, str] | None) -> None:
@@ -165,10 +166,16 @@ def _name(count: int) -> str:
 
 def _compile(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     """Its statements, and its last expression, where it has them."""
-    if "\n" not in source and not source[:1].isspace():
+    if "\n" in source or source[:1].isspace():
+        return _compile_lines(source, name)
+    try:
         # One line is most often one expression. By way of a tree it takes three times as long.
-        with suppress(SyntaxError):
-            return None, compile(source, name, "eval", _FLAGS, dont_inherit=True)
+        return None, compile(source, name, "eval", _FLAGS, dont_inherit=True)
+    except SyntaxError:
+        return _compile_lines(source, name)
+
+
+def _compile_lines(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     tree = compile(source, name, "exec", _FLAGS | ast.PyCF_ONLY_AST, dont_inherit=True)
     last = tree.body[-1] if tree.body else None
     expression = ast.Expression(tree.body.pop().value) if isinstance(last, ast.Expr) else None
