@@ -175,6 +175,8 @@ def test_code_may_await_and_be_defined_and_pickled(caller) -> None:
     traced = caller.run("def f():\n    return 1 / 0\nf()")["error"]["traceback"]
     assert "return 1 / 0" in traced
     assert "vmfork_code" not in traced
+    assert caller.run("x = = 1")["error"]["traceback"].count("SyntaxError") == 1
+    assert caller.run(" 1")["error"]["type"] == "IndentationError"
 
 
 @pytest.mark.parametrize(

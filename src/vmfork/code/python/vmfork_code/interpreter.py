@@ -166,13 +166,18 @@ def _name(count: int) -> str:
 
 def _compile(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     """Its statements, and its last expression, where it has them."""
+    expression = _compile_expression(source, name)
+    return _compile_lines(source, name) if expression is None else (None, expression)
+
+
+def _compile_expression(source: str, name: str) -> types.CodeType | None:
+    """One line, if it is one expression, as it is most often. By way of a tree it takes three times as long."""
     if "\n" in source or source[:1].isspace():
-        return _compile_lines(source, name)
+        return None
     try:
-        # One line is most often one expression. By way of a tree it takes three times as long.
-        return None, compile(source, name, "eval", _FLAGS, dont_inherit=True)
+        return compile(source, name, "eval", _FLAGS, dont_inherit=True)
     except SyntaxError:
-        return _compile_lines(source, name)
+        return None
 
 
 def _compile_lines(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
