@@ -175,9 +175,10 @@ def _compile_expression(source: str, name: str) -> types.CodeType | None:
     if "\n" in source or source[:1].isspace():
         return None
     try:
-        return compile(source, name, "eval", _FLAGS, dont_inherit=True)
+        code: types.CodeType = compile(source, name, "eval", _FLAGS, dont_inherit=True)
     except SyntaxError:
         return None
+    return code
 
 
 def _compile_lines(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
