@@ -1281,6 +1281,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
+        pull: str = "",
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -1288,7 +1289,9 @@ class Template:
         """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more."""
         return cls(
             portal.run(
-                aio.Template.ensure(name, config, recipe=recipe, wait_s=wait_s, progress=progress, places=places)
+                aio.Template.ensure(
+                    name, config, recipe=recipe, pull=pull, wait_s=wait_s, progress=progress, places=places
+                )
             )
         )
 
@@ -1467,6 +1470,39 @@ class Template:
             portal.run(
                 aio.Template.load(
                     file, name, config=config, replace=replace, wait_s=wait_s, progress=progress, places=places
+                )
+            )
+        )
+
+    def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is in a registry as `ref`, such as `registry.example/team/py:1`, and still in force here."""
+        return portal.run(self._twin.push(ref, plain_http=plain_http, progress=progress))
+
+    @classmethod
+    def pull(
+        cls,
+        ref: str,
+        name: str = "",
+        *,
+        config: VMConfig | None = None,
+        replace: bool = False,
+        plain_http: bool = False,
+        wait_s: float = 0.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """The template in a registry as `ref` is in force as `name`, by default under the name that it had."""
+        return cls(
+            portal.run(
+                aio.Template.pull(
+                    ref,
+                    name,
+                    config=config,
+                    replace=replace,
+                    plain_http=plain_http,
+                    wait_s=wait_s,
+                    progress=progress,
+                    places=places,
                 )
             )
         )

@@ -169,6 +169,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
+        pull: str = "",
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -178,16 +179,25 @@ class Template:
         Its size is kept as it is. With `recipe`, as for `build`, it is also built when it was made by another, or when
         a file changed that the recipe reads; what the recipe says of the machine comes before `config`. When another
         process is building it, its result is used, after `wait_s` seconds at most.
+
+        With `pull`, such as `registry.example/team/py:1`, it is looked for there before it is built, as by `pull`. Why
+        it was not pulled is in the log.
         """
         instance = Instance(places or find_places(), progress)
         if recipe is not None:
             made_by = await asyncio.to_thread(lambda: _read_recipe(recipe, name).pinned())
             _, building = _load_making()
             wanted = None if config is None and not made_by.vm else made_by.apply_to(config or VMConfig())
+            if pull:
+                await _load_moving().pull_if_missing(
+                    name, pull, config=wanted, recipe=made_by.name, instance=instance, wait_s=wait_s
+                )
             build = building.ensure_template
             return cls(await build(name, wanted, instance=instance, wait_s=wait_s, recipe=made_by))
         if (found := await Source.find(name, config, instance=instance)) is not None:
             return cls(found)
+        if pull:
+            await _load_moving().pull_if_missing(name, pull, config=config, instance=instance, wait_s=wait_s)
         _, building = _load_making()
         return cls(await building.ensure_template(name, config, instance=instance, wait_s=wait_s))
 
@@ -428,6 +438,48 @@ class Template:
         instance = Instance(places or find_places(), progress)
         source = await moving.load_template(
             Path(file), name, config=config or VMConfig(), instance=instance, replace_it=replace, wait_s=wait_s
+        )
+        return cls(source)
+
+    async def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
+        """The template is in a registry as `ref`, such as `registry.example/team/py:1`, and still in force here.
+
+        Layers that are there are not sent again. Where a template that this one descends from is here, and in that
+        repository, only the pages that differ are sent. Over TLS, unless `plain_http`, or on this host. Who we are is
+        in Docker's file of credentials. Needs the extra `oci`. Raises what `save` raises, and `HostError` when the
+        registry cannot be reached or refuses; `ref` is what it was then.
+        """
+        instance = Instance(self._source.instance.places, progress)
+        pushed: Saved = await _load_moving().push_template(self._source, ref, plain_http=plain_http, instance=instance)
+        return pushed
+
+    @classmethod
+    async def pull(
+        cls,
+        ref: str,
+        name: str = "",
+        *,
+        config: VMConfig | None = None,
+        replace: bool = False,
+        plain_http: bool = False,
+        wait_s: float = 0.0,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """The template in a registry as `ref` is in force as `name`, by default under the name that it had.
+
+        It is trusted as its registry is. All else is as for `load` and `push`: whether it fits is looked at before its
+        layers are fetched.
+        """
+        instance = Instance(places or find_places(), progress)
+        source = await _load_moving().pull_template(
+            ref,
+            name,
+            plain_http=plain_http,
+            config=config or VMConfig(),
+            instance=instance,
+            replace_it=replace,
+            wait_s=wait_s,
         )
         return cls(source)
 

@@ -54,7 +54,7 @@ _DIGEST_SHOWN = 12
 
 @click.group("template", cls=VerbGroup)
 def command() -> None:
-    """Build, list, show, verify, audit, save, load, persist and remove templates."""
+    """Build, list, show, verify, audit, save, load, push, pull, persist and remove templates."""
 
 
 command.add_command(audit)
@@ -307,6 +307,52 @@ def save(name: str, file: Path, as_json: bool) -> None:
     click.echo(f"template {name} is in {file}: {format_bytes(saved.size_bytes)}, {saved.digest}")
 
 
+plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
+
+
+@command.command("push")
+@template_argument
+@click.argument("ref", metavar="REF")
+@plain_http_option
+@json_option
+def push(name: str, ref: str, plain_http: bool, as_json: bool) -> None:
+    """Put the template NAME into a registry as REF: HOST/REPOSITORY:TAG. What is there already is not sent again."""
+
+    async def work(progress: ProgressListener) -> Saved:
+        return await (await Template.open(name)).push(ref, plain_http=plain_http, progress=progress)
+
+    with shown_progress() as progress:
+        pushed = run_async(work(progress))
+    if as_json:
+        show_json({"template": name, "ref": ref, **dataclasses.asdict(pushed)})
+        return
+    sent = f"{format_bytes(pushed.sent_bytes)} of {format_bytes(pushed.size_bytes)} were sent"
+    click.echo(f"template {name} is {ref}: {sent}, {pushed.digest}")
+
+
+@command.command("pull")
+@click.argument("ref", metavar="REF")
+@click.argument("name", default="", required=False)
+@click.option("--replace", is_flag=True, help="Replace a template of that name.")
+@plain_http_option
+@json_option
+def pull(ref: str, name: str, replace: bool, plain_http: bool, as_json: bool) -> None:
+    """Make a template of what a registry has as REF, as NAME or under the name that it had.
+
+    It must fit this host, which is looked at before it is fetched. It is trusted as its registry is.
+    """
+    settings = get_settings()
+
+    async def work(progress: ProgressListener) -> Template:
+        return await Template.pull(
+            ref, name, config=settings.vm, replace=replace, plain_http=plain_http, progress=progress
+        )
+
+    with shown_progress() as progress:
+        template = run_async(work(progress))
+    _tell_loaded(template, as_json=as_json)
+
+
 @command.command("persist")
 @template_argument
 @json_option
@@ -345,6 +391,10 @@ def load(file: Path, name: str, replace: bool, as_json: bool) -> None:
 
     with shown_progress() as progress:
         template = run_async(work(progress))
+    _tell_loaded(template, as_json=as_json)
+
+
+def _tell_loaded(template: Template, *, as_json: bool) -> None:
     m = template.manifest
     if as_json:
         show_json(_describe(m))

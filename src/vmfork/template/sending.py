@@ -35,7 +35,7 @@ async def save_template(name: str, path: Path, *, generation: str, instance: Ins
     """
     tell = tell_part(f"saving {name!r}", instance)
     with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
-        tsc_khz = await asyncio.to_thread(_tsc_of, opened)
+        tsc_khz = await asyncio.to_thread(tsc_of, opened)
         with written_whole(path, durable=durable) as file:
             archive = Archive(file)
 
@@ -58,7 +58,7 @@ def tell_part(step: str, instance: Instance) -> Callable[[float], None]:
     return tell
 
 
-def _tsc_of(opened: OpenTemplate) -> int:
+def tsc_of(opened: OpenTemplate) -> int:
     """How fast the processor counts by which the guest keeps time; 0 where it has another clock."""
     return measure_tsc_khz() if needs_tsc(hardware_of(opened.manifest)) else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.errors import TemplateCorrupt
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 _STEP = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A template whose layers are where others go: those layers, and its RAM here."""
+
+    layers: tuple[Layer, ...]
+    memory_fd: int
+
+
 class Sink(Protocol):
     """Where content goes. What is there already may be left out."""
 
@@ -30,13 +39,21 @@ class Sink(Protocol):
 
 
 def pack(
-    opened: OpenTemplate, sink: Sink, *, stop: Event, tell: Callable[[float], None], tsc_khz: int
+    opened: OpenTemplate,
+    sink: Sink,
+    *,
+    stop: Event,
+    tell: Callable[[float], None],
+    tsc_khz: int,
+    base: Base | None = None,
 ) -> Artifact | None:
     """The template's layers are in `sink`. `None` when `stop` was set before. `tell` is given the part that is done.
 
-    Raises `TemplateCorrupt` when its RAM is not what was frozen.
+    With a `base` they lie over the layers of that, which must be there, and have what differs from it. Raises
+    `TemplateCorrupt` when its RAM is not what was frozen.
     """
-    m, layers = opened.manifest, []
+    m, layers = opened.manifest, [] if base is None else [*base.layers]
+    there = -1 if base is None else base.memory_fd
     spans = list_spans(m.memory_bytes)
 
     def work(span: tuple[int, int] | None) -> tuple[Layer, bytes] | None:
@@ -44,7 +61,7 @@ def pack(
         if span is None:
             _check_memory(opened)
             return None
-        return _compress(encode(_read(opened.memory_fd, *span)))
+        return _compress(encode(_read(opened.memory_fd, there, *span)))
 
     for number, packed in enumerate(in_order(work, (None, *spans), stop=stop)):
         tell(number / (len(spans) + 1))
@@ -70,10 +87,15 @@ def _compress(raw: bytes) -> tuple[Layer, bytes]:
     return Layer(digest=digest_of(data), size_bytes=len(data), raw_bytes=len(raw)), data
 
 
-def _read(fd: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """What a part of RAM has, over nothing but zeros."""
-    zeros = bytes(_STEP)
-    for start, stop in find_extents(fd, begin, end):
-        for position in range(start, stop, _STEP):
-            data = os.pread(fd, min(_STEP, stop - position), position)
-            yield position, data, zeros[: len(data)]
+def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """What a part of RAM has, and what is there: zeros, or what the file `there` has. Holes of both are left out."""
+    for position in sorted(_find_steps(fd, begin, end) | _find_steps(there, begin, end)):
+        size = min(_STEP, end - position)
+        yield position, os.pread(fd, size, position), bytes(size) if there < 0 else os.pread(there, size, position)
+
+
+def _find_steps(fd: int, begin: int, end: int) -> set[int]:
+    if fd < 0:
+        return set()
+    extents = find_extents(fd, begin, end)
+    return {at for start, stop in extents for at in range(begin + (start - begin) // _STEP * _STEP, stop, _STEP)}

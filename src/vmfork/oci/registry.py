@@ -1,0 +1,215 @@
+"""A repository of a registry: content is put there and read by its digest, manifests by a tag too.
+
+`oras` answers when a registry asks who we are, by password or token, from Docker's file of credentials. Its own
+requests have no time limit, and wait two minutes in all before they fail: they are made here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+import requests
+from oras.auth import get_auth_backend
+from oras.container import Container
+from requests.adapters import HTTPAdapter
+
+from vmfork.errors import ArtifactError, HostError
+from vmfork.oci.descriptor import digest_of
+from vmfork.oci.layout import MOST_DOCUMENT
+from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmfork.oci.descriptor import Descriptor
+    from vmfork.oci.reference import Reference
+
+# To connect, and for each piece of an answer. A registry may take long over the last piece of a layer.
+_LIMITS_S = (10.0, 120.0)
+_TRIES = 3
+_PIECE = 1 << 20
+_UNKNOWN = (401, 403)
+
+
+class _Limited(HTTPAdapter):
+    """Every request has a time limit, and is sent again where the connection broke before an answer."""
+
+    def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super().send(request, **(options | {"timeout": _LIMITS_S}))
+
+
+class Repository:
+    """The repository that `reference` is in. May be used by several threads at once, each by connections of its own.
+
+    Over plain HTTP with `plain_http`, and where a registry on this host speaks no TLS. Who we are is in Docker's file
+    of credentials (`DOCKER_CONFIG`, else `~/.docker/config.json`).
+    """
+
+    def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
+        self.reference = reference
+        self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.host))
+        self._of_thread = threading.local()
+        self.sent_bytes = 0
+
+    def has(self, descriptor: Descriptor) -> bool:
+        """Whether the content is there."""
+        return self._ask("HEAD", f"blobs/{descriptor.digest}", {200, 404}).status_code == 200
+
+    def put(self, descriptor: Descriptor, data: bytes) -> None:
+        """The content is there. It was sent if it was not."""
+        if self.has(descriptor):
+            return
+        answer = self._ask("POST", "blobs/uploads/", {202})
+        where = urljoin(answer.url, answer.headers.get("Location", ""))
+        joined = "&" if "?" in where else "?"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(data))}
+        self._ask("PUT", f"{where}{joined}digest={descriptor.digest}", {201}, data=data, headers=headers)
+        self.sent_bytes += len(data)
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """The content. Raises `ArtifactError` when it is missing, or not what its digest says."""
+        what = f"blobs/{descriptor.digest}"
+        data = self._read(what, descriptor.size_bytes, {})
+        if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
+            raise ArtifactError(f"{self.reference}: {what}", "its content is not what its digest says")
+        return data
+
+    def read_manifest(self, version: str) -> bytes:
+        """The manifest of that tag or digest. Raises `ArtifactError` when there is none."""
+        accept = {"Accept": f"{MANIFEST_TYPE}, {INDEX_TYPE}"}
+        data = self._read(f"manifests/{version}", MOST_DOCUMENT, accept)
+        if ":" in version and digest_of(data) != version:
+            raise ArtifactError(str(self.reference), "its manifest is not what its digest says")
+        return data
+
+    def find_manifest(self, version: str) -> bytes | None:
+        """The same; `None` where there is none."""
+        try:
+            return self.read_manifest(version)
+        except ArtifactError:
+            return None
+
+    def put_manifest(self, version: str, data: bytes) -> None:
+        """The manifest is there, under that tag. All that it names must be there."""
+        headers = {"Content-Type": MANIFEST_TYPE}
+        self._ask("PUT", f"manifests/{version}", {201}, data=data, headers=headers)
+
+    def _read(self, what: str, limit: int, headers: dict[str, str]) -> bytes:
+        answer = self._ask("GET", what, {200, 404}, headers=headers, stream=True)
+        with answer, self._reaching():
+            if answer.status_code == 404:
+                raise ArtifactError(str(self.reference), f"the registry has no {what}")
+            data = bytearray()
+            for piece in answer.iter_content(_PIECE):
+                data += piece
+                if len(data) > limit:
+                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {limit} bytes")
+        return bytes(data)
+
+    def _ask(
+        self, method: str, what: str, expected: set[int], *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> requests.Response:
+        url = what if what.startswith("http") else f"{self._base}{self.reference.repository}/{what}"
+        with self._reaching():
+            door = self._door
+            given = {**(headers or {}), **door.headers}
+            answer = door.session.request(method, url, headers=given, **options)
+            if answer.status_code in _UNKNOWN:
+                answer = door.introduce(answer, method, url, headers=dict(headers or {}), **options)
+        if answer.status_code not in expected:
+            raise self._refused(answer, f"{method} {what.partition('?')[0]}")
+        return answer
+
+    def _refused(self, answer: requests.Response, what: str) -> HostError:
+        host = self.reference.host
+        if answer.status_code in (401, 403):
+            return HostError(f"the registry {host} lets us not: {what}: {answer.status_code}", hint=_login(host))
+        return HostError(
+            f"the registry {host} answered {what} with {answer.status_code} {answer.reason}",
+            hint="see what its log says, or try again",
+            log=answer.text[:2000],
+        )
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What goes wrong on the way is told as the host's."""
+        host = self.reference.host
+        try:
+            yield
+        except requests.exceptions.SSLError as error:
+            hint = "give its authority by REQUESTS_CA_BUNDLE; or plain_http (--plain-http) where it speaks no TLS"
+            raise HostError(f"the registry {host} is not to be trusted: {_reason(error)}", hint=hint) from error
+        except (requests.RequestException, OSError) as error:
+            hint = "see that it runs and is reached from here, then try again"
+            raise HostError(f"the registry {host} cannot be reached: {_reason(error)}", hint=hint) from error
+        except (ValueError, AttributeError) as error:  # oras: it has nothing to say who we are
+            raise HostError(f"the registry {host} does not know us: {error}", hint=_login(host)) from error
+
+    @property
+    def _base(self) -> str:
+        return f"{'http' if self._plain else 'https'}://{self.reference.host}/v2/"
+
+    @property
+    def _door(self) -> _Door:
+        """That of this thread."""
+        if not hasattr(self._of_thread, "door"):
+            self._of_thread.door = _Door(self.reference, plain_http=self._plain)
+        door: _Door = self._of_thread.door
+        return door
+
+
+class _Door:
+    """The connections of one thread, and what it says of who we are once it was asked."""
+
+    def __init__(self, reference: Reference, *, plain_http: bool) -> None:
+        self._reference = reference
+        self._plain = plain_http
+        self.headers: dict[str, str] = {}
+        self.session = requests.Session()
+        self.session.trust_env = not plain_http or not reference.is_local  # no proxy leads to this host
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, _Limited(max_retries=_TRIES))
+
+    def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
+        """The answer to the same request with who we are, as the registry asked for it."""
+        asked = answer.headers.get("Www-Authenticate", "")
+        kind = "basic" if asked.lower().startswith("basic") else "token"
+        auth = get_auth_backend(kind, self.session, insecure=self._plain)
+        folder = os.environ.get("DOCKER_CONFIG")
+        auth.load_configs(
+            Container(f"{self._reference.host}/{self._reference.repository}"),
+            configs=[os.path.join(folder, "config.json")] if folder else None,
+        )
+        answer.close()
+        headers, _ = auth.authenticate_request(answer, options.pop("headers"))
+        self.headers = {key: value for key, value in headers.items() if key == "Authorization"}
+        return self.session.request(method, url, headers=headers, **options)
+
+
+def _speaks_tls(host: str) -> bool:
+    """Whether TLS is spoken there; also where nobody is there to speak."""
+    name, _, port = host.partition(":")
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE  # nothing is said over it
+    try:
+        with socket.create_connection((name, int(port or 443)), _LIMITS_S[0]) as line, unchecked.wrap_socket(line):
+            return True
+    except ssl.SSLError:
+        return False
+    except OSError:
+        return True
+
+
+def _reason(error: Exception) -> object:
+    """What the library under the library said."""
+    return getattr(error.args[0] if error.args else error, "reason", error)
+
+
+def _login(host: str) -> str:
+    return f"log in with a tool that writes Docker's file of credentials: docker login {host}, skopeo login, oras login"

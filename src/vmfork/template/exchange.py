@@ -1,0 +1,135 @@
+"""Templates to a registry, and from one."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from vmfork.errors import ArtifactError, TemplateError
+from vmfork.host.thread import in_thread
+from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.manifest import MANIFEST_TYPE
+from vmfork.oci.registry import Repository
+from vmfork.store import TemplateStore
+from vmfork.template.arrival import put_in_force, read_manifest
+from vmfork.template.saved import Saved
+from vmfork.template.sending import tell_part, tsc_of
+from vmfork.travel.pack import Base, pack
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from vmfork.config import Instance, VMConfig
+    from vmfork.oci.reference import Reference
+    from vmfork.store import Manifest, OpenTemplate
+    from vmfork.template.source import Source
+    from vmfork.travel.artifact import Artifact
+
+
+async def push_template(
+    name: str, reference: Reference, *, generation: str, plain_http: bool, instance: Instance
+) -> Saved:
+    """The generation is in the registry under that tag. What was there already was not sent again.
+
+    Where a template that it descends from is here, and in the repository, its layers lie over that one's. Raises what
+    `save_template` raises, and `HostError` for the registry; the tag is what it was then.
+    """
+    tell = tell_part(f"pushing {name!r}", instance)
+    store = TemplateStore(instance.places.templates)
+    with ExitStack() as opened:
+        own = opened.enter_context(store.open(name, generation=generation))
+        tsc_khz = await asyncio.to_thread(tsc_of, own)
+
+        def work(stop: Event) -> Saved | None:
+            repository = Repository(reference, plain_http=plain_http)
+            base = _find_base(own.manifest, repository, store, opened)
+            artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base)
+            return None if artifact is None else _finish(repository, artifact)
+
+        saved = await in_thread(work)
+        assert saved is not None  # it was not stopped
+    return saved
+
+
+async def pull_template(
+    reference: Reference,
+    name: str,
+    *,
+    plain_http: bool,
+    config: VMConfig,
+    instance: Instance,
+    replace_it: bool,
+    wait_s: float,
+) -> Source:
+    """The template in the registry is in force under `name`, by default its own. As `arrival.load_template`."""
+    repository, artifact = await asyncio.to_thread(_fetch, reference, plain_http)
+    return await put_in_force(
+        artifact,
+        repository,
+        name,
+        of=str(reference),
+        config=config,
+        instance=instance,
+        replace_it=replace_it,
+        wait_s=wait_s,
+    )
+
+
+def _fetch(reference: Reference, plain_http: bool) -> tuple[Repository, Artifact]:
+    repository = Repository(reference, plain_http=plain_http)
+    return repository, _read(repository, repository.read_manifest(reference.version))
+
+
+def _read(repository: Repository, data: bytes) -> Artifact:
+    return read_manifest(_Given(repository, data), Descriptor.of(data, MANIFEST_TYPE), of=str(repository.reference))
+
+
+class _Given:
+    """Content of a repository, of which the manifest is here already."""
+
+    def __init__(self, repository: Repository, manifest: bytes) -> None:
+        self._repository = repository
+        self._manifest = manifest
+        self._named = Descriptor.of(manifest, MANIFEST_TYPE)
+
+    def read(self, descriptor: Descriptor, /) -> bytes:
+        return self._manifest if descriptor == self._named else self._repository.read(descriptor)
+
+
+def _find_base(m: Manifest, repository: Repository, store: TemplateStore, opened: ExitStack) -> Base | None:
+    """The nearest template that it descends from which is here, and in the repository, and can carry it."""
+    for ancestor in reversed(m.ancestors):
+        name, _, generation = ancestor.partition("/")
+        parent = _open(store, name, generation, opened)
+        if parent is None or (data := repository.find_manifest(_tag_of(parent.manifest))) is None:
+            continue
+        with suppress(ArtifactError):
+            artifact = _read(repository, data)
+            is_same = artifact.manifest.memory_sha256 == parent.manifest.memory_sha256
+            if is_same and artifact.can_carry(m) and all(map(repository.has, artifact.layers)):
+                return Base(artifact.memory, parent.memory_fd)
+    return None
+
+
+def _open(store: TemplateStore, name: str, generation: str, opened: ExitStack) -> OpenTemplate | None:
+    try:
+        return opened.enter_context(store.open(name, generation=generation))
+    except TemplateError:  # it is gone, or replaced
+        return None
+
+
+def _finish(repository: Repository, artifact: Artifact) -> Saved:
+    config, manifest = artifact.to_documents()
+    repository.put(manifest.config, config)
+    data = manifest.to_json()
+    repository.put_manifest(_tag_of(artifact.manifest), data)
+    if not repository.reference.is_digest:
+        repository.put_manifest(repository.reference.version, data)
+    named = Descriptor.of(data, MANIFEST_TYPE)
+    return Saved(digest=named.digest, size_bytes=artifact.size_bytes, sent_bytes=repository.sent_bytes)
+
+
+def _tag_of(m: Manifest) -> str:
+    """What a template with this RAM is found by, whatever it is called: its children are told by what differs."""
+    return f"vmfork-{m.memory_sha256[:32]}"

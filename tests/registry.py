@@ -1,0 +1,84 @@
+"""Debian's `docker-registry` on the loopback, as its users run it: with a password, with TLS, or with neither."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import shutil
+import signal
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_BEGIN_LIMIT_S = 60
+# Of a thousand requests; it says two lines of each.
+_PIPE_SIZE = 1 << 20
+USER, PASSWORD = "me", "secret"
+# That password as htpasswd -B writes it (bcrypt).
+HTPASSWD = "me:$2b$04$uwHjHcTyZLZ5TiNpSRcDWu3fyPXmARwmZyNYpx2Io0rQIGAR99Mtq\n"
+
+
+class Registry:
+    """A registry that runs. `host` is what its references begin with."""
+
+    def __init__(self, process: subprocess.Popen[bytes], host: str, folder: Path) -> None:
+        self.process = process
+        self.host = host
+        self.folder = folder
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def blobs(self) -> list[Path]:
+        """The content that it has."""
+        return [*self.folder.glob("docker/registry/v2/blobs/sha256/*/*/data")]
+
+
+@contextmanager
+def running_registry(folder: Path, *, htpasswd: str = "", tls: tuple[Path, Path] | None = None) -> Iterator[Registry]:
+    """A registry whose storage is in `folder` listens."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    lines = ["version: 0.1", "log:", "  level: info", "storage:", "  filesystem:", f"    rootdirectory: {folder}"]
+    lines += ["http:", f"  addr: 127.0.0.1:{port}"]
+    if tls is not None:
+        lines += ["  tls:", f"    certificate: {tls[0]}", f"    key: {tls[1]}"]
+    if htpasswd:
+        (folder / "htpasswd").write_text(htpasswd)
+        lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {folder / 'htpasswd'}"]
+    (folder / "config.yml").write_text("\n".join(lines) + "\n")
+    program = shutil.which("docker-registry")
+    assert program is not None
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # nobody reads on, and what it cannot say it waits for
+    process = subprocess.Popen(
+        [program, "serve", str(folder / "config.yml")], stdout=writing, stderr=writing, env={}, start_new_session=True
+    )
+    os.close(writing)
+    try:
+        _wait_for(reading, b"listening on")
+        yield Registry(process, f"127.0.0.1:{port}", folder)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+
+
+def _wait_for(fd: int, text: bytes) -> None:
+    """The text was written there."""
+    seen = b""
+    while text not in seen:
+        ready, _, _ = select.select([fd], [], [], _BEGIN_LIMIT_S)
+        assert ready, seen
+        more = os.read(fd, 65536)
+        assert more, seen
+        seen += more

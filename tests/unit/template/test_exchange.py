@@ -1,0 +1,242 @@
+"""Templates by a real registry: whole or not at all, sent once, of a child what differs. Without machines."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from tests.registry import HTPASSWD, PASSWORD, USER, running_registry
+from tests.unit.store.samples import fill
+from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
+from vmfork.aio import Template
+from vmfork.config import Places, VMConfig
+from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound, StoreBusy, TemplateExists, TemplateUnfit
+from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.manifest import Manifest
+from vmfork.oci.reference import Reference
+from vmfork.oci.registry import Repository
+from vmfork.store import TemplateStore
+from vmfork.store.ram_file import PAGE, digest_ram
+
+pytestmark = pytest.mark.needs("qemu", "docker-registry", "oras")
+
+
+@pytest.fixture
+def registry(tmp_path):
+    with running_registry(tmp_path / "registry") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text("{}")
+
+
+async def freeze_child(parent: Template, places: Places, *, changes: dict[int, bytes]) -> Template:
+    """A template as one that was frozen from a fork of `parent`, in which the pages `changes` are others."""
+    store = TemplateStore(places.templates)
+    async with await store.stage("child", memory_bytes=64 * MIB) as staging:
+        os.pwrite(staging.memory_fd, ram_of(parent.name, places), 0)
+        begin = os.pread(staging.memory_fd, PAGE, 0)
+        for page, data in changes.items():
+            os.pwrite(staging.memory_fd, data.ljust(PAGE, b"\0"), page * PAGE)
+        manifest = fill(staging, traits=await find_traits(), ancestors=(f"{parent.name}/{parent.generation}",), **FITS)
+        os.pwrite(staging.memory_fd, begin, 0)
+        digest = digest_ram(staging.memory_path)
+        await staging.commit(replace(manifest, memory_sha256=digest.sha256))
+    return await Template.open("child", places=places)
+
+
+async def test_pushed_and_pulled_elsewhere_it_is_the_same(build, places, other, registry) -> None:
+    template = await build()
+    pushed = await template.push(f"{registry.host}/team/py:1")
+    assert pushed.sent_bytes > pushed.size_bytes > 0
+    pulled = await Template.pull(f"{registry.host}/team/py:1", "copy", places=other)
+    await pulled.verify()
+    assert ram_of("copy", other) == ram_of("py", places)
+    assert pulled.manifest.came_from == f"{registry.host}/team/py:1"
+    by_digest = await Template.pull(f"{registry.host}/team/py@{pushed.digest}", "again", places=other)
+    assert by_digest.manifest.memory_sha256 == template.manifest.memory_sha256
+
+
+async def test_what_is_there_is_not_sent_again(build, registry) -> None:
+    template = await build()
+    await template.push(f"{registry.host}/team/py:1")
+    before = registry.blobs
+    again = await template.push(f"{registry.host}/team/py:2")
+    assert again.sent_bytes == 0
+    assert len(registry.blobs) == len(before)
+
+
+async def test_of_a_child_the_pages_that_differ_are_sent(build, places, other, registry) -> None:
+    parent = await build()
+    await parent.push(f"{registry.host}/team/py:1")
+    noise = {number: os.urandom(PAGE) for number in (5, 700, 701, 9000)}
+    cleared = {3 * MIB // PAGE: b""}  # what the parent has there is gone
+    child = await freeze_child(parent, places, changes={**noise, **cleared})
+    pushed = await child.push(f"{registry.host}/team/child:1")
+    whole = await child.push(f"{registry.host}/other/child:1")
+    assert len(noise) * PAGE < pushed.sent_bytes
+    own = await child.push(f"{registry.host}/team/child:2")
+    assert own.sent_bytes == 0
+    assert whole.size_bytes > len(noise) * PAGE
+    for ref in (f"{registry.host}/team/child:1", f"{registry.host}/other/child:1"):
+        pulled = await Template.pull(ref, "copy", places=other, replace=True)
+        await pulled.verify()
+        assert ram_of("copy", other) == ram_of("child", places)
+
+
+async def test_a_child_of_the_same_repository_shares_its_parents_layers(build, places, registry) -> None:
+    parent = await build()
+    await parent.push(f"{registry.host}/team/py:1")
+    before = {path.parent.name for path in registry.blobs}
+    child = await freeze_child(parent, places, changes={9000: os.urandom(PAGE)})
+    pushed = await child.push(f"{registry.host}/team/py:2")
+    new = {path.parent.name for path in registry.blobs} - before
+    # One layer, the configuration and the manifest.
+    assert len(new) == 3
+    assert pushed.sent_bytes < 5 * PAGE
+
+
+async def test_with_a_password_it_is_said_what_to_do_without_one(build, other, tmp_path) -> None:
+    template = await build()
+    with running_registry(tmp_path / "closed", htpasswd=HTPASSWD) as registry:
+        ref = f"{registry.host}/team/py:1"
+        for work in (template.push(ref), Template.pull(ref, places=other)):
+            with pytest.raises(HostError) as error:
+                await work
+            assert "docker login" in error.value.hint
+        token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        auths = {"auths": {registry.host: {"auth": token}}}
+        (tmp_path / "docker" / "config.json").write_text(json.dumps(auths))
+        await template.push(ref)
+        assert (await Template.pull(ref, places=other)).name == "py"
+
+
+async def test_by_tls_where_the_authority_is_known(build, other, tmp_path, monkeypatch) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    template = await build()
+    with running_registry(tmp_path / "tls", tls=(certificate, key)) as registry:
+        ref = f"{registry.host}/team/py:1"
+        with pytest.raises(HostError, match="not to be trusted") as error:
+            await template.push(ref)
+        assert "REQUESTS_CA_BUNDLE" in error.value.hint
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        await template.push(ref)
+        assert (await Template.pull(ref, places=other)).name == "py"
+
+
+async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, places, other, registry) -> None:
+    template = await build()
+    ref = f"{registry.host}/team/py:1"
+    await template.push(ref)
+
+    def kill(event) -> None:
+        if event.fraction:
+            registry.kill()
+
+    with pytest.raises(HostError, match="cannot be reached") as error:
+        await Template.pull(ref, places=other, progress=kill)
+    assert error.value.hint
+    assert TemplateStore(other.templates).list_names() == []
+    with pytest.raises(HostError, match="cannot be reached"):
+        await template.push(ref)
+
+
+async def test_a_layer_that_was_changed_in_the_registry_is_refused(build, other, registry) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    for path in registry.blobs:
+        data = path.read_bytes()
+        if not data.startswith(b"{"):
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactError):
+        await Template.pull(f"{registry.host}/team/py:1", places=other)
+    assert TemplateStore(other.templates).list_names() == []
+
+
+async def test_whether_it_fits_is_found_before_layers_are_fetched(build, other, registry, monkeypatch) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    for path in registry.blobs:
+        if not path.read_bytes().startswith(b"{"):
+            path.unlink()
+    monkeypatch.setattr("vmfork.template.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
+    with pytest.raises(TemplateUnfit):
+        await Template.pull(f"{registry.host}/team/py:1", places=other)
+
+
+async def test_of_two_that_pull_one_name_one_gets_it(build, other, registry) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    works = (Template.pull(f"{registry.host}/team/py:1", places=other) for _ in range(2))
+    found = await asyncio.gather(*works, return_exceptions=True)
+    assert sorted(isinstance(each, Template) for each in found) == [False, True]
+    assert any(isinstance(each, (StoreBusy, TemplateExists)) for each in found)
+
+
+async def test_ensure_opens_else_pulls_else_builds(build, places, other, registry, caplog) -> None:
+    template = await build()
+    await template.push(f"{registry.host}/team/py:1")
+    own = await Template.ensure("py", pull=f"{registry.host}/team/none:1", places=places)
+    assert own.generation == template.generation
+    pulled = await Template.ensure("py", pull=f"{registry.host}/team/py:1", places=other)
+    assert pulled.manifest.memory_sha256 == template.manifest.memory_sha256
+    again = await Template.ensure("py", pull=f"{registry.host}/team/py:1", places=other)
+    assert again.generation == pulled.generation
+    # What it is built of is missing here: that it is tried shows that nothing else was left.
+    with pytest.raises(ImageNotFound):
+        await Template.ensure("else", VMConfig(image="none"), pull=f"{registry.host}/team/none:1", places=other)
+    assert "was not pulled" in caplog.text
+    with pytest.raises(ConfigError, match="ref"):
+        await Template.ensure("else", VMConfig(image="none"), pull="none", places=other)
+
+
+async def test_what_is_not_there_or_no_template_is_told(build, other, registry) -> None:
+    await build()
+    with pytest.raises(ArtifactError, match="has no manifests/none"):
+        await Template.pull(f"{registry.host}/team/py:none", places=other)
+    repository = Repository(Reference.parse(f"{registry.host}/team/image:1"))
+    config = Descriptor.of(b"{}", "application/vnd.oci.image.config.v1+json")
+    repository.put(config, b"{}")
+    repository.put_manifest("1", Manifest(config=config, layers=()).to_json())
+    with pytest.raises(ArtifactError, match=r"vnd\.oci\.image\.config"):
+        await Template.pull(f"{registry.host}/team/image:1", places=other)
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["", "py", "team/py:1", "./py.tar", "/tmp/py", "oci:dir:1", "http://host.example/py", "host.example/Team/py",
+     "host.example/py:", "host.example/py:a b", "host.example/py@sha256:12", "host.example/", "host.example/../py",
+     "host.example:port/py", f"host.example/{'a' * 256}"],
+)  # fmt: skip
+async def test_what_names_nothing_in_a_registry_is_refused(build, other, ref) -> None:
+    template = await build()
+    for work in (template.push(ref), Template.pull(ref, places=other)):
+        with pytest.raises(ConfigError) as error:
+            await work
+        assert (error.value.field, "registry.example" in error.value.hint) == ("ref", True)
+
+
+def test_references_are_read_as_docker_reads_them() -> None:
+    for text, said in {
+        "registry.example/py": ("registry.example", "py", "latest"),
+        "registry.example:5000/team/py:1": ("registry.example:5000", "team/py", "1"),
+        "localhost/py:a.b-c_d": ("localhost", "py", "a.b-c_d"),
+        "build-7:5000/py": ("build-7:5000", "py", "latest"),
+        f"registry.example/py@sha256:{'0' * 64}": ("registry.example", "py", f"sha256:{'0' * 64}"),
+    }.items():
+        reference = Reference.parse(text)
+        assert (reference.host, reference.repository, reference.version) == said
+        assert str(reference) == text or text.endswith("py")
