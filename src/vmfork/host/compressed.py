@@ -1,4 +1,4 @@
-"""A stream as it was before gzip, bzip2 or xz made it smaller.
+"""A stream as it was before gzip, bzip2, xz or zstd made it smaller.
 
 As much of it is in memory as is asked for. tarfile's own reader decompresses all that it has read at once, 64 MB of 64
 KiB that gzip made and far more of what xz or bzip2 did, and copies what is left with each piece that it gives (CPython
@@ -13,6 +13,8 @@ import lzma
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vmfork.host.zstd import ZstdError, ZstdFile
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,7 @@ _KINDS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ", lzma.LZMAFile),
     (b"\x5d\x00\x00\x80", lzma.LZMAFile),
+    (b"\x28\xb5\x2f\xfd", ZstdFile),
 )
 _MOST_MAGIC = max(len(magic) for magic, _ in _KINDS)
 
@@ -34,7 +37,7 @@ class Source(Protocol):
 
 
 class DamagedError(Exception):
-    """It is not what gzip, bzip2 or xz made, or not all of it."""
+    """It is not what gzip, bzip2, xz or zstd made, or not all of it."""
 
 
 def decompressed(source: Source) -> Source:
@@ -63,7 +66,7 @@ class _Decompressed:
     def read(self, size: int, /) -> bytes:
         try:
             data: bytes = self._file.read(size)
-        except (EOFError, zlib.error, lzma.LZMAError) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, ZstdError) as error:
             raise DamagedError(str(error)) from error
         except OSError as error:
             if error.errno is not None:  # the source's own

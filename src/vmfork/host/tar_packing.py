@@ -6,29 +6,22 @@ import os
 import select
 import tarfile
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
-from vmfork.host.compressed import DamagedError, decompressed
+from vmfork.host.compressed import DamagedError
 from vmfork.host.packing import Made, Parts, encode_content
+from vmfork.host.tar_reading import making_sense, next_member, open_tar, read_content
 from vmfork.host.thread import in_thread
 from vmfork.wire.tree import MOST_DEPTH, SHARED, Entry, encode_entry, encode_up, is_name
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from typing import Self
 
-    from vmfork.host.compressed import Source
     from vmfork.host.packing import Batch
     from vmfork.wire.tree import EntryType
 
-_PIECE_SIZE = 65_536
-_NO_TAR = "give a tar, or one that gzip, bzip2 or xz made smaller"
-# All that says something of one member: tarfile has that in memory. PATH_MAX is 4,096; a file that has 40,000 holes
-# says so in half of this.
-_MOST_HEADER = 1024 * 1024
-_LARGEST_SIZE = 2**63 - 1
+_NO_TAR = "give a tar, or one that gzip, bzip2, xz or zstd made smaller"
 
 
 class _Input:
@@ -64,83 +57,6 @@ class _Input:
         os.close(self._wake)
 
 
-M = TypeVar("M", bound=tarfile.TarInfo)
-
-
-class _Member(tarfile.TarInfo):
-    """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # an empty block, which is the end
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it ends before its end, or has an invalid header ({error})") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        return _checked(super().frombuf(buf, encoding, errors))
-
-    @classmethod
-    def _frombuf(cls, *args: Any, **options: Any) -> Self:
-        """What Python 3.13, as Debian 13 has it, calls in place of `frombuf`; 3.11 has no such method."""
-        member: Self = super()._frombuf(*args, **options)  # type: ignore[misc]
-        return _checked(member)
-
-
-def _checked(member: M) -> M:
-    if member.size < 0:
-        raise tarfile.ReadError(f"it has a header that announces {member.size} bytes")
-    return member
-
-
-class _Headers:
-    """The stream of a tar while tarfile reads what says something of one member.
-
-    More than `_MOST_HEADER` raises `ReadError`: names, attributes and maps of holes may be as long as a tar says, and a
-    small compressed tar may hold long ones.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._left = _MOST_HEADER
-        self.seek, self.tell = stream.seek, stream.tell
-
-    def read(self, size: int) -> bytes:
-        self._left -= size
-        if self._left < 0:
-            raise tarfile.ReadError(f"what it says of one member takes more than {_MOST_HEADER} bytes")
-        data: bytes = self._stream.read(size)
-        return data
-
-
-class _Tar(tarfile.TarFile):
-    """A tar whose headers are bounded."""
-
-    def next(self) -> tarfile.TarInfo | None:
-        stream: Any = self.fileobj
-        self.fileobj = cast(Any, _Headers(stream))
-        try:
-            return super().next()
-        finally:
-            self.fileobj = stream
-
-
-@contextmanager
-def _making_sense() -> Iterator[None]:
-    """Raises `ReadError` for whatever tarfile raises where a tar makes no sense.
-
-    A map of holes that is cut off is an `IndexError`, an endless time an `OverflowError`, and a thousand headers for
-    one name are a `RecursionError` (CPython 3.11 to 3.13).
-    """
-    try:
-        yield
-    except (TypeError, IndexError, OverflowError, RecursionError) as error:
-        raise tarfile.ReadError("it makes no sense") from error
-
-
 class TarPacking:
     """Reads the tar on `fd`, compressed or not, a batch at a time. What is in it goes into a folder that is there.
 
@@ -171,28 +87,14 @@ class TarPacking:
     def _pack(self) -> Generator[tuple[bytes, Made | None]]:
         where: list[bytes] = []
         yield encode_entry(_folder(b"root")), Made("dir", ".")
-        with _open_tar(self._input) as tar:
-            while (member := _next_member(tar)) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, however many come
+        with open_tar(self._input) as tar:
+            while (member := next_member(tar)) is not None:
                 *folders, name = _names_of(member.name) or [b""]
                 if name:
                     yield from _go_to(where, folders)
                     yield from _pack_member(tar, member, where, name)
         yield from _go_to(where, [])
         yield encode_up(), None
-
-
-def _open_tar(source: Source) -> tarfile.TarFile:
-    with _making_sense():
-        return _Tar.open(fileobj=cast(Any, decompressed(source)), mode="r|", bufsize=_PIECE_SIZE, tarinfo=_Member)
-
-
-def _next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    with _making_sense():
-        member = tar.next()
-    if member is not None and not 0 <= member.size <= _LARGEST_SIZE:
-        raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
-    return member
 
 
 def _names_of(path: str) -> list[bytes]:
@@ -230,7 +132,9 @@ def _pack_member(
         first = b"/".join(_names_of(member.linkname))
         yield encode_entry(_entry("hard", name, member, first)), Made("hard", path)
     elif member.isfile():
-        yield from encode_content(_entry("file", name, member, SHARED), _read(tar, member), path, size=member.size)
+        yield from encode_content(
+            _entry("file", name, member, SHARED), read_content(tar, member), path, size=member.size
+        )
     else:
         yield b"", Made("other", path)
 
@@ -243,21 +147,7 @@ def _mtime_ns(member: tarfile.TarInfo) -> int:
     """A float has not all digits of the text that it was read from."""
     whole, _, part = member.pax_headers.get("mtime", "").partition(".")
     if not part.isdigit():
-        with _making_sense():
+        with making_sense():
             return int(member.mtime * 1_000_000_000)
     ns = abs(int(whole)) * 1_000_000_000 + int(part[:9].ljust(9, "0"))
     return -ns if whole.startswith("-") else ns
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[tuple[int, bytes]]:
-    """The content, without holes where the tar has them: then its pieces lie one behind the other."""
-    stream: Any = tar.fileobj
-    stream.seek(member.offset_data)
-    for at, size in getattr(member, "sparse", None) or [(0, member.size)]:
-        if not 0 <= at <= at + size <= _LARGEST_SIZE:
-            raise tarfile.ReadError(f"{member.name!r} has {size} bytes at {at}")
-        for offset in range(at, at + size, _PIECE_SIZE):
-            data = stream.read(min(_PIECE_SIZE, at + size - offset))
-            yield offset, data
-            if len(data) < min(_PIECE_SIZE, at + size - offset):
-                raise tarfile.ReadError("it ends before its end")
