@@ -19,28 +19,18 @@ FULL = "qemu-system-x86_64"
 
 
 @pytest.fixture(scope="module")
-def made(working_kvm):
-    """Templates of the machine microvm by the name of the emulator that froze them, as far as a test has asked."""
+def micro(working_kvm):
+    """Templates of the machine microvm by the name of the emulator that froze them."""
     need("slim-qemu")
-    templates: dict[str, Template] = {}
+
+    async def build() -> dict[str, Template]:
+        chosen = {SLIM: VMConfig(machine="microvm"), FULL: VMConfig(machine="microvm", qemu=FULL)}
+        return {name: await Template.build(f"micro-{len(name)}", config) for name, config in chosen.items()}
+
+    templates = asyncio.run(build())
     yield templates
     for template in templates.values():
         asyncio.run(template.remove())
-
-
-def freeze(made: dict[str, Template], emulator: str) -> Template:
-    """The template that this emulator froze. The slim one is taken where nothing is said."""
-    if emulator not in made:
-        config = VMConfig(machine="microvm", qemu="" if emulator == SLIM else emulator)
-        made[emulator] = asyncio.run(Template.build(f"micro-{len(emulator)}", config))
-    assert made[emulator].hardware.accel == "kvm"
-    assert Path(made[emulator].manifest.qemu_path).name == emulator
-    return made[emulator]
-
-
-@pytest.fixture
-def frozen(request, made) -> Template:
-    return freeze(made, request.param)
 
 
 def emulator_of(vm: VM) -> str:
@@ -52,15 +42,20 @@ def seccomp_of(vm: VM) -> str:
     return next(line.split()[1] for line in lines if line.startswith("Seccomp:"))
 
 
-_OPENED = ["", FULL, pytest.param(SLIM, marks=pytest.mark.slow)]
+async def test_each_froze_its_own_and_the_manifest_says_which(micro) -> None:
+    for name, template in micro.items():
+        assert template.hardware.accel == "kvm"
+        assert Path(template.manifest.qemu_path).name == name
+    one, other = (template.manifest.traits for template in micro.values())
+    assert one == other
 
 
-@pytest.mark.parametrize("frozen", [SLIM, pytest.param(FULL, marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("opened_by", _OPENED)
-async def test_either_opens_what_the_other_froze(frozen, opened_by) -> None:
-    template = await Template.open(frozen.name, config=VMConfig(qemu=opened_by))
+@pytest.mark.parametrize("frozen_by", [SLIM, FULL])
+@pytest.mark.parametrize("opened_by", ["", SLIM, FULL])
+async def test_either_opens_what_the_other_froze(micro, frozen_by, opened_by) -> None:
+    template = await Template.open(micro[frozen_by].name, config=VMConfig(qemu=opened_by))
     async with await template.fork() as vm, await template.fork() as other:
-        assert emulator_of(vm) == (opened_by or Path(frozen.manifest.qemu_path).name)
+        assert emulator_of(vm) == (opened_by or frozen_by)
         # The full one confines itself, the slim one is confined by its keeper.
         assert seccomp_of(vm) == "2"
         draws = [(await each.exec(["head", "-c", "32", "/dev/urandom"])).stdout_bytes for each in (vm, other)]
@@ -71,11 +66,6 @@ async def test_either_opens_what_the_other_froze(frozen, opened_by) -> None:
         await vm.pause()
         await vm.resume()
         assert (await vm.exec(["true"])).ok
-
-
-@pytest.mark.slow
-def test_what_either_froze_has_the_same_traits(made) -> None:
-    assert freeze(made, SLIM).manifest.traits == freeze(made, FULL).manifest.traits
 
 
 async def test_a_machine_that_it_cannot_start_is_started_by_the_full_one(working_kvm) -> None:
