@@ -23,6 +23,7 @@ from vmfork.oci.reference import Reference
 from vmfork.oci.registry import Repository
 from vmfork.store import TemplateStore
 from vmfork.store.ram_file import PAGE, digest_ram
+from vmfork.travel.artifact import MEMORY_TYPE
 
 pytestmark = pytest.mark.needs("qemu", "docker-registry", "oras")
 
@@ -140,17 +141,21 @@ async def test_by_tls_where_the_authority_is_known(build, other, tmp_path, monke
         assert (await Template.pull(ref, places=other)).name == "py"
 
 
-async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, places, other, registry) -> None:
+async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, other, registry, monkeypatch) -> None:
     template = await build()
     ref = f"{registry.host}/team/py:1"
     await template.push(ref)
+    read = Repository.read
 
-    def kill(event) -> None:
-        if event.fraction:
+    def kill_behind(repository: Repository, descriptor: Descriptor) -> bytes:
+        data = read(repository, descriptor)
+        if descriptor.media_type == MEMORY_TYPE:
             registry.kill()
+        return data
 
+    monkeypatch.setattr(Repository, "read", kill_behind)
     with pytest.raises(HostError, match="cannot be reached") as error:
-        await Template.pull(ref, places=other, progress=kill)
+        await Template.pull(ref, places=other)
     assert error.value.hint
     assert TemplateStore(other.templates).list_names() == []
     with pytest.raises(HostError, match="cannot be reached"):
