@@ -29,6 +29,7 @@ static const uint8_t RULES[] = {
     [OP_CLOCK] = PASSED,
     [OP_QUIESCE] = OWNERS,
     [OP_GROWN] = OWNERS,
+    [OP_NET] = OWNERS,
     [OP_SHUTDOWN] = OWNERS,
     [OP_NOTIFY] = OWNERS,
     [OP_RESIZE] = AIMED,

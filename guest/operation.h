@@ -22,6 +22,7 @@ void do_adopt(uint32_t stream, struct fields *f);
 void do_clock(uint32_t stream, struct fields *f);
 void do_quiesce(uint32_t stream, struct fields *f);
 void do_grown(uint32_t stream, struct fields *f);
+void do_net(uint32_t stream, struct fields *f);
 void do_shutdown(uint32_t stream, struct fields *f);
 void do_notify(uint32_t stream, struct fields *f);
 void do_put(uint32_t stream, struct fields *f);

@@ -42,6 +42,7 @@ static const struct {
     [OP_WRITE] = {do_write, 3, 3},
 #endif
 #if PROTOCOL >= 4
+    [OP_NET] = {do_net, 1, 4},
     [OP_RESIZE] = {do_resize, 3, 3},
     [OP_CONNECT] = {do_connect, 1, 1},
     [OP_LISTEN] = {do_listen, 1, 2},

@@ -10,7 +10,8 @@
 
 #if PROTOCOL >= 4
 #define CAPABILITIES                                                                                                   \
-    "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names,left,asks"
+    "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names,left,asks,"  \
+    "net"
 #elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2

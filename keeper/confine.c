@@ -240,7 +240,18 @@ static void judge_signals(struct program *program, uint32_t self)
     judge_by(program, SYS_fcntl, 1, BPF_JEQ, SIGNALLING_FCNTLS, FCNTLS, refused, SECCOMP_RET_ALLOW);
 }
 
-static void write_filter(struct program *program, uint32_t self)
+/* Of an emulator whose guest has a way out, which it makes itself: sockets of IP, which it connects, and binds to no
+ * port that it chooses. It shares the network with sockets that have a name and no file (unix(7)): no socket of its own
+ * leads to those, of a pair neither. */
+static void judge_sockets(struct program *program)
+{
+    const uint32_t refused = SECCOMP_RET_ERRNO | EPERM, families[] = {AF_INET, AF_INET6};
+    judge_by(program, SYS_socket, 0, BPF_JEQ, families, 2, SECCOMP_RET_ALLOW, refused);
+    judge(program, SYS_socketpair, refused);
+    judge(program, SYS_connect, SECCOMP_RET_ALLOW);
+}
+
+static void write_filter(struct program *program, uint32_t self, bool outward)
 {
     load(program, offsetof(struct seccomp_data, arch));
     add(program, (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCH, 1, 0));
@@ -253,6 +264,8 @@ static void write_filter(struct program *program, uint32_t self)
     judge(program, SYS_execve, SECCOMP_RET_USER_NOTIF);
     judge_opening(program);
     judge_signals(program, self);
+    if (outward)
+        judge_sockets(program);
     for (int index = 0; index < DENIED_COUNT; index++)
         judge(program, DENIED[index], SECCOMP_RET_ERRNO | EPERM);
     /* Its flags lie in memory, where a filter cannot look; who is told that there is none uses clone. */
@@ -297,10 +310,10 @@ static int receive_descriptor(int socket)
     return fd;
 }
 
-bool confine_self(int keeper)
+bool confine_self(int keeper, bool outward)
 {
     struct program program = {.count = 0};
-    write_filter(&program, (uint32_t)getpid());
+    write_filter(&program, (uint32_t)getpid(), outward);
     struct sock_fprog filter = {.len = program.count, .filter = program.steps};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return false;

@@ -124,7 +124,7 @@ static const char *enter_root(const struct jail *jail)
 static const char *enter_namespaces(const struct jail *jail)
 {
     unsigned user = geteuid(), group = getegid();
-    int own = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS;
+    int own = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (jail->outward ? 0 : CLONE_NEWNET);
     if (unshare(own | (jail->mapped ? CLONE_NEWUSER : 0)) != 0)
         return "namespaces";
     if (jail->mapped && !map_self(user, group))

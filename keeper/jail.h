@@ -14,6 +14,8 @@ struct jail {
     int bound_count;
     /* The namespaces are those of a user namespace, in which we are the same user and nobody else exists. */
     bool mapped;
+    /* The namespaces have our network, and the program may connect over IP. */
+    bool outward;
     /* The user and group it becomes; -1: it stays who we are. */
     long user;
 };

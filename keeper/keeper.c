@@ -32,7 +32,7 @@ static int fail(const char *what)
 static int usage(void)
 {
     fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
-          "              [--group FOLDER]... [--user ID] [--lease FD] [--memory FD]\n"
+          "              [--outward] [--group FOLDER]... [--user ID] [--lease FD] [--memory FD]\n"
           "              [--hold FD]... -- PROGRAM [ARGUMENT]...\n"
           "       keeper tsc-rate\n"
           "       keeper nothing\n",
@@ -159,6 +159,8 @@ static bool read_options(char **argv, struct start *start, struct kept *kept)
             start->confined = true;
         else if (strcmp(*argv, "--mapped") == 0)
             start->jail.mapped = true;
+        else if (strcmp(*argv, "--outward") == 0)
+            start->jail.outward = true;
         else if (argv[1] == NULL || !read_option(*argv, argv[1], start, kept))
             return false;
         else
@@ -188,7 +190,7 @@ static int become_program(const struct start *start, int keeper)
         fprintf(stderr, "vmfork-keeper: cannot contain the program: %s: %s\n", failed, strerror(errno));
         return NOT_STARTED;
     }
-    if (start->confined && !confine_self(keeper))
+    if (start->confined && !confine_self(keeper, start->jail.outward))
         return fail("cannot confine the program");
     execvp(start->program[0], start->program);
     fprintf(stderr, "vmfork-keeper: cannot run %s: %s\n", start->program[0], strerror(errno));

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from vmfork.adopt.card import Card
     from vmfork.adopt.handshake import Adoption
     from vmfork.code.result import CodeResult
-    from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
+    from vmfork.config import CardChoice, FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
     from vmfork.difference.difference import Difference
     from vmfork.errors import VMForkError
@@ -655,6 +656,7 @@ class VM:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
@@ -679,6 +681,7 @@ class VM:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
@@ -702,6 +705,7 @@ class VM:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
@@ -726,6 +730,7 @@ class VM:
                     idle_ttl_s=idle_ttl_s,
                     network=network,
                     allow_guest_fork=allow_guest_fork,
+                    card=card,
                     programs=programs,
                     hooks=hooks,
                     partial=partial,
@@ -879,6 +884,11 @@ class VM:
     def labels(self) -> Mapping[str, str]:
         """What it was labelled with by whoever started it."""
         return self._twin.labels
+
+    @property
+    def card(self) -> Card | None:
+        """Its network card: what it leads to and its addresses; `None` where it has none."""
+        return self._twin.card
 
     @property
     def template(self) -> str:
@@ -1310,6 +1320,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -1325,6 +1336,7 @@ class Template:
                     ttl_s=ttl_s,
                     idle_ttl_s=idle_ttl_s,
                     network=network,
+                    card=card,
                     allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
@@ -1344,6 +1356,7 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -1360,6 +1373,7 @@ class Template:
                     cpus=cpus,
                     memory_mib=memory_mib,
                     network=network,
+                    card=card,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )
@@ -1379,6 +1393,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -1397,6 +1412,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -1414,6 +1430,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -1432,6 +1449,7 @@ class Template:
                     idle_ttl_s=idle_ttl_s,
                     network=network,
                     allow_guest_fork=allow_guest_fork,
+                    card=card,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                     partial=partial,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     *("ping", "exec", "start", "read", "list", "write", "stat", "adopt", "clock", "quiesce", "notify", "kill", "tree"),
-    *("connect", "get", "put", "listen"),
+    *("connect", "get", "put", "listen", "card"),
 )
 STREAMS = {kind: number for number, kind in enumerate(KINDS, start=1)}
 GREETED = 0xFF
@@ -65,6 +65,8 @@ def _ask(client: AgentClient, kind: str, folder: Path) -> Coroutine:
             return client.stat("/x", timeout_s=None)
         case "adopt":
             return client.adopt([("fork-id", b"f")], timeout_s=None)
+        case "card":
+            return client.set_card("020000000001", "10.0.2.16", "24", "10.0.2.2", timeout_s=None)
         case "clock":
             return client.clock(timeout_s=None)
         case "quiesce":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.asks import AskRequests
 from vmfork.agent.background import BackgroundRequests
+from vmfork.agent.card import CardRequests
 from vmfork.agent.copies import CopyRequests
 from vmfork.agent.files import FileRequests
 from vmfork.agent.left import LeftRequests
@@ -31,6 +32,7 @@ class AgentClient(
     CopyRequests,
     WatchRequests,
     AskRequests,
+    CardRequests,
     WatcherRequests,
 ):
     """The requests about the agent and the machine as a whole, beside those about programs and files.

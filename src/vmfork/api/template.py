@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from vmfork.api.vm import VM
-    from vmfork.config import Places
+    from vmfork.config import CardChoice, Places
     from vmfork.errors import VMForkError
     from vmfork.hypervisor.base import Hardware
     from vmfork.network.policy import NetworkPolicy
@@ -218,6 +218,7 @@ class Template:
         ttl_s: float = 0.0,
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -232,13 +233,16 @@ class Template:
         request to its guest, a program that runs being one; 0 is never. Whoever uses it then gets `MachineEnded` with
         the `reason`. The event loop sees to that: while that stands still, so does the time. `network` is what it may
         reach: nothing (`none`), what an `Allow` names, or `all` of the internet, from before its hooks on
-        (`set_network` changes it). Our process holds that, and it ends with it. With `allow_guest_fork` its programs
-        may fork it (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
+        (`set_network` changes it). Our process holds that, and it ends with it. `card` is what its network card leads
+        to, where the template has one (`VMConfig(nic=True)`): nothing (`none`), a network where nothing is let through
+        (`restricted`), or what a process of this host reaches, which is at 10.0.2.2 (`open`). With `allow_guest_fork`
+        its programs may fork it (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
         within `timeout_s`, or a hook failed. Raises `ConfigError` when the template has no room for the size, or is
-        larger, and `FitError` and `HostError` when the fork could not be grown. After any of them nothing is left.
+        larger, or has no card, and `FitError` and `HostError` when the fork could not be grown. After any of them
+        nothing is left.
         """
         request = ForkRequest(
             env=env or {},
@@ -248,6 +252,7 @@ class Template:
             ttl_s=ttl_s,
             idle_ttl_s=idle_ttl_s,
             network=network,
+            card=card,
             allow_guest_fork=allow_guest_fork,
         )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
@@ -267,7 +272,7 @@ class Template:
             hook_limit_s = source.hook_timeout_s
 
             async def make() -> VM:
-                base = await source.fork_base(wait_s=wait_s)
+                base = await source.fork_base(wait_s=wait_s, card=request.card)
                 # Loaded the first time, while QEMU starts (docs/decisions/0008).
                 from vmfork.api.vm import VM, allow_forks  # noqa: PLC0415
 
@@ -289,6 +294,7 @@ class Template:
         cpus: int | None = None,
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -301,7 +307,9 @@ class Template:
         Raises what `fork` raises, `VMExists` when a living VM has the name, and `ConfigError` for an invalid name,
         label or time. After any of them nothing is left.
         """
-        request = ForkRequest(env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network)
+        request = ForkRequest(
+            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network, card=card
+        )
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         self._source.check_standing(standing)
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s, standing=standing)
@@ -319,6 +327,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -337,6 +346,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -354,6 +364,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -372,6 +383,7 @@ class Template:
             idle_ttl_s=idle_ttl_s,
             network=network,
             allow_guest_fork=allow_guest_fork,
+            card=card,
         )
         failures: list[VMForkError] | None = [] if partial else None
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from vmfork.agent.process import GuestProcess
     from vmfork.api.checkpoint import Checkpoint
     from vmfork.api.template import Template
-    from vmfork.config import LeftPrograms, Places, ProgramLimits
+    from vmfork.config import CardChoice, LeftPrograms, Places, ProgramLimits
     from vmfork.difference.difference import Difference
     from vmfork.freeze.point import Point
     from vmfork.freeze.rollback import Return
@@ -476,6 +476,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
@@ -500,6 +501,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
@@ -523,6 +525,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
+        card: CardChoice = "none",
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
@@ -538,10 +541,11 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         it, as they do where the guest's agent is older. Connections to ports are reset in it, and nobody watches files.
         A VM that is paused is forked as it stands, and its forks run.
 
-        `env`, `files`, `cpus`, `memory_mib`, `network` and the times to live are as for `Template.fork`, and so is
-        `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With `lasting` the forks outlive
-        us, as by `Template.start`, and may have a `name` and `labels`; nobody would answer their programs, so these may
-        fork nothing. With `hooks` those of before a freeze run in this VM, and those of after a fork in each fork.
+        `env`, `files`, `cpus`, `memory_mib`, `network`, `card` and the times to live are as for `Template.fork`, and so
+        is `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With `lasting` the forks
+        outlive us, as by `Template.start`, and may have a `name` and `labels`; nobody would answer their programs, so
+        these may fork nothing. With `hooks` those of before a freeze run in this VM, and those of after a fork in each
+        fork.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
         errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
@@ -565,6 +569,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             idle_ttl_s=0.0 if lasting else idle_ttl_s,
             network=network,
             allow_guest_fork=allow_guest_fork,
+            card=card,
         )
         wanted = LiveFork(
             count=count,

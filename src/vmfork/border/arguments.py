@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from vmfork.border.failures import CallbackError
-from vmfork.config import FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
+from vmfork.config import CardChoice, FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
 from vmfork.units import MAX_DURATION_S
@@ -229,6 +229,7 @@ CHECKS: dict[str, Check] = {
     "Mapping[str, HostPath] | None": _or_none(_table_of(_path)),
     "Sequence[GuestPath]": _list_of(_path),
     "Sequence[Probe]": _list_of(_anything),
+    "CardChoice": _one_of(CardChoice),
     "LeftPrograms": _one_of(LeftPrograms),
     "ProgressListener": _listener_to("Progress"),
     "OutputListener | None": _or_none(_listener_to("piece of output")),

@@ -20,6 +20,7 @@ from vmfork.host import facts, kvm
 from vmfork.host.broker import find_broker
 from vmfork.host.jail import find_preload
 from vmfork.host.keeper import find_keeper
+from vmfork.hypervisor.qemu import ask_abilities
 from vmfork.image import ImageStore
 from vmfork.image.debootstrap import find_mmdebstrap
 from vmfork.image.lz4 import check_library
@@ -102,6 +103,7 @@ async def examine(
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
     checks += [_check_shipped("preload", find_preload), _check_shipped("broker", find_broker)]
     checks.append(await _check_isolation(config, binary, places))
+    checks += await _check_card(binary, places)
     kvm_check = await _check_kvm(config, image, binary if may_boot else None, places, progress, recheck=recheck)
     checks += [kvm_check, *await _check_slim(config, binary, places, used=kvm_check.level == "ok")]
     checks.append(_check_memory(config))
@@ -111,6 +113,22 @@ async def examine(
     checks.append(_check_space(config, places))
     checks += [_check_place("home", places.home), _check_place("runtime", places.runtime)]
     return checks
+
+
+async def _check_card(binary: QemuBinary | None, places: Places) -> list[Check]:
+    """What a network card, which a template has where it is asked for, can lead to."""
+    if binary is None:
+        return []
+    try:
+        abilities = await ask_abilities(binary, kept=places.emulators)
+    except VMForkError as error:
+        return [Check("card", "note", error.message, error.hint)]
+    if abilities.has_user_network:
+        return [
+            Check("card", "ok", "a template with a network card (--nic) can be forked with --card restricted, or open")
+        ]
+    todo = "where programs are to reach something, --allow and --network need no card"
+    return [Check("card", "note", f"{binary.path} was built without a user network: no template has a card", todo)]
 
 
 async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places, *, used: bool) -> list[Check]:

@@ -10,13 +10,14 @@ from vmfork.api.vm import VM
 from vmfork.cli.carry import read_baggage
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import env_option, files_option, json_option, parse_variables
+from vmfork.cli.options import card_option, env_option, files_option, json_option, parse_variables
 from vmfork.cli.show import show_json
 from vmfork.cli.start import read_standing, standing_options
 from vmfork.config import LeftPrograms
 
 if TYPE_CHECKING:
     from vmfork.cli.carry import Baggage
+    from vmfork.config import CardChoice
     from vmfork.machine.request import Standing
 
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     default="keep",
     help="What becomes in the forks of programs that clients of ID have running. Default: keep.",
 )
+@card_option
 @click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
 @json_option
 def command(
@@ -44,6 +46,7 @@ def command(
     variables: tuple[str, ...],
     files: tuple[str, ...],
     programs: LeftPrograms,
+    card: CardChoice,
     hooks: bool,
     as_json: bool,
 ) -> None:
@@ -55,7 +58,7 @@ def command(
     """
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     baggage, env = read_baggage(files), parse_variables(variables)
-    made = run_async(_fork(vm_id, count, standing, baggage, env, programs=programs, hooks=hooks))
+    made = run_async(_fork(vm_id, count, standing, baggage, env, programs=programs, card=card, hooks=hooks))
     if as_json:
         show_json({"parent": made[0], "forked": made[1:]})
     else:
@@ -71,6 +74,7 @@ async def _fork(
     env: dict[str, str],
     *,
     programs: LeftPrograms,
+    card: CardChoice,
     hooks: bool,
 ) -> list[str]:
     """The id of the machine, and those of its forks."""
@@ -85,6 +89,7 @@ async def _fork(
             ttl_s=standing.ttl_s,
             idle_ttl_s=standing.idle_ttl_s,
             programs=programs,
+            card=card,
             hooks=hooks,
         )
         try:

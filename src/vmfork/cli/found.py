@@ -70,12 +70,18 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         "memory_mib": record.memory_mib,
         "accel": record.accel,
         "isolation": record.isolation.level,
+        "card": _tell_card(record),
         "created_at": record.created_at,
     }
     if end is None:
         return told | {"pid": record.pid, "owner_pid": record.owner_pid}
     ended_at = datetime.fromtimestamp(end.at, UTC).isoformat(timespec="milliseconds")
     return told | {"ended_at": ended_at, "reason": end.reason}
+
+
+def _tell_card(record: VMRecord) -> dict[str, str] | None:
+    card = record.facts.card
+    return None if card is None else {"choice": card.choice, "mac": card.mac, "address": card.address}
 
 
 def tell_paused(vm_id: str) -> None:

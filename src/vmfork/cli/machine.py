@@ -10,6 +10,7 @@ from vmfork.api.template import DEFAULT, Template
 from vmfork.cli.options import prepare_image
 from vmfork.cli.show import shown_progress
 from vmfork.config import VMConfig, find_places
+from vmfork.errors import ConfigError
 from vmfork.rpc.endpoint import use_server
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from vmfork.api.vm import VM
-    from vmfork.config import FactoryConfig
+    from vmfork.config import CardChoice, FactoryConfig
     from vmfork.config.loader import Settings
     from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import PlacedFile
@@ -39,6 +40,7 @@ class Wanted:
     memory_mib: int | None = None
     network: NetworkPolicy = "none"
     allow_guest_fork: int = 0
+    card: CardChoice = "none"
 
     @property
     def is_of_factory(self) -> bool:
@@ -54,6 +56,9 @@ class Wanted:
 async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
     """A machine of the factory, else a fork; `stack` closes it and all that it came from."""
     if wanted.is_of_factory:
+        if wanted.card != "none":
+            reason = "the card of a machine of the factory leads nowhere"
+            raise ConfigError("card", wanted.card, reason, hint="leave the factory alone: --no-factory")
         vm = await _take_from_factory(wanted, stack)
     else:
         template = await find_template(wanted.template, wanted.settings)
@@ -63,6 +68,7 @@ async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
             memory_mib=wanted.memory_mib,
             network=wanted.network,
             allow_guest_fork=wanted.allow_guest_fork,
+            card=wanted.card,
         )
     return await stack.enter_async_context(vm)
 
@@ -75,7 +81,8 @@ def default_template_name(config: VMConfig) -> str:
     size = "" if same_size else f"-{config.cpus}c-{config.memory_mib}m"
     most = (max(config.max_cpus, config.cpus), max(config.max_memory_mib, config.memory_mib))
     room = "" if most == (config.cpus, config.memory_mib) else f"-max-{most[0]}c-{most[1]}m"
-    return DEFAULT + image + size + room
+    card = "-nic" if config.nic else ""
+    return DEFAULT + image + size + room + card
 
 
 async def find_template(name: str | None, settings: Settings) -> Template:

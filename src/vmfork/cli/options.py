@@ -72,6 +72,12 @@ isolation_option = click.option(
     metavar="LEVEL",
     help="Fail where the host keeps an emulator from it by less: basic, namespaces, full.",
 )
+card_option = click.option(
+    "--card",
+    default="none",
+    metavar="none|restricted|open",
+    help="What its network card leads to: nothing, nothing but itself, or what this host reaches.",
+)
 wait_option = click.option("--wait", metavar="S", help="Wait this long for the host to have room for it: 30, 5m.")
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 

@@ -16,6 +16,7 @@ from vmfork.cli.network import network_options, read_network, tell_log
 from vmfork.cli.options import (
     PORT_HELP,
     VARIABLE_HELP,
+    card_option,
     cpus_option,
     get_settings,
     given_size,
@@ -40,6 +41,7 @@ from vmfork.network.address import parse_forward
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmfork.config import CardChoice
     from vmfork.machine.timings import Timings
 
 
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Let programs fork the machine (vmfork_guest.fork()), to N machines beside it. Default: 0.",
 )
+@card_option
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
@@ -108,6 +111,7 @@ def command(
     allow: tuple[str, ...],
     network_log_only: bool,
     allow_guest_fork: int,
+    card: CardChoice,
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
@@ -146,6 +150,7 @@ def command(
             **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
             network=check_held(policy, standing),
+            card=card,
             ports=read_ports(ports, standing),
         )
         start_alone(alone, as_json=as_json)
@@ -170,6 +175,7 @@ def command(
         **given_size(settings, cpus=cpus, memory=memory),
         network=policy,
         allow_guest_fork=allow_guest_fork,
+        card=card,
     )
 
     async def work() -> int:

@@ -14,6 +14,7 @@ from vmfork.cli.machine import find_template
 from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
     PORT_HELP,
+    card_option,
     cpus_option,
     env_option,
     files_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from vmfork.api.vm import VM
     from vmfork.cli.carry import Baggage
+    from vmfork.config import CardChoice
     from vmfork.config.loader import Settings
     from vmfork.network.address import HostAddress
     from vmfork.network.policy import NetworkPolicy
@@ -63,6 +65,7 @@ class Alone:
     standing: Standing
     ports: Sequence[tuple[HostAddress, int]] = ()
     network: NetworkPolicy = "none"
+    card: CardChoice = "none"
 
 
 def start_alone(wanted: Alone, *, as_json: bool) -> None:
@@ -88,6 +91,7 @@ async def _start(wanted: Alone) -> dict[str, Any]:
         cpus=wanted.cpus,
         memory_mib=wanted.memory_mib,
         network=wanted.network,
+        card=wanted.card,
     ) as vm:
         told: dict[str, Any] = {"id": vm.id, "name": vm.name}
         try:
@@ -165,6 +169,7 @@ def _check_idle(standing: Standing, reason: str) -> None:
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @network_options
+@card_option
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 def command(
@@ -184,6 +189,7 @@ def command(
     network: str | None,
     allow: tuple[str, ...],
     network_log_only: bool,
+    card: CardChoice,
     as_json: bool,
     argv: Sequence[str],
 ) -> None:
@@ -208,5 +214,6 @@ def command(
         standing=standing,
         ports=read_ports(ports, standing),
         network=check_held(read_network(network, allow, log_only=network_log_only), standing),
+        card=card,
     )
     start_alone(wanted, as_json=as_json)

@@ -74,6 +74,7 @@ command.add_command(audit)
 @cpus_option
 @memory_option
 @click.option("--machine", metavar="M", help="QEMU's machine type: auto (q35), q35, microvm.")
+@click.option("--nic", is_flag=True, help="Give it a network card, which is down: --card says where it leads.")
 @click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to N CPUs.")
 @click.option("--max-memory", metavar="SIZE", help="Forks can be grown to SIZE of RAM.")
 @click.option(
@@ -104,6 +105,7 @@ def build(
     cpus: int | None,
     memory: str | None,
     machine: str | None,
+    nic: bool,
     max_cpus: int | None,
     max_memory: str | None,
     warm_up: tuple[str, ...],
@@ -140,6 +142,7 @@ def build(
                 "vm.cpus": cpus,
                 "vm.memory_mib": memory,
                 "vm.machine": machine,
+                "vm.nic": nic or None,
                 "vm.max_cpus": max_cpus,
                 "vm.max_memory_mib": max_memory,
                 "vm.cpu_model": PORTABLE if portable else None,

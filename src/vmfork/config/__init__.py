@@ -6,6 +6,7 @@ from vmfork.config.program import ProgramLimits
 from vmfork.config.values import (
     NAME,
     Accelerator,
+    CardChoice,
     FactoryConfig,
     ImageConfig,
     LeftPrograms,
@@ -18,6 +19,7 @@ __all__ = [
     "NAME",
     "Accelerator",
     "Budget",
+    "CardChoice",
     "FactoryConfig",
     "ImageConfig",
     "Instance",

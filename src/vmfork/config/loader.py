@@ -204,7 +204,7 @@ def _from_text(field: str, text: str) -> Any:
     """A variable's text as the value that a file would hold."""
     if field in _LISTS:
         return text.replace(",", " ").split()
-    if field in ("factory.template", "factory.remote", "image.bare", "vm.persist"):
+    if field in ("vm.nic", "factory.template", "factory.remote", "image.bare", "vm.persist"):
         truth = _TRUTH.get(text.strip().lower())
         if truth is None:
             raise ConfigError(field, text, f"{text!r} is neither true nor false", hint="write true or false")

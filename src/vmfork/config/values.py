@@ -26,6 +26,8 @@ Fallback = Literal["auto", "boot", "refuse"]
 Missing = Literal["boot", "refuse"]
 # What becomes, in a fork of a running machine, of the programs that its parent's clients have running.
 LeftPrograms = Literal["keep", "end"]
+# What a machine's network card leads to (adopt/card.py).
+CardChoice = Literal["none", "restricted", "open"]
 
 NAME_LIMIT = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -178,6 +180,7 @@ class VMConfig:
     (`none`, `basic`, `namespaces`, `full`) starts no machine. `user_ids` are those that machines become where root
     starts them, as `FIRST-LAST`. `control_groups` is `auto`, which limits an emulator's memory, CPU time and processes
     where this host lets us, or `off`; `cpu_weight` is its share of busy CPUs, 1 to 10000, where 100 is everybody's.
+    With `nic` it has a network card, which is down: what that leads to is said for each fork (`card`).
 
     A machine is started where the host has room for it. A fork is counted with the `overcommit`-th part of its RAM, a
     booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
@@ -195,6 +198,7 @@ class VMConfig:
     machine: MachineChoice = "auto"
     cpu_model: str = ""
     kernel_args: str = ""
+    nic: bool = False
     qemu: str = ""
     boot_timeout_s: float = 120.0
     fork_timeout_s: float = 30.0
@@ -222,6 +226,8 @@ class VMConfig:
                 "vm.accel", self.accel, f"{self.accel!r} is not an accelerator", hint="use auto, kvm or tcg"
             )
         self._check_machine()
+        if not isinstance(self.nic, bool):
+            raise ConfigError("vm.nic", self.nic, "must be true or false")
         object.__setattr__(self, "qemu", _text_of(self.qemu))
         for name in ("cpu_model", "kernel_args", "qemu"):
             _check_line(f"vm.{name}", getattr(self, name))

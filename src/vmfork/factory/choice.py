@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.machine.growth import Lack, find_lack, raise_to_least
 from vmfork.machine.traits import image_traits, wanted_traits
+from vmfork.store.manifest import list_differing
 from vmfork.units import Unsaid, format_mib
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Want:
             wanted |= image_traits(self.image)
         elif self.config.image != kind.image:
             return ("image",)
-        return tuple(trait for trait, value in wanted.items() if kind.traits.get(trait) != value)
+        return list_differing(kind.traits, wanted)
 
 
 def choose(bases: Sequence[Base], want: Want, *, oversize: bool) -> Choice | Miss:

@@ -51,6 +51,7 @@ class Captured:
                 limits=limits,
                 make=self.make,
                 descent=descent,
+                holds_user_network=facts.card is not None and facts.card.holds_user_network,
             )
 
 

@@ -13,6 +13,7 @@ from vmfork.freeze.captured import capture
 from vmfork.freeze.live import check_asking, check_copyable
 from vmfork.journal import about
 from vmfork.machine.again import made_again
+from vmfork.machine.card import check_has_card
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
@@ -77,7 +78,8 @@ async def fork_running(
 
         async def fork_one() -> Adopted:
             with captured.open(limits=limits, descent=running.facts.descent.below_vm(running.id)) as frozen:
-                base = await restore_base(frozen, binary=binary, instance=instance)
+                wired = replace(frozen, card=wanted.request.card)
+                base = await restore_base(wired, binary=binary, instance=instance)
             adopted = await base.adopt(
                 wanted.request,
                 timeout_s=wanted.timeout_s,
@@ -103,6 +105,7 @@ def _check(running: Running, wanted: LiveFork) -> Limits:
         if wanted.count > 1:
             raise ConfigError("name", standing.name, f"{wanted.count} machines cannot have one name")
         check_vm_name(standing.name, running.folder.path.parent)
+    check_has_card(request.card, running.hardware, whose=f"VM {running.id}")
     if request.grows:
         plan_growth(running.hardware, cpus=request.cpus, memory_mib=request.memory_mib, whose=f"VM {running.id}")
     ticket = find_ticket(running.folder.path)

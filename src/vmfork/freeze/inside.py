@@ -364,7 +364,13 @@ class Inside(Owner):
     def _find_request(self) -> ForkRequest:
         """A fork may reach what its machine may now, and lives no longer. Raises `MachineEnded`."""
         life = self.running.life
-        return ForkRequest(network=self.running.policy, ttl_s=life.left_s(), idle_ttl_s=life.idle_ttl_s)
+        card = self.running.facts.card
+        return ForkRequest(
+            network=self.running.policy,
+            card="none" if card is None else card.choice,
+            ttl_s=life.left_s(),
+            idle_ttl_s=life.idle_ttl_s,
+        )
 
     def _begin_wait(self, asking: _Asking, rest: bytes) -> None:
         if rest:

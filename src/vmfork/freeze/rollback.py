@@ -16,6 +16,7 @@ from vmfork.errors import Closed, GuestError, MachineEnded, RolledBack, VMNotFou
 from vmfork.journal import about
 from vmfork.machine.again import made_again
 from vmfork.machine.broker import end_now, join
+from vmfork.machine.card import check_card
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import claim_folder, find_ticket, folder_of, note_replaced, read_brokered
 from vmfork.machine.handle import VMHandle
@@ -210,6 +211,8 @@ class _Plan:
 
 async def _plan(way: _Way, point: Point, request: ForkRequest, how: Return) -> _Plan:
     point.check(way.facts.identity.vm_id)
+    if way.facts.card is not None:
+        check_card(way.facts.card.choice, request.network)
     left_s = way.life.left_s()
     ticket = find_ticket(way.path)
     binary = await find_maker(point.make, places=how.instance.places)

@@ -24,7 +24,8 @@ class Jail:
     Without, it sees what is there, and can open what is in `bound` alone (Landlock); with neither, whatever it likes.
     All of them belong to a user namespace where they are `mapped`, as an ordinary user needs it. It becomes the user of
     `lease`, which the keeper holds until the program has ended. It belongs to the control groups of the folders
-    `groups`, which the keeper removes then.
+    `groups`, which the keeper removes then. With `outward` it has our network in place of its own, and what confines it
+    lets it connect over IP.
     """
 
     root: Path | None = None
@@ -32,6 +33,7 @@ class Jail:
     mapped: bool = False
     lease: UserLease | None = None
     groups: tuple[str, ...] = ()
+    outward: bool = False
 
     def to_arguments(self) -> list[str]:
         """The keeper's options."""
@@ -44,6 +46,8 @@ class Jail:
             options += ["--group", folder]
         if self.mapped:
             options.append("--mapped")
+        if self.outward:
+            options.append("--outward")
         if self.lease is not None:
             options += ["--user", str(self.lease.user), "--lease", str(self.lease.fileno())]
         return options

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config.isolation import UserRange
+    from vmfork.config.values import CardChoice
     from vmfork.host.delegation import Parent
     from vmfork.host.process import ProcessIdentity
 
@@ -24,7 +25,8 @@ class Hardware:
 
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
     decided one, `kvm` or `tcg`. `cpus` are online; the others up to `max_cpus` are parked. `memory_mib` can grow up to
-    `max_memory_mib`; of it, `added_mib` was plugged in piece by piece while the machine ran. Sizes in MiB.
+    `max_memory_mib`; of it, `added_mib` was plugged in piece by piece while the machine ran. Sizes in MiB. `nic`: it
+    has a network card.
     """
 
     machine: str
@@ -36,6 +38,7 @@ class Hardware:
     max_cpus: int = 0
     max_memory_mib: int = 0
     added_mib: tuple[int, ...] = ()
+    nic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_cpus", max(self.max_cpus, self.cpus))
@@ -124,6 +127,7 @@ class Containment:
 
     `reads` are the paths of the hypervisor's own files. The namespaces are those of a user namespace where they are
     `mapped`. `users` are whom it may become. Control groups of its own are made below `groups`.
+    With `outward` it has the host's network, and may connect over IP.
     """
 
     isolation: Isolation = NOT_ISOLATED
@@ -131,6 +135,7 @@ class Containment:
     mapped: bool = False
     users: UserRange | None = None
     groups: tuple[Parent, ...] = ()
+    outward: bool = False
 
     def has(self, part: str) -> bool:
         """Whether that part of an isolation is in force."""
@@ -141,10 +146,22 @@ NOT_CONTAINED = Containment()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network card's Ethernet address (`52:54:00:12:34:56`), which a restored guest has its own of, and its backend.
+
+    That is nothing (`none`), or the hypervisor's own user network, which lets the guest out only where it is `open`.
+    """
+
+    mac: str
+    backend: CardChoice = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
     `lock_fd` is held open until the machine has ended, under any owner. `groups` are the folders of its control groups.
+    `link` is that of its card, where its hardware has one.
     """
 
     name: str
@@ -156,6 +173,7 @@ class Launch:
     lock_fd: int | None = None
     containment: Containment = NOT_CONTAINED
     groups: tuple[str, ...] = ()
+    link: Link | None = None
 
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".

@@ -48,7 +48,11 @@ MODULES = {
 
 # Loaded at boot where the device is, a path in the guest's sysfs: a module loaded in vain costs milliseconds under
 # emulation. LNRO0005 is what ACPI calls a virtio device that is reached through memory (QEMU, hw/i386/acpi-microvm.c).
-BOOT_MODULES = (("virtio_mmio", "/sys/bus/acpi/devices/LNRO0005:00"),)
+# The first virtio device of each machine is the agent's port, so that there is a second one where there is a card.
+BOOT_MODULES = (
+    ("virtio_mmio", "/sys/bus/acpi/devices/LNRO0005:00"),
+    ("virtio_net", "/sys/bus/virtio/devices/virtio1"),
+)
 
 # Python's library is compiled beforehand, which takes a second here and under emulation saves one at the first start
 # of every program in every fork. What few programs import is not worth its memory.

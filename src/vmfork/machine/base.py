@@ -8,6 +8,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from vmfork.adopt.card import set_up_card
 from vmfork.adopt.handshake import Adoption, adopt
 from vmfork.adopt.identity import Identity
 from vmfork.adopt.thaw import thaw
@@ -170,6 +171,8 @@ class BaseVM(Described, Owner):
                 # What is copied while it runs has its variables still: they are asked for when somebody needs them.
                 running.env = None if self._todo.greets else env
                 # Before the hooks: they are the first programs of the machine.
+                if running.facts.card is not None:
+                    await set_up_card(agent, running.facts.card, timeout_s=timeout_s)
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
                     agent,

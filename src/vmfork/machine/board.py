@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from vmfork.image import Image
 
 
+CARD_MODULE = "virtio_net"
+
+
 def check_board(config: VMConfig, image: Image) -> None:
     """Raises `ConfigError` when the image's guest would find no device on the board asked for."""
     board = board_for(config.machine)
@@ -23,6 +26,17 @@ def check_board(config: VMConfig, image: Image) -> None:
             "vm.machine",
             board.kind,
             f"image {image.name!r} does not load {board.module}: its guest would find no device",
+            hint=f"build it with this vmfork: vmfork image build {image.name} --rebuild",
+        )
+
+
+def check_card(config: VMConfig, image: Image) -> None:
+    """Raises `ConfigError` when a network card is asked for that the image's guest would not find."""
+    if config.nic and CARD_MODULE not in image.boot_modules:
+        raise ConfigError(
+            "vm.nic",
+            config.nic,
+            f"image {image.name!r} does not load {CARD_MODULE}: its guest would find no network card",
             hint=f"build it with this vmfork: vmfork image build {image.name} --rebuild",
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.config.isolation import BY_DEFAULT, IsolationPolicy
 from vmfork.hypervisor.base import NOT_ISOLATED, Hardware, Isolation
@@ -84,7 +85,8 @@ class MachineFacts:
     where a running machine was copied into it. `created_at` in UTC (ISO 8601). `origin` is told by a factory that gave
     it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is one among the living, and
     `labels` are its starter's; empty where it gave none. `idle_ttl_s`: it ends
-    when nobody was its client for so long. `make` is missing from what an older vmfork recorded.
+    when nobody was its client for so long. `make` is missing from what an older vmfork recorded. `card`: its network
+    card, where it has one.
     """
 
     identity: Identity
@@ -101,6 +103,7 @@ class MachineFacts:
     idle_ttl_s: float = 0.0
     descent: Descent = Descent()
     make: Make | None = None
+    card: Card | None = None
 
 
 class Described:
@@ -127,6 +130,11 @@ class Described:
     def labels(self) -> Mapping[str, str]:
         """What it was labelled with by whoever started it."""
         return self.facts.labels
+
+    @property
+    def card(self) -> Card | None:
+        """Its network card: what it leads to and its addresses; `None` where it has none."""
+        return self.facts.card
 
     @property
     def template(self) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.config.isolation import LEVELS
@@ -34,18 +35,29 @@ if TYPE_CHECKING:
 
 
 _HIDDEN = "others may not read "
+NETWORK, _OPEN = "network", "its card is open: it has this host's network, with the loopback"
 # What a controller limits, as a part.
 _LIMITS = {"memory": "memory", "cpu": "cpu", "pids": "processes"}
 
 
-async def decide_containment(binary: QemuBinary, policy: IsolationPolicy, *, places: Places) -> Containment:
-    """How `binary` is started here under `policy`.
+async def decide_containment(
+    binary: QemuBinary, policy: IsolationPolicy, *, places: Places, outward: bool = False
+) -> Containment:
+    """How `binary` is started here under `policy`; `outward`, with the network of the host.
 
     Raises what `check_isolation` raises. What this host can do is tried the first time, and remembered.
     """
     containment = await _decide(binary, policy, places)
+    if outward:
+        containment = replace(containment, isolation=_opened(containment.isolation), outward=True)
     check_isolation(containment.isolation, policy)
     return containment
+
+
+def _opened(isolation: Isolation) -> Isolation:
+    """That of a machine whose card is open: whatever else keeps it from the host, the host's network does not."""
+    level = min(isolation.level, "basic", key=LEVELS.index)
+    return replace(isolation, level=level, missing=(*isolation.missing, f"{NETWORK}: {_OPEN}"))
 
 
 def find_todo(isolation: Isolation) -> str:

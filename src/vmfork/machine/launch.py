@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.admission.charge import Ticket
+from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
-from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.machine.allotment import allot
 from vmfork.machine.facts import MachineFacts, Make
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.adopt.todo import Thaw
-    from vmfork.config import Instance, Limits
+    from vmfork.config import CardChoice, Instance, Limits
     from vmfork.hypervisor.base import RAM
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
@@ -46,7 +47,8 @@ class Frozen:
 
     With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
     What the file `upper_fd` has lies over that of `memory_fd`, where it is given. With `is_live` the last of these is a
-    running machine's copy, and no template's.
+    running machine's copy, and no template's. `card` is what the fork's network card leads to, where its hardware has
+    one; with `holds_user_network` QEMU's is in the state.
     """
 
     template: str
@@ -61,6 +63,8 @@ class Frozen:
     upper_fd: int | None = None
     is_live: bool = False
     reseed: bool = True
+    card: CardChoice = "none"
+    holds_user_network: bool = False
 
 
 async def boot_base(
@@ -80,6 +84,7 @@ async def boot_base(
             hardware=plan.hardware,
             image=image.name,
             make=make,
+            card=_draw_card(plan.hardware),
         ),
         plan.binary,
         AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
@@ -103,6 +108,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         image=frozen.image,
         descent=frozen.descent,
         make=frozen.make,
+        card=_draw_card(frozen.hardware, frozen.card, holds_user_network=frozen.holds_user_network),
     )
     return await _restore(facts, frozen, binary=binary, instance=instance, in_place=in_place)
 
@@ -112,13 +118,15 @@ async def bring_back(
 ) -> BaseVM:
     """As `restore_base`, in the place of the machine of these facts, which has ended: all that it was is in `folder`.
 
-    Its id is the same, and what its starter gave it; its identity is new. It is promised what its hardware needs now.
+    Its id is the same, and what its starter gave it, where its card leads too; its identity is new. It is promised what
+    its hardware needs now.
     """
     facts = replace(
         before,
         identity=Identity.fresh(before.identity.vm_id, template=before.identity.template, reseed=frozen.reseed),
         hardware=frozen.hardware,
         make=frozen.make,
+        card=before.card and Card.draw(before.card.choice, holds_user_network=before.card.holds_user_network),
     )
     return await _restore(facts, frozen, binary=binary, instance=instance, folder=folder)
 
@@ -160,7 +168,9 @@ async def _launch(
     begun = time.perf_counter()
     assert facts.make is not None  # each caller knows how
     identity, hardware, vms, policy = facts.identity, facts.hardware, instance.places.vms, facts.make.policy
-    containment = await decide_containment(binary, policy, places=instance.places)
+    link = None if facts.card is None else Link(mac=facts.card.mac, backend=facts.card.backend)
+    is_open = link is not None and link.backend == "open"
+    containment = await decide_containment(binary, policy, places=instance.places, outward=is_open)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
         charge = charge_for(hardware, ram, limits)
@@ -183,6 +193,7 @@ async def _launch(
                 lock_fd=folder.lock_fd,
                 containment=containment,
                 groups=groups,
+                link=link,
             ),
         )
         on_failure.push_async_callback(machine.aclose)
@@ -202,6 +213,10 @@ async def _launch(
         on_failure.pop_all()
     base.answer_s = time.perf_counter() - spawned
     return base
+
+
+def _draw_card(hardware: Hardware, choice: CardChoice = "none", *, holds_user_network: bool = False) -> Card | None:
+    return Card.draw(choice, holds_user_network=holds_user_network) if hardware.nic else None
 
 
 def _upper_of(ram: RAM) -> int | None:

@@ -94,6 +94,7 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
         max_cpus=config.max_cpus,
         max_memory_mib=config.max_memory_mib,
         vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
+        nic=config.nic,
     )
 
 

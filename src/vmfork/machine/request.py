@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from vmfork.config import check_name
 from vmfork.errors import ConfigError
+from vmfork.machine.card import check_card
 from vmfork.machine.ways import load_ways
 from vmfork.wire.command import check_env
 from vmfork.wire.given import check_file, check_path
@@ -15,7 +16,7 @@ from vmfork.wire.given import check_file, check_path
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmfork.config import LeftPrograms
+    from vmfork.config import CardChoice, LeftPrograms
     from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import GivenFile, PlacedFile
 
@@ -35,7 +36,8 @@ class ForkRequest:
     `env` is the environment of every program in it. `files` (absolute path: content) are written into it before its
     hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
     It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. It ends after `ttl_s` seconds, and after
-    `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks.
+    `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks;
+    `card` what its network card leads to.
     `allow_guest_fork` machines may live that its own programs make.
     Raises `ConfigError` for an invalid variable, path, size, time or policy.
     """
@@ -47,11 +49,13 @@ class ForkRequest:
     ttl_s: float = 0.0
     idle_ttl_s: float = 0.0
     network: NetworkPolicy = "none"
+    card: CardChoice = "none"
     allow_guest_fork: int = 0
 
     def __post_init__(self) -> None:
         if self.network != "none":
             load_ways().check_policy(self.network)
+        check_card(self.card, self.network)
         object.__setattr__(self, "env", _check_room(check_env(self.env)))
         object.__setattr__(self, "files", _check_files(self.files))
         for name in ("cpus", "memory_mib"):

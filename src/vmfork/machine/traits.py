@@ -56,6 +56,7 @@ def guest_traits(config: VMConfig, machine: str, accel: str) -> dict[str, str]:
         "kernel_args": config.kernel_args,
         "reseed": _reseed_in_force(config, machine),
         "aslr": "on" if has_aslr(config, accel) else "off",
+        "nic": "on" if config.nic else "off",
     }
 
 

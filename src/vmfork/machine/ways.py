@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import ConfigError, GuestError, PortError, SetupError, StoreBusy
 from vmfork.host.folders import find_content, write_whole
 from vmfork.host.process import ProcessIdentity
+from vmfork.machine.card import check_card
 from vmfork.network.variables import proxy_env
 from vmfork.records import find_value, write_record
 from vmfork.wire.code import ErrorCode
@@ -101,6 +102,8 @@ async def set_network(running: Running, policy: NetworkPolicy) -> None:
     is to, and `GuestFileError` when the guest's hosts file cannot be written.
     """
     running.check_open()
+    if running.facts.card is not None:
+        check_card(running.facts.card.choice, policy)
     running.policy = "none"
     if running.ways is not None:
         await _change(running.ways, policy)

@@ -42,9 +42,10 @@ class Manifest:
     the RAM file. `parent`: the template of the running VM that it was frozen from; `ancestors`: `NAME/GENERATION` of
     all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
     ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
-    it and lose. `recipe` names what was done to it, where that were `steps`; `base_image` is the image that `image` was
-    derived from for them, and `layers` are the machines that were kept on the way, or gone on from. `came_from` is the
-    file or the registry that it was loaded from; one that came from elsewhere is not held to an image of this host.
+    it and lose. `nic`: they have a network card. `recipe` names what was done to it, where that were `steps`;
+    `base_image` is the image that `image` was derived from for them, and `layers` are the machines that were kept on
+    the way, or gone on from. `came_from` is the file or the registry that it was loaded from; one that came from
+    elsewhere is not held to an image of this host.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -79,6 +80,7 @@ class Manifest:
     max_cpus: int = 0
     max_memory_mib: int = 0
     added_mib: tuple[int, ...] = ()
+    nic: bool = False
     live: bool = False
     agent_capabilities: tuple[str, ...] = ()
     unset: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +120,17 @@ class Manifest:
 
     def find_difference(self, wanted: Mapping[str, str]) -> str | None:
         """The first trait that differs, in the template's order, or `None`."""
-        return next((key for key in wanted if self.traits.get(key) != wanted[key]), None)
+        return next(iter(list_differing(self.traits, wanted)), None)
+
+
+# What machines are of which an older vmfork recorded no such trait.
+_BEFORE = {"nic": "off"}
+
+
+def list_differing(have: Mapping[str, str], wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """The traits in `wanted` that are not as in `have`, in their order."""
+    known = {**_BEFORE, **have}
+    return tuple(trait for trait, value in wanted.items() if known.get(trait) != value)
 
 
 def fingerprint_of(traits: Mapping[str, str]) -> str:

@@ -28,6 +28,7 @@ def hardware_of(m: Manifest) -> Hardware:
         max_cpus=m.max_cpus,
         max_memory_mib=m.max_memory_mib,
         added_mib=m.added_mib,
+        nic=m.nic,
     )
 
 

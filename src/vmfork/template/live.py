@@ -12,6 +12,7 @@ from vmfork.adopt.secrets import check_secrets
 from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
+from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, copy_into, find_unset
 from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
@@ -53,6 +54,7 @@ async def freeze_running(
     there before under that name is in force.
     """
     make, memory_mib = check_copyable(running), running.hardware.memory_mib
+    _check_card(running)
     await find_maker(make, places=instance.places)
     store, begun = TemplateStore(instance.places.templates), time.perf_counter()
     if replace or store.find_generation(name) is None:
@@ -68,6 +70,18 @@ async def freeze_running(
     source = await Source.open(name, config=VMConfig(), instance=instance)
     await follow(source, config=VMConfig(), instance=instance)
     return source
+
+
+def _check_card(running: Running) -> None:
+    """Raises `ConfigError` when QEMU's user network would be in the state that all forks are made from."""
+    card = running.facts.card
+    if card is not None and card.holds_user_network:
+        raise ConfigError(
+            "card",
+            card.choice,
+            f"VM {running.id} has QEMU's user network in its device state: forks of that could have no other",
+            hint="freeze a fork whose card leads nowhere (card='none'), prepared with network= or by files",
+        )
 
 
 async def copy_to(

@@ -52,6 +52,7 @@ async def publish(
         max_cpus=hardware.max_cpus,
         max_memory_mib=hardware.max_memory_mib,
         added_mib=hardware.added_mib,
+        nic=hardware.nic,
         traits=make.traits,
         hooks=todo.hooks,
         watchers=todo.watchers,

@@ -14,6 +14,7 @@ from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, Temp
 from vmfork.host import kvm
 from vmfork.hypervisor.qemu import choose_cpu_model
 from vmfork.image import ImageStore
+from vmfork.machine.card import check_has_card
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.facts import Descent, Make
 from vmfork.machine.growth import plan_growth
@@ -27,7 +28,7 @@ from vmfork.template.kept import remove_template
 from vmfork.template.recipe import name_done
 
 if TYPE_CHECKING:
-    from vmfork.config import Instance
+    from vmfork.config import CardChoice, Instance
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.machine.base import BaseVM
@@ -123,7 +124,8 @@ class Source:
         return name_done(self.manifest)
 
     def check_request(self, request: ForkRequest) -> None:
-        """Raises `ConfigError` when its machines cannot be grown to what `request` asks."""
+        """Raises `ConfigError` when its machines cannot be what `request` asks."""
+        check_has_card(request.card, self.hardware, whose=f"template {self.manifest.name!r}")
         if request.grows:
             plan_growth(
                 self.hardware,
@@ -137,10 +139,11 @@ class Source:
         if standing.name:
             check_vm_name(standing.name, self._instance.places.vms)
 
-    async def fork_base(self, *, wait_s: float | None = None) -> BaseVM:
+    async def fork_base(self, *, wait_s: float | None = None, card: CardChoice = "none") -> BaseVM:
         """A machine restored from this generation. It has no identity yet: adopt it before use.
 
-        Raises `NoRoom` when the host has none for it after `wait_s` seconds, by default those of the configuration.
+        Its card, where it has one, leads to what `card` says. Raises `NoRoom` when the host has none for it after
+        `wait_s` seconds, by default those of the configuration.
         """
         m, limits = self.manifest, self._config.limits
         if wait_s is not None:
@@ -160,6 +163,7 @@ class Source:
                 descent=Descent.below_template(m.name, m.generation, m.ancestors),
                 reseed=agent_reseeds(m.traits["reseed"]),
                 limits=limits,
+                card=card,
                 make=Make(
                     traits=m.traits,
                     qemu_path=str(binary.path),

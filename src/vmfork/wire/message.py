@@ -344,6 +344,11 @@ def clock_request(stream: int, wall_ns: int | None) -> bytes:
     return encode_request(stream, Opcode.CLOCK, b"" if wall_ns is None else _number(wall_ns))
 
 
+def net_request(stream: int, mac: str, *where: str) -> bytes:
+    """NET: the card has this Ethernet address, and is up at an address, with its prefix and a gateway, if any."""
+    return encode_request(stream, Opcode.NET, *map(str.encode, (mac, *where)))
+
+
 def notify_request(stream: int, limit_s: float) -> bytes:
     """NOTIFY; the limit goes out in whole milliseconds, at least one."""
     return encode_request(stream, Opcode.NOTIFY, _number(max(1, math.ceil(limit_s * 1000))))
@@ -593,3 +598,16 @@ def parse_clock(payload: bytes) -> tuple[int, int]:
     """The answer to CLOCK: wall clock and monotonic clock in ns."""
     wall_ns, monotonic_ns = _fields(payload, 2, "the answer to clock")
     return _int(wall_ns, _TIME), _int(monotonic_ns, _DURATION)
+
+
+class CardReading(NamedTuple):
+    """What the guest shows of its network card: the interface, 12 hex digits, and an address or nothing."""
+
+    interface: str
+    mac: str
+    address: str
+
+
+def parse_card(payload: bytes) -> CardReading:
+    """The answer to NET."""
+    return CardReading(*map(_words, _fields(payload, 3, "the answer about the network card")))

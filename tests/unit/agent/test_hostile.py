@@ -215,6 +215,7 @@ ANSWERS = {
     "get": lambda client: client.get(
         "/x", Unpacking(Place(path="/dev/shm/vmfork-none", name="x", operation="copying"))
     ),
+    "card": lambda client: client.set_card("020000000001"),
     "clock": lambda client: client.clock(),
     "adopt": lambda client: client.adopt([("fork-id", b"f")]),
     "quiesce": lambda client: client.quiesce(),

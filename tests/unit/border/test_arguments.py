@@ -71,6 +71,7 @@ WRONG = {
     "Places | None": (5, "/x", Path("/x")),
     "Network": (5, "x", None),
     "NetworkPolicy": (5, "x", None, ["none"], b"all"),
+    "CardChoice": (5, "x", None, ["none"], b"open"),
     "LeftPrograms": (5, "x", None, ["keep"], b"end"),
     "NetworkPolicy | None": (5, "x", ["none"], b"all"),
     "Checkpoint | str": (5, None, b"x", ["x"]),

@@ -62,6 +62,7 @@ CAPABILITIES = {
     "limits",
     "left",
     "asks",
+    "net",
 }
 EXEC_CAT = exec_request(7, ["cat"], stdin=True)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"])
@@ -147,8 +148,7 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
         hello = await client.hello(take_over=False)
         assert (hello.protocol, hello.capabilities) == (
             1,
-            CAPABILITIES
-            - {"notify", "grown", "trees", "terminal", "limits", "ports", "reverse", "names", "watch", "left", "asks"},
+            {"exec", "files", "adopt", "clock", "quiesce", "shutdown"},
         )
         with pytest.raises(GuestError, match="unsupported"):
             await client.notify(1.0)
@@ -159,6 +159,9 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
             with pytest.raises(GuestError, match="has no ports") as told:
                 await asking
             assert "build the image" in told.value.hint
+        with pytest.raises(GuestError, match="knows no network card") as told:
+            await client.set_card("020000000001")
+        assert "build the image" in told.value.hint
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")
 
@@ -270,7 +273,8 @@ def test_a_violation_is_told_ends_everything_and_leaves_only_hello(start_agent, 
     [
         (encode_request(5, Opcode.GROWN), "unsupported"),
         (encode_request(5, Opcode.GROWN, b"2"), "invalid"),
-        (encode_request(5, Opcode.NET), "unsupported"),
+        (encode_request(5, Opcode.NET), "invalid"),
+        (encode_request(5, Opcode.NET, b"020000000001"), "unsupported"),
         (encode_frame(Kind.REQUEST, 5, b"\xc8"), "unsupported"),
         (encode_request(5, Opcode.PING, b"x"), "invalid"),
         (encode_request(5, Opcode.STAT), "invalid"),

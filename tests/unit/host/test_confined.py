@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 
 import pytest
 
+from vmfork.host.jail import Jail
 from vmfork.host.keeper import KeptProcess
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -77,3 +79,44 @@ async def test_closing_ends_it_at_once(log, tmp_path) -> None:
     process = run(log, tmp_path, shutil.which("sleep"), "1000", confined=True)
     await process.aclose()
     assert process.has_ended
+
+
+SOCKETS = """
+import errno, socket, threading
+def told(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+server = socket.socket(fileno=int(__import__("os").environ["SERVER"]))
+print("inet", told(lambda: socket.socket(socket.AF_INET).connect(server.getsockname())))
+print("datagram", told(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", server.getsockname())))
+print("bind", told(lambda: socket.socket(socket.AF_INET).bind(("127.0.0.1", 0))))
+print("unix", told(lambda: socket.socket(socket.AF_UNIX)))
+print("netlink", told(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)))
+print("packet", told(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)))
+print("pair", told(socket.socketpair))
+"""
+
+
+@pytest.mark.parametrize("outward", [False, True])
+async def test_it_connects_over_ip_where_it_is_let_and_in_no_other_way(log, tmp_path, outward) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        process = KeptProcess.start(
+            (sys.executable, "-c", SOCKETS),
+            log_fd=log[1],
+            listen_at=tmp_path / "keeper.sock",
+            confined=True,
+            pass_fds=[server.fileno()],
+            env={"SERVER": str(server.fileno())},
+            jail=Jail(outward=outward),
+        )
+        assert await process.wait() == 0
+        await process.aclose()
+    said = dict(line.rsplit(" ", 1) for line in read(log).splitlines())
+    over_ip = "done" if outward else "EPERM"
+    assert said == {
+        "inet": over_ip, "datagram": over_ip, "bind": "EPERM", "unix": "EPERM", "netlink": "EPERM", "packet": "EPERM",
+        "pair": "EPERM" if outward else "done",
+    }  # fmt: skip

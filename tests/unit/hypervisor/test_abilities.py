@@ -18,9 +18,13 @@ MICROVM = replace(Q35, machine="microvm", vmgenid=False)
 
 FULL = Abilities(
     machines=("microvm", "pc-q35-7.2"),
-    devices=("pc-dimm", "virtio-serial-device", "virtio-serial-pci", "virtserialport", "vmgenid"),
+    devices=(
+        *("pc-dimm", "virtio-net-device", "virtio-net-pci", "virtio-serial-device", "virtio-serial-pci"),
+        *("virtserialport", "vmgenid"),
+    ),
     accels=("kvm", "tcg"),
     has_sandbox=True,
+    has_user_network=True,
 )
 # As in Debian 12 and 13.
 SLIM = replace(FULL, devices=("pc-dimm", "virtio-serial-device", "virtserialport", "vmgenid"), accels=("kvm", "qtest"))
@@ -57,6 +61,11 @@ def program(tmp_path):
         (SLIM, MICROVM, []),
         (SLIM, replace(MICROVM, accel="tcg"), ["accelerator tcg"]),
         (SLIMMER, MICROVM, []),
+        (FULL, replace(Q35, nic=True), []),
+        (FULL, replace(MICROVM, nic=True), []),
+        (SLIMMER, replace(MICROVM, nic=True), ["device virtio-net-device"]),
+        (replace(FULL, has_user_network=False), MICROVM, []),
+        (replace(FULL, has_user_network=False), replace(MICROVM, nic=True), ["network backend user"]),
         (
             SLIMMER,
             replace(Q35, max_memory_mib=512),
@@ -73,7 +82,9 @@ async def test_the_one_on_path_has_all_that_a_machine_needs(binary, tmp_path) ->
     machine = f"pc-q35-{binary.release[0]}.{binary.release[1]}"
     for hardware in (replace(Q35, machine=machine), MICROVM, replace(MICROVM, accel="tcg")):
         assert found.find_missing(hardware) == []
+        assert found.find_missing(replace(hardware, nic=True)) == []
     assert found.has_sandbox
+    assert found.has_user_network
 
 
 @pytest.mark.needs("strace")
@@ -101,7 +112,11 @@ async def test_it_is_asked_once_for_each_file(program, tmp_path, monkeypatch) ->
     binary = await find_qemu(program(body))
     first = await ask_abilities(binary, kept=tmp_path / "kept")
     assert first == Abilities(
-        machines=("microvm", "none"), devices=("virtserialport", "vmgenid"), accels=("kvm",), has_sandbox=False
+        machines=("microvm", "none"),
+        devices=("virtio-net-device", "virtserialport", "vmgenid"),
+        accels=("kvm",),
+        has_sandbox=False,
+        has_user_network=False,
     )
     assert await ask_abilities(binary, kept=tmp_path / "kept") == first
     monkeypatch.setattr(asked, "_asked", {})  # as in another process
@@ -119,10 +134,11 @@ async def test_it_is_asked_once_for_each_file(program, tmp_path, monkeypatch) ->
 ANSWERS = (
     {"return": [{"name": "none"}, {"name": "microvm"}]},
     {"error": {"class": "GenericError", "desc": "invalid option name: sandbox"}},
-    # The port of either board, virtserialport, vmgenid, pc-dimm, kvm, tcg.
+    {"error": {"class": "GenericError", "desc": "Parameter 'type' does not accept value 'user'"}},
+    # Port and card of either board, virtserialport, vmgenid, pc-dimm, kvm, tcg.
     *(
         {"return": []} if there else {"error": {"class": "DeviceNotFound", "desc": "not found"}}
-        for there in (False, False, True, True, False, True, False)
+        for there in (False, False, False, True, True, True, False, True, False)
     ),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
 from vmfork.hypervisor.qemu.binary import QemuBinary
 from vmfork.hypervisor.qemu.board import board_for, board_of
 from vmfork.hypervisor.qemu.command import Descriptors, build_command, choose_cpu_model, default_cpu_model
@@ -170,3 +170,27 @@ def test_the_default_cpu_follows_the_accelerator() -> None:
 def test_a_portable_cpu_is_not_the_hosts_own() -> None:
     assert choose_cpu_model("portable", "tcg") == default_cpu_model("tcg")
     assert choose_cpu_model("portable", "kvm").partition(",")[0] == "qemu64"
+
+
+@pytest.mark.parametrize("start", [BOOT, RESTORE])
+def test_a_card_is_the_same_device_whatever_is_behind_it(start) -> None:
+    mac = "02:00:00:00:00:01"
+    device = f"virtio-net-pci,id=card,disable-legacy=on,romfile=,mac={mac}"
+    net = {
+        "none": ["-device", device],
+        "restricted": ["-netdev", "user,id=user,ipv6=off,restrict=on", "-device", f"{device},netdev=user"],
+        "open": ["-netdev", "user,id=user,ipv6=off,restrict=off", "-device", f"{device},netdev=user"],
+    }
+    bare = replace(LAUNCH, start=start)
+    plain = build_command(OLD, bare, FDS)
+    for backend, added in net.items():
+        command = build_command(OLD, replace(bare, link=Link(mac=mac, backend=backend)), FDS)
+        at = command.index(device if backend == "none" else "-netdev") - (backend == "none")
+        assert command[at : at + len(added)] == added
+        assert command[:at] + command[at + len(added) :] == plain
+    assert not any("net" in argument for argument in plain)
+
+
+def test_a_card_of_the_other_board_needs_no_pci() -> None:
+    launch = replace(LAUNCH, hardware=replace(TCG, machine="microvm"), link=Link(mac="02:00:00:00:00:01"))
+    assert "virtio-net-device,id=card,mac=02:00:00:00:00:01" in build_command(OLD, launch, FDS)

@@ -31,7 +31,9 @@ class Host:
 
     def install(self, path, *, devices, accels, version=VERSION, machines=("pc-q35-7.2", "microvm"), has_sandbox=True):
         self.binaries[path] = QemuBinary(path=Path(path), version=version, release=(7, 2, 22), stamp=path)
-        self.abilities[path] = Abilities(machines=machines, devices=devices, accels=accels, has_sandbox=has_sandbox)
+        self.abilities[path] = Abilities(
+            machines=machines, devices=devices, accels=accels, has_sandbox=has_sandbox, has_user_network=True
+        )
 
     async def find_qemu(self, configured: str = "") -> QemuBinary:
         return self.binaries[configured or FULL_PATH]

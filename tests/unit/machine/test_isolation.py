@@ -192,3 +192,24 @@ def test_where_nothing_can_be_done_nothing_is_said() -> None:
 
 async def find_sh_reads(binary, *, kept) -> Reads:
     return Reads((str(binary.path),))
+
+
+@pytest.mark.parametrize(("proof", "level", "missing"), LEVELS_OF)
+async def test_with_the_hosts_network_it_is_basic_at_most(monkeypatch, places, binary, proof, level, missing) -> None:
+    async def prove(users, *, runtime):
+        return proof
+
+    monkeypatch.setattr(isolation, "prove", prove)
+    monkeypatch.setattr(isolation, "find_reads", find_sh_reads)
+    monkeypatch.setattr(isolation, "find_delegation", Delegation)
+    monkeypatch.setattr(isolation, "_find_hidden", lambda program, *, has_root: "")
+    shut = await decide_containment(binary, BY_DEFAULT, places=places)
+    opened = await decide_containment(binary, BY_DEFAULT, places=places, outward=True)
+    assert (shut.outward, opened.outward) == (False, True)
+    assert opened.isolation.parts == shut.isolation.parts  # what else keeps it in is as it was
+    assert opened.isolation.level == ("none" if level == "none" else "basic")
+    assert opened.isolation.missing[:-1] == missing
+    assert "host's network" in opened.isolation.missing[-1]
+    strict = replace(BY_DEFAULT, required="namespaces")
+    with pytest.raises(HostError, match="its card is open" if level in ("namespaces", "full") else "required"):
+        await decide_containment(binary, strict, places=places, outward=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vmfork.adopt.identity import Identity
 from vmfork.errors import ConfigError
+from vmfork.hypervisor.base import Hardware
+from vmfork.machine.card import check_has_card
 from vmfork.machine.request import ForkRequest
+from vmfork.network.policy import Allow
 from vmfork.wire.frame import PAYLOAD_LIMIT
 from vmfork.wire.message import adopt_request
 
@@ -43,3 +48,28 @@ def test_one_that_is_not_fits_into_the_request_and_its_answer(env) -> None:
     assert len(adopt_request(1, items)) < PAYLOAD_LIMIT
     answer = sum(len(item) + len("ok") + len(value.partition(b"=")[0]) + 12 for item, value in items)
     assert answer < PAYLOAD_LIMIT
+
+
+@pytest.mark.parametrize("card", ["", "wide", None, 1, ["open"]])
+def test_a_card_leads_to_something_known(card) -> None:
+    with pytest.raises(ConfigError, match="card") as error:
+        ForkRequest(card=card)
+    assert "restricted" in error.value.hint
+
+
+@pytest.mark.parametrize("network", ["all", Allow("api.example.org")])
+def test_an_open_card_is_no_way_past_a_policy(network) -> None:
+    with pytest.raises(ConfigError, match="past a policy") as error:
+        ForkRequest(card="open", network=network)
+    assert error.value.hint
+    assert ForkRequest(card="restricted", network=network).card == "restricted"
+
+
+@pytest.mark.parametrize("card", ["restricted", "open"])
+def test_a_machine_without_a_card_has_none_that_leads_anywhere(card) -> None:
+    bare = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+    check_has_card("none", bare, whose="template 't'")
+    check_has_card(card, replace(bare, nic=True), whose="template 't'")
+    with pytest.raises(ConfigError, match="template 't' has no network card") as error:
+        check_has_card(card, bare, whose="template 't'")
+    assert "--nic" in error.value.hint

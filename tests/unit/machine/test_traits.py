@@ -119,3 +119,8 @@ async def no_args(_hardware) -> str:
 )
 def test_the_kind_of_machine_is_compared_where_it_was_chosen(asked, have, wanted) -> None:
     assert wanted_traits(VMConfig(machine=asked), machine=have, accel="tcg").get("machine") == wanted
+
+
+def test_a_card_is_a_trait_of_a_template() -> None:
+    wanted = [wanted_traits(VMConfig(nic=nic), machine="pc-q35-7.2", accel="tcg")["nic"] for nic in (False, True)]
+    assert wanted == ["off", "on"]

@@ -194,3 +194,11 @@ def test_a_fingerprint_is_of_the_content_not_of_the_order(traits, key, value):
     assert fingerprint_of(traits) == fingerprint_of(backwards)
     changed = {**traits, key: value}
     assert (fingerprint_of(changed) == fingerprint_of(traits)) == (changed == traits)
+
+
+def test_a_template_of_before_there_were_cards_has_none(make_manifest) -> None:
+    older = make_manifest()
+    assert "nic" not in older.traits
+    older.check_traits({"nic": "off"})
+    with pytest.raises(TemplateStale, match="nic"):
+        older.check_traits({"nic": "on"})

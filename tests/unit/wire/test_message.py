@@ -28,6 +28,7 @@ PARSERS = [
     message.parse_read,
     message.parse_stat,
     message.parse_outcomes,
+    message.parse_card,
     message.parse_clock,
     message.parse_output,
     message.parse_counts,
@@ -54,6 +55,12 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
         ),
         (message.answer_request(5, 3, b"forked 1"), 30, (b"3", b"forked 1")),
         (message.take_request(5, 17), 28, (b"17",)),
+        (message.net_request(5, "020000000001"), 15, (b"020000000001",)),
+        (
+            message.net_request(5, "020000000001", "10.0.2.16", "24", "10.0.2.2"),
+            15,
+            (b"020000000001", b"10.0.2.16", b"24", b"10.0.2.2"),
+        ),
         (message.keep_request(5, 3, 17), 246, (b"3", b"17")),
         (
             message.exec_request(
@@ -138,6 +145,7 @@ def test_answers_become_values() -> None:
         ItemOutcome("env", "ok", b"A"),
         ItemOutcome("x", "io", b""),
     )
+    assert message.parse_card(encode_fields(b"eth0", b"02", b"")) == ("eth0", "02", "")
     assert message.parse_clock(encode_fields(b"7", b"8")) == (7, 8)
     assert ClockReading(7, 8, 6, 9).wall_ns == 7
 

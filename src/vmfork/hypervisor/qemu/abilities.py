@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
     from vmfork.hypervisor.base import Hardware
     from vmfork.hypervisor.qemu.binary import QemuBinary
-    from vmfork.hypervisor.qemu.board import Board
 
 _LIMIT_S = 20.0
 
 
-def _port_of(board: Board) -> str:
-    return board.port.partition(",")[0]
+def _name_of(device: str) -> str:
+    return device.partition(",")[0]
 
 
 # A machine of nothing: no guest runs. The first accelerator that can be had is taken, and it is used for nothing:
@@ -37,12 +36,19 @@ _ARGUMENTS = (
 )  # fmt: skip
 # What a machine of ours may need. Each is asked for by its name: to list all that there is, QEMU loads every module in
 # the folder that it was built for, and aborts at those of another build (10.0 beside 7.2).
-_DEVICES = (*(_port_of(board) for board in BOARDS), "virtserialport", "vmgenid", "pc-dimm")
+_DEVICES = (
+    *(_name_of(device) for board in BOARDS for device in (board.port, board.card)),
+    "virtserialport",
+    "vmgenid",
+    "pc-dimm",
+)
 _ACCELS = ("kvm", "tcg")
 _QUESTIONS: tuple[dict[str, Any], ...] = (
     {"execute": "query-machines"},
     # Refused where QEMU was built without seccomp.
     {"execute": "query-command-line-options", "arguments": {"option": "sandbox"}},
+    # Refused where it was built without libslirp.
+    {"execute": "netdev_add", "arguments": {"type": "user", "id": "asked", "restrict": True}},
     *(
         {"execute": "qom-list-properties", "arguments": {"typename": name}}
         for name in (*_DEVICES, *(f"{accel}-accel" for accel in _ACCELS))
@@ -54,26 +60,31 @@ _QUESTIONS: tuple[dict[str, Any], ...] = (
 class Abilities:
     """`machines`, `devices` and `accels` by QEMU's names, of the latter those that our machines may need.
 
-    `has_sandbox`: it can give up what it does not need.
+    `has_sandbox`: it can give up what it does not need. `has_user_network`: a card can lead somewhere.
     """
 
     machines: tuple[str, ...]
     devices: tuple[str, ...]
     accels: tuple[str, ...]
     has_sandbox: bool
+    has_user_network: bool
 
     def find_missing(self, hardware: Hardware) -> list[str]:
         """What the machine needs and this emulator lacks, in QEMU's words; empty when it lacks nothing."""
         board = board_of(hardware.machine)
-        devices = [_port_of(board), "virtserialport"]
+        devices = [_name_of(board.port), "virtserialport"]
         if hardware.vmgenid:
             devices.append("vmgenid")
         if hardware.max_memory_mib > hardware.memory_mib:
             devices.append("pc-dimm")
+        if hardware.nic:
+            devices.append(_name_of(board.card))
         return [
             *_without([f"accelerator {hardware.accel}"], (f"accelerator {accel}" for accel in self.accels)),
             *_without([f"machine {hardware.machine}"], (f"machine {machine}" for machine in self.machines)),
             *_without([f"device {device}" for device in devices], (f"device {device}" for device in self.devices)),
+            # Debian 13's emulator for `microvm` alone has the card, and nothing that it could lead to.
+            *(["network backend user"] if hardware.nic and not self.has_user_network else []),
         ]
 
 
@@ -155,13 +166,14 @@ def _understand(binary: QemuBinary, output: bytes) -> Abilities:
     try:
         told = [json.loads(line) for line in output.splitlines()]
         answers = [line for line in told if "return" in line or "error" in line][1 : len(_QUESTIONS) + 1]
-        machines, sandbox, *named = answers
+        machines, sandbox, user_network, *named = answers
         there = {name for name, answer in zip((*_DEVICES, *_ACCELS), named, strict=True) if "return" in answer}
         return Abilities(
             machines=tuple(sorted(machine["name"] for machine in machines["return"])),
             devices=tuple(sorted(there.intersection(_DEVICES))),
             accels=tuple(sorted(there.intersection(_ACCELS))),
             has_sandbox="return" in sandbox,
+            has_user_network="return" in user_network,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = output.decode(errors="replace")

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """`options` belong to `-machine`, `port` is the device that carries the agent's line, `extra` is passed on as is.
+    """`options` belong to `-machine`, `port` is the device that carries the agent's line, `card` that of a network.
 
+    `extra` is passed on as is.
     With `has_vmgenid` the guest learns from the machine that it is a fork (ACPI, device `vmgenid`). With `takes_memory`
     it can be given more while it runs. With `keeps_time` it has a clock beside the TSC, by which the guest finds the
     TSC's rate and watches it. By `module`, which an image has to bring, the guest's kernel finds its devices. The
@@ -23,6 +24,7 @@ class Board:
     kind: MachineKind
     options: tuple[str, ...]
     port: str
+    card: str
     extra: tuple[str, ...] = ()
     has_vmgenid: bool
     takes_memory: bool
@@ -47,6 +49,8 @@ Q35 = Board(
         "mem-merge=off", "dump-guest-core=off", "suppress-vmdesc=on",
     ),
     port="virtio-serial-pci,id=agents,disable-legacy=on,max_ports=2",
+    # Nothing boots from it: without `romfile=` QEMU opens a file for that.
+    card="virtio-net-pci,id=card,disable-legacy=on,romfile=",
     has_vmgenid=True,
     takes_memory=True,
     keeps_time=True,
@@ -61,6 +65,7 @@ MICROVM = Board(
         "auto-kernel-cmdline=off",
     ),
     port="virtio-serial-device,id=agents,max_ports=2",
+    card="virtio-net-device,id=card",
     extra=("-global", "virtio-mmio.force-legacy=off"),
     has_vmgenid=False,
     takes_memory=False,

@@ -100,6 +100,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"),
         *("-device", f"virtserialport,bus=agents.0,nr=1,chardev=agent,name={AGENT_PORT}"),
         *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
+        *_card(launch, board),
         *board.extra,
         # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
         # is accepted by its `-incoming`.
@@ -160,6 +161,23 @@ def _added(binary: QemuBinary, launch: Launch) -> list[str]:
         arguments += ["-object", backend, "-device", f"pc-dimm,id=dimm-{number},memdev=dimm-{number}-ram"]
         begins_mib += size_mib
     return arguments
+
+
+def _card(launch: Launch, board: Board) -> list[str]:
+    """Its backend is that of one machine, and its device all machines of one kind have alike.
+
+    Without a backend the state has nothing of one, and a machine that is restored from it may have any. With the user
+    network it has a section that no other backend takes (QEMU 7.2: "Unknown savevm section 'slirp'").
+    """
+    link = launch.link
+    if link is None:
+        return []
+    device = f"{board.card},mac={link.mac}"
+    if link.backend == "none":
+        return ["-device", device]
+    # IPv6 would be a way that nobody looks at.
+    restrict = "off" if link.backend == "open" else "on"
+    return ["-netdev", f"user,id=user,ipv6=off,restrict={restrict}", "-device", f"{device},netdev=user"]
 
 
 def _start(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmfork.hypervisor.base import Containment, Launch
 
 KVM = "/dev/kvm"
+RESOLVERS = "/etc/resolv.conf"
 # Read by preload/: preload.c, memory.c and overlay.c.
 _KVM_VARIABLE = "VMFORK_KVM_FD"
 _KEEPER_VARIABLE = "VMFORK_KEEPER_FD"
@@ -30,11 +31,21 @@ def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...]
     users = containment.users if containment.has("user") else None
     return Jail(
         root=folder if has_root else None,
-        bound=(*containment.reads, str(find_preload())) if has_root or containment.has("landlock") else (),
+        bound=(
+            (*containment.reads, *_read_outward(containment), str(find_preload()))
+            if has_root or containment.has("landlock")
+            else ()
+        ),
         mapped=containment.mapped and has_root,
+        outward=containment.outward,
         groups=groups,
         lease=None if users is None else opened.enter_context(lease_user(users)),
     )
+
+
+def _read_outward(containment: Containment) -> tuple[str, ...]:
+    """Where the user network reads whom it asks for names, wherever that file is."""
+    return (RESOLVERS,) if containment.outward and os.path.exists(RESOLVERS) else ()
 
 
 def make_environment(launch: Launch, *, kvm_fd: int | None, keeper_fd: int) -> dict[str, str]:

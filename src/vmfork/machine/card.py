@@ -1,0 +1,32 @@
+"""Whether a machine's network card can lead where it is asked to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from vmfork.config.values import CardChoice
+from vmfork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmfork.hypervisor.base import Hardware
+    from vmfork.network.policy import NetworkPolicy
+
+
+def check_card(card: CardChoice, network: NetworkPolicy) -> None:
+    """Raises `ConfigError` for an unknown choice, and for a card by which programs go past the policy."""
+    if card not in get_args(CardChoice):
+        raise ConfigError("card", card, f"{card!r} is not known", hint="use none, restricted or open")
+    if card == "open" and network != "none":
+        raise ConfigError(
+            "card",
+            card,
+            "programs go past a policy by an open card",
+            hint="leave out one of them: network= for what is named, card='open' for all that this host reaches",
+        )
+
+
+def check_has_card(card: CardChoice, hardware: Hardware, *, whose: str) -> None:
+    """Raises `ConfigError` when a card is to lead somewhere, and machines of this hardware have none."""
+    if card != "none" and not hardware.nic:
+        hint = "build the template with one: nic=True, or vmfork template build --nic"
+        raise ConfigError("card", card, f"{whose} has no network card", hint=hint)
