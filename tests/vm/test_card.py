@@ -6,8 +6,12 @@ import asyncio
 import http.server
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,6 +112,7 @@ async def test_an_open_card_reaches_the_loopback_of_the_host_and_a_restricted_on
                 writer.close()
 
 
+@pytest.mark.slow
 async def test_what_its_emulator_may_do_follows_its_card(template) -> None:
     async with (
         await template.fork() as none,
@@ -123,6 +128,7 @@ async def test_what_its_emulator_may_do_follows_its_card(template) -> None:
         assert spaces == [not has_own, not has_own, True]
 
 
+@pytest.mark.slow
 async def test_a_machine_that_requires_isolation_has_no_open_card(built) -> None:
     strict = await Template.open(built, config=VMConfig(require_isolation="namespaces"))
     try:
@@ -210,3 +216,14 @@ async def test_what_a_card_cannot_be_is_refused(template, template_name) -> None
         assert vm.card is None
         with pytest.raises(ConfigError, match="has no network card"):
             await vm.fork(card="restricted")
+
+
+@pytest.mark.slow
+def test_the_guides_program_prints_what_is_shown(instance) -> None:
+    page = Path(__file__).parents[2] / "docs" / "guides" / "networks.md"
+    section = page.read_text().split("## A network card\n")[1]
+    ((program, shown),) = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", section, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.stdout, done.returncode) == (shown, 0), done.stderr
