@@ -76,7 +76,7 @@ async def look(vm: VM) -> tuple[bool, str, list[str]]:
 
 async def fetch(vm: VM, port: int, host: str = HOSTS_LOOPBACK) -> str:
     """What the server says; else how curl fails."""
-    said = await vm.exec(["curl", "-sS", "-m", "20", f"http://{host}:{port}/"], timeout_s=LIMIT_S)
+    said = await vm.exec(["curl", "-sS", "-m", "50", f"http://{host}:{port}/"], timeout_s=LIMIT_S)
     return said.stdout if said.exit_code == 0 else f"curl {said.exit_code}"
 
 
@@ -101,7 +101,7 @@ async def test_an_open_card_reaches_the_loopback_of_the_host_and_a_restricted_on
             assert await fetch(kept, port) == "curl 7"
             assert (await opened.shell("cat /etc/resolv.conf")).stdout == "nameserver 10.0.2.3\n"
             # The gateway answers whoever asks: the card works, and what is beyond does not.
-            assert (await kept.shell("ip neigh show 10.0.2.2")).stdout.split()[-1] in ("REACHABLE", "STALE", "DELAY")
+            assert "lladdr" in (await kept.shell("ip neigh show 10.0.2.2")).stdout
             # It announced itself as it came up, by the kernel.
             assert (await kept.shell("cat /proc/sys/net/ipv4/conf/eth0/arp_notify")).stdout == "1\n"
             # What comes in comes by the agent's line, with a card as without.
