@@ -147,6 +147,21 @@ def test_outside_of_a_machine_nothing_is_done(tmp_path: Path) -> None:
         program.end()
 
 
+def test_a_hosts_own_folder_of_that_name_is_no_machine(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "generation").write_text(GENERATION)
+    program = Program(closed)
+    try:
+        program.run("import os")
+        closed.chmod(0)
+        program.run("os.geteuid() or os.seteuid(65534)")
+        assert program.value("vmfork_guest.watch(), vmfork_guest.generation()") == (False, "")
+    finally:
+        closed.chmod(0o700)
+        program.end()
+
+
 async def test_a_program_watches_once_and_leaves_no_name_behind(agent, start_program, run_dir: Path) -> None:
     program = start_program()
     assert program.value("[vmfork_guest.watch() for _ in range(3)]") == [True, True, True]

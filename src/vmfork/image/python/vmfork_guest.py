@@ -96,7 +96,7 @@ def generation() -> str:
     try:
         with open(os.path.join(_RUN, "generation"), encoding="ascii") as file:
             return file.read().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # a host has a folder of that name, which is root's
         return ""
 
 
