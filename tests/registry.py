@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import shutil
 import signal
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tests.ports import free_port
+from tests.rules.capabilities import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def running_registry(folder: Path, *, htpasswd: str = "", tls: tuple[Path, Path]
         (folder / "htpasswd").write_text(htpasswd)
         lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {folder / 'htpasswd'}"]
     (folder / "config.yml").write_text("\n".join(lines) + "\n")
-    program = shutil.which("docker-registry")
+    program = find_program("docker-registry")
     assert program is not None
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # nobody reads on, and what it cannot say it waits for

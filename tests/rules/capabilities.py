@@ -35,8 +35,13 @@ def _always() -> bool:
     return True
 
 
+def find_program(name: str) -> str | None:
+    """Where it is: installed, or unpacked by `tools/setup` beside the tests' Python."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{sys.prefix}/unpacked/usr/bin")
+
+
 def _has_program(name: str) -> Callable[[], bool]:
-    return lambda: shutil.which(name) is not None
+    return lambda: find_program(name) is not None
 
 
 def _has_module(name: str) -> Callable[[], bool]:
@@ -120,9 +125,7 @@ CAPABILITIES = {
     "no-marked-writes": Capability("this kernel marks writes", lambda: not _marks_writes()),
     "swap": Capability("this host has no swap, or did not swap out what it was asked to", _always),
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
-    "docker-registry": Capability(
-        "docker-registry is not installed: make test installs it", _has_program("docker-registry")
-    ),
+    "docker-registry": Capability("docker-registry is not there: make test brings it", _has_program("docker-registry")),
     "oras": Capability("oras is not installed", _has_module("oras")),
     "node": Capability("Node.js is not installed", _has_program("node")),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
