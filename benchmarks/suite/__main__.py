@@ -69,7 +69,7 @@ def command(
     when a ratio got worse beyond noise, or a measurement failed.
     """
     if list_only:
-        show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names)])
+        show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names or [""])])
         return 0
     if compare:
         return _compare(read_result(compare[0]), read_result(compare[1]))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Measure:
     """One measurement: what it is called, what it takes, which figures and pictures are made of it.
 
-    `budget_s` is its part of a whole run: it takes fewer rounds when they are slow, and says how many.
+    `budget_s` is its part of a whole run: it takes fewer rounds when they are slow, and says how many. One that
+    `is_asked_for` is in no whole run, but where it is named.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Measure:
     rows: tuple[Row, ...] = ()
     plots: tuple[Plot, ...] = ()
     budget_s: float = 30.0
+    is_asked_for: bool = False

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
-    """All of them, or those of `names`, each a name or its beginning. Raises `ConfigError` when one matches nothing."""
+    """Those of a whole run, or of `names`, each a name or its beginning; of "" all.
+
+    Raises `ConfigError` when one matches nothing.
+    """
     found = []
     for module in pkgutil.iter_modules(measures.__path__):
         measure = importlib.import_module(f"{measures.__name__}.{module.name}").MEASURE
@@ -24,7 +27,7 @@ def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
     # Peers last: they are slow, and where time runs out it is their rows that are missing.
     found.sort(key=lambda measure: (measure.name.startswith("peer-"), measure.name))
     if not names:
-        return found
+        return [measure for measure in found if not measure.is_asked_for]
     for name in names:
         if not any(measure.name.startswith(name) for measure in found):
             known = ", ".join(measure.name for measure in found)
