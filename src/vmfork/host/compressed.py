@@ -13,7 +13,7 @@ import lzma
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmfork.host.zstd import ZstdError, ZstdFile
+from vmfork.host.zstd import ZstdError, ZstdReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ _KINDS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ", lzma.LZMAFile),
     (b"\x5d\x00\x00\x80", lzma.LZMAFile),
-    (b"\x28\xb5\x2f\xfd", ZstdFile),
+    (b"\x28\xb5\x2f\xfd", ZstdReader),
 )
 _MOST_MAGIC = max(len(magic) for magic, _ in _KINDS)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vmfork.errors import TemplateCorrupt
+from vmfork.host.zstd import compress
 from vmfork.oci.descriptor import Descriptor, digest_of
 from vmfork.store.ram_file import digest_open_ram, find_extents
 from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE, Artifact, Layer, list_spans
-from vmfork.travel.compression import compress
 from vmfork.travel.lanes import in_order
 from vmfork.travel.pages import encode
 

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ArtifactError
+from vmfork.host.zstd import decompress
 from vmfork.store.ram_file import RAMDigest, digest_open_ram
 from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE
-from vmfork.travel.compression import decompress
 from vmfork.travel.lanes import in_order
 from vmfork.travel.pages import decode
 

@@ -30,12 +30,12 @@ from vmfork.errors import (
 )
 from vmfork.host import facts
 from vmfork.host.tmpfs import mount_tmpfs, unmount
+from vmfork.host.zstd import compress
 from vmfork.oci.layout import Layout
 from vmfork.store import TemplateStore
 from vmfork.template import arrival, sending, source
 from vmfork.template.kept import find_recipe
 from vmfork.travel import artifact
-from vmfork.travel.compression import compress
 
 pytestmark = pytest.mark.needs("qemu")
 
