@@ -14,7 +14,6 @@ from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, ExecError, GuestError, LaunchError, ProtocolError, TemplateStale, VMForkError
 from vmfork.image import ImageStore
 from vmfork.machine import launch
-from vmfork.template import source as source_module
 from vmfork.wire.frame import FIRST_WITH_ROOM, PROTOCOL
 
 pytestmark = pytest.mark.vm
@@ -128,7 +127,7 @@ async def test_an_agent_of_a_protocol_before_is_refused_by_name(old_image, monke
         await Template.build("old", config)
     # As the vmfork of that day built it.
     monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
-    monkeypatch.setattr(source_module, "SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
+    monkeypatch.setattr("vmfork.template.fit.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
     template = await Template.build("old", config)
     monkeypatch.undo()
     try:

@@ -55,6 +55,7 @@ class FakeRunning:
         self.inside = None
         self.life = Life()
         self.policy = "none"
+        self.facts = SimpleNamespace(card=None)
         self.is_closed = False
         self.left = SimpleNamespace(take_all=self._take_all)
 
