@@ -43,8 +43,9 @@ def binary(tmp_path) -> QemuBinary:
     return QemuBinary(path=Path("/bin/sh").resolve(), version="7.2.22", release=(7, 2, 22), stamp="1")
 
 
-@pytest.mark.parametrize(("proof", "level", "missing"), LEVELS_OF)
-async def test_the_level_is_what_the_parts_make(monkeypatch, places, binary, proof, level, missing) -> None:
+def be_host_of(proof, monkeypatch) -> None:
+    """What this host can do is as `proof` says."""
+
     async def prove(users, *, runtime):
         return proof
 
@@ -52,6 +53,11 @@ async def test_the_level_is_what_the_parts_make(monkeypatch, places, binary, pro
     monkeypatch.setattr(isolation, "find_reads", find_sh_reads)
     monkeypatch.setattr(isolation, "find_delegation", Delegation)
     monkeypatch.setattr(isolation, "_find_hidden", lambda program, *, has_root: "")
+
+
+@pytest.mark.parametrize(("proof", "level", "missing"), LEVELS_OF)
+async def test_the_level_is_what_the_parts_make(monkeypatch, places, binary, proof, level, missing) -> None:
+    be_host_of(proof, monkeypatch)
     found = (await decide_containment(binary, BY_DEFAULT, places=places)).isolation
     assert (found.level, found.missing) == (level, missing)
     named = {*found.parts} | {line.partition(":")[0] for line in missing}
@@ -196,13 +202,7 @@ async def find_sh_reads(binary, *, kept) -> Reads:
 
 @pytest.mark.parametrize(("proof", "level", "missing"), LEVELS_OF)
 async def test_with_the_hosts_network_it_is_basic_at_most(monkeypatch, places, binary, proof, level, missing) -> None:
-    async def prove(users, *, runtime):
-        return proof
-
-    monkeypatch.setattr(isolation, "prove", prove)
-    monkeypatch.setattr(isolation, "find_reads", find_sh_reads)
-    monkeypatch.setattr(isolation, "find_delegation", Delegation)
-    monkeypatch.setattr(isolation, "_find_hidden", lambda program, *, has_root: "")
+    be_host_of(proof, monkeypatch)
     shut = await decide_containment(binary, BY_DEFAULT, places=places)
     opened = await decide_containment(binary, BY_DEFAULT, places=places, outward=True)
     assert (shut.outward, opened.outward) == (False, True)
