@@ -534,7 +534,7 @@ def _load_making() -> tuple[ModuleType, ModuleType]:
 
 
 def _load_moving() -> ModuleType:
-    """What moves templates to and from files."""
+    """What moves templates to and from files and registries."""
     return _load_rare()[2]
 
 
