@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
@@ -19,8 +18,7 @@ from vmfork.oci.layout import Layout
 from vmfork.oci.manifest import MANIFEST_TYPE
 from vmfork.oci.manifest import Manifest as OCIManifest
 from vmfork.store import TemplateStore
-from vmfork.store.layers import LayerStore
-from vmfork.template.budget import make_room
+from vmfork.template.budget import make_room, stage
 from vmfork.template.fit import find_misfit, hardware_of
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.sending import tell_part
@@ -96,8 +94,9 @@ async def put_in_force(
         raise TemplateExists(name)
     await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
     tell = tell_part(f"loading {name!r}", instance)
-    stage = partial(store.stage, name, memory_bytes=m.memory_bytes, replace=replace_it, wait_s=wait_s)
-    async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
+    async with await stage(
+        store, name, memory_bytes=m.memory_bytes, instance=instance, replace=replace_it, wait_s=wait_s
+    ) as staging:
         fd = staging.memory_fd
         found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
         assert found is not None  # it was not stopped

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, StoreBusy, TemplateError, TemplateNotFound
 from vmfork.machine.folder import list_records
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
+from vmfork.store.layers import LayerStore
 from vmfork.template.kept import find_recipe
 from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
     from vmfork.config import Instance
+    from vmfork.store import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,20 @@ class _Holding:
     mib: int
     used_at: float
     may_go: bool
+
+
+async def stage(
+    store: TemplateStore,
+    name: str,
+    *,
+    memory_bytes: int,
+    instance: Instance,
+    replace: bool = False,
+    wait_s: float = 0.0,
+) -> Staging:
+    """As `store.stage`. Where the host has too little memory for it, layers of recipes went."""
+    make = partial(store.stage, name, memory_bytes=memory_bytes, replace=replace, wait_s=wait_s)
+    return await LayerStore(instance.places.layers).giving_way(make)
 
 
 async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:

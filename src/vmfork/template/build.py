@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
@@ -19,7 +18,7 @@ from vmfork.recipe.derive import derive_config
 from vmfork.recipe.short import expand_steps
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
-from vmfork.template.budget import make_room
+from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
 from vmfork.template.persisted import bring_back, follow
@@ -62,21 +61,23 @@ async def build_template(
     """
     wanted = recipe or Recipe()
     recipe = await in_thread(lambda _: wanted.pinned())
-    store, layers = TemplateStore(instance.places.templates), LayerStore(instance.places.layers)
+    store = TemplateStore(instance.places.templates)
     if replace or store.find_generation(name) is None:
         await make_room(name, config.memory_mib, instance=instance)
-    stage = partial(store.stage, name, memory_bytes=config.memory_mib * MIB, replace=replace, wait_s=wait_s)
+    memory_bytes = config.memory_mib * MIB
 
     async def enlarge() -> None:
         staging.enlarge(plan.hardware.memory_mib * MIB)
 
-    async with await layers.giving_way(stage) as staging:
+    async with await stage(
+        store, name, memory_bytes=memory_bytes, instance=instance, replace=replace, wait_s=wait_s
+    ) as staging:
         if unless is not None and (made := await unless()) is not None:
             return made
         plan = await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
-            await layers.giving_way(enlarge)
+            await LayerStore(instance.places.layers).giving_way(enlarge)
         build = Making(plan, recipe, instance, options)
         async with _out_of_space_named(staging):
             facts, todo = await build.make(staging)

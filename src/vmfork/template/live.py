@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.hooks import AFTER_FORK, BEFORE_FREEZE, describe_fork, find_hooks, run_hooks
@@ -16,8 +15,7 @@ from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, copy_into, find_unset
 from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
-from vmfork.store.layers import LayerStore
-from vmfork.template.budget import make_room
+from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.persisted import follow
 from vmfork.template.publish import publish
@@ -59,8 +57,10 @@ async def freeze_running(
     store, begun = TemplateStore(instance.places.templates), time.perf_counter()
     if replace or store.find_generation(name) is None:
         await make_room(name, memory_mib, instance=instance)
-    stage = partial(store.stage, name, memory_bytes=memory_mib * MIB, replace=replace, wait_s=wait_s)
-    async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
+    memory_bytes = memory_mib * MIB
+    async with await stage(
+        store, name, memory_bytes=memory_bytes, instance=instance, replace=replace, wait_s=wait_s
+    ) as staging:
         todo, copied = await copy_to(staging, running, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
         timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
         # Nobody can make it again; and what was made before under its name is something else.

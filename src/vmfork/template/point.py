@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
@@ -18,7 +17,7 @@ from vmfork.machine.emulator import find_maker
 from vmfork.machine.facts import Make
 from vmfork.machine.launch import Frozen
 from vmfork.machine.traits import agent_reseeds
-from vmfork.store.layers import LayerStore
+from vmfork.template.budget import stage
 from vmfork.template.checkpoints import store_of
 from vmfork.template.fit import hardware_of
 from vmfork.template.live import copy_to
@@ -123,9 +122,8 @@ async def keep_point(
     store = store_of(running.id, instance.places)
     name = check_name(name) if name else _next_number(store)
     begun = time.perf_counter()
-    stage = partial(store.stage, name, memory_bytes=memory_mib * MIB)
     try:
-        async with await LayerStore(instance.places.layers).giving_way(stage) as staging:
+        async with await stage(store, name, memory_bytes=memory_mib * MIB, instance=instance) as staging:
             todo, copied = await copy_to(
                 staging, running, secrets=Secrets(), hooks=hooks, hook_timeout_s=hook_timeout_s
             )
