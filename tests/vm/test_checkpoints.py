@@ -15,7 +15,7 @@ from vmfork.errors import ConfigError, HostError, RolledBack, VMNotFound
 from vmfork.freeze import rollback
 from vmfork.machine.folder import sweep_vms
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 30
 

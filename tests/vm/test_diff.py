@@ -12,7 +12,7 @@ import vmfork as blocking
 from tests.vm.cli_runner import vmfork
 from vmfork.errors import Closed, ConfigError, GuestError, MachineEnded
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 
 def of_root(found) -> dict[str, tuple[str, tuple[str, ...]]]:

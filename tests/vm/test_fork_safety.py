@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.cli_runner import vmfork
+from tests.vm.reseeding import JUST_RESEEDED
 from vmfork.adopt.handshake import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig, find_places
@@ -22,8 +23,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 # On one CPU, as in a test host, sixteen take longer than a fork may.
 FORKS = 16 if (os.cpu_count() or 1) > 1 else 4
-# RNDRESEEDCRNG, linux/random.h.
-RESEED_NOW = 'python3 -c \'import fcntl; fcntl.ioctl(open("/dev/urandom", "wb"), 0x5207)\''
 IDENTITY_PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "identity.md"
 
 
@@ -32,10 +31,7 @@ def by_defence(template_name):
     """Templates whose forks are reseeded by the agent alone, by vmgenid alone, or not at all; built side by side."""
 
     async def build() -> list[Template]:
-        # A young kernel reseeds itself each half of its uptime, and then even forks that nobody reseeds differ. That of
-        # these did so just before it was frozen, and is old enough not to do so again before the draws of slow forks:
-        # with 8 s, so 4 s from one to the next, two forks once differed on a busy host.
-        wanted = {"agent": (), "vmgenid": (), "none": ("sleep 24", RESEED_NOW)}
+        wanted = {"agent": (), "vmgenid": (), "none": JUST_RESEEDED}
         return await asyncio.gather(
             *(Template.build(f"reseed-{who}", VMConfig(reseed=who), warm_up=warm) for who, warm in wanted.items())
         )

@@ -15,7 +15,7 @@ from vmfork.freeze.freeze import freeze
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.template.source import Source
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 30
 

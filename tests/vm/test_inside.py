@@ -15,7 +15,7 @@ from vmfork.errors import ConfigError, GuestError, MachineEnded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 120.0
 

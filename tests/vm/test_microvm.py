@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.vm.reseeding import JUST_RESEEDED
 from vmfork.aio import VM, Template, VMHandle
 from vmfork.config import VMConfig, find_places
 from vmfork.errors import ConfigError, MachineEnded, StoreBusy
@@ -20,10 +21,6 @@ LIMIT_S = 60
 # how long it takes to ask.
 DRIFT_LIMIT = 0.002
 
-# The kernel reseeds itself after half the time it has been up (Linux 6.12, drivers/char/random.c: at least a second, at
-# most a minute), and mixes in what differs from fork to fork. RNDRESEEDCRNG starts that time anew.
-RESEED_NOW = 'python3 -c \'import fcntl; fcntl.ioctl(open("/dev/urandom", "wb"), 0x5207)\''
-
 
 @pytest.fixture(scope="module")
 def built(instance):
@@ -33,7 +30,7 @@ def built(instance):
         agent, none = VMConfig(machine="microvm", max_cpus=2), VMConfig(machine="microvm", reseed="none")
         return [
             await Template.build("microvm-agent", agent, warm_up=["echo warm > /root/marker"]),
-            await Template.build("microvm-none", none, warm_up=["sleep 8", RESEED_NOW]),
+            await Template.build("microvm-none", none, warm_up=JUST_RESEEDED),
         ]
 
     templates = dict(zip(("agent", "none"), asyncio.run(build()), strict=True))

@@ -15,7 +15,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import Closed, ConfigError, HostError, MachineEnded, RolledBack
 from vmfork.freeze import rollback
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 30
 
