@@ -147,3 +147,54 @@ def test_every_skip_goes_through_the_table() -> None:
     assert [str(path) for path, text in texts.items() if re.search(r"\bskip(if)?\(|importorskip|xfail", text)] == []
     marks = [mark for text in texts.values() for mark in re.findall(r"needs\(([^)]*)\)", text)]
     assert {name for mark in marks for name in re.findall(r'"([^"]+)"', mark)} <= CAPABILITIES.keys()
+
+
+FAILING = """
+import os
+from pathlib import Path
+import pytest
+
+def seen(name):
+    path = Path(__file__).with_name(name)
+    there = path.exists()
+    path.touch()
+    return there
+
+def test_well():
+    assert True
+
+@pytest.mark.parametrize("number", range(3))
+def test_by_chance(number):
+    assert seen(f"chance-{number}")
+
+def test_always():
+    assert False
+
+def test_leaves():
+    os.open("/", os.O_RDONLY)
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status", "tried"),
+    [
+        ("well", 0, 0),
+        ("chance", 0, 3),
+        ("always", 1, 1),
+        ("chance or always", 1, 0),  # four are too many
+        ("leaves", 1, 0),
+        ("well or leaves or always", 1, 0),
+    ],
+)
+def test_few_that_failed_are_tried_once_more(tmp_path, chosen, status, tried) -> None:
+    (tmp_path / "test_inner.py").write_text(FAILING)
+    house = TESTS.parent
+    env = {**os.environ, "PYTHONPATH": str(house)}
+    env["PYTEST_ADDOPTS"] = f"-p tests.conftest -p no:cacheprovider -c {house}/pyproject.toml --rootdir {tmp_path}"
+    env.pop("VMFORK_TEST_GUARANTEED", None)
+    command = [house / "tools" / "again", sys.executable, "-m", "pytest", "-k", chosen, "test_inner.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=170)
+    told = done.stdout + done.stderr
+    assert done.returncode == status, told
+    assert told.count("PASSED ONLY WHEN TRIED AGAIN") == (tried if status == 0 else 0)
+    assert len(re.findall(r"^=+ .* in [\d.]+s", told, re.MULTILINE)) == (2 if tried else 1)
