@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from vmfork.network.policy import Allow
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
     from vmfork.wire.event import FileEvent
 
 __version__ = "0.1.0"

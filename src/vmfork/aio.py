@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from vmfork.network.reverse import Reverse
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
     from vmfork.wire.event import FileEvent
 
 _ERRORS = (
@@ -107,7 +107,7 @@ _HOMES = {
     "VMHandle": "vmfork.machine.handle",
     "Probe": "vmfork.template.probes",
     "Recipe": "vmfork.template.recipe",
-    "Saved": "vmfork.template.saved",
+    "Saved": "vmfork.travel.saved",
     "Allow": "vmfork.network.policy",
     **dict.fromkeys(("Decision", "NetworkCounts"), "vmfork.network.decision"),
     "Forward": "vmfork.network.forward",

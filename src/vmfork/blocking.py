@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vmfork.template.audit import AuditReport
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
     from vmfork.wire.event import FileEvent
     from vmfork.wire.frame import Channel
     from vmfork.wire.given import GivenFile, GuestPath, HostPath, OpenFile

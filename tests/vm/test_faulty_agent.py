@@ -127,7 +127,7 @@ async def test_an_agent_of_a_protocol_before_is_refused_by_name(old_image, monke
         await Template.build("old", config)
     # As the vmfork of that day built it.
     monkeypatch.setattr("vmfork.wire.message.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
-    monkeypatch.setattr("vmfork.template.fit.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
+    monkeypatch.setattr("vmfork.travel.fit.SUPPORTED_PROTOCOLS", frozenset({0, PROTOCOL}))
     template = await Template.build("old", config)
     monkeypatch.undo()
     try:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
 
 
 # This much of a digest tells the layers of a host apart.

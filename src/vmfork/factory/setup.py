@@ -9,7 +9,7 @@ from vmfork.errors import TemplateError, TemplateExists
 from vmfork.factory.template import TemplateFactory, find_own_recipe, find_past
 from vmfork.store import TemplateStore
 from vmfork.template.build import build_template
-from vmfork.template.persisted import open_template
+from vmfork.template.travelling.persisted import open_template
 
 if TYPE_CHECKING:
     from vmfork.config import FactoryConfig, Places

@@ -21,11 +21,11 @@ from vmfork.store.layers import LayerStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
-from vmfork.template.persisted import bring_back, follow
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
 from vmfork.template.source import Source
+from vmfork.template.travelling.persisted import bring_back, follow
 from vmfork.units import MIB, format_duration
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ def find_layers(name: str, *, places: Places) -> tuple[str, ...]:
 
 
 def locate_persisted(name: str, places: Places) -> Path:
-    """Where the template is on disk, if it is (template/persisted.py)."""
+    """Where the template is on disk, if it is (template/travelling/persisted.py)."""
     return places.persisted / f"{check_name(name)}.tar"
 
 

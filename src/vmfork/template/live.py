@@ -17,10 +17,10 @@ from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
-from vmfork.template.persisted import follow
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.source import Source
+from vmfork.template.travelling.persisted import follow
 from vmfork.units import MIB
 
 if TYPE_CHECKING:

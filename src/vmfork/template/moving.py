@@ -11,10 +11,10 @@ from vmfork.errors import ArtifactError, ConfigError, HostError, StoreBusy, Temp
 from vmfork.journal import about
 from vmfork.late import import_late
 from vmfork.oci.reference import Reference
-from vmfork.template import arrival
-from vmfork.template.persisted import bring_back, follow, open_template, persist
-from vmfork.template.sending import save_template
 from vmfork.template.source import Source
+from vmfork.template.travelling import arrival
+from vmfork.template.travelling.persisted import bring_back, follow, open_template, persist
+from vmfork.travel.sending import save_template
 
 _log = logging.getLogger("vmfork")
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import Instance
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
 
 __all__ = [
     "load_template",
@@ -98,11 +98,11 @@ async def pull_if_missing(
 
 
 def _of_exchange(name: str) -> Any:
-    """What `template/exchange.py` calls so. Raises `HostError` where what that needs is not installed."""
+    """What `template/travelling/exchange.py` calls so. Raises `HostError` where what that needs is not installed."""
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise HostError(
             f"registries need {', '.join(missing)}",
             hint="install vmfork with its extra: pip install 'vmfork[oci]'; or save the template, and use skopeo",
         )
-    return import_late("vmfork.template.exchange", name)
+    return import_late("vmfork.template.travelling.exchange", name)

@@ -19,10 +19,10 @@ from vmfork.machine.launch import Frozen
 from vmfork.machine.traits import agent_reseeds
 from vmfork.template.budget import stage
 from vmfork.template.checkpoints import store_of
-from vmfork.template.fit import hardware_of
 from vmfork.template.live import copy_to
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
+from vmfork.travel.fit import hardware_of
 from vmfork.units import MIB
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Templates as something that can be sent: what it looks like, whom it fits, out of a store and into one."""
+"""Templates as something that can be sent: what it looks like, whom it fits, and out of a store."""

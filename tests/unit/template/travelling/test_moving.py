@@ -33,9 +33,10 @@ from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.host.zstd import compress
 from vmfork.oci.layout import Layout
 from vmfork.store import TemplateStore
-from vmfork.template import arrival, sending, source
+from vmfork.template import source
 from vmfork.template.kept import find_recipe
-from vmfork.travel import artifact
+from vmfork.template.travelling import arrival
+from vmfork.travel import artifact, sending
 
 pytestmark = pytest.mark.needs("qemu")
 

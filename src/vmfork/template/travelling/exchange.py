@@ -12,10 +12,10 @@ from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import MANIFEST_TYPE
 from vmfork.oci.registry import Repository
 from vmfork.store import TemplateStore
-from vmfork.template.arrival import put_in_force, read_manifest
-from vmfork.template.saved import Saved
-from vmfork.template.sending import tell_part, tsc_of
+from vmfork.template.travelling.arrival import put_in_force, read_manifest
 from vmfork.travel.pack import Base, pack
+from vmfork.travel.saved import Saved
+from vmfork.travel.sending import tell_part, tsc_of
 
 if TYPE_CHECKING:
     from threading import Event

@@ -12,9 +12,9 @@ from vmfork.machine.board import needs_tsc
 from vmfork.oci.archive import Archive
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
-from vmfork.template.fit import hardware_of
-from vmfork.template.saved import Saved
+from vmfork.travel.fit import hardware_of
 from vmfork.travel.pack import pack
+from vmfork.travel.saved import Saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,14 +18,14 @@ from vmfork.host.folders import make_private
 from vmfork.host.lock import locked_folder
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
-from vmfork.template.arrival import load_template
 from vmfork.template.kept import locate_persisted
-from vmfork.template.sending import save_template
 from vmfork.template.source import Source
+from vmfork.template.travelling.arrival import load_template
+from vmfork.travel.sending import save_template
 
 if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
-    from vmfork.template.saved import Saved
+    from vmfork.travel.saved import Saved
 
 # Another process may bring one back, of any size, from a slow disk.
 _REVIVAL_LIMIT_S = 600.0

@@ -16,8 +16,8 @@ from vmfork.host import facts
 from vmfork.host.tmpfs import unmount
 from vmfork.store import TemplateStore
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe, list_persisted, locate_persisted
-from vmfork.template.persisted import bring_back
 from vmfork.template.source import Source
+from vmfork.template.travelling.persisted import bring_back
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -111,7 +111,7 @@ async def test_it_can_be_removed_without_being_brought_back(build, places) -> No
 
 
 async def test_an_emulator_that_was_upgraded_meanwhile_is_named_and_ensure_builds(build, places, monkeypatch) -> None:
-    monkeypatch.setattr("vmfork.template.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
+    monkeypatch.setattr("vmfork.template.travelling.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
     template = await build("fits")
     await template.persist()
     reboot(places)

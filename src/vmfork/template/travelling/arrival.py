@@ -19,11 +19,11 @@ from vmfork.oci.manifest import MANIFEST_TYPE
 from vmfork.oci.manifest import Manifest as OCIManifest
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
-from vmfork.template.fit import find_misfit, hardware_of
 from vmfork.template.kept import KeptRecipe, keeping_recipe
-from vmfork.template.sending import tell_part
 from vmfork.template.source import Source
 from vmfork.travel.artifact import Artifact
+from vmfork.travel.fit import find_misfit, hardware_of
+from vmfork.travel.sending import tell_part
 from vmfork.travel.unpack import unpack
 from vmfork.units import MIB
 

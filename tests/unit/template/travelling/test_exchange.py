@@ -178,7 +178,7 @@ async def test_whether_it_fits_is_found_before_layers_are_fetched(build, other, 
     for path in registry.blobs:
         if not path.read_bytes().startswith(b"{"):
             path.unlink()
-    monkeypatch.setattr("vmfork.template.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
+    monkeypatch.setattr("vmfork.template.travelling.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
     with pytest.raises(TemplateUnfit):
         await Template.pull(f"{registry.host}/team/py:1", places=other)
 
