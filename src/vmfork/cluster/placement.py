@@ -1,0 +1,274 @@
+"""On which node a machine is to be: values in, a decision out.
+
+```
+fits, may be asked, room     has the template   the better of two drawn at random: the one that is filled less
+fits, may be asked, room     lacks some of it   the one that lacks the fewest bytes; of equals as above
+fits, may be asked, no room                     as above, and whoever asked waits there
+none                                            `Refusal`, with what stands against each
+```
+That a node has the template is a reason to prefer it, and none to refuse the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmfork.machine.naming import has_label
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from random import Random
+
+# So often two nodes are drawn before all are looked at: where nine in ten will do, all but never.
+_DRAWS = 8
+# As long a list is looked at as a whole; drawing from it would not be quicker.
+_SHORT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a machine of a template asks of its node.
+
+    `digest` names the template wherever it is. `traits` are those that its emulator must have, `share_mib` is what one
+    machine is counted with. `layers` are what the template travels as: digest and size in bytes.
+    """
+
+    digest: str
+    traits: Mapping[str, str] = field(default_factory=dict)
+    agent_protocol: int = 0
+    share_mib: int = 1
+    layers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that travels to a node that has none of it."""
+        return sum(self.layers.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """Where a machine may be.
+
+    `label` is `KEY=VALUE` or `KEY`, `node` the name of one. `spread` is `node`, or the key of a label: of what it names
+    one with the fewest machines of `beside` (node: how many) is taken that has room.
+    """
+
+    label: str = ""
+    node: str = ""
+    spread: str = ""
+    beside: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A node as it said of itself last.
+
+    `emulators` are the versions of QEMU that it has, `protocols` those of agents that it speaks. `host_cpu` is its CPU
+    where a guest sees that. `to_give_mib` can still be promised of its `total_mib`; `strained` says why it takes no
+    machine although it has memory. `running` machines are there or were promised to be, `waiting` callers ask for one.
+    `load` is how many tasks want each of its CPUs. `hindrance` is why it takes no machine at all, as one of another
+    vmfork does.
+    """
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    emulators: frozenset[str] = frozenset()
+    accels: frozenset[str] = frozenset()
+    protocols: frozenset[int] = frozenset()
+    host_cpu: str = ""
+    templates: frozenset[str] = frozenset()
+    layers: frozenset[str] = frozenset()
+    total_mib: int = 0
+    to_give_mib: int = 0
+    strained: str = ""
+    running: int = 0
+    waiting: int = 0
+    load: float = 0.0
+    hindrance: str = ""
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """The machine is to be on `node`, to which `lacking_bytes` of its template travel before.
+
+    `has_template` is false where it has to be put in force there, even when nothing travels. `waits`: there was no room
+    anywhere.
+    """
+
+    node: str
+    has_template: bool = True
+    lacking_bytes: int = 0
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """No node can ever have the machine, as things stand: `reasons` has how many have which."""
+
+    reason: str
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    hint: str = ""
+
+
+def place(
+    wanted: Wanted,
+    nodes: Mapping[str, Offer],
+    *,
+    rng: Random,
+    constraints: Constraints | None = None,
+    holders: Sequence[str] | None = None,
+) -> Placed | Refusal:
+    """Where a machine of what is `wanted` is to be. Chance is `rng`'s alone.
+
+    `holders` are the nodes that have the template, where somebody keeps a list of them.
+    """
+    constraints = constraints or Constraints()
+    if holders is None:
+        holders = [name for name, offer in nodes.items() if wanted.digest in offer.templates]
+
+    def may(offer: Offer) -> bool:
+        return _find_hindrance(wanted, offer, constraints) is None
+
+    def has_room(offer: Offer) -> bool:
+        return not offer.strained and offer.to_give_mib >= wanted.share_mib and may(offer)
+
+    if constraints.spread:
+        nodes = _find_least_taken(nodes, constraints, has_room) or nodes
+        holders = [name for name in holders if name in nodes]
+    if found := _better_of_two(wanted, holders, nodes, has_room, rng):
+        return Placed(node=found)
+    for roomy in (True, False):
+        able = [offer for offer in nodes.values() if (has_room if roomy else may)(offer)]
+        if able:
+            return _choose_nearest(wanted, able, rng, waits=not roomy)
+    return _refuse(wanted, nodes, constraints)
+
+
+def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
+    """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
+    for trait, found in (
+        ("qemu.version", offer.emulators),
+        ("accel", offer.accels),
+        ("host_cpu", frozenset({offer.host_cpu})),
+    ):
+        if wanted.traits.get(trait, "") not in found | {""}:
+            return f"{trait} is not {wanted.traits[trait]}"
+    if wanted.agent_protocol and wanted.agent_protocol not in offer.protocols:
+        return f"its vmfork does not speak protocol {wanted.agent_protocol} of agents"
+    return None
+
+
+def count_most(wanted: Wanted, nodes: Mapping[str, Offer], constraints: Constraints | None = None) -> int:
+    """As many such machines the nodes could have if they had no other."""
+    limits = constraints or Constraints()
+    able = (offer for offer in nodes.values() if _find_hindrance(wanted, offer, limits) is None)
+    return sum(offer.total_mib // max(1, wanted.share_mib) for offer in able)
+
+
+def filled(wanted: Wanted, offer: Offer) -> float:
+    """How full the node is once it has one more: of the machines that it can have, and of those who wait with it.
+
+    Its load counts half: a machine that has nothing to do takes no processor, and memory it keeps.
+    """
+    have = offer.running + offer.waiting
+    most = have + max(0, offer.to_give_mib) // max(1, wanted.share_mib)
+    return (have + 1) / max(1, most) + min(1.0, offer.load) / 2
+
+
+def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> str | None:
+    """Why the node is not asked at all, or `None`."""
+    if constraints.node and offer.name != constraints.node:
+        return "it is another node"
+    if constraints.label and not has_label(offer.labels, constraints.label):
+        return f"it has no label {constraints.label}"
+    if offer.hindrance or offer.is_draining:
+        return offer.hindrance or "it is being drained"
+    if wanted.share_mib > offer.total_mib:
+        return "it has less memory in all than one machine is counted with"
+    return find_misfit(wanted, offer)
+
+
+def _find_least_taken(
+    nodes: Mapping[str, Offer], constraints: Constraints, will_do: Callable[[Offer], bool]
+) -> dict[str, Offer]:
+    """Of the nodes that will do those of the group that has the fewest machines of the kind."""
+    groups: dict[str, dict[str, Offer]] = {}
+    counts: Counter[str] = Counter()
+    for name, offer in nodes.items():
+        group = name if constraints.spread == "node" else offer.labels.get(constraints.spread, "")
+        counts[group] += constraints.beside.get(name, 0)
+        if will_do(offer):
+            groups.setdefault(group, {})[name] = offer
+    return groups[min(groups, key=lambda group: counts[group])] if groups else {}
+
+
+def _better_of_two(
+    wanted: Wanted, names: Sequence[str], nodes: Mapping[str, Offer], will_do: Callable[[Offer], bool], rng: Random
+) -> str | None:
+    """Of two that will do, drawn at random, the one that is filled less. The better of all would draw everybody."""
+    drawn: dict[str, Offer] = {}
+    if len(names) > _SHORT:
+        for _ in range(_DRAWS):
+            offer = nodes.get(names[rng.randrange(len(names))])
+            if offer is not None and offer.name not in drawn and will_do(offer):
+                drawn[offer.name] = offer
+            if len(drawn) == 2:
+                break
+    if len(drawn) < 2:
+        able = [nodes[name] for name in names if name in nodes and will_do(nodes[name])]
+        drawn = {offer.name: offer for offer in _draw_two(able, rng)}
+    return min(drawn, key=lambda name: filled(wanted, drawn[name]), default=None)
+
+
+def _choose_nearest(wanted: Wanted, able: Sequence[Offer], rng: Random, *, waits: bool) -> Placed:
+    """The one that lacks the fewest bytes; of equals the better of two. One that has the template lacks nothing."""
+    total = wanted.size_bytes
+
+    def count_lacking(offer: Offer) -> tuple[bool, int]:
+        if wanted.digest in offer.templates:
+            return False, 0
+        if not offer.layers:
+            return True, total
+        return True, sum(size for digest, size in wanted.layers.items() if digest not in offer.layers)
+
+    lacking = {offer.name: count_lacking(offer) for offer in able}
+    least = min(lacking.values())
+    two = _draw_two([offer for offer in able if lacking[offer.name] == least], rng)
+    best = min(two, key=lambda offer: filled(wanted, offer))
+    return Placed(node=best.name, has_template=not least[0], lacking_bytes=least[1], waits=waits)
+
+
+def _draw_two(able: Sequence[Offer], rng: Random) -> Sequence[Offer]:
+    return able if len(able) < 2 else rng.sample(able, 2)
+
+
+def _refuse(wanted: Wanted, nodes: Mapping[str, Offer], constraints: Constraints) -> Refusal:
+    if not nodes:
+        return Refusal(reason="the cluster has no node that takes machines", hint="start vmfork on its nodes")
+    if constraints.node and constraints.node not in nodes:
+        return Refusal(reason=f"no node is named {constraints.node!r}", hint=f"there are {_list_some(nodes)}")
+    found = Counter(filter(None, (_find_hindrance(wanted, offer, constraints) for offer in nodes.values())))
+    if constraints.node:
+        return Refusal(reason=f"node {constraints.node!r}: {_find_own(wanted, nodes, constraints)}", reasons=found)
+    told = "; ".join(f"{count} of {len(nodes)}: {reason}" for reason, count in found.most_common())
+    return Refusal(reason=told, reasons=found, hint=_find_way(nodes, constraints))
+
+
+def _find_own(wanted: Wanted, nodes: Mapping[str, Offer], constraints: Constraints) -> str | None:
+    return _find_hindrance(wanted, nodes[constraints.node], constraints)
+
+
+def _find_way(nodes: Mapping[str, Offer], constraints: Constraints) -> str:
+    key = constraints.label.partition("=")[0]
+    values = sorted({offer.labels[key] for offer in nodes.values() if key in offer.labels})
+    if constraints.label and not any(has_label(offer.labels, constraints.label) for offer in nodes.values()):
+        return f"nodes have {key}={_list_some(values)}" if values else f"no node has a label {key}"
+    return "build the template on a node of the kind that it is to run on, or add a node that it fits"
+
+
+def _list_some(names: Collection[str]) -> str:
+    shown = sorted(names)[:5]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
