@@ -108,13 +108,24 @@ static bool take_port(struct fields *f, uint16_t *out)
     return sound;
 }
 
+/* 0 where none is asked for. */
+static bool take_window(struct fields *f, uint32_t *out)
+{
+    uint64_t window = LEAST_WINDOW;
+    bool is_asked = f->count > 0;
+    bool sound = !is_asked || field_number(field_take(f), &window);
+    *out = is_asked ? (uint32_t)window : 0;
+    return sound && window >= LEAST_WINDOW && window <= MOST_WINDOW;
+}
+
 void do_connect(uint32_t stream, struct fields *f)
 {
     uint16_t port;
-    if (take_port(f, &port))
-        tunnel_connect(stream, port);
+    uint32_t window;
+    if (take_port(f, &port) && take_window(f, &window))
+        tunnel_connect(stream, port, window);
     else
-        send_invalid(stream, "a port from 1 to 65535 is needed");
+        send_invalid(stream, "a port from 1 to 65535 is needed, and a window of 64 KiB to 1 MiB if any");
 }
 
 static void start_listening(uint32_t stream, int fd)
@@ -163,8 +174,9 @@ void do_listen(uint32_t stream, struct fields *f)
 void do_attach(uint32_t stream, struct fields *f)
 {
     uint64_t target, number;
-    if (!field_number(field_take(f), &target) || !field_number(field_take(f), &number)) {
-        send_invalid(stream, "a stream and the number of a connection are needed");
+    uint32_t window;
+    if (!field_number(field_take(f), &target) || !field_number(field_take(f), &number) || !take_window(f, &window)) {
+        send_invalid(stream, "a stream, the number of a connection, and a window of 64 KiB to 1 MiB if any are needed");
         return;
     }
     struct stream *s = target <= UINT32_MAX ? stream_find((uint32_t)target) : NULL;
@@ -175,7 +187,7 @@ void do_attach(uint32_t stream, struct fields *f)
     }
     int fd = caller->fd;
     caller->fd = -1;
-    tunnel_take(stream, fd);
+    tunnel_take(stream, fd, window);
 }
 
 static void end_listening(struct stream *s)

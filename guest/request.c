@@ -44,9 +44,9 @@ static const struct {
 #if PROTOCOL >= 4
     [OP_NET] = {do_net, 1, 4},
     [OP_RESIZE] = {do_resize, 3, 3},
-    [OP_CONNECT] = {do_connect, 1, 1},
+    [OP_CONNECT] = {do_connect, 1, 2},
     [OP_LISTEN] = {do_listen, 1, 2},
-    [OP_ATTACH] = {do_attach, 2, 2},
+    [OP_ATTACH] = {do_attach, 2, 3},
     [OP_WATCH] = {do_watch, 2, 2},
     [OP_LEFT] = {do_left, 0, 0},
     [OP_TAKE] = {do_take, 1, 1},

@@ -19,7 +19,8 @@
  *
  * Bytes go both ways on channel 0. What the program sends is read straight into DATA frames as far as credit goes, so a
  * host that is slow stops the program. What the host sends waits here until the program takes it, which its credit
- * bounds.
+ * bounds. A host that asked for a window has all of it from when the connection stands: with 64 KiB under way it waited
+ * a round trip for each half of that.
  *
  * A connection that is let go before the host has said that it sends nothing more is reset: a plain close would tell
  * the program that it has all there was. */
@@ -28,6 +29,8 @@ struct tunnel {
     int fd;
     int family;
     uint16_t port;
+    /* What the host asked to have under way; 0 where it did not. */
+    uint32_t window;
     bool is_connected;
     bool readable, writable;
     /* The program sends nothing more, and the host was told. */
@@ -37,10 +40,12 @@ struct tunnel {
     struct buffer held;
 };
 
-static void send_connected(uint32_t stream)
+static void send_connected(uint32_t stream, uint32_t window)
 {
     size_t mark = frame_begin(outbox(), EVENT, stream);
     put_text(outbox(), "connected");
+    if (window > 0)
+        put_number(outbox(), window);
     frame_end(outbox(), mark);
 }
 
@@ -84,7 +89,9 @@ static void refuse(struct stream *s, struct tunnel *t, int error)
 static void connected(struct stream *s, struct tunnel *t)
 {
     t->is_connected = t->readable = t->writable = true;
-    send_connected(s->id);
+    send_connected(s->id, t->window);
+    if (t->window > FIRST_CREDIT)
+        stream_grant(s, t->window - FIRST_CREDIT);
 }
 
 static bool pump_connecting(struct stream *s, struct tunnel *t)
@@ -202,10 +209,10 @@ static const struct stream_kind TUNNEL = {
     .close = tunnel_close,
 };
 
-void tunnel_connect(uint32_t stream, uint16_t port)
+void tunnel_connect(uint32_t stream, uint16_t port, uint32_t window)
 {
     struct tunnel *t = zeroed(sizeof *t);
-    *t = (struct tunnel){.fd = -1, .port = port};
+    *t = (struct tunnel){.fd = -1, .port = port, .window = window};
     struct stream *s = stream_new(stream, &TUNNEL, t);
     if (s == NULL)
         free(t);
@@ -213,10 +220,10 @@ void tunnel_connect(uint32_t stream, uint16_t port)
         refuse(s, t, errno);
 }
 
-void tunnel_take(uint32_t stream, int fd)
+void tunnel_take(uint32_t stream, int fd, uint32_t window)
 {
     struct tunnel *t = zeroed(sizeof *t);
-    *t = (struct tunnel){.fd = fd};
+    *t = (struct tunnel){.fd = fd, .window = window};
     struct stream *s = stream_new(stream, &TUNNEL, t);
     if (s == NULL) {
         tunnel_close(&(struct stream){.state = t});

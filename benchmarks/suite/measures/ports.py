@@ -131,7 +131,7 @@ def _over_exec(way: str, text: str) -> Row:
         of=f"exec-{way}",
         to=f"forward-{way}",
         target=Target(at_least=0.9),
-        bounds="the guest's own loopback, and a socket more on the host, stand between; 64 KiB go in at a time",
+        bounds="the guest's own loopback, and a socket more on the host, stand between; 256 KiB go in at a time",
         smaller_is_better=False,
     )
 

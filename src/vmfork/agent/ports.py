@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.agent.connection import Connection
 from vmfork.agent.deadline import deadline
-from vmfork.agent.tunnel import GuestConnection, Listening, Tunnel
+from vmfork.agent.tunnel import WINDOW, GuestConnection, Listening, Tunnel
 from vmfork.errors import GuestError, PortError
 from vmfork.wire import message
 from vmfork.wire.code import ErrorCode
@@ -29,6 +29,8 @@ def _explain(port: int) -> Explain:
     def explain(failure: Failure) -> GuestError:
         if failure.code == ErrorCode.UNSUPPORTED:
             return GuestError("the agent in this machine has no ports", hint=_TOO_OLD)
+        if failure.code == ErrorCode.INVALID and 0 < port < 65_536:  # then it is the window
+            return GuestError("the agent in this machine is older than the ports of this vmfork", hint=_TOO_OLD)
         hint = next((hint for code, hint in _HINTS.items() if code == failure.code), "")
         return PortError(port, failure.code, failure.message, hint=hint)
 
@@ -55,14 +57,14 @@ class PortRequests(Connection):
         With 256 connections open, it waits until one of them has ended.
         """
         tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
-        request = message.connect_request(tunnel.stream, port)
+        request = message.connect_request(tunnel.stream, port, WINDOW)
         await self._stand_up(tunnel, request, tunnel.connected, f"connecting to port {port} of the guest", timeout_s)
         return GuestConnection(tunnel, port=port)
 
     async def begin_tunnel(self, port: int) -> GuestConnection:
         """A connection to `port` that does not stand yet, and may be refused. What is sent meanwhile waits there."""
         tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
-        await self._begin_in_turn(tunnel, lambda _: message.connect_request(tunnel.stream, port))
+        await self._begin_in_turn(tunnel, lambda _: message.connect_request(tunnel.stream, port, WINDOW))
         return GuestConnection(tunnel, port=port)
 
     async def listen(self, port: int, *, address: str = "", timeout_s: float | None = 30.0) -> Listening:
@@ -84,7 +86,7 @@ class PortRequests(Connection):
     ) -> GuestConnection:
         """The connection that `listening` told of by this number. Raises `PortError` when it does not wait any more."""
         tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
-        request = message.attach_request(tunnel.stream, listening.stream, number)
+        request = message.attach_request(tunnel.stream, listening.stream, number, WINDOW)
         await self._stand_up(
             tunnel, request, tunnel.connected, f"a connection from port {port} of the guest", timeout_s
         )

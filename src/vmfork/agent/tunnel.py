@@ -17,7 +17,7 @@ from vmfork.host.dropped import close_dropped
 from vmfork.owner import Owner
 from vmfork.wire.frame import FIRST_CREDIT, MOST_CALLERS, Channel, encode_data, encode_eof
 from vmfork.wire.given import check_content
-from vmfork.wire.message import check_connected, parse_caller
+from vmfork.wire.message import parse_caller, parse_connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What was written and not taken yet has this long to be taken when a connection is closed.
 _CLOSE_LIMIT_S = 5.0
+# What may be under way to a port of the guest.
+WINDOW = 4 * FIRST_CREDIT
 
 
 class TunnelLine(Protocol):
@@ -53,7 +55,7 @@ class TunnelLine(Protocol):
 class Tunnel(Inflow):
     """Channel 0 both ways. `connected` is done when the connection stands; `is_at_end`: the guest sends nothing more.
 
-    What came waits until it is taken. `credit` is how much more may be sent.
+    What came waits until it is taken. `credit` is how much more may be sent, `window` what it is once all was taken.
     """
 
     lane = Lane.TUNNELS
@@ -61,7 +63,7 @@ class Tunnel(Inflow):
     def __init__(self, stream: int, *, line: TunnelLine, explain: Explain) -> None:
         super().__init__(stream, widened=0, grant=line.grant, explain=explain)
         self.connected: asyncio.Future[None] = quiet_future()
-        self.credit = FIRST_CREDIT
+        self.credit = self.window = FIRST_CREDIT
         self.is_at_end = False
         self.line = line
         self.has_sent_eof = False
@@ -69,7 +71,7 @@ class Tunnel(Inflow):
     @property
     def all_was_taken(self) -> bool:
         """The program was given all that was sent."""
-        return self.credit >= FIRST_CREDIT
+        return self.credit >= self.window
 
     async def settle(self) -> bool:
         """Whether the program took all that was sent, or the connection has ended, within five seconds."""
@@ -82,8 +84,9 @@ class Tunnel(Inflow):
 
     def on_event(self, payload: bytes) -> None:
         """The connection stands."""
-        check_connected(payload)
+        window = parse_connected(payload)
         if not self.connected.done():
+            self.window = window
             self.connected.set_result(None)
 
     def on_data(self, channel: Channel, data: bytes) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 from vmfork.errors import ProtocolError
 from vmfork.units import MIB
 from vmfork.wire.frame import (
+    FIRST_CREDIT,
     HEADER_SIZE,
+    MOST_CREDIT,
     PAYLOAD_LIMIT,
     PROTOCOL,
     SUPPORTED_PROTOCOLS,
@@ -57,6 +59,7 @@ _OWNER = _Quantity("user or group", 0, 2**32 - 1)
 _PAIR = _Quantity("pair", 0, 2**32 - 1)
 _COUNT = _Quantity("number of entries", 0, 2**31 - 1)
 _CALLER = _Quantity("number of a connection", 1, 2**32 - 1)
+_WINDOW = _Quantity("window", FIRST_CREDIT, MOST_CREDIT)
 _OF_FILES = {"mode": _MODE, "time": _TIME, "owner": _OWNER, "size": _SIZE}
 _DECIMAL, _OCTAL = re.compile(rb"-?[0-9]{1,20}"), re.compile(rb"[0-7]{1,8}")
 _SHOWN = 40  # bytes of what is no number, in a message
@@ -319,9 +322,9 @@ def change_request(stream: int, path: str, *, mode: int | None = None, user: str
     return encode_request(stream, Opcode.CHANGE, encode_text(path), octal, encode_text(user), encode_text(group))
 
 
-def connect_request(stream: int, port: int) -> bytes:
-    """CONNECT."""
-    return encode_request(stream, Opcode.CONNECT, _number(port))
+def connect_request(stream: int, port: int, window: int = 0) -> bytes:
+    """CONNECT. `window` is how much is to be under way to the port; what every stream has where none is given."""
+    return encode_request(stream, Opcode.CONNECT, _number(port), *_window(window))
 
 
 def listen_request(stream: int, port: int, address: str = "") -> bytes:
@@ -329,9 +332,13 @@ def listen_request(stream: int, port: int, address: str = "") -> bytes:
     return encode_request(stream, Opcode.LISTEN, _number(port), *([address.encode()] if address else []))
 
 
-def attach_request(stream: int, listener: int, number: int) -> bytes:
-    """ATTACH of the connection `number` that waits on the stream `listener`."""
-    return encode_request(stream, Opcode.ATTACH, _number(listener), _number(number))
+def attach_request(stream: int, listener: int, number: int, window: int = 0) -> bytes:
+    """ATTACH of the connection `number` that waits on the stream `listener`. `window` is as that of CONNECT."""
+    return encode_request(stream, Opcode.ATTACH, _number(listener), _number(number), *_window(window))
+
+
+def _window(window: int) -> list[bytes]:
+    return [_number(window)] if window else []
 
 
 def adopt_request(stream: int, items: Iterable[tuple[str, bytes]]) -> bytes:
@@ -473,11 +480,12 @@ def parse_asked(payload: bytes) -> Asked | None:
     return None
 
 
-def check_connected(payload: bytes) -> None:
-    """Raises `ProtocolError` unless it is the EVENT `connected`."""
-    (name,) = _fields(payload, 1, "the event of a connection")
+def parse_connected(payload: bytes) -> int:
+    """The window in the EVENT `connected`: what may be under way to the port once all credit has come."""
+    name, *window = _some_fields(payload, (1, 2), "the event of a connection")
     if name != b"connected":
         raise ProtocolError(f"there is no event {name[:_SHOWN]!r} of a connection")
+    return _int(window[0], _WINDOW) if window else FIRST_CREDIT
 
 
 def parse_caller(payload: bytes) -> int | None:

@@ -373,8 +373,10 @@ CONNECTED = encode_fields(b"connected")
     [
         ([(Kind.DATA, b"\0early")], "outside of its connection"),
         ([(Kind.REPLY, b"")], "never stood"),
-        ([(Kind.EVENT, STARTED)], "more than 1 fields"),
+        ([(Kind.EVENT, STARTED)], "no event b'started'"),
         ([(Kind.EVENT, encode_fields(b"closed"))], "no event b'closed'"),
+        ([(Kind.EVENT, encode_fields(b"connected", b"%d" % (FIRST_CREDIT - 1)))], "is no window"),
+        ([(Kind.EVENT, encode_fields(b"connected", b"%d" % (MOST_CREDIT + 1)))], "is no window"),
         ([(Kind.EVENT, CONNECTED), (Kind.EOF, b"\0"), (Kind.DATA, b"\0late")], "outside of its connection"),
         ([(Kind.EVENT, CONNECTED), (Kind.DATA, b"\1other")], "which has none"),
         ([(Kind.EVENT, CONNECTED), (Kind.DATA, bytes(FIRST_CREDIT + 2))], "where 65536 may"),

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.ports import free_port
+from vmfork.agent import ports as agent_ports
 from vmfork.agent.client import AgentClient
+from vmfork.agent.tunnel import tunnel_of
 from vmfork.errors import Closed, ConfigError, DeadlineExceeded, GuestError, PortError, StoreBusy
 from vmfork.host.lock import locked_folder
 from vmfork.network import names as network_names
@@ -22,7 +24,7 @@ from vmfork.network.listening import wait_listening
 from vmfork.network.names import Names
 from vmfork.network.reverse import start_reverse
 from vmfork.wire.command import Command
-from vmfork.wire.frame import MOST_CALLERS, MOST_TUNNELS
+from vmfork.wire.frame import FIRST_CREDIT, MOST_CALLERS, MOST_CREDIT, MOST_TUNNELS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -178,6 +180,31 @@ async def test_a_port_that_is_none_is_invalid(agent) -> None:
     for port in (0, 65_536, -1):
         with pytest.raises(PortError, match="a port from 1 to 65535 is needed"):
             await agent.open_tunnel(port)
+    await agent.ping()
+
+
+@pytest.mark.parametrize("window", [0, FIRST_CREDIT, 3 * FIRST_CREDIT, MOST_CREDIT])
+async def test_as_much_is_under_way_as_was_asked_for(agent, monkeypatch, window: int) -> None:
+    """A host that asks for nothing has what every stream has; so has one that does not know that it may ask."""
+    monkeypatch.setattr(agent_ports, "WINDOW", window)
+    listening = await agent.listen(port := free_port())
+    async with served(total) as serving, await agent.open_tunnel(serving) as made:
+        _, writer = await connect(port)
+        async with await agent.attach(listening, await listening.next_caller(), port=port) as taken:
+            await agent.ping()  # what the agent allowed has come before its answer
+            tunnels = [tunnel_of(made), tunnel_of(taken)]
+            assert [(each.window, each.credit) for each in tunnels] == [(window or FIRST_CREDIT,) * 2] * 2
+        writer.close()
+    agent.abandon(listening)
+
+
+@pytest.mark.parametrize("window", [1, FIRST_CREDIT - 1, MOST_CREDIT + 1, 2**64])
+async def test_no_more_is_under_way_than_either_side_holds(agent, monkeypatch, window: int) -> None:
+    monkeypatch.setattr(agent_ports, "WINDOW", window)
+    async with served(echo) as port:
+        with pytest.raises(GuestError, match="older than the ports of this vmfork") as told:
+            await agent.open_tunnel(port)
+    assert "build the image" in told.value.hint
     await agent.ping()
 
 

@@ -106,8 +106,10 @@ def fields_of(request: bytes) -> tuple[int, tuple[bytes, ...]]:
         (message.change_request(5, "/a", mode=0o640), 22, (b"/a", b"640", b"", b"")),
         (message.change_request(5, "/a", user="u", group="g"), 22, (b"/a", b"", b"u", b"g")),
         (message.connect_request(5, 65_535), 23, (b"65535",)),
+        (message.connect_request(5, 80, 262_144), 23, (b"80", b"262144")),
         (message.listen_request(5, 80), 24, (b"80",)),
         (message.attach_request(5, 9, 3), 25, (b"9", b"3")),
+        (message.attach_request(5, 9, 3, 65_536), 25, (b"9", b"3", b"65536")),
         (message.notify_request(5, 1.5), 17, (b"1500",)),
         (message.notify_request(5, 0.0), 17, (b"1",)),
         (message.clock_request(5, 10**18), 12, (b"1000000000000000000",)),
@@ -233,7 +235,7 @@ def test_what_people_are_shown_of_a_guest_is_short() -> None:
     assert max(map(len, shown)) == 1000
     for parse, fields in (
         (message.parse_started, (long, b"7")),
-        (message.check_connected, (long,)),
+        (message.parse_connected, (long,)),
         (message.parse_caller, (long,)),
         (message.parse_exec, (long, b"0", b"5")),
         (message.parse_stat, (long, b"644", b"1", b"1", b"0", b"0", b"")),
