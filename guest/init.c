@@ -18,6 +18,7 @@
 #include "hostname.h"
 #include "mounts.h"
 #include "path.h"
+#include "root.h"
 
 static const char MODULES[] = "/etc/vmfork/modules";
 
@@ -116,10 +117,17 @@ static void set_hostname(void)
         complain("cannot set the host name to", name, errno);
 }
 
+/* What a root on a disk is found with. */
+static void prepare_disk(void)
+{
+    open_console();
+    load_modules();
+}
+
 void init_machine(void)
 {
     umask(022);
-    mounts_make();
+    mounts_make(root_from_disk(prepare_disk));
     open_console();
     mounts_complain();
     mounts_limit_root();

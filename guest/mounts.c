@@ -16,6 +16,7 @@
 
 #include "fatal.h"
 #include "room.h"
+#include "root.h"
 
 static const struct {
     const char *type;
@@ -48,7 +49,7 @@ static const char *const LINKS[][2] = {
 };
 
 /* The kernel's own names; <linux/mount.h> and <sys/mount.h> cannot both be had. */
-enum { FSPICK_CLOSE_ON_EXEC = 1, FSCONFIG_STRING = 1, FSCONFIG_RECONFIGURE = 7 };
+enum { FSPICK_CLOSE_ON_EXEC = 1, FSPICK_EMPTY = 8, FSCONFIG_STRING = 1, FSCONFIG_RECONFIGURE = 7 };
 
 /* What cannot be told before the console is open. */
 static int root_error, mount_errors[MOUNT_COUNT];
@@ -80,10 +81,10 @@ static void make_link(const char *target, const char *path)
     (void)!symlink(target, path);
 }
 
-void mounts_make(void)
+void mounts_make(bool can)
 {
     mkdir("/proc", 0755);
-    root_error = move_root();
+    root_error = can ? 0 : move_root();
     for (int i = 0; i < MOUNT_COUNT; i++)
         mount_errors[i] = mount_one(i);
     mkdir("/run/lock", 0755);
@@ -101,12 +102,24 @@ void mounts_complain(void)
             complain("cannot mount", MOUNTS[i].target, mount_errors[i]);
 }
 
+/* What is written to a root on a disk lies in another file system, which no path leads to. */
+static bool is_over_disk(const char *target)
+{
+    return root_upper() >= 0 && strcmp(target, "/") == 0;
+}
+
+static int pick(const char *target)
+{
+    return is_over_disk(target) ? (int)syscall(SYS_fspick, root_upper(), "", FSPICK_CLOSE_ON_EXEC | FSPICK_EMPTY)
+                                : (int)syscall(SYS_fspick, AT_FDCWD, target, FSPICK_CLOSE_ON_EXEC);
+}
+
 /* Only its size changes: a remount by mount(2) would drop the options that somebody gave it since. */
 static int set_size(const char *target, uint64_t bytes)
 {
     char size[24];
     snprintf(size, sizeof size, "%" PRIu64, bytes);
-    int fd = (int)syscall(SYS_fspick, AT_FDCWD, target, FSPICK_CLOSE_ON_EXEC);
+    int fd = pick(target);
     if (fd < 0)
         return errno;
     bool done = syscall(SYS_fsconfig, fd, FSCONFIG_STRING, "size", size, 0) == 0 &&
@@ -126,10 +139,16 @@ static uint64_t wanted_size(const char *target, const struct statfs *fs)
     return sysinfo(&memory) == 0 ? (uint64_t)memory.totalram * memory.mem_unit / 2 : 0;
 }
 
+/* An overlay tells the size of what is written to. */
+static bool has_size(const char *target, struct statfs *fs)
+{
+    return statfs(target, fs) == 0 && (fs->f_type == TMPFS_MAGIC || is_over_disk(target));
+}
+
 void mounts_limit_root(void)
 {
     struct statfs fs;
-    if (statfs("/", &fs) != 0 || fs.f_type != TMPFS_MAGIC)
+    if (!has_size("/", &fs))
         return;
     int error = set_size("/", wanted_size("/", &fs));
     if (error != 0)
@@ -139,7 +158,7 @@ void mounts_limit_root(void)
 static void grow(const char *target, void (*tell)(const char *, int, uint64_t))
 {
     struct statfs fs;
-    if (statfs(target, &fs) != 0 || fs.f_type != TMPFS_MAGIC)
+    if (!has_size(target, &fs))
         return;
     uint64_t size = fs.f_blocks * (uint64_t)fs.f_bsize, wanted = wanted_size(target, &fs);
     int error = wanted > size ? set_size(target, wanted) : 0;

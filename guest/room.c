@@ -40,9 +40,10 @@ static uint64_t memory_left(uint64_t wanted)
     return left > LEFT_FREE ? left - LEFT_FREE : 0;
 }
 
+/* An overlay is what a root on a disk is: what is written to it lies in a tmpfs. */
 static bool lies_in_memory(const struct statfs *fs)
 {
-    return fs->f_type == TMPFS_MAGIC || fs->f_type == RAMFS_MAGIC;
+    return fs->f_type == TMPFS_MAGIC || fs->f_type == RAMFS_MAGIC || fs->f_type == OVERLAYFS_SUPER_MAGIC;
 }
 
 /* Of a file system that tells no size, such as ramfs, the memory alone counts. */

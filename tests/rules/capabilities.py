@@ -131,6 +131,7 @@ CAPABILITIES = {
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),
     "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
+    "sqfstar": Capability("sqfstar is not installed: make test installs it", _has_program("sqfstar")),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),
     "numpy": Capability("NumPy is not installed", _has_module("numpy")),
     "anyio": Capability("anyio is not installed", _has_module("anyio")),

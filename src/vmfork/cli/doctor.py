@@ -23,6 +23,7 @@ from vmfork.host.keeper import find_keeper
 from vmfork.hypervisor.qemu import ask_abilities
 from vmfork.image import ImageStore
 from vmfork.image.debootstrap import find_mmdebstrap
+from vmfork.image.disk import find_sqfstar
 from vmfork.image.lz4 import check_library
 from vmfork.image.namespaces import choose_namespaces
 from vmfork.image.recipe import find_agent
@@ -164,7 +165,8 @@ def _check_image(config: VMConfig, places: Places) -> tuple[Image | None, Check]
 def _check_building(*, built: bool) -> list[Check]:
     """What images are built with. Where the image is there already, it is worth knowing what is missing."""
     needed = {"mmdebstrap": find_mmdebstrap, "namespaces": _find_namespaces, "liblz4": check_library}
-    return [_check_needed(name, find, "note" if built else "fail") for name, find in needed.items()]
+    checks = [_check_needed(name, find, "note" if built else "fail") for name, find in needed.items()]
+    return [*checks, _check_needed("sqfstar", find_sqfstar, "note")]
 
 
 def _check_needed(name: str, find: Callable[[], str | None], level: Level) -> Check:

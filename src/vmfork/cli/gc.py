@@ -10,7 +10,7 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import json_option
 from vmfork.cli.show import show_json
 from vmfork.config import find_places
-from vmfork.image import ImageStore
+from vmfork.image import DiskStore, ImageStore
 from vmfork.machine.folder import find_strangers, find_waste, forget_ended, is_stuck, sweep_vms
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
@@ -61,11 +61,12 @@ def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
 def _find_waste(places: Places) -> list[Path]:
     stores = TemplateStore(places.templates), TemplateStore(places.layers), ImageStore(places.images)
     found = [path for store in stores for path in store.find_waste()]
-    return [*find_waste(places.vms), *found, *checkpoints.find_waste(places)]
+    return [*find_waste(places.vms), *found, *DiskStore(places.disks).find_waste(), *checkpoints.find_waste(places)]
 
 
 def _find_strangers(places: Places) -> list[Path]:
-    stores = TemplateStore(places.templates), TemplateStore(places.layers), ImageStore(places.images)
+    templates = TemplateStore(places.templates), TemplateStore(places.layers)
+    stores = *templates, ImageStore(places.images), DiskStore(places.disks)
     return [*find_strangers(places.vms), *(path for store in stores for path in store.find_strangers())]
 
 
@@ -76,3 +77,4 @@ def _sweep(places: Places) -> None:
     for folder in (places.templates, places.layers):
         TemplateStore(folder).sweep()
     ImageStore(places.images).sweep()
+    DiskStore(places.disks).sweep()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # This much of a digest tells the images of a host apart.
 _DIGEST_SHOWN = 12
+_ROOTS = {"memory": "memory", "disk": "a disk"}
 
 
 @click.group("image", cls=VerbGroup)
@@ -38,18 +39,23 @@ def command() -> None:
 @click.option("-p", "--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
 @click.option("--bare", is_flag=True, help="Leave out the packages of the default image.")
 @click.option("--suite", metavar="S", help="Debian release, such as trixie.")
+@click.option(
+    "--root",
+    metavar="auto|memory|disk",
+    help="Where its files lie: in each guest's memory, or on a disk that all share.",
+)
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
-def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, rebuild: bool) -> None:
+def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, root: str | None, rebuild: bool) -> None:
     """Build the image NAME (default: default), unless it is there."""
-    settings = get_settings({"image.suite": suite, "image.bare": bare or None})
+    settings = get_settings({"image.suite": suite, "image.bare": bare or None, "image.root": root})
     config = settings.image
     if packages:
         config = replace(config, packages=tuple(dict.fromkeys((*config.packages, *packages))))
     with shown_progress() as progress:
         image = run_async(_build(name, config, settings.vm, progress=progress, rebuild=rebuild))
     click.echo(
-        f"image {image.name}: {format_bytes(image.size_bytes)}, kernel {image.kernel_release}, "
-        f"guests need {_least(image)} or more"
+        f"image {image.name}: {format_bytes(image.size_bytes)}, root in {_ROOTS[image.root_kind]}, "
+        f"kernel {image.kernel_release}, guests need {_least(image)} or more"
     )
 
 
@@ -76,13 +82,16 @@ def list_all(as_json: bool) -> None:
     """List the images."""
     images = ImageStore(find_places().images).list_images()
     if as_json:
-        show_json([asdict(image) | {"size_bytes": image.size_bytes} for image in images])
+        show_json([asdict(image) | {"size_bytes": image.size_bytes, "root_kind": image.root_kind} for image in images])
         return
     rows = [
-        (i.name, i.digest[:_DIGEST_SHOWN], format_bytes(i.size_bytes), _least(i), i.kernel_release, i.created_at)
+        (
+            *(i.name, i.digest[:_DIGEST_SHOWN], format_bytes(i.size_bytes), i.root_kind),
+            *(_least(i), i.kernel_release, i.created_at),
+        )
         for i in images
     ]
-    show_table(("NAME", "DIGEST", "SIZE", "LEAST RAM", "KERNEL", "CREATED"), rows)
+    show_table(("NAME", "DIGEST", "SIZE", "ROOT", "LEAST RAM", "KERNEL", "CREATED"), rows)
 
 
 @command.command("rm")

@@ -6,6 +6,7 @@ HOME/verdicts/        what KVM can do here        RUNTIME/vms/          running 
 HOME/emulators/       what QEMU was built with    RUNTIME/layers/       machines between the steps of recipes
 HOME/recipes/         how templates were made     RUNTIME/checkpoints/  what VMs that stand alone can go back to
 HOME/persisted/       templates kept on disk      RUNTIME/isolation.json    what emulators can be kept by here
+HOME/disks/           roots that do not lie in memory
 ```
 """
 
@@ -45,6 +46,11 @@ class Places:
     def images(self) -> Path:
         """What machines boot, under HOME: it lasts."""
         return self.home / "images"
+
+    @property
+    def disks(self) -> Path:
+        """The disks of images whose root does not lie in memory, beside them: they last."""
+        return self.home / "disks"
 
     @property
     def emulators(self) -> Path:

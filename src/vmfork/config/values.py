@@ -15,6 +15,7 @@ from vmfork.errors import ConfigError
 from vmfork.units import MAX_DURATION_S, Unsaid
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+RootChoice = Literal["auto", "memory", "disk"]
 MachineKind = Literal["q35", "microvm"]
 MachineChoice = Literal["auto", MachineKind]
 Reseed = Literal["both", "agent", "vmgenid", "none"]
@@ -128,18 +129,22 @@ class ImageConfig:
     """What an image is made of.
 
     `suite` is a Debian release by name; `packages` are Debian packages by name, added to those of the default image.
-    With `bare` they are added to the kernel and the least that a guest needs, which are always there.
+    With `bare` they are added to the kernel and the least that a guest needs, which are always there. Its files lie in
+    the guest's `memory`, or on a `disk` that all guests read, with memory for what each writes: by size with `auto`.
     """
 
     suite: str = "trixie"
     packages: tuple[str, ...] = ()
     bare: bool = False
+    root: RootChoice = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.suite, str) or _SUITE.fullmatch(self.suite) is None:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
         if not isinstance(self.bare, bool):
             raise ConfigError("image.bare", self.bare, "must be true or false")
+        if self.root not in get_args(RootChoice):
+            raise ConfigError("image.root", self.root, f"{self.root!r} is no root", hint="give auto, memory or disk")
         object.__setattr__(self, "packages", _check_list("image.packages", self.packages))
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:

@@ -26,7 +26,7 @@ class Hardware:
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
     decided one, `kvm` or `tcg`. `cpus` are online; the others up to `max_cpus` are parked. `memory_mib` can grow up to
     `max_memory_mib`; of it, `added_mib` was plugged in piece by piece while the machine ran. Sizes in MiB. `nic`: it
-    has a network card.
+    has a network card. `disk`: it has a disk that it only reads, which its root is on.
     """
 
     machine: str
@@ -39,6 +39,7 @@ class Hardware:
     max_memory_mib: int = 0
     added_mib: tuple[int, ...] = ()
     nic: bool = False
+    disk: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_cpus", max(self.max_cpus, self.cpus))
@@ -161,7 +162,7 @@ class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
     `lock_fd` is held open until the machine has ended, under any owner. `groups` are the folders of its control groups.
-    `link` is that of its card, where its hardware has one.
+    `link` is that of its card, and `disk_fd` the file of its disk, where its hardware has one.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Launch:
     containment: Containment = NOT_CONTAINED
     groups: tuple[str, ...] = ()
     link: Link | None = None
+    disk_fd: int | None = None
 
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
 from vmfork.host.thread import in_thread
-from vmfork.image import debootstrap, lz4, recipe, rootfs
+from vmfork.image import debootstrap, disk, lz4, recipe, rootfs
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
 from vmfork.image.store import ImageStore, hash_file
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import ImageConfig
+
+_log = logging.getLogger("vmfork")
 
 _MIB = 1 << 20
 
@@ -125,6 +128,8 @@ async def _build(
 ) -> Image:
     debootstrap.find_mmdebstrap()
     lz4.check_library()
+    if config.root == "disk":
+        disk.find_sqfstar()
     await asyncio.to_thread(store.sweep)
     _check_space(store.folder)
 
@@ -138,13 +143,25 @@ async def _build(
         started_at = int(time.time())
         await debootstrap.run_mmdebstrap(config.suite, recipe.list_packages(config), tar, tmp=tmp, report=report)
         progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
-        source = _Source(tar, config, agent, started_at=started_at)
-        image = await in_thread(lambda stop: _pack(source, built, name=name, digest=digest, stop=stop))
+        source = Source(tar, config, agent, started_at=started_at)
+        image = await in_thread(lambda stop: pack(source, built, name=name, digest=digest, stop=stop))
         lock, _ = await _lock(image.digest, store, ignore_progress)
         with lock:
-            await in_thread(lambda _: store.commit(built, image.digest))
+            await in_thread(lambda _: commit(store, built, image))
             store.link(name, image.digest)
             return store.open(name)
+
+
+def commit(store: ImageStore, built: Path, image: Image) -> None:
+    """The image is in the store, and its disk in that of disks, which it holds."""
+    sha256, made = image.disk_sha256, built / disk.NAME
+    if not sha256:
+        store.commit(built, image.digest)
+        return
+    store.disks.add(made, sha256)
+    with store.disks.opened(sha256, image=image.name):  # a sweep leaves it alone
+        store.commit(built, image.digest)
+        store.disks.hold_for(store.folder / image.digest, sha256, image=image.name)
 
 
 def _check_space(images_dir: Path) -> None:
@@ -161,7 +178,7 @@ class _StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """What an image is packed from. `started_at` is when the run that made the tar began, in seconds since 1970."""
 
     tar: Path
@@ -170,7 +187,7 @@ class _Source:
     started_at: int
 
 
-def _pack(source: _Source, built: Path, *, name: str, digest: str, stop: threading.Event) -> Image:
+def pack(source: Source, built: Path, *, name: str, digest: str, stop: threading.Event) -> Image:
     """`built` holds kernel, initramfs and record, made of the tar."""
 
     def check(_fraction: float = 0.0) -> None:
@@ -180,24 +197,29 @@ def _pack(source: _Source, built: Path, *, name: str, digest: str, stop: threadi
     return _write_image(source, built, name=name, digest=digest, check=check)
 
 
-def _write_image(source: _Source, built: Path, *, name: str, digest: str, check: Callable[[float], None]) -> Image:
+def _write_image(source: Source, built: Path, *, name: str, digest: str, check: Callable[[float], None]) -> Image:
     config, slim = source.config, recipe.is_slim(source.config)
-    kernel_path, initramfs_path = built / KERNEL_NAME, built / INITRAMFS_NAME
+    kernel_path, initramfs_path, disk_path = built / KERNEL_NAME, built / INITRAMFS_NAME, built / disk.NAME
     with source.tar.open("rb") as tar:
         unpacked = rootfs.read_tar(tar, check, started_at=source.started_at)
         kernel = rootfs.read_kernel(unpacked.kernel)
         rootfs.drop(unpacked, slim=slim)
         rootfs.finish_tree(unpacked, source.agent, kernel.release)
         kernel_path.write_bytes(kernel.image)
+        boots = unpacked.tree
+        if _goes_on_disk(config, boots.measure()):
+            boots = rootfs.split(unpacked, source.agent, kernel.release)
+            disk.write_disk(unpacked.tree, disk_path, check)
         with initramfs_path.open("wb") as file, lz4.LegacyWriter(file) as packer:
-            unpacked.tree.write(packer, check)
+            boots.write(packer, check)
             packer.finish()
-        unpacked_bytes = unpacked.tree.measure()
+        unpacked_bytes = boots.measure()
         packages = rootfs.read_packages(unpacked.told, slim=slim)
     kernel_sha256, initramfs_sha256 = hash_file(kernel_path), hash_file(initramfs_path, lambda: check(1.0))
+    disk_sha256 = hash_file(disk_path, lambda: check(1.0)) if disk_path.exists() else ""
     image = Image(
         name=name,
-        digest=name_content(kernel_sha256, initramfs_sha256),
+        digest=name_content(kernel_sha256, initramfs_sha256, disk_sha256),
         kernel=kernel_path,
         initramfs=initramfs_path,
         kernel_release=kernel.release,
@@ -214,6 +236,23 @@ def _write_image(source: _Source, built: Path, *, name: str, digest: str, check:
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
         boot_modules=tuple(name for name, _ in recipe.BOOT_MODULES),
+        root=config.root,
+        disk_sha256=disk_sha256,
+        disk_bytes=disk_path.stat().st_size if disk_sha256 else 0,
     )
     (built / RECORD_NAME).write_bytes(encode_record(image))
     return image
+
+
+def _goes_on_disk(config: ImageConfig, size_bytes: int) -> bool:
+    """Whether a root of that size lies on a disk, as was asked, or by its size where nothing was."""
+    if config.root != "auto":
+        return config.root == "disk"
+    if size_bytes < recipe.DISK_FROM_BYTES:
+        return False
+    try:
+        disk.find_sqfstar()
+    except HostError as error:
+        _log.warning("note: the root of %d MiB lies in each guest's memory: %s", size_bytes // _MIB, error.message)
+        return False
+    return True

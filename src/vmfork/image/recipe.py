@@ -54,6 +54,15 @@ BOOT_MODULES = (
     ("virtio_net", "/sys/bus/virtio/devices/virtio1"),
 )
 
+# What a root on a disk is found by: loaded from the initramfs. With the disk, a card is the third virtio device.
+DISK_BOOT_MODULES = (
+    BOOT_MODULES[0],
+    ("virtio_blk", ""),
+    ("squashfs", ""),
+    ("overlay", ""),
+)
+DISK_LATE_MODULES = (("virtio_net", "/sys/bus/virtio/devices/virtio2"),)
+
 # Python's library is compiled beforehand, which takes a second here and under emulation saves one at the first start
 # of every program in every fork. What few programs import is not worth its memory.
 NOT_COMPILED = (
@@ -72,6 +81,11 @@ INSTALL = Path(__file__).parent / "install"
 
 AGENT_PATH = "usr/lib/vmfork/agent"
 MODULES_LIST = "etc/vmfork/modules"
+# In an initramfs whose root is on a disk: the file system there.
+ROOT_TOLD = "etc/vmfork/root"
+
+# Roots from this size on lie on a disk, unless somebody said otherwise (docs/decisions/0053).
+DISK_FROM_BYTES = 384 << 20
 
 # Where Debian's Python looks for modules of the distribution, whatever its version. It costs 12 KiB of memory, and
 # nothing where there is no Python.
@@ -144,7 +158,8 @@ def compute_digest(config: ImageConfig, agent: bytes) -> str:
         "suite": config.suite,
         "packages": list_packages(config),
         "kernel": KERNEL_PACKAGE,
-        "modules": [sorted(MODULES), BOOT_MODULES],
+        "modules": [sorted(MODULES), BOOT_MODULES, DISK_BOOT_MODULES, DISK_LATE_MODULES],
+        "root": [config.root, DISK_FROM_BYTES],
         "files": [FOLDERS, FILES, LINKS],
         "dropped": dropped.TABLES,
         "compiled": NOT_COMPILED,

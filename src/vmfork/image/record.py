@@ -7,6 +7,7 @@ from collections.abc import Mapping  # noqa: TC003 - a record's types are looked
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmfork.config.values import RootChoice  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.records import VERSION, list_fields, read_record, write_record
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class ImageRecord:
     `digest` names the content, `recipe` what it was made of. `suite`, `requested` (packages asked for by name) and
     `bare` are those of its configuration. `packages` maps names to versions. Its guest loads the kernel modules in
     `boot_modules` when it finds their device. `unpacked_bytes` is what the files take in the guest's memory, in whole
-    pages. `created_at` is ISO 8601, UTC.
+    pages. `created_at` is ISO 8601, UTC. `root` is what was asked for. `disk_sha256` names the disk that its root is
+    on (`disks.py`), of `disk_bytes`; empty where that lies in the initramfs.
     """
 
     digest: str
@@ -44,6 +46,9 @@ class ImageRecord:
     kernel_bytes: int
     initramfs_bytes: int
     boot_modules: tuple[str, ...] = ()
+    root: RootChoice = "auto"
+    disk_sha256: str = ""
+    disk_bytes: int = 0
     format: int = field(default=FORMAT, metadata=VERSION)
 
 
@@ -63,13 +68,19 @@ class Image(ImageRecord):
 
     @property
     def size_bytes(self) -> int:
-        """What both files take on disk."""
-        return self.kernel_bytes + self.initramfs_bytes
+        """What its files take on disk."""
+        return self.kernel_bytes + self.initramfs_bytes + self.disk_bytes
+
+    @property
+    def root_kind(self) -> str:
+        """Where its root is: `memory` or `disk`."""
+        return "disk" if self.disk_sha256 else "memory"
 
 
-def name_content(kernel_sha256: str, initramfs_sha256: str) -> str:
+def name_content(kernel_sha256: str, initramfs_sha256: str, disk_sha256: str = "") -> str:
     """The digest of an image of these files."""
-    return hashlib.sha256(f"{kernel_sha256} {initramfs_sha256}".encode()).hexdigest()
+    digests = (kernel_sha256, initramfs_sha256, *filter(None, [disk_sha256]))
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def encode_record(image: Image) -> bytes:

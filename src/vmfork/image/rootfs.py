@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmfork.errors import ImageError
-from vmfork.image import accounts, debootstrap, dropped, keystore, modules, packages, recipe
+from vmfork.image import accounts, debootstrap, disk, dropped, keystore, modules, packages, recipe
 from vmfork.image.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _KERNEL = "kernel/"
 _KERNEL_FILE = re.compile(r"boot/vmlinuz-(.+)")
@@ -165,12 +165,34 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
     files |= modules.index_builtin(listings["modules.builtin"], listings["modules.builtin.modinfo"])
     for name, body in files.items():
         tree.add_file(f"{home}/{name}", body)
-    boot = (
-        f"/{home}/{places[name]} {device}\n"
-        for wanted, device in recipe.BOOT_MODULES
-        for name in modules.order_modules([wanted], needs)
-    )
-    tree.add_file(recipe.MODULES_LIST, "".join(boot).encode())
+    places = {name: f"{home}/{place}" for name, place in places.items()}
+    tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.BOOT_MODULES, places, needs))
+
+
+def _list_boot(wanted: Iterable[tuple[str, str]], places: Mapping[str, str], needs: Mapping[str, list[str]]) -> bytes:
+    """What the agent loads at boot: paths of modules, each behind those that it needs, and of their devices."""
+    boot = ((places[name], device) for each, device in wanted for name in modules.order_modules([each], needs))
+    return "".join(f"/{path} {device}".rstrip() + "\n" for path, device in boot).encode()
+
+
+def split(unpacked: Unpacked, agent: bytes, release: str) -> Tree:
+    """The finished tree is that of a disk; what boots from memory and finds it there is given."""
+    tree, kernel = unpacked.tree, unpacked.kernel
+    boot = tree.like()
+    for path, mode in recipe.FOLDERS:
+        boot.add_folder(path, mode)
+    home = f"usr/lib/modules/{release}"
+    index = modules.index_modules(path for path in kernel if f"lib/modules/{release}/" in path)
+    needed = [*recipe.DISK_BOOT_MODULES, *recipe.DISK_LATE_MODULES]
+    bodies, needs = modules.select_modules((name for name, _ in needed), index, kernel.read)
+    places = {name: f"{home}/kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
+    for name in modules.order_modules((name for name, _ in recipe.DISK_BOOT_MODULES), needs):
+        boot.add_file(places[name], bodies[name])
+    boot.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_BOOT_MODULES, places, needs))
+    tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_LATE_MODULES, places, needs))
+    boot.add_file(recipe.ROOT_TOLD, f"{disk.FILE_SYSTEM}\n".encode())
+    _add_agent(boot, agent)
+    return boot
 
 
 def _find_listing(kernel: Tree, release: str, name: str) -> bytes:

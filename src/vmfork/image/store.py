@@ -14,6 +14,7 @@ from vmfork.config import check_name
 from vmfork.errors import ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.folders import NO_FILE, link_atomically, list_folder, make_private, read_file, read_link
 from vmfork.host.lock import FileLock, is_locked
+from vmfork.image.disks import DiskStore
 from vmfork.image.least import read_least
 from vmfork.image.record import RECORD_NAME, Image, decode_record
 from vmfork.image.staging import discard, find_left, is_staging, open_staging, sweep_staging
@@ -49,6 +50,7 @@ class ImageStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.disks = DiskStore(folder.with_name("disks"))
 
     def make(self) -> None:
         """The folders exist."""
@@ -104,6 +106,8 @@ class ImageStore:
         """The image, every byte of which is what was built; otherwise as `open`."""
         image = self.open(name)
         _check_content(image)
+        if image.disk_sha256:
+            self.disks.verify(image.disk_sha256, image=name)
         return image
 
     def list_images(self) -> list[Image]:
@@ -212,6 +216,7 @@ class ImageStore:
     def _discard_unnamed(self, digest: str) -> None:
         if digest not in {self._read_link(name) for name in self._list_names()}:
             discard(self.folder / digest)
+            self.disks.sweep()
 
     def _link_of(self, name: str) -> Path:
         return self.folder / "names" / name

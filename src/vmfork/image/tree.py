@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import posixpath
 import stat
+import tarfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.image import cpio
 
 if TYPE_CHECKING:
-    import tarfile
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
@@ -56,6 +57,10 @@ class Tree:
         self._source = source
         self._mtime = mtime
         self._nodes: dict[str, Node] = {}
+
+    def like(self) -> Tree:
+        """An empty tree of the same source and date."""
+        return Tree(self._source, mtime=self._mtime)
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
@@ -184,6 +189,34 @@ class Tree:
                 nlink=len(groups[node.inode]),
             )
         return writer.finish()
+
+    def write_tar(self, tar: tarfile.TarFile, check: Callable[[float], None]) -> None:
+        """`tar` holds the tree, parents before children. `check(fraction)` is called before every entry."""
+        first: dict[str, str] = {}
+        paths = list(self)
+        for number, path in enumerate(paths):
+            check(number / len(paths))
+            node = self._nodes[path]
+            member = tarfile.TarInfo(path)
+            member.mode, member.mtime, member.uid, member.gid = stat.S_IMODE(node.mode), node.mtime, node.uid, node.gid
+            if stat.S_ISDIR(node.mode):
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+            elif stat.S_ISLNK(node.mode):
+                member.type, member.linkname = tarfile.SYMTYPE, self.read(path).decode("utf-8", "surrogateescape")
+                tar.addfile(member)
+            elif (there := first.setdefault(node.inode, path) if node.inode else path) != path:
+                member.type, member.linkname = tarfile.LNKTYPE, there
+                tar.addfile(member)
+            else:
+                member.size = node.size
+                tar.addfile(member, self._open(node.body))
+
+    def _open(self, body: bytes | Slice) -> BinaryIO:
+        if isinstance(body, bytes):
+            return io.BytesIO(body)
+        self._source.seek(body.offset)
+        return self._source
 
     def _group_hard_links(self) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,13 @@ from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
+from vmfork.image import DiskStore
 from vmfork.machine.allotment import allot
 from vmfork.machine.facts import MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.room import charge_for, make_folder
+from vmfork.machine.traits import DISK
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
@@ -181,21 +183,23 @@ async def _launch(
             folder.write_ticket(Ticket(charge=charge, limits=limits))
         on_failure.callback(folder.close)
         groups = folder.make_groups(containment.groups, allot(hardware, cpu_weight=policy.cpu_weight))
-        machine = QemuMachine.start(
-            binary,
-            Launch(
-                name=f"vmfork-{identity.vm_id}",
-                folder=folder.path,
-                hardware=hardware,
-                ram=ram,
-                start=start,
-                generation_id=str(identity.generation),
-                lock_fd=folder.lock_fd,
-                containment=containment,
-                groups=groups,
-                link=link,
-            ),
-        )
+        with ExitStack() as opened:
+            machine = QemuMachine.start(
+                binary,
+                Launch(
+                    name=f"vmfork-{identity.vm_id}",
+                    folder=folder.path,
+                    hardware=hardware,
+                    ram=ram,
+                    start=start,
+                    generation_id=str(identity.generation),
+                    lock_fd=folder.lock_fd,
+                    containment=containment,
+                    groups=groups,
+                    link=link,
+                    disk_fd=_open_disk(facts, instance, opened),
+                ),
+            )
         on_failure.push_async_callback(machine.aclose)
         spawned = time.perf_counter()
         # All that comes after the spawn is loaded the first time while QEMU starts: 15 ms that nobody waits for
@@ -217,6 +221,14 @@ async def _launch(
 
 def _draw_card(hardware: Hardware, choice: CardChoice = "none", *, holds_user_network: bool = False) -> Card | None:
     return Card.draw(choice, holds_user_network=holds_user_network) if hardware.nic else None
+
+
+def _open_disk(facts: MachineFacts, instance: Instance, opened: ExitStack) -> int | None:
+    """The disk that the machine's state belongs to, and no other. Raises `ImageCorrupt` when it is not there."""
+    sha256 = facts.make.traits.get(DISK) if facts.make is not None else None
+    if sha256 is None:
+        return None
+    return opened.enter_context(DiskStore(instance.places.disks).opened(sha256, image=facts.image))
 
 
 def _upper_of(ram: RAM) -> int | None:

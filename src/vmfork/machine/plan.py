@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.hypervisor.base import Hardware
@@ -59,7 +59,7 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
 
     Raises `HostError` when its guest would have no clock to go by.
     """
-    hardware = make_hardware(config, binary=binary, accel=accel)
+    hardware = replace(make_hardware(config, binary=binary, accel=accel), disk=bool(image.disk_sha256))
     check_clock(hardware)
     aslr = "" if has_aslr(config, accel) else " norandmaps"
     root = choose_root(image.kernel_release)

@@ -99,4 +99,4 @@ def _read_configuration(name: str, images: Path) -> ImageConfig:
         image = ImageStore(images).open(name)
     except (ImageNotFound, ImageCorrupt):
         return ImageConfig()
-    return ImageConfig(suite=image.suite, packages=image.requested, bare=image.bare)
+    return ImageConfig(suite=image.suite, packages=image.requested, bare=image.bare, root=image.root)

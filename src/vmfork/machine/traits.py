@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from vmfork.image import Image
 
 
+# The digest of the disk that the root is on; only machines with one have it.
+DISK = "image.disk"
+
+
 def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
     """Device state of one emulator version is not read by another with a different answer."""
     traits = {
@@ -29,8 +33,9 @@ def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
 
 
 def image_traits(image: Image) -> dict[str, str]:
-    """What the guest boots: device state holds addresses of just this kernel."""
-    return {"image.kernel": image.kernel_sha256, "image.initramfs": image.initramfs_sha256}
+    """What the guest boots: its memory holds addresses of just this kernel, and blocks of just this disk."""
+    disk = {DISK: image.disk_sha256} if image.disk_sha256 else {}
+    return {"image.kernel": image.kernel_sha256, "image.initramfs": image.initramfs_sha256, **disk}
 
 
 def agent_reseeds(reseed: str) -> bool:

@@ -33,7 +33,7 @@ async def derive_config(config: VMConfig, steps: Sequence[Step], *, instance: In
     if not wanted:
         return config
     base = await ensure_image(config.image, instance=instance)
-    made_of = ImageConfig(suite=base.suite, packages=(*base.requested, *wanted), bare=base.bare)
+    made_of = ImageConfig(suite=base.suite, packages=(*base.requested, *wanted), bare=base.bare, root=base.root)
     name = name_derived(config.image, made_of)
     await build_image(name, made_of, store=ImageStore(instance.places.images), progress=instance.progress)
     return replace(config, image=name)
@@ -47,5 +47,7 @@ def list_packages(steps: Sequence[Step]) -> tuple[str, ...]:
 def name_derived(base: str, made_of: ImageConfig) -> str:
     """What the derived image is called: the same for the same packages over images made of the same."""
     inputs = [made_of.suite, sorted(set(made_of.packages)), made_of.bare]
+    if made_of.root != "auto":
+        inputs.append(made_of.root)
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:_NAME_SIZE]
     return f"{base[:_MOST_OF_BASE]}.with-{digest}"

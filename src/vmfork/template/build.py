@@ -11,6 +11,7 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.journal import about
 from vmfork.machine.prepare import prepare
 from vmfork.progress import Progress
@@ -93,6 +94,7 @@ async def build_template(
                 base_image=config.image,
                 steps=build.done,
                 layers=build.layers,
+                disks=DiskStore(instance.places.disks),
             )
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)

@@ -16,6 +16,8 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import NAME, VMConfig, check_name
 from vmfork.errors import ConfigError, StoreBusy, TemplateCorrupt, TemplateError, TemplateNotFound
 from vmfork.host.folders import NO_FILE, list_folder, make_private, read_file, write_whole
+from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_steps
@@ -178,6 +180,7 @@ async def remove_template(name: str, *, places: Places) -> None:
         if not was_persisted:
             raise
     _forget(name, places)
+    await in_thread(lambda _: DiskStore(places.disks).sweep())
     if not layers:
         return
     others = TemplateStore(places.templates).list_names()

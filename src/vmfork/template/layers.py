@@ -21,6 +21,7 @@ from vmfork.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmfork.image import DiskStore
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
     from vmfork.store import Staging
@@ -48,6 +49,7 @@ async def keep_layer(
     store: LayerStore,
     done: Sequence[DoneStep],
     layers: Sequence[str],
+    disks: DiskStore,
 ) -> bool:
     """The machine as it is now is the layer `name`, if there is room for it; it runs on.
 
@@ -64,7 +66,9 @@ async def keep_layer(
             await _copy(running, memory_fd, staging)
             # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
             todo = Thaw(watchers=watchers, greets=True)
-            await publish(staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers)
+            await publish(
+                staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers, disks=disks
+            )
         except OSError as error:  # its memory was there a moment ago
             if isinstance(error, VMForkError):  # a deadline is a TimeoutError, and that an OSError
                 raise

@@ -13,6 +13,7 @@ from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, copy_into, find_unset
+from vmfork.image import DiskStore
 from vmfork.machine.emulator import find_maker
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
@@ -66,7 +67,9 @@ async def freeze_running(
         # Nobody can make it again; and what was made before under its name is something else.
         with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
             recipe = Recipe(secrets=secrets)
-            await publish(staging, running.facts, recipe, todo=todo, timings=timings)
+            await publish(
+                staging, running.facts, recipe, todo=todo, timings=timings, disks=DiskStore(instance.places.disks)
+            )
     source = await Source.open(name, config=VMConfig(), instance=instance)
     await follow(source, config=VMConfig(), instance=instance)
     return source

@@ -13,6 +13,7 @@ from vmfork.adopt.todo import Thaw
 from vmfork.errors import DeadlineExceeded, GuestError, LaunchError, VMForkError
 from vmfork.freeze.freeze import freeze
 from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import stand_alone
 from vmfork.machine.facts import Descent, Make
@@ -71,6 +72,7 @@ class Making:
         is_layered = bool(recipe.steps) and not recipe.env
         self._names = name_layers(plan, recipe.pins) if is_layered else ()
         self._kept = LayerStore(instance.places.layers)
+        self._disks = DiskStore(instance.places.disks)
         self.timings: dict[str, float] = {}
         self.done: list[DoneStep] = []
         self.layers: list[str] = []
@@ -183,7 +185,9 @@ class Making:
         name = self._names[number]
         done = [*self.done[:-1], replace(self.done[-1], layer=name)] if number else []
         layers = [*self.layers, name]
-        if await keep_layer(name, running, staging.memory_fd, store=self._kept, done=done, layers=layers):
+        if await keep_layer(
+            name, running, staging.memory_fd, store=self._kept, done=done, layers=layers, disks=self._disks
+        ):
             self.done, self.layers = done, layers
         self._since = time.perf_counter()
 

@@ -13,6 +13,7 @@ from vmfork.config import check_name
 from vmfork.errors import ConfigError, TemplateError, TemplateExists, TemplateNotFound
 from vmfork.freeze.live import check_copyable
 from vmfork.freeze.point import check_owner
+from vmfork.image import DiskStore
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.facts import Make
 from vmfork.machine.launch import Frozen
@@ -130,7 +131,9 @@ async def keep_point(
             if not hooks:
                 todo = replace(todo, hooks=())
             timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
-            await publish(staging, running.facts, Recipe(), todo=todo, timings=timings)
+            await publish(
+                staging, running.facts, Recipe(), todo=todo, timings=timings, disks=DiskStore(instance.places.disks)
+            )
     except TemplateExists as error:
         reason = f"VM {running.id} has a checkpoint {name!r}"
         raise ConfigError("name", name, reason, hint="remove it first, or take another name") from error

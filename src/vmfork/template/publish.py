@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmfork.host import facts
+from vmfork.machine.traits import DISK
 from vmfork.store import Manifest
 from vmfork.store.ram_file import digest_ram
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.adopt.todo import Thaw
+    from vmfork.image import DiskStore
     from vmfork.machine.facts import MachineFacts
     from vmfork.store import Staging
     from vmfork.store.manifest import DoneStep
@@ -31,17 +33,21 @@ async def publish(
     base_image: str = "",
     steps: Sequence[DoneStep] = (),
     layers: Sequence[str] = (),
+    disks: DiskStore,
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
     The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase. `base_image` is what
-    the machine's image was derived from.
+    the machine's image was derived from. The machine's disk, where it has one, is held in `disks`. Raises
+    `ImageCorrupt` when it is missing there.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)
     state = staging.state_path.read_bytes()
     hardware, make = machine.hardware, machine.make
     assert make is not None  # only of machines that we started
+    if (sha256 := make.traits.get(DISK)) is not None:
+        disks.hold_for(staging.memory_path.parent, sha256, image=machine.image)
     manifest = Manifest(
         name=staging.name,
         generation=staging.generation,

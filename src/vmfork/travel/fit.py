@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.host import kvm
 from vmfork.hypervisor.base import Hardware
-from vmfork.machine.traits import emulator_traits
+from vmfork.machine.traits import DISK, emulator_traits
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def hardware_of(m: Manifest) -> Hardware:
         max_memory_mib=m.max_memory_mib,
         added_mib=m.added_mib,
         nic=m.nic,
+        disk=DISK in m.traits,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from vmfork.errors import ArtifactError
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
 from vmfork.host.whole import written_whole
 from vmfork.machine.board import needs_tsc
+from vmfork.machine.traits import DISK
 from vmfork.oci.archive import Archive
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
@@ -22,19 +24,22 @@ if TYPE_CHECKING:
     from threading import Event
 
     from vmfork.config import Instance
-    from vmfork.store import OpenTemplate
+    from vmfork.store import Manifest, OpenTemplate
     from vmfork.travel.artifact import Artifact
 
 
 async def save_template(name: str, path: Path, *, generation: str, instance: Instance, durable: bool = False) -> Saved:
     """The generation is in the file at `path`, a tar of an OCI layout; after an error what was there before is.
 
-    A `durable` one is on the disk.
+    A `durable` one is on the disk, for this host alone: what its root is on is not in it, and need not be.
 
-    Raises `TemplateNotFound` when the generation is gone, `TemplateCorrupt` when its RAM is not what was frozen.
+    Raises `TemplateNotFound` when the generation is gone, `TemplateCorrupt` when its RAM is not what was frozen, and
+    `ArtifactError` when its root does not travel.
     """
     tell = tell_part(f"saving {name!r}", instance)
     with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
+        if not durable:
+            check_travels(opened.manifest)
         tsc_khz = await asyncio.to_thread(tsc_of, opened)
         with written_whole(path, durable=durable) as file:
             archive = Archive(file)
@@ -46,6 +51,16 @@ async def save_template(name: str, path: Path, *, generation: str, instance: Ins
             saved = await in_thread(work)
             assert saved is not None  # it was not stopped
     return saved
+
+
+def check_travels(m: Manifest) -> None:
+    """Raises `ArtifactError` for a template whose forks read a disk, which no layer carries."""
+    if DISK in m.traits:
+        raise ArtifactError(
+            f"template {m.name!r}",
+            "its root is on a disk, which stays on this host",
+            hint=f"make it of an image with its root in memory: vmfork image build {m.image} --root memory",
+        )
 
 
 def tell_part(step: str, instance: Instance) -> Callable[[float], None]:

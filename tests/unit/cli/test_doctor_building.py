@@ -43,9 +43,10 @@ def test_where_the_image_is_there_a_lack_is_a_note(monkeypatch, built, level) ->
     def lacking() -> None:
         raise HostError("it is not there", hint="install it")
 
-    for name in ("find_mmdebstrap", "choose_namespaces", "check_library"):
+    for name in ("find_mmdebstrap", "choose_namespaces", "check_library", "find_sqfstar"):
         monkeypatch.setattr(doctor, name, lacking)
     checks = doctor._check_building(built=built)
     assert [(check.name, check.level, check.todo) for check in checks] == [
-        (name, level, "install it") for name in ("mmdebstrap", "namespaces", "liblz4")
+        *((name, level, "install it") for name in ("mmdebstrap", "namespaces", "liblz4")),
+        ("sqfstar", "note", "install it"),  # only for roots that do not lie in memory
     ]

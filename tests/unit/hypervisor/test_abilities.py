@@ -19,8 +19,8 @@ MICROVM = replace(Q35, machine="microvm", vmgenid=False)
 FULL = Abilities(
     machines=("microvm", "pc-q35-7.2"),
     devices=(
-        *("pc-dimm", "virtio-net-device", "virtio-net-pci", "virtio-serial-device", "virtio-serial-pci"),
-        *("virtserialport", "vmgenid"),
+        *("pc-dimm", "virtio-blk-device", "virtio-blk-pci", "virtio-net-device", "virtio-net-pci"),
+        *("virtio-serial-device", "virtio-serial-pci", "virtserialport", "vmgenid"),
     ),
     accels=("kvm", "tcg"),
     has_sandbox=True,
@@ -64,6 +64,9 @@ def program(tmp_path):
         (FULL, replace(Q35, nic=True), []),
         (FULL, replace(MICROVM, nic=True), []),
         (SLIMMER, replace(MICROVM, nic=True), ["device virtio-net-device"]),
+        (FULL, replace(Q35, disk=True), []),
+        (FULL, replace(MICROVM, disk=True), []),
+        (SLIMMER, replace(MICROVM, disk=True), ["device virtio-blk-device"]),
         (replace(FULL, has_user_network=False), MICROVM, []),
         (replace(FULL, has_user_network=False), replace(MICROVM, nic=True), ["network backend user"]),
         (
@@ -82,7 +85,7 @@ async def test_the_one_on_path_has_all_that_a_machine_needs(binary, tmp_path) ->
     machine = f"pc-q35-{binary.release[0]}.{binary.release[1]}"
     for hardware in (replace(Q35, machine=machine), MICROVM, replace(MICROVM, accel="tcg")):
         assert found.find_missing(hardware) == []
-        assert found.find_missing(replace(hardware, nic=True)) == []
+        assert found.find_missing(replace(hardware, nic=True, disk=True)) == []
     assert found.has_sandbox
     assert found.has_user_network
 
@@ -135,10 +138,10 @@ ANSWERS = (
     {"return": [{"name": "none"}, {"name": "microvm"}]},
     {"error": {"class": "GenericError", "desc": "invalid option name: sandbox"}},
     {"error": {"class": "GenericError", "desc": "Parameter 'type' does not accept value 'user'"}},
-    # Port and card of either board, virtserialport, vmgenid, pc-dimm, kvm, tcg.
+    # Port, card and disk of either board, virtserialport, vmgenid, pc-dimm, kvm, tcg.
     *(
         {"return": []} if there else {"error": {"class": "DeviceNotFound", "desc": "not found"}}
-        for there in (False, False, False, True, True, True, False, True, False)
+        for there in (False, False, False, False, True, False, True, True, False, True, False)
     ),
 )
 

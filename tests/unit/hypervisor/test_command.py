@@ -194,3 +194,25 @@ def test_a_card_is_the_same_device_whatever_is_behind_it(start) -> None:
 def test_a_card_of_the_other_board_needs_no_pci() -> None:
     launch = replace(LAUNCH, hardware=replace(TCG, machine="microvm"), link=Link(mac="02:00:00:00:00:01"))
     assert "virtio-net-device,id=card,mac=02:00:00:00:00:01" in build_command(OLD, launch, FDS)
+
+
+@pytest.mark.parametrize("start", [BOOT, RESTORE])
+def test_a_disk_is_read_by_its_descriptor_before_any_card(start) -> None:
+    """The guest finds a card by the number of devices that come before it (image/recipe.py)."""
+    bare = replace(LAUNCH, start=start, link=Link(mac="02:00:00:00:00:01"))
+    plain, command = build_command(OLD, bare, FDS), build_command(OLD, replace(bare, disk_fd=23), FDS)
+    at = command.index("-blockdev")
+    file = "file.driver=file,file.filename=/proc/self/fd/23,file.locking=off"
+    assert command[at : at + 4] == [
+        *("-blockdev", f"driver=raw,node-name=root,read-only=on,{file}"),
+        *("-device", "virtio-blk-pci,id=disk,disable-legacy=on,num-queues=1,write-cache=off,drive=root"),
+    ]
+    assert command[:at] + command[at + 4 :] == plain
+    devices = [argument for argument in command if argument.startswith("virtio-")]
+    assert [device.partition("-pci")[0] for device in devices] == ["virtio-serial", "virtio-blk", "virtio-net"]
+
+
+def test_a_disk_of_the_other_board_needs_no_pci() -> None:
+    launch = replace(LAUNCH, hardware=replace(TCG, machine="microvm"), disk_fd=23)
+    device = "virtio-blk-device,id=disk,num-queues=1,write-cache=off,drive=root"
+    assert device in build_command(OLD, launch, FDS)

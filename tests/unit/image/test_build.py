@@ -165,7 +165,7 @@ async def test_cancel_while_packing_ends_the_thread(run, tmp_path, monkeypatch):
         ended.append(stop.wait(10))
         raise build._StoppedError
 
-    monkeypatch.setattr(build, "_pack", pack)
+    monkeypatch.setattr(build, "pack", pack)
     task = asyncio.create_task(build.build_image("one", CONFIG, store=ImageStore(tmp_path / "images")))
     await packing.wait()
     task.cancel()

@@ -14,7 +14,7 @@ from vmfork.hypervisor.base import Hardware
 from vmfork.hypervisor.qemu import QemuBinary, board_for, find_qemu, find_qemu_like
 from vmfork.machine import plan
 from vmfork.machine.plan import make_plan
-from vmfork.machine.traits import emulator_traits, wanted_traits
+from vmfork.machine.traits import DISK, emulator_traits, image_traits, wanted_traits
 from vmfork.store import Manifest
 
 OLD, NEW = "7.2.22 (Debian 1:7.2+dfsg-7)", "9.2.0 (Debian 1:9.2.0+ds-1)"
@@ -92,7 +92,7 @@ async def test_who_reseeds_is_told_as_far_as_the_machine_has_it(qemu, asked, mon
     monkeypatch.setattr(plan, "check_clock", lambda _hardware: None)
     monkeypatch.setattr(plan, "board_args", no_args)
     binary = await find_qemu(qemu(OLD))
-    image = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", kernel_release="6.12.118")
+    image = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="", kernel_release="6.12.118")
     for machine, in_force in (("q35", asked), ("microvm", "agent" if asked == "both" else asked)):
         config = VMConfig(machine=machine, reseed=asked)
         made = await make_plan(config, image=image, binary=binary, accel="tcg")
@@ -124,3 +124,10 @@ def test_the_kind_of_machine_is_compared_where_it_was_chosen(asked, have, wanted
 def test_a_card_is_a_trait_of_a_template() -> None:
     wanted = [wanted_traits(VMConfig(nic=nic), machine="pc-q35-7.2", accel="tcg")["nic"] for nic in (False, True)]
     assert wanted == ["off", "on"]
+
+
+def test_a_disk_is_a_trait_of_machines_that_have_one():
+    without = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="")
+    on_disk = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="d")
+    assert DISK not in image_traits(without)
+    assert image_traits(on_disk) == image_traits(without) | {DISK: "d"}

@@ -37,7 +37,7 @@ _ARGUMENTS = (
 # What a machine of ours may need. Each is asked for by its name: to list all that there is, QEMU loads every module in
 # the folder that it was built for, and aborts at those of another build (10.0 beside 7.2).
 _DEVICES = (
-    *(_name_of(device) for board in BOARDS for device in (board.port, board.card)),
+    *(_name_of(device) for board in BOARDS for device in (board.port, board.card, board.disk)),
     "virtserialport",
     "vmgenid",
     "pc-dimm",
@@ -79,6 +79,8 @@ class Abilities:
             devices.append("pc-dimm")
         if hardware.nic:
             devices.append(_name_of(board.card))
+        if hardware.disk:
+            devices.append(_name_of(board.disk))
         return [
             *_without([f"accelerator {hardware.accel}"], (f"accelerator {accel}" for accel in self.accels)),
             *_without([f"machine {hardware.machine}"], (f"machine {machine}" for machine in self.machines)),
@@ -93,7 +95,7 @@ def _without(wanted: list[str], there: Iterable[str]) -> list[str]:
     return [each for each in wanted if each not in known]
 
 
-_asked: dict[tuple[Path, str], Abilities] = {}
+_asked: dict[tuple[Path, str, tuple[str, ...]], Abilities] = {}
 
 
 async def ask_abilities(binary: QemuBinary, *, kept: Path) -> Abilities:
@@ -101,7 +103,8 @@ async def ask_abilities(binary: QemuBinary, *, kept: Path) -> Abilities:
 
     Asking takes about 0.1 s, once. Raises `HostError` when it does not answer as QEMU does.
     """
-    key = (binary.path, binary.stamp)
+    # What an older vmfork did not ask for is not in its answer.
+    key = (binary.path, binary.stamp, _DEVICES)
     if key not in _asked:
         path = kept / f"qemu-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
         known = _read(path)

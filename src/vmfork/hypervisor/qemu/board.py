@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """`options` belong to `-machine`, `port` is the device that carries the agent's line, `card` that of a network.
+    """`options` belong to `-machine`, `port` is the device that carries the agent's line, `card` that of a network,
+    `disk` that of a root.
 
     `extra` is passed on as is.
     With `has_vmgenid` the guest learns from the machine that it is a fork (ACPI, device `vmgenid`). With `takes_memory`
@@ -25,6 +26,7 @@ class Board:
     options: tuple[str, ...]
     port: str
     card: str
+    disk: str
     extra: tuple[str, ...] = ()
     has_vmgenid: bool
     takes_memory: bool
@@ -51,6 +53,7 @@ Q35 = Board(
     port="virtio-serial-pci,id=agents,disable-legacy=on,max_ports=2",
     # Nothing boots from it: without `romfile=` QEMU opens a file for that.
     card="virtio-net-pci,id=card,disable-legacy=on,romfile=",
+    disk="virtio-blk-pci,id=disk,disable-legacy=on,num-queues=1,write-cache=off",
     has_vmgenid=True,
     takes_memory=True,
     keeps_time=True,
@@ -66,6 +69,7 @@ MICROVM = Board(
     ),
     port="virtio-serial-device,id=agents,max_ports=2",
     card="virtio-net-device,id=card",
+    disk="virtio-blk-device,id=disk,num-queues=1,write-cache=off",
     extra=("-global", "virtio-mmio.force-legacy=off"),
     has_vmgenid=False,
     takes_memory=False,

@@ -99,6 +99,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-device", board.port),
         *("-chardev", f"socket,id=agent,fd={fds.agent},server=on,wait=off"),
         *("-device", f"virtserialport,bus=agents.0,nr=1,chardev=agent,name={AGENT_PORT}"),
+        *_disk(launch, board),
         *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
         *_card(launch, board),
         *board.extra,
@@ -161,6 +162,20 @@ def _added(binary: QemuBinary, launch: Launch) -> list[str]:
         arguments += ["-object", backend, "-device", f"pc-dimm,id=dimm-{number},memdev=dimm-{number}-ram"]
         begins_mib += size_mib
     return arguments
+
+
+def _disk(launch: Launch, board: Board) -> list[str]:
+    """The file that its root is on, opened for reading alone, and read through the host's page cache.
+
+    One queue: as many as it has CPUs would be as much more memory, in each fork.
+    """
+    if launch.disk_fd is None:
+        return []
+    file = f"file.driver=file,file.filename=/proc/self/fd/{launch.disk_fd},file.locking=off"
+    return [
+        *("-blockdev", f"driver=raw,node-name=root,read-only=on,{file}"),
+        *("-device", f"{board.disk},drive=root"),
+    ]
 
 
 def _card(launch: Launch, board: Board) -> list[str]:

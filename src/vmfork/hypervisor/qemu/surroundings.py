@@ -96,6 +96,8 @@ def _open(path: Path, opened: ExitStack) -> int:
 
 
 def list_inherited(launch: Launch) -> list[int]:
-    """Descriptors of RAM and device state, as far as they are files."""
-    ram = [*list_layers(launch), *([launch.ram.fd] if isinstance(launch.ram, SharedRAM) else [])]
-    return [*ram, launch.start.state_fd] if isinstance(launch.start, Restore) else ram
+    """Descriptors of RAM, disk and device state, as far as they are files."""
+    files = [*list_layers(launch), *([launch.ram.fd] if isinstance(launch.ram, SharedRAM) else [])]
+    if launch.disk_fd is not None:
+        files.append(launch.disk_fd)
+    return [*files, launch.start.state_fd] if isinstance(launch.start, Restore) else files

@@ -12,8 +12,10 @@ from vmfork.errors import ArtifactError, ConfigError, TemplateExists, TemplateUn
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
+from vmfork.image import DiskStore
 from vmfork.machine.board import needs_tsc
 from vmfork.machine.emulator import find_emulator_like
+from vmfork.machine.traits import DISK
 from vmfork.oci.layout import Layout
 from vmfork.oci.manifest import MANIFEST_TYPE
 from vmfork.oci.manifest import Manifest as OCIManifest
@@ -116,6 +118,8 @@ async def put_in_force(
         # Nobody can make it again here; and what was made before under its name is something else.
         stranger = KeptRecipe(config=VMConfig(), came_from=of)
         with nullcontext() if is_ours else keeping_recipe(name, stranger, places=instance.places):
+            if (sha256 := m.traits.get(DISK)) is not None:
+                DiskStore(instance.places.disks).hold_for(staging.memory_path.parent, sha256, image=m.image)
             await staging.commit(here)
     return await Source.open(name, config=config, instance=instance)
 

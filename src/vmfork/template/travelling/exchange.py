@@ -15,7 +15,7 @@ from vmfork.store import TemplateStore
 from vmfork.template.travelling.arrival import put_in_force, read_manifest
 from vmfork.travel.pack import Base, pack
 from vmfork.travel.saved import Saved
-from vmfork.travel.sending import tell_part, tsc_of
+from vmfork.travel.sending import check_travels, tell_part, tsc_of
 
 if TYPE_CHECKING:
     from threading import Event
@@ -39,6 +39,7 @@ async def push_template(
     store = TemplateStore(instance.places.templates)
     with ExitStack() as opened:
         own = opened.enter_context(store.open(name, generation=generation))
+        check_travels(own.manifest)
         tsc_khz = await asyncio.to_thread(tsc_of, own)
 
         def work(stop: Event) -> Saved | None:

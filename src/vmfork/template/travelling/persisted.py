@@ -16,6 +16,8 @@ from vmfork.errors import ArtifactError, TemplateError, TemplateExists, Template
 from vmfork.host import facts
 from vmfork.host.folders import make_private
 from vmfork.host.lock import locked_folder
+from vmfork.image import DiskStore
+from vmfork.machine.traits import DISK
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.template.kept import locate_persisted
@@ -36,7 +38,10 @@ async def persist(source: Source, *, instance: Instance) -> Saved:
     m = source.manifest
     make_private(instance.places.persisted)
     path = locate_persisted(m.name, instance.places)
-    return await save_template(m.name, path, generation=m.generation, instance=instance, durable=True)
+    saved = await save_template(m.name, path, generation=m.generation, instance=instance, durable=True)
+    if (sha256 := m.traits.get(DISK)) is not None:
+        DiskStore(instance.places.disks).hold_for(path, sha256, image=m.image)
+    return saved
 
 
 async def follow(source: Source, *, config: VMConfig, instance: Instance) -> None:
