@@ -125,6 +125,7 @@ CAPABILITIES = {
     "no-marked-writes": Capability("this kernel marks writes", lambda: not _marks_writes()),
     "swap": Capability("this host has no swap, or did not swap out what it was asked to", _always),
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
+    "umoci": Capability("umoci is not there: make test brings it", _has_program("umoci")),
     "docker-registry": Capability("docker-registry is not there: make test brings it", _has_program("docker-registry")),
     "oras": Capability("oras is not installed", _has_module("oras")),
     "node": Capability("Node.js is not installed", _has_program("node")),

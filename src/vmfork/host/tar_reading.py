@@ -103,6 +103,19 @@ def open_tar(source: Source) -> tarfile.TarFile:
         return _Tar.open(fileobj=cast(Any, decompressed(source)), mode="r|", bufsize=_PIECE_SIZE, tarinfo=_Member)
 
 
+def open_plain_tar(source: Source) -> tarfile.TarFile:
+    """The tar that `source` is, which nothing made smaller; its names are UTF-8, whatever this host's are."""
+    with making_sense():
+        return _Tar.open(
+            fileobj=cast(Any, source),
+            mode="r|",
+            bufsize=_PIECE_SIZE,
+            tarinfo=_Member,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+
+
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     """The next member, `None` at the end. Raises `ReadError` and `DamagedError`."""
     with making_sense():
