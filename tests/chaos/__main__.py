@@ -58,6 +58,7 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "connect": (4, (*_MACHINE, ("broker", KILL), ("broker", STOP), *_HOST)),
     "build": (3, (*_MACHINE, *_HOST)),
     "replace": (3, (*_MACHINE, *_HOST)),
+    "layers": (3, (*_MACHINE, *_HOST)),
     "remove": (1, (("library", KILL), *_HOST)),
     "image": (3, (("library", KILL), ("mmdebstrap", KILL), *_HOST)),
     "take": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("server", KILL), *_HOST)),

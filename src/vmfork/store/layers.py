@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vmfork.errors import HostError, StoreBusy, TemplateError
 from vmfork.host import facts
+from vmfork.store.staging import ShortOfMemory
 from vmfork.store.store import TemplateStore
 from vmfork.units import MIB
 
@@ -99,11 +100,11 @@ class LayerStore:
         return False
 
     async def giving_way(self, make: Callable[[], Awaitable[T]]) -> T:
-        """What `make` gives. Layers went, one by one, as long as the host had too little for it (`HostError`)."""
+        """What `make` gives. Layers went, one by one, as long as the host had too little memory for it."""
         while True:
             try:
                 return await make()
-            except HostError:
+            except ShortOfMemory:
                 if not await self.give_way():
                     raise
 

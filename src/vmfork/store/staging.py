@@ -32,6 +32,10 @@ _log = logging.getLogger("vmfork")
 STATE_HEADROOM = 8 * MIB
 
 
+class ShortOfMemory(HostError):
+    """The host has too little memory for a template; less of anything else that is kept in memory helps."""
+
+
 class Staging(Owner):
     """Owner of a generation that is being made. Closing it uncommitted leaves nothing."""
 
@@ -48,7 +52,7 @@ class Staging(Owner):
     def enlarge(self, memory_bytes: int) -> None:
         """There is room for `memory_bytes` of RAM. What was written before is gone when there was less.
 
-        Raises `HostError` when memory is short: ask again, or close it.
+        Raises `ShortOfMemory`: ask again, or close it.
         """
         if memory_bytes > self.memory_bytes:
             if self.memory_fd >= 0:
@@ -110,13 +114,13 @@ class Staging(Owner):
 
 
 def _check_memory(need: int) -> None:
-    """Raises `HostError`, with the arithmetic, when `need` bytes of memory cannot be had.
+    """Raises `ShortOfMemory`, with the arithmetic, when `need` bytes of memory cannot be had.
 
     A guest may come to touch all its RAM, so all of it must be there, although the file is sparse at first.
     """
     available = facts.available_memory_bytes()
     if need > available:
-        raise HostError(
+        raise ShortOfMemory(
             f"not enough memory: the template needs {format_mib(need // MIB)}, "
             f"{format_mib(available // MIB)} can be had",
             hint="give the VM less memory, stop something else, or raise the memory limit of the container or service",
@@ -126,7 +130,7 @@ def _check_memory(need: int) -> None:
 def _check_space(folder: Path, need: int) -> None:
     free = facts.free_space_bytes(folder)
     if need > free:
-        raise HostError(
+        raise ShortOfMemory(
             f"not enough space: the template needs {format_mib(need // MIB)}, "
             f"{folder} has {format_mib(free // MIB)} free",
             hint="give the VM less memory, or set VMFORK_RUNTIME_DIR to a larger tmpfs",

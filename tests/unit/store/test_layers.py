@@ -11,6 +11,7 @@ from tests.unit.store.samples import build_small
 from vmfork.errors import HostError, StoreBusy
 from vmfork.store import layers as module
 from vmfork.store.layers import LayerStore
+from vmfork.store.staging import ShortOfMemory
 from vmfork.units import MIB
 
 
@@ -78,7 +79,7 @@ async def test_they_go_one_by_one_as_long_as_something_else_has_no_room(three, s
     async def make() -> str:
         asked.append(names(three))
         if len(asked) < 3:
-            raise HostError("no room")
+            raise ShortOfMemory("no room")
         return "made"
 
     assert await three.giving_way(make) == "made"
@@ -93,10 +94,17 @@ async def test_an_error_stays_one_when_no_layer_is_left_and_any_other_costs_none
         await three.giving_way(make)
     assert names(three) == ["b", "c", "a"]
 
-    async def refuse() -> None:
-        raise HostError("no room")
+    async def fail() -> None:
+        raise HostError("a folder belongs to another user")
 
-    with pytest.raises(HostError, match="no room"):
+    with pytest.raises(HostError, match="another user"):
+        await three.giving_way(fail)
+    assert names(three) == ["b", "c", "a"]
+
+    async def refuse() -> None:
+        raise ShortOfMemory("no room")
+
+    with pytest.raises(ShortOfMemory, match="no room"):
         await three.giving_way(refuse)
     assert names(three) == []
     assert not await three.give_way()
