@@ -48,11 +48,13 @@ async def build_image(
     store: ImageStore,
     progress: ProgressListener = ignore_progress,
     rebuild: bool = False,
+    not_before: str = "",
 ) -> Image:
     """`name` leads to an image of that configuration: the one it led to, one of the same recipe, or a new one.
 
     With `rebuild` it is built again, with the packages as Debian offers them today; where they are the same, so is the
-    image. Two builders of one recipe take turns, and the second uses what the first made. Raises `ImageError` when
+    image. One that another name has is not taken when it was made before `not_before`, as `created_at` has it. Two
+    builders of one recipe take turns, and the second uses what the first made. Raises `ImageError` when
     something is wrong with the packages or their source, and `HostError` when a program, a permission or space is
     missing. After either, and on cancel, everything is as it was before.
     """
@@ -65,7 +67,7 @@ async def build_image(
         store.make()
         lock, waited = await _lock(digest, store, progress)
         with lock:
-            image = await _reuse(name, digest, store) if waited or not rebuild else None
+            image = await _reuse(name, digest, store, not_before) if waited or not rebuild else None
             if image is None:
                 image = await _build(name, digest, config, agent, store=store, progress=progress)
     progress(Progress(task="image", step="done", fraction=1.0))
@@ -108,10 +110,10 @@ async def _lock(subject: str, store: ImageStore, progress: ProgressListener) -> 
             return lock, True
 
 
-async def _reuse(name: str, digest: str, store: ImageStore) -> Image | None:
+async def _reuse(name: str, digest: str, store: ImageStore, not_before: str) -> Image | None:
     """The image that another build, or another name, has of that recipe; `name` leads to it."""
     image = store.find_made_of(digest, name=name)
-    if image is None:
+    if image is None or image.created_at < not_before:
         return None
     lock, _ = await _lock(image.digest, store, ignore_progress)
     with lock:

@@ -113,7 +113,7 @@ class ImageStore:
     def list_images(self) -> list[Image]:
         """Every image that can be opened, by name."""
         images = []
-        for name in self._list_names():
+        for name in self.list_names():
             with suppress(ImageNotFound, ImageCorrupt):
                 images.append(self.open(name))
         return images
@@ -196,7 +196,7 @@ class ImageStore:
 
     def find_waste(self) -> list[Path]:
         """The folders that a sweep would remove, at this moment."""
-        named = {self._read_link(name) for name in self._list_names()}
+        named = {self._read_link(name) for name in self.list_names()}
         unnamed = [digest for digest in self._list_digests() if digest not in named]
         free = [self.folder / digest for digest in unnamed if not is_locked(self.lock_path(digest))]
         return [*find_left(self.folder), *free]
@@ -214,7 +214,7 @@ class ImageStore:
             self._discard_unnamed(digest)
 
     def _discard_unnamed(self, digest: str) -> None:
-        if digest not in {self._read_link(name) for name in self._list_names()}:
+        if digest not in {self._read_link(name) for name in self.list_names()}:
             discard(self.folder / digest)
             self.disks.sweep()
 
@@ -226,7 +226,8 @@ class ImageStore:
         target = read_link(self._link_of(name))
         return None if target is None else Path(target).name
 
-    def _list_names(self) -> list[str]:
+    def list_names(self) -> list[str]:
+        """The names that images have, sorted; one may be damaged."""
         try:
             found = os.scandir(self.folder / "names")
         except FileNotFoundError:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import ImageConfig
+from vmfork.errors import ImageNotFound, StoreBusy
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
+from vmfork.image.derived import name_derived, name_packages
 from vmfork.machine.prepare import ensure_image
 from vmfork.recipe.step import Packages
 
@@ -19,35 +20,28 @@ if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
     from vmfork.recipe.step import Step
 
-_NAME_SIZE = 12
-# Room for the name of the base image in that of the derived one (`check_name`).
-_MOST_OF_BASE = 40
-
 
 async def derive_config(config: VMConfig, steps: Sequence[Step], *, instance: Instance) -> VMConfig:
     """The configuration with the image that has the packages of the steps, which is there now.
 
-    Without packages it is `config` itself. Raises what `ensure_image` and `build_image` raise.
+    Without packages it is `config` itself. What was derived from a former image of the same name is gone. Raises what
+    `ensure_image` and `build_image` raise.
     """
     wanted = list_packages(steps)
     if not wanted:
         return config
     base = await ensure_image(config.image, instance=instance)
     made_of = ImageConfig(suite=base.suite, packages=(*base.requested, *wanted), bare=base.bare, root=base.root)
-    name = name_derived(config.image, made_of)
-    await build_image(name, made_of, store=ImageStore(instance.places.images), progress=instance.progress)
+    name, store = name_derived(base, wanted), ImageStore(instance.places.images)
+    # One of the same packages that is older than the base may have them as they were before.
+    await build_image(name, made_of, store=store, progress=instance.progress, not_before=base.created_at)
+    for other in store.list_names():
+        if other.startswith(name_packages(base, wanted)) and other != name:
+            with suppress(ImageNotFound, StoreBusy):
+                store.remove(other)
     return replace(config, image=name)
 
 
 def list_packages(steps: Sequence[Step]) -> tuple[str, ...]:
     """The packages of the steps, sorted, each once."""
     return tuple(sorted({name for step in steps if isinstance(step, Packages) for name in step.names}))
-
-
-def name_derived(base: str, made_of: ImageConfig) -> str:
-    """What the derived image is called: the same for the same packages over images made of the same."""
-    inputs = [made_of.suite, sorted(set(made_of.packages)), made_of.bare]
-    if made_of.root != "auto":
-        inputs.append(made_of.root)
-    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:_NAME_SIZE]
-    return f"{base[:_MOST_OF_BASE]}.with-{digest}"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
-from vmfork.errors import ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
+from vmfork.errors import ImageCorrupt, ImageNotFound, TemplateCorrupt, TemplateNotFound, TemplateStale
 from vmfork.host import kvm
 from vmfork.hypervisor.qemu import choose_cpu_model
 from vmfork.image import ImageStore
+from vmfork.image.derived import is_derived
 from vmfork.machine.card import check_has_card
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.facts import Descent, Make
@@ -217,8 +218,14 @@ class Source:
             raise TemplateStale(m.name, *misfit)
         if m.came_from:
             return  # an image of the same name here is another
+        images = ImageStore(self._instance.places.images)
+        if m.base_image:
+            with suppress(ImageNotFound, ImageCorrupt):  # nor does it need that one
+                base = images.open(m.base_image)
+                if not is_derived(m.image, base):
+                    raise TemplateStale(m.name, "image.base", m.image, f"{m.base_image} with {base.digest[:12]}")
         try:
-            image = ImageStore(self._instance.places.images).open(m.image)
+            image = images.open(m.image)
         except ImageNotFound:
             return  # a template works without its image: the template's RAM holds all of it
         m.check_traits(image_traits(image))
