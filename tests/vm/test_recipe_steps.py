@@ -38,6 +38,7 @@ memory = "320M"
 steps = [
   {pip = "requirements.txt"},
   {copy = ["app/", "/srv/app"]}, {copy = ["note", "limits.txt", "/srv"]},
+  {hooks = {before_freeze = "hooks/forget", after_fork = ["hooks/key"]}},
   {env = {APP = "one"}}, {run = "adduser --help >/dev/null 2>&1; echo web:x:1000:1000::/:/bin/sh >> /etc/passwd"},
   {run = "cat /run/token > /srv/seen; stat -c %a:%U /run/token >> /srv/seen", secret_files = {"/run/token" = "token"}},
   {run = "echo ${#TOKEN} > /srv/told", secrets = ["TOKEN"]}, {run = "echo x$TOKEN >> /srv/told"},
@@ -77,6 +78,9 @@ def folder(tmp_path, monkeypatch):
     (folder / "app" / "run.sh").write_text("#!/bin/sh\n")
     (folder / "app" / "run.sh").chmod(0o750)
     (folder / "app" / "cache.pyc").write_text("x")
+    (folder / "hooks").mkdir()
+    (folder / "hooks" / "forget").write_text("#!/bin/sh\necho forgotten >> /srv/forgotten\n")
+    (folder / "hooks" / "key").write_text('#!/bin/sh\necho "$VMFORK_FORK_ID of $VMFORK_TEMPLATE" >> /run/keyed\n')
     (folder / ".vmforkignore").write_text("*.pyc\n")
     (folder / "note").write_text("noted")
     (folder / "requirements.txt").write_text("greet\n-c limits.txt\n")
@@ -93,8 +97,8 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
     manifest = json.loads(told.out)
     assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
     assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
-        "pip", "copy", "copy", "env", "run", "run", "run", "run", "workdir", "run", "run", "user", "run", "start",
-        "ready",
+        "pip", "copy", "copy", "hooks", "env", "run", "run", "run", "run", "workdir", "run", "run", "user", "run",
+        "start", "ready",
     ]  # fmt: skip
     assert "s3cret" not in told.out + (instance.recipes / "stepped.json").read_text()
     template = await Template.open("stepped")
@@ -105,6 +109,9 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
 
         assert await read("/srv/seen") == "s3cret\n600:root\n"
         assert not await vm.exists("/run/token")
+        # One hook has run before the freeze, the other in this fork alone.
+        assert await read("/srv/forgotten") == "forgotten\n"
+        assert await read("/run/keyed") == f"{vm.id} of stepped\n"
         assert await read("/srv/told") == "6\nx\n"
         assert await read("/srv/where") == "/srv/work\none\n"
         assert await read("/srv/work/who") == "web\n"

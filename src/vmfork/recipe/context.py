@@ -48,6 +48,16 @@ class Context:
             raise ConfigError(field, name, f"{name!r} is a link that leads out of the recipe's folder")
         return found
 
+    def read_file(self, name: str, *, field: str) -> bytes:
+        """What the file of that name holds. Raises `ConfigError` when it is none, or cannot be read."""
+        found = self.find(name, field=field)
+        if not found.is_file():
+            raise ConfigError(field, name, f"{name!r} is no file", hint="name each file by itself")
+        try:
+            return found.read_bytes()
+        except OSError as error:
+            raise ConfigError(field, name, f"cannot read {found}: {error.strerror}") from error
+
     def pack(self, name: str, *, field: str) -> tuple[Packing, int]:
         """What is at `name` as the bytes of a tree, without what is left out, and how many if it is a file."""
         path = self.find(name, field=field)

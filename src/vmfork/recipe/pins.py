@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
 from vmfork.recipe.context import hash_content
-from vmfork.recipe.step import Copy, Pip, Run, Step
+from vmfork.recipe.step import Copy, Hooks, Pip, Run, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,6 +51,8 @@ def _list_inputs(step: Step, context: Context) -> list[object]:
     # How long it may take, and what its secret files hold, changes nothing that stays.
     if isinstance(step, Copy):
         return [replace(step, timeout_s=1.0).to_words(), digest_copied(step, context)]
+    if isinstance(step, Hooks):
+        return [step.to_words(), [_hash_hook(source, context) for source, _ in step.placed]]
     if isinstance(step, Pip):
         files = [name for name in step.wanted if is_file(name)]
         return [replace(step, timeout_s=1.0).to_words(), [_hash_requirements(name, context) for name in files]]
@@ -58,6 +60,10 @@ def _list_inputs(step: Step, context: Context) -> list[object]:
         paths = dict.fromkeys(step.secret_files, "")
         return [replace(step, timeout_s=1.0, secret_files=paths).to_words()]
     return [step.to_words()]
+
+
+def _hash_hook(name: str, context: Context) -> str:
+    return hashlib.sha256(context.read_file(name, field="hooks")).hexdigest()
 
 
 def _hash_requirements(name: str, context: Context, above: tuple[str, ...] = ()) -> list[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vmfork.config import ImageConfig
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from vmfork.network.policy import NetworkPolicy
 
+# Where the agent looks for them (docs/guides/templates-and-hooks.md).
+HOOKS = "/etc/vmfork"
 STEP_LIMIT_S = 600.0
 READY_LIMIT_S = 120.0
 
@@ -65,6 +68,41 @@ class Copy:
 
     def to_words(self) -> dict[str, Any]:
         return {"copy": [*self.sources, self.target], **_timeout(self.timeout_s, STEP_LIMIT_S)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Files of the recipe's folder are hooks of the machine, executable: run before a freeze, or in each fork.
+
+    Each has its own name in the hooks' folder of the guest; what has that name there is replaced.
+    """
+
+    before_freeze: tuple[str, ...] = ()
+    after_fork: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.before_freeze or self.after_fork):
+            raise ConfigError("hooks", {}, "names no hook", hint='such as {after_fork = "hooks/reseed"}')
+        for sources in (self.before_freeze, self.after_fork):
+            names = [PurePosixPath(source).name for source in sources]
+            for source, name in zip(sources, names, strict=True):
+                if not name or name.startswith(".") or name.endswith("~"):
+                    reason = f"{source!r} would be passed over: its name begins with a dot or ends with ~"
+                    raise ConfigError("hooks", source, reason, hint="give the file another name")
+                if names.count(name) > 1:
+                    raise ConfigError("hooks", source, f"two hooks have the name {name!r}", hint="rename one")
+
+    @property
+    def placed(self) -> tuple[tuple[str, str], ...]:
+        """Each file of the recipe's folder, and the path in the guest that it goes to."""
+        folders = (("before-freeze.d", self.before_freeze), ("after-fork.d", self.after_fork))
+        return tuple(
+            (each, f"{HOOKS}/{folder}/{PurePosixPath(each).name}") for folder, found in folders for each in found
+        )
+
+    def to_words(self) -> dict[str, Any]:
+        kinds = {"before_freeze": self.before_freeze, "after_fork": self.after_fork}
+        return {"hooks": {kind: [*sources] for kind, sources in kinds.items() if sources}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +215,7 @@ class Ready:
         return {"ready": {self.condition: value, **_network(self.network), **limit}}
 
 
-Step: TypeAlias = Packages | Pip | Copy | Run | Env | Workdir | User | Start | Ready
+Step: TypeAlias = Packages | Pip | Copy | Hooks | Run | Env | Workdir | User | Start | Ready
 
 
 def describe(step: Step) -> str:
@@ -185,6 +223,8 @@ def describe(step: Step) -> str:
     word, value = next(iter(step.to_words().items()))
     if isinstance(step, Env):
         text = " ".join(step.variables)  # their values may be anybody's
+    elif isinstance(step, Hooks):
+        text = shlex.join(source for source, _ in step.placed)
     elif isinstance(value, dict):
         text = " ".join(f"{key} {what}" for key, what in value.items() if key in ("command", "port", "file", "log"))
     else:

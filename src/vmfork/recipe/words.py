@@ -4,6 +4,7 @@
 {packages = ["git"]}                      packages of Debian, in the image that is booted; before every other step
 {pip = ["flask==3.1.*", "reqs.txt"]}      requirements; files of requirements (.txt, .lock, .in) and wheels (.whl)
 {copy = ["app/", "/srv/app"]}             files and folders of the recipe's folder, then where they go
+{hooks = {after_fork = "hooks/reseed"}}   files of the recipe's folder; or before_freeze, or both; a list for several
 {run = "make"}                            a line of shell
 {env = {APP = "1"}}                       for the programs of all later steps
 {workdir = "/srv/app"}
@@ -31,6 +32,7 @@ from vmfork.recipe.step import (
     Condition,
     Copy,
     Env,
+    Hooks,
     Packages,
     Pip,
     Ready,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 
     from vmfork.network.policy import NetworkPolicy
 
-WORDS = ("packages", "pip", "copy", "run", "env", "workdir", "user", "start", "ready")
+WORDS = ("packages", "pip", "copy", "hooks", "run", "env", "workdir", "user", "start", "ready")
 _NETWORK = ("network", "network_log_only")
 # What may stand beside a word.
 _OPTIONS = {
@@ -56,6 +58,7 @@ _OPTIONS = {
     "run": (*_NETWORK, "secrets", "secret_files", "timeout"),
 }
 _CONDITIONS: tuple[str, ...] = get_args(Condition)
+_MOMENTS = ("before_freeze", "after_fork")
 _HIGHEST_PORT = 65_535
 _HOW = 'such as {run = "make"}'
 
@@ -141,6 +144,13 @@ def _read_copy(field: str, given: object, table: Mapping[str, Any]) -> Step:
     return Copy(sources=tuple(sources), target=target, timeout_s=_read_timeout(field, table, STEP_LIMIT_S))
 
 
+def read_hooks(given: object, *, field: str) -> Hooks:
+    """The step of a recipe's `hooks`: a table of files, by when they run."""
+    table = _table(field, given, how='such as {after_fork = "hooks/reseed"}')
+    _check_keys(field, table, _MOMENTS)
+    return Hooks(**{moment: _texts(f"{field}.{moment}", table[moment]) for moment in _MOMENTS if moment in table})
+
+
 def _read_run(field: str, given: object, table: Mapping[str, Any]) -> Step:
     return Run(
         line=_line(field, given),
@@ -159,6 +169,7 @@ _READERS: dict[str, Callable[[str, object, Mapping[str, Any]], Step]] = {
     "packages": lambda field, given, _: Packages(names=_texts(field, given)),
     "pip": _read_pip,
     "copy": _read_copy,
+    "hooks": lambda field, given, _: read_hooks(given, field=field),
     "run": _read_run,
     "env": _read_env,
     "workdir": lambda field, given, _: Workdir(path=_line(field, given)),
@@ -236,9 +247,9 @@ def _pairs(field: str, given: object) -> dict[str, str]:
     return dict(table)
 
 
-def _table(field: str, given: object) -> Mapping[str, Any]:
+def _table(field: str, given: object, *, how: str = _HOW) -> Mapping[str, Any]:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise ConfigError(field, given, f"{given!r} is no table", hint=_HOW)
+        raise ConfigError(field, given, f"{given!r} is no table", hint=how)
     return given
 
 

@@ -15,7 +15,7 @@ from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env, set_network
 from vmfork.recipe.background import Background
 from vmfork.recipe.pins import digest_copied
-from vmfork.recipe.step import Copy, Env, Packages, Pip, Ready, Run, Start, Step, User, Workdir
+from vmfork.recipe.step import Copy, Env, Hooks, Packages, Pip, Ready, Run, Start, Step, User, Workdir
 from vmfork.recipe.waiting import wait_ready
 from vmfork.recipe.wheels import ask_python, fetch_wheels, install_wheels
 from vmfork.wire.code import ErrorCode
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _WHEELS = "wheels"
 _SECRET_MODE = 0o600
+_HOOK_MODE = 0o755
 
 
 class Work:
@@ -59,6 +60,8 @@ class Work:
                 await self._install(step)
             case Copy():
                 await self._copy(step)
+            case Hooks():
+                await self._place_hooks(step)
             case Run():
                 await self._run(step)
             case Workdir():
@@ -96,6 +99,11 @@ class Work:
         if await in_thread(lambda _: digest_copied(step, self._context)) != before:
             hint = "build again when nothing writes there"
             raise ConfigError("copy", [*step.sources], "it changed while it was copied", hint=hint)
+
+    async def _place_hooks(self, step: Hooks) -> None:
+        for source, path in step.placed:
+            content = self._context.read_file(source, field="hooks")
+            await self._running.agent.write_file(path, content, mode=_HOOK_MODE, parents=True)
 
     def _place(self, step: Copy, source: str) -> str:
         """Where the source goes: a file into the target, where that is a folder."""

@@ -5,8 +5,9 @@
 image = "default"                         of the machine: fields of [vm]; `memory` and `max_memory` are sizes
 memory = "512M"
 steps = [{pip = "requirements.txt"}, {copy = ["app/", "/srv/app"]}]       see recipe/words.py
-start = "python3 /srv/app/main.py"        a last step, and
-ready = {port = 8000}                     one behind it; a text is a command
+hooks = {after_fork = "hooks/reseed"}     a step behind them,
+start = "python3 /srv/app/main.py"        another, and
+ready = {port = 8000}                     the last; a text is a command
 
 warm_up = ["python3 -c 'import json'"]    short form of `run`, behind the steps
 secret_paths = ["/root/.netrc"]           while one exists, or a process has a variable of secret_env,
@@ -28,7 +29,7 @@ from vmfork.config import VMConfig
 from vmfork.config.loader import RECIPES, name_unknown, read_toml
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
-from vmfork.recipe.words import read_ready, read_start, read_steps
+from vmfork.recipe.words import read_hooks, read_ready, read_start, read_steps
 from vmfork.template.recipe import Recipe
 from vmfork.units import parse_duration_s, parse_seconds, parse_size_mib
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _LISTS = ("warm_up", "secret_paths", "secret_env")
 _DURATIONS = {"step_timeout_s": STEP_LIMIT_S, "ready_timeout_s": READY_LIMIT_S}
-_KEYS = ("steps", "start", "ready", *_LISTS, "allow_secrets", *_DURATIONS)
+_KEYS = ("steps", "hooks", "start", "ready", *_LISTS, "allow_secrets", *_DURATIONS)
 _MACHINE = tuple(field.name for field in fields(VMConfig))
 # Sizes as people write them, beside the fields that they are.
 _SIZES = {"memory": "memory_mib", "max_memory": "max_memory_mib"}
@@ -94,6 +95,8 @@ def _read_keys(given: Mapping[str, Any], path: Path, prefix: str) -> Recipe:
     if not isinstance(given.get("allow_secrets", False), bool):
         raise ConfigError(f"{prefix}.allow_secrets", given["allow_secrets"], "must be true or false")
     steps = list(read_steps(given.get("steps", ()), field=f"{prefix}.steps"))
+    if "hooks" in given:
+        steps.append(read_hooks(given["hooks"], field=f"{prefix}.hooks"))
     if "start" in given:
         steps.append(read_start(given["start"], field=f"{prefix}.start"))
     ready = given.get("ready", "")

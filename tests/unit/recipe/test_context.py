@@ -110,6 +110,21 @@ def test_a_step_is_another_when_its_files_are_and_so_are_all_behind_it(folder) -
         first = now
 
 
+def test_a_hook_is_another_by_its_content_and_is_a_file(folder) -> None:
+    context = Context.of(folder)
+    (folder / "reseed").write_text("#!/bin/sh\n")
+    steps = read_steps([{"hooks": {"after_fork": "reseed"}}])
+    first = digest_steps(steps, context)
+    (folder / "reseed").chmod(0o600)
+    assert digest_steps(steps, context) == first  # all are made executable
+    assert digest_steps(read_steps([{"hooks": {"before_freeze": "reseed"}}]), context) != first
+    (folder / "reseed").write_text("#!/bin/sh\ntrue\n")
+    assert digest_steps(steps, context) != first
+    for name, told in (("app", "is no file"), ("../secret", "leads out"), ("none", "there is no 'none'")):
+        with pytest.raises(ConfigError, match=told):
+            digest_steps(read_steps([{"hooks": {"after_fork": name}}]), context)
+
+
 def test_what_leaves_nothing_behind_does_not_make_a_step_another(folder) -> None:
     context = Context.of(folder)
     one = read_steps([{"run": "x", "timeout": 5, "secret_files": {"/run/t": "a"}}])

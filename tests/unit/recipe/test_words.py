@@ -6,7 +6,7 @@ import pytest
 
 from vmfork.errors import ConfigError
 from vmfork.network.policy import Allow
-from vmfork.recipe.step import Copy, Env, Packages, Pip, Ready, Run, Start, User, Workdir, describe
+from vmfork.recipe.step import Copy, Env, Hooks, Packages, Pip, Ready, Run, Start, User, Workdir, describe
 from vmfork.recipe.surroundings import Surroundings
 from vmfork.recipe.words import read_ready, read_steps
 
@@ -14,6 +14,7 @@ EVERY_WORD = [
     {"packages": ["git", "make"]},
     {"pip": ["flask==3.1.*", "requirements.txt"], "timeout": 30.0},
     {"copy": ["app/", "/srv/app"]},
+    {"hooks": {"before_freeze": ["hooks/forget"], "after_fork": ["hooks/10-key", "hooks/20-tell"]}},
     {"env": {"APP": "1"}},
     {"workdir": "/srv/app"},
     {"user": "www-data"},
@@ -31,17 +32,18 @@ EVERY_WORD = [
 def test_every_word_is_a_step_and_comes_back_as_it_was() -> None:
     steps = read_steps(EVERY_WORD)
     assert [type(step) for step in steps] == [
-        Packages, Pip, Copy, Env, Workdir, User, Run, Run, Start, Ready, Ready, Ready, Ready, Ready,
+        Packages, Pip, Copy, Hooks, Env, Workdir, User, Run, Run, Start, Ready, Ready, Ready, Ready, Ready,
     ]  # fmt: skip
     assert [step.to_words() for step in steps] == EVERY_WORD
     assert read_steps([step.to_words() for step in steps]) == steps
-    assert steps[6].network == Allow("api.example.org")
+    assert steps[7].network == Allow("api.example.org")
 
 
 def test_the_short_ways_of_a_word_stand_for_the_same() -> None:
     assert read_steps([{"pip": "flask"}, {"run": "x", "timeout": "1m"}]) == read_steps(
         [{"pip": ["flask"]}, {"run": "x", "timeout": 60}]
     )
+    assert read_steps([{"hooks": {"after_fork": "a"}}]) == read_steps([{"hooks": {"after_fork": ["a"]}}])
     assert read_ready("true", field="ready") == read_ready({"command": "true"}, field="ready")
 
 
@@ -59,6 +61,14 @@ def test_the_short_ways_of_a_word_stand_for_the_same() -> None:
         ({"copy": ["app"]}, "steps: 1.copy", "then where to"),
         ({"copy": "app"}, "steps: 1.copy", "then where to"),
         ({"copy": ["app", "srv"]}, "copy", "not absolute"),
+        ({"hooks": "hooks/reseed"}, "steps: 1.hooks", "such as {after_fork ="),
+        ({"hooks": {}}, "hooks", "names no hook"),
+        ({"hooks": {"after_frok": "x"}}, "steps: 1.hooks.after_frok", "did you mean after_fork"),
+        ({"hooks": {"after_fork": 5}}, "steps: 1.hooks.after_fork", "list of texts"),
+        ({"hooks": {"after_fork": "hooks/.reseed"}}, "hooks", "would be passed over"),
+        ({"hooks": {"before_freeze": ["a", "hooks/b~"]}}, "hooks", "'hooks/b~' would be passed over"),
+        ({"hooks": {"after_fork": ["a/x", "b/x"]}}, "hooks", "two hooks have the name 'x'"),
+        ({"hooks": {"after_fork": "x"}, "timeout": 5}, "steps: 1.timeout", "keys there are hooks"),
         ({"pip": []}, "steps: 1.pip", "list of texts"),
         ({"pip": [5]}, "steps: 1.pip", "must be text"),
         ({"packages": ["Not A Package"]}, "image.packages", "not a Debian package"),
@@ -97,8 +107,9 @@ def test_packages_come_first_since_the_machine_boots_them() -> None:
 def test_a_step_is_named_by_its_word_and_the_values_of_variables_are_not_shown() -> None:
     shown = [describe(step) for step in read_steps(EVERY_WORD)]
     assert shown[2] == "copy app/ /srv/app"
-    assert shown[3] == "env APP"
-    assert shown[9] == "ready port 8000"
+    assert shown[3] == "hooks hooks/forget hooks/10-key hooks/20-tell"
+    assert shown[4] == "env APP"
+    assert shown[10] == "ready port 8000"
     assert len(describe(Run(line="x" * 500))) < 80
 
 

@@ -95,6 +95,7 @@ memory = "512M"
 cpus = 2
 fork_timeout_s = "1m"
 steps = [{run = "make", timeout = "5m"}, {copy = ["app/", "/srv"]}]
+hooks = {after_fork = "hooks/reseed"}
 start = "python3 main.py"
 ready = {port = 8000}
 warm_up = ["last"]
@@ -110,7 +111,7 @@ def test_a_section_says_how_a_template_is_made_and_of_what_machine(tmp_path) -> 
     name, recipe = read_template(path, "web")
     assert (name, recipe.folder) == ("web", tmp_path)
     assert [describe(step) for step in recipe.all_steps] == [
-        "run make", "copy app/ /srv", "start python3 main.py", "ready port 8000", "run last",
+        "run make", "copy app/ /srv", "hooks hooks/reseed", "start python3 main.py", "ready port 8000", "run last",
     ]  # fmt: skip
     assert recipe.vm == {"image": "default", "memory_mib": 512, "cpus": 2, "fork_timeout_s": 60.0}
     assert recipe.apply_to(VMConfig(cpus=4, cpu_weight=7)) == VMConfig(
@@ -137,6 +138,7 @@ def test_which_template_is_meant_must_be_said_where_there_are_several(tmp_path) 
         ('[template.web]\nsteps = [{rum = "x"}]', "template.web.steps: 1.rum: unknown"),
         ('[template.web]\nsteps = [{run = "x"}, {packages = ["git"]}]', "packages come after another step"),
         ("[template.web]\nsteps = 5", "must be a list of steps"),
+        ('[template.web]\nhooks = ["x"]', "template.web.hooks: ['x'] is no table"),
         ("[template.web]\nstart = 5", "template.web.start: must be text"),
         ("[template.web]\nready = {port = 0}", "template.web.ready.port: 0 is no port"),
         ('[template.web]\nmemory = "much"', "template.web.memory_mib: 'much' is not a size"),
