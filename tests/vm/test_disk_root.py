@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.needs("sqfstar", "mmdebstrap"), pytest.mark.slow]
 
 NAME = "on-disk"
 CONFIG = VMConfig(image=NAME, memory_mib=128)
+# Several MiB.
+READ = "cat /usr/lib/x86_64-linux-gnu/*.so* | wc -c"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def make_image(name, instance, *packages):
 
 @pytest.fixture(scope="module")
 def disk_template(image):
-    template = asyncio.run(Template.build("disk-root", CONFIG, warm_up=["cat /usr/bin/ls > /root/warm"]))
+    template = asyncio.run(Template.build("disk-root", CONFIG, warm_up=["cat /usr/bin/ls > /root/warm", READ]))
     yield "disk-root"
     asyncio.run(template.remove())
 
@@ -89,6 +91,16 @@ async def test_what_a_fork_writes_is_its_own(template):
         await told(one, "echo one > /usr/bin/ls")
         there, warm = (await told(two, "cksum < /usr/bin/ls; cksum < /root/warm")).splitlines()
         assert there == warm
+
+
+async def test_what_was_read_before_the_freeze_is_in_memory_that_forks_share(template):
+    async with await template.fork() as vm:
+        await told(vm, "echo x | wc -c")
+        before = vm.memory().guest_private
+        read_bytes = int(await told(vm, READ))
+        assert read_bytes > 4 << 20
+        # Read again, it would be in pages of the fork's own.
+        assert vm.memory().guest_private - before < read_bytes / 2
 
 
 async def test_one_that_runs_is_forked_frozen_and_comes_back(template):

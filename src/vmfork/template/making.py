@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.todo import Thaw
-from vmfork.errors import DeadlineExceeded, GuestError, LaunchError, VMForkError
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError, LaunchError, VMForkError
 from vmfork.freeze.freeze import freeze
 from vmfork.host.thread import in_thread
 from vmfork.image import DiskStore
@@ -27,6 +27,7 @@ from vmfork.store.layers import LayerStore
 from vmfork.store.manifest import DoneStep
 from vmfork.store.ram_file import copy_ram, empty_ram
 from vmfork.template.layers import keep_layer, name_layers
+from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -120,8 +121,15 @@ class Making:
         self.report(f"booting image {plan.image.name!r} ({plan.hardware.accel})")
         adopted = await boot_machine(plan, instance=self._instance, memory_fd=staging.memory_fd)
         async with _closed_on_failure(adopted):
+            if plan.hardware.disk:
+                await self._read_ahead(adopted.running)
             await self._keep(0, adopted.running, staging)
         return adopted
+
+    async def _read_ahead(self, running: Running) -> None:
+        """A program was run: what the first of each fork would read of the disk is in memory that all of them share."""
+        with suppress(ExecError):  # an image may do without it
+            await running.agent.exec(Command(["true"]), timeout_s=self._plan.boot_timeout_s)
 
     async def _forget(self) -> None:
         """No layer of the recipe is left: the next build would go on from what this one was to do again."""

@@ -58,6 +58,15 @@ def test_a_disk_that_is_full_is_told(tmp_path):
 
 
 @pytest.mark.needs("sqfstar")
+def test_one_that_ends_while_it_is_written_to_is_told(tmp_path):
+    """More than a pipe takes: whoever writes meets its end."""
+    large = read_tree(make_tar(*((str(number), bytes([number]) * 3_000_000, {}) for number in range(4))))
+    (tmp_path / "disk").symlink_to("/dev/full")
+    with pytest.raises(ImageError, match="sqfstar failed"):
+        disk.write_disk(large, tmp_path / "disk", lambda _fraction: None)
+
+
+@pytest.mark.needs("sqfstar")
 def test_who_is_stopped_has_ended_the_program(tmp_path):
     class Stopped(Exception):
         pass
