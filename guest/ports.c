@@ -2,12 +2,17 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "answer.h"
 #include "loopback.h"
 #include "memory.h"
 #include "operation.h"
+#include "path.h"
 #include "pipes.h"
 #include "stream.h"
 #include "tunnel.h"
@@ -100,10 +105,10 @@ static const struct stream_kind LISTENER = {
     .close = listener_close,
 };
 
-static bool take_port(struct fields *f, uint16_t *out)
+static bool read_port(struct field given, uint16_t *out)
 {
     uint64_t port;
-    bool sound = field_number(field_take(f), &port) && port >= 1 && port <= UINT16_MAX;
+    bool sound = field_number(given, &port) && port >= 1 && port <= UINT16_MAX;
     *out = sound ? (uint16_t)port : 0;
     return sound;
 }
@@ -118,14 +123,47 @@ static bool take_window(struct fields *f, uint32_t *out)
     return sound && window >= LEAST_WINDOW && window <= MOST_WINDOW;
 }
 
+/* -1 with errno set. */
+static int connect_local(const struct sockaddr_un *to)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || connect(fd, (const struct sockaddr *)to, sizeof *to) == 0)
+        return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+/* Between two programs of the guest a Unix socket takes a quarter of the time that TCP does under emulation. */
+static void connect_path(uint32_t stream, struct field given, uint32_t window)
+{
+    char path[PATH_MAX];
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    int fd = -1;
+    errno = EINVAL;
+    if (field_path(given, path, sizeof path) && path_rooted(path, to.sun_path, sizeof to.sun_path))
+        fd = connect_local(&to);
+    if (fd >= 0)
+        tunnel_take(stream, fd, window);
+    else if (errno == ECONNREFUSED || errno == ENOENT)
+        send_error(stream, "refused", "nothing listens at that path of the guest", errno);
+    else
+        send_errno(stream, "the path of the guest could not be connected to", errno);
+}
+
 void do_connect(uint32_t stream, struct fields *f)
 {
-    uint16_t port;
+    struct field at = field_take(f);
+    uint16_t port = 0;
     uint32_t window;
-    if (take_port(f, &port) && take_window(f, &window))
-        tunnel_connect(stream, port, window);
-    else
+    bool is_path = at.length > 0 && at.bytes[0] == '/';
+    if (!(is_path || read_port(at, &port)) || !take_window(f, &window))
         send_invalid(stream, "a port from 1 to 65535 is needed, and a window of 64 KiB to 1 MiB if any");
+    else if (is_path)
+        connect_path(stream, at, window);
+    else
+        tunnel_connect(stream, port, window);
 }
 
 static void start_listening(uint32_t stream, int fd)
@@ -158,7 +196,7 @@ void do_listen(uint32_t stream, struct fields *f)
 {
     uint16_t port;
     uint32_t address;
-    if (!take_port(f, &port) || !take_address(f, &address)) {
+    if (!read_port(field_take(f), &port) || !take_address(f, &address)) {
         send_invalid(stream, "a port from 1 to 65535 is needed, and an address of 127.0.0.0/8 if any");
         return;
     }

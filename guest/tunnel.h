@@ -1,4 +1,4 @@
-/* A stream that is a TCP connection in the guest. */
+/* A stream that is a connection in the guest: by TCP, or by a Unix socket. */
 #ifndef VMFORK_TUNNEL_H
 #define VMFORK_TUNNEL_H
 

@@ -61,6 +61,21 @@ class PortRequests(Connection):
         await self._stand_up(tunnel, request, tunnel.connected, f"connecting to port {port} of the guest", timeout_s)
         return GuestConnection(tunnel, port=port)
 
+    async def open_local(self, path: str, *, port: int, timeout_s: float | None = 30.0) -> GuestConnection:
+        """A connection to the Unix socket at `path`, of who listens at `port` as well: that is sooner there.
+
+        An agent that has ports alone connects there. Raises `PortError` when nobody listens.
+        """
+        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
+        request = message.connect_path_request(tunnel.stream, path)
+        try:
+            await self._stand_up(tunnel, request, tunnel.connected, f"connecting to {path} of the guest", timeout_s)
+        except PortError as error:
+            if error.reason != ErrorCode.INVALID:
+                raise
+            return await self.open_tunnel(port, timeout_s=timeout_s)
+        return GuestConnection(tunnel, port=port)
+
     async def begin_tunnel(self, port: int) -> GuestConnection:
         """A connection to `port` that does not stand yet, and may be refused. What is sent meanwhile waits there."""
         tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))

@@ -3,6 +3,7 @@
 ```
 /run/vmfork-code/           0700, of root
     door                    JSON: the port of the guest's loopback, the token that opens it, the version
+    line                    the Unix socket of who serves at that port; a server of an older vmfork has none
     vmfork_code/            the server (python/vmfork_code), and
     vmfork_guest.py         what keeps its generators apart in forks
 ```
@@ -64,7 +65,7 @@ async def find_connection(agent: AgentClient, name: str) -> GuestConnection | No
 async def _knock(agent: AgentClient, door: Door, name: str) -> GuestConnection | None:
     """A connection; `None` where nobody serves there any more."""
     try:
-        line = await agent.open_tunnel(door.port, timeout_s=_LIMIT_S)
+        line = await _open_line(agent, door)
     except PortError as error:
         if error.reason != ErrorCode.REFUSED:
             raise
@@ -75,6 +76,15 @@ async def _knock(agent: AgentClient, door: Door, name: str) -> GuestConnection |
         await line.abort()
         raise
     return line
+
+
+async def _open_line(agent: AgentClient, door: Door) -> GuestConnection:
+    try:
+        return await agent.open_local(f"{FOLDER}/line", port=door.port, timeout_s=_LIMIT_S)
+    except PortError as error:
+        if error.reason != ErrorCode.REFUSED:
+            raise
+    return await agent.open_tunnel(door.port, timeout_s=_LIMIT_S)
 
 
 async def _find_door(agent: AgentClient) -> Door | None:

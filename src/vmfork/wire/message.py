@@ -327,6 +327,11 @@ def connect_request(stream: int, port: int, window: int = 0) -> bytes:
     return encode_request(stream, Opcode.CONNECT, _number(port), *_window(window))
 
 
+def connect_path_request(stream: int, path: str) -> bytes:
+    """CONNECT to a Unix socket."""
+    return encode_request(stream, Opcode.CONNECT, path.encode())
+
+
 def listen_request(stream: int, port: int, address: str = "") -> bytes:
     """LISTEN, at 127.0.0.1 where no address of the loopback is given."""
     return encode_request(stream, Opcode.LISTEN, _number(port), *([address.encode()] if address else []))

@@ -16,17 +16,31 @@ THERE = Place("python", "other", {"A": "1"})
 
 
 class Connection:
-    """Takes what is written, and has nothing to say."""
+    """Takes what is written, `room` bytes at once, and has nothing to say."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, room: int = 1 << 16) -> None:
         self.written: list[bytes] = []
+        self.put: list[bytes] = []
         self.is_open = True
-        self._tunnel = SimpleNamespace(has_ended=False, is_at_end=False, has_waiting=False)
+        self._tunnel = SimpleNamespace(
+            has_ended=False,
+            is_at_end=False,
+            has_waiting=False,
+            room=room,
+            put=self._put,
+            next_piece=self._read,
+            take=lambda _size: None,
+        )
+
+    def _put(self, data: bytes) -> int:
+        self.put.append(data)
+        self.written.append(data)
+        return len(data)
 
     async def write(self, data: bytes) -> None:
         self.written.append(data)
 
-    async def read(self) -> bytes:
+    async def _read(self, _most: int) -> bytes:
         return b""
 
     async def abort(self) -> None:
@@ -51,6 +65,12 @@ async def test_only_the_code_is_said_where_nothing_else_has_changed() -> None:
         assert (await ask(line, "1", HERE))[4] == Ask.AGAIN
     for place in (THERE, HERE, HERE._replace(env={"A": "2"}), HERE._replace(language="sh")):
         assert (await ask(line, "1", place))[4] == Ask.RUN
+
+
+async def test_what_has_room_goes_at_once_and_what_has_none_waits_for_it() -> None:
+    line = CodeLine(Connection(room=200), "me")
+    assert await ask(line, "1", HERE) in line._connection.put
+    assert await ask(line, "1" * 300, HERE) not in line._connection.put
 
 
 async def test_the_line_of_a_place_is_found_again_and_what_has_ended_is_not() -> None:

@@ -31,9 +31,13 @@ LIMIT_S = 60
 class Caller:
     """A connection to the server, which knows us."""
 
-    def __init__(self, door: dict) -> None:
+    def __init__(self, door: dict, path: Path | None = None) -> None:
         self._door = door
-        self._socket = socket.create_connection(("127.0.0.1", door["port"]))
+        if path is None:
+            self._socket = socket.create_connection(("127.0.0.1", door["port"]))
+        else:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(str(path))
         self._socket.settimeout(LIMIT_S)
         self._parser = AnswerParser()
         self._name = secrets.token_hex(8)
@@ -147,6 +151,13 @@ def test_a_second_start_finds_the_first(door, tmp_path) -> None:
         struct.pack("!IB", 0, 77),
     ],
 )
+def test_a_unix_socket_leads_to_the_same_interpreters_and_its_end_is_seen_there(door, caller, tmp_path) -> None:
+    with Caller(door, tmp_path / "line") as other:
+        other.run("x = 1")
+        assert other.again("x + 1")["value"] == "2"  # by the interpreter, which has the line now
+    assert caller.run("x + 2")["value"] == "3"
+
+
 def test_who_does_not_know_the_token_is_let_go(door, caller, sent) -> None:
     with socket.create_connection(("127.0.0.1", door["port"]), LIMIT_S) as stranger:
         stranger.sendall(sent)

@@ -44,16 +44,27 @@ def _is_open(door: str) -> bool:
 
 def _open(door: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
+    local = _listen(os.path.join(os.path.dirname(door), "line"))
     token = secrets.token_hex(16)
     pid = os.fork()
     if pid == 0:
-        _serve(listener, token)
+        _serve(listener, local, token)
     with open(door + ".new", "w") as file:
         json.dump({"version": VERSION, "port": listener.getsockname()[1], "token": token, "pid": pid}, file)
     os.replace(door + ".new", door)
 
 
-def _serve(listener: socket.socket, token: str) -> None:
+def _listen(path: str) -> socket.socket:
+    """At a Unix socket, which takes a host a quarter of the time under emulation that the port does."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # of a server that has ended
+    local = socket.socket(socket.AF_UNIX)
+    local.bind(path)
+    local.listen()
+    return local
+
+
+def _serve(listener: socket.socket, local: socket.socket, token: str) -> None:
     """Never returns. It is a daemon, and holds nothing of who started it: neither the lock nor its streams."""
     try:
         os.setsid()
@@ -62,9 +73,9 @@ def _serve(listener: socket.socket, token: str) -> None:
         for stream in range(3):
             os.dup2(nothing, stream)
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd != listener.fileno():
+            if fd > 2 and fd not in (listener.fileno(), local.fileno()):
                 _close(fd)
-        Server(listener, token).run()
+        Server((listener, local), token).run()
     finally:
         os._exit(70)
 

@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .kinds import AGAIN, DONE, LEND, MOST_ANSWER, RESULT, RETURN, RETURNED, RUN, VALUE
 from .line import HEAD
+from .page import PASSED, RUNNING
 
 if TYPE_CHECKING:
     from .page import Page
 
 _CONTROL = 3
 _STREAMS = (0, 1, 2)
+# The standard streams are known by a signal that is set for each, and never sent. fstat(2) takes four times as long.
+_F_SETSIG, _F_GETSIG = 10, 11
+_MARKS = (61, 62, 63)
+_tell = fcntl.fcntl
 _PIECE = 65_536
 # More goes by the server, which waits for a host that is slow, and for others meanwhile.
 _MOST_DIRECT = 16_384
@@ -27,10 +32,15 @@ _SEND_LIMIT_S = 30.0
 _ABOVE = 10
 
 
+# Code, what has changed of the environment (None for what is gone), and whether the machine was forked since the last.
+Request = tuple[str, dict[str, "str | None"], bool]
+_NO_ENV: dict[str, str | None] = {}
+
+
 class Worker(Protocol):
     """What runs code."""
 
-    def run(self, asked: dict[str, Any]) -> None:
+    def run(self, asked: Request) -> None:
         """The code was run, and whoever asked was told that it is done."""
 
 
@@ -44,7 +54,7 @@ class Control:
 
     def __init__(self, sock: socket.socket, page: Page, outputs: select.epoll) -> None:
         self._socket = sock
-        self._page = page
+        self.page = page
         self._outputs = outputs
         self._lent: socket.socket | None = None
         self._poll = select.poll()
@@ -54,22 +64,23 @@ class Control:
         self._passed = 0
         # Kept beside the streams, which code may close.
         self._kept = [os.dup(stream) for stream in _STREAMS]
-        self._are = _identify_streams()
+        for stream, mark in zip(_STREAMS, _MARKS):
+            fcntl.fcntl(stream, _F_SETSIG, mark)
 
-    def next_request(self) -> dict[str, Any] | None:
+    def next_request(self) -> Request | None:
         """The next; `None` when there will be none."""
         while True:
             ready = self._poll.poll()
             if len(ready) == 1 and ready[0][0] != _CONTROL:
                 code = self._read_code()
                 if code is not None:
-                    return {"code": code, "env": {}, "is_forked": False}
+                    return code, _NO_ENV, False
                 continue
             kind, payload, fds = self._read_frame()
             if kind == RUN:
-                self._is_direct, self._page.is_running = False, True
-                asked: dict[str, Any] = json.loads(payload)
-                return asked
+                self._is_direct, self.page.is_running = False, True
+                asked = json.loads(payload)
+                return asked["code"], asked["env"], asked["is_forked"]
             if kind == LEND:
                 self._lent = socket.socket(fileno=fds[0])
                 self._poll.register(self._lent, select.POLLIN)
@@ -82,14 +93,15 @@ class Control:
         """What the host's line says to run; `None` where it says anything else, and was given back."""
         assert self._lent is not None
         # Before it is read: if this process ends from here on, the call ends with it.
-        self._passed = self._page.passed
-        self._is_direct = self._page.is_running = True
+        words = self.page.words
+        self._passed = words[PASSED]
+        words[RUNNING] = self._is_direct = True
         data = b""
         with suppress(OSError, UnicodeDecodeError):
             data = self._lent.recv(_PIECE)
             if len(data) >= HEAD.size and HEAD.unpack_from(data) == (len(data) - HEAD.size, AGAIN):
                 return data[HEAD.size :].decode()
-        self._page.is_running = False
+        self.page.is_running = False
         self._give_back(data)
         return None
 
@@ -121,8 +133,11 @@ class Control:
 
     def restore_streams(self) -> bool:
         """The standard streams are what they were at first, whatever code has done to them: whether it had."""
-        if _identify_streams() == self._are:
-            return False
+        try:
+            if (_tell(0, _F_GETSIG), _tell(1, _F_GETSIG), _tell(2, _F_GETSIG)) == _MARKS:
+                return False
+        except OSError:
+            pass  # one is closed
         for stream, kept in zip(_STREAMS, self._kept):
             os.dup2(kept, stream)
         return True
@@ -130,7 +145,7 @@ class Control:
     @property
     def is_stopped(self) -> bool:
         """Whether the call is to end: an interrupt that came before it ran found nobody."""
-        return self._page.is_stopped
+        return self.page.is_stopped
 
     def send_result(self, data: dict[str, Any]) -> None:
         """The host is shown that, or what became of it when it is too large."""
@@ -144,7 +159,17 @@ class Control:
 
     def send_value(self, text: str) -> None:
         """The call is done; the text is its value, which has no other form."""
-        self._end(VALUE, text.encode())
+        payload = text.encode()
+        if self._is_direct and not self._unsent and len(payload) <= _MOST_DIRECT and self._is_quiet():
+            words = self.page.words
+            words[RUNNING] = 0
+            # What is written from here on is nobody's, and the server does not write to the line.
+            if self._is_quiet():
+                self._unsent += HEAD.pack(len(payload), VALUE) + payload
+                self._answer()
+                return
+            words[RUNNING] = 1
+        self._end(VALUE, payload)
 
     def send_done(self, *, value: str | None = None, error: dict[str, str] | None = None) -> None:
         """The call is done."""
@@ -153,17 +178,17 @@ class Control:
     def _end(self, kind: int, payload: bytes) -> None:
         self._put(kind, payload)
         if self._is_direct and len(self._unsent) <= _MOST_DIRECT and self._is_quiet():
-            self._page.is_running = False
+            self.page.is_running = False
             # What is written from here on is nobody's, and the server does not write to the line.
             if self._is_quiet():
                 self._answer()
                 return
-            self._page.is_running = True
+            self.page.is_running = True
         self._flush()
 
     def _is_quiet(self) -> bool:
         """Whether nothing was written since the call began."""
-        passed = self._page.passed
+        passed = self.page.words[PASSED]
         return passed == self._passed and not passed & 1 and not self._outputs.poll(0)
 
     def _answer(self) -> None:
@@ -196,14 +221,6 @@ class Control:
             self._unsent.clear()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _identify_streams() -> tuple[int, ...]:
-    """What they lead to; nothing where one is closed. After each call: written out, it takes half as long."""
-    try:
-        return os.fstat(0).st_ino, os.fstat(1).st_ino, os.fstat(2).st_ino
-    except OSError:
-        return ()
 
 
 def change_env(env: dict[str, str | None]) -> None:

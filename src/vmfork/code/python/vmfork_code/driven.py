@@ -8,10 +8,10 @@ import os
 import shlex
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .control import Control
+    from .control import Control, Request
 
 _MOST_LINE = 32 << 20
 _ASKED, _ANSWERED = 8, 9
@@ -80,15 +80,16 @@ class Shell(_Driven):
         self._code = os.memfd_create("code")
         self._path = f"/proc/{os.getpid()}/fd/{self._code}"
 
-    def run(self, asked: dict[str, Any]) -> None:
+    def run(self, asked: Request) -> None:
         """The code was run."""
-        lines = [_spell(key, value) for key, value in asked["env"].items() if key.isidentifier()]
-        if asked["is_forked"] and self._has_generator:
+        code, env, is_forked = asked
+        lines = [_spell(key, value) for key, value in env.items() if key.isidentifier()]
+        if is_forked and self._has_generator:
             # Its own generator would draw the same in every fork of the machine.
             lines.append(f"RANDOM={int.from_bytes(os.urandom(2), 'big')}")
         if lines:
             self._source("\n".join(lines))
-        status = self._source(asked["code"])
+        status = self._source(code)
         error = {"type": "ExitStatus", "message": status, "traceback": ""}
         self.control.send_done(value=status, error=None if status == "0" else error)
 
@@ -111,9 +112,10 @@ class Node(_Driven):
     def __init__(self, control: Control) -> None:
         super().__init__(control, ["node", os.path.join(os.path.dirname(os.path.abspath(__file__)), "node.js")])
 
-    def run(self, asked: dict[str, Any]) -> None:
+    def run(self, asked: Request) -> None:
         """The code was run."""
-        self.tell(json.dumps(asked))
+        code, env, is_forked = asked
+        self.tell(json.dumps({"code": code, "env": env, "is_forked": is_forked}))
         while "done" not in (answer := json.loads(self.next_line())):
             self.control.send_result(answer["shown"])
         self.control.send_done(**answer["done"])

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import vmfork_guest
 
 from .control import change_env
-from .rich import cut, describe, take_figures
+from .page import STOPPED
+from .rich import MOST_TEXT, PLAIN, cut, describe, take_figures
 
 if TYPE_CHECKING:
-    from .control import Control
+    from .control import Control, Request
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MOST_SOURCES = 500
@@ -36,12 +37,14 @@ class Interpreter:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._words = control.page.words
         self._pid = os.getpid()
         self._count = 0
         self._is_interruptible = False
         self._loop: Any = None
         self._module = types.ModuleType("__main__")
-        vars(self._module).update(display=self._display, __builtins__=builtins)
+        self._names = vars(self._module)
+        self._names.update(display=self._display, __builtins__=builtins)
         sys.modules["__main__"] = self._module
         sys.path[:2] = [""]
         sys.argv = [""]
@@ -53,40 +56,50 @@ class Interpreter:
         self._renew_streams()
         self._tidy()
 
-    def run(self, asked: dict[str, Any]) -> None:
+    def run(self, asked: Request) -> None:
         """The code was run. A process that it forked, and that comes back here, has ended."""
-        change_env(asked["env"])
+        source, env, _ = asked
+        if env:
+            change_env(env)
         shown = error = None
         try:
             try:
                 self._is_interruptible = True
-                if self._control.is_stopped:
+                if self._words[STOPPED]:
                     raise KeyboardInterrupt
-                shown = self._execute(asked["code"])
-                take_figures(self._show)
+                shown = self._execute(source)
+                if "matplotlib.pyplot" in sys.modules:
+                    take_figures(self._show)
             finally:
                 self._is_interruptible = False
         except BaseException as raised:
             error = _describe_error(raised)
-        self._flush()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except Exception:  # code may have closed one, or put anything in its place
+            self._flush()
         if os.getpid() != self._pid:
             os._exit(0 if error is None else 1)
-        self._answer(shown, error)
+        if type(shown) is str and error is None:
+            self._control.send_value(shown)
+        else:
+            self._answer(shown, error)
         # No call waits for the rest. On one processor the agent would, which passes the answer on.
         os.sched_yield()
         self._tidy()
 
-    def _answer(self, shown: dict[str, Any] | None, error: dict[str, str] | None) -> None:
+    def _answer(self, shown: dict[str, Any] | str | None, error: dict[str, str] | None) -> None:
         """The call is done, with what its last expression looks like."""
         if shown is None or error is not None:
             self._control.send_done(error=error)
-        elif len(shown) == 1:
-            self._control.send_value(shown["text/plain"])
+        elif isinstance(shown, str):
+            self._control.send_value(shown)
         else:
             self._control.send_done(value=shown["text/plain"])
 
-    def _execute(self, source: str) -> dict[str, Any] | None:
-        """The last expression as it is shown, where it ends with one that is not None."""
+    def _execute(self, source: str) -> dict[str, Any] | str | None:
+        """The last expression as it is shown, where it ends with one that is not None; text if it has no other."""
         self._count += 1
         name = _name(self._count)
         linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
@@ -95,18 +108,27 @@ class Interpreter:
         statements, expression = _compile(source, name)
         if statements is not None:
             self._evaluate(statements)
-        found = None if expression is None else self._evaluate(expression)
+        if expression is None:
+            return None
+        found = eval(expression, self._names)
+        if expression.co_flags & inspect.CO_COROUTINE:
+            found = self._await(found)
         if found is None:
             return None
-        vars(self._module)["_"] = found
+        self._names["_"] = found
+        if type(found) in PLAIN and (text := repr(found)).isascii() and len(text) <= MOST_TEXT:
+            return text
         shown = describe(found)
-        if len(shown) > 1:
-            self._show(shown)
+        if len(shown) == 1:
+            text = shown["text/plain"]
+            return str(text)
+        self._show(shown)
         return shown
 
-    def _evaluate(self, code: types.CodeType) -> object:
-        found = eval(code, vars(self._module))
-        return self._await(found) if code.co_flags & inspect.CO_COROUTINE else found
+    def _evaluate(self, code: types.CodeType) -> None:
+        found = eval(code, self._names)
+        if code.co_flags & inspect.CO_COROUTINE:
+            self._await(found)
 
     def _await(self, coroutine: Any) -> object:
         if self._loop is None:
@@ -135,18 +157,17 @@ class Interpreter:
             self._renew_streams()
 
     def _has_streams(self) -> bool:
+        # Written out, as all that is done for each call.
+        stdin, stdout, stderr = self._streams
         try:
-            return all(getattr(sys, name, None) is ours and not ours.closed for name, ours in self._streams.items())
-        except ValueError:
-            return False  # it was detached
+            are_ours = sys.stdin is stdin and sys.stdout is stdout and sys.stderr is stderr
+            return are_ours and not (stdin.closed or stdout.closed or stderr.closed)
+        except (AttributeError, ValueError):
+            return False  # one was taken away, or detached
 
     def _renew_streams(self) -> None:
-        self._streams: dict[str, io.TextIOWrapper] = {
-            "stdin": open(0, closefd=False),
-            "stdout": _open_output(1),
-            "stderr": _open_output(2),
-        }
-        vars(sys).update(self._streams)
+        self._streams = open(0, closefd=False), _open_output(1), _open_output(2)
+        sys.stdin, sys.stdout, sys.stderr = self._streams
         faulthandler.enable(2)
 
     def _flush(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_RUNNING, _STOPPED, _PASSED = range(3)
+RUNNING, STOPPED, PASSED = range(3)
 
 
 class Page:
@@ -20,36 +20,36 @@ class Page:
     """
 
     def __init__(self) -> None:
-        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
+        self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("I")
 
     @property
     def is_running(self) -> bool:
         """Whether a call runs: what is written now is output of it."""
-        return self._words[_RUNNING] != 0
+        return self.words[RUNNING] != 0
 
     @is_running.setter
     def is_running(self, value: bool) -> None:
-        self._words[_RUNNING] = value
+        self.words[RUNNING] = value
 
     @property
     def is_stopped(self) -> bool:
         """Whether a call that begins now is to end at once."""
-        return self._words[_STOPPED] != 0
+        return self.words[STOPPED] != 0
 
     @is_stopped.setter
     def is_stopped(self, value: bool) -> None:
-        self._words[_STOPPED] = value
+        self.words[STOPPED] = value
 
     @property
     def passed(self) -> int:
         """How often output was taken, and passed on or dropped, twice counted: odd while that is being done."""
-        return self._words[_PASSED]
+        return self.words[PASSED]
 
     @contextmanager
     def passing(self) -> Iterator[None]:
         """The server takes output."""
-        self._words[_PASSED] = self._words[_PASSED] + 1 & 0xFFFFFFFF
+        self.words[PASSED] = self.words[PASSED] + 1 & 0xFFFFFFFF
         try:
             yield
         finally:
-            self._words[_PASSED] = self._words[_PASSED] + 1 & 0xFFFFFFFF
+            self.words[PASSED] = self.words[PASSED] + 1 & 0xFFFFFFFF

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MOST_TEXT = 1_000_000
+MOST_TEXT = 1_000_000
 _FORMS = {
     "_repr_html_": "text/html",
     "_repr_markdown_": "text/markdown",
@@ -22,10 +22,10 @@ _FORMS = {
     "_repr_json_": "application/json",
 }
 # These have no other, and looking for it takes as long as a call.
-_PLAIN = (int, str, float, bool, bytes, list, tuple, dict, set)
+PLAIN = (int, str, float, bool, bytes, list, tuple, dict, set)
 
 
-def cut(text: str, most: int = _MOST_TEXT) -> str:
+def cut(text: str, most: int = MOST_TEXT) -> str:
     """The text as UTF-8 can carry it, and no more than `most` characters of it."""
     text = text if len(text) <= most else f"{text[:most]}…"
     return text.encode("utf-8", "backslashreplace").decode()
@@ -34,7 +34,7 @@ def cut(text: str, most: int = _MOST_TEXT) -> str:
 def describe(value: object) -> dict[str, Any]:
     """By media type: `text/plain` is its `repr`, and what else it has. Bytes are base64. Raises what `repr` raises."""
     shown: dict[str, Any] = {"text/plain": cut(repr(value))}
-    if type(value) in _PLAIN or isinstance(value, type):
+    if type(value) in PLAIN or isinstance(value, type):
         return shown  # a type's forms are those of its instances
     for name, media_type in _FORMS.items():
         _add(shown, media_type, _ask(value, name))

@@ -8,6 +8,8 @@ import selectors
 import signal
 import socket
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from .context import LEFT_GRACE_S, Asked, Call, Context, failed
 from .kinds import AGAIN, HELLO, INTERRUPT, MOST_REQUEST, RUN
@@ -15,19 +17,22 @@ from .languages import LANGUAGES
 from .line import Line
 from .selector import Selector
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Server:
     """One thread and one selector: its contexts, and the clients that have connected."""
 
-    def __init__(self, listener: socket.socket, token: str) -> None:
-        self._listener = listener
+    def __init__(self, listeners: Sequence[socket.socket], token: str) -> None:
         self._token = token.encode()
         self._selector = Selector()
         self._contexts: dict[tuple[str, str], Context] = {}
         # By the names that they gave themselves.
         self.clients: dict[bytes, Client] = {}
-        listener.setblocking(False)
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        for listener in listeners:
+            listener.setblocking(False)
+            self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
 
     def run(self) -> None:
         """Never returns."""
@@ -46,12 +51,13 @@ class Server:
         ends = [context.kill_at for context in self._contexts.values() if context.kill_at is not None]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _accept(self, _mask: int) -> None:
+    def _accept(self, listener: socket.socket, _mask: int) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.accept()
         except OSError:
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         Client(self, sock)
 
     def find_context(self, language: str, name: str) -> Context:
