@@ -137,6 +137,13 @@ def caller(door):
         yield made
 
 
+def test_a_unix_socket_leads_to_the_same_interpreters_and_its_end_is_seen_there(door, caller, tmp_path) -> None:
+    with Caller(door, tmp_path / "line") as other:
+        other.run("x = 1")
+        assert other.again("x + 1")["value"] == "2"  # by the interpreter, which has the line now
+    assert caller.run("x + 2")["value"] == "3"
+
+
 def test_a_second_start_finds_the_first(door, tmp_path) -> None:
     start(tmp_path)
     assert json.loads((tmp_path / "door").read_text()) == door
@@ -151,13 +158,6 @@ def test_a_second_start_finds_the_first(door, tmp_path) -> None:
         struct.pack("!IB", 0, 77),
     ],
 )
-def test_a_unix_socket_leads_to_the_same_interpreters_and_its_end_is_seen_there(door, caller, tmp_path) -> None:
-    with Caller(door, tmp_path / "line") as other:
-        other.run("x = 1")
-        assert other.again("x + 1")["value"] == "2"  # by the interpreter, which has the line now
-    assert caller.run("x + 2")["value"] == "3"
-
-
 def test_who_does_not_know_the_token_is_let_go(door, caller, sent) -> None:
     with socket.create_connection(("127.0.0.1", door["port"]), LIMIT_S) as stranger:
         stranger.sendall(sent)
