@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-packages test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-cluster test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch] copier/*.[ch])
 	tools/setup $(VENV)
@@ -27,6 +27,11 @@ test-ordinary: $(STAMP)
 test-kvm: $(STAMP)
 	$(BIN)/pytest tests/hosts -q
 	$(BIN)/python tools/hosts/kvm
+
+# A cluster of Ray with three nodes on this host, one of which is killed; installs Ray, which is large.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pip install --quiet '.[ray]'
+	$(BIN)/pytest tests/cluster -q
 
 # Twenty popular packages, each in an image of its own, does its first real act in a fork, and an editor is used at a
 # terminal: about half an hour under TCG.

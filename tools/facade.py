@@ -34,6 +34,8 @@ CLASSES = {
     "VM": ("api/vm.py", "machine/facts.py:Described", "api/code.py", "api/files.py", "api/ports.py", "api/network.py"),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
+    "ClusterVM": ("cluster/vm.py",),
+    "Cluster": ("cluster/cluster.py",),
 }
 # Made by whoever wants one, and opened by entering its block. The others come from a call.
 CONSTRUCTED = {"Factory"}

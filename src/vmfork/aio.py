@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vmfork.api.checkpoint import Checkpoint
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
+    from vmfork.cluster.cluster import Cluster
+    from vmfork.cluster.vm import ClusterVM
     from vmfork.code.result import CodeFailure, CodeOutput, CodeResult
     from vmfork.config import FactoryConfig, ImageConfig, Places, ProgramLimits, VMConfig, find_places
     from vmfork.config.loader import load_settings
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         AdoptError,
         ArtifactError,
         Closed,
+        ClusterError,
         CodeError,
         ConfigError,
         DeadlineExceeded,
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
         LaunchError,
         LimitExceeded,
         MachineEnded,
+        NodeLost,
+        NoNode,
         NoRoom,
         NotOwner,
         PortError,
@@ -77,10 +82,12 @@ if TYPE_CHECKING:
     from vmfork.wire.event import FileEvent
 
 _ERRORS = (
-    "AdoptError", "ArtifactError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError",
+    "AdoptError", "ArtifactError", "Closed", "ClusterError", "CodeError", "ConfigError", "DeadlineExceeded",
+    "ExecError",
     "FallbackRefused", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoNode", "NoRoom", "NodeLost",
+    "NotOwner", "PortError", "ProtocolError",
     "RolledBack", "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt",
     "TemplateElsewhere", "TemplateError", "TemplateExists", "TemplateNotFound", "TemplateStale",
     "TemplateUnfit", "VMExists",
@@ -92,6 +99,8 @@ _HOMES = {
     "VM": "vmfork.api.vm",
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
+    "Cluster": "vmfork.cluster.cluster",
+    "ClusterVM": "vmfork.cluster.vm",
     "GuestConnection": "vmfork.agent.tunnel",
     "GuestProcess": "vmfork.agent.process",
     "Watch": "vmfork.agent.watch",
@@ -123,6 +132,9 @@ __all__ = [
     "ArtifactError",
     "Checkpoint",
     "Closed",
+    "Cluster",
+    "ClusterError",
+    "ClusterVM",
     "CodeError",
     "CodeFailure",
     "CodeOutput",
@@ -155,7 +167,9 @@ __all__ = [
     "MachineEnded",
     "Network",
     "NetworkCounts",
+    "NoNode",
     "NoRoom",
+    "NodeLost",
     "NotOwner",
     "Places",
     "PortError",

@@ -1611,6 +1611,331 @@ class Factory:
         self.close()
 
 
+class ClusterVM:
+    """A machine on some node. Its calls go straight there. The end of its block, or `aclose`, ends the machine.
+
+    The blocking form of `vmfork.aio.ClusterVM`.
+    """
+
+    def __init__(self, twin: aio.ClusterVM) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def id(self) -> str:
+        """Names the machine, in the whole cluster."""
+        return self._twin.id
+
+    @property
+    def node(self) -> str:
+        """The node that it is on."""
+        return self._twin.node
+
+    @property
+    def template(self) -> str:
+        """The template that it was forked from."""
+        return self._twin.template
+
+    @property
+    def key(self) -> str:
+        """What it was asked for by."""
+        return self._twin.key
+
+    def exec(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        input: bytes | str | None = None,
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+        check: bool = False,
+    ) -> ExecResult:
+        """The program has ended; what it wrote and its exit status, as `VM.exec` gives it."""
+        return portal.run(
+            self._twin.exec(
+                argv,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                clean_env=clean_env,
+                limits=limits,
+                encoding=encoding,
+                errors=errors,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                grace_s=grace_s,
+                check=check,
+            )
+        )
+
+    def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        context: str | None = None,
+        restart: bool = False,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 5.0,
+        check: bool = False,
+    ) -> CodeResult:
+        """The code has ended; what it gave, as `VM.run_code` gives it. Raises what that raises, and `NodeLost`."""
+        return portal.run(
+            self._twin.run_code(
+                code,
+                language,
+                context=context,
+                restart=restart,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                grace_s=grace_s,
+                check=check,
+            )
+        )
+
+    def stream(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+    ) -> Iterator[ProgramEvent]:
+        """Runs the program and gives what it writes, as it comes, as `VM.stream` does; the last event is its end."""
+        pieces = self._twin.stream(
+            argv,
+            env=env,
+            cwd=cwd,
+            user=user,
+            clean_env=clean_env,
+            limits=limits,
+            encoding=encoding,
+            errors=errors,
+            timeout_s=timeout_s,
+            grace_s=grace_s,
+        )
+        with suppress(StopAsyncIteration):
+            try:
+                while True:
+                    yield portal.run(_next(pieces))
+            finally:
+                portal.finish(_close(pieces))
+
+    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES) -> bytes:
+        """The content of the guest's file, as `VM.read_file` gives it."""
+        return portal.run(self._twin.read_file(path, max_bytes=max_bytes))
+
+    def write_file(self, path: GuestPath, content: bytes | str, *, mode: int | None = None) -> None:
+        """The guest's file has the content, as by `VM.write_file`."""
+        portal.run(self._twin.write_file(path, content, mode=mode))
+
+    def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
+        """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there."""
+        return portal.run(self._twin.put(local, guest, timeout_s=timeout_s))
+
+    def get(
+        self, guest: GuestPath, local: HostPath, *, max_bytes: int | None = MOST_COPIED, timeout_s: float | None = None
+    ) -> Copied:
+        """Here is a copy of the guest's file or folder `guest` at `local`; of a file, in the folder there."""
+        return portal.run(self._twin.get(guest, local, max_bytes=max_bytes, timeout_s=timeout_s))
+
+    def fork(
+        self, count: int = 1, *, env: Mapping[str, str] | None = None, timeout_s: float = 30.0
+    ) -> Sequence[ClusterVM]:
+        """`count` forks of this machine as it is now, on its node; it runs on. As `VM.fork`."""
+        return [ClusterVM(each) for each in portal.run(self._twin.fork(count, env=env, timeout_s=timeout_s))]
+
+    def close(self) -> None:
+        """The machine is gone. One that went with its node is no error. Closing again does nothing."""
+        portal.finish(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Cluster:
+    """Many nodes as one factory. `connect` joins the cluster that this process is in; `local` starts one here.
+
+    The blocking form of `vmfork.aio.Cluster`.
+    """
+
+    def __init__(self, twin: aio.Cluster) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @classmethod
+    def connect(cls, address: str = "auto") -> Cluster:
+        """The Ray cluster at `address`, by default the one that this process, or this host, belongs to."""
+        return cls(portal.run(aio.Cluster.connect(address)))
+
+    @classmethod
+    def local(cls) -> Cluster:
+        """A Ray cluster of one node on this host, which ends with the block. Raises `HostError` without Ray."""
+        return cls(portal.run(aio.Cluster.local()))
+
+    def fork(
+        self,
+        template: str,
+        *,
+        key: str = "",
+        label: str = "",
+        node: str = "",
+        spread: str = "",
+        lasts: bool = False,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+    ) -> ClusterVM:
+        """A machine of the template, on a node that has it, or that it was brought to. As `Template.fork`."""
+        return ClusterVM(
+            portal.run(
+                self._twin.fork(
+                    template,
+                    key=key,
+                    label=label,
+                    node=node,
+                    spread=spread,
+                    lasts=lasts,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    network=network,
+                    card=card,
+                    timeout_s=timeout_s,
+                    wait_s=wait_s,
+                )
+            )
+        )
+
+    @overload
+    def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: Literal[False] = False,
+    ) -> Sequence[ClusterVM]: ...
+
+    @overload
+    def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: bool,
+    ) -> Sequence[ClusterVM | VMForkError]: ...
+
+    def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: bool = False,
+    ) -> Sequence[ClusterVM | VMForkError]:
+        """`count` machines, each as `fork` gives it, made several at a time."""
+        return [
+            ClusterVM(each) if isinstance(each, aio.ClusterVM) else each
+            for each in portal.run(
+                self._twin.fork_many(
+                    template,
+                    count,
+                    label=label,
+                    spread=spread,
+                    env=env,
+                    files=files,
+                    timeout_s=timeout_s,
+                    wait_s=wait_s,
+                    partial=partial,
+                )
+            )
+        ]
+
+    def prefetch(self, template: str, *, nodes: Sequence[str] | None = None) -> Sequence[str]:
+        """The template is on these nodes, by default on all that it fits; gives those that it was brought to."""
+        return portal.run(self._twin.prefetch(template, nodes=nodes))
+
+    def drain(self, node: str, *, timeout_s: float = 3600.0) -> None:
+        """The node has no machine of the cluster, and gets none; what templates it alone had another has, too."""
+        portal.run(self._twin.drain(node, timeout_s=timeout_s))
+
+    def undrain(self, node: str) -> None:
+        """The node gets machines again."""
+        portal.run(self._twin.undrain(node))
+
+    def status(self) -> Mapping[str, Any]:
+        """What the nodes have now, as JSON would have it: `nodes`, `templates`, `machines`, and what was `lost`."""
+        return portal.run(self._twin.status())
+
+    def find(self, vm: str) -> ClusterVM:
+        """A handle to the machine of that id or key, whoever asked for it. Raises `VMNotFound` when none has it."""
+        return ClusterVM(portal.run(self._twin.find(vm)))
+
+    def close(self) -> None:
+        """We have left the cluster. Machines that were not closed, and do not last, end within half a minute."""
+        portal.finish(self._twin.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 async def _next(pieces: AsyncIterator[T]) -> T:
     return await anext(pieces)
 

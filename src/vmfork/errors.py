@@ -33,6 +33,9 @@ VMForkError                 code, hint
 ├── ArtifactError           what a file or a registry gave is damaged, cut off, or no template: get it again
 ├── FallbackRefused         no machine of the factory is to be had, and none may be booted: mend what `reason` says
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
+├── ClusterError            the cluster's engine, or one of its nodes, did not do as asked
+│   ├── NodeLost            a node ended, with the machines named: ask again, another node has them then
+│   └── NoNode              no node can have what was asked for: reason, and what would do
 ├── VMNotFound              no VM of that name or id lives, or waits to be taken over
 ├── VMExists                a living VM has that name: take another, or end that one
 ├── NotOwner                only the owner of a VM may do that, and this is one of its clients: attach it
@@ -54,7 +57,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vmfork.hint import Hint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmfork.copied import Copied
 
@@ -684,6 +687,41 @@ class VMExists(VMForkError):
         )
         self.name = name
         self.vm_id = vm_id
+
+
+class ClusterError(VMForkError):
+    """The cluster's engine, or one of its nodes, did not do as asked."""
+
+    code = "cluster"
+    mendable = True
+
+
+class NodeLost(ClusterError):
+    """`node` ended, or can be reached no more, and `machines` (ids) with it. What was under way there is not known."""
+
+    code = "node-lost"
+
+    def __init__(self, node: str, machines: Sequence[str] = (), reason: str = "") -> None:
+        named = f", and with it {', '.join(machines)}" if machines else ""
+        super().__init__(
+            f"node {node} was lost{named}" + (f": {reason}" if reason else ""),
+            hint="ask again: a machine that was asked for by the same key is never made twice",
+        )
+        self.node = node
+        self.machines = tuple(machines)
+        self.reason = reason
+
+
+class NoNode(ClusterError):
+    """No node can have what was asked for, as things stand. `reasons`: how many nodes it is that each keeps from it."""
+
+    code = "no-node"
+    mendable = False
+
+    def __init__(self, reason: str, *, reasons: Mapping[str, int] | None = None, hint: str = "") -> None:
+        super().__init__(f"no node can have it: {reason}", hint=hint)
+        self.reason = reason
+        self.reasons = dict(reasons or {})
 
 
 class NotOwner(VMForkError):

@@ -127,6 +127,7 @@ CAPABILITIES = {
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
     "umoci": Capability("umoci is not there: make test brings it", _has_program("umoci")),
     "docker-registry": Capability("docker-registry is not there: make test brings it", _has_program("docker-registry")),
+    "ray": Capability("Ray is not installed: make test-cluster brings it", _has_module("ray")),
     "oras": Capability("oras is not installed", _has_module("oras")),
     "node": Capability("Node.js is not installed", _has_program("node")),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),

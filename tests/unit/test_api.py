@@ -14,17 +14,31 @@ import vmfork
 import vmfork.aio
 
 # A name that is added, renamed or lost shows here, and in the changelog.
-WAITING = {"VM", "Checkpoint", "Factory", "Forward", "GuestConnection", "GuestProcess", "Reverse", "Template", "Watch"}
+WAITING = {
+    "VM",
+    "Checkpoint",
+    "Cluster",
+    "ClusterVM",
+    "Factory",
+    "Forward",
+    "GuestConnection",
+    "GuestProcess",
+    "Reverse",
+    "Template",
+    "Watch",
+}
 VALUES = {
     "Allow", "CodeFailure", "CodeOutput", "CodeResult", "Decision", "ExecResult", "FactoryConfig", "FileEvent",
     "ImageConfig", "Network", "NetworkCounts", "Places", "Probe", "ProgramEvent", "ProgramLimits", "VMConfig",
     "VMHandle", "detailed_timings", "find_places", "load_settings", "Recipe", "Saved",
 }  # fmt: skip
 ERRORS = {
-    "AdoptError", "ArtifactError", "Closed", "CodeError", "ConfigError", "DeadlineExceeded", "ExecError",
+    "AdoptError", "ArtifactError", "Closed", "ClusterError", "CodeError", "ConfigError", "DeadlineExceeded",
+    "ExecError",
     "FallbackRefused", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageInUse", "ImageNotFound", "InternalError",
-    "LaunchError", "LimitExceeded", "MachineEnded", "NoRoom", "NotOwner", "PortError", "ProtocolError",
+    "LaunchError", "LimitExceeded", "MachineEnded", "NoNode", "NoRoom", "NodeLost",
+    "NotOwner", "PortError", "ProtocolError",
     "RolledBack",
     "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError",
     "TemplateExists", "TemplateNotFound", "TemplateStale", "TemplateUnfit",

@@ -68,6 +68,7 @@ _COMMANDS = {
     "checkpoint": "Keep machine ID, which runs on, as it is now, and print the name: NAME, or the next number.",
     "rollback": "Bring machine ID back to CHECKPOINT, or its last one, under the same id, and print that.",
     "resize": "Give machine ID, which waits for an owner, another number of CPUs or size of memory, while it runs.",
+    "cluster": "Show nodes, templates and machines of a cluster.",
     "factory": "Set up, inspect and remove the factory's template; serve its cache.",
     "gc": "Remove what killed processes left, and show it.",
     "debug-bundle": "Collect what a bug report about machine ID needs in one tar.gz, without guest memory or secrets.",

@@ -1,0 +1,397 @@
+"""The one front to many nodes, whatever engine joins them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from vmfork.border import guarded
+from vmfork.cluster.placement import Constraints
+from vmfork.cluster.terms import SILENT, Ask, Order
+from vmfork.cluster.vm import ClusterVM
+from vmfork.errors import (
+    DeadlineExceeded,
+    HostError,
+    NodeLost,
+    NoNode,
+    TemplateNotFound,
+    TemplateUnfit,
+    VMForkError,
+    VMNotFound,
+)
+from vmfork.late import import_late
+from vmfork.machine.request import ForkRequest
+from vmfork.machine.several import make_several
+from vmfork.owner import Owner, gives_owner
+from vmfork.wire.given import check_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.cluster.terms import Decision, Machine, Site
+    from vmfork.config import CardChoice
+    from vmfork.network.policy import NetworkPolicy
+    from vmfork.wire.given import GivenFile, PlacedFile
+
+# A third of the time after which a node ends the machines of a program that it has not heard of.
+_RENEW_EVERY_S = 10.0
+# A node that ends is told as ended some seconds later; so long its machines are asked for again.
+_LOST_LIMIT_S = 60.0
+_AGAIN_S = 0.5
+_CLOSE_LIMIT_S = 30.0
+
+
+@guarded
+class Cluster(Owner):
+    """Many nodes as one factory. `connect` joins the cluster that this process is in; `local` starts one here."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._nodes: set[str] = set()
+        self._renewing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Cluster over {self._site!r}>"
+
+    @classmethod
+    @gives_owner
+    async def connect(cls, address: str = "auto") -> Cluster:
+        """The Ray cluster at `address`, by default the one that this process, or this host, belongs to.
+
+        On each of its nodes that has vmfork one actor begins to serve. Raises `HostError` where Ray is not installed,
+        or no cluster runs.
+        """
+        return cls(await _join(address))
+
+    @classmethod
+    @gives_owner
+    async def local(cls) -> Cluster:
+        """A Ray cluster of one node on this host, which ends with the block. Raises `HostError` without Ray."""
+        return cls(await _join("local"))
+
+    @gives_owner
+    async def fork(
+        self,
+        template: str,
+        *,
+        key: str = "",
+        label: str = "",
+        node: str = "",
+        spread: str = "",
+        lasts: bool = False,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+    ) -> ClusterVM:
+        """A machine of the template, on a node that has it, or that it was brought to. As `Template.fork`.
+
+        The same `key` gives the same machine as long as that lives, and else a new one: never two. It is on a node that
+        has the `label` (`KEY=VALUE` or `KEY`), on `node`, or, with `spread` (`node`, or the key of a label), where the
+        fewest of its template are. It ends within half a minute when this program does, unless it `lasts`: then it ends
+        by its time to live, or when it is closed. Without room anywhere, room is waited for, `wait_s` seconds at most,
+        behind whoever came before. When a node ends meanwhile, another makes the machine.
+
+        Raises `TemplateNotFound` for one that no node has, `NoNode` when no node can have it, saying why, `NoRoom`, and
+        what `Template.fork` raises. After any of them, and on cancel, nothing is left.
+        """
+        options = {
+            "env": env, "files": await _read_files(files), "cpus": cpus, "memory_mib": memory_mib, "ttl_s": ttl_s,
+            "idle_ttl_s": idle_ttl_s, "network": network, "card": card, "timeout_s": timeout_s,
+        }  # fmt: skip
+        _check(options)
+        constraints = Constraints(label=label, node=node, spread=spread)
+        return await self._fork(template, options, constraints, key=key, lasts=lasts, wait_s=wait_s)
+
+    @overload
+    async def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: Literal[False] = False,
+    ) -> Sequence[ClusterVM]: ...
+
+    @overload
+    async def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: bool,
+    ) -> Sequence[ClusterVM | VMForkError]: ...
+
+    async def fork_many(
+        self,
+        template: str,
+        count: int,
+        *,
+        label: str = "",
+        spread: str = "",
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        timeout_s: float | None = None,
+        wait_s: float = 60.0,
+        partial: bool = False,
+    ) -> Sequence[ClusterVM | VMForkError]:
+        """`count` machines, each as `fork` gives it, made several at a time.
+
+        When one fails, all are closed and its error is raised, with those of others in `siblings`. With `partial` those
+        that could be had are given, and behind them the errors. Raises `NoNode` at once for more than the nodes could
+        have if they had no others.
+        """
+        options = {"env": env, "files": await _read_files(files), "timeout_s": timeout_s}
+        _check(options)
+        constraints = Constraints(label=label, spread=spread)
+        await self._site.ask("check_many", template, count, constraints)
+        failures: list[VMForkError] | None = [] if partial else None
+
+        async def fork_one() -> ClusterVM:
+            return await self._fork(template, options, constraints, wait_s=wait_s)
+
+        vms = await make_several(count, fork_one, close=_close, failures=failures)
+        return [*vms, *(failures or ())]
+
+    async def prefetch(self, template: str, *, nodes: Sequence[str] | None = None) -> Sequence[str]:
+        """The template is on these nodes, by default on all that it fits; gives those that it was brought to.
+
+        Raises `TemplateNotFound`, `NoNode` for a node that is not there, and, for a node that was named, what keeps the
+        template from it.
+        """
+        targets = await self._site.ask("find_targets", template, nodes)
+
+        async def pull(node: str, digest: str, sources: Sequence[str]) -> str:
+            try:
+                await self._site.call(node, "pull", template, digest, sources)
+            except TemplateUnfit:
+                if nodes is not None:
+                    raise
+                return ""
+            return node
+
+        return [node for node in await asyncio.gather(*(pull(*target) for target in targets)) if node]
+
+    async def drain(self, node: str, *, timeout_s: float = 3600.0) -> None:
+        """The node has no machine of the cluster, and gets none; what templates it alone had another has, too.
+
+        Raises `NoNode` for one that is not there. Raises `DeadlineExceeded` where machines still run there after
+        `timeout_s` seconds; the node gets none all the same.
+        """
+        alone = await self._site.ask("drain", node)
+        told = await self._site.ask("tell")
+        for name, digest, sources in alone:
+            for other, report in told["reports"].items():
+                if other != node and not report.offer.is_draining:
+                    with suppress(TemplateUnfit, HostError):
+                        await self._site.call(other, "pull", name, digest, sources)
+                        break
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (await self._site.call(node, "report")).machines:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise DeadlineExceeded(f"draining node {node}", timeout_s, hint="close its machines")
+            await asyncio.sleep(0.2)  # its machines end without telling us
+
+    async def undrain(self, node: str) -> None:
+        """The node gets machines again."""
+        await self._site.ask("undrain", node)
+
+    async def status(self) -> Mapping[str, Any]:
+        """What the nodes have now, as JSON would have it: `nodes`, `templates`, `machines`, and what was `lost`."""
+        told = await self._site.ask("tell")
+        reports = told["reports"].values()
+        templates: dict[tuple[str, str], dict[str, Any]] = {}
+        for report in reports:
+            for held in report.held:
+                known = templates.setdefault(
+                    (held.name, held.wanted.digest),
+                    {
+                        "name": held.name,
+                        "digest": held.wanted.digest,
+                        "created_at": held.created_at,
+                        "size_bytes": held.wanted.size_bytes,
+                        "nodes": [],
+                    },
+                )
+                known["nodes"].append(report.offer.name)
+        return {
+            "nodes": [_tell_node(report) for report in reports],
+            "templates": [templates[each] for each in sorted(templates)],
+            "machines": [
+                {"id": m.id, "node": m.node, "template": m.template, "key": m.key, "lasts": m.lasts,
+                 "created_at": m.created_at}
+                for report in reports for m in report.machines
+            ],
+            "lost": {node: [*ids] for node, ids in told["lost"].items()},
+        }  # fmt: skip
+
+    async def find(self, vm: str) -> ClusterVM:
+        """A handle to the machine of that id or key, whoever asked for it. Raises `VMNotFound` when none has it."""
+        told = await self._site.ask("tell")
+        for report in told["reports"].values():
+            for machine in report.machines:
+                if vm in (machine.id, machine.key):
+                    return ClusterVM(machine, self._site)
+        raise VMNotFound(vm, "no node has a machine of that id or key")
+
+    async def aclose(self) -> None:
+        """We have left the cluster. Machines that were not closed, and do not last, end within half a minute."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._renewing
+        await self._site.aclose()
+
+    async def _fork(
+        self,
+        template: str,
+        options: Mapping[str, Any],
+        constraints: Constraints,
+        *,
+        key: str = "",
+        lasts: bool = False,
+        wait_s: float,
+    ) -> ClusterVM:
+        own_key = key or uuid.uuid4().hex
+        avoid: frozenset[str] = frozenset()
+        failed: VMForkError | None = None
+        deadline = time.monotonic() + _LOST_LIMIT_S
+        while True:
+            ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid)
+            try:
+                decision: Decision = await self._site.ask("place", ask)
+            except NoNode as error:
+                if failed is not None:
+                    raise failed from None
+                if SILENT not in error.reasons or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_AGAIN_S)  # its process may be on its way back
+                await self._site.ask("look")
+                continue
+            order = Order(
+                template=template, digest=decision.digest, key=own_key, client=self._site.client,
+                sources=decision.sources, lasts=lasts, wait_s=wait_s, options=options,
+            )  # fmt: skip
+            self._begin_renewing(decision.node)
+            try:
+                machine: Machine = await self._site.call(decision.node, "fork", order)
+            except NodeLost:
+                if time.monotonic() >= deadline:
+                    raise
+                await self._site.ask("release", own_key)
+                await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
+                # Where its process alone has ended, and comes back, it tells whether it still has the machine.
+                await self._site.ask("look")
+            except (TemplateUnfit, TemplateNotFound) as error:
+                failed, avoid = error, avoid | {decision.node}
+                await self._site.ask("release", own_key)
+            except BaseException:
+                await self._give_up(decision.node, own_key)
+                raise
+            else:
+                return ClusterVM(await self._settle(machine) if key else machine, self._site)
+
+    async def _settle(self, machine: Machine) -> Machine:
+        """The machine that counts; where another was made for the same key before, ours is gone."""
+        known: Machine = await self._site.ask("settle", machine)
+        if known.id != machine.id:
+            await ClusterVM(machine, self._site).aclose()
+        return known
+
+    async def _give_up(self, node: str, key: str) -> None:
+        """Nothing is made for the key any more, as far as the node can be asked."""
+
+        async def give_up() -> None:
+            try:
+                await self._site.call(node, "drop", key)
+            finally:
+                await self._site.ask("release", key)
+
+        with suppress(VMForkError, TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(give_up())), _CLOSE_LIMIT_S)
+
+    def _begin_renewing(self, node: str) -> None:
+        self._nodes.add(node)
+        if self._renewing is None:
+            self._renewing = asyncio.ensure_future(self._renew())
+
+    async def _renew(self) -> None:
+        """Nodes hear of us, so that our machines live."""
+        while True:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            for node in [*self._nodes]:
+                try:
+                    await self._site.call(node, "renew", self._site.client)
+                except NodeLost:
+                    self._nodes.discard(node)
+                except VMForkError:
+                    continue
+
+
+async def _join(address: str) -> Site:
+    try:
+        # An optional extra, and it takes a second to load.
+        found: Site = await import_late("vmfork.cluster.ray_site", "open_site")(address)
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise HostError(
+            "a cluster needs Ray", hint="install vmfork with its extra: pip install 'vmfork[ray]'"
+        ) from error
+    return found
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` for what no fork can be given, before anybody is asked."""
+    given = {name: value for name, value in options.items() if name != "timeout_s" and value is not None}
+    ForkRequest(**given)
+
+
+async def _read_files(files: Mapping[str, GivenFile] | None) -> dict[str, PlacedFile]:
+    """What a file of this host holds goes along in place of its name: the node has other files."""
+    given = files or {}
+    return await asyncio.to_thread(
+        lambda: {path: check_file(content, field=f"files: {path}") for path, content in given.items()}
+    )
+
+
+async def _close(vm: ClusterVM) -> None:
+    await vm.aclose()
+
+
+def _tell_node(report: Any) -> dict[str, Any]:
+    offer = report.offer
+    return {
+        "name": offer.name,
+        "labels": dict(offer.labels),
+        "emulators": sorted(offer.emulators),
+        "accels": sorted(offer.accels),
+        "templates": len(offer.templates),
+        "machines": len(report.machines),
+        "being_made": len(report.asked),
+        "waiting": offer.waiting,
+        "total_mib": offer.total_mib,
+        "to_give_mib": offer.to_give_mib,
+        "load": offer.load,
+        "state": offer.hindrance or ("draining" if offer.is_draining else offer.strained or "ready"),
+    }

@@ -1,0 +1,415 @@
+"""What one node does: makes machines of its own store, keeps them, and gives its templates to others.
+
+It knows no engine: whatever carries calls to it calls `serve` and `stream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from vmfork.admission.charge import Charge
+from vmfork.api.template import Template
+from vmfork.api.vm import VM
+from vmfork.cluster.placement import Offer, Wanted
+from vmfork.cluster.terms import Held, Machine, Report, digest_of
+from vmfork.cluster.transfer import Packed, take_over
+from vmfork.config import Instance, VMConfig, find_places
+from vmfork.errors import (
+    ConfigError,
+    NoRoom,
+    StoreBusy,
+    TemplateError,
+    TemplateNotFound,
+    VMForkError,
+    VMNotFound,
+)
+from vmfork.host import facts, kvm
+from vmfork.hypervisor.qemu import find_qemu
+from vmfork.machine.folder import list_charged, list_records
+from vmfork.machine.naming import has_label
+from vmfork.machine.room import charge_for_fork, count_room
+from vmfork.owner import Owner
+from vmfork.store import TemplateStore
+from vmfork.travel.fit import hardware_of
+from vmfork.wire.frame import SUPPORTED_PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from vmfork.cluster.terms import Order, Peers
+    from vmfork.code.result import CodeResult
+    from vmfork.config import Places
+    from vmfork.copied import Copied
+    from vmfork.machine.event import ProgramEvent
+    from vmfork.machine.result import ExecResult
+
+# A machine that does not last ends when nothing was heard of its program for so long.
+LEASE_S = 30.0
+_LOOK_EVERY_S = 5.0
+# What room is told in where no template says what a machine is counted with: a default fork's.
+_SHARE_MIB, _TASKS = 162, 6
+PIECE_BYTES = 4 << 20
+# The labels by which a node's process finds machines again that outlived the one before it.
+_MARK, _KEY = "vmfork-cluster", "vmfork-cluster-key"
+
+
+class Node(Owner):
+    """Owner of the machines that it has made and that do not last. Its calls are the methods in `CALLS`, by name.
+
+    A machine is asked for by a key: as long as it lives, or is being made, the same key gives the same one.
+    """
+
+    CALLS = frozenset({
+        "report", "fork", "drop", "renew", "exec", "run_code", "is_dir", "read_file", "write_file", "spool", "put",
+        "fork_vm", "close", "pull", "artifact", "layer",
+    })  # fmt: skip
+    STREAMS = frozenset({"stream_exec", "get"})
+
+    def __init__(
+        self, name: str, peers: Peers, *, labels: Mapping[str, str], places: Places, config: VMConfig | None = None
+    ) -> None:
+        self.name = name
+        self._peers = peers
+        self._labels = dict(labels)
+        self._instance = Instance(places)
+        self._config = config or VMConfig()
+        self._packed = Packed(places.home)
+        self._machines: dict[str, Machine] = {}
+        self._vms: dict[str, VM] = {}
+        self._clients: dict[str, str] = {}
+        self._leases: dict[str, float] = {}
+        self._asked: dict[str, asyncio.Task[Machine]] = {}
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
+        self._line = asyncio.Lock()
+        self._in_line = 0
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, name: str, peers: Peers, *, labels: Mapping[str, str], places: Places | None = None) -> Self:
+        """The node, with the machines that outlived the process that made them."""
+        node = cls(name, peers, labels=labels, places=places or find_places())
+        await node._find_again()
+        node._watch = asyncio.ensure_future(node._end_forgotten())
+        return node
+
+    async def serve(self, verb: str, *args: Any) -> Any:
+        """What the call of that name gives."""
+        if verb not in self.CALLS:
+            raise ConfigError("verb", verb, f"a node does not know {verb!r}")
+        return await getattr(self, verb)(*args)
+
+    async def stream(self, verb: str, *args: Any) -> AsyncIterator[Any]:
+        """What the call of that name gives, piece by piece."""
+        if verb not in self.STREAMS:
+            raise ConfigError("verb", verb, f"a node does not know {verb!r}")
+        async with aclosing(getattr(self, verb)(*args)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def report(self) -> Report:
+        """What the node has, and has room for, now."""
+        held = await self._list_held()
+        before = {*self._machines}  # one that comes meanwhile is none that has ended
+        alive = await asyncio.to_thread(lambda: {each.id for each in list_records(self._instance.places.vms)})
+        for vm_id in before - alive:
+            await self.close(vm_id)
+        share_mib = min((each.wanted.share_mib for each in held.values()), default=_SHARE_MIB)
+        total, to_give, strained = await asyncio.to_thread(self._read_room, share_mib)
+        offer = Offer(
+            name=self.name,
+            labels=self._labels,
+            emulators=frozenset({(await find_qemu(self._config.qemu)).version}),
+            accels=frozenset({"tcg"} if kvm.find_refusal() is not None else {"tcg", "kvm"}),
+            protocols=frozenset(SUPPORTED_PROTOCOLS),
+            host_cpu=facts.cpu_name(),
+            templates=frozenset(each.wanted.digest for each in held.values()),
+            layers=frozenset(layer for each in held.values() for layer in each.wanted.layers),
+            total_mib=total,
+            to_give_mib=to_give,
+            strained=strained,
+            running=len(await asyncio.to_thread(list_charged, self._instance.places.vms)),
+            waiting=self._in_line,
+            load=os.getloadavg()[0] / (os.cpu_count() or 1),
+        )
+        return Report(
+            offer=offer,
+            held=tuple(held.values()),
+            machines=tuple(self._machines.values()),
+            asked=tuple(self._asked),
+        )
+
+    async def fork(self, order: Order) -> Machine:
+        """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it."""
+        self._leases[order.client] = time.monotonic() + LEASE_S
+        for machine in self._machines.values():
+            if machine.key == order.key:
+                return machine
+        if order.key not in self._asked:
+            task = asyncio.ensure_future(self._make(order))
+            self._asked[order.key] = task
+            task.add_done_callback(lambda _: self._asked.pop(order.key, None))
+        return await asyncio.shield(self._asked[order.key])
+
+    async def drop(self, key: str) -> None:
+        """Nobody waits for the machine of that key any more, and it is gone."""
+        if (task := self._asked.get(key)) is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError, VMForkError):
+                await task
+        for machine in [*self._machines.values()]:
+            if machine.key == key:
+                await self.close(machine.id)
+
+    async def renew(self, client: str) -> None:
+        """The program lives, and so do its machines."""
+        self._leases[client] = time.monotonic() + LEASE_S
+
+    async def exec(self, vm_id: str, argv: Sequence[str], options: Mapping[str, Any]) -> ExecResult:
+        return await (await self._get(vm_id)).exec(argv, **options)
+
+    async def run_code(self, vm_id: str, code: str, language: str, options: Mapping[str, Any]) -> CodeResult:
+        return await (await self._get(vm_id)).run_code(code, language, **options)
+
+    async def stream_exec(
+        self, vm_id: str, argv: Sequence[str], options: Mapping[str, Any]
+    ) -> AsyncIterator[ProgramEvent]:
+        vm = await self._get(vm_id)
+        events = vm.stream(argv, **options)
+        assert isinstance(events, AsyncGenerator)  # as guarded, and without, it is one
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def is_dir(self, vm_id: str, path: str) -> bool:
+        return await (await self._get(vm_id)).is_dir(path)
+
+    async def read_file(self, vm_id: str, path: str, options: Mapping[str, Any]) -> bytes:
+        return await (await self._get(vm_id)).read_file(path, **options)
+
+    async def write_file(self, vm_id: str, path: str, content: bytes, options: Mapping[str, Any]) -> None:
+        await (await self._get(vm_id)).write_file(path, content, **options)
+
+    async def spool(self, token: str, piece: bytes) -> None:
+        """A piece of a tar that `put` is to take, behind those before it."""
+        if token not in self._spooled:
+            self._spooled[token] = tempfile.NamedTemporaryFile(prefix="vmfork-cluster-")  # noqa: SIM115 - till put
+        await asyncio.to_thread(self._spooled[token].write, piece)
+
+    async def put(self, vm_id: str, token: str, guest: str, options: Mapping[str, Any]) -> Copied:
+        """What was spooled is in the machine's folder `guest`; the spool is gone in any case."""
+        with self._spooled.pop(token) as tar:
+            tar.seek(0)
+            return await (await self._get(vm_id)).put_tar(tar, guest, **options)
+
+    async def get(self, vm_id: str, guest: str, options: Mapping[str, Any]) -> AsyncIterator[bytes | Copied]:
+        """A tar of the guest's file or folder in pieces; then what was copied."""
+        vm = await self._get(vm_id)
+        with tempfile.TemporaryFile(prefix="vmfork-cluster-") as tar:
+            copied = await vm.get_tar(guest, tar, **options)
+            tar.seek(0)
+            while piece := await asyncio.to_thread(tar.read, PIECE_BYTES):
+                yield piece
+        yield copied
+
+    async def fork_vm(self, vm_id: str, count: int, key: str, client: str, options: Mapping[str, Any]) -> list[Machine]:
+        """Forks of a machine that runs here, which runs on."""
+        vm = await self._get(vm_id)
+        forks = await vm.fork(count, **options)
+        return [self._keep(each, f"{key}-{number}", client, lasts=False) for number, each in enumerate(forks)]
+
+    async def close(self, vm_id: str) -> None:
+        """The machine is gone. One that is gone already is no error."""
+        machine, vm = self._machines.pop(vm_id, None), self._vms.pop(vm_id, None)
+        self._clients.pop(vm_id, None)
+        if machine is not None and machine.lasts:
+            with suppress(VMNotFound):
+                vm = vm or await VM.connect(vm_id, places=self._instance.places)
+                await vm.stop(grace_s=0.0)
+        if vm is not None:
+            await vm.aclose()
+
+    async def pull(self, name: str, digest: str, sources: Sequence[str]) -> None:
+        """The template is in force here. Several who ask at once wait for one transfer."""
+        held = await asyncio.to_thread(self._find_held, name)
+        if held is not None and held.wanted.digest == digest:
+            return
+        if digest not in self._pulls:
+            task = asyncio.ensure_future(
+                take_over(
+                    name,
+                    digest,
+                    sources=[each for each in sources if each != self.name],
+                    peers=self._peers,
+                    instance=self._instance,
+                    config=self._config,
+                )
+            )
+            self._pulls[digest] = task
+            task.add_done_callback(lambda _: self._pulls.pop(digest, None))
+        await asyncio.shield(self._pulls[digest])
+
+    async def artifact(self, digest: str) -> bytes:
+        """What the template travels as; its layers can be asked for. Raises `TemplateNotFound`."""
+        store = TemplateStore(self._instance.places.templates)
+        for name in await asyncio.to_thread(store.list_names):
+            with suppress(TemplateError, StoreBusy):
+                m = store.read_manifest(name)
+                if digest_of(m) == digest:
+                    return await self._packed.pack(name, digest, generation=m.generation, instance=self._instance)
+        raise TemplateNotFound(digest[:12])
+
+    async def layer(self, digest: str, layer: str) -> bytes:
+        return await self._packed.read(digest, layer)
+
+    async def aclose(self) -> None:
+        """Machines that do not last are gone; those that last run on."""
+        if self._watch is not None:
+            self._watch.cancel()
+        for task in (*self._asked.values(), *self._pulls.values()):
+            task.cancel()
+        await asyncio.gather(*self._asked.values(), *self._pulls.values(), return_exceptions=True)
+        async with AsyncExitStack() as closing:
+            for vm in self._vms.values():
+                closing.push_async_callback(vm.aclose)
+            self._vms.clear()
+        for spooled in self._spooled.values():
+            spooled.close()
+
+    async def _make(self, order: Order) -> Machine:
+        template = await self._open(order)
+        deadline = time.monotonic() + order.wait_s
+
+        async def fork(wait_s: float) -> VM:
+            if order.lasts:
+                labels = {_MARK: self.name, _KEY: order.key}
+                return await template.start(labels=labels, wait_s=wait_s, **order.options)
+            return await template.fork(wait_s=wait_s, **order.options)
+
+        vm = await self._wait_in_line(fork, deadline)
+        return self._keep(vm, order.key, order.client, lasts=order.lasts, template=order.template)
+
+    async def _wait_in_line(self, fork: Any, deadline: float) -> VM:
+        """What `fork` gives, once whoever came before has a machine. Raises `NoRoom` when it is too late for that."""
+        if not self._in_line:
+            try:
+                found: VM = await fork(0.0)
+            except NoRoom:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return found
+        self._in_line += 1
+        try:
+            before = self._in_line - 1
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._line.acquire()
+            except TimeoutError as error:
+                reason = f"{before} callers who came before wait for room on node {self.name}"
+                raise NoRoom("memory", reason, hint="close machines, or wait longer (wait_s)") from error
+            try:
+                found = await fork(max(0.0, deadline - time.monotonic()))
+            finally:
+                self._line.release()
+        finally:
+            self._in_line -= 1
+        return found
+
+    async def _open(self, order: Order) -> Template:
+        """The template of the order, which was taken over from another node where it was not here."""
+        held = await asyncio.to_thread(self._find_held, order.template)
+        if held is None or held.wanted.digest != order.digest:
+            if not order.sources:
+                raise TemplateNotFound(order.template)
+            await self.pull(order.template, order.digest, order.sources)
+        return await Template.open(order.template, config=self._config, places=self._instance.places)
+
+    def _keep(self, vm: VM, key: str, client: str, *, lasts: bool, template: str = "") -> Machine:
+        machine = Machine(
+            id=vm.id,
+            node=self.name,
+            template=template or vm.template,
+            key=key,
+            lasts=lasts,
+            created_at=vm.facts.created_at,
+        )
+        self._machines[vm.id], self._vms[vm.id] = machine, vm
+        if not lasts:
+            self._clients[vm.id] = client
+        return machine
+
+    async def _get(self, vm_id: str) -> VM:
+        """The machine. Raises `VMNotFound`."""
+        if vm_id not in self._machines:
+            raise VMNotFound(vm_id, f"node {self.name} has no machine of that id: it has ended")
+        if vm_id not in self._vms:
+            self._vms[vm_id] = await VM.connect(vm_id, places=self._instance.places)
+        return self._vms[vm_id]
+
+    async def _find_again(self) -> None:
+        for record in await VM.list(label=_MARK, places=self._instance.places):
+            if has_label(record.labels, f"{_MARK}={self.name}"):
+                self._machines[record.id] = Machine(
+                    id=record.id,
+                    node=self.name,
+                    template=record.template,
+                    key=record.labels.get(_KEY, ""),
+                    lasts=True,
+                    created_at=record.created_at,
+                )
+
+    async def _end_forgotten(self) -> None:
+        """Ends machines whose program was not heard of any more."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            now = time.monotonic()
+            for vm_id in [each for each, client in self._clients.items() if self._leases.get(client, 0.0) < now]:
+                with suppress(VMForkError):
+                    await self.close(vm_id)
+
+    async def _list_held(self) -> dict[str, Held]:
+        """The templates in force here whose RAM is of this boot of the host, by name."""
+
+        def look() -> dict[str, Held]:
+            names = TemplateStore(self._instance.places.templates).list_names()
+            return {name: held for name in names if (held := self._find_held(name)) is not None}
+
+        return await asyncio.to_thread(look)
+
+    def _find_held(self, name: str) -> Held | None:
+        try:
+            m = TemplateStore(self._instance.places.templates).read_manifest(name)
+        except (TemplateError, StoreBusy):
+            return None
+        if m.host_boot_id != facts.boot_id():
+            return None
+        digest = digest_of(m)
+        packed = self._packed.find(digest)
+        layers = {"memory": m.memory_allocated_bytes}
+        if packed is not None:
+            layers = {each.digest: each.size_bytes for each in packed.layers}
+        wanted = Wanted(
+            digest=digest,
+            traits=m.traits,
+            agent_protocol=m.agent_protocol,
+            share_mib=charge_for_fork(hardware_of(m), self._config.limits).share_mib,
+            layers=layers,
+        )
+        return Held(name=name, created_at=m.created_at, wanted=wanted)
+
+    def _read_room(self, share_mib: int) -> tuple[int, int, str]:
+        """MiB in all, MiB that can be promised to machines of that share, and why none is let in all the same."""
+        unit = Charge(share_mib=share_mib, most_mib=share_mib, tasks=_TASKS)
+        fitting, _, readings = count_room(self._instance.places.vms, unit, self._config.limits)
+        limit, now = self._config.limits.max_pressure, readings.pressure_percent
+        strained = ""
+        if now is not None and limit and now > limit:
+            strained = f"all its tasks wait for memory {now:g} % of the time"
+        return readings.total_mib, fitting * share_mib, strained

@@ -1,0 +1,337 @@
+"""Nodes and directory as actors of Ray: one on each node, pinned to it, and one directory anywhere.
+
+```
+namespace vmfork     vmfork-directory        detached, no CPU, restarted
+                     vmfork-node:NODE        the same, pinned by the label ray.io/node-id; NODE is the beginning of that
+groups of each       control                 what must be answered whatever else goes on
+                     work                    forks, programs, files: a long one keeps nobody from control
+                     pull                    layers of templates
+```
+An actor runs all that is vmfork's on one event loop of its own: Ray has one for each group.
+Errors of vmfork's come back as values, so that they are what they were. Nothing is tried again by Ray: whoever asked
+does, by the same key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from vmfork.cluster.directory import Directory
+from vmfork.cluster.node import Node
+from vmfork.errors import Closed, ClusterError, HostError, InternalError, NodeLost, VMForkError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+
+_NAMESPACE = "vmfork"
+_DIRECTORY = "vmfork-directory"
+_ID_LABEL = "ray.io/node-id"
+_NAME_LENGTH = 12
+_GROUPS = {"control": 16, "work": 1000, "pull": 8}
+_LOST = (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError)
+_CONTROL = {"report", "renew", "drop", "close", "is_dir"}
+_PULL = {"artifact", "layer", "pull"}
+# Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
+_LOOK_EVERY_S = 1.0
+_DIRECTORY_LIMIT_S = 60.0
+_AGAIN_S = 0.2
+
+_ACTOR = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
+_NAMED = {"namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="vmfork-cluster", daemon=True).start()
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+
+async def _told(work: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
+    try:
+        return True, await work
+    except VMForkError as error:
+        return False, error
+
+
+class NodeActor:
+    """The actor of one node."""
+
+    def __init__(self, name: str, labels: Mapping[str, str]) -> None:
+        self._own = _Loop()
+        self._node: Node = self._own.begin(Node.open(name, _Peers(), labels=labels)).result()
+
+    async def call(self, verb: str, args: Sequence[Any]) -> tuple[bool, Any]:
+        """Whether it went well, and what it gave, or the error."""
+        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(_told(self._node.serve(verb, *args))))
+        return answer
+
+    async def stream(self, verb: str, args: Sequence[Any]) -> AsyncIterator[tuple[bool, Any]]:
+        """The same for each piece; an error is the last."""
+        pieces = self._node.stream(verb, *args)
+        try:
+            while True:
+                try:
+                    piece = await asyncio.wrap_future(self._own.begin(_next(pieces)))
+                except StopAsyncIteration:
+                    return
+                except VMForkError as error:
+                    yield False, error
+                    return
+                if piece is None:
+                    return
+                yield True, piece
+        finally:
+            self._own.begin(_close(pieces))
+
+    async def pid(self) -> int:
+        """The process id of the actor."""
+        return os.getpid()
+
+
+class DirectoryActor:
+    """The actor that has the directory."""
+
+    def __init__(self) -> None:
+        self._own = _Loop()
+
+        async def begin() -> Directory:
+            directory = Directory(_Peers(starts_nodes=True))
+            self._watch = asyncio.ensure_future(directory.keep_looking())
+            return directory
+
+        self._directory: Directory = self._own.begin(begin()).result()
+
+    async def call(self, verb: str, args: Sequence[Any]) -> tuple[bool, Any]:
+        """Whether it went well, and what it gave, or the error."""
+        work = getattr(self._directory, verb)(*args)
+        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(_told(work)))
+        return answer
+
+    async def pid(self) -> int:
+        """The process id of the actor."""
+        return os.getpid()
+
+
+async def _next(pieces: AsyncIterator[Any]) -> Any:
+    return await anext(pieces, None)
+
+
+async def _close(pieces: Any) -> None:
+    with suppress(Exception):
+        await pieces.aclose()
+
+
+class _Peers:
+    """Actors of nodes, found by their names; where they are missing, and we may, they are made."""
+
+    def __init__(self, *, starts_nodes: bool = False) -> None:
+        self._starts_nodes = starts_nodes
+        self._actors: dict[str, Any] = {}
+        self._looked_at = 0.0
+        self._alive: frozenset[str] = frozenset()
+        self._looking = asyncio.Lock()
+
+    async def list_nodes(self) -> Sequence[str]:
+        """The names of all nodes that live."""
+        found = await asyncio.to_thread(self._read_nodes)
+        if self._starts_nodes:
+            for name, labels in found.items():
+                self._start(name, labels)
+        return [*found]
+
+    async def call(self, node: str, verb: str, *args: Any) -> Any:
+        """What the node's call of that name gives."""
+        actor = await self._find(node)
+        group = "control" if verb in _CONTROL else "pull" if verb in _PULL else "work"
+        try:
+            ref = actor.call.options(concurrency_group=group).remote(verb, args)
+            went_well, answer = await self._wait(ref, node)
+        except (RayError, OSError) as error:
+            raise self._as_ours(error, node) from error
+        if went_well:
+            return answer
+        raise answer
+
+    async def stream(self, node: str, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
+        """What the node's call of that name gives, piece by piece."""
+        actor = await self._find(node)
+        pieces = actor.stream.options(concurrency_group="work", num_returns="streaming").remote(verb, args)
+        has_ended = False
+        try:
+            while True:
+                try:
+                    ref = await self._wait_for(anext(pieces, None), node)
+                    if ref is None:
+                        has_ended = True
+                        return
+                    went_well, piece = await self._wait(ref, node)
+                except (RayError, OSError) as error:
+                    has_ended = True
+                    raise self._as_ours(error, node) from error
+                if not went_well:
+                    has_ended = True
+                    raise piece
+                yield piece
+        finally:
+            if not has_ended:
+                with suppress(Exception):
+                    ray.cancel(pieces)
+
+    async def _find(self, node: str) -> Any:
+        if node not in self._actors:
+            try:
+                self._actors[node] = await asyncio.to_thread(_get_actor, f"vmfork-node:{node}")
+            except ValueError as error:
+                raise NodeLost(node, reason="no node of that name takes machines") from error
+        return self._actors[node]
+
+    async def _wait(self, ref: Any, node: str) -> Any:
+        return await self._wait_for(_value_of(ref), node, cancel=lambda: ray.cancel(ref))
+
+    async def _wait_for(self, work: Any, node: str, *, cancel: Any = lambda: None) -> Any:
+        """The answer. A call to an actor whose node has ended would wait for ever: the actor is pinned to it."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
+                if not await self._is_alive(node):
+                    raise NodeLost(node, reason="the node has ended")
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                with suppress(Exception):
+                    cancel()
+
+    async def _is_alive(self, node: str) -> bool:
+        async with self._looking:
+            if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+                self._alive = frozenset(await asyncio.to_thread(self._read_nodes))
+                self._looked_at = time.monotonic()
+            return node in self._alive
+
+    def _read_nodes(self) -> dict[str, dict[str, str]]:
+        return {
+            each["NodeID"][:_NAME_LENGTH]: {**each.get("Labels", {}), _ID_LABEL: each["NodeID"]}
+            for each in ray.nodes()
+            if each["Alive"]
+        }
+
+    def _start(self, name: str, labels: Mapping[str, str]) -> None:
+        if name in self._actors:
+            return
+        # Groups are told with the class alone.
+        kind = ray.remote(concurrency_groups={**_GROUPS}, **_ACTOR)(NodeActor)
+        selector = {_ID_LABEL: labels[_ID_LABEL]}
+        actor = kind.options(name=f"vmfork-node:{name}", label_selector=selector, **_NAMED)
+        self._actors[name] = actor.remote(name, dict(labels))
+
+    def _as_ours(self, error: Exception, node: str) -> VMForkError:
+        if isinstance(error, RayTaskError):
+            return InternalError(f"node {node}: {error}")
+        if isinstance(error, (*_LOST, OSError)):
+            self._actors.pop(node, None) if not self._starts_nodes else None
+            return NodeLost(node, reason=str(error).strip().splitlines()[0] if str(error).strip() else "")
+        return ClusterError(f"node {node}: {error}")
+
+
+def _get_actor(name: str) -> Any:
+    return ray.get_actor(name, namespace=_NAMESPACE)
+
+
+async def _value_of(ref: Any) -> Any:
+    return await ref
+
+
+class RaySite(_Peers):
+    """The cluster as a program sees it that Ray runs in, or beside."""
+
+    def __init__(self, *, owns_ray: bool = False) -> None:
+        super().__init__()
+        self._owns_ray = owns_ray
+        self._directory: Any = None
+        self.client = str(ray.get_runtime_context().get_job_id())
+
+    def __repr__(self) -> str:
+        return "Ray"
+
+    async def ask(self, verb: str, *args: Any) -> Any:
+        """What the directory's call of that name gives. While it is restarted it is asked again."""
+        deadline = time.monotonic() + _DIRECTORY_LIMIT_S
+        while True:
+            try:
+                if self._directory is None:
+                    self._directory = await asyncio.to_thread(_start_directory)
+                went_well, answer = await self._directory.call.remote(verb, args)
+                break
+            except RayTaskError as error:
+                raise InternalError(f"the directory: {error}") from error
+            except RayActorError as error:
+                if not isinstance(error, ActorUnavailableError):
+                    self._directory = None
+                if time.monotonic() >= deadline:
+                    raise ClusterError(f"the directory does not come back: {error}") from error
+                await asyncio.sleep(_AGAIN_S)  # Ray restarts it, and tells nobody when it is there
+            except RayError as error:
+                raise ClusterError(f"the directory: {error}") from error
+        if went_well:
+            return answer
+        raise answer
+
+    async def aclose(self) -> None:
+        """What was started for us has ended."""
+        if self._owns_ray and ray.is_initialized():
+            await asyncio.to_thread(ray.shutdown)
+
+
+def _start_directory() -> Any:
+    kind = ray.remote(max_concurrency=1000, **_ACTOR)(DirectoryActor)
+    return kind.options(name=_DIRECTORY, **_NAMED).remote()
+
+
+async def open_site(address: str) -> RaySite:
+    """The cluster at `address`; with `local`, one that is started here, and ends with it. Raises `HostError`."""
+    if ray.is_initialized():
+        return RaySite()
+    options: dict[str, Any] = {"address": address, "namespace": _NAMESPACE, "log_to_driver": False}
+    if address == "local":
+        options |= {"include_dashboard": False}
+    try:
+        await asyncio.to_thread(lambda: ray.init(**options, logging_level=logging.WARNING))
+    except ConnectionError as error:
+        hint = "start one (ray start --head), give its address, or use Cluster.local()"
+        raise HostError(f"no Ray cluster runs at {address}: {error}", hint=hint) from error
+    return RaySite(owns_ray=True)
+
+
+_joined: list[RaySite] = []
+
+
+def join_site() -> RaySite:
+    """The cluster that this process belongs to. Raises `Closed` where Ray does not run in it."""
+    if not ray.is_initialized():
+        raise Closed("the cluster of this handle", "Ray does not run in this process")
+    if not _joined:
+        _joined.append(RaySite())
+    return _joined[0]

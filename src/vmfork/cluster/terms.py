@@ -1,0 +1,117 @@
+"""What is said between callers, directory and nodes: frozen values, which any engine can carry."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vmfork.cluster.placement import Constraints, Offer, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from vmfork.store import Manifest
+
+
+# Why a node that is there takes no machine: its process is gone, or on its way back.
+SILENT = "it does not answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A template that a node has in force under `name`; of two of one name the one that was frozen later counts."""
+
+    name: str
+    created_at: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine of the cluster, where it is, and by which `key` it was asked for.
+
+    One that `lasts` outlives its node's process, and its maker.
+    """
+
+    id: str
+    node: str
+    template: str
+    key: str = ""
+    lasts: bool = False
+    created_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a node says of itself. `asked` are keys of machines that are being made there."""
+
+    offer: Offer
+    held: tuple[Held, ...] = ()
+    machines: tuple[Machine, ...] = ()
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Where shall a machine of the template be? Nodes of `avoid` have refused it. One `key` is one machine."""
+
+    template: str
+    key: str
+    constraints: Constraints = field(default_factory=Constraints)
+    avoid: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """There. `sources` are nodes that have the template, for one that has it not."""
+
+    node: str
+    digest: str
+    sources: tuple[str, ...] = ()
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A node is to make a machine. `client` is who must live for one that does not last.
+
+    `options` are those of `Template.fork`.
+    """
+
+    template: str
+    digest: str
+    key: str
+    client: str
+    sources: tuple[str, ...] = ()
+    lasts: bool = False
+    wait_s: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Peers(Protocol):
+    """Whom the directory, or a node, can ask. Raises `NodeLost` for a node that has ended, within seconds."""
+
+    async def list_nodes(self) -> Sequence[str]: ...
+
+    async def call(self, node: str, verb: str, *args: Any) -> Any: ...
+
+
+class Site(Peers, Protocol):
+    """What an engine does for a caller: it carries calls to the directory, and straight to nodes."""
+
+    @property
+    def client(self) -> str:
+        """Names the program that we belong to; machines that do not last end with it."""
+        ...
+
+    async def ask(self, verb: str, *args: Any) -> Any: ...
+
+    def stream(self, node: str, verb: str, *args: Any) -> AsyncGenerator[Any, None]: ...
+
+    async def aclose(self) -> None: ...
+
+
+def digest_of(m: Manifest) -> str:
+    """Names what was frozen, wherever it is: its RAM, the state of its devices, and what it fits."""
+    return hashlib.sha256(f"{m.memory_sha256} {m.state_sha256} {m.fingerprint}".encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""Templates from node to node: packed once where they are, read layer by layer where they go, in force last.
+
+```
+HOME/cluster/DIGEST/     0700; a template's layers, named by the digest of their content, so that they are packed once
+    artifact.json        written last
+    HEX                  a layer
+```
+Whoever takes a template over reads each layer from a node that has it, compares it with its digest, writes it into RAM,
+and forgets it: no more than a layer for each processor is in memory at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vmfork.errors import ArtifactError, NodeLost, TemplateNotFound
+from vmfork.host.folders import list_folder, make_private, read_file, write_whole
+from vmfork.host.thread import in_thread
+from vmfork.oci.descriptor import digest_of as digest_of_content
+from vmfork.records import read_record, write_record
+from vmfork.store import TemplateStore
+from vmfork.template.travelling.arrival import put_in_force
+from vmfork.travel.artifact import Artifact
+from vmfork.travel.pack import pack
+from vmfork.travel.sending import tsc_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from threading import Event
+
+    from vmfork.cluster.terms import Peers
+    from vmfork.config import Instance, VMConfig
+    from vmfork.oci.descriptor import Descriptor
+
+_ARTIFACT = "artifact.json"
+# What layers of templates may take of the disk; the ones used least recently go first.
+BUDGET_BYTES = 8 << 30
+
+
+class Packed:
+    """Templates of this node, packed for others, in one folder."""
+
+    def __init__(self, home: Path, *, budget_bytes: int = BUDGET_BYTES) -> None:
+        self._folder = home / "cluster"
+        self._budget_bytes = budget_bytes
+        self._under_way: dict[str, asyncio.Task[bytes]] = {}
+
+    def find(self, digest: str) -> Artifact | None:
+        """What the template travels as, where it was packed before."""
+        try:
+            return read_record(Artifact, read_file(self._folder / digest / _ARTIFACT))
+        except (OSError, ValueError):
+            return None
+
+    async def pack(self, name: str, digest: str, *, generation: str, instance: Instance) -> bytes:
+        """The artifact of the template, as JSON, its layers in the folder. Several who ask at once wait for one.
+
+        Raises `TemplateNotFound` when that generation is gone, and `TemplateCorrupt`.
+        """
+        if digest not in self._under_way:
+            task = asyncio.ensure_future(self._pack(name, digest, generation, instance))
+            self._under_way[digest] = task
+            task.add_done_callback(lambda _: self._under_way.pop(digest, None))
+        return await asyncio.shield(self._under_way[digest])
+
+    async def read(self, digest: str, layer: str) -> bytes:
+        """A layer of the template. Raises `ArtifactError` when it is there no more."""
+        path = self._folder / digest / layer.rpartition(":")[2]
+        try:
+            return await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise ArtifactError(f"template {digest[:12]}", f"its layer {layer} is missing") from error
+
+    async def _pack(self, name: str, digest: str, generation: str, instance: Instance) -> bytes:
+        if (known := self.find(digest)) is not None:
+            await asyncio.to_thread(os.utime, self._folder / digest)
+            return write_record(known)
+        new = make_private(make_private(self._folder) / f".{digest}")
+        try:
+            with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
+                tsc_khz = await asyncio.to_thread(tsc_of, opened)
+
+                def work(stop: Event) -> Artifact | None:
+                    return pack(opened, _Folder(new), stop=stop, tell=lambda _: None, tsc_khz=tsc_khz)
+
+                artifact = await in_thread(work)
+            assert artifact is not None  # it was not stopped
+            data = write_record(artifact)
+            write_whole(new / _ARTIFACT, data)
+            shutil.rmtree(self._folder / digest, ignore_errors=True)
+            new.rename(self._folder / digest)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        await asyncio.to_thread(self._make_room, digest)
+        return data
+
+    def _make_room(self, keep: str) -> None:
+        """What was used least recently is gone, until the rest is within the budget; `keep` stays."""
+        sizes = {path: sum(each.stat().st_size for each in list_folder(path)) for path in list_folder(self._folder)}
+        for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
+            if sum(sizes.values()) <= self._budget_bytes:
+                return
+            if path.name != keep:
+                shutil.rmtree(path, ignore_errors=True)
+                del sizes[path]
+
+
+class _Folder:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, descriptor: Descriptor, data: bytes, /) -> None:
+        (self._folder / descriptor.digest.rpartition(":")[2]).write_bytes(data)
+
+
+class _Remote:
+    """The layers of a template of other nodes. Read in threads, while the loop carries the calls."""
+
+    def __init__(self, peers: Peers, sources: Sequence[str], digest: str) -> None:
+        self._peers = peers
+        self._sources = [*sources]
+        self._digest = digest
+        self._loop = asyncio.get_running_loop()
+
+    def read(self, descriptor: Descriptor, /) -> bytes:
+        data = asyncio.run_coroutine_threadsafe(self._fetch(descriptor.digest), self._loop).result()
+        if len(data) != descriptor.size_bytes or digest_of_content(data) != descriptor.digest:
+            raise ArtifactError(f"node {self._sources[0]}", f"layer {descriptor.digest} is not what its digest says")
+        return data
+
+    async def _fetch(self, layer: str) -> bytes:
+        while True:
+            source = self._sources[0]
+            try:
+                found: bytes = await self._peers.call(source, "layer", self._digest, layer)
+            except (NodeLost, ArtifactError):
+                # Another has the same layers only once it has packed them.
+                with suppress(ValueError):
+                    self._sources.remove(source)
+                if not self._sources:
+                    raise
+                await self._peers.call(self._sources[0], "artifact", self._digest)
+            else:
+                return found
+
+
+async def take_over(
+    name: str, digest: str, *, sources: Sequence[str], peers: Peers, instance: Instance, config: VMConfig
+) -> None:
+    """The template of that digest is in force here under `name`, taken from the first of `sources` that gives it.
+
+    What was in force under that name before is replaced. Raises `TemplateNotFound` when none has it, `TemplateUnfit`
+    when it does not fit this host, `ArtifactError` for content that is another, `NodeLost` when all ended, and
+    `HostError` when memory is short. What was in force before still is then.
+    """
+    failed: Exception = TemplateNotFound(name)
+    for at, source in enumerate(sources):
+        try:
+            data: bytes = await peers.call(source, "artifact", digest)
+        except (NodeLost, TemplateNotFound) as error:
+            failed = error
+            continue
+        try:
+            artifact = read_record(Artifact, data)
+            artifact.check(artifact.layers)
+        except ValueError as error:
+            raise ArtifactError(f"node {source}", str(error)) from error
+        await put_in_force(
+            artifact,
+            _Remote(peers, sources[at:], digest),
+            name,
+            of=f"node {source}",
+            config=config,
+            instance=instance,
+            replace_it=True,
+            wait_s=60.0,
+        )
+        return
+    raise failed

@@ -1,0 +1,263 @@
+"""A machine of a cluster, as its callers have it: a handle, which any of them can use from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+import tempfile
+import uuid
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from vmfork.border import guarded
+from vmfork.cluster.node import PIECE_BYTES
+from vmfork.copied import Copied
+from vmfork.errors import NodeLost
+from vmfork.late import import_late
+from vmfork.owner import Owner
+from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_local
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+
+    from vmfork.cluster.terms import Machine, Site
+    from vmfork.code.result import CodeResult
+    from vmfork.config import ProgramLimits
+    from vmfork.machine.event import ProgramEvent
+    from vmfork.machine.result import ExecResult
+    from vmfork.wire.given import GuestPath, HostPath
+
+
+@guarded
+class ClusterVM(Owner):
+    """A machine on some node. Its calls go straight there. The end of its block, or `aclose`, ends the machine.
+
+    It can be pickled, and so be passed to any task of the cluster: each copy is a handle to the same machine.
+    """
+
+    def __init__(self, machine: Machine, site: Site | None = None) -> None:
+        self._machine = machine
+        self._given = site
+
+    def __repr__(self) -> str:
+        return f"<ClusterVM {self.id} fork of {self.template!r} on node {self.node}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[override] # what it owns is not here
+        return ClusterVM, (self._machine,)
+
+    @property
+    def id(self) -> str:
+        """Names the machine, in the whole cluster."""
+        return self._machine.id
+
+    @property
+    def node(self) -> str:
+        """The node that it is on."""
+        return self._machine.node
+
+    @property
+    def template(self) -> str:
+        """The template that it was forked from."""
+        return self._machine.template
+
+    @property
+    def key(self) -> str:
+        """What it was asked for by."""
+        return self._machine.key
+
+    async def exec(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        input: bytes | str | None = None,  # noqa: A002 - the name subprocess gave it
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+        check: bool = False,
+    ) -> ExecResult:
+        """The program has ended; what it wrote and its exit status, as `VM.exec` gives it.
+
+        Raises what that raises, and `NodeLost` when the node ends meanwhile: nobody knows what was done then. On cancel
+        the program is killed.
+        """
+        options = {
+            "env": env, "cwd": os.fspath(cwd), "user": user, "input": input, "clean_env": clean_env, "limits": limits,
+            "encoding": encoding, "errors": errors, "max_output": max_output, "timeout_s": timeout_s,
+            "grace_s": grace_s,
+        }  # fmt: skip
+        result: ExecResult = await self._call("exec", [os.fspath(part) for part in argv], options)
+        return result.check() if check else result
+
+    async def run_code(
+        self,
+        code: str,
+        language: str = "python",
+        *,
+        context: str | None = None,
+        restart: bool = False,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 5.0,
+        check: bool = False,
+    ) -> CodeResult:
+        """The code has ended; what it gave, as `VM.run_code` gives it. Raises what that raises, and `NodeLost`."""
+        options = {
+            "context": context, "restart": restart, "max_output": max_output, "timeout_s": timeout_s,
+            "grace_s": grace_s,
+        }  # fmt: skip
+        result: CodeResult = await self._call("run_code", code, language, options)
+        return result.check() if check else result
+
+    async def stream(
+        self,
+        argv: Sequence[GuestPath],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+    ) -> AsyncIterator[ProgramEvent]:
+        """Runs the program and gives what it writes, as it comes, as `VM.stream` does; the last event is its end.
+
+        Raises what that raises, and `NodeLost`. Leaving the loop ends the program, with `aclosing` at once.
+        """
+        options = {
+            "env": env, "cwd": os.fspath(cwd), "user": user, "clean_env": clean_env, "limits": limits,
+            "encoding": encoding, "errors": errors, "timeout_s": timeout_s, "grace_s": grace_s,
+        }  # fmt: skip
+        async with aclosing(self._stream("stream_exec", [os.fspath(part) for part in argv], options)) as events:
+            async for event in events:
+                yield event
+
+    async def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES) -> bytes:
+        """The content of the guest's file, as `VM.read_file` gives it."""
+        content: bytes = await self._call("read_file", os.fspath(path), {"max_bytes": max_bytes})
+        return content
+
+    async def write_file(self, path: GuestPath, content: bytes | str, *, mode: int | None = None) -> None:
+        """The guest's file has the content, as by `VM.write_file`."""
+        data = content.encode() if isinstance(content, str) else content
+        await self._call("write_file", os.fspath(path), data, {"mode": mode})
+
+    async def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
+        """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there.
+
+        As `VM.put`: a folder that is there is added to. It travels as a tar, a piece at a time.
+        """
+        source, path = check_local(local), os.fspath(guest)
+        is_folder, token = await asyncio.to_thread(os.path.isdir, source), uuid.uuid4().hex
+        if await self._call("is_dir", path):
+            folder, name = path, "." if is_folder else os.path.basename(source)
+        else:
+            folder, name = os.path.split(path.rstrip("/"))
+        with tempfile.TemporaryFile(prefix="vmfork-cluster-") as spool:
+            await asyncio.to_thread(_write_tar, spool, source, name)
+            while piece := await asyncio.to_thread(spool.read, PIECE_BYTES):
+                await self._call_node("spool", token, piece)
+        copied: Copied = await self._call("put", token, folder or "/", {"timeout_s": timeout_s})
+        return copied
+
+    async def get(
+        self,
+        guest: GuestPath,
+        local: HostPath,
+        *,
+        max_bytes: int | None = MOST_COPIED,
+        timeout_s: float | None = None,
+    ) -> Copied:
+        """Here is a copy of the guest's file or folder `guest` at `local`; of a file, in the folder there.
+
+        As `VM.get`; links that lead out of the copy are errors, and everything is ours.
+        """
+        path, target = os.fspath(guest), check_local(local)
+        into = await asyncio.to_thread(os.path.isdir, target)
+        if await self._call("is_dir", path) and into:
+            path = f"{path.rstrip('/')}/."
+        copied = Copied()
+        options = {"max_bytes": max_bytes, "timeout_s": timeout_s}
+        with tempfile.TemporaryFile(prefix="vmfork-cluster-") as spool:
+            async with aclosing(self._stream("get", path, options)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Copied):
+                        copied = piece
+                    else:
+                        await asyncio.to_thread(spool.write, piece)
+            await asyncio.to_thread(_read_tar, spool, target, into=into)
+        return copied
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+    ) -> Sequence[ClusterVM]:
+        """`count` forks of this machine as it is now, on its node; it runs on. As `VM.fork`."""
+        site, key = self._site(), uuid.uuid4().hex
+        options = {"env": env, "timeout_s": timeout_s}
+        made: Sequence[Machine] = await self._call("fork_vm", count, key, site.client, options)
+        return [ClusterVM(machine, site) for machine in made]
+
+    async def aclose(self) -> None:
+        """The machine is gone. One that went with its node is no error. Closing again does nothing."""
+        try:
+            await self._call("close")
+        except NodeLost:
+            return
+
+    def _site(self) -> Site:
+        if self._given is None:
+            # Only a copy that was passed on comes here: the engine that carried it is in this process.
+            found: Site = import_late("vmfork.cluster.ray_site", "join_site")()
+            self._given = found
+        return self._given
+
+    async def _call(self, verb: str, *args: Any) -> Any:
+        return await self._call_node(verb, self.id, *args)
+
+    async def _call_node(self, verb: str, *args: Any) -> Any:
+        try:
+            return await self._site().call(self.node, verb, *args)
+        except NodeLost as error:
+            raise NodeLost(self.node, (self.id,), error.reason) from error
+
+    async def _stream(self, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
+        try:
+            async with aclosing(self._site().stream(self.node, verb, self.id, *args)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except NodeLost as error:
+            raise NodeLost(self.node, (self.id,), error.reason) from error
+
+
+def _write_tar(spool: Any, source: str, name: str) -> None:
+    with tarfile.open(fileobj=spool, mode="w") as tar:
+        tar.add(os.path.realpath(source), arcname=name)
+    spool.seek(0)
+
+
+def _read_tar(spool: Any, target: str, *, into: bool) -> None:
+    spool.seek(0)
+    folder, name = (target, "") if into else os.path.split(target.rstrip("/"))
+    with tarfile.open(fileobj=spool, mode="r:") as tar:
+        members = tar.getmembers()
+        first = members[0].name.split("/")[0] if members else ""
+        for member in members:
+            if name:
+                member.name = name + member.name.removeprefix(first)
+            if name and member.islnk():
+                member.linkname = name + member.linkname.removeprefix(first)
+        tar.extractall(folder or ".", members=members, filter="data")

@@ -1,0 +1,279 @@
+"""The front and the directory, over nodes that only say they made a machine: nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.unit.cluster.fakes import HELD, WANTED, FakeNode, FakeSite
+from vmfork.cluster.cluster import Cluster
+from vmfork.cluster.terms import Ask, Machine
+from vmfork.cluster.vm import ClusterVM
+from vmfork.errors import (
+    ConfigError,
+    ExecError,
+    HostError,
+    NodeLost,
+    NoNode,
+    TemplateNotFound,
+    TemplateUnfit,
+    VMForkError,
+    VMNotFound,
+)
+
+
+def three(**changes) -> FakeSite:
+    return FakeSite(*(FakeNode(name, **changes) for name in "abc"))
+
+
+async def test_sixty_machines_of_many_callers_are_all_there_and_spread() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vms = await asyncio.gather(*(cluster.fork("py") for _ in range(60)))
+        assert len({vm.id for vm in vms}) == 60 == len(site.list_machines())
+        counts = Counter(vm.node for vm in vms)
+        assert all(abs(count - 20) <= 4 for count in counts.values()), counts
+        await asyncio.gather(*(vm.aclose() for vm in vms))
+    assert site.list_machines() == []
+
+
+async def test_the_same_key_is_the_same_machine_and_a_new_one_when_that_is_gone() -> None:
+    async with Cluster(three()) as cluster:
+        one, other = await asyncio.gather(cluster.fork("py", key="k"), cluster.fork("py", key="k"))
+        assert one.id == other.id
+        await one.aclose()
+        assert (await cluster.fork("py", key="k")).id != one.id
+
+
+async def test_a_directory_that_was_restarted_finds_the_machine_of_a_key() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", key="k")
+        site.forget_directory()
+        assert (await cluster.fork("py", key="k")).id == vm.id
+        assert len(site.list_machines()) == 1
+
+
+async def test_two_that_were_made_for_one_key_become_one() -> None:
+    """As when the directory was restarted between two callers, before either's node had heard of it."""
+    site = three()
+    first = Machine(id="a-1", node="a", template="py", key="k")
+    second = Machine(id="b-1", node="b", template="py", key="k")
+    site.nodes["a"].machines["a-1"] = first
+    site.nodes["b"].machines["b-1"] = second
+    cluster = Cluster(site)
+    known = [await cluster._settle(first), await cluster._settle(second)]
+    assert known[0] == known[1]
+    assert site.list_machines() == [known[0]]
+
+
+async def test_a_node_that_ends_while_it_makes_one_is_replaced() -> None:
+    site = three()
+    for node in site.nodes.values():
+        node.dies_after_making = node.name != "c"
+    async with Cluster(site) as cluster:
+        assert {(await cluster.fork("py")).node for _ in range(6)} == {"c"}
+
+
+async def test_a_machine_of_a_lost_node_is_named_and_closing_it_is_no_error() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py")
+        site.nodes[vm.node].is_lost = True
+        with pytest.raises(NodeLost) as lost:
+            await vm.exec(["true"])
+        assert (lost.value.node, lost.value.machines) == (vm.node, (vm.id,))
+        with pytest.raises(NodeLost):
+            [event async for event in vm.stream(["true"])]
+        await vm.aclose()
+        assert (await cluster.status())["lost"] == {vm.node: []}  # it had not told of its machine yet
+
+
+async def test_what_a_lost_node_had_told_of_is_in_the_status() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py")
+        await cluster.status()
+        site.nodes[vm.node].is_lost = True
+        told = await cluster.status()
+        assert told["lost"] == {vm.node: [vm.id]}
+        assert vm.node not in {node["name"] for node in told["nodes"]}
+
+
+async def test_a_node_that_the_template_does_not_fit_after_all_is_passed_over() -> None:
+    site = three()
+    site.nodes["a"].is_unfit = site.nodes["b"].is_unfit = True
+    async with Cluster(site) as cluster:
+        assert (await cluster.fork("py")).node == "c"
+        site.nodes["c"].is_unfit = True
+        with pytest.raises(TemplateUnfit):
+            await cluster.fork("py")
+
+
+async def test_an_unknown_template_is_named() -> None:
+    async with Cluster(three()) as cluster:
+        with pytest.raises(TemplateNotFound, match="nothing"):
+            await cluster.fork("nothing")
+
+
+async def test_a_template_that_was_just_built_is_found() -> None:
+    site = three(holds=False)
+    async with Cluster(site) as cluster:
+        with pytest.raises(TemplateNotFound):
+            await cluster.fork("py")
+        site.nodes["b"].held = (HELD,)
+        assert (await cluster.fork("py")).node == "b"
+
+
+async def test_it_is_brought_to_a_node_without_it() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False))
+    async with Cluster(site) as cluster:
+        assert (await cluster.fork("py", node="b")).node == "b"
+        assert site.nodes["b"].held
+
+
+async def test_constraints_that_nobody_meets_are_told_at_once() -> None:
+    async with Cluster(three(labels={"zone": "west"})) as cluster:
+        with pytest.raises(NoNode, match="no label zone=east") as refused:
+            await cluster.fork("py", label="zone=east")
+        assert refused.value.hint == "nodes have zone=west"
+        with pytest.raises(NoNode, match="no node is named"):
+            await cluster.fork("py", node="z")
+        with pytest.raises(ConfigError):
+            await cluster.fork("py", env={"A=B": "c"})
+
+
+async def test_more_than_the_cluster_could_hold_is_told_at_once() -> None:
+    site = three(total_mib=300)
+    async with Cluster(site) as cluster:
+        with pytest.raises(NoNode, match="hold 9 at most"):
+            await cluster.fork_many("py", 10)
+        assert sum(node.made for node in site.nodes.values()) == 0
+
+
+async def test_one_that_fails_closes_all_and_partial_keeps_the_rest() -> None:
+    site = three()
+    site.nodes["a"].is_unfit = site.nodes["b"].is_unfit = site.nodes["c"].is_unfit = True
+    async with Cluster(site) as cluster:
+        with pytest.raises(TemplateUnfit):
+            await cluster.fork_many("py", 4)
+        found = await cluster.fork_many("py", 4, partial=True)
+        assert [isinstance(each, VMForkError) for each in found] == [True] * 4
+        site.nodes["c"].is_unfit = False
+        assert {vm.node for vm in await cluster.fork_many("py", 4)} == {"c"}
+
+
+async def test_a_cancelled_fork_leaves_nothing() -> None:
+    site = three()
+    for node in site.nodes.values():
+        node.gate = asyncio.Event()
+    cluster = Cluster(site)
+    task = asyncio.ensure_future(cluster.fork("py", key="k"))
+    while not site.directory._promises:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert site.directory._promises == {}
+    assert site.list_machines() == []
+    await cluster.aclose()
+
+
+async def test_prefetch_brings_it_to_all_that_it_fits() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False), FakeNode("c", holds=False))
+    site.nodes["c"].is_unfit = True
+    async with Cluster(site) as cluster:
+        assert await cluster.prefetch("py") == ["b"]
+        with pytest.raises(TemplateUnfit):
+            await cluster.prefetch("py", nodes=["c"])
+        with pytest.raises(NoNode):
+            await cluster.prefetch("py", nodes=["z"])
+
+
+async def test_a_drained_node_gets_nothing_and_its_template_is_saved() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False))
+    async with Cluster(site) as cluster:
+        await cluster.drain("a", timeout_s=5.0)
+        assert site.nodes["b"].held
+        assert {(await cluster.fork("py")).node for _ in range(4)} == {"b"}
+        states = {node["name"]: node["state"] for node in (await cluster.status())["nodes"]}
+        assert states == {"a": "draining", "b": "ready"}
+        await cluster.undrain("a")
+        assert (await cluster.fork("py", node="a")).node == "a"
+
+
+async def test_status_and_find() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", key="k")
+        told = await cluster.status()
+        assert told["machines"][0]["id"] == vm.id
+        assert told["templates"] == [
+            {"name": "py", "digest": "d", "created_at": HELD.created_at, "size_bytes": 1000, "nodes": ["a", "b", "c"]}
+        ]
+        assert (await cluster.find("k")).id == (await cluster.find(vm.id)).id == vm.id
+        with pytest.raises(VMNotFound):
+            await cluster.find("nothing")
+
+
+async def test_a_result_is_checked_where_it_is_asked_for() -> None:
+    async with Cluster(three()) as cluster:
+        vm = await cluster.fork("py")
+        assert (await vm.exec(["false"])).exit_code == 3
+        with pytest.raises(ExecError):
+            await vm.exec(["false"], check=True)
+
+
+def test_a_handle_can_be_passed_on() -> None:
+    vm = ClusterVM(Machine(id="1", node="a", template="py", key="k"))
+    copy = pickle.loads(pickle.dumps(vm))
+    assert (copy.id, copy.node, copy.template, copy.key) == ("1", "a", "py", "k")
+
+
+async def test_what_was_promised_counts_until_its_node_tells_of_it() -> None:
+    site = FakeSite(FakeNode("a", total_mib=250))
+    ask = [Ask(template="py", key=str(number)) for number in range(3)]
+    placed = [await site.directory.place(each) for each in ask]
+    assert [each.waits for each in placed] == [False, False, True]
+
+
+async def test_of_two_templates_of_one_name_the_later_counts() -> None:
+    later = type(HELD)(name="py", created_at="2026-02-02", wanted=type(WANTED)(digest="e", share_mib=100))
+    site = FakeSite(FakeNode("a"), FakeNode("b"))
+    site.nodes["b"].held = (later,)
+    assert (await site.directory.place(Ask(template="py", key="k"))).node == "b"
+
+
+async def test_without_ray_the_extra_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "vmfork.cluster.ray_site", raising=False)
+    with pytest.raises(HostError, match="needs Ray") as refused:
+        await Cluster.connect()
+    assert "vmfork[ray]" in refused.value.hint
+
+
+async def test_six_that_are_spread_are_two_on_each_though_their_nodes_have_not_told_of_them() -> None:
+    async with Cluster(three()) as cluster:
+        vms = await cluster.fork_many("py", 6, spread="node")
+        assert set(Counter(vm.node for vm in vms).values()) == {2}
+
+
+async def test_a_node_that_does_not_answer_is_left_alone_until_it_does() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        await cluster.status()
+        site.nodes["a"].is_silent = True
+        told = await cluster.status()
+        assert {node["name"]: node["state"] for node in told["nodes"]} == {
+            "a": "it does not answer", "b": "ready", "c": "ready",
+        }  # fmt: skip
+        assert "a" not in {(await cluster.fork("py")).node for _ in range(8)}
+        asked = asyncio.ensure_future(cluster.fork("py", node="a"))
+        done, _ = await asyncio.wait({asked}, timeout=0.1)
+        assert not done
+        site.nodes["a"].is_silent = False
+        assert (await asked).node == "a"
