@@ -60,8 +60,8 @@ def nodes(instance):
     cluster = utils.Cluster()
     made = Nodes(cluster)
     try:
-        homes = [Path(tempfile.mkdtemp(prefix="home-", dir=root)) for _ in range(3)]
-        (homes[0] / "images").symlink_to(instance.home / "images")
+        # The first builds the image where it is missing; the others need none.
+        homes = [instance.home, *(Path(tempfile.mkdtemp(prefix="home-", dir=root)) for _ in range(2))]
         names = [made.add(str(home), root, number) for number, home in enumerate(homes)]
         asyncio.run(Template.build(NAME, VMConfig(), places=made.places[names[0]]))
         ray.init(address=cluster.address, namespace="vmfork", log_to_driver=False)
