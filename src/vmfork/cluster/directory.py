@@ -44,8 +44,9 @@ class _Promise:
 class Directory:
     """Tells where a machine is to be, and where machines and templates are."""
 
-    def __init__(self, peers: Peers, *, rng: Random | None = None) -> None:
+    def __init__(self, peers: Peers, *, version: str, rng: Random | None = None) -> None:
         self._peers = peers
+        self._version = version
         self._rng = rng or Random()  # noqa: S311 - who gets which node is no secret
         self._reports: dict[str, Report] = {}
         self._promises: dict[str, _Promise] = {}
@@ -179,6 +180,9 @@ class Directory:
             self._silent.add(name)
         else:
             self._silent.discard(name)
+            if report.version != self._version:
+                other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"
+                report = replace(report, offer=replace(report.offer, hindrance=other))
             self._reports[name] = report
             known = {machine.key for machine in report.machines} | {*report.asked}
             for key in known & self._promises.keys():

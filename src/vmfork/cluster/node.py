@@ -17,7 +17,7 @@ from vmfork.admission.charge import Charge
 from vmfork.api.template import Template
 from vmfork.api.vm import VM
 from vmfork.cluster.placement import Offer, Wanted
-from vmfork.cluster.terms import Held, Machine, Report, digest_of
+from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import Packed, take_over
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import (
@@ -140,6 +140,7 @@ class Node(Owner):
         )
         return Report(
             offer=offer,
+            version=find_version(),
             held=tuple(held.values()),
             machines=tuple(self._machines.values()),
             asked=tuple(self._asked),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmfork.machine.naming import has_label
+from vmfork.machine.traits import DISK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -149,6 +150,8 @@ def place(
 
 def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
     """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
+    if DISK in wanted.traits and wanted.digest not in offer.templates:
+        return "the template's root is on a disk, which stays on its host"
     for trait, found in (
         ("qemu.version", offer.emulators),
         ("accel", offer.accels),

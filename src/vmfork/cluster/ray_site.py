@@ -35,6 +35,7 @@ from ray.exceptions import (
 
 from vmfork.cluster.directory import Directory
 from vmfork.cluster.node import Node
+from vmfork.cluster.terms import find_version
 from vmfork.errors import Closed, ClusterError, HostError, InternalError, NodeLost, VMForkError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class DirectoryActor:
         self._own = _Loop()
 
         async def begin() -> Directory:
-            directory = Directory(_Peers(starts_nodes=True))
+            directory = Directory(_Peers(starts_nodes=True), version=find_version())
             self._watch = asyncio.ensure_future(directory.keep_looking())
             return directory
 

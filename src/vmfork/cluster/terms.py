@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmfork.cluster.placement import Constraints, Offer, Wanted
@@ -44,9 +45,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a node says of itself. `asked` are keys of machines that are being made there."""
+    """What a node says of itself, and which vmfork it runs. `asked` are keys of machines that are being made there."""
 
     offer: Offer
+    version: str = ""
     held: tuple[Held, ...] = ()
     machines: tuple[Machine, ...] = ()
     asked: tuple[str, ...] = ()
@@ -110,6 +112,14 @@ class Site(Peers, Protocol):
     def stream(self, node: str, verb: str, *args: Any) -> AsyncGenerator[Any, None]: ...
 
     async def aclose(self) -> None: ...
+
+
+def find_version() -> str:
+    """The version of the vmfork that this process runs; empty where it was not installed."""
+    try:
+        return version("vmfork")
+    except PackageNotFoundError:
+        return ""
 
 
 def digest_of(m: Manifest) -> str:

@@ -26,7 +26,7 @@ from vmfork.store import TemplateStore
 from vmfork.template.travelling.arrival import put_in_force
 from vmfork.travel.artifact import Artifact
 from vmfork.travel.pack import pack
-from vmfork.travel.sending import tsc_of
+from vmfork.travel.sending import check_travels, tsc_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +83,7 @@ class Packed:
         new = make_private(make_private(self._folder) / f".{digest}")
         try:
             with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
+                check_travels(opened.manifest)
                 tsc_khz = await asyncio.to_thread(tsc_of, opened)
 
                 def work(stop: Event) -> Artifact | None:

@@ -27,6 +27,7 @@ class FakeNode:
         self.machines: dict[str, Machine] = {}
         self.made = 0
         self.renewed: list[str] = []
+        self.version = "1"
         self.is_lost = False
         self.is_unfit = False
         self.is_silent = False
@@ -47,7 +48,8 @@ class FakeNode:
             running=len(self.machines),
             **self.offer,
         )
-        return Report(offer=offer, held=self.held, machines=tuple(self.machines.values()))
+        machines = tuple(self.machines.values())
+        return Report(offer=offer, version=self.version, held=self.held, machines=machines)
 
     async def fork(self, order: Order) -> Machine:
         if self.gate is not None:
@@ -93,7 +95,7 @@ class FakeSite:
 
     def __init__(self, *nodes: FakeNode, seed: int = 1) -> None:
         self.nodes = {node.name: node for node in nodes}
-        self.directory = Directory(self, rng=Random(seed))
+        self.directory = Directory(self, version="1", rng=Random(seed))
 
     async def list_nodes(self) -> list[str]:
         return [name for name, node in self.nodes.items() if not node.is_lost]
@@ -112,7 +114,7 @@ class FakeSite:
 
     def forget_directory(self) -> None:
         """As one that was restarted: it knows nothing."""
-        self.directory = Directory(self, rng=Random(2))
+        self.directory = Directory(self, version="1", rng=Random(2))
 
     def list_machines(self) -> list[Machine]:
         return [machine for node in self.nodes.values() for machine in node.machines.values()]

@@ -277,3 +277,12 @@ async def test_a_node_that_does_not_answer_is_left_alone_until_it_does() -> None
         assert not done
         site.nodes["a"].is_silent = False
         assert (await asked).node == "a"
+
+
+async def test_a_node_of_another_vmfork_is_refused_by_name() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b"))
+    site.nodes["a"].version = "0.0.9"
+    async with Cluster(site) as cluster:
+        assert {(await cluster.fork("py")).node for _ in range(4)} == {"b"}
+        with pytest.raises(NoNode, match=r"it runs vmfork 0\.0\.9, and the directory 1"):
+            await cluster.fork("py", node="a")

@@ -114,6 +114,15 @@ def test_a_guest_that_has_seen_its_hosts_cpu_needs_that_one() -> None:
     assert found.node == "same"
 
 
+def test_a_template_whose_root_is_on_a_disk_stays_where_it_is() -> None:
+    wanted = replace(WANTED, traits={**TRAITS, "image.disk": "a digest"})
+    full, empty = offer("has", **HOLDS, to_give_mib=0), offer("other")
+    assert place(wanted, table(full, empty), rng=Random(0)) == Placed(node="has", waits=True)
+    refused = place(wanted, table(empty), rng=Random(0))
+    assert isinstance(refused, Refusal)
+    assert "on a disk" in refused.reason
+
+
 def test_a_label_and_a_node_are_kept_to() -> None:
     west, east = offer("w", labels={"zone": "west"}), offer("e", **HOLDS, labels={"zone": "east"})
     for constraints in (Constraints(label="zone=west"), Constraints(node="w")):
