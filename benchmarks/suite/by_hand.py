@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 import time
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vmfork.bench.raw import Source
 
 # docs/reference/wire.md
-_READ, _WRITE = 5, 6
+_READ, _WRITE, _CONNECT = 5, 6, 23
 _EOF, _CREDIT_FRAME, _CREDIT = 5, 6, 65_536
 # Numbers that the library's own requests do not come to.
 _OWN_STREAMS = 1 << 24
@@ -78,6 +79,28 @@ def line_of(vm: VM) -> Iterator[Line]:
         yield line
     finally:
         sock.setblocking(False)
+
+
+async def call_port(vm: VM, port: int) -> bytes:
+    """What a program says that listens at the guest's port, to its end: one CONNECT, and nothing of ours between.
+
+    The machine's line is spoken to by hand from now on: all that can be done with the machine then is to end it.
+    """
+    loop, sock = asyncio.get_running_loop(), vm._running.agent._line._sock  # noqa: SLF001 - nobody else may have it
+    loop.remove_reader(sock)
+    await loop.sock_sendall(sock, frame(REQUEST, _OWN_STREAMS, bytes([_CONNECT]) + fields(b"%d" % port)))
+    held, answer = b"", b""
+    while True:
+        while len(held) < 9 or len(held) < 9 + int.from_bytes(held[:4]):
+            held += await loop.sock_recv(sock, 65536)
+        length, kind, stream = struct.unpack_from(">IBI", held)
+        body, held = held[9 : 9 + length], held[9 + length :]
+        if stream == _OWN_STREAMS and kind == ERROR:
+            raise RuntimeError(body)
+        if stream == _OWN_STREAMS and kind == _EOF:
+            return answer
+        if stream == _OWN_STREAMS and kind == DATA:
+            answer += body[1:]
 
 
 def write_file(line: Line, path: str, content: bytes) -> None:

@@ -99,6 +99,7 @@ async def test_an_open_card_reaches_the_loopback_of_the_host_and_a_restricted_on
             assert [await look(vm) for vm in (opened, kept)] == [
                 (True, vm.card.mac, [vm.card.address]) for vm in (opened, kept)
             ]
+            assert opened.card.address != kept.card.address
             assert await fetch(opened, port) == "from the host"
             assert await fetch(kept, port) == "curl 7"
             assert (await opened.shell("cat /etc/resolv.conf")).stdout == "nameserver 10.0.2.3\n"
@@ -112,6 +113,27 @@ async def test_an_open_card_reaches_the_loopback_of_the_host_and_a_restricted_on
                 writer.write(b"GET /fork-id HTTP/1.0\r\n\r\n")
                 assert (await reader.read()).split(b"\r\n\r\n")[1].strip().decode() == kept.id
                 writer.close()
+
+
+@pytest.mark.slow
+async def test_a_microvm_has_a_card_too(instance) -> None:
+    template = await Template.build("card-micro", VMConfig(machine="microvm", nic=True))
+    try:
+        with served("from the host") as port:
+            async with (
+                await template.fork() as none,
+                await template.fork(card="restricted") as kept,
+                await template.fork(card="open") as opened,
+            ):
+                assert [await look(vm) for vm in (none, kept, opened)] == [
+                    (False, none.card.mac, []),
+                    (True, kept.card.mac, [kept.card.address]),
+                    (True, opened.card.mac, [opened.card.address]),
+                ]
+                assert len({vm.card.mac for vm in (none, kept, opened)}) == 3
+                assert [await fetch(vm, port) for vm in (none, kept, opened)] == ["curl 7", "curl 7", "from the host"]
+    finally:
+        await template.remove()
 
 
 @pytest.mark.slow

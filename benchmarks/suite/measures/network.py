@@ -1,4 +1,4 @@
-"""What a way out costs a fork, and what it takes until many forks answer at ports of the host."""
+"""What a way out costs a fork, and a card; and what it takes until many forks answer at ports of the host."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from benchmarks.suite.by_hand import call_port
+from benchmarks.suite.context import MEMORY_MIB
 from benchmarks.suite.cpu import cpu_seconds_of
 from benchmarks.suite.figures import NotRun, Row, Samples, Side, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.aio import Allow, Template
+from vmfork.config import VMConfig
+from vmfork.host.memory import read_private
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from benchmarks.suite.context import Context
     from vmfork.api.vm import VM
     from vmfork.network.policy import NetworkPolicy
+
+    Ask = Callable[[VM], Awaitable[None]]
 
 _PORT = 9100
 _SERVER = f"""
@@ -49,18 +55,21 @@ async def _time_fork(template: Template, policy: NetworkPolicy, name: str) -> Ma
     async with template.fork(network=policy) as vm:
         await vm.exec(["true"], check=True)
         took = time.perf_counter() - begun
-        return {f"{name} exec": took, f"{name} cpu": time.process_time() - own + cpu_seconds_of(vm.pid)}
+        return {
+            f"{name} exec": took,
+            f"{name} cpu": time.process_time() - own + cpu_seconds_of(vm.pid),
+            f"{name} private": read_private(vm.pid),
+        }
 
 
-async def _time_many(template: Template, count: int, *, are_asked: bool) -> float:
-    """Until the last of `count` forks was handed out; or, where they are asked, has answered at a port of the host."""
+async def _time_many(template: Template, count: int, ask: Ask) -> float:
+    """Until the last of `count` forks was asked, which begins when it is handed out."""
     async with AsyncExitStack() as stack:
 
         async def one() -> None:
             vm = await template.fork(timeout_s=_LIMIT_S)
             stack.push_async_callback(vm.aclose)
-            if are_asked:
-                await _ask(vm)
+            await ask(vm)
 
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -69,19 +78,40 @@ async def _time_many(template: Template, count: int, *, are_asked: bool) -> floa
         return time.perf_counter() - begun
 
 
+async def _ask_nothing(_vm: VM) -> None:
+    """It was handed out."""
+
+
+async def _run(vm: VM) -> None:
+    """It has run a program."""
+    await vm.exec(["true"], check=True)
+
+
+async def _ask_by_hand(vm: VM) -> None:
+    """It has answered by hand over its line, without any port of the host's."""
+    _check_answer(vm, await call_port(vm, _PORT))
+
+
+def _check_answer(vm: VM, answer: bytes) -> None:
+    if answer.decode().strip() != vm.id:
+        raise NotRun(f"fork {vm.id} answered {answer!r}")
+
+
 async def _ask(vm: VM) -> None:
+    """It has answered at a port of the host."""
     async with vm.forward(_PORT) as port:
         reader, writer = await asyncio.open_connection(port.host, port.host_port)
         answer = await reader.read()
         writer.close()
-        if answer.decode().strip() != vm.id:
-            raise NotRun(f"fork {vm.id} answered {answer!r}")
+    _check_answer(vm, answer)
 
 
 async def run(context: Context) -> Samples:
     template = await context.template()
     samples = Samples()
+    carded = await context.build(VMConfig(memory_mib=MEMORY_MIB, nic=True))
     sides: dict[str, Side] = {name: partial(_time_fork, template, policy, name) for name, policy in _POLICIES.items()}
+    sides["card"] = partial(_time_fork, carded, "none", "card")
     await context.interleave(samples, sides, rounds=25, quick_rounds=3, warm_up=2)
 
     count = _QUICK_COUNT if context.quick else _COUNT
@@ -92,8 +122,8 @@ async def run(context: Context) -> Samples:
         return samples
     ready = f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {_PORT}))'"
     served = await Template.build("bench-served", warm_up=[_SERVER], ready=ready, places=context.places)
-    many = {"handed out": False, "answering": True}
-    sides = {name: partial(_time_many, served, count, are_asked=are_asked) for name, are_asked in many.items()}
+    many = {"handed out": _ask_nothing, "running": _run, "by hand": _ask_by_hand, "answering": _ask}
+    sides = {name: partial(_time_many, served, count, ask) for name, ask in many.items()}
     await context.interleave(samples, sides, rounds=4, quick_rounds=2)
     return samples
 
@@ -103,7 +133,7 @@ MEASURE = Measure(
     title="Ways out and ports of forks",
     unit="s",
     run=run,
-    budget_s=35.0,
+    budget_s=60.0,
     rows=(
         Row(
             key="network.policy",
@@ -149,6 +179,47 @@ MEASURE = Measure(
             to="handed out",
             target=Target(at_most=1.3),
             bounds="Under TCG what answers is translated anew in each fork: half of what the fork itself costs.",
+        ),
+        Row(
+            key="network.answering-hand",
+            text="20 forks, until each has answered at a port, over 20 that answer by hand over their lines",
+            kind="ratio",
+            of="answering",
+            to="by hand",
+            target=Target(at_most=1.1),
+            bounds="A listener, a socket and an event loop stand between, for all 20.",
+        ),
+        Row(
+            key="network.running",
+            text="20 forks, until each has run a program, over 20 that are handed out",
+            kind="ratio",
+            of="running",
+            to="handed out",
+        ),
+        Row(
+            key="network.card",
+            text="a fork whose card is down, to its first program, over one without a card",
+            kind="ratio",
+            of="card exec",
+            to="none exec",
+            target=Target(at_most=1.05),
+            bounds="The agent is told an Ethernet address, and QEMU loads the state of a device more.",
+        ),
+        Row(
+            key="network.card-cpu",
+            text="CPU time of it, ours and QEMU's, over one without",
+            kind="ratio",
+            of="card cpu",
+            to="none cpu",
+        ),
+        Row(
+            key="network.card-private",
+            text="what a card that is down adds to a fork's private memory",
+            kind="difference",
+            of="card private",
+            to="none private",
+            unit="MiB",
+            scale=1 / 2**20,
         ),
         milliseconds("network.answering-time", "20 forks, until each has answered at a port", of="answering"),
     ),

@@ -11,29 +11,35 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from vmfork.config.values import CardChoice  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError, GuestFileError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vmfork.agent.client import AgentClient
 
 # Those of QEMU's user network, which has one of its own for each machine (system/qemu-options: -netdev user).
 NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
 GATEWAY, NAME_SERVER = "10.0.2.2", "10.0.2.3"
 # From 10.0.2.16 on: QEMU gives 10.0.2.15 to who asks for one. The last is for all.
-_FIRST_HOST, _LAST_HOST = 16, 254
+_ADDRESSES = [str(NETWORK[number]) for number in range(16, 255)]
 # An Ethernet address that nobody assigned (IEEE 802: the bit of value 2), and of one card.
 _OWN_MAC = 0x02
+
+
+def _draw_mac() -> str:
+    return ":".join(f"{byte:02x}" for byte in (_OWN_MAC, *secrets.token_bytes(5)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """A machine's card. `mac` is `02:` and five random bytes; no other machine has it. `address` is empty while down.
 
-    Addresses are drawn out of 239, since each machine has a network to itself: two may have the same.
+    There are 239 addresses. Each machine has a network to itself, so that nothing breaks where two have the same.
     `holds_user_network`: QEMU's user network is in the machine's device state, and in that of every copy of it.
     """
 
@@ -45,13 +51,21 @@ class Card:
     @classmethod
     def draw(cls, choice: CardChoice, *, holds_user_network: bool = False) -> Self:
         """A card that leads there, with addresses of its own. Of a copy it is said what its device state holds."""
-        number = _FIRST_HOST + secrets.randbelow(_LAST_HOST - _FIRST_HOST + 1)
         return cls(
             choice=choice,
-            mac=":".join(f"{byte:02x}" for byte in (_OWN_MAC, *secrets.token_bytes(5))),
-            address="" if choice == "none" else str(NETWORK[number]),
+            mac=_draw_mac(),
+            address="" if choice == "none" else secrets.choice(_ADDRESSES),
             holds_user_network=holds_user_network or choice != "none",
         )
+
+    def apart_from(self, macs: Collection[str], addresses: Collection[str]) -> Card:
+        """The card with addresses that are not among these. Where all 239 are, it keeps the one that it has."""
+        mac, address = self.mac, self.address
+        while mac in macs:
+            mac = _draw_mac()
+        if address and address in addresses and (free := [each for each in _ADDRESSES if each not in addresses]):
+            address = secrets.choice(free)
+        return replace(self, mac=mac, address=address)
 
     @property
     def backend(self) -> CardChoice:

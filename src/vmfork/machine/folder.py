@@ -14,6 +14,7 @@ VMS/ID/            0700
     ended.json     when and why its broker ended it
     replaced.json  which process was the machine before it went back to a checkpoint, or is on its way
     port-*.json    what leads into it (machine/ports.py)
+    card           a link to nowhere that names its card's addresses, which no other has (machine/addresses.py)
     agent.sock qmp.sock keeper.sock qemu.log console.log      the machine's
 VMS/.new-HEX/      the same, on its way to its name
 VMS/.old-ID/       the same, on its way out

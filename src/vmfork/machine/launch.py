@@ -14,6 +14,7 @@ from vmfork.adopt.identity import Identity
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.image import DiskStore
+from vmfork.machine.addresses import hold_addresses
 from vmfork.machine.allotment import allot
 from vmfork.machine.facts import MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
@@ -170,8 +171,7 @@ async def _launch(
     begun = time.perf_counter()
     assert facts.make is not None  # each caller knows how
     identity, hardware, vms, policy = facts.identity, facts.hardware, instance.places.vms, facts.make.policy
-    link = None if facts.card is None else Link(mac=facts.card.mac, backend=facts.card.backend)
-    is_open = link is not None and link.backend == "open"
+    is_open = facts.card is not None and facts.card.backend == "open"
     containment = await decide_containment(binary, policy, places=instance.places, outward=is_open)
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
@@ -182,6 +182,9 @@ async def _launch(
             folder.clear()
             folder.write_ticket(Ticket(charge=charge, limits=limits))
         on_failure.callback(folder.close)
+        if facts.card is not None:
+            facts = replace(facts, card=await hold_addresses(folder, facts.card))
+        link = None if facts.card is None else Link(mac=facts.card.mac, backend=facts.card.backend)
         groups = folder.make_groups(containment.groups, allot(hardware, cpu_weight=policy.cpu_weight))
         with ExitStack() as opened:
             machine = QemuMachine.start(
