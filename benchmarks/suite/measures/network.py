@@ -178,7 +178,7 @@ MEASURE = Measure(
             of="answering",
             to="handed out",
             target=Target(at_most=1.3),
-            bounds="Under TCG what answers is translated anew in each fork: half of what the fork itself costs.",
+            bounds="Under TCG the guest's TCP and what answers are translated anew in each fork: half of its cost.",
         ),
         Row(
             key="network.answering-hand",
