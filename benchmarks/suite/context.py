@@ -103,6 +103,7 @@ class Context(Owner):
         if config not in self._templates:
             begun = time.monotonic()
             name = f"bench-{config.cpus}c-{config.memory_mib}m-{config.max_cpus}c-{config.max_memory_mib}m"
+            name += "-nic" if config.nic else ""
             self.report(f"building a template of {format_mib(config.memory_mib)}")
             self._templates[config] = await Template.build(name, config, places=self.places, progress=self._progress)
             self._end += time.monotonic() - begun
