@@ -112,7 +112,7 @@ async def run(context: Context) -> Samples:
     carded = await context.build(VMConfig(memory_mib=MEMORY_MIB, nic=True))
     sides: dict[str, Side] = {name: partial(_time_fork, template, policy, name) for name, policy in _POLICIES.items()}
     sides["card"] = partial(_time_fork, carded, "none", "card")
-    await context.interleave(samples, sides, rounds=25, quick_rounds=3, warm_up=2)
+    await context.interleave(samples, sides, rounds=15, quick_rounds=3, warm_up=2)
 
     count = _QUICK_COUNT if context.quick else _COUNT
     try:
@@ -133,7 +133,7 @@ MEASURE = Measure(
     title="Ways out and ports of forks",
     unit="s",
     run=run,
-    budget_s=60.0,
+    budget_s=35.0,
     rows=(
         Row(
             key="network.policy",
