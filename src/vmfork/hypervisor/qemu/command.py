@@ -183,16 +183,21 @@ def _card(launch: Launch, board: Board) -> list[str]:
 
     Without a backend the state has nothing of one, and a machine that is restored from it may have any. With the user
     network it has a section that no other backend takes (QEMU 7.2: "Unknown savevm section 'slirp'").
+
+    A machine that was restored has its guest announced by nobody but its agent. QEMU would have the guest do it, with
+    an interrupt at once and more within half a second. Where the card was up and the agent takes it down meanwhile,
+    Linux 6.12 stands still: the driver waits, with the lock of all cards, for the work that waits for that lock.
     """
     link = launch.link
     if link is None:
         return []
     device = f"{board.card},mac={link.mac}"
+    quiet = ["-global", "migration.announce-rounds=0"]
     if link.backend == "none":
-        return ["-device", device]
+        return ["-device", device, *quiet]
     # IPv6 would be a way that nobody looks at.
     restrict = "off" if link.backend == "open" else "on"
-    return ["-netdev", f"user,id=user,ipv6=off,restrict={restrict}", "-device", f"{device},netdev=user"]
+    return ["-netdev", f"user,id=user,ipv6=off,restrict={restrict}", "-device", f"{device},netdev=user", *quiet]
 
 
 def _start(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[str]:
