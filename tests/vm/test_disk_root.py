@@ -228,6 +228,8 @@ async def test_one_that_is_persisted_comes_back_with_its_disk(template, instance
         unmount(folder)
     shutil.rmtree(folder.parent)
     assert "disk-kept.tar" in [path.name for path in DiskStore(instance.disks).list_users(sha256)]
+    with pytest.raises(ArtifactError, match="its root is on a disk"):
+        await Template.load(instance.persisted / "disk-kept.tar", "disk-loaded")
     back = await Template.open("disk-kept")
     async with await back.fork() as vm:
         assert await told(vm, "du -s /usr/bin > /dev/null; echo well") == "well"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # This much of a digest tells the images of a host apart.
 _DIGEST_SHOWN = 12
-_ROOTS = {"memory": "memory", "disk": "a disk"}
+_ROOTS = {"memory": "in memory", "disk": "on a disk"}
 
 
 @click.group("image", cls=VerbGroup)
@@ -54,7 +54,7 @@ def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, r
     with shown_progress() as progress:
         image = run_async(_build(name, config, settings.vm, progress=progress, rebuild=rebuild))
     click.echo(
-        f"image {image.name}: {format_bytes(image.size_bytes)}, root in {_ROOTS[image.root_kind]}, "
+        f"image {image.name}: {format_bytes(image.size_bytes)}, root {_ROOTS[image.root_kind]}, "
         f"kernel {image.kernel_release}, guests need {_least(image)} or more"
     )
 

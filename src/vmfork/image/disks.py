@@ -68,6 +68,15 @@ class DiskStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def locate(self, sha256: str) -> Path:
+        """Where the disk of that content lies, if it does. Raises `ValueError` for what is no digest.
+
+        It may come with a template from elsewhere.
+        """
+        if not _DIGEST.fullmatch(sha256):
+            raise ValueError(f"{sha256!r} is no digest of a disk")
+        return self.folder / sha256 / _DISK
+
     def add(self, path: Path, sha256: str) -> None:
         """The file at `path`, whose content that is, is in the store, and nowhere else."""
         make_private(self.folder)
@@ -94,7 +103,7 @@ class DiskStore:
         `ImageCorrupt`, with the name of the image that it is of, when it is missing or another.
         """
         try:
-            fd = open_file(self.folder / sha256 / _DISK)
+            fd = open_file(self.locate(sha256))
         except OSError as error:
             if not isinstance(error, FileNotFoundError) and error.errno not in NO_FILE:
                 raise  # the host refused: the disk may be whole
@@ -134,7 +143,7 @@ class DiskStore:
 
     def hold_for(self, user: Path, sha256: str, *, image: str) -> None:
         """The disk is there as long as something is at `user`. Raises `ImageCorrupt` when it is missing."""
-        place = self.folder / sha256
+        place = self.locate(sha256).parent
         with self._locked() if place.is_dir() else nullcontext():
             if not (place / _DISK).exists():
                 raise ImageCorrupt(image, f"its disk {sha256[:_SHOWN]} is missing")
@@ -178,7 +187,7 @@ class DiskStore:
         if self.list_users(sha256):
             return False
         try:
-            fd = open_file(self.folder / sha256 / _DISK)
+            fd = open_file(self.locate(sha256))
         except OSError:
             return True
         try:

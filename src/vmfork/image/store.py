@@ -89,6 +89,8 @@ class ImageStore:
             raise ImageCorrupt(name, "the record is another image's")
         _check_size(image, image.kernel, image.kernel_bytes)
         _check_size(image, image.initramfs, image.initramfs_bytes)
+        if image.disk_sha256:
+            _check_size(image, self.disks.locate(image.disk_sha256), image.disk_bytes)
         return replace(image, min_memory_mib=read_least(folder))
 
     def find_made_of(self, recipe: str, *, name: str) -> Image | None:

@@ -138,3 +138,15 @@ def test_what_a_killed_process_left_is_swept_and_strangers_are_not(store, tmp_pa
     assert store.find_strangers() == [stranger]
     assert store.sweep() == [left]
     assert stranger.is_dir()
+
+
+@pytest.mark.parametrize("digest", ["../../etc", "", "A" * 64, f"{'a' * 63}/", f"{'a' * 64}/.."])
+def test_what_is_no_digest_leads_nowhere(store, tmp_path, digest):
+    add(store, tmp_path)
+    for use in (
+        store.locate,
+        lambda it: store.open(it, image="one"),
+        lambda it: store.hold_for(tmp_path, it, image="one"),
+    ):
+        with pytest.raises(ValueError, match="no digest"):
+            use(digest)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 
+from tests.unit.image.samples import DIGEST, make_image
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound, StoreBusy
 from vmfork.host.lock import FileLock
 from vmfork.image.least import write_least
+from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.image.staging import discard
 from vmfork.image.store import ImageStore
 
@@ -200,3 +204,26 @@ def test_a_sweep_takes_an_image_that_a_crash_left_without_a_name(images_dir, add
         assert (images_dir / B).is_dir()  # whoever builds it gives it its name yet
     ImageStore(images_dir).sweep()
     assert sorted(path.name for path in images_dir.iterdir()) == [A, "locks", "names"]
+
+
+def test_an_image_whose_disk_is_missing_or_cut_off_is_damaged(images_dir, tmp_path):
+    content = b"a file system"
+    sha256, store = hashlib.sha256(content).hexdigest(), ImageStore(images_dir)
+    with store.staging() as folder:
+        built = folder / "image"
+        built.mkdir()
+        (built / "kernel").write_bytes(b"kernel")
+        (built / "initramfs").write_bytes(b"initramfs")
+        image = replace(make_image(images_dir / DIGEST), disk_sha256=sha256, disk_bytes=len(content))
+        (built / RECORD_NAME).write_bytes(encode_record(image))
+        store.commit(built, DIGEST)
+    store.link("one", DIGEST)
+    with pytest.raises(ImageCorrupt, match="disk"):
+        store.open("one")
+    (tmp_path / "made").write_bytes(content)
+    store.disks.add(tmp_path / "made", sha256)
+    assert store.verify("one").root_kind == "disk"
+    store.disks.locate(sha256).chmod(0o600)
+    store.disks.locate(sha256).write_bytes(content[:-1])
+    with pytest.raises(ImageCorrupt, match="disk has 12 bytes"):
+        store.open("one")

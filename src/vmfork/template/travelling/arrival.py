@@ -25,7 +25,7 @@ from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.source import Source
 from vmfork.travel.artifact import Artifact
 from vmfork.travel.fit import find_misfit, hardware_of
-from vmfork.travel.sending import tell_part
+from vmfork.travel.sending import check_travels, tell_part
 from vmfork.travel.unpack import unpack
 from vmfork.units import MIB
 
@@ -89,6 +89,8 @@ async def put_in_force(
 
     One that `is_ours` comes back to where it was frozen, or was loaded: it is what it was, and so is its recipe.
     """
+    if not is_ours:
+        check_travels(artifact.manifest)
     name = check_name(name or artifact.manifest.name)
     binary = await _check_fit(artifact, of=of, config=config, instance=instance)
     store, m = TemplateStore(instance.places.templates), artifact.manifest
