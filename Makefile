@@ -30,7 +30,7 @@ test-kvm: $(STAMP)
 
 # A cluster of Ray with three nodes on this host, one of which is killed; installs Ray, which is large.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pip install --quiet '.[ray]'
+	$(BIN)/python -m pip install --quiet 'ray>=2.49'
 	$(BIN)/pytest tests/cluster -q
 
 # Twenty popular packages, each in an image of its own, does its first real act in a fork, and an editor is used at a
