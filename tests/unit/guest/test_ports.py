@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import resource
-import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -125,28 +124,26 @@ async def test_what_is_written_is_answered(agent, host) -> None:
             assert got == data
 
 
-async def test_a_unix_socket_is_a_connection_too(agent, monkeypatch) -> None:
-    with tempfile.TemporaryDirectory(prefix="vmfork-local-") as folder:
-        path = f"{folder}/line"
-        with pytest.raises(PortError, match="nothing listens at that path"):
-            await agent.open_local(path, port=1)
-        service = await asyncio.start_unix_server(total, path)
-        try:
-            async with await agent.open_local(path, port=1) as connection:
-                await connection.write(b"x" * 300_000)
-                await connection.write_eof()
-                assert await read_all(connection) == hashlib.sha256(b"x" * 300_000).hexdigest().encode()
-        finally:
-            service.close()
-        with pytest.raises(PortError, match="nothing listens at that path"):
-            await agent.open_local(path, port=1)
-        with pytest.raises(PortError, match="could not be connected to"):
-            await agent.open_local(f"{folder}/{'x' * 200}", port=1)
-        # To an agent that is older a path is no port. Then it is asked for that.
-        monkeypatch.setattr(message, "connect_path_request", lambda stream, _path: message.connect_request(stream, 0))
-        async with served(echo) as port, await agent.open_local(path, port=port) as connection:
-            await connection.write(b"a")
-            assert await connection.read(timeout_s=LIMIT_S) == b"a"
+async def test_a_unix_socket_is_a_connection_too(agent, root_dir, monkeypatch) -> None:
+    with pytest.raises(PortError, match="nothing listens at that path"):
+        await agent.open_local("/line", port=1)
+    service = await asyncio.start_unix_server(total, root_dir / "line")
+    try:
+        async with await agent.open_local("/line", port=1) as connection:
+            await connection.write(b"x" * 300_000)
+            await connection.write_eof()
+            assert await read_all(connection) == hashlib.sha256(b"x" * 300_000).hexdigest().encode()
+    finally:
+        service.close()
+    with pytest.raises(PortError, match="nothing listens at that path"):
+        await agent.open_local("/line", port=1)
+    with pytest.raises(PortError, match="could not be connected to"):
+        await agent.open_local(f"/{'x' * 200}", port=1)
+    # To an agent that is older a path is no port. Then it is asked for that.
+    monkeypatch.setattr(message, "connect_path_request", lambda stream, _path: message.connect_request(stream, 0))
+    async with served(echo) as port, await agent.open_local("/line", port=port) as connection:
+        await connection.write(b"a")
+        assert await connection.read(timeout_s=LIMIT_S) == b"a"
 
 
 async def test_half_of_a_connection_ends(agent) -> None:
