@@ -127,7 +127,12 @@ async def test_what_is_written_is_answered(agent, host) -> None:
 async def test_a_unix_socket_is_a_connection_too(agent, root_dir, monkeypatch) -> None:
     with pytest.raises(PortError, match="nothing listens at that path"):
         await agent.open_local("/line", port=1)
-    service = await asyncio.start_unix_server(total, root_dir / "line")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await total(reader, writer)
+        writer.close()
+
+    service = await asyncio.start_unix_server(answer, root_dir / "line")
     try:
         async with await agent.open_local("/line", port=1) as connection:
             await connection.write(b"x" * 300_000)
