@@ -8,7 +8,8 @@ VMForkError                 code, hint
 ├── ImageError              an image could not be built or is unknown
 │   ├── ImageNotFound
 │   ├── ImageCorrupt
-│   └── ImageInUse          templates were made of it: remove them first
+│   ├── ImageInUse          templates were made of it: remove them first
+│   └── ImageExists         the name leads to another image: pick another, or replace it
 ├── LaunchError             QEMU did not give a running machine: argv, exit code, log and console tail
 ├── GuestError              the machine runs, the agent in it does not do as asked
 │   ├── ExecError           a program could not be started, or check=True and it failed
@@ -205,6 +206,19 @@ class ImageInUse(ImageError):
         )
         self.name = name
         self.templates = tuple(templates)
+
+
+class ImageExists(ImageError):
+    """The name leads to another image already; it was not touched."""
+
+    code = "image-exists"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"another image is named {name!r} already",
+            hint=Hint("pick another name, or give replace=True", "pick another name, or replace it with --replace"),
+        )
+        self.name = name
 
 
 class LaunchError(VMForkError):

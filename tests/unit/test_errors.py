@@ -19,6 +19,7 @@ SAMPLES = {
     errors.ImageError: errors.ImageError("not built", hint="look", log="the log"),
     errors.ImageNotFound: errors.ImageNotFound("a b"),
     errors.ImageCorrupt: errors.ImageCorrupt("a b", "the kernel is missing"),
+    errors.ImageExists: errors.ImageExists("py"),
     errors.ImageInUse: errors.ImageInUse("a b", ["py", "web"]),
     errors.LaunchError: errors.LaunchError(
         "QEMU ended", argv=["qemu", "-m"], exit_code=1, log_tail="bad option", console_tail="panic", hint="look"
@@ -86,6 +87,7 @@ def test_a_hint_speaks_the_language_of_its_reader() -> None:
 ALWAYS_WITH_HINT = [
     errors.ImageNotFound,
     errors.ImageCorrupt,
+    errors.ImageExists,
     errors.ImageInUse,
     errors.SecretsPresent,
     errors.TemplateNotFound,
@@ -161,7 +163,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     users |= {errors.NoRoom}  # one that is booted in its place takes more
     users |= {errors.NoNode}  # nor has any other node
     users |= {errors.ArtifactError}  # what it was read from is the same the next time
-    images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageInUse}
+    images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageExists, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}
 
 

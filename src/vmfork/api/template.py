@@ -447,11 +447,14 @@ class Template:
         there before is in force.
         """
         moving = _load_moving()
-        instance = Instance(places or find_places(), progress)
-        source = await moving.load_template(
-            Path(file), name, config=config or VMConfig(), instance=instance, replace_it=replace, wait_s=wait_s
+        target = moving.Target(
+            instance=Instance(places or find_places(), progress),
+            config=config or VMConfig(),
+            name=name,
+            replace_it=replace,
+            wait_s=wait_s,
         )
-        return cls(source)
+        return cls(await moving.load_template(Path(file), target))
 
     async def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
         """The template is in a registry as `ref`, such as `registry.example/team/py:1`, and still in force here.
@@ -483,17 +486,15 @@ class Template:
         It is trusted as its registry is. All else is as for `load` and `push`: whether it fits is looked at before its
         layers are fetched.
         """
-        instance = Instance(places or find_places(), progress)
-        source = await _load_moving().pull_template(
-            ref,
-            name,
-            plain_http=plain_http,
+        moving = _load_moving()
+        target = moving.Target(
+            instance=Instance(places or find_places(), progress),
             config=config or VMConfig(),
-            instance=instance,
+            name=name,
             replace_it=replace,
             wait_s=wait_s,
         )
-        return cls(source)
+        return cls(await moving.pull_template(ref, target, plain_http=plain_http))
 
     async def persist(self, *, progress: ProgressListener = ignore_progress) -> Saved:
         """The template is on disk too, below HOME, and there again after a reboot: its first use brings it back.

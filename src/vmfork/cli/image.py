@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,7 @@ from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.prepare import try_out
 from vmfork.store import TemplateStore
+from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
 from vmfork.units import format_bytes, format_mib
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def list_all(as_json: bool) -> None:
     """List the images."""
     images = ImageStore(find_places().images).list_images()
     if as_json:
-        show_json([asdict(image) | {"size_bytes": image.size_bytes, "root_kind": image.root_kind} for image in images])
+        show_json([_describe(image) for image in images])
         return
     rows = [
         (
@@ -92,6 +94,84 @@ def list_all(as_json: bool) -> None:
         for i in images
     ]
     show_table(("NAME", "DIGEST", "SIZE", "ROOT", "LEAST RAM", "KERNEL", "CREATED"), rows)
+
+
+image_argument = click.argument("name", shell_complete=image_names)
+plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
+
+
+@command.command("save")
+@image_argument
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@json_option
+def save(name: str, file: Path, as_json: bool) -> None:
+    """Write the image NAME to FILE, for other hosts: a tar of an OCI layout."""
+    with shown_progress() as progress:
+        saved = run_async(save_image(name, file, instance=Instance(find_places(), progress)))
+    if as_json:
+        show_json({"image": name, "file": str(file), **asdict(saved)})
+        return
+    click.echo(f"image {name} is in {file}: {format_bytes(saved.size_bytes)}, {saved.digest}")
+
+
+@command.command("load")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("name", default="", required=False)
+@click.option("--replace", "replace_it", is_flag=True, help="Take the name from another image.")
+@json_option
+def load(file: Path, name: str, replace_it: bool, as_json: bool) -> None:
+    """Make an image of FILE, which `save` wrote, as NAME or under the name that it had.
+
+    Whoever made FILE is trusted with all that its guests do.
+    """
+    with shown_progress() as progress:
+        target = Target(instance=Instance(find_places(), progress), name=name, replace_it=replace_it)
+        image = run_async(load_image(file, target))
+    _tell_loaded(image, as_json=as_json)
+
+
+@command.command("push")
+@image_argument
+@click.argument("ref", metavar="REF")
+@plain_http_option
+@json_option
+def push(name: str, ref: str, plain_http: bool, as_json: bool) -> None:
+    """Put the image NAME into a registry as REF: HOST/REPOSITORY:TAG. What is there already is not sent again."""
+    with shown_progress() as progress:
+        pushed = run_async(push_image(name, ref, plain_http=plain_http, instance=Instance(find_places(), progress)))
+    if as_json:
+        show_json({"image": name, "ref": ref, **asdict(pushed)})
+        return
+    sent = f"{format_bytes(pushed.sent_bytes)} of {format_bytes(pushed.size_bytes)} were sent"
+    click.echo(f"image {name} is {ref}: {sent}, {pushed.digest}")
+
+
+@command.command("pull")
+@click.argument("ref", metavar="REF")
+@click.argument("name", default="", required=False)
+@click.option("--replace", "replace_it", is_flag=True, help="Take the name from another image.")
+@plain_http_option
+@json_option
+def pull(ref: str, name: str, replace_it: bool, plain_http: bool, as_json: bool) -> None:
+    """Make an image of what a registry has as REF, as NAME or under the name that it had.
+
+    It is trusted as its registry is. What is here already is not fetched.
+    """
+    with shown_progress() as progress:
+        target = Target(instance=Instance(find_places(), progress), name=name, replace_it=replace_it)
+        image = run_async(pull_image(ref, target, plain_http=plain_http))
+    _tell_loaded(image, as_json=as_json)
+
+
+def _tell_loaded(image: Image, *, as_json: bool) -> None:
+    if as_json:
+        show_json(_describe(image))
+        return
+    click.echo(f"image {image.name}: {format_bytes(image.size_bytes)}, kernel {image.kernel_release}")
+
+
+def _describe(image: Image) -> dict[str, Any]:
+    return asdict(image) | {"size_bytes": image.size_bytes, "root_kind": image.root_kind}
 
 
 @command.command("rm")

@@ -134,9 +134,13 @@ class ImageStore:
             self._link_of(name).unlink(missing_ok=True)
             self._discard_unnamed(digest)
 
+    def find_digest(self, name: str) -> str | None:
+        """The digest that the name leads to, or `None` where there is no such name."""
+        return self._read_link(check_name(name, field="image"))
+
     def check_there(self, name: str) -> str:
         """The digest that the name leads to. Raises `ImageNotFound`."""
-        digest = self._read_link(check_name(name, field="image"))
+        digest = self.find_digest(name)
         if digest is None:
             raise ImageNotFound(name)
         return digest
@@ -151,7 +155,7 @@ class ImageStore:
         Where the image is in the store already, it stays, with what was measured of it. Built of another recipe, it has
         the new record: with the recipe of the former, the same would be built again each time. Damaged, it is replaced.
         """
-        there = self._find_checked(digest)
+        there = self.find_checked(digest)
         if there is not None:
             if _read_record(built, name=digest).recipe != there.recipe:
                 _sync(built / RECORD_NAME)
@@ -163,7 +167,7 @@ class ImageStore:
         built.rename(self.folder / digest)
         _sync(self.folder)
 
-    def _find_checked(self, digest: str) -> Image | None:
+    def find_checked(self, digest: str) -> Image | None:
         """The image of that content, every byte of it compared, or `None`. A damaged one does not count."""
         image = self._find_whole(digest, name=digest)
         try:

@@ -1,1 +1,1 @@
-"""Templates as something that can be sent: what it looks like, whom it fits, and out of a store."""
+"""Templates and images as something that can be sent: what it looks like, whom it fits, and out of a store."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import ArtifactError, ConfigError
 from vmfork.oci.descriptor import Descriptor
-from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import Manifest as OCIManifest
-from vmfork.records import VERSION, OtherVersion, read_record, write_record
+from vmfork.records import VERSION, write_record
 from vmfork.store import Manifest  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.store.ram_file import PAGE
 from vmfork.store.staging import STATE_HEADROOM
+from vmfork.travel.document import Kind, Layer, check_layers, most_packed
 from vmfork.travel.pages import largest
 from vmfork.units import MIB
 
@@ -23,7 +22,7 @@ TYPE = "application/vnd.vmfork.template.v1"
 CONFIG_TYPE = "application/vnd.vmfork.template.config.v1+json"
 MEMORY_TYPE = "application/vnd.vmfork.template.memory.v1+zstd"
 STATE_TYPE = "application/vnd.vmfork.template.state.v1+zstd"
-_ANY_TYPE = re.compile(r"application/vnd\.vmfork\.template\.v(\d+)")
+KIND = Kind("template", TYPE)
 
 # A layer is of so much of the address space, whatever is in it, so that the same RAM gives the same layers; more where
 # there were too many of them. What was measured is in docs/decisions/0054.
@@ -36,24 +35,6 @@ _CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]*")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-class Blobs(Protocol):
-    """Where content is read from by its digest. Raises `ArtifactError` when it is missing or other."""
-
-    def read(self, descriptor: Descriptor, /) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """A layer, and how many bytes it has when it is not compressed."""
-
-    digest: str
-    size_bytes: int
-    raw_bytes: int
-
-    def describe(self, media_type: str) -> Descriptor:
-        return Descriptor(media_type=media_type, digest=self.digest, size_bytes=self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,44 +72,22 @@ class Artifact:
         config = Descriptor.of(data, CONFIG_TYPE)
         return data, OCIManifest(config=config, layers=self.layers, artifact_type=TYPE, annotations=annotations)
 
-    @classmethod
-    def read(cls, found: OCIManifest, blobs: Blobs, *, of: str) -> Self:
-        """What `found` is the manifest of, checked in itself. `of` names it in errors, which are `ArtifactError`."""
-        _check_kind(found.kind, of)
-        if found.config.size_bytes > MOST_DOCUMENT:
-            raise ArtifactError(of, f"its configuration has {found.config.size_bytes} bytes, more than any")
-        data = blobs.read(found.config)
-        try:
-            artifact = read_record(cls, data)
-        except OtherVersion as error:
-            reason = f"its {error.field} is {error.have!r}, and this vmfork reads {error.want!r}"
-            raise _made_by_another(of, reason) from error
-        except ValueError as error:
-            raise ArtifactError(of, f"its configuration makes no sense: {error}") from error
-        try:
-            artifact.check(found.layers)
-        except (ValueError, ConfigError) as error:
-            raise ArtifactError(of, str(error)) from error
-        return artifact
-
     def check(self, layers: Sequence[Descriptor]) -> None:
         """Raises `ValueError` or `ConfigError` when it is none that we make: see `_check_machine`.
 
         Its layers must be `layers`, in their order, and none larger than the RAM that it may describe.
         """
-        names = [(each.media_type, each.digest, each.size_bytes) for each in layers]
-        if names != [(each.media_type, each.digest, each.size_bytes) for each in self.layers]:
-            raise ValueError("its configuration names other layers, or in another order")
+        check_layers(self.layers, layers)
         m = self.manifest
         most = largest(span_of(m.memory_bytes))
         for each in self.memory:
-            if not 0 < each.raw_bytes <= most or each.size_bytes > _most_packed(each.raw_bytes):
+            if not 0 < each.raw_bytes <= most or each.size_bytes > most_packed(each.raw_bytes):
                 raise ValueError(f"layer {each.digest} is larger than any of its RAM")
         if sum(each.raw_bytes for each in self.memory) > _MOST_DEPTH * largest(m.memory_bytes):
             raise ValueError("its layers have many times the RAM that they are of")
         if m.state_bytes != self.state.raw_bytes or not 0 < m.state_bytes <= STATE_HEADROOM:
             raise ValueError(f"its device state has {m.state_bytes} bytes")
-        if self.state.size_bytes > _most_packed(m.state_bytes):
+        if self.state.size_bytes > most_packed(m.state_bytes):
             raise ValueError(f"layer {self.state.digest} is larger than the device state")
         _check_machine(m)
 
@@ -149,23 +108,6 @@ def span_of(memory_bytes: int) -> int:
 def list_spans(memory_bytes: int) -> list[tuple[int, int]]:
     """Begin and end of the part of RAM that each layer is of."""
     return [*pairwise([*range(0, memory_bytes, span_of(memory_bytes)), memory_bytes])]
-
-
-def _most_packed(raw_bytes: int) -> int:
-    """zstd makes nothing larger than this (ZSTD_compressBound, zstd.h)."""
-    return raw_bytes + raw_bytes // 128 + 1024
-
-
-def _check_kind(kind: str, of: str) -> None:
-    if kind == TYPE:
-        return
-    if match := _ANY_TYPE.fullmatch(kind):
-        raise _made_by_another(of, f"it is a template of format {match[1]}, and this vmfork reads format 1")
-    raise ArtifactError(of, f"it is {kind}, and no template", hint="templates are what `vmfork template save` makes")
-
-
-def _made_by_another(of: str, reason: str) -> ArtifactError:
-    return ArtifactError(of, reason, hint="read it with the vmfork that made it, or save it with this one")
 
 
 def _check_machine(m: Manifest) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateCorrupt
-from vmfork.host.zstd import compress
-from vmfork.oci.descriptor import Descriptor, digest_of
 from vmfork.store.ram_file import digest_open_ram, find_extents
-from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE, Artifact, Layer, list_spans
+from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE, Artifact, list_spans
+from vmfork.travel.document import make_layer
 from vmfork.travel.lanes import in_order
 from vmfork.travel.pages import encode
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from vmfork.store import OpenTemplate
+    from vmfork.travel.document import Layer, Sink
 
 # So much is looked at at once: twice that, with what is there already, beside the layer itself.
 _STEP = 1 << 20
@@ -30,12 +30,6 @@ class Base:
 
     layers: tuple[Layer, ...]
     memory_fd: int
-
-
-class Sink(Protocol):
-    """Where content goes. What is there already may be left out."""
-
-    def put(self, descriptor: Descriptor, data: bytes, /) -> None: ...
 
 
 def pack(
@@ -61,7 +55,7 @@ def pack(
         if span is None:
             _check_memory(opened)
             return None
-        return _compress(encode(_read(opened.memory_fd, there, *span)))
+        return make_layer(encode(_read(opened.memory_fd, there, *span)))
 
     for number, packed in enumerate(in_order(work, (None, *spans), stop=stop)):
         tell(number / (len(spans) + 1))
@@ -72,7 +66,7 @@ def pack(
                 sink.put(layer.describe(MEMORY_TYPE), data)
     if stop.is_set():
         return None
-    state, data = _compress(os.pread(opened.state_fd, m.state_bytes, 0))
+    state, data = make_layer(os.pread(opened.state_fd, m.state_bytes, 0))
     sink.put(state.describe(STATE_TYPE), data)
     return Artifact(manifest=m, memory=tuple(layers), state=state, tsc_khz=tsc_khz)
 
@@ -80,11 +74,6 @@ def pack(
 def _check_memory(opened: OpenTemplate) -> None:
     if digest_open_ram(opened.memory_fd).sha256 != opened.manifest.memory_sha256:
         raise TemplateCorrupt(opened.manifest.name, "memory", "its content is not what was frozen")
-
-
-def _compress(raw: bytes) -> tuple[Layer, bytes]:
-    data = compress(raw)
-    return Layer(digest=digest_of(data), size_bytes=len(data), raw_bytes=len(raw)), data
 
 
 def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:

@@ -63,12 +63,12 @@ def check_travels(m: Manifest) -> None:
         )
 
 
-def tell_part(step: str, instance: Instance) -> Callable[[float], None]:
+def tell_part(step: str, instance: Instance, *, task: str = "template") -> Callable[[float], None]:
     """Tells the listener, on the event loop, which part is done. May be called in a thread."""
     loop = asyncio.get_running_loop()
 
     def tell(fraction: float) -> None:
-        loop.call_soon_threadsafe(instance.progress, Progress(task="template", step=step, fraction=fraction))
+        loop.call_soon_threadsafe(instance.progress, Progress(task=task, step=step, fraction=fraction))
 
     return tell
 

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ArtifactError
-from vmfork.host.zstd import decompress
 from vmfork.store.ram_file import RAMDigest, digest_open_ram
 from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE
+from vmfork.travel.document import fetch_layer
 from vmfork.travel.lanes import in_order
 from vmfork.travel.pages import decode
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Event
 
-    from vmfork.travel.artifact import Artifact, Blobs, Layer
+    from vmfork.travel.artifact import Artifact
+    from vmfork.travel.document import Blobs, Layer
 
 
 def unpack(
@@ -31,7 +32,7 @@ def unpack(
     m, done, total = artifact.manifest, 0, sum(each.raw_bytes for each in artifact.memory)
 
     def fetch(layer: Layer) -> bytes:
-        return _fetch(layer, MEMORY_TYPE, blobs, of)
+        return fetch_layer(layer, MEMORY_TYPE, blobs, of)
 
     for layer, raw in zip(artifact.memory, in_order(fetch, artifact.memory, stop=stop), strict=False):
         _write(memory_fd, raw, m.memory_bytes, f"{of}: layer {layer.digest}")
@@ -39,7 +40,7 @@ def unpack(
         tell(done / total)
     if stop.is_set():
         return None
-    state = _fetch(artifact.state, STATE_TYPE, blobs, of)
+    state = fetch_layer(artifact.state, STATE_TYPE, blobs, of)
     if hashlib.sha256(state).hexdigest() != m.state_sha256:
         raise ArtifactError(of, "its device state is not what was frozen")
     found = digest_open_ram(memory_fd)
@@ -48,23 +49,15 @@ def unpack(
     return found, state
 
 
-def _fetch(layer: Layer, media_type: str, blobs: Blobs, of: str) -> bytes:
-    data = blobs.read(layer.describe(media_type))
-    try:
-        return decompress(data, layer.raw_bytes)
-    except ValueError as error:
-        raise ArtifactError(f"{of}: layer {layer.digest}", str(error)) from error
-
-
 def _write(fd: int, raw: bytes, memory_bytes: int, of: str) -> None:
     try:
         for position, content in decode(raw, memory_bytes):
-            _write_at(fd, bytes(content) if isinstance(content, int) else content, position)
+            write_at(fd, bytes(content) if isinstance(content, int) else content, position)
     except ValueError as error:
         raise ArtifactError(of, str(error)) from error
 
 
-def _write_at(fd: int, data: bytes | memoryview, position: int) -> None:
+def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
     while data:
         written = os.pwrite(fd, data, position)
         data, position = memoryview(data)[written:], position + written

@@ -7,8 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from tests.unit.image.samples import commit_image
 from vmfork.cli import image as verbs
-from vmfork.errors import ImageInUse
+from vmfork.errors import ConfigError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.store import TemplateStore
 
@@ -66,3 +67,25 @@ def test_packages_of_file_variable_and_arguments_mean_the_same(built, monkeypatc
     monkeypatch.setenv("VMFORK_IMAGE_BARE", "yes")
     CliRunner().invoke(verbs.command, ["build", "mine"])
     assert built[2].bare is True
+
+
+def test_an_image_goes_by_a_file_to_another_instance(tmp_path, monkeypatch):
+    def run(*argv: str, home: str) -> tuple[int, str]:
+        monkeypatch.setenv("VMFORK_HOME", str(tmp_path / home))
+        monkeypatch.setenv("VMFORK_RUNTIME_DIR", str(tmp_path / "runtime"))
+        done = CliRunner().invoke(verbs.command, argv)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.stdout
+
+    image = commit_image(ImageStore(tmp_path / "here" / "images"))
+    file = str(tmp_path / "py.tar")
+    status, said = run("save", "py", file, "--json", home="here")
+    assert (status, json.loads(said)["image"]) == (0, "py")
+    _, said = run("load", file, "copy", "--json", home="there")
+    assert (json.loads(said)["name"], json.loads(said)["digest"]) == ("copy", image.digest)
+    assert run("load", file, home="there")[1].startswith("image py: ")
+    with pytest.raises(ConfigError, match="ref"):
+        run("push", "py", "none", home="there")
+    with pytest.raises(ConfigError, match="ref"):
+        run("pull", "none", home="there")

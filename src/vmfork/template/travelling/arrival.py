@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import ArtifactError, ConfigError, TemplateExists, TemplateUnfit
+from vmfork.errors import TemplateExists, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
@@ -16,14 +16,11 @@ from vmfork.image import DiskStore
 from vmfork.machine.board import needs_tsc
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.traits import DISK
-from vmfork.oci.layout import Layout
-from vmfork.oci.manifest import MANIFEST_TYPE
-from vmfork.oci.manifest import Manifest as OCIManifest
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.source import Source
-from vmfork.travel.artifact import Artifact
+from vmfork.travel.artifact import KIND, Artifact
 from vmfork.travel.fit import find_misfit, hardware_of
 from vmfork.travel.sending import check_travels, tell_part
 from vmfork.travel.unpack import unpack
@@ -34,72 +31,59 @@ if TYPE_CHECKING:
 
     from vmfork.config import Instance
     from vmfork.hypervisor.qemu import QemuBinary
-    from vmfork.oci.descriptor import Descriptor
-    from vmfork.travel.artifact import Blobs
+    from vmfork.travel.document import Blobs
 
 # Two measurements of one processor agree to 1 in 2,000,000 (host/tsc.py). A guest's clock that goes wrong by more than
 # this is no clock.
 _MOST_DRIFT = 0.0001
 
 
-async def load_template(
-    path: Path,
-    name: str,
-    *,
-    config: VMConfig,
-    instance: Instance,
-    replace_it: bool = False,
-    wait_s: float = 0.0,
-    is_ours: bool = False,
-) -> Source:
-    """The template in the file or folder at `path` is in force under `name`, by default its own, and fits this host.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a template comes into force: under `name`, by default its own. `config` is as for `Source.open`.
+
+    `replace_it`: whatever has the name; another that is on its way is waited for, `wait_s` seconds at most. One that
+    `is_ours` comes back to where it was frozen, or was loaded: it is what it was, and so is its recipe.
+    """
+
+    instance: Instance
+    config: VMConfig
+    name: str = ""
+    replace_it: bool = False
+    wait_s: float = 0.0
+    is_ours: bool = False
+
+
+async def load_template(path: Path, target: Target) -> Source:
+    """The template in the file or folder at `path` is in force, and fits this host.
 
     Whether it fits is found out before its RAM is read. Raises `ArtifactError`, `TemplateUnfit`, and what a build
     raises of its name. After any error, and on cancel, what was there before is in force.
     """
-    layout = await asyncio.to_thread(_open, path)
+    layout = await asyncio.to_thread(KIND.open, path)
     with layout:
-        artifact = await asyncio.to_thread(_read_artifact, layout)
-        return await put_in_force(
-            artifact,
-            layout,
-            name,
-            of=str(path),
-            config=config,
-            instance=instance,
-            replace_it=replace_it,
-            wait_s=wait_s,
-            is_ours=is_ours,
-        )
+        artifact = await asyncio.to_thread(KIND.read_layout, Artifact, layout)
+        return await put_in_force(artifact, layout, target, of=str(path))
 
 
-async def put_in_force(
-    artifact: Artifact,
-    blobs: Blobs,
-    name: str,
-    *,
-    of: str,
-    config: VMConfig,
-    instance: Instance,
-    replace_it: bool,
-    wait_s: float,
-    is_ours: bool = False,
-) -> Source:
-    """The template that `artifact` describes, its layers in `blobs`, is in force. As `load_template`.
-
-    One that `is_ours` comes back to where it was frozen, or was loaded: it is what it was, and so is its recipe.
-    """
-    if not is_ours:
+async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: str) -> Source:
+    """The template that `artifact` describes, its layers in `blobs`, is in force. As `load_template`."""
+    if not target.is_ours:
         check_travels(artifact.manifest)
-    name = check_name(name or artifact.manifest.name)
-    binary = await _check_fit(artifact, of=of, config=config, instance=instance)
+    name, instance = check_name(target.name or artifact.manifest.name), target.instance
+    binary = await _check_fit(artifact, target, of=of)
     store, m = TemplateStore(instance.places.templates), artifact.manifest
-    if not replace_it and store.find_generation(name) is not None:
+    if not target.replace_it and store.find_generation(name) is not None:
         raise TemplateExists(name)
     await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
     tell = tell_part(f"loading {name!r}", instance)
     async with await stage(
-        store, name, memory_bytes=m.memory_bytes, instance=instance, replace=replace_it, wait_s=wait_s
+        store,
+        name,
+        memory_bytes=m.memory_bytes,
+        instance=instance,
+        replace=target.replace_it,
+        wait_s=target.wait_s,
     ) as staging:
         fd = staging.memory_fd
         found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
@@ -115,23 +99,23 @@ async def put_in_force(
             qemu_path=str(binary.path),
             qemu_stamp=binary.stamp,
             layers=(),  # those it was made by are another host's, or went with RUNTIME
-            came_from=m.came_from if is_ours else of,
+            came_from=m.came_from if target.is_ours else of,
         )
         # Nobody can make it again here; and what was made before under its name is something else.
         stranger = KeptRecipe(config=VMConfig(), came_from=of)
-        with nullcontext() if is_ours else keeping_recipe(name, stranger, places=instance.places):
+        with nullcontext() if target.is_ours else keeping_recipe(name, stranger, places=instance.places):
             if (sha256 := m.traits.get(DISK)) is not None:
                 DiskStore(instance.places.disks).hold_for(staging.memory_path.parent, sha256, image=m.image)
             await staging.commit(here)
-    return await Source.open(name, config=config, instance=instance)
+    return await Source.open(name, config=target.config, instance=instance)
 
 
-async def _check_fit(artifact: Artifact, *, of: str, config: VMConfig, instance: Instance) -> QemuBinary:
+async def _check_fit(artifact: Artifact, target: Target, *, of: str) -> QemuBinary:
     """The emulator that it fits. Raises `TemplateUnfit`, naming the first thing that differs, and `HostError`."""
     m = artifact.manifest
     # The stamp is another host's: the emulator here is asked for its version, whatever it says.
     binary = await find_emulator_like(
-        m.qemu_path, m.traits.get("qemu.version", ""), "", configured=config.qemu, places=instance.places
+        m.qemu_path, m.traits.get("qemu.version", ""), "", configured=target.config.qemu, places=target.instance.places
     )
     misfit = find_misfit(m, binary)
     if misfit is None and needs_tsc(hardware_of(m)):
@@ -141,31 +125,6 @@ async def _check_fit(artifact: Artifact, *, of: str, config: VMConfig, instance:
     if misfit is not None:
         raise TemplateUnfit(m.name, *misfit, source=of)
     return binary
-
-
-def _open(path: Path) -> Layout:
-    try:
-        return Layout.open(path)
-    except FileNotFoundError as error:
-        hint = "give what `vmfork template save` wrote"
-        raise ConfigError("file", str(path), f"nothing is at {path}", hint=hint) from error
-
-
-def _read_artifact(layout: Layout) -> Artifact:
-    """The one template in the layout. Raises `ArtifactError`."""
-    named = [each for each in layout.read_index() if each.media_type == MANIFEST_TYPE]
-    if len(named) != 1:
-        raise ArtifactError(str(layout.path), f"it holds {len(named)} manifests, where one of a template belongs")
-    return read_manifest(layout, named[0], of=str(layout.path))
-
-
-def read_manifest(blobs: Blobs, named: Descriptor, *, of: str) -> Artifact:
-    """The artifact whose manifest is `named`. Raises `ArtifactError`."""
-    try:
-        manifest = OCIManifest.from_json(blobs.read(named))
-    except ValueError as error:
-        raise ArtifactError(of, f"its manifest makes no sense: {error}") from error
-    return Artifact.read(manifest, blobs, of=of)
 
 
 def _write(path: Path, data: bytes) -> None:

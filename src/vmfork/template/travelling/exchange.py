@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from vmfork.errors import ArtifactError, TemplateError
 from vmfork.host.thread import in_thread
 from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.door import open_repository
 from vmfork.oci.manifest import MANIFEST_TYPE
-from vmfork.oci.registry import Repository
 from vmfork.store import TemplateStore
-from vmfork.template.travelling.arrival import put_in_force, read_manifest
+from vmfork.template.travelling.arrival import put_in_force
+from vmfork.travel.artifact import KIND, Artifact
 from vmfork.travel.pack import Base, pack
 from vmfork.travel.saved import Saved
 from vmfork.travel.sending import check_travels, tell_part, tsc_of
@@ -20,11 +21,12 @@ from vmfork.travel.sending import check_travels, tell_part, tsc_of
 if TYPE_CHECKING:
     from threading import Event
 
-    from vmfork.config import Instance, VMConfig
+    from vmfork.config import Instance
     from vmfork.oci.reference import Reference
+    from vmfork.oci.registry import Repository
     from vmfork.store import Manifest, OpenTemplate
     from vmfork.template.source import Source
-    from vmfork.travel.artifact import Artifact
+    from vmfork.template.travelling.arrival import Target
 
 
 async def push_template(
@@ -43,7 +45,7 @@ async def push_template(
         tsc_khz = await asyncio.to_thread(tsc_of, own)
 
         def work(stop: Event) -> Saved | None:
-            repository = Repository(reference, plain_http=plain_http)
+            repository = open_repository(reference, plain_http=plain_http)
             base = _find_base(own.manifest, repository, store, opened)
             artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base)
             return None if artifact is None else _finish(repository, artifact)
@@ -53,49 +55,19 @@ async def push_template(
     return saved
 
 
-async def pull_template(
-    reference: Reference,
-    name: str,
-    *,
-    plain_http: bool,
-    config: VMConfig,
-    instance: Instance,
-    replace_it: bool,
-    wait_s: float,
-) -> Source:
-    """The template in the registry is in force under `name`, by default its own. As `arrival.load_template`."""
+async def pull_template(reference: Reference, target: Target, *, plain_http: bool) -> Source:
+    """The template in the registry is in force. As `arrival.load_template`."""
     repository, artifact = await asyncio.to_thread(_fetch, reference, plain_http)
-    return await put_in_force(
-        artifact,
-        repository,
-        name,
-        of=str(reference),
-        config=config,
-        instance=instance,
-        replace_it=replace_it,
-        wait_s=wait_s,
-    )
+    return await put_in_force(artifact, repository, target, of=str(reference))
 
 
 def _fetch(reference: Reference, plain_http: bool) -> tuple[Repository, Artifact]:
-    repository = Repository(reference, plain_http=plain_http)
+    repository = open_repository(reference, plain_http=plain_http)
     return repository, _read(repository, repository.read_manifest(reference.version))
 
 
-def _read(repository: Repository, data: bytes) -> Artifact:
-    return read_manifest(_Given(repository, data), Descriptor.of(data, MANIFEST_TYPE), of=str(repository.reference))
-
-
-class _Given:
-    """Content of a repository, of which the manifest is here already."""
-
-    def __init__(self, repository: Repository, manifest: bytes) -> None:
-        self._repository = repository
-        self._manifest = manifest
-        self._named = Descriptor.of(manifest, MANIFEST_TYPE)
-
-    def read(self, descriptor: Descriptor, /) -> bytes:
-        return self._manifest if descriptor == self._named else self._repository.read(descriptor)
+def _read(repository: Repository, manifest: bytes) -> Artifact:
+    return KIND.read(Artifact, manifest, repository, source=str(repository.reference))
 
 
 def _find_base(m: Manifest, repository: Repository, store: TemplateStore, opened: ExitStack) -> Base | None:

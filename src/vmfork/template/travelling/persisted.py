@@ -22,7 +22,7 @@ from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.template.kept import locate_persisted
 from vmfork.template.source import Source
-from vmfork.template.travelling.arrival import load_template
+from vmfork.template.travelling.arrival import Target, load_template
 from vmfork.travel.sending import save_template
 
 if TYPE_CHECKING:
@@ -88,4 +88,5 @@ async def _revive(name: str, *, config: VMConfig, instance: Instance, is_old: bo
             await store.remove(name)
     instance.progress(Progress(task="template", step=f"bringing back {name!r} from {path}"))
     with suppress(TemplateExists):
-        await load_template(path, name, config=config, instance=instance, wait_s=_REVIVAL_LIMIT_S, is_ours=True)
+        target = Target(instance=instance, config=config, name=name, wait_s=_REVIVAL_LIMIT_S, is_ours=True)
+        await load_template(path, target)

@@ -380,21 +380,13 @@ def test_a_load_that_is_killed_is_swept(build, other, tmp_path) -> None:
     saved = tmp_path / "py.tar"
     save_here(build, saved)
     with Layout.open(saved) as layout:
-        found = arrival.read_manifest(layout, layout.read_index()[0], of="it")
+        found = artifact.KIND.read_layout(artifact.Artifact, layout)
 
     def load_and_die(number: int) -> None:
         async def load() -> None:
             with Layout.open(saved) as layout:
-                await arrival.put_in_force(
-                    found,
-                    _DiesAt(layout, number),
-                    "",
-                    of="it",
-                    config=VMConfig(),
-                    instance=Instance(other),
-                    replace_it=False,
-                    wait_s=0,
-                )
+                target = arrival.Target(instance=Instance(other), config=VMConfig())
+                await arrival.put_in_force(found, _DiesAt(layout, number), target, of="it")
 
         asyncio.run(load())
 
