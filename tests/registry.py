@@ -10,12 +10,15 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.issuer import NAME, SERVICE
 from tests.ports import free_port
 from tests.rules.capabilities import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.issuer import Issuer
 
 _BEGIN_LIMIT_S = 60
 # Of a thousand requests; it says two lines of each.
@@ -44,7 +47,9 @@ class Registry:
 
 
 @contextmanager
-def running_registry(folder: Path, *, htpasswd: str = "", tls: tuple[Path, Path] | None = None) -> Iterator[Registry]:
+def running_registry(
+    folder: Path, *, htpasswd: str = "", tls: tuple[Path, Path] | None = None, issuer: Issuer | None = None
+) -> Iterator[Registry]:
     """A registry whose storage is in `folder` listens."""
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -55,6 +60,9 @@ def running_registry(folder: Path, *, htpasswd: str = "", tls: tuple[Path, Path]
     if htpasswd:
         (folder / "htpasswd").write_text(htpasswd)
         lines += ["auth:", "  htpasswd:", "    realm: test", f"    path: {folder / 'htpasswd'}"]
+    if issuer is not None:
+        lines += ["auth:", "  token:", f"    realm: {issuer.url}", f"    service: {SERVICE}", f"    issuer: {NAME}"]
+        lines += [f"    rootcertbundle: {issuer.certificate}"]
     (folder / "config.yml").write_text("\n".join(lines) + "\n")
     program = find_program("docker-registry")
     assert program is not None

@@ -6,11 +6,11 @@ import asyncio
 import base64
 import json
 import os
-import subprocess
 from dataclasses import replace
 
 import pytest
 
+from tests.issuer import make_certificate, running_issuer
 from tests.registry import HTPASSWD, PASSWORD, USER, running_registry
 from tests.unit.store.samples import fill
 from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
@@ -124,12 +124,7 @@ async def test_with_a_password_it_is_said_what_to_do_without_one(build, other, t
 
 
 async def test_by_tls_where_the_authority_is_known(build, other, tmp_path, monkeypatch) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = make_certificate(tmp_path)
     template = await build()
     with running_registry(tmp_path / "tls", tls=(certificate, key)) as registry:
         ref = f"{registry.host}/team/py:1"
@@ -139,6 +134,44 @@ async def test_by_tls_where_the_authority_is_known(build, other, tmp_path, monke
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         await template.push(ref)
         assert (await Template.pull(ref, places=other)).name == "py"
+
+
+async def test_by_a_token_where_the_registry_sends_us_to_an_issuer(build, places, other, tmp_path, monkeypatch) -> None:
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    template = await build()
+    with (
+        running_issuer(certificate, key, user=USER, password=PASSWORD) as issuer,
+        running_registry(tmp_path / "tokens", tls=(certificate, key), issuer=issuer) as registry,
+    ):
+        ref = f"{registry.host}/team/py:1"
+        for work in (template.push(ref), Template.pull(ref, places=other)):
+            with pytest.raises(HostError) as error:
+                await work
+            assert "docker login" in error.value.hint
+        assert issuer.refused
+        assert issuer.granted == []
+        token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": token}}}))
+        await template.push(ref)
+        pulled = await Template.pull(ref, places=other)
+        assert ram_of(pulled.name, other) == ram_of("py", places)
+        # One to look, another to put something there.
+        assert {tuple(sorted(scope.split(":")[2].split(","))) for scope in issuer.granted} == {
+            ("pull",),
+            ("pull", "push"),
+        }
+
+
+async def test_an_artifact_of_a_newer_format_is_refused_by_its_number(build, other, registry) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    repository = Repository(Reference.parse(f"{registry.host}/team/py:1"))
+    manifest = Manifest.from_json(repository.read_manifest("1"))
+    newer = replace(manifest, artifact_type="application/vnd.vmfork.template.v2")
+    repository.put_manifest("2", newer.to_json())
+    with pytest.raises(ArtifactError, match="a template of format 2, and this vmfork reads format 1") as error:
+        await Template.pull(f"{registry.host}/team/py:2", places=other)
+    assert "vmfork that made it" in error.value.hint
 
 
 async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, other, registry, monkeypatch) -> None:
