@@ -61,6 +61,8 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "layers": (3, (*_MACHINE, *_HOST)),
     "remove": (1, (("library", KILL), *_HOST)),
     "image": (3, (("library", KILL), ("mmdebstrap", KILL), *_HOST)),
+    "travel": (3, (("library", KILL), *_HOST)),
+    "image-travel": (2, (("library", KILL), *_HOST)),
     "take": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("server", KILL), *_HOST)),
     "serve": (3, (("library", KILL), ("keeper", KILL), ("qemu", KILL), *_HOST)),
     "sweep": (1, (("library", KILL), *_HOST)),
@@ -165,7 +167,7 @@ def _all(instance: Instance, asked: argparse.Namespace, *, images: Path, program
             if life == "remove":
                 asyncio.run(Template.build(OLD, VMConfig()))
         yield runs.strike(instance, life, participant, deed, steps[life], seed=seed, options=options)
-        if life == "image":
+        if life in ("image", "image-travel"):
             ImageStore(images).sweep()
             assert not [path for path in images.iterdir() if path.name.startswith(".staging")], "a build was left"
 

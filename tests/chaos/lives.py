@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.aio import VM, Allow, Factory, FactoryConfig, ImageConfig, Network, Template, VMConfig, find_places
+from vmfork.aio import VM, Allow, Factory, FactoryConfig, ImageConfig, Network, Places, Template, VMConfig, find_places
 from vmfork.cli.forwarder import leave_forwarder, leave_network
+from vmfork.config import Instance
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
 from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
+from vmfork.machine.prepare import DEFAULT_IMAGE
 from vmfork.network.address import HostAddress
 from vmfork.store import TemplateStore
 from vmfork.template import making
+from vmfork.travel.images.moving import Target, load_image, save_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -274,6 +277,27 @@ async def remove(stage: Stage) -> None:
         await template.remove()
 
 
+async def travel(stage: Stage) -> None:
+    """A template goes into a file, comes out of it under another name, and is kept on disk there."""
+    template, file = await Template.open(stage.template), Path(stage.options["programs"]) / "travel.tar"
+    with stage.steps():
+        await template.save(file, progress=stage.progress)
+        loaded = await Template.load(file, NEW, replace=True, progress=stage.progress)
+        await loaded.persist(progress=stage.progress)
+
+
+async def image_travel(stage: Stage) -> None:
+    """An image goes into a file, and comes out of it where none is."""
+    folder = Path(stage.options["programs"])
+    store = ImageStore(Path(stage.options["images"]))
+    here = Instance(find_places(), stage.progress)
+    there = Instance(Places(home=store.folder.parent, runtime=here.places.runtime), stage.progress)
+    with stage.steps():
+        await save_image(DEFAULT_IMAGE, folder / "image.tar", instance=here)
+        await load_image(folder / "image.tar", Target(instance=there, name="travelled", replace_it=True))
+        store.remove("travelled")
+
+
 async def _build(stage: Stage, name: str, *, replace: bool = False) -> None:
     warm_up = ["echo c > /proc/sysrq-trigger" if stage.crash else "true"]
     await Template.build(name, VMConfig(), warm_up=warm_up, ready="true", replace=replace, progress=stage.progress)
@@ -328,6 +352,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "layers": layers,
     "remove": remove,
     "image": image,
+    "travel": travel,
+    "image-travel": image_travel,
     "take": take,
     "sweep": sweep,
 }

@@ -1,4 +1,4 @@
-"""A program: builds, replaces, forks, removes and sweeps one name. `python -m tests.soak.racer NAME SECONDS SEED`.
+"""A program: builds, replaces, forks, sends, removes, sweeps one name. `python -m tests.soak.racer NAME SECONDS SEED`.
 
 Others do the same meanwhile. Prints what it did as JSON: operation, outcome, how often. Whatever is not expected of a
 name that others have their hands on ends it.
@@ -11,7 +11,9 @@ import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 from vmfork.aio import StoreBusy, Template, TemplateExists, TemplateNotFound, VMConfig, find_places
 from vmfork.image.store import ImageStore
@@ -40,6 +42,14 @@ async def remove(name: str) -> None:
     await (await Template.open(name)).remove()
 
 
+async def travel(name: str) -> None:
+    """It goes into a file, and out of it into its own place."""
+    with TemporaryDirectory(prefix="vmfork-soak-") as folder:
+        file = Path(folder) / "travel.tar"
+        await (await Template.open(name)).save(file)
+        await Template.load(file, name, replace=True)
+
+
 async def sweep(_name: str) -> None:
     places = find_places()
     sweep_vms(places.vms)
@@ -48,7 +58,7 @@ async def sweep(_name: str) -> None:
 
 
 # As often as they are worth: a build takes seconds, and while there is no template nothing can be forked.
-_ACTS = {build: 3, replace: 3, fork: 12, remove: 1, sweep: 4}
+_ACTS = {build: 3, replace: 3, fork: 12, remove: 1, sweep: 4, travel: 1}
 
 
 async def race(name: str, seconds: float, seed: int) -> Counter[str]:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from tests.registry import running_registry
 from tests.vm.cli_runner import vmfork
 from vmfork.aio import Places, Template
 from vmfork.host.tmpfs import unmount
@@ -45,6 +46,19 @@ async def test_forks_of_one_that_was_loaded_are_unique_and_have_what_was_frozen(
             assert (await again.exec(["cat", "/root/marker"])).stdout == "warm\n"
         await frozen.remove()
     assert (await loaded.audit(2)).safe
+
+
+@pytest.mark.needs("docker-registry", "oras")
+def test_it_goes_by_a_registry(template_name, other, tmp_path) -> None:
+    env = {"VMFORK_HOME": str(other.home), "VMFORK_RUNTIME_DIR": str(other.runtime)}
+    with running_registry(tmp_path / "registry") as registry:
+        ref = f"{registry.host}/team/test:1"
+        pushed = json.loads(vmfork("template", "push", template_name, ref, "--json").check().out)
+        assert pushed["sent_bytes"] > pushed["size_bytes"] > 0
+        pulled = json.loads(vmfork("template", "pull", ref, "pulled", "--json", env=env).check().out)
+    assert (pulled["name"], pulled["came_from"]) == ("pulled", ref)
+    assert vmfork("run", "-t", "pulled", "--", "cat", "/root/marker", env=env).check().out == "warm\n"
+    vmfork("template", "rm", "pulled", env=env).check()
 
 
 def test_it_goes_by_the_command_line(template_name, other, tmp_path) -> None:

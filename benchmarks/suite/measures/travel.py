@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 _COPY = "travel"
 
 
-def _write_allocated(template: Template, context: Context, path: Path) -> None:
+def write_allocated(template: Template, context: Context, path: Path) -> None:
     """What its RAM file holds, without the holes."""
     with TemplateStore(context.places.templates).open(template.name) as opened, path.open("wb") as file:
         for start, end in find_extents(opened.memory_fd):
             file.write(os.pread(opened.memory_fd, end - start, start))
 
 
-def _zstd(program: str, *arguments: str) -> Side:
+def zstd(program: str, *arguments: str) -> Side:
     async def work() -> float:
         begun = time.perf_counter()
         run = await asyncio.create_subprocess_exec(program, "-q", "-f", *arguments, env={})
@@ -47,7 +47,7 @@ async def run(context: Context) -> Samples:
     template = await context.template()
     folder = context.scratch("travel")
     raw, packed, file = folder / "raw", folder / "raw.zst", folder / "template.tar"
-    _write_allocated(template, context, raw)
+    write_allocated(template, context, raw)
 
     async def save() -> float:
         begun = time.perf_counter()
@@ -64,8 +64,8 @@ async def run(context: Context) -> Samples:
     sides = {
         "save": save,
         "load": load,
-        "zstd": _zstd(program, "-1", str(raw), "-o", str(packed)),
-        "unzstd": _zstd(program, "-d", str(packed), "-o", str(raw)),
+        "zstd": zstd(program, "-1", str(raw), "-o", str(packed)),
+        "unzstd": zstd(program, "-d", str(packed), "-o", str(raw)),
     }
     await sides["save"]()
     await sides["zstd"]()

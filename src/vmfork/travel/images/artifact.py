@@ -81,7 +81,8 @@ class ImageArtifact:
         record = self.record
         if record.arch != ARCH:
             raise ValueError(f"its guests have {record.arch!r} processors, and this host runs {ARCH}")
-        ImageConfig(suite=record.suite, packages=record.requested, bare=record.bare)
+        if record.suite or record.requested:  # else it was made of no packages
+            ImageConfig(suite=record.suite, packages=record.requested, bare=record.bare)
         if _HEX.fullmatch(record.recipe) is None or _RELEASE.fullmatch(record.kernel_release) is None:
             raise ValueError(f"its recipe is {record.recipe!r} and its kernel {record.kernel_release!r}")
         if record.digest != name_content(record.kernel_sha256, record.initramfs_sha256, record.disk_sha256):
