@@ -23,7 +23,7 @@ from vmfork.host.thread import in_thread
 from vmfork.oci.descriptor import digest_of as digest_of_content
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
-from vmfork.template.travelling.arrival import put_in_force
+from vmfork.template.travelling.arrival import Target, put_in_force
 from vmfork.travel.artifact import Artifact
 from vmfork.travel.pack import pack
 from vmfork.travel.sending import check_travels, tsc_of
@@ -171,15 +171,7 @@ async def take_over(
             artifact.check(artifact.layers)
         except ValueError as error:
             raise ArtifactError(f"node {source}", str(error)) from error
-        await put_in_force(
-            artifact,
-            _Remote(peers, sources[at:], digest),
-            name,
-            of=f"node {source}",
-            config=config,
-            instance=instance,
-            replace_it=True,
-            wait_s=60.0,
-        )
+        target = Target(instance=instance, config=config, name=name, replace_it=True, wait_s=60.0)
+        await put_in_force(artifact, _Remote(peers, sources[at:], digest), target, of=f"node {source}")
         return
     raise failed
