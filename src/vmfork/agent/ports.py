@@ -48,6 +48,17 @@ def _explain_named(port: int) -> Explain:
     return explain
 
 
+def _explain_path(port: int) -> Explain:
+    """As for any port, but that an agent which knows no paths calls one invalid."""
+
+    def explain(failure: Failure) -> Exception:
+        if failure.code == ErrorCode.INVALID:
+            return PortError(port, failure.code, failure.message)
+        return _explain(port)(failure)
+
+    return explain
+
+
 class PortRequests(Connection):
     """Ports of the guest, on its own loopback: 127.0.0.1, and ::1 where nothing listens there."""
 
@@ -66,7 +77,7 @@ class PortRequests(Connection):
 
         An agent that has ports alone connects there. Raises `PortError` when nobody listens.
         """
-        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain(port))
+        tunnel = Tunnel(self._new_stream(), line=self, explain=_explain_path(port))
         request = message.connect_path_request(tunnel.stream, path)
         try:
             await self._stand_up(tunnel, request, tunnel.connected, f"connecting to {path} of the guest", timeout_s)
