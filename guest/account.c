@@ -44,7 +44,19 @@ static bool uid_of(const char *user, uid_t *out)
     return known;
 }
 
-bool account_find(const char *user, struct account *out)
+/* Its only group from now on: a name or a number. */
+static bool take_group(const char *group, struct account *out)
+{
+    uint64_t number;
+    const struct group *entry = getgrnam(group);
+    if (entry == NULL && !number_read(group, strlen(group), 10, LARGEST_UID, &number))
+        return false;
+    out->gid = out->groups[0] = entry != NULL ? entry->gr_gid : (gid_t)number;
+    out->group_count = 1;
+    return true;
+}
+
+static bool find_user(const char *user, struct account *out)
 {
     uid_t uid;
     const struct passwd *entry = getpwnam(user);
@@ -56,4 +68,16 @@ bool account_find(const char *user, struct account *out)
     else if (has_number)
         take_number(uid, out);
     return entry != NULL || has_number;
+}
+
+/* USER, or USER:GROUP as images have it. */
+bool account_find(const char *user, struct account *out)
+{
+    char name[sizeof out->name];
+    size_t length = strcspn(user, ":");
+    if (length >= sizeof name)
+        return false;
+    memcpy(name, user, length);
+    name[length] = 0;
+    return find_user(name, out) && (user[length] == 0 || take_group(user + length + 1, out));
 }

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "defaults.h"
 #include "memory.h"
 #include "version.h"
 
@@ -176,6 +177,10 @@ enum command_read command_read_head(struct command *c, struct fields *f)
         !field_text(field_take(f), user, sizeof user) || !field_number(field_take(f), &argc) || argc < 1)
         return COMMAND_BAD_FIELD;
     c->argc = (size_t)argc;
+    if (c->cwd[0] == 0)
+        snprintf(c->cwd, sizeof c->cwd, "%s", defaults_cwd());
+    if (user[0] == 0)
+        snprintf(user, sizeof user, "%s", defaults_user());
     c->has_account = user[0] != 0;
     if (c->has_account && !account_find(user, &c->account))
         return COMMAND_NO_USER;

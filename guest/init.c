@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "defaults.h"
 #include "fatal.h"
 #include "hostname.h"
 #include "mounts.h"
@@ -133,6 +134,7 @@ void init_machine(void)
     mounts_limit_root();
     set_limits();
     set_environment();
+    defaults_take();
     load_modules();
     raise_loopback();
     set_hostname();

@@ -32,6 +32,7 @@ CLASSES = {
     "Reverse": ("network/reverse.py", "network/carrier.py"),
     "Checkpoint": ("api/checkpoint.py",),
     "VM": ("api/vm.py", "machine/facts.py:Described", "api/code.py", "api/files.py", "api/ports.py", "api/network.py"),
+    "Image": ("api/image.py",),
     "Template": ("api/template.py",),
     "Factory": ("factory/factory.py",),
     "ClusterVM": ("cluster/vm.py",),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmfork.agent.tunnel import GuestConnection
     from vmfork.agent.watch import Watch
     from vmfork.api.checkpoint import Checkpoint
+    from vmfork.api.image import Image
     from vmfork.api.template import Template
     from vmfork.api.vm import VM
     from vmfork.cluster.cluster import Cluster
@@ -97,6 +98,7 @@ _ERRORS = (
 
 _HOMES = {
     "Checkpoint": "vmfork.api.checkpoint",
+    "Image": "vmfork.api.image",
     "VM": "vmfork.api.vm",
     "Template": "vmfork.api.template",
     "Factory": "vmfork.factory",
@@ -157,6 +159,7 @@ __all__ = [
     "GuestProcess",
     "HookError",
     "HostError",
+    "Image",
     "ImageConfig",
     "ImageCorrupt",
     "ImageError",

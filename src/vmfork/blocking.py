@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
+from vmfork.container.importing import KERNEL_FROM
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vmfork.adopt.card import Card
     from vmfork.adopt.handshake import Adoption
     from vmfork.code.result import CodeResult
-    from vmfork.config import CardChoice, FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
+    from vmfork.config import CardChoice, FactoryConfig, ImageConfig, LeftPrograms, Places, ProgramLimits, VMConfig
     from vmfork.copied import Copied
     from vmfork.difference.difference import Difference
     from vmfork.errors import VMForkError
@@ -1186,6 +1187,106 @@ class VM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Image:
+    """An image that is whole. A value: it holds nothing open.
+
+    The blocking form of `vmfork.aio.Image`.
+    """
+
+    def __init__(self, twin: aio.Image) -> None:
+        self._twin = twin
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+    @property
+    def name(self) -> str:
+        """What it is opened by."""
+        return self._twin.name
+
+    @property
+    def digest(self) -> str:
+        """Names its content."""
+        return self._twin.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """What its files take on disk."""
+        return self._twin.size_bytes
+
+    @property
+    def source(self) -> str:
+        """Where it was imported from; empty where it was built."""
+        return self._twin.source
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that an imported image gives its programs. They are in force in its guests."""
+        return self._twin.environment
+
+    @property
+    def working_dir(self) -> str:
+        """Where its programs begin, unless they are told otherwise; empty where it says nothing."""
+        return self._twin.working_dir
+
+    @property
+    def user(self) -> str:
+        """Whom its programs run as, unless they are told otherwise; empty where it says nothing: root."""
+        return self._twin.user
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """What it was made to run: its entrypoint and command. Nothing runs that by itself."""
+        return self._twin.argv
+
+    @classmethod
+    def build(
+        cls,
+        name: str = KERNEL_FROM,
+        config: ImageConfig | None = None,
+        *,
+        rebuild: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image of Debian's packages, as `config` says; it was built unless it was there."""
+        return cls(portal.run(aio.Image.build(name, config, rebuild=rebuild, progress=progress, places=places)))
+
+    @classmethod
+    def open(cls, name: str = KERNEL_FROM, *, places: Places | None = None) -> Self:
+        """The image of that name. Raises `ImageNotFound` and `ImageCorrupt`."""
+        return cls(portal.run(aio.Image.open(name, places=places)))
+
+    @classmethod
+    def list(cls, *, places: Places | None = None) -> Sequence[str]:
+        """The names of all images, sorted."""
+        return portal.run(aio.Image.list(places=places))
+
+    @classmethod
+    def import_oci(
+        cls,
+        source: str,
+        name: str,
+        *,
+        max_bytes: int = 8 << 30,
+        plain_http: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image with the files of the container image at `source`; a former one is replaced."""
+        return cls(
+            portal.run(
+                aio.Image.import_oci(
+                    source, name, max_bytes=max_bytes, plain_http=plain_http, progress=progress, places=places
+                )
+            )
+        )
+
+    def remove(self, *, force: bool = False) -> None:
+        """No image of this name exists. Machines and templates made of it live on."""
+        portal.run(self._twin.remove(force=force))
 
 
 class Template:

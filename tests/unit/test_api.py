@@ -23,6 +23,7 @@ WAITING = {
     "Forward",
     "GuestConnection",
     "GuestProcess",
+    "Image",
     "Reverse",
     "Template",
     "Watch",

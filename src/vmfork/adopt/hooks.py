@@ -65,7 +65,7 @@ async def run_hooks(agent: AgentClient, paths: Sequence[str], env: Mapping[str, 
 
 
 async def _run_hook(agent: AgentClient, path: str, env: Mapping[str, str], limit_s: float) -> None:
-    kept, command = bytearray(), Command([path], env=env)
+    kept, command = bytearray(), Command([path], env=env, user="root")
     try:
         async with asyncio.timeout(limit_s), await agent.start_exec(command, timeout_s=limit_s) as hook:
             await _keep_tail(hook, kept)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from vmfork.border.failures import CallbackError
-from vmfork.config import CardChoice, FactoryConfig, LeftPrograms, Places, ProgramLimits, VMConfig
+from vmfork.config import CardChoice, FactoryConfig, ImageConfig, LeftPrograms, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
 from vmfork.units import MAX_DURATION_S
@@ -235,5 +235,6 @@ CHECKS: dict[str, Check] = {
     "OutputListener | None": _or_none(_listener_to("piece of output")),
     "Places | None": _or_none(_of(Places)),
     "VMConfig | None": _or_none(_of(VMConfig)),
+    "ImageConfig | None": _or_none(_of(ImageConfig)),
     "FactoryConfig | None": _or_none(_of(FactoryConfig)),
 }

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmfork.api.image import MOST_UNPACKED
+from vmfork.api.image import Image as ImportedImage
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option
@@ -19,7 +21,7 @@ from vmfork.image.build import build_image
 from vmfork.machine.prepare import try_out
 from vmfork.store import TemplateStore
 from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
-from vmfork.units import format_bytes, format_mib
+from vmfork.units import MIB, format_bytes, format_mib, parse_size_mib
 
 if TYPE_CHECKING:
     from vmfork.config import ImageConfig, VMConfig
@@ -33,7 +35,7 @@ _ROOTS = {"memory": "in memory", "disk": "on a disk"}
 
 @click.group("image", cls=VerbGroup)
 def command() -> None:
-    """Build, list and remove images."""
+    """Build, import, list and remove images."""
 
 
 @command.command("build")
@@ -76,6 +78,32 @@ async def _build(
 
 def _least(image: Image) -> str:
     return format_mib(image.min_memory_mib) if image.min_memory_mib else "?"
+
+
+@command.command("import")
+@click.argument("source")
+@click.argument("name")
+@click.option("--max-size", metavar="SIZE", help="What its layers may unpack to (default 8G).")
+@click.option("--plain-http", is_flag=True, help="Speak to the registry without TLS.")
+@json_option
+def import_one(source: str, name: str, max_size: str | None, plain_http: bool, as_json: bool) -> None:
+    """Make the image NAME of a container image.
+
+    SOURCE is a name in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG] or dir:FOLDER.
+    """
+    most = parse_size_mib(max_size, field="max_size") * MIB if max_size else MOST_UNPACKED
+    with shown_progress() as progress:
+        image = run_async(
+            ImportedImage.import_oci(source, name, max_bytes=most, plain_http=plain_http, progress=progress)
+        )
+    if as_json:
+        show_json(_describe(ImageStore(find_places().images).open(name)))
+        return
+    click.echo(f"image {image.name}: {format_bytes(image.size_bytes)}, from {source}")
+
+
+def _describe(image: Image) -> dict[str, object]:
+    return asdict(image) | {"size_bytes": image.size_bytes, "root_kind": image.root_kind}
 
 
 @command.command("ls")

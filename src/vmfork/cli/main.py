@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "doctor": "Tell whether VMs can run here, how, and what to do if not.",
     "config": "Show the configuration in force and where each value came from.",
-    "image": "Build, list and remove images.",
+    "image": "Build, import, list and remove images.",
     "template": "Build, list, show, verify, audit, save, load, push, pull, persist and remove templates.",
     "run": "Run CMD in a fresh fork, pass its input and output through, leave nothing.",
     "shell": "Open a login shell in a fresh fork, or in machine ID.",

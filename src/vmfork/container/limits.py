@@ -8,6 +8,7 @@ from vmfork.errors import ArtifactError
 from vmfork.units import format_bytes
 
 GIB = 1 << 30
+_MORE = "where it is to be trusted allow more: --max-size, max_bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,9 @@ class Budget:
         self.entries += entries
         self.described_bytes += described
         if self.unpacked_bytes > limits.unpacked_bytes:
-            raise _passed(source, "unpacked_bytes", f"it unpacks to more than {format_bytes(limits.unpacked_bytes)}")
+            raise _passed(
+                source, "unpacked_bytes", f"it unpacks to more than {format_bytes(limits.unpacked_bytes)}", _MORE
+            )
         if self.entries > limits.entries:
             raise _passed(source, "entries", f"it has more than {limits.entries} files")
         if self.described_bytes > limits.described_bytes:
@@ -51,6 +54,5 @@ class Budget:
             raise _passed(source, "described_bytes", f"its names, links and attributes take more than {size}")
 
 
-def _passed(source: str, limit: str, reason: str) -> ArtifactError:
-    hint = f"if the image is to be trusted, allow more: ImportLimits({limit}=...)"
+def _passed(source: str, limit: str, reason: str, hint: str = "no honest image has so many") -> ArtifactError:
     return ArtifactError(source, f"{reason} (limit {limit})", hint=hint)

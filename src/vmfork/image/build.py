@@ -63,9 +63,9 @@ async def build_image(
     digest = recipe.compute_digest(config, agent)
     if not rebuild and (image := _find_named(name, digest, store)):
         return image
-    with _explained(store.folder):
+    with explained(store.folder):
         store.make()
-        lock, waited = await _lock(digest, store, progress)
+        lock, waited = await lock_subject(digest, store, progress)
         with lock:
             image = await _reuse(name, digest, store, not_before) if waited or not rebuild else None
             if image is None:
@@ -75,7 +75,7 @@ async def build_image(
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Raises `HostError`, saying what and where, for whatever the system refused in the block."""
     try:
         yield
@@ -99,7 +99,7 @@ def _find_named(name: str, digest: str, store: ImageStore) -> Image | None:
     return image if image.recipe == digest else None
 
 
-async def _lock(subject: str, store: ImageStore, progress: ProgressListener) -> tuple[FileLock, bool]:
+async def lock_subject(subject: str, store: ImageStore, progress: ProgressListener) -> tuple[FileLock, bool]:
     """The lock of a recipe or an image, and whether another had it until now."""
     path, holder = store.lock_path(subject), f"process {os.getpid()}"
     if lock := FileLock.try_acquire(path, holder=holder):
@@ -115,7 +115,7 @@ async def _reuse(name: str, digest: str, store: ImageStore, not_before: str) -> 
     image = store.find_made_of(digest, name=name)
     if image is None or image.created_at < not_before:
         return None
-    lock, _ = await _lock(image.digest, store, ignore_progress)
+    lock, _ = await lock_subject(image.digest, store, ignore_progress)
     with lock:
         # It may have been removed with its last name meanwhile.
         found = store.find_made_of(digest, name=name)
@@ -147,7 +147,7 @@ async def _build(
         progress(Progress(task="image", step="packing the image", fraction=_DEBOOTSTRAP_SHARE))
         source = Source(tar, config, agent, started_at=started_at)
         image = await in_thread(lambda stop: pack(source, built, name=name, digest=digest, stop=stop))
-        lock, _ = await _lock(image.digest, store, ignore_progress)
+        lock, _ = await lock_subject(image.digest, store, ignore_progress)
         with lock:
             await in_thread(lambda _: commit(store, built, image))
             store.link(name, image.digest)

@@ -53,6 +53,23 @@ def compress_block(block: bytes) -> bytes:
     return room.raw[:size]
 
 
+def decompress(data: bytes) -> bytes:
+    """What a `LegacyWriter` made `data` of. Raises `ValueError` for what none did."""
+    library, found, at = _load(), bytearray(), 4
+    if data[:4] != _MAGIC.to_bytes(4, "little"):
+        raise ValueError("it is no legacy frame of LZ4")
+    room = ctypes.create_string_buffer(_BLOCK)
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        block = data[at + 4 : at + 4 + size]
+        made = library.LZ4_decompress_safe(block, room, len(block), len(room))
+        if made < 0 or len(block) != size:
+            raise ValueError("a block of it is damaged")
+        found += memoryview(room)[:made]
+        at += 4 + size
+    return bytes(found)
+
+
 class LegacyWriter:
     """A file to write to; what lands in `file` is compressed. Owner of its threads: leave the block to end them."""
 

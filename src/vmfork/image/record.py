@@ -28,7 +28,11 @@ class ImageRecord:
     `bare` are those of its configuration. `packages` maps names to versions. Its guest loads the kernel modules in
     `boot_modules` when it finds their device. `unpacked_bytes` is what the files take in the guest's memory, in whole
     pages. `created_at` is ISO 8601, UTC. `root` is what was asked for. `disk_sha256` names the disk that its root is
-    on (`disks.py`), of `disk_bytes`; empty where that lies in the initramfs.
+    on (`disks.py`), of `disk_bytes`; empty where that lies in the initramfs. `init` is the guest's first program where
+    it is not `/init`.
+
+    `source` says where an imported image came from; it has no suite and no packages. `environment`, `working_dir`,
+    `user`, `entrypoint` and `command` are what it says of its programs; the first three are in force in its guests.
     """
 
     digest: str
@@ -49,6 +53,13 @@ class ImageRecord:
     root: RootChoice = "auto"
     disk_sha256: str = ""
     disk_bytes: int = 0
+    init: str = ""
+    source: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+    user: str = ""
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
     format: int = field(default=FORMAT, metadata=VERSION)
 
 

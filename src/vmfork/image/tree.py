@@ -32,7 +32,8 @@ class Slice:
 class Node:
     """One path. `mode` carries the type bits; `body` is the content, or the target of a symbolic link.
 
-    Nodes with the same `inode` (a path) are hard links to one file. `mtime` is in seconds since 1970.
+    Nodes with the same `inode` (a path) are hard links to one file. `mtime` is in seconds since 1970. `device` are
+    major and minor number.
     """
 
     mode: int
@@ -41,6 +42,7 @@ class Node:
     inode: str = ""
     uid: int = 0
     gid: int = 0
+    device: tuple[int, int] = (0, 0)
 
     @property
     def size(self) -> int:
@@ -85,6 +87,10 @@ class Tree:
             self._nodes[path] = replace(
                 node, mode=stat.S_IFREG | node.mode, body=Slice(member.offset_data, member.size)
             )
+
+    def add_node(self, path: str, node: Node) -> None:
+        """The node is at `path`, below a folder that is there."""
+        self._nodes[path] = node
 
     def add_folder(self, path: str, mode: int = 0o755) -> None:
         """`path` is a folder of that mode; so are its parents, 0755 where they were missing."""
@@ -172,7 +178,15 @@ class Tree:
             check(number / len(paths))
             node = self._nodes[path]
             if not node.inode:
-                writer.add(path, node.mode, self.read(path), mtime=node.mtime, uid=node.uid, gid=node.gid)
+                writer.add(
+                    path,
+                    node.mode,
+                    self.read(path),
+                    mtime=node.mtime,
+                    uid=node.uid,
+                    gid=node.gid,
+                    device=node.device,
+                )
                 continue
             if node.inode not in inodes:
                 inodes[node.inode] = writer.next_ino()
@@ -187,6 +201,7 @@ class Tree:
                 gid=node.gid,
                 ino=inodes[node.inode],
                 nlink=len(groups[node.inode]),
+                device=node.device,
             )
         return writer.finish()
 

@@ -120,7 +120,7 @@ async def _boot_and_use(plan: Plan, instance: Instance) -> None:
     """The machine booted, took an identity and ran a program, and is gone."""
     async with (await boot_machine(plan, instance=instance, watch=unless_stuck)).running as running:
         with suppress(ExecError):  # an image may do without it
-            await running.agent.exec(Command(["true"]), timeout_s=plan.boot_timeout_s)
+            await running.agent.exec(Command(["true"], user="root"), timeout_s=plan.boot_timeout_s)
 
 
 def _files_mib(image: Image) -> int:

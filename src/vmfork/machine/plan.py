@@ -63,7 +63,10 @@ async def make_plan(config: VMConfig, *, image: Image, binary: QemuBinary, accel
     check_clock(hardware)
     aslr = "" if has_aslr(config, accel) else " norandmaps"
     root = choose_root(image.kernel_release)
-    arguments = f"{KERNEL_ARGS} {root}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
+    init = f" rdinit={image.init}" if image.init else ""
+    arguments = (
+        f"{KERNEL_ARGS} {root}{init}{aslr}{await board_args(hardware)}{_room_to_grow(hardware)} {config.kernel_args}"
+    )
     return Plan(
         image=image,
         binary=binary,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +24,7 @@ from vmfork.oci.descriptor import digest_of
 from vmfork.oci.manifest import read_index
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -38,17 +38,35 @@ _CUT_OFF = "it was cut off, or is no OCI layout: it has no index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a tar has one of its files."""
 
     offset: int
     size: int
 
 
+class Part:
+    """`size` bytes of an open file, from `offset` on."""
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        self._fd = fd
+        self._at = offset
+        self._end = offset + size
+
+    def read(self, size: int, /) -> bytes:
+        """As many, fewer at the end."""
+        data = bytearray()
+        want = min(size, self._end - self._at)
+        while len(data) < want and (more := os.pread(self._fd, want - len(data), self._at)):
+            data += more
+            self._at += len(more)
+        return bytes(data)
+
+
 class Layout:
     """Owner of what is open of the layout at `path`. Content is compared with its digest when it is read."""
 
-    def __init__(self, path: Path, opened: ExitStack, fd: int, places: Mapping[str, _Place] | None) -> None:
+    def __init__(self, path: Path, opened: ExitStack, fd: int, places: Mapping[str, Place] | None) -> None:
         self.path = path
         self._opened = opened
         self._fd = fd
@@ -66,7 +84,7 @@ class Layout:
             on_failure.callback(os.close, fd)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise ArtifactError(str(path), "it is neither a file nor a folder")
-            members = _find_members(path, fd)
+            members = find_members(path, fd)
             return cls(path, on_failure.pop_all(), fd, members)
 
     def read_index(self) -> tuple[Descriptor, ...]:
@@ -88,6 +106,17 @@ class Layout:
             raise ArtifactError(f"{self.path}: {name}", "its content is not what its digest says")
         return data
 
+    @contextmanager
+    def streaming(self, descriptor: Descriptor) -> Iterator[Part]:
+        """The content, piece by piece; whoever reads it compares it with its digest. Raises as `read`."""
+        name = f"blobs/{descriptor.digest.replace(':', '/')}"
+        with self._opening(name, "it is missing") as (fd, place):
+            if place.size != descriptor.size_bytes:
+                raise ArtifactError(
+                    f"{self.path}: {name}", f"it has {place.size} bytes, and should have {descriptor.size_bytes}"
+                )
+            yield Part(fd, place.offset, place.size)
+
     def close(self) -> None:
         self._opened.close()
 
@@ -101,11 +130,18 @@ class Layout:
 
     def _read(self, name: str, limit: int, *, missing: str) -> bytes:
         """What the layout has under `name`. Raises `ArtifactError` when it is not there, or larger than `limit`."""
+        with self._opening(name, missing) as (fd, place):
+            return self._read_at(name, fd, place.offset, place.size, limit)
+
+    @contextmanager
+    def _opening(self, name: str, missing: str) -> Iterator[tuple[int, Place]]:
+        """The open file that has it, and where."""
         try:
             if self._places is not None:
-                place = self._places[name]
-                return self._read_at(name, self._fd, place.offset, place.size, limit)
-            fd = open_file(self.path / name)
+                fd, place, own = self._fd, self._places[name], False
+            else:
+                fd, own = open_file(self.path / name), True
+                place = Place(0, os.fstat(fd).st_size)
         except (KeyError, FileNotFoundError, NotADirectoryError) as error:
             raise ArtifactError(f"{self.path}: {name}", missing) from error
         except OSError as error:
@@ -113,9 +149,10 @@ class Layout:
                 raise ArtifactError(f"{self.path}: {name}", "it is not a regular file") from error
             raise
         try:
-            return self._read_at(name, fd, 0, os.fstat(fd).st_size, limit)
+            yield fd, place
         finally:
-            os.close(fd)
+            if own:
+                os.close(fd)
 
     def _read_at(self, name: str, fd: int, offset: int, size: int, limit: int) -> bytes:
         if size > limit:
@@ -126,9 +163,9 @@ class Layout:
         return bytes(data)
 
 
-def _find_members(path: Path, fd: int) -> dict[str, _Place]:
+def find_members(path: Path, fd: int) -> dict[str, Place]:
     """Where the tar has its files. One that ends before its end has fewer."""
-    found: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     try:
         # Not by its path: what is open is what was looked at.
         with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -136,7 +173,7 @@ def _find_members(path: Path, fd: int) -> dict[str, _Place]:
                 if number >= _MOST_MEMBERS:
                     raise ArtifactError(str(path), f"it has more than {_MOST_MEMBERS} members")
                 if member.isreg() and not member.issparse():
-                    found[member.name.removeprefix("./")] = _Place(member.offset_data, member.size)
+                    found[member.name.removeprefix("./")] = Place(member.offset_data, member.size)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not found:
             raise ArtifactError(

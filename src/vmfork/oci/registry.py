@@ -25,7 +25,8 @@ from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import IO
 
     from vmfork.oci.descriptor import Descriptor
     from vmfork.oci.reference import Reference
@@ -35,6 +36,8 @@ _LIMITS_S = (10.0, 120.0)
 _TRIES = 3
 _PIECE = 1 << 20
 _UNKNOWN = (401, 403)
+# As often is a download gone on with, when its line broke.
+_BROKEN_LINES = 5
 
 
 class _Limited(HTTPAdapter):
@@ -80,10 +83,48 @@ class Repository:
             raise ArtifactError(f"{self.reference}: {what}", "its content is not what its digest says")
         return data
 
-    def read_manifest(self, version: str) -> bytes:
+    def download(self, descriptor: Descriptor, file: IO[bytes], check: Callable[[int], None]) -> None:
+        """`file` has the content behind its beginning, which may be there from an earlier try; it is not compared.
+
+        Where the line breaks it goes on from there, a few times. `check(size)` is called with the size that is there,
+        and may raise. Raises `ArtifactError` when the registry has not got it, or has more, and `HostError`.
+        """
+        for left in reversed(range(_BROKEN_LINES)):
+            have = file.seek(0, os.SEEK_END)
+            if have >= descriptor.size_bytes:
+                return
+            try:
+                self._download(descriptor, file, have, check)
+            except HostError:
+                if not left or file.seek(0, os.SEEK_END) == have:
+                    raise
+        have = file.seek(0, os.SEEK_END)
+        if have < descriptor.size_bytes:
+            raise ArtifactError(
+                f"{self.reference}: {descriptor.digest}", f"it ended behind {have} of {descriptor.size_bytes} bytes"
+            )
+
+    def _download(self, descriptor: Descriptor, file: IO[bytes], have: int, check: Callable[[int], None]) -> None:
+        what = f"blobs/{descriptor.digest}"
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        answer = self._ask("GET", what, {200, 206, 404}, headers=headers, stream=True)
+        with answer, self._reaching():
+            if answer.status_code == 404:
+                raise ArtifactError(str(self.reference), f"the registry has no {what}")
+            if answer.status_code == 200:  # it knows no ranges: from the beginning
+                have = 0
+                file.seek(0)
+                file.truncate()
+            for piece in answer.iter_content(_PIECE):
+                have += len(piece)
+                if have > descriptor.size_bytes:
+                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {descriptor.size_bytes} bytes")
+                file.write(piece)
+                check(have)
+
+    def read_manifest(self, version: str, accept: tuple[str, ...] = (MANIFEST_TYPE, INDEX_TYPE)) -> bytes:
         """The manifest of that tag or digest. Raises `ArtifactError` when there is none."""
-        accept = {"Accept": f"{MANIFEST_TYPE}, {INDEX_TYPE}"}
-        data = self._read(f"manifests/{version}", MOST_DOCUMENT, accept)
+        data = self._read(f"manifests/{version}", MOST_DOCUMENT, {"Accept": ", ".join(accept)})
         if ":" in version and digest_of(data) != version:
             raise ArtifactError(str(self.reference), "its manifest is not what its digest says")
         return data

@@ -76,6 +76,7 @@ WRONG = {
     "NetworkPolicy | None": (5, "x", ["none"], b"all"),
     "Checkpoint | str": (5, None, b"x", ["x"]),
     "VMConfig | None": (5, "x", {"cpus": 1}),
+    "ImageConfig | None": (5, "x", {"bare": True}),
     "FactoryConfig | None": (5, "x", {"cache": 1}),
     "VM | Template": (5, "x", None),
     "VMHandle | str": (5, None, b"x", Path("/x")),

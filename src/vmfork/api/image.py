@@ -1,0 +1,157 @@
+"""What machines boot, by name: built of packages, or imported."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from vmfork.border import guarded
+from vmfork.config import ImageConfig, Instance, find_places
+from vmfork.container.importing import KERNEL_FROM, import_image
+from vmfork.container.limits import ImportLimits
+from vmfork.errors import ImageInUse
+from vmfork.image import ImageStore
+from vmfork.image.build import build_image
+from vmfork.machine.prepare import ensure_image
+from vmfork.progress import ignore_progress
+from vmfork.store import TemplateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmfork.config import Places
+    from vmfork.image.record import Image as ImageRecord
+    from vmfork.progress import ProgressListener
+
+# Of all layers of an image that is imported, unpacked.
+MOST_UNPACKED = 8 << 30
+
+
+@guarded
+class Image:
+    """An image that is whole. A value: it holds nothing open."""
+
+    def __init__(self, record: ImageRecord, places: Places) -> None:
+        self._record = record
+        self._places = places
+
+    def __repr__(self) -> str:
+        return f"<Image {self.name!r}, {self.digest[:12]}>"
+
+    @property
+    def name(self) -> str:
+        """What it is opened by."""
+        return self._record.name
+
+    @property
+    def digest(self) -> str:
+        """Names its content."""
+        return self._record.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """What its files take on disk."""
+        return self._record.size_bytes
+
+    @property
+    def source(self) -> str:
+        """Where it was imported from; empty where it was built."""
+        return self._record.source
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that an imported image gives its programs. They are in force in its guests."""
+        return self._record.environment
+
+    @property
+    def working_dir(self) -> str:
+        """Where its programs begin, unless they are told otherwise; empty where it says nothing."""
+        return self._record.working_dir
+
+    @property
+    def user(self) -> str:
+        """Whom its programs run as, unless they are told otherwise; empty where it says nothing: root."""
+        return self._record.user
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """What it was made to run: its entrypoint and command. Nothing runs that by itself."""
+        return (*self._record.entrypoint, *self._record.command)
+
+    @classmethod
+    async def build(
+        cls,
+        name: str = KERNEL_FROM,
+        config: ImageConfig | None = None,
+        *,
+        rebuild: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image of Debian's packages, as `config` says; it was built unless it was there.
+
+        With `rebuild` it is built again, of the packages of today. Raises `ImageError` and `HostError`; everything is
+        as it was then.
+        """
+        where = places or find_places()
+        store = ImageStore(where.images)
+        return cls(
+            await build_image(name, config or ImageConfig(), store=store, progress=progress, rebuild=rebuild), where
+        )
+
+    @classmethod
+    async def open(cls, name: str = KERNEL_FROM, *, places: Places | None = None) -> Self:
+        """The image of that name. Raises `ImageNotFound` and `ImageCorrupt`."""
+        where = places or find_places()
+        return cls(await asyncio.to_thread(ImageStore(where.images).open, name), where)
+
+    @classmethod
+    async def list(cls, *, places: Places | None = None) -> Sequence[str]:
+        """The names of all images, sorted."""
+        where = places or find_places()
+        images = await asyncio.to_thread(ImageStore(where.images).list_images)
+        return [image.name for image in images]
+
+    @classmethod
+    async def import_oci(
+        cls,
+        source: str,
+        name: str,
+        *,
+        max_bytes: int = MOST_UNPACKED,
+        plain_http: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image with the files of the container image at `source`; a former one is replaced.
+
+        `source` is a name in a registry, `oci:PATH[:TAG]` (a layout: a folder or a tar), `docker-archive:FILE[:TAG]`
+        (what `docker save` wrote) or `dir:FOLDER` (a root file system as it lies there). Its kernel is that of image
+        `default`, which is built where it is missing. Its layers may unpack to `max_bytes`. `plain_http` speaks to the
+        registry without TLS.
+
+        Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile, or for
+        another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
+        """
+        where = places or find_places()
+        kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
+        record = await import_image(
+            source,
+            name,
+            kernel=kernel,
+            store=ImageStore(where.images),
+            limits=ImportLimits(unpacked_bytes=max_bytes),
+            plain_http=plain_http,
+            progress=progress,
+        )
+        return cls(record, where)
+
+    async def remove(self, *, force: bool = False) -> None:
+        """No image of this name exists. Machines and templates made of it live on.
+
+        Raises `ImageInUse` where templates were made of it, unless `force`, `ImageNotFound`, and `StoreBusy`.
+        """
+        templates = await asyncio.to_thread(TemplateStore(self._places.templates).list_made_of, self.name)
+        if templates and not force:
+            raise ImageInUse(self.name, templates)
+        await asyncio.to_thread(ImageStore(self._places.images).remove, self.name)

@@ -1,0 +1,132 @@
+"""What a root needs to be a guest: agent, kernel modules, the Python module, and folders that every guest has.
+
+What the image has itself stays as it is: only paths of ours (`usr/lib/vmfork`, `etc/vmfork`) and missing ones are made.
+Kernel and modules are those of an image that was built of Debian's packages, because no container image has any.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmfork.container.root import Inode, PathError
+from vmfork.errors import ImageError
+from vmfork.image import cpio, lz4, recipe
+
+if TYPE_CHECKING:
+    from vmfork.container.layer import Contents
+    from vmfork.container.root import Root
+    from vmfork.container.running import Running
+    from vmfork.image import Image
+
+INIT = f"/{recipe.AGENT_PATH}"
+# Read by the agent: guest/defaults.c draws it.
+DEFAULTS = "etc/vmfork/defaults"
+ATTRIBUTES = "etc/vmfork/attributes"
+# Raised with every change that changes what is added.
+VERSION = 1
+_SITE = re.compile(r"usr/(local/)?lib/python3\.\d+/site-packages")
+_MODULE = "vmfork_guest.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The bootable file, its release, and what its guest needs of it: path -> content."""
+
+    image: bytes
+    release: str
+    files: dict[str, bytes]
+
+
+def read_kernel(image: Image) -> Kernel:
+    """The kernel of that image, with its modules. Raises `ImageError` when it cannot be read."""
+    home = f"usr/lib/modules/{image.kernel_release}/"
+    try:
+        entries = cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))
+        files = {
+            name: body
+            for name, mode, body in entries
+            if stat.S_ISREG(mode) and (name.startswith(home) or name == recipe.MODULES_LIST)
+        }
+    except ValueError as error:
+        raise ImageError(
+            f"the kernel of image {image.name!r} cannot be read: {error}",
+            hint=f"build it anew: vmfork image build {image.name} --rebuild",
+        ) from error
+    return Kernel(image.kernel.read_bytes(), image.kernel_release, files)
+
+
+class Additions:
+    """Adds to `root`, above all its layers."""
+
+    def __init__(self, root: Root, contents: Contents, layer: int) -> None:
+        self._root = root
+        self._contents = contents
+        self._layer = layer
+
+    def add_all(self, agent: bytes, kernel: Kernel, running: Running) -> None:
+        """The root is a guest's. Raises `ImageError` where the image has something else in the way."""
+        try:
+            self._add_folders()
+            for path, text in recipe.FILES:
+                self._add_missing(path, text.encode())
+            for path, body in kernel.files.items():
+                self._add(path, body)
+            self._add_module_link(kernel.release)
+            self._add(recipe.AGENT_PATH, agent, 0o755)
+            self._add_python()
+            self._add(DEFAULTS, encode_defaults(running))
+            self._add(ATTRIBUTES, encode_attributes(self._root))
+        except PathError as error:
+            raise ImageError(f"the image has no place for what its guest needs: {error}") from error
+
+    def _add_folders(self) -> None:
+        for path, mode in recipe.FOLDERS:
+            if self._root.find([path]) is None:
+                self._root.put([path], Inode(stat.S_IFDIR | mode, mtime=recipe.EPOCH), self._layer)
+
+    def _add_module_link(self, release: str) -> None:
+        """modprobe(8) of an image that has `/lib` beside `/usr/lib` finds the modules."""
+        if self._root.find(["lib", "modules", release]) is None:
+            link = Inode(stat.S_IFLNK | 0o777, mtime=recipe.EPOCH, target=f"/usr/lib/modules/{release}")
+            self._root.put(["lib", "modules", release], link, self._layer)
+
+    def _add_python(self) -> None:
+        """Each Python that the image has finds the module."""
+        body = recipe.read_guest_module()
+        if self._root.find(recipe.PYTHON.split("/")) is not None:
+            self._add_missing(recipe.GUEST_MODULE, body)
+        folders = [path for path, inode in self._root.walk() if inode.is_folder and _SITE.fullmatch(path)]
+        for path in folders:
+            self._add_missing(f"{path}/{_MODULE}", body)
+
+    def _add_missing(self, path: str, body: bytes) -> None:
+        *folders, name = path.split("/")
+        folder = self._root.find(folders)
+        if folder is None or name not in folder.entries:
+            self._add(path, body)
+
+    def _add(self, path: str, body: bytes, mode: int = 0o644) -> None:
+        place = self._contents.take(len(body))
+        self._contents.write(place, 0, body)
+        inode = Inode(stat.S_IFREG | mode, mtime=recipe.EPOCH, content=place)
+        self._root.put(path.split("/"), inode, self._layer)
+
+
+def encode_defaults(running: Running) -> bytes:
+    """Folder, user, then variables, each with a NUL behind it."""
+    lines = [running.cwd, running.user, *(f"{name}={value}" for name, value in running.env.items())]
+    return b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
+
+
+def encode_attributes(root: Root) -> bytes:
+    """Path, name and value in hex of each attribute of a file, each with a NUL behind it: no initramfs has any."""
+    lines = [
+        (f"/{path}", name, value.hex())
+        for path, inode in root.walk()
+        if not stat.S_ISLNK(inode.mode)
+        for name, value in sorted(inode.xattrs.items())
+    ]
+    return b"".join(part.encode("utf-8", "surrogateescape") + b"\0" for line in lines for part in line)

@@ -1,0 +1,417 @@
+"""An image from elsewhere becomes an image of ours: found, read, checked, applied, and put into the store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmfork.config import check_name
+from vmfork.container.additions import VERSION, Additions, Kernel, read_kernel
+from vmfork.container.boot import Boot, write_boot
+from vmfork.container.layer import Applying, Contents
+from vmfork.container.limits import Budget, ImportLimits
+from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Found, Origin, choose_document, find_in_layout
+from vmfork.container.root import Inode, Root
+from vmfork.container.running import Running, read_configuration
+from vmfork.errors import ArtifactError, ConfigError, HostError
+from vmfork.host.folders import NO_FILE
+from vmfork.host.thread import in_thread
+from vmfork.image import lz4, recipe
+from vmfork.image.build import commit, explained, lock_subject
+from vmfork.late import import_late
+from vmfork.oci.descriptor import Descriptor, digest_of
+from vmfork.oci.layout import MOST_DOCUMENT, Layout, Part, find_members
+from vmfork.oci.reference import Reference
+from vmfork.progress import Progress, ProgressListener, ignore_progress
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from vmfork.host.compressed import Source
+    from vmfork.image import Image
+    from vmfork.image.store import ImageStore
+
+# The image of this name is built of Debian's packages, and follows this vmfork.
+KERNEL_FROM = "default"
+_LANES = 4
+_PIECE = 1 << 20
+# Shares of the whole: fetching and applying, then packing.
+_APPLIED_SHARE = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What is imported, and how. `kernel` is an image of this store whose kernel it takes."""
+
+    origin: Origin
+    source: str
+    kernel: Image
+    limits: ImportLimits
+    plain_http: bool
+
+
+async def import_image(
+    source: str,
+    name: str,
+    *,
+    kernel: Image,
+    store: ImageStore,
+    limits: ImportLimits | None = None,
+    plain_http: bool = False,
+    progress: ProgressListener = ignore_progress,
+) -> Image:
+    """`name` leads to an image of what is at `source` (see `origin.py`), with the kernel of the image `kernel`.
+
+    Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile or for another
+    machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
+    """
+    check_name(name, field="image")
+    if name == KERNEL_FROM:
+        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
+    work = Import(Origin.parse(source), source, kernel, limits or ImportLimits(), plain_http)
+    lz4.check_library()
+    loop = asyncio.get_running_loop()
+
+    def report(step: str, fraction: float) -> None:
+        loop.call_soon_threadsafe(progress, Progress(task="image", step=step, fraction=fraction))
+
+    with explained(store.folder):
+        store.make()
+        await asyncio.to_thread(store.sweep)
+        with store.staging() as folder:
+            built = folder / "image"
+            built.mkdir()
+            image = await in_thread(lambda stop: _make(work, folder, built, name, stop, report))
+            lock, _ = await lock_subject(image.digest, store, ignore_progress)
+            with lock:
+                await in_thread(lambda _: commit(store, built, image))
+                store.link(name, image.digest)
+                found = store.open(name)
+    progress(Progress(task="image", step="done", fraction=1.0))
+    return found
+
+
+class _StoppedError(Exception):
+    """The task that waits for the thread was cancelled."""
+
+
+def _make(
+    work: Import, folder: Path, built: Path, name: str, stop: threading.Event, report: Callable[[str, float], None]
+) -> Image:
+    def check(_fraction: float = 0.0) -> None:
+        if stop.is_set():
+            raise _StoppedError
+
+    report("reading the image", 0.0)
+    agent = recipe.find_agent().read_bytes()
+    kernel = read_kernel(work.kernel)
+    with (folder / "contents").open("w+b") as file:
+        root = Root(most_path=work.limits.path_bytes)
+        applying = Applying(root, Contents(file), Budget(work.limits), check)
+        running, digest = _fill(work, applying, folder, report, check)
+        if running.cwd.startswith("/") and root.find(_names(running.cwd)) is None:
+            root.put(_names(running.cwd), Inode(stat.S_IFDIR | 0o755, mtime=recipe.EPOCH), applying.layers + 1)
+        Additions(root, applying.contents, applying.layers + 1).add_all(agent, kernel, running)
+        applying.contents.finish()
+        report("packing the image", _APPLIED_SHARE)
+        boot = Boot(
+            root=root,
+            contents=file,
+            kernel=kernel,
+            running=running,
+            source=work.source,
+            recipe=_name_recipe(digest, agent, kernel),
+        )
+        return write_boot(boot, built, name=name, check=check)
+
+
+def _names(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".", "..")]
+
+
+def _name_recipe(digest: str, agent: bytes, kernel: Kernel) -> str:
+    inputs = ["import", VERSION, digest, hashlib.sha256(agent).hexdigest(), hashlib.sha256(kernel.image).hexdigest()]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+
+def _fill(
+    work: Import,
+    applying: Applying,
+    folder: Path,
+    report: Callable[[str, float], None],
+    check: Callable[[], None],
+) -> tuple[Running, str]:
+    """The root holds the image; how its programs run, and its digest."""
+    origin = work.origin
+    if origin.kind == "dir":
+        _copy_folder(Path(origin.place), applying)
+        return Running(), f"dir:{origin.place}"
+    if origin.kind == "oci":
+        with _open_path(origin.place, Layout.open) as layout:
+            found = find_in_layout(layout, origin.tag)
+            configuration = layout.read(found.manifest.config)
+            opens = [(each, lambda each=each: layout.streaming(each)) for each in found.manifest.layers]
+            return _apply_all(found, configuration, opens, applying, report), found.digest
+    if origin.kind == "docker-archive":
+        return _apply_archive(Path(origin.place), origin.tag, applying, report)
+    return _pull(work, applying, folder, report, check)
+
+
+@contextmanager
+def _open_path(path: str, opens: Callable[[Path], Layout]) -> Iterator[Layout]:
+    try:
+        layout = opens(Path(path))
+    except OSError as error:
+        if error.errno in NO_FILE or isinstance(error, FileNotFoundError):
+            raise ConfigError("source", path, f"cannot open {path}: {error.strerror}") from error
+        raise
+    with layout:
+        yield layout
+
+
+def _apply_all(
+    found: Found,
+    configuration: bytes,
+    layers: Sequence[tuple[Descriptor, Callable[[], AbstractContextManager[Source]]]],
+    applying: Applying,
+    report: Callable[[str, float], None],
+) -> Running:
+    """The layers are applied, each compared with its digests. Raises `ArtifactError`."""
+    try:
+        said = read_configuration(configuration)
+    except ValueError as error:
+        raise ArtifactError(found.name, f"its configuration: {error}") from error
+    if (said.system, said.arch) != (SYSTEM, ARCH):
+        what = f"it is for {said.system or '?'}/{said.arch or '?'}, and guests are {SYSTEM}/{ARCH}"
+        raise ArtifactError(found.name, what, hint=f"give an image for {SYSTEM}/{ARCH}")
+    if len(said.diff_ids) != len(layers):
+        what = f"its configuration tells of {len(said.diff_ids)} layers, and it has {len(layers)}"
+        raise ArtifactError(found.name, what)
+    if not layers:
+        raise ArtifactError(found.name, "it has no layers, so nothing could run in it", hint="give an image with files")
+    if len(layers) > applying.budget.limits.layers:
+        raise ArtifactError(found.name, f"it has more than {applying.budget.limits.layers} layers (limit layers)")
+    for number, ((descriptor, opens), diff_id) in enumerate(zip(layers, said.diff_ids, strict=True)):
+        report(f"applying layer {number + 1} of {len(layers)}", _APPLIED_SHARE * number / len(layers))
+        name = f"{found.name}: layer {number + 1} ({descriptor.digest or diff_id})"
+        with opens() as source:
+            packed = _Hashed(source)
+            have = applying.apply(packed, name)
+            packed.drain()
+        if descriptor.digest and packed.digest != descriptor.digest:
+            raise ArtifactError(name, "its content is not what its digest says")
+        if have != diff_id:
+            raise ArtifactError(name, f"it unpacks to {have}, and the configuration says {diff_id}")
+    return said.running
+
+
+class _Hashed:
+    """What is read of a layer, as it was sent, by its digest."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self._hash.update(data)
+        return data
+
+    def drain(self) -> None:
+        while self.read(_PIECE):
+            pass
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+def _apply_archive(
+    path: Path, tag: str, applying: Applying, report: Callable[[str, float], None]
+) -> tuple[Running, str]:
+    """The image in what `docker save` wrote: manifest.json names its configuration and layers, by paths in the tar."""
+    name = str(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError("source", name, f"cannot open {path}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ArtifactError(name, "it is no file")
+        members = find_members(path, fd)
+
+        def part(member: str) -> Part:
+            if member not in members:
+                raise ArtifactError(name, f"it has no {member!r}", hint="give what `docker save` wrote")
+            return Part(fd, members[member].offset, members[member].size)
+
+        def document(member: str) -> bytes:
+            data = part(member).read(MOST_DOCUMENT + 1)
+            if len(data) > MOST_DOCUMENT:
+                raise ArtifactError(name, f"its {member} has more than {MOST_DOCUMENT} bytes")
+            return data
+
+        config, layers = _read_archive(document("manifest.json"), tag, name)
+        configuration = document(config)
+
+        @contextmanager
+        def opened(member: str) -> Iterator[Source]:
+            yield part(member)
+
+        unnamed = Descriptor(media_type="", digest="", size_bytes=0)
+        opens = [(unnamed, lambda each=each: opened(each)) for each in layers]
+        found = Found(name, digest_of(configuration), None)  # type: ignore[arg-type]
+        return _apply_all(found, configuration, opens, applying, report), found.digest
+    finally:
+        os.close(fd)
+
+
+def _read_archive(data: bytes, tag: str, name: str) -> tuple[str, list[str]]:
+    """The paths of the configuration and of the layers."""
+    try:
+        images = [
+            (
+                str(each["Config"]),
+                [str(layer) for layer in each["Layers"]],
+                [str(t) for t in each.get("RepoTags") or ()],
+            )
+            for each in json.loads(data)
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise ArtifactError(name, f"its manifest.json makes no sense: {error}") from error
+    wanted = [(config, layers) for config, layers, tags in images if not tag or _is_tagged(tags, tag)]
+    if len(wanted) != 1:
+        raise ArtifactError(name, f"{len(wanted)} of its {len(images)} images fit", hint="give a tag that one has")
+    return wanted[0]
+
+
+def _is_tagged(tags: list[str], tag: str) -> bool:
+    return any(each == tag or each.rpartition(":")[2] == tag for each in tags)
+
+
+def _pull(
+    work: Import,
+    applying: Applying,
+    folder: Path,
+    report: Callable[[str, float], None],
+    check: Callable[[], None],
+) -> tuple[Running, str]:
+    """The image in a registry: its layers are fetched side by side into files, then applied."""
+    try:
+        repository_type = import_late("vmfork.oci.registry", "Repository")
+    except ImportError as error:
+        raise HostError("registries need the library oras", hint="install it: pip install 'vmfork[oci]'") from error
+    reference = Reference.parse(work.origin.place)
+    repository = repository_type(reference, plain_http=work.plain_http)
+    data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
+    found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
+    configuration = repository.read(found.manifest.config)
+    total = sum(each.size_bytes for each in found.manifest.layers) or 1
+    have = dict.fromkeys((each.digest for each in found.manifest.layers), 0)
+    if shutil.disk_usage(folder).free < total:
+        raise HostError(f"no space for the layers of {work.origin.place}: {total >> 20} MiB", hint="free some")
+
+    def fetch(layer: Descriptor) -> None:
+        def note(size: int) -> None:
+            check()
+            have[layer.digest] = size
+            report("fetching layers", 0.5 * _APPLIED_SHARE * min(1.0, sum(have.values()) / total))
+
+        with (folder / layer.digest.replace(":", "-")).open("w+b") as file:
+            repository.download(layer, file, note)
+
+    with ThreadPoolExecutor(_LANES, thread_name_prefix="vmfork-pull") as pool:
+        try:
+            list(pool.map(fetch, {each.digest: each for each in found.manifest.layers}.values()))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+    @contextmanager
+    def opened(layer: Descriptor) -> Iterator[Source]:
+        with (folder / layer.digest.replace(":", "-")).open("rb") as file:
+            yield file
+
+    opens = [(each, lambda each=each: opened(each)) for each in found.manifest.layers]
+    return _apply_all(found, configuration, opens, applying, report), found.digest
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifests:
+    """Manifests of a registry, by their descriptors."""
+
+    repository: object
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        data: bytes = self.repository.read_manifest(descriptor.digest, (*MANIFESTS, *INDEXES))  # type: ignore[attr-defined]
+        return data
+
+
+def _type_of(data: bytes) -> str:
+    """What the document says that it is; an old one may not say so."""
+    try:
+        body = json.loads(data)
+        return str(body.get("mediaType") or (INDEXES[0] if "manifests" in body else MANIFESTS[0]))
+    except (ValueError, AttributeError, RecursionError):
+        return MANIFESTS[0]
+
+
+def _copy_folder(folder: Path, applying: Applying) -> None:
+    """What lies in the folder is in the root, as it lies there. Raises `ConfigError` where it cannot be read."""
+    if not folder.is_dir():
+        raise ConfigError("source", str(folder), f"{folder} is no folder", hint="give dir:FOLDER")
+    applying.layers = 1
+    linked: dict[tuple[int, int], list[str]] = {}
+    left: list[tuple[Path, list[str]]] = [(folder, [])]
+    while left:
+        at, path = left.pop()
+        try:
+            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
+            for entry in entries:
+                applying.check()
+                inside = [*path, entry.name]
+                info = entry.stat(follow_symlinks=False)
+                applying.budget.take(str(folder), entries=1, described=len(entry.name))
+                key = (info.st_dev, info.st_ino)
+                if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                    if key in linked:
+                        applying.root.link(inside, linked[key], 1)
+                        continue
+                    linked[key] = inside
+                if stat.S_ISSOCK(info.st_mode):
+                    continue
+                applying.root.put(inside, _read_entry(Path(entry.path), info, applying, str(folder)), 1)
+                if stat.S_ISDIR(info.st_mode):
+                    left.append((Path(entry.path), inside))
+        except OSError as error:
+            raise ConfigError("source", str(folder), f"cannot read {error.filename or at}: {error.strerror}") from error
+
+
+def _read_entry(path: Path, info: os.stat_result, applying: Applying, name: str) -> Inode:
+    inode = Inode(info.st_mode, info.st_uid, info.st_gid, max(0, int(info.st_mtime)))
+    if stat.S_ISLNK(info.st_mode):
+        inode.target = os.fsencode(os.readlink(path)).decode("utf-8", "surrogateescape")
+    elif stat.S_ISREG(info.st_mode):
+        applying.budget.take(name, unpacked=info.st_size)
+        place = applying.contents.take(info.st_size)
+        with path.open("rb") as file:
+            at = 0
+            while at < info.st_size and (data := file.read(min(_PIECE, info.st_size - at))):
+                applying.contents.write(place, at, data)
+                at += len(data)
+        inode.content = place
+        inode.xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path) if key != "security.selinux"}
+    elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
+        inode.device = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    return inode

@@ -1,0 +1,229 @@
+"""Images of each kind of source come into a store whole; those that are not are refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import tarfile
+
+import pytest
+
+from tests.images import CONFIG_TYPE, INDEX_TYPE, LayoutWriter, Member, digest, folder, hard, make_layer, write_image
+from tests.registry import running_registry
+from vmfork.container.importing import import_image
+from vmfork.container.limits import ImportLimits
+from vmfork.container.origin import Origin
+from vmfork.errors import ArtifactError, ConfigError, ImageNotFound
+from vmfork.image import ImageStore, cpio, lz4
+from vmfork.image.record import Image
+from vmfork.late import import_late
+from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.reference import Reference
+
+_RELEASE = "6.12.1-test"
+_MODULE = f"usr/lib/modules/{_RELEASE}/kernel/x.ko"
+LAYERS = [[folder("etc"), Member("etc/a", body=b"old")], [Member("etc/a", body=b"new", uid=7), hard("b", "etc/a")]]
+CONFIG = {"Env": ["PATH=/x", "A=b=c"], "WorkingDir": "/work/here", "User": "7:8", "Entrypoint": ["/e"], "Cmd": ["c"]}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ImageStore(tmp_path / "images")
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """An image whose kernel can be taken, and in which nothing else is right."""
+    at = tmp_path / "kernel"
+    at.mkdir()
+    (at / "kernel").write_bytes(b"kernel")
+    with (at / "initramfs").open("wb") as file, lz4.LegacyWriter(file) as packer:
+        writer = cpio.Writer(packer)
+        for path, body in {_MODULE: b"module", "etc/vmfork/modules": b"/m\n", "bin/sh": b"not taken"}.items():
+            writer.add(path, stat.S_IFREG | 0o644, body)
+        writer.finish()
+        packer.finish()
+    return Image(
+        name="default", digest="0" * 64, kernel=at / "kernel", initramfs=at / "initramfs", kernel_release=_RELEASE,
+        kernel_sha256="", initramfs_sha256="", arch="x86_64", recipe="", suite="trixie", requested=(), bare=False,
+        packages={}, unpacked_bytes=1, created_at="", kernel_bytes=6, initramfs_bytes=1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bring(store, kernel):
+    async def bring(source: str, **more: object) -> Image:
+        return await import_image(source, "it", kernel=kernel, store=store, **more)  # type: ignore[arg-type]
+
+    return bring
+
+
+def files_of(image: Image) -> dict[str, bytes]:
+    """What its guest would have; of names that are one file the last has the content."""
+    return {name: body for name, _, body in cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))}
+
+
+def check(image: Image) -> None:
+    found = files_of(image)
+    assert found["etc/a"] == b"new"
+    assert found[_MODULE] == b"module"
+    assert found["etc/vmfork/modules"] == b"/m\n"
+    assert "bin/sh" not in found
+    assert {"dev", "proc", "sys", "tmp", "work/here", "usr/lib/vmfork/agent"} <= set(found)
+    assert image.init == "/usr/lib/vmfork/agent"
+
+
+@pytest.mark.parametrize("packing", ["", "gzip", "zstd"])
+async def test_a_layout_becomes_an_image(bring, store, tmp_path, packing):
+    image = await bring(f"oci:{write_image(tmp_path / 'in', LAYERS, packing=packing, config=CONFIG)}:latest")
+    check(image)
+    assert files_of(image)["etc/vmfork/defaults"] == b"/work/here\x007:8\0PATH=/x\0A=b=c\0"
+    assert store.open("it") == image
+    assert (image.entrypoint, image.command, image.user) == (("/e",), ("c",), "7:8")
+    assert dict(image.environment) == {"PATH": "/x", "A": "b=c"}
+
+
+async def test_the_same_image_is_the_same_content(bring, tmp_path):
+    source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
+    assert (await bring(source)).digest == (await bring(source)).digest
+
+
+async def test_a_layout_in_a_tar_is_read(bring, tmp_path):
+    write_image(tmp_path / "in", LAYERS)
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(tmp_path / "in", ".")
+    image = await bring(f"oci:{tmp_path / 'in.tar'}")
+    assert files_of(image)["etc/a"] == b"new"
+
+
+async def test_what_docker_saved_becomes_an_image(bring, tmp_path):
+    layers = [make_layer(members) for members in LAYERS]
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [digest(layer) for layer in layers]}}
+    listed = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": ["0/layer.tar", "1/layer.tar"]}]
+    parts = {"0/layer.tar": layers[0], "1/layer.tar": layers[1]}
+    parts |= {"c.json": json.dumps(config).encode(), "manifest.json": json.dumps(listed).encode()}
+    path = tmp_path / "saved.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, body in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    for tag in ("", ":1"):
+        assert files_of(await bring(f"docker-archive:{path}{tag}"))["etc/a"] == b"new"
+    with pytest.raises(ArtifactError, match="0 of its 1 images"):
+        await bring(f"docker-archive:{path}:2")
+
+
+async def test_a_folder_becomes_an_image(bring, tmp_path):
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/a").write_bytes(b"new")
+    os.link(root / "etc/a", root / "b")
+    (root / "l").symlink_to("/etc")
+    found = files_of(await bring(f"dir:{root}"))
+    assert (found["l"], found["etc/a"] or found["b"]) == (b"/etc", b"new")
+
+
+async def test_of_an_index_the_image_for_this_architecture_is_taken(bring, tmp_path):
+    layout = LayoutWriter(tmp_path / "in")
+    wrong = layout.add_image([make_layer([Member("arm")])], arch="arm64")
+    right = layout.add_image([make_layer([Member("etc/a", body=b"new")])])
+    platforms = [{**wrong, "platform": {"os": "linux", "architecture": "arm64"}}]
+    both = [*platforms, {**right, "platform": {"os": "linux", "architecture": "amd64"}}]
+    for manifests in (both, platforms):
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
+        layout.manifests = [layout.put_json(index, INDEX_TYPE)]
+        layout.finish()
+        if manifests is both:
+            assert "arm" not in files_of(await bring(f"oci:{layout.path}"))
+    with pytest.raises(ArtifactError, match="linux/arm64"):
+        await bring(f"oci:{layout.path}")
+
+
+async def _told(bring, source: str, **more: object) -> str:
+    with pytest.raises(ArtifactError) as told:
+        await bring(source, **more)
+    return told.value.reason
+
+
+async def test_an_image_that_is_not_for_us_or_not_whole_is_refused_and_leaves_nothing(bring, store, tmp_path):
+    def written(name: str, layers: object = LAYERS, **more: object) -> str:
+        return f"oci:{write_image(tmp_path / name, layers, **more)}"  # type: ignore[arg-type]
+
+    assert "linux/arm64" in await _told(bring, written("arch", arch="arm64"))
+    assert "no layers" in await _told(bring, written("none", []))
+    assert "not known" in await _told(bring, written("kind", layer_type="application/vnd.example"))
+    assert "configuration says" in await _told(bring, written("diff", diff_ids=[digest(b"x"), digest(b"y")]))
+    assert "tells of 1 layers" in await _told(bring, written("count", diff_ids=[digest(b"x")]))
+    assert "unpacked_bytes" in await _told(bring, written("bomb"), limits=ImportLimits(unpacked_bytes=1000))
+    assert "(limit layers)" in await _told(bring, written("many"), limits=ImportLimits(layers=1))
+    assert "upwards" in await _told(bring, written("up", [[Member("../x")]]))
+    assert "'no'" in await _told(bring, written("tag") + ":no")
+    with pytest.raises(ImageNotFound):
+        store.open("it")
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]
+
+
+async def test_a_layer_that_was_swapped_cut_off_or_lost_is_refused(bring, tmp_path):
+    write_image(tmp_path / "in", LAYERS, packing="")
+    name = digest(make_layer(LAYERS[0])).replace(":", "/")
+    blob = tmp_path / "in/blobs" / name
+    whole = blob.read_bytes()
+    for data, told in ((whole[:-512], "should have"), (b"x" * len(whole), "no layer"), (whole[:-1] + b"\1", "digest")):
+        blob.write_bytes(data)
+        assert told in await _told(bring, f"oci:{tmp_path / 'in'}")
+    blob.unlink()
+    assert "missing" in await _told(bring, f"oci:{tmp_path / 'in'}")
+
+
+@pytest.mark.parametrize("source", ["", "oci:", "dir:", "python:3.13", "/a/path", "./a", "~/a", "ftp:x", "a\0b", 5])
+async def test_a_source_that_is_none_is_refused(bring, source):
+    with pytest.raises(ConfigError) as told:
+        await bring(source)
+    assert told.value.field == "source"
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker-archive", "dir"])
+async def test_a_path_where_nothing_is_is_refused(bring, tmp_path, kind):
+    with pytest.raises(ConfigError):
+        await bring(f"{kind}:{tmp_path / 'none'}")
+
+
+async def test_the_image_default_is_not_replaced(store, kernel, tmp_path):
+    with pytest.raises(ConfigError):
+        await import_image(f"dir:{tmp_path}", "default", kernel=kernel, store=store)
+
+
+def test_a_path_with_a_colon_is_told_from_a_tag(tmp_path):
+    (tmp_path / "a:b").mkdir()
+    assert Origin.parse(f"oci:{tmp_path}/a:b").tag == ""
+    assert Origin.parse(f"oci:{tmp_path}/a:c") == Origin("oci", f"{tmp_path}/a", "c")
+    assert Origin.parse("oci:a/b:c/d") == Origin("oci", "a/b:c/d")
+
+
+@pytest.mark.needs("docker-registry", "oras")
+async def test_an_image_is_pulled_from_a_registry(bring, tmp_path):
+    repository_type = import_late("vmfork.oci.registry", "Repository")
+    layout = LayoutWriter(tmp_path / "in")
+    named = layout.add_image([make_layer(members) for members in LAYERS], config=CONFIG)
+    blobs = tmp_path / "in/blobs"
+    manifest = (blobs / named["digest"].replace(":", "/")).read_bytes()
+    body = json.loads(manifest)
+    assert body["config"]["mediaType"] == CONFIG_TYPE
+    with running_registry(tmp_path / "registry") as registry:
+        reference = f"{registry.host}/team/app:1"
+        repository = repository_type(Reference.parse(reference))
+        for each in (body["config"], *body["layers"]):
+            repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
+        repository.put_manifest("1", manifest)
+        image = await bring(reference)
+        check(image)
+        assert image.source == reference
+        assert files_of(await bring(f"{registry.host}/team/app@{named['digest']}"))["etc/a"] == b"new"
+        assert "no manifests/2" in await _told(bring, f"{registry.host}/team/app:2")
+        for each in registry.blobs:
+            if each.stat().st_size == body["layers"][0]["size"]:
+                each.write_bytes(b"x" * each.stat().st_size)
+        assert await _told(bring, reference)
