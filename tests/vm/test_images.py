@@ -51,6 +51,7 @@ async def imported(request, tmp_path):
     await image.remove()
 
 
+@pytest.mark.slow
 async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
     image, template = imported
     assert (image.argv, image.user, image.working_dir) == (("agent",), "1234:77", "/data")

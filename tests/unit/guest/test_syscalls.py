@@ -210,6 +210,7 @@ def test_as_init_it_calls_what_is_declared(folder: Path) -> None:
     (folder / "etc" / "vmfork").mkdir()
     (folder / "etc" / "vmfork" / "modules").write_text("/etc/no-module\n")
     (folder / "etc" / "no-module").write_text("not one")
+    (folder / "etc" / "vmfork" / "attributes").write_bytes(b"/etc/no-module\0user.a\x0061\0")
     argv = ["strace", "-f", "-o", trace, "unshare", "--pid", "--fork", "--mount", "--uts", "--net", "--ipc"]
     process = subprocess.Popen([*argv, "--kill-child", "--root", folder, "/init"], stderr=subprocess.PIPE)
     try:
