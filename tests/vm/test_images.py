@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 
 import pytest
 
@@ -12,6 +13,15 @@ from vmfork.aio import Image, Template, VMConfig
 from vmfork.errors import ExecError
 from vmfork.image.recipe import find_agent
 
+# An x86_64 program that waits for a signal for ever: pause(2), and again.
+_CODE = b"\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7"
+_SIZE = 64 + 56 + len(_CODE)
+_WAITS = (
+    b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    + struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, _SIZE, _SIZE, 0x1000)
+    + _CODE
+)
 _CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)
 
 
@@ -32,6 +42,7 @@ async def imported(request, tmp_path):
             [
                 Member("data/.wh.gone"),
                 hard("app/again", "app/agent"),
+                Member("app/wait", body=_WAITS, mode=0o755),
                 link("bin", "app"),
                 Member("app/bound", body=b"x", mode=0o755, xattrs=(("security.capability", _CAPABILITY),)),
             ],
@@ -56,10 +67,10 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
     image, template = imported
     assert (image.argv, image.user, image.working_dir) == (("agent",), "1234:77", "/data")
     async with await template.fork() as vm:
-        done = await vm.exec(["agent", "--version"])
+        done = await vm.exec(["again", "--version"])
         assert done.exit_code == 0
         assert done.stdout.startswith("vmfork-agent")
-        process = await vm.start(["again", "--fd", "0"])
+        process = await vm.start(["wait"])
         async with process:
             told = await vm.read_file(f"/proc/{process.pid}/status")
             environ = await vm.read_file(f"/proc/{process.pid}/environ")
