@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _DIGEST_SHOWN = 12
 _ROOTS = {"memory": "in memory", "disk": "on a disk"}
 
+image_argument = click.argument("name", shell_complete=image_names)
+plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
+
 
 @click.group("image", cls=VerbGroup)
 def command() -> None:
@@ -84,7 +87,7 @@ def _least(image: Image) -> str:
 @click.argument("source")
 @click.argument("name")
 @click.option("--max-size", metavar="SIZE", help="What its layers may unpack to (default 8G).")
-@click.option("--plain-http", is_flag=True, help="Speak to the registry without TLS.")
+@plain_http_option
 @json_option
 def import_one(source: str, name: str, max_size: str | None, plain_http: bool, as_json: bool) -> None:
     """Make the image NAME of a container image.
@@ -100,10 +103,6 @@ def import_one(source: str, name: str, max_size: str | None, plain_http: bool, a
         show_json(_describe(ImageStore(find_places().images).open(name)))
         return
     click.echo(f"image {image.name}: {format_bytes(image.size_bytes)}, from {source}")
-
-
-def _describe(image: Image) -> dict[str, object]:
-    return asdict(image) | {"size_bytes": image.size_bytes, "root_kind": image.root_kind}
 
 
 @command.command("ls")
@@ -122,10 +121,6 @@ def list_all(as_json: bool) -> None:
         for i in images
     ]
     show_table(("NAME", "DIGEST", "SIZE", "ROOT", "LEAST RAM", "KERNEL", "CREATED"), rows)
-
-
-image_argument = click.argument("name", shell_complete=image_names)
-plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
 
 
 @command.command("save")
