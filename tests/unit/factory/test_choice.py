@@ -11,7 +11,9 @@ from vmfork.config import VMConfig
 from vmfork.factory.choice import Choice, Match, Miss, Oversize, Want, choose, judge_size
 from vmfork.machine.growth import Lack
 
-IMAGE = SimpleNamespace(kernel_sha256=TRAITS["image.kernel"], initramfs_sha256=TRAITS["image.initramfs"])
+IMAGE = SimpleNamespace(
+    kernel_sha256=TRAITS["image.kernel"], initramfs_sha256=TRAITS["image.initramfs"], disk_sha256=""
+)
 
 
 def want(image=IMAGE, **config) -> Want:
@@ -82,7 +84,7 @@ def test_what_a_request_leaves_to_the_host_is_the_bases() -> None:
 
 
 def test_an_image_is_compared_by_content_and_by_name_where_there_is_none_here() -> None:
-    one, rebuilt = base(), SimpleNamespace(kernel_sha256="other", initramfs_sha256="bb")
+    one, rebuilt = base(), SimpleNamespace(kernel_sha256="other", initramfs_sha256="bb", disk_sha256="")
     for asked, found in (
         (Want(VMConfig(), rebuilt), Miss("image.kernel")),
         (Want(VMConfig(), None), Choice(one, Match.EXACT)),

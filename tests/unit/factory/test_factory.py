@@ -96,7 +96,9 @@ class World:
     def open_image(self, name, **_):
         if name not in self.images:
             raise ImageNotFound(name)
-        return SimpleNamespace(kernel_sha256=self.images[name], initramfs_sha256="bb", min_memory_mib=self.least_mib)
+        return SimpleNamespace(
+            kernel_sha256=self.images[name], initramfs_sha256="bb", disk_sha256="", min_memory_mib=self.least_mib
+        )
 
 
 async def until(is_so) -> None:
