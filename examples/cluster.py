@@ -19,6 +19,7 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 
 from vmfork.aio import Cluster, ClusterVM, NodeLost, Template, find_places
+from vmfork.store import TemplateStore
 
 AT_ONCE = 6
 
@@ -73,6 +74,8 @@ def main() -> None:
     finally:
         ray.shutdown()
         nodes.shutdown()
+        for number in (1, 2):
+            TemplateStore(root / f"{number}" / "templates").clear()  # as root each is a mount
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from tests.rules.capabilities import need
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
 from vmfork.machine.folder import sweep_vms
+from vmfork.store import TemplateStore
 
 NAME = "cluster"
 
@@ -71,4 +72,5 @@ def nodes(instance):
         cluster.shutdown()
         for places in made.places.values():
             sweep_vms(places.vms)
+            TemplateStore(places.templates).clear()  # as root each is a mount
         shutil.rmtree(root, ignore_errors=True)
