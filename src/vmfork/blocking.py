@@ -1284,6 +1284,45 @@ class Image:
             )
         )
 
+    def save(self, file: HostPath, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The image is in `file`, a tar of an OCI layout (docs/reference/artifact.md); `load` makes an image of it."""
+        return portal.run(self._twin.save(file, progress=progress))
+
+    @classmethod
+    def load(
+        cls,
+        file: HostPath,
+        name: str = "",
+        *,
+        replace: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name`, by default the one that it had, leads to the image that `save` put into `file`."""
+        return cls(portal.run(aio.Image.load(file, name, replace=replace, progress=progress, places=places)))
+
+    def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
+        """The image is in a registry as `ref`, such as `registry.example/team/image:1`. What is there is not sent."""
+        return portal.run(self._twin.push(ref, plain_http=plain_http, progress=progress))
+
+    @classmethod
+    def pull(
+        cls,
+        ref: str,
+        name: str = "",
+        *,
+        replace: bool = False,
+        plain_http: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to the image that `push` put into a registry as `ref`, which is trusted with it."""
+        return cls(
+            portal.run(
+                aio.Image.pull(ref, name, replace=replace, plain_http=plain_http, progress=progress, places=places)
+            )
+        )
+
     def remove(self, *, force: bool = False) -> None:
         """No image of this name exists. Machines and templates made of it live on."""
         portal.run(self._twin.remove(force=force))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmfork.border import guarded
@@ -15,6 +16,7 @@ from vmfork.image.build import build_image
 from vmfork.machine.prepare import ensure_image
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
+from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.image.record import Image as ImageRecord
     from vmfork.progress import ProgressListener
+    from vmfork.travel.saved import Saved
+    from vmfork.wire.given import HostPath
 
 # Of all layers of an image that is imported, unpacked.
 MOST_UNPACKED = 8 << 30
@@ -145,6 +149,61 @@ class Image:
             progress=progress,
         )
         return cls(record, where)
+
+    async def save(self, file: HostPath, *, progress: ProgressListener = ignore_progress) -> Saved:
+        """The image is in `file`, a tar of an OCI layout (docs/reference/artifact.md); `load` makes an image of it.
+
+        What was in `file` before is replaced at the end. Raises `ImageNotFound` when the name leads nowhere any more,
+        `ImageCorrupt` when a file is not what was built, and `HostError`; the former file is as it was then.
+        """
+        return await save_image(self.name, Path(file), instance=Instance(self._places, progress))
+
+    @classmethod
+    async def load(
+        cls,
+        file: HostPath,
+        name: str = "",
+        *,
+        replace: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name`, by default the one that it had, leads to the image that `save` put into `file`.
+
+        It is the same image, by its digest. Whoever made `file` is trusted with all that its guests do. Raises
+        `ArtifactError` when it is damaged or no image, `ImageExists` when the name leads to another, unless `replace`,
+        and `HostError`. After any of them, and on cancel, the name leads where it led before.
+        """
+        where = places or find_places()
+        target = Target(instance=Instance(where, progress), name=name, replace_it=replace)
+        return cls(await load_image(Path(file), target), where)
+
+    async def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
+        """The image is in a registry as `ref`, such as `registry.example/team/image:1`. What is there is not sent.
+
+        Over TLS, unless `plain_http`, or on this host. Needs the extra `oci`. Raises what `save` raises, and
+        `HostError` when the registry cannot be reached or refuses; `ref` is what it was then.
+        """
+        return await push_image(self.name, ref, plain_http=plain_http, instance=Instance(self._places, progress))
+
+    @classmethod
+    async def pull(
+        cls,
+        ref: str,
+        name: str = "",
+        *,
+        replace: bool = False,
+        plain_http: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to the image that `push` put into a registry as `ref`, which is trusted with it.
+
+        What is here is not fetched. All else is as for `load` and `push`.
+        """
+        where = places or find_places()
+        target = Target(instance=Instance(where, progress), name=name, replace_it=replace)
+        return cls(await pull_image(ref, target, plain_http=plain_http), where)
 
     async def remove(self, *, force: bool = False) -> None:
         """No image of this name exists. Machines and templates made of it live on.

@@ -14,6 +14,7 @@ import pytest
 from tests.children import exit_code_of, fork_child
 from tests.registry import HTPASSWD, PASSWORD, USER, running_registry
 from tests.unit.travel.artifacts import changed, digest_of, name_of, read_tar, write_folder
+from vmfork.aio import Image
 from vmfork.config import Instance
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageCorrupt, ImageExists, ImageNotFound
 from vmfork.host.tmpfs import mount_tmpfs, unmount
@@ -291,6 +292,21 @@ async def test_where_nothing_is_that_is_told(there, tmp_path) -> None:
     with pytest.raises(ConfigError) as error:
         await load_image(tmp_path / "none", Target(instance=there))
     assert "image save" in error.value.hint
+
+
+async def test_it_goes_by_the_public_names(add_image, here, there, tmp_path) -> None:
+    image = add_image()
+    saved = await (await Image.open("py", places=here.places)).save(tmp_path / "py.tar")
+    loaded = await Image.load(tmp_path / "py.tar", "copy", places=there.places)
+    assert (loaded.name, loaded.digest) == ("copy", image.digest)
+    assert saved.digest.startswith("sha256:")
+    add_image("copy", seed=2)
+    with pytest.raises(ImageExists):
+        await Image.load(tmp_path / "py.tar", "copy", places=here.places)
+    assert (await Image.load(tmp_path / "py.tar", "copy", replace=True, places=here.places)).digest == image.digest
+    for work in (loaded.push("none"), Image.pull("none", places=there.places)):
+        with pytest.raises(ConfigError, match="ref"):
+            await work
 
 
 # By a registry.
