@@ -92,7 +92,7 @@ async def test_who_reseeds_is_told_as_far_as_the_machine_has_it(qemu, asked, mon
     monkeypatch.setattr(plan, "check_clock", lambda _hardware: None)
     monkeypatch.setattr(plan, "board_args", no_args)
     binary = await find_qemu(qemu(OLD))
-    image = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="", kernel_release="6.12.118")
+    image = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="", init="", kernel_release="6.12.118")
     for machine, in_force in (("q35", asked), ("microvm", "agent" if asked == "both" else asked)):
         config = VMConfig(machine=machine, reseed=asked)
         made = await make_plan(config, image=image, binary=binary, accel="tcg")
