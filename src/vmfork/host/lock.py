@@ -111,7 +111,7 @@ async def locked_folder(folder: Path, *, wait_s: float) -> AsyncIterator[None]:
     """
     fd, end = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), time.monotonic() + wait_s
     try:
-        while not _try_lock(fd):
+        while not try_lock(fd):
             if time.monotonic() >= end:
                 raise StoreBusy(str(folder))
             await asyncio.sleep(_RETRY_S)
@@ -120,7 +120,8 @@ async def locked_folder(folder: Path, *, wait_s: float) -> AsyncIterator[None]:
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Whether nobody had the lock of that open file, in either mode. It is the opener's then, until it is closed."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -146,12 +147,9 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def read_holder(path: Path) -> str:

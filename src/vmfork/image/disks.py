@@ -22,6 +22,7 @@ from vmfork.host.folders import (
     read_link,
     write_whole,
 )
+from vmfork.host.lock import try_lock
 from vmfork.image.staging import discard, find_left, is_staging, sweep_staging
 from vmfork.records import find_value, write_record
 
@@ -174,8 +175,11 @@ class DiskStore:
 
     def find_strangers(self) -> list[Path]:
         """What lies beside the disks and is not ours. Nothing of ours touches it."""
-        ours = (path.name == _LOCK or _DIGEST.fullmatch(path.name) or is_staging(path) for path in self._list())
-        return [path for path, is_ours in zip(self._list(), ours, strict=True) if not is_ours]
+        return [
+            path
+            for path in self._list()
+            if not (path.name == _LOCK or _DIGEST.fullmatch(path.name) or is_staging(path))
+        ]
 
     def _list(self) -> list[Path]:
         return list_folder(self.folder)
@@ -191,12 +195,9 @@ class DiskStore:
         except OSError:
             return True
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return try_lock(fd)
         finally:
             os.close(fd)
-        return True
 
     def _is_whole(self, sha256: str) -> bool:
         try:
