@@ -12,7 +12,7 @@ from vmfork.api.image import MOST_UNPACKED
 from vmfork.api.image import Image as ImportedImage
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import VerbGroup, get_settings, json_option
+from vmfork.cli.options import VerbGroup, get_settings, json_option, plain_http_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
 from vmfork.errors import HostError, ImageInUse
@@ -33,7 +33,6 @@ _DIGEST_SHOWN = 12
 _ROOTS = {"memory": "in memory", "disk": "on a disk"}
 
 image_argument = click.argument("name", shell_complete=image_names)
-plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
 
 
 @click.group("image", cls=VerbGroup)

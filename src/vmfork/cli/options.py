@@ -58,6 +58,7 @@ template_option = click.option(
     "-t", "--template", "name", metavar="NAME", help="Fork this template.", shell_complete=template_names
 )
 template_argument = click.argument("name", shell_complete=template_names)
+plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
 no_factory_option = click.option("--no-factory", is_flag=True, help="Leave the factory of [factory] alone.")
 # Of a machine that is left running.
 env_option = click.option(

@@ -21,6 +21,7 @@ from vmfork.cli.options import (
     json_option,
     memory_option,
     parse_variables,
+    plain_http_option,
     prepare_image,
     template_argument,
 )
@@ -308,9 +309,6 @@ def save(name: str, file: Path, as_json: bool) -> None:
         show_json({"template": name, "file": str(file), **dataclasses.asdict(saved)})
         return
     click.echo(f"template {name} is in {file}: {format_bytes(saved.size_bytes)}, {saved.digest}")
-
-
-plain_http_option = click.option("--plain-http", is_flag=True, help="Speak no TLS with the registry.")
 
 
 @command.command("push")

@@ -14,7 +14,7 @@ from vmfork.records import VERSION, write_record
 from vmfork.store import Manifest  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.store.ram_file import PAGE
 from vmfork.store.staging import STATE_HEADROOM
-from vmfork.travel.document import Kind, Layer, check_layers, most_packed
+from vmfork.travel.document import Kind, Layer, check_layers, count_bytes, most_packed
 from vmfork.travel.pages import largest
 from vmfork.units import MIB
 
@@ -59,7 +59,7 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Of all its layers as they travel, each counted once."""
-        return sum({each.digest: each.size_bytes for each in self.layers}.values())
+        return count_bytes(self.layers)
 
     def to_documents(self) -> tuple[bytes, OCIManifest]:
         """Its configuration, and the manifest that names that and the layers."""

@@ -124,6 +124,11 @@ def check_layers(own: Sequence[Descriptor], named: Sequence[Descriptor]) -> None
         raise ValueError("its configuration names other layers, or in another order")
 
 
+def count_bytes(layers: Sequence[Descriptor]) -> int:
+    """Of all these layers as they travel, each counted once."""
+    return sum({each.digest: each.size_bytes for each in layers}.values())
+
+
 def most_packed(raw_bytes: int) -> int:
     """zstd makes nothing larger than this (ZSTD_compressBound, zstd.h)."""
     return raw_bytes + raw_bytes // 128 + 1024

@@ -13,7 +13,7 @@ from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, ImageRecord, name_c
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
 from vmfork.records import VERSION, write_record
-from vmfork.travel.document import Kind, Layer, check_layers, most_packed
+from vmfork.travel.document import Kind, Layer, check_layers, count_bytes, most_packed
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ImageArtifact:
     @property
     def size_bytes(self) -> int:
         """Of all its layers as they travel, each counted once."""
-        return sum({each.digest: each.size_bytes for each in self.layers}.values())
+        return count_bytes(self.layers)
 
     @property
     def raw_bytes(self) -> int:
