@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.image.test_build import MEMBERS, FakeRun
+from tests.unit.image.fake_run import MEMBERS, stand_in
 from vmfork.config import ImageConfig, Instance, Places, VMConfig
-from vmfork.image import ImageStore, debootstrap, recipe
+from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.image.derived import is_derived
 from vmfork.image.record import RECORD_NAME, encode_record
@@ -21,13 +21,7 @@ GIT = read_steps([{"packages": ["git"]}])
 @pytest.fixture
 async def run(monkeypatch, tmp_path):
     """Stands for a run of mmdebstrap."""
-    agent = tmp_path / "agent"
-    agent.write_bytes(b"agent")
-    monkeypatch.setattr(recipe, "find_agent", lambda: agent)
-    monkeypatch.setattr(debootstrap, "find_mmdebstrap", lambda: "mmdebstrap")
-    fake = FakeRun()
-    monkeypatch.setattr(debootstrap, "run_mmdebstrap", fake)
-    return fake
+    return stand_in(monkeypatch, tmp_path)
 
 
 def test_packages_are_those_of_all_steps_each_once() -> None:
