@@ -198,13 +198,15 @@ class Node(Owner):
         await (await self._get(vm_id)).write_file(path, content, **options)
 
     async def spool(self, token: str, piece: bytes) -> None:
-        """A piece of a tar that `put` is to take, behind those before it."""
+        """A piece of a tar that `put` is to take, behind those before it; forgotten where no more comes, nor `put`."""
+        self._leases[token] = time.monotonic() + LEASE_S
         if token not in self._spooled:
             self._spooled[token] = tempfile.NamedTemporaryFile(prefix="vmfork-cluster-")  # noqa: SIM115 - till put
         await asyncio.to_thread(self._spooled[token].write, piece)
 
     async def put(self, vm_id: str, token: str, guest: str, options: Mapping[str, Any]) -> Copied:
         """What was spooled is in the machine's folder `guest`; the spool is gone in any case."""
+        self._leases.pop(token)
         with self._spooled.pop(token) as tar:
             tar.seek(0)
             return await (await self._get(vm_id)).put_tar(tar, guest, **options)
@@ -367,13 +369,16 @@ class Node(Owner):
                 )
 
     async def _end_forgotten(self) -> None:
-        """Ends machines whose program was not heard of any more."""
+        """Ends machines whose program was not heard of any more, and drops what it had begun to send."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             now = time.monotonic()
             for vm_id in [each for each, client in self._clients.items() if self._leases.get(client, 0.0) < now]:
                 with suppress(VMForkError):
                     await self.close(vm_id)
+            for token in [each for each in self._spooled if self._leases[each] < now]:
+                del self._leases[token]
+                self._spooled.pop(token).close()
 
     async def _list_held(self) -> dict[str, Held]:
         """The templates in force here whose RAM is of this boot of the host, by name."""
