@@ -153,6 +153,9 @@ FAILING = """
 import os
 from pathlib import Path
 import pytest
+import tests.rules.leaks
+
+tests.rules.leaks.GRACE_S = 0.2
 
 def seen(name):
     path = Path(__file__).with_name(name)
