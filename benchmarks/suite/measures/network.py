@@ -121,7 +121,7 @@ async def run(context: Context) -> Samples:
         samples.skip("answering", str(error))
         return samples
     ready = f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {_PORT}))'"
-    served = await Template.build("bench-served", warm_up=[_SERVER], ready=ready, places=context.places)
+    served = await Template.build("bench-answering", warm_up=[_SERVER], ready=ready, places=context.places)
     many = {"handed out": _ask_nothing, "running": _run, "by hand": _ask_by_hand, "answering": _ask}
     sides = {name: partial(_time_many, served, count, ask) for name, ask in many.items()}
     await context.interleave(samples, sides, rounds=4, quick_rounds=2)
