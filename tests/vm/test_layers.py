@@ -19,7 +19,7 @@ from vmfork.errors import ExecError
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
 from vmfork.template import making
-from vmfork.template.kept import remove_template
+from vmfork.template.removal import remove_template
 
 pytestmark = pytest.mark.vm
 

@@ -9,7 +9,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import ImageError
 from vmfork.image import ImageStore
 from vmfork.store.layers import LayerStore
-from vmfork.template.kept import remove_template
+from vmfork.template.removal import remove_template
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.limit_s(600), pytest.mark.needs("mmdebstrap")]
 

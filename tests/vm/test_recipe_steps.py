@@ -23,7 +23,7 @@ from vmfork.recipe.words import read_steps
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
-from vmfork.template.kept import remove_template
+from vmfork.template.removal import remove_template
 
 pytestmark = pytest.mark.vm
 

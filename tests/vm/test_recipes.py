@@ -11,7 +11,7 @@ from vmfork.aio import Factory, Template
 from vmfork.config import FactoryConfig, VMConfig, find_places
 from vmfork.errors import FallbackRefused, TemplateNotFound
 from vmfork.store import TemplateStore
-from vmfork.template.kept import remove_template
+from vmfork.template.removal import remove_template
 
 pytestmark = pytest.mark.vm
 

@@ -13,8 +13,8 @@ from benchmarks.suite.measure import Measure
 from vmfork.api.template import Template
 from vmfork.config import VMConfig
 from vmfork.recipe.words import read_steps
-from vmfork.template.kept import remove_template
 from vmfork.template.recipe import Recipe
+from vmfork.template.removal import remove_template
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -17,7 +17,7 @@ from vmfork.machine.trace import failure_traced
 from vmfork.owner import gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
-from vmfork.template.kept import locate_persisted
+from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
 
 if TYPE_CHECKING:

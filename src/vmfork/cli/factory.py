@@ -16,7 +16,7 @@ from vmfork.config.endpoint import find_endpoint
 from vmfork.errors import ConfigError, TemplateNotFound
 from vmfork.factory.setup import check_templates, make_templates
 from vmfork.factory.status import TemplateStatus, find_statuses
-from vmfork.template.kept import remove_template
+from vmfork.template.removal import remove_template
 from vmfork.units import format_bytes, format_duration
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from vmfork.machine.folder import has_broker, list_ended, list_records
 from vmfork.machine.naming import choose
 from vmfork.store import TemplateStore
 from vmfork.template.checkpoints import store_of
-from vmfork.template.kept import list_persisted
+from vmfork.template.removal import list_persisted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -35,8 +35,8 @@ from vmfork.hypervisor.qemu import PORTABLE
 from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
 from vmfork.template.history import trace_steps
-from vmfork.template.kept import list_persisted, remove_template
 from vmfork.template.recipe_file import read_template
+from vmfork.template.removal import list_persisted, remove_template
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:

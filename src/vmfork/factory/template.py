@@ -10,7 +10,7 @@ from vmfork.errors import TemplateCorrupt, TemplateError, TemplateNotFound, Temp
 from vmfork.factory.kind import Kind
 from vmfork.template.build import ensure_template
 from vmfork.template.kept import find_recipe
-from vmfork.template.recipe import name_done
+from vmfork.template.names import name_done
 from vmfork.template.recipe_file import read_recipe
 from vmfork.template.travelling.persisted import open_template
 

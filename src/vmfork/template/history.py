@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
 from vmfork.store.manifest import DoneStep
-from vmfork.template.kept import find_layers
+from vmfork.template.removal import find_layers
 
 if TYPE_CHECKING:
     from vmfork.config import Places

@@ -7,24 +7,22 @@ HOME/recipes/NAME.json    0600; written when NAME is published, gone when NAME i
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.config import NAME, VMConfig, check_name
-from vmfork.errors import ConfigError, StoreBusy, TemplateCorrupt, TemplateError, TemplateNotFound
-from vmfork.host.folders import NO_FILE, list_folder, make_private, read_file, write_whole
-from vmfork.host.thread import in_thread
-from vmfork.image import DiskStore
+from vmfork.config import VMConfig  # noqa: TC001 - a record's types are looked up when it is read
+from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
+from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_steps
 from vmfork.records import read_record, write_record
-from vmfork.store import TemplateStore
-from vmfork.store.layers import LayerStore
-from vmfork.template.recipe import Recipe, name_recipe
+from vmfork.template.names import name_recipe
+from vmfork.template.recipe import Recipe
+from vmfork.template.removal import locate_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +134,7 @@ def _entries_of(policy: NetworkPolicy) -> tuple[str, ...]:
 @contextmanager
 def keeping_recipe(name: str, recipe: KeptRecipe, *, places: Places) -> Iterator[None]:
     """The recipe is kept for the template that the block publishes. After an error the former recipe is back."""
-    path = _path_of(name, places)
+    path = locate_recipe(name, places)
     make_private(path.parent)
     before = path.read_bytes() if path.exists() else None
     write_whole(path, write_record(recipe))
@@ -156,7 +154,7 @@ def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
     Raises `TemplateCorrupt` when it is damaged, and `OSError` when it cannot be read: without it the template would be
     built as a bare one.
     """
-    path = _path_of(name, places)
+    path = locate_recipe(name, places)
     try:
         return read_record(KeptRecipe, read_file(path))
     except FileNotFoundError:
@@ -165,53 +163,3 @@ def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
         if isinstance(error, OSError) and error.errno not in NO_FILE:
             raise  # the host refused: the recipe may be whole
         raise TemplateCorrupt(name, str(path), f"its recipe cannot be read: {error}") from error
-
-
-async def remove_template(name: str, *, places: Places) -> None:
-    """No template of this name exists, in memory or on disk, nor a recipe of it, nor layers of it alone.
-
-    Forks made from it run on. Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
-    """
-    was_persisted, layers = locate_persisted(name, places).exists(), find_layers(name, places=places)
-    try:
-        await TemplateStore(places.templates).remove(name)
-    except TemplateNotFound:
-        _forget(name, places)
-        if not was_persisted:
-            raise
-    _forget(name, places)
-    await in_thread(lambda _: DiskStore(places.disks).sweep())
-    if not layers:
-        return
-    others = TemplateStore(places.templates).list_names()
-    used = {layer for other in others for layer in find_layers(other, places=places)}
-    for layer in layers:
-        if layer not in used:
-            await LayerStore(places.layers).remove(layer)
-
-
-def _forget(name: str, places: Places) -> None:
-    for path in (_path_of(name, places), locate_persisted(name, places)):
-        path.unlink(missing_ok=True)
-
-
-def find_layers(name: str, *, places: Places) -> tuple[str, ...]:
-    """The layers that the template was made by; none where there is no template that can be read."""
-    with suppress(TemplateError, StoreBusy):
-        return TemplateStore(places.templates).read_manifest(name).layers
-    return ()
-
-
-def locate_persisted(name: str, places: Places) -> Path:
-    """Where the template is on disk, if it is (template/travelling/persisted.py)."""
-    return places.persisted / f"{check_name(name)}.tar"
-
-
-def list_persisted(places: Places) -> list[str]:
-    """The names of the templates that are on disk, sorted, whether or not they are in memory now."""
-    kept = [path for path in list_folder(places.persisted) if path.suffix == ".tar"]
-    return [path.stem for path in kept if NAME.fullmatch(path.stem)]
-
-
-def _path_of(name: str, places: Places) -> Path:
-    return places.recipes / f"{check_name(name)}.json"

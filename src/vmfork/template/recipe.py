@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +14,13 @@ from vmfork.recipe.context import Context
 from vmfork.recipe.pins import digest_steps
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S, Ready, Run
 from vmfork.recipe.words import check_order, read_steps
+from vmfork.template.names import NAME_SIZE, name_recipe
 from vmfork.wire.command import check_env
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmfork.config import VMConfig
     from vmfork.network.policy import NetworkPolicy
     from vmfork.recipe.step import Step
-    from vmfork.store import Manifest
-
-_NAME_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,22 +93,10 @@ class Recipe:
         """Names what is done: see `name_recipe`. With steps that is what it reads too, when it was pinned or now."""
         if not self.steps:
             return name_recipe(self.warm_up, self.ready)
-        return (self.pins or self.pinned().pins)[-1][:_NAME_SIZE]
+        return (self.pins or self.pinned().pins)[-1][:NAME_SIZE]
 
 
 def _read(given: Any) -> tuple[Step, ...]:
     """The steps, of tables in the words of a recipe or of steps."""
     is_read = isinstance(given, tuple) and not any(isinstance(each, Mapping) for each in given)
     return given if is_read else read_steps(given)
-
-
-def name_recipe(warm_up: Sequence[str], ready: str) -> str:
-    """Names what was done to a machine: another for another warm-up or ready check, empty where there was neither."""
-    if not (warm_up or ready):
-        return ""
-    return hashlib.sha256(json.dumps([[*warm_up], ready]).encode()).hexdigest()[:_NAME_SIZE]
-
-
-def name_done(manifest: Manifest) -> str:
-    """The name of the recipe that a template was made by; empty where nothing was done."""
-    return manifest.recipe or name_recipe(manifest.warm_up, manifest.ready)

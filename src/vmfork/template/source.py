@@ -24,8 +24,8 @@ from vmfork.machine.naming import check_vm_name
 from vmfork.machine.traits import agent_reseeds, emulator_traits, image_traits, wanted_traits
 from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
-from vmfork.template.kept import remove_template
-from vmfork.template.recipe import name_done
+from vmfork.template.names import name_done
+from vmfork.template.removal import remove_template
 from vmfork.travel.fit import find_misfit, hardware_of
 
 if TYPE_CHECKING:

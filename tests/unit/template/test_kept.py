@@ -7,8 +7,9 @@ import pytest
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import Places, VMConfig
 from vmfork.errors import TemplateCorrupt, TemplateNotFound
-from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe, remove_template
+from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.recipe import Recipe
+from vmfork.template.removal import remove_template
 
 CONFIG = VMConfig(cpus=2, memory_mib=512, kernel_args="quiet", reseed="agent")
 RECIPE = Recipe(

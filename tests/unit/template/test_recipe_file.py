@@ -10,7 +10,8 @@ from vmfork.config.loader import load_settings
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import describe
 from vmfork.template.kept import KeptRecipe
-from vmfork.template.recipe import Recipe, name_recipe
+from vmfork.template.names import name_recipe
+from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_recipe, read_template
 
 

@@ -20,7 +20,7 @@ from vmfork.image import DiskStore
 from vmfork.machine.traits import DISK
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
-from vmfork.template.kept import locate_persisted
+from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
 from vmfork.template.travelling.arrival import Target, load_template
 from vmfork.travel.sending import save_template

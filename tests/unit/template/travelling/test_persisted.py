@@ -15,7 +15,8 @@ from vmfork.errors import ArtifactError, TemplateNotFound, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.tmpfs import unmount
 from vmfork.store import TemplateStore
-from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe, list_persisted, locate_persisted
+from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
+from vmfork.template.removal import list_persisted, locate_persisted
 from vmfork.template.source import Source
 from vmfork.template.travelling.persisted import bring_back
 
