@@ -37,7 +37,7 @@ MEASURE = Measure(
     title="The command line over the library",
     unit="s",
     run=run,
-    budget_s=25.0,
+    budget_s=18.0,
     rows=(
         Row(
             key="cli.overhead",

@@ -74,7 +74,7 @@ MEASURE = Measure(
     title="Forks at once, to the first program of the last",
     unit="s",
     run=run,
-    budget_s=45.0,
+    budget_s=30.0,
     rows=(
         Row(
             key="concurrency.16",

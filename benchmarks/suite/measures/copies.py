@@ -137,7 +137,7 @@ MEASURE = Measure(
     title="Files into a machine and out of it",
     unit="s",
     run=run,
-    budget_s=45.0,
+    budget_s=25.0,
     rows=(
         _large("put", "`put`", of="put", to="raw-in"),
         _large("get", "`get`", of="get", to="raw-out"),

@@ -69,7 +69,7 @@ MEASURE = Measure(
     title="A fork, to the result of its first program",
     unit="s",
     run=run,
-    budget_s=50.0,
+    budget_s=40.0,
     rows=(
         Row(
             key="fork.first-exec",

@@ -262,7 +262,7 @@ MEASURE = Measure(
     title="Forks of a running machine",
     unit="s",
     run=run,
-    budget_s=60.0,
+    budget_s=55.0,
     rows=(
         _seen("idle", "idle, 512 MiB", 5.0),
         _seen("writing", "50 MiB/s written, 512 MiB", 6.0),

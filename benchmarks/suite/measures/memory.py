@@ -104,7 +104,7 @@ MEASURE = Measure(
     title="Memory of an idle VM",
     unit="B",
     run=run,
-    budget_s=55.0,
+    budget_s=45.0,
     rows=(
         Row(
             key="memory.raw",

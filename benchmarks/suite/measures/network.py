@@ -133,7 +133,7 @@ MEASURE = Measure(
     title="Ways out and ports of forks",
     unit="s",
     run=run,
-    budget_s=35.0,
+    budget_s=25.0,
     rows=(
         Row(
             key="network.policy",

@@ -35,7 +35,7 @@ MEASURE = Measure(
     title="Cold boot",
     unit="s",
     run=run,
-    budget_s=35.0,
+    budget_s=25.0,
     rows=(
         Row(
             key="peer-boot.speedup",

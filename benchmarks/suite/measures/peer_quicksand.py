@@ -99,7 +99,7 @@ MEASURE = Measure(
     title="quicksand",
     unit="s",
     run=run,
-    budget_s=65.0,
+    budget_s=45.0,
     rows=(
         Row(
             key="peer-quicksand.speedup",

@@ -50,7 +50,7 @@ MEASURE = Measure(
     title="A fork against the size of its RAM",
     unit="s",
     run=run,
-    budget_s=45.0,
+    budget_s=35.0,
     rows=(
         Row(
             key="ram.8g",

@@ -54,7 +54,7 @@ MEASURE = Measure(
     title="Forks per second, four at a time",
     unit="1/s",
     run=run,
-    budget_s=45.0,
+    budget_s=30.0,
     rows=(
         Row(
             key="rate.concurrency-4",

@@ -79,7 +79,7 @@ MEASURE = Measure(
     title="Recipes",
     unit="s",
     run=run,
-    budget_s=45.0,
+    budget_s=35.0,
     rows=(
         Row(
             key="recipe.change",

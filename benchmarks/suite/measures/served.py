@@ -81,7 +81,7 @@ MEASURE = Measure(
     title="Forks of a warm server",
     unit="s",
     run=run,
-    budget_s=30.0,
+    budget_s=25.0,
     rows=(
         Row(
             key="served.20",
