@@ -71,6 +71,34 @@ waiting.join()
     )
 
 
+def test_a_fork_while_the_loop_hands_work_to_its_first_thread_fails_no_call() -> None:
+    """Python has a lock taken around each fork from then on: it was released, and had not been taken."""
+    run_program(
+        BEGIN
+        + """
+begun, go_on = threading.Event(), threading.Event()
+
+def work():
+    begun.set()
+    go_on.wait()
+
+def ask():
+    portal.run(asyncio.to_thread(work))
+
+def begin():
+    if not begun.is_set():  # not in the child
+        asking.start()
+        begun.wait()
+
+asking = threading.Thread(target=ask)
+os.register_at_fork(before=begin)
+assert answered_in_a_child(portal)
+go_on.set()
+asking.join()
+"""
+    )
+
+
 def test_a_call_from_inside_a_callback_is_told() -> None:
     run_program(
         BEGIN
