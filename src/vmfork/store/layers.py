@@ -5,7 +5,7 @@ RUNTIME/layers/DIGEST/    as a template's folder (store/store.py); its name is w
 ```
 Nobody forks a layer but a build, so it is left out wherever templates are listed. Any of them may go at any time. The
 one used least recently does, when all of them take more than a tenth of the host's memory, and whenever a machine or a
-template has no room beside them.
+template has no room beside them. One that cannot be read, damaged or of another vmfork, goes before all others.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from vmfork.errors import HostError, StoreBusy, TemplateError
+from vmfork.errors import (
+    HostError,
+    StoreBusy,
+    TemplateCorrupt,
+    TemplateElsewhere,
+    TemplateError,
+    TemplateNotFound,
+    TemplateStale,
+)
 from vmfork.host import facts
+from vmfork.host.folders import find_info
+from vmfork.store.folder import CURRENT
 from vmfork.store.staging import ShortOfMemory
 from vmfork.store.store import TemplateStore
 from vmfork.units import MIB
@@ -52,10 +62,17 @@ class LayerStore:
         """All that there are, the one used least recently first. Whatever lost its owner is swept first."""
         found = []
         for name in self._store.list_names():
-            with suppress(TemplateError, StoreBusy):
-                mib = -(-self._store.read_manifest(name).memory_allocated_bytes // MIB)
-                found.append(Layer(name, mib, self._store.find_last_use(name)))
+            with suppress(TemplateNotFound, TemplateElsewhere, StoreBusy):
+                found.append(self._look(name))
         return sorted(found, key=lambda layer: layer.used_at)
+
+    def _look(self, name: str) -> Layer:
+        try:
+            size_bytes = self._store.read_manifest(name).memory_allocated_bytes
+        except (TemplateCorrupt, TemplateStale):  # nobody goes on from it, and it takes memory all the same
+            info = find_info(self._store.folder / name / CURRENT / "memory")
+            return Layer(name, 0 if info is None else -(-info.st_blocks * 512 // MIB), 0.0)
+        return Layer(name, -(-size_bytes // MIB), self._store.find_last_use(name))
 
     def open_last(self, names: Sequence[str]) -> tuple[int, OpenTemplate] | None:
         """The last of these layers that there is, and its number, for the caller to close; `None` where there is none.
@@ -72,15 +89,26 @@ class LayerStore:
     async def stage(self, name: str, *, memory_bytes: int, need_mib: int) -> Staging | None:
         """An empty layer of that name that only we see; those used least recently went for `need_mib` MiB of it.
 
-        `None` where it cannot be kept: others make it, or it is there, or has no room.
+        One of that name that is damaged, or of another vmfork, went too. `None` where it cannot be kept: others make
+        it, or it is there, or has no room.
         """
         if need_mib > _find_most_mib():
             return None
         await self.make_room(need_mib)
+        await self._remove_unusable(name)
         try:
             return await self._store.stage(name, memory_bytes=memory_bytes)
         except (HostError, TemplateError, StoreBusy):
             return None
+
+    async def _remove_unusable(self, name: str) -> None:
+        try:
+            with self._store.open(name):
+                pass
+        except (TemplateCorrupt, TemplateStale):
+            await self.remove(name)
+        except (TemplateError, StoreBusy):
+            pass  # there is none, or it is another's just now
 
     async def make_room(self, need_mib: int) -> None:
         """Layers that are to come have `need_mib` MiB of what layers may take; those used least recently went."""

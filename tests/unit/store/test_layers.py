@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.store.probe import MEMORY_BYTES
 from tests.unit.store.samples import build_small
 from vmfork.errors import HostError, StoreBusy
 from vmfork.store import layers as module
+from vmfork.store.folder import CURRENT
 from vmfork.store.layers import LayerStore
 from vmfork.store.staging import ShortOfMemory
 from vmfork.units import MIB
@@ -116,3 +118,32 @@ async def test_one_that_is_made_just_now_cannot_go_and_the_next_does(three, stor
         assert names(three) == ["b", "a"]
         await three.remove_all()
         assert names(three) == ["b"]
+
+
+async def test_what_nobody_can_go_on_from_is_passed_over_goes_first_and_is_made_anew(three, store) -> None:
+    """Damaged, or of another vmfork: it took memory until the host was booted again, and its name."""
+    manifest = store.folder / "a" / CURRENT / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 999}))
+    (store.folder / "c" / CURRENT / "state").write_bytes(b"damaged")
+    number, opened = three.open_last(["b", "a", "c", "unknown"])
+    with opened:
+        assert number == 0
+    assert names(three) == ["a", "c", "b"]
+    assert [layer.mib for layer in three.list_all()] == [1, 100, 100]
+    for name in ("a", "c"):
+        staging = await three.stage(name, memory_bytes=MEMORY_BYTES, need_mib=0)
+        async with staging:
+            assert name not in names(three)
+    assert names(three) == ["b"]
+
+
+async def test_what_is_beside_the_layers_and_none_is_left_alone(three, store) -> None:
+    stray = store.folder / "stray"
+    stray.mkdir()
+    (stray / "data").write_text("a stranger's")
+    assert three.open_last(["stray"]) is None
+    await three.remove_all()
+    assert (names(three), (stray / "data").exists()) == ([], True)
+    assert not await three.remove("stray")
+    (stray / "data").unlink()
+    stray.rmdir()
