@@ -61,7 +61,7 @@ class GuestCode:
         machine has no Python 3, by which all of them are served.
         """
         # A machine that runs no code should not pay for it.
-        code_given = import_late("vmfork.code.call", "Code")(
+        code_given = import_late("vmfork.code.source", "Code")(
             source=code, language=language, context=context or "", restart=restart, made_in=os.fspath(made_in)
         )
         run_code = import_late("vmfork.code.call", "run_code")

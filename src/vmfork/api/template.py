@@ -105,10 +105,11 @@ class Template:
         """A machine was booted, its steps, `warm_up` commands and `ready` succeeded, and it is frozen as `name`.
 
         A step is a table of a word and what it is about, such as `{"copy": ["app/", "/srv/app"]}`: `packages`, `pip`,
-        `copy`, `run`, `env`, `workdir`, `user`, `start` or `ready` (docs/guides/recipes.md). Before them come the short
-        forms `packages` (of Debian), `files` (path in the guest: file or folder here) and `pip` (requirements, or files
-        of them); `warm_up` and `ready` come last. What is copied lies in `folder`. `recipe`, a `Recipe` or a file that
-        has the section [template.NAME], says all of that, and what it says of the machine comes before `config`.
+        `copy`, `hooks`, `run`, `env`, `workdir`, `user`, `start` or `ready` (docs/guides/recipes.md). Before them come
+        the short forms `packages` (of Debian), `files` (path in the guest: file or folder here) and `pip`
+        (requirements, or files of them); `warm_up` and `ready` come last. What is copied lies in `folder`. `recipe`, a
+        `Recipe` or a file that has the section [template.NAME], says all of that, and what it says of the machine comes
+        before `config`.
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not

@@ -152,6 +152,7 @@ def build(
             if value is not None
         }
     )
+    files = dict(map(_parse_copy, copies))
     ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")
 
     async def work(progress: ProgressListener) -> Template:
@@ -162,7 +163,7 @@ def build(
             recipe=None if recipe is None else dataclasses.replace(recipe, vm={}),
             packages=packages,
             pip=pip,
-            files=dict(map(_parse_copy, copies)),
+            files=files,
             warm_up=warm_up,
             ready=ready,
             ready_timeout_s=ready_limit_s,

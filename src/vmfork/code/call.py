@@ -5,74 +5,33 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmfork.agent.deadline import deadline
-from vmfork.code.frame import MOST_REQUEST, Answer, AnswerParser
+from vmfork.code.frame import Answer, AnswerParser
 from vmfork.code.line import Place, give_line, take_line
 from vmfork.code.result import CodeOutput, CodeResult, Done, parse_done, parse_names, parse_output
-from vmfork.errors import ConfigError, DeadlineExceeded, GuestFileError, LimitExceeded
+from vmfork.errors import DeadlineExceeded, GuestFileError, LimitExceeded
 from vmfork.machine.decoding import PLAIN
 from vmfork.machine.ways import find_program_env
 from vmfork.wire.command import Command
 from vmfork.wire.frame import Channel
-from vmfork.wire.given import MOST_BYTES, check_path
+from vmfork.wire.given import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.code.line import CodeLine
+    from vmfork.code.source import Code
     from vmfork.machine.decoding import Decoder, OutputListener
     from vmfork.machine.running import Running
 
-LANGUAGES = ("python", "bash", "sh", "javascript")
 GRACE_S = 5.0
 # How long the server has to say that it has killed an interpreter.
 _ANSWER_LIMIT_S = 10.0
 _MOST_FILES = 1_000
 _CHANNELS = {Answer.STDOUT: Channel.STDOUT, Answer.STDERR: Channel.STDERR}
 _MOST_HINT = "take more (max_output), or as it comes: on_stdout"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Code:
-    """Code to be run: in which language, in which interpreter of it, and where to look for files that it makes.
-
-    Raises `ConfigError` for a language that is not known, and for code that is no text, or too much.
-    """
-
-    source: str
-    language: str = "python"
-    context: str = ""
-    restart: bool = False
-    made_in: str = ""
-
-    def __post_init__(self) -> None:
-        if self.language not in LANGUAGES:
-            hint = f"give one of {', '.join(LANGUAGES)}"
-            raise ConfigError("language", self.language, f"{self.language!r} is not known", hint=hint)
-        for name, value in (("code", self.source), ("context", self.context)):
-            _check_text(name, value)
-        if self.made_in:
-            check_path(self.made_in, field="made_in")
-
-
-def _check_text(name: str, value: str) -> None:
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        hint = "read it with its own encoding"
-        raise ConfigError(name, value, f"it cannot be written as UTF-8: {error}", hint=hint) from error
-    if size > MOST_REQUEST // 2:
-        raise ConfigError(name, value[:60], f"it has {size} bytes", hint="put it into a file, and run that")
-
-
-def find_code(text: str) -> Code | None:
-    """The code below a first line such as `#!python`; `None` for a script of a program, `#!/bin/sh`, and any other."""
-    head, _, source = text.partition("\n")
-    language = head.removeprefix("#!").strip()
-    return Code(source=source, language=language) if head.startswith("#!") and "/" not in language else None
 
 
 async def run_code(

@@ -144,7 +144,8 @@ def read_toml(file: Path, *, field: str) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(field, str(file), f"cannot read {file}: {error.strerror}") from error
+        hint = "give the path of a file that is here, and may be read"
+        raise ConfigError(field, str(file), f"cannot read {file}: {error.strerror}", hint=hint) from error
     except ValueError as error:  # not TOML, not UTF-8
         raise ConfigError(field, str(file), f"{file} is not valid TOML: {error}") from error
 

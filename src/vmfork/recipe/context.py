@@ -60,9 +60,16 @@ class Context:
 
     def pack(self, name: str, *, field: str) -> tuple[Packing, int]:
         """What is at `name` as the bytes of a tree, without what is left out, and how many if it is a file."""
-        path = self.find(name, field=field)
-        size = check_source(str(path))
+        path, size = self._find_source(name, field=field)
         return Packing(str(path), leaves_out=lambda inside, is_folder: self._leaves_out(path, inside, is_folder)), size
+
+    def _find_source(self, name: str, *, field: str) -> tuple[Path, int]:
+        """The file or folder of that name, and the size of a file. Raises `ConfigError` for anything else."""
+        path = self.find(name, field=field)
+        try:
+            return path, check_source(str(path))
+        except ConfigError as error:
+            raise ConfigError(field, name, error.reason, hint=error.hint) from error
 
     def _leaves_out(self, root: Path, inside: str, is_folder: bool) -> bool:
         return self.ignore.leaves_out(str((root / inside).relative_to(self.folder)), is_folder)
@@ -72,8 +79,7 @@ class Context:
 
         Times and owners do not count: a fresh checkout is the same. Takes about a second for a GiB.
         """
-        path = self.find(name, field=field)
-        check_source(str(path))
+        path, _ = self._find_source(name, field=field)
         total = hashlib.sha256()
         for line in self._describe(path, path, ""):
             total.update(line)

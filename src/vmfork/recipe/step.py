@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from vmfork.code.source import find_code
 from vmfork.config import ImageConfig
 from vmfork.errors import ConfigError
 from vmfork.machine.ways import load_ways
@@ -46,6 +47,12 @@ class Pip:
 
     wanted: tuple[str, ...]
     timeout_s: float = STEP_LIMIT_S
+
+    def __post_init__(self) -> None:
+        for each in self.wanted:
+            if each.startswith("-"):
+                hint = "name files of requirements by themselves; options are pip's own settings"
+                raise ConfigError("pip", each, f"{each!r} is no requirement", hint=hint)
 
     def to_words(self) -> dict[str, Any]:
         return {"pip": [*self.wanted], **_timeout(self.timeout_s, STEP_LIMIT_S)}
@@ -107,7 +114,9 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A line of shell succeeded. What it was given ends with it: `network`, `secrets` and `secret_files`.
+    """A line of shell, or code below a line such as `#!python`, succeeded.
+
+    What it was given ends with it: `network`, `secrets` and `secret_files`.
 
     `secrets` are names of variables of this process's environment, `secret_files` map a path in the guest to a file of
     the host.
@@ -121,6 +130,7 @@ class Run:
 
     def __post_init__(self) -> None:
         _check_line("run", self.line)
+        find_code(self.line)  # what nobody could run is told before a machine is booted for it
         _check_network(self.network)
         check_env(dict.fromkeys(self.secrets, ""))
         for path in self.secret_files:

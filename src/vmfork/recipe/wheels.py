@@ -135,8 +135,6 @@ def _list_wanted(wanted: Sequence[str], context: Context) -> list[str]:
     arguments = []
     for each in wanted:
         if not is_file(each):
-            if each.startswith("-"):
-                raise ConfigError("pip", each, f"{each!r} is no requirement", hint="options are pip's own settings")
             arguments.append(each)
         else:
             path = str(context.find(each, field="pip"))

@@ -7,7 +7,8 @@ import shutil
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from vmfork.code.call import find_code, run_code
+from vmfork.code.call import run_code
+from vmfork.code.source import find_code
 from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import base_name
 from vmfork.host.thread import in_thread

@@ -56,7 +56,7 @@ class Recipe:
                 raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
         object.__setattr__(self, "env", check_env(self.env))
         object.__setattr__(self, "steps", _read(self.steps))
-        check_order(self.steps)
+        check_order(self.all_steps)
         given = [name for step in self.steps if isinstance(step, Run) for name in step.secrets]
         watched = tuple(dict.fromkeys((*self.secrets.env, *given)))
         object.__setattr__(self, "secrets", replace(self.secrets, env=watched))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmfork.code.call import Code, find_code
+from vmfork.code.source import Code, find_code
 from vmfork.errors import ConfigError
 
 

@@ -54,6 +54,15 @@ def test_what_is_not_in_the_folder_is_refused(folder, name, told) -> None:
         Context.of(folder).find(name, field="copy")
 
 
+def test_what_is_neither_a_file_nor_a_folder_is_refused_before_a_machine_is_booted(folder) -> None:
+    (folder / "round").symlink_to("round")
+    os.mkfifo(folder / "pipe")
+    for name, told in (("round", "Too many levels of symbolic links"), ("pipe", "neither a file nor a folder")):
+        with pytest.raises(ConfigError, match=told) as caught:
+            digest_steps(read_steps([{"copy": [name, "/srv/it"]}]), Context.of(folder))
+        assert (caught.value.field, caught.value.value) == ("copy", name)
+
+
 async def test_what_the_ignore_file_names_is_neither_copied_nor_counted(folder) -> None:
     plain = Context.of(folder).digest("app", field="copy")
     (folder / ".vmforkignore").write_text("# noise\n*.log\n/app/link\nnothing/\n")

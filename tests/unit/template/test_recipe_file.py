@@ -160,6 +160,21 @@ def test_what_a_section_cannot_say_is_refused_with_its_file(tmp_path, text, told
     assert str(path) in str(caught.value)
 
 
+def test_a_file_that_is_not_utf_8_is_refused_by_its_name(tmp_path) -> None:
+    path = tmp_path / "vmfork.toml"
+    path.write_bytes(b'[template.web]\nstart = "\xff"\n')
+    with pytest.raises(ConfigError, match=r"vmfork\.toml is not valid TOML: 'utf-8' codec"):
+        read_template(path)
+
+
+def test_code_that_nobody_could_run_is_refused_before_a_machine_is_booted() -> None:
+    for line, field in (("#!pyhton\nimport json", "language"), ("#!python\n'\udcff'", "code")):
+        with pytest.raises(ConfigError) as caught:
+            Recipe(warm_up=[line])
+        assert caught.value.field == field
+    assert Recipe(warm_up=["#!python\nimport json", "#!/bin/sh\ntrue"]).warm_up
+
+
 def test_a_section_that_is_misspelt_is_named(tmp_path) -> None:
     path = tmp_path / "vmfork.toml"
     path.write_text("[templat.web]\n")

@@ -1,0 +1,38 @@
+"""`vmfork template build`: what is asked wrongly is refused by name, before anything is built."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vmfork.cli.main import main
+
+RECIPE = '[template.web]\nsteps = [{run = "true"}]\n'
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMFORK_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VMFORK_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmfork.toml").write_text(RECIPE)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["web", "--copy", "app"], "'app' is not HOST:GUEST"),
+        (["web", "--copy", ":/srv/app"], "':/srv/app' is not HOST:GUEST"),
+        (["web", "--copy", "app:"], "'app:' is not HOST:GUEST"),
+        (["-f", "vmfork.toml", "wbe"], "did you mean web"),
+        (["-f", "none.toml"], "cannot read none.toml"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_by_name(home, capsys, argv, told) -> None:
+    assert main(["template", "build", *argv, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "config"
+    assert told in f"{error['message']} {error['hint']}"
+    assert not home.exists()
