@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.rules.orphans import Orphans
 from vmfork.portal import portal
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Data files that libraries open once, such as matplotlib's fonts.
 _LIBRARIES = sysconfig.get_path("purelib")
+_ORPHANS = Orphans()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,14 @@ class Traces:
 
 
 def look(vms: Path, *, folders: Collection[Path], marked: Path | None = None) -> Traces:
-    """What there is now: machines in `vms`, mounts below `folders`, our descriptors and children.
+    """What there is now: machines in `vms`, mounts below `folders`, our descriptors, children and orphans of theirs.
 
     With `marked`, also processes that are no children of ours but have that runtime folder in their environment, as
     all have that a command of this run started; it costs 7 ms.
     """
     return Traces(
         frozenset(open_descriptors()),
-        frozenset([*children(), *(processes_of(marked) if marked is not None else ())]),
+        frozenset([*children(), *_ORPHANS.find(), *(processes_of(marked) if marked is not None else ())]),
         frozenset(path for path in mount_points() if any(Path(path).is_relative_to(folder) for folder in folders)),
         frozenset(map(str, vms.glob("*"))),
     )

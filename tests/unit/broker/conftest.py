@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,7 @@ async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
             log = os.open(tmp_path / "qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
             always.callback(os.close, lock)
             always.callback(os.close, log)
+            agents = always.enter_context(ExitStack())
             process = KeptProcess.start(["sleep", "1000"], log_fd=log, listen_at=tmp_path / "keeper.sock", lock_fd=lock)
             always.push_async_callback(process.aclose)
             line, theirs = socket.socketpair()
@@ -122,7 +123,7 @@ async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
                 await process.park(Parked(line.fileno(), console.fileno(), log), token=TOKEN, ttl_s=60)
             process.release()
             if agent:
-                start_agent(theirs, tmp_path, always)
+                start_agent(theirs, tmp_path, agents)
             broker = await StartingBroker.start(tmp_path, log_fd=log)
             always.callback(broker.close)
             await broker.take(token=TOKEN, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, greeting=GREETING)
@@ -139,12 +140,21 @@ async def start(tmp_path) -> AsyncIterator[Callable[..., object]]:
         yield start
 
 
-def start_agent(sock: socket.socket, folder: Path, always: AsyncExitStack) -> None:
+def start_agent(sock: socket.socket, folder: Path, agents: ExitStack) -> None:
+    """It runs until the end of `agents`, when nobody may have its line any more."""
     root = folder / "root"
     (root / "etc").mkdir(parents=True)
     with sock:
         agent = subprocess.Popen(
             [AGENT, "--fd", str(sock.fileno()), "--root", str(root)], pass_fds=[sock.fileno()], env={"PATH": os.defpath}
         )
-    always.callback(agent.wait, LIMIT_S)  # it ends with its line
-    always.callback(agent.kill)
+    # It ends with its line, and what it had started with it: killed in the midst of that it would leave some, stopped.
+    agents.callback(agent.wait)
+    agents.callback(end_by_itself, agent)
+
+
+def end_by_itself(agent: subprocess.Popen[bytes]) -> None:
+    try:
+        agent.wait(LIMIT_S)
+    finally:
+        agent.kill()

@@ -31,6 +31,9 @@ def test_descriptor():
 def test_process():
     kept.append(subprocess.Popen(["sleep", "1000"]))
 
+def test_orphan():
+    subprocess.run(["/bin/sh", "-c", "setsid sleep 1001 </dev/null >/dev/null 2>&1 &"], env={"PATH": os.defpath})
+
 def test_folder(instance):
     (instance.vms / "abc").mkdir(parents=True)
 
@@ -95,10 +98,11 @@ def broken(tmp_path_factory) -> str:
 
 
 def test_who_leaves_something_fails_and_nobody_else(broken) -> None:
-    culprits = {"test_descriptor", "test_process", "test_folder"}
+    culprits = {"test_descriptor", "test_process", "test_orphan", "test_folder"}
     assert outcomes(broken) == culprits | {"test_warning", "test_awaits", "test_spins"}
     assert re.search(r"descriptor \d+ /\n", broken)
     assert re.search(r"process \d+: sleep 1000\n", broken)
+    assert re.search(r"process \d+: sleep 1001\n", broken)
     assert re.search(r"machine's folder \S+/abc\n", broken)
 
 
