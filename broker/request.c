@@ -43,8 +43,8 @@ static const uint8_t RULES[] = {
     [OP_WATCH] = PASSED,
     [OP_LEFT] = PASSED,
     [OP_TAKE] = OWNERS,
-    [OP_SERVE] = OWNERS,
-    [OP_ANSWER] = OWNERS,
+    [OP_SERVE] = PASSED,
+    [OP_ANSWER] = PASSED,
 };
 /* clang-format on */
 
@@ -83,13 +83,19 @@ static struct stream *open_stream(struct client *client, const struct frame *fra
     return s;
 }
 
+/* What may end when the machine gets an owner: nothing runs in the guest because of it. */
+static bool is_tunnel(uint8_t opcode)
+{
+    return opcode == OP_CONNECT || opcode == OP_LISTEN || opcode == OP_SERVE;
+}
+
 static void pass(struct client *client, const struct frame *frame, uint8_t input, uint8_t next_input)
 {
     struct stream *s = open_stream(client, frame);
     if (s == NULL)
         return;
     s->is_program = frame->payload[0] == OP_EXEC;
-    s->is_tunnel = frame->payload[0] == OP_CONNECT || frame->payload[0] == OP_LISTEN;
+    s->is_tunnel = is_tunnel(frame->payload[0]);
     s->input = input;
     s->next_input = next_input;
     line_send(REQUEST, s->id, frame->payload, frame->length);

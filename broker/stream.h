@@ -25,7 +25,7 @@ struct stream {
     /* It is a program's, and one's that runs in the background. */
     bool is_program;
     bool is_kept;
-    /* It is a connection at a port of the guest, or waits for such. */
+    /* It is a connection at a port of the guest, or waits for such, or for what programs ask. */
     bool is_tunnel;
     /* The one channel on which the client may send, and the one that it may use after that one's end. */
     uint8_t input;

@@ -746,6 +746,20 @@ class VM:
         """The VMs that programs of this one have made by `vmfork_guest.fork()`, and that live; ours as this one is."""
         return [VM(each) for each in portal.run(self._twin.children())]
 
+    def follow_children(self) -> Iterator[Sequence[str]]:
+        """The ids of `children`, as it is and whenever others live, until programs of this VM can fork it no more."""
+        pieces = self._twin.follow_children()
+        with suppress(StopAsyncIteration):
+            try:
+                while True:
+                    yield portal.run(_next(pieces))
+            finally:
+                portal.finish(_close(pieces))
+
+    def allow_guest_fork(self, most: int, *, timeout_s: float = 30.0, places: Places | None = None) -> None:
+        """Programs of this VM may fork it from now on (`vmfork_guest.fork()`), to `most` machines beside it."""
+        portal.run(self._twin.allow_guest_fork(most, timeout_s=timeout_s, places=places))
+
     def freeze(
         self,
         name: str,
@@ -1497,6 +1511,7 @@ class Template:
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -1514,6 +1529,7 @@ class Template:
                     memory_mib=memory_mib,
                     network=network,
                     card=card,
+                    allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.aio import VM, Allow, Factory, FactoryConfig, ImageConfig, Network, Places, Template, VMConfig, find_places
-from vmfork.cli.forwarder import leave_forwarder, leave_network
+from vmfork.cli.forwarder import leave_answerer, leave_forwarder, leave_network
 from vmfork.config import Instance
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
@@ -178,12 +178,13 @@ async def _say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def left(stage: Stage) -> None:
-    """A machine stands alone, and processes of its own hold what it may reach and forward a port of it."""
+    """A machine stands alone; processes of its own hold what it may reach, forward a port, answer who forks it."""
     template = await Template.open(stage.template)
     with stage.steps():
         async with template.start(ttl_s=TTL_S) as vm:
             await leave_network(vm.id, Allow("db.example.org:5432"))
             await leave_forwarder(vm.id, [(HostAddress("127.0.0.1"), 8000)])
+            await leave_answerer(vm.id, 1)
             (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
 
 

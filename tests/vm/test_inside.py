@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import signal
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.vm.cli_runner import vmfork
+from tests.vm.cli_runner import Running, vmfork
 from vmfork.aio import VM
 from vmfork.errors import ConfigError, GuestError, MachineEnded
 
@@ -161,8 +162,9 @@ except g.ForkError as error:
 async def test_a_fork_that_its_host_made_has_an_allowance_of_its_own(template) -> None:
     """Nothing of it is taken from its parent's, and that its parent has none changes nothing."""
     async with template.fork() as vm:
-        with pytest.raises(ConfigError, match="no owner"):
-            await vm.fork(lasting=True, allow_guest_fork=1)
+        for wrong in (-1, 1001):
+            with pytest.raises(ConfigError, match="0 to 1000 machines"):
+                await vm.fork(allow_guest_fork=wrong)
         (child,) = await vm.fork(allow_guest_fork=1)
         async with child:
             assert await run(child, FORKS_ONCE) == "3\n"
@@ -207,9 +209,85 @@ async def test_what_has_gone_back_may_be_forked_again_and_has_none_of_its_forks(
 def test_a_command_may_fork_the_machine_that_it_runs_in_where_that_is_said(template_name) -> None:
     program = ["python3", "-c", "import vmfork_guest as g\n" + FORKS_ONCE]
     assert vmfork("run", "-t", template_name, "--allow-guest-fork", "1", "--", *program).check().out == "3\n"
-    refused = vmfork("run", "-d", "-t", template_name, "--allow-guest-fork", "1", "true")
-    assert refused.status == 125
-    assert "allow-guest-fork" in refused.err
+    for wrong in (["-1"], ["1", "-d", "--idle-ttl", "60"]):
+        refused = vmfork("run", "-t", template_name, "--allow-guest-fork", *wrong, "true")
+        assert (refused.status, refused.raw) == (125, b"")
+        assert refused.err.startswith("error: ")
+
+
+@asynccontextmanager
+async def standing_alone(template, **options: object) -> AsyncIterator[VM]:
+    """A machine that outlives its maker, as its first client has it; it has ended at the end of the block."""
+    async with template.start(**options) as vm:
+        try:
+            yield vm
+        finally:
+            vmfork("stop", "--grace", "0", vm.id)
+
+
+async def test_a_machine_that_stands_alone_is_forked_while_a_client_lets_it(template) -> None:
+    """What it makes is that client's, lives no longer than it would, and ends with the client."""
+    async with standing_alone(template, allow_guest_fork=1, ttl_s=3600) as vm:
+        assert await run(vm, FORKS_ONCE) == "3\n"
+        async with await VM.connect(vm.id) as other:
+            with pytest.raises(GuestError, match="somebody answers"):
+                await other.allow_guest_fork(1)
+            for wrong in (0, -1, 1001):
+                with pytest.raises(ConfigError):
+                    await other.allow_guest_fork(wrong)
+        with pytest.raises(ConfigError, match="may fork it already"):
+            await vm.allow_guest_fork(1)
+        await vm.write_file("/root/waits.py", "import os, sys, time, vmfork_guest as g\n" + WAITS)
+        await vm.shell("setsid python3 /root/waits.py </dev/null >/dev/null 2>&1 &", check=True)
+        async with asyncio.timeout(LIMIT_S), aclosing(vm.follow_children()) as followed:
+            async for ids in followed:
+                if ids:
+                    break
+            while not await vm.exists("/root/waits"):
+                await asyncio.sleep(0.02)
+        (child,) = await vm.children()
+        assert [child.id] == ids
+        assert 3000 < child._running.life.left_s() <= 3600
+        async with vm.checkpoint() as point:
+            await vm.rollback(point)
+        # Who waited then waits here, and is told.
+        async with asyncio.timeout(LIMIT_S):
+            while not await vm.exists("/root/alone"):
+                await asyncio.sleep(0.02)
+        assert await vm.children() == []
+        assert await run(vm, FORKS_ONCE) == "3\n"
+        async with await VM.connect(vm.id) as again:
+            await vm.aclose()
+            assert await run(again, FORKS_ONCE) == "not-allowed\n"
+            await again.allow_guest_fork(1)
+            assert await run(again, FORKS_ONCE) == "3\n"
+            # Nothing runs in it because programs may ask, so it can get an owner.
+            async with await VM.attach(vm.id) as owner:
+                assert await run(owner, FORKS_ONCE) == "not-allowed\n"
+                await owner.allow_guest_fork(1)
+                assert await run(owner, FORKS_ONCE) == "3\n"
+    assert await VM.list() == []
+
+
+def test_a_command_leaves_behind_who_answers_the_programs_of_a_machine(template_name) -> None:
+    program = ["python3", "-c", "import vmfork_guest as g\n" + FORKS_ONCE]
+    made = [vmfork("start", "-t", template_name, "--allow-guest-fork", "1").check().out.strip()]
+    try:
+        assert vmfork("exec", made[0], "--", *program).check().out == "3\n"
+        assert "somebody answers" in vmfork("guest-fork", made[0], "1").err
+        for most in ("1", "0"):
+            made += vmfork("fork", made[0], "--allow-guest-fork", most).check().out.split()
+        assert vmfork("exec", made[1], "--", *program).check().out == "3\n"
+        assert vmfork("exec", made[2], "--", *program).check().out == "not-allowed\n"
+        with Running("guest-fork", made[2], "1") as letting:
+            letting.wait_for("may be forked from inside")
+            assert vmfork("exec", made[2], "--", *program).check().out == "3\n"
+            letting.wait_for("\n", fd=1)
+            assert len(letting.seen(1).split()) == 1
+            letting.interrupt(signal.SIGINT)
+            assert letting.end().status == 130
+    finally:
+        vmfork("stop", "--grace", "0", *made).check()
 
 
 async def test_a_program_that_says_nothing_is_told_of_with_its_exit_status(template) -> None:

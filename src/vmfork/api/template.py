@@ -296,6 +296,7 @@ class Template:
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
     ) -> VM:
@@ -303,13 +304,21 @@ class Template:
 
         It is found by its id or its `name`, which no other living VM has, and listed by its `labels`. It ends when it
         is stopped, after `ttl_s` seconds, and after `idle_ttl_s` seconds without a client; 0 is never. All else is as
-        for `fork`. What it may reach (`network`) this client holds, and another client can when this one has ended.
+        for `fork`. What it may reach (`network`), and whether its programs may fork it (`allow_guest_fork`), holds as
+        long as this client is there; another can say so when it has ended. What they fork is this client's, and ends
+        with it.
 
         Raises what `fork` raises, `VMExists` when a living VM has the name, and `ConfigError` for an invalid name,
         label or time. After any of them nothing is left.
         """
         request = ForkRequest(
-            env=env or {}, files=files or {}, cpus=cpus, memory_mib=memory_mib, network=network, card=card
+            env=env or {},
+            files=files or {},
+            cpus=cpus,
+            memory_mib=memory_mib,
+            network=network,
+            card=card,
+            allow_guest_fork=allow_guest_fork,
         )
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
         self._source.check_standing(standing)

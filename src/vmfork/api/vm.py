@@ -32,7 +32,7 @@ from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.kept import choose_program
 from vmfork.machine.naming import find_ended, find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
-from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_ttl
+from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_allowed, check_ttl
 from vmfork.machine.use import measure_memory, read_stats
 from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
@@ -543,9 +543,8 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
 
         `env`, `files`, `cpus`, `memory_mib`, `network`, `card` and the times to live are as for `Template.fork`, and so
         is `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With `lasting` the forks
-        outlive us, as by `Template.start`, and may have a `name` and `labels`; nobody would answer their programs, so
-        these may fork nothing. With `hooks` those of before a freeze run in this VM, and those of after a fork in each
-        fork.
+        outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a freeze
+        run in this VM, and those of after a fork in each fork.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
         errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
@@ -557,9 +556,6 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             raise ConfigError(
                 "name" if name else "labels", name or labels, "only forks that last have names and labels"
             )
-        if lasting and allow_guest_fork:
-            reason = "forks that last have no owner that could answer their programs"
-            raise ConfigError("allow_guest_fork", allow_guest_fork, reason, hint="leave out lasting=True")
         request = ForkRequest(
             env=env or {},
             files=files or {},
@@ -601,6 +597,40 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         self._running.check_open()
         inside = self._running.inside
         return [] if inside is None else [vm for vm in inside.children if isinstance(vm, VM)]
+
+    async def follow_children(self) -> AsyncIterator[Sequence[str]]:
+        """The ids of `children`, as it is and whenever others live, until programs of this VM can fork it no more.
+
+        Only where we let them: else there is nothing to follow.
+        """
+        self._running.check_open()
+        if (inside := self._running.inside) is not None:
+            async for children in inside.follow_children():
+                yield [vm.id for vm in children if isinstance(vm, VM)]
+
+    async def allow_guest_fork(
+        self, most: int, *, timeout_s: float = FORK_LIMIT_S, places: Places | None = None
+    ) -> None:
+        """Programs of this VM may fork it from now on (`vmfork_guest.fork()`), to `most` machines beside it.
+
+        They may as long as we have it. The forks are ours (`children`), and end when this VM is closed; so they do
+        where we are one of several clients, of which one at a time may allow it. Each has `timeout_s` seconds to
+        confirm who it is. Raises `ConfigError` for what is no such number, for a VM whose agent is too old, and where
+        we allowed it before, and `GuestError` where another client does. Nothing has changed then.
+        """
+        running = self._running
+        running.check_open()
+        if not check_allowed(most):
+            raise ConfigError("most", most, "at least one machine is to live beside it", hint="close it to end them")
+        if running.inside is not None:
+            raise ConfigError("most", most, f"programs of VM {self.id} may fork it already")
+        allow = _allowing(most, instance=Instance(places or running.folder.places), timeout_s=timeout_s)
+        assert allow is not None
+        try:
+            await allow(running)
+        except BaseException:
+            running.inside = None
+            raise
 
     async def freeze(
         self,

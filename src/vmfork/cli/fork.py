@@ -9,10 +9,11 @@ import click
 from vmfork.api.vm import VM
 from vmfork.cli.carry import read_baggage
 from vmfork.cli.complete import shared_vms
+from vmfork.cli.forwarder import leave_answerer
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import card_option, env_option, files_option, json_option, parse_variables
+from vmfork.cli.options import card_option, env_option, files_option, guest_fork_option, json_option, parse_variables
 from vmfork.cli.show import show_json
-from vmfork.cli.start import read_standing, standing_options
+from vmfork.cli.start import check_answered, read_standing, standing_options
 from vmfork.config import LeftPrograms
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     help="What becomes in the forks of programs that clients of ID have running. Default: keep.",
 )
 @card_option
+@guest_fork_option
 @click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
 @json_option
 def command(
@@ -47,6 +49,7 @@ def command(
     files: tuple[str, ...],
     programs: LeftPrograms,
     card: CardChoice,
+    allow_guest_fork: int,
     hooks: bool,
     as_json: bool,
 ) -> None:
@@ -54,11 +57,13 @@ def command(
 
     Each goes on where ID is now, with an identity of its own, and outlives this command as ID does. ID stands still for
     some milliseconds; its clients notice nothing. Programs that clients of ID have running run on in the forks, in the
-    background.
+    background. What programs of ID may fork is nothing to the forks, which have an allowance of their own.
     """
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
+    most = check_answered(allow_guest_fork, standing)
     baggage, env = read_baggage(files), parse_variables(variables)
-    made = run_async(_fork(vm_id, count, standing, baggage, env, programs=programs, card=card, hooks=hooks))
+    work = _fork(vm_id, count, standing, baggage, env, programs=programs, card=card, allow_guest_fork=most, hooks=hooks)
+    made = run_async(work)
     if as_json:
         show_json({"parent": made[0], "forked": made[1:]})
     else:
@@ -75,6 +80,7 @@ async def _fork(
     *,
     programs: LeftPrograms,
     card: CardChoice,
+    allow_guest_fork: int,
     hooks: bool,
 ) -> list[str]:
     """The id of the machine, and those of its forks."""
@@ -95,6 +101,8 @@ async def _fork(
         try:
             for each in forks:
                 await baggage.put_folders(each)
+                if allow_guest_fork:
+                    await leave_answerer(each.id, allow_guest_fork)
         except BaseException:
             for each in forks:
                 await each.stop(grace_s=0)

@@ -1,4 +1,7 @@
-"""Processes of their own that forward ports of a machine, or hold what it may reach: they end with the machine."""
+"""Processes of their own that forward ports of a machine, hold what it may reach, or answer the programs that fork it.
+
+They end with the machine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from vmfork.network.address import HostAddress
     from vmfork.network.policy import NetworkPolicy
 
-# The option of `vmfork forward` and `vmfork network` that makes them one.
+# The option of `vmfork forward`, `vmfork network` and `vmfork guest-fork` that makes them one.
 OPTION = "--left-behind"
 # What such a process needs of our environment. The rest may be keys, and it lives long.
 _KEPT = ("PATH", "PYTHON", "VMFORK_")
@@ -48,6 +51,14 @@ async def leave_network(vm_id: str, policy: NetworkPolicy) -> None:
         return
     entries = [part for entry in policy.entries for part in ("--allow", entry)]
     await _leave("network", vm_id, *entries, *(["--network-log-only"] if policy.log_only else []))
+
+
+async def leave_answerer(vm_id: str, most: int) -> None:
+    """Programs of the machine may fork it until it ends, or somebody attaches it. Raises `HostError`.
+
+    So many machines may live beside it; they end with the process, as that does with the machine.
+    """
+    await _leave("guest-fork", vm_id, str(most))
 
 
 async def _leave(command: str, *arguments: str) -> Any:

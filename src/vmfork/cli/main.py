@@ -57,6 +57,7 @@ _COMMANDS = {
     "forward": "Forward ports of the host to ports of machine ID, until this command is ended.",
     "reverse": "Let programs of machine ID reach one service of the host, until this command is ended.",
     "network": "Show what programs of machine ID reach, or let them reach more until this command is ended.",
+    "guest-fork": "Let programs of machine ID fork it, until this command is ended.",
     "port": "List the ports of machine ID that are forwarded now, and where on the host they are.",
     "pause": "Let each machine ID stand still.",
     "resume": "Let each machine ID run on, with the host's clock.",

@@ -79,6 +79,13 @@ card_option = click.option(
     metavar="none|restricted|open",
     help="What its network card leads to: nothing, nothing but itself, or what this host reaches.",
 )
+guest_fork_option = click.option(
+    "--allow-guest-fork",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Let programs fork the machine (vmfork_guest.fork()), to N machines beside it. Default: 0.",
+)
 wait_option = click.option("--wait", metavar="S", help="Wait this long for the host to have room for it: 30, 5m.")
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 

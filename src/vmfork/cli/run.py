@@ -20,6 +20,7 @@ from vmfork.cli.options import (
     cpus_option,
     get_settings,
     given_size,
+    guest_fork_option,
     isolation_option,
     json_option,
     memory_option,
@@ -30,7 +31,7 @@ from vmfork.cli.options import (
     wait_option,
 )
 from vmfork.cli.program import check_lending, make_kept, run_command
-from vmfork.cli.start import Alone, check_held, read_ports, read_standing, standing_options, start_alone
+from vmfork.cli.start import Alone, check_answered, check_held, read_ports, read_standing, standing_options, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
 from vmfork.errors import ConfigError
@@ -70,13 +71,7 @@ if TYPE_CHECKING:
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run in this folder of the guest.")
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @network_options
-@click.option(
-    "--allow-guest-fork",
-    type=int,
-    default=0,
-    metavar="N",
-    help="Let programs fork the machine (vmfork_guest.fork()), to N machines beside it. Default: 0.",
-)
+@guest_fork_option
 @card_option
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
@@ -139,7 +134,7 @@ def command(
     policy = read_network(network, allow, log_only=network_log_only)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
-        _check_detached(passed | {"timings": timings, "allow-guest-fork": allow_guest_fork})
+        _check_detached(passed | {"timings": timings})
         alone = Alone(
             template=name,
             settings=settings,
@@ -150,6 +145,7 @@ def command(
             **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
             network=check_held(policy, standing),
+            allow_guest_fork=check_answered(allow_guest_fork, standing),
             card=card,
             ports=read_ports(ports, standing),
         )

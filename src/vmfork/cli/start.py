@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vmfork.cli.carry import read_baggage
-from vmfork.cli.forwarder import leave_forwarder, leave_network
+from vmfork.cli.forwarder import leave_answerer, leave_forwarder, leave_network
 from vmfork.cli.loop import run_async
 from vmfork.cli.machine import find_template
 from vmfork.cli.network import network_options, read_network
@@ -20,6 +20,7 @@ from vmfork.cli.options import (
     files_option,
     get_settings,
     given_size,
+    guest_fork_option,
     isolation_option,
     json_option,
     memory_option,
@@ -34,7 +35,7 @@ from vmfork.config import find_places
 from vmfork.errors import ConfigError
 from vmfork.machine.folder import folder_of
 from vmfork.machine.kept import note_command
-from vmfork.machine.request import Standing
+from vmfork.machine.request import Standing, check_allowed
 from vmfork.network.address import parse_forward
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Alone:
     ports: Sequence[tuple[HostAddress, int]] = ()
     network: NetworkPolicy = "none"
     card: CardChoice = "none"
+    allow_guest_fork: int = 0
 
 
 def start_alone(wanted: Alone, *, as_json: bool) -> None:
@@ -98,6 +100,8 @@ async def _start(wanted: Alone) -> dict[str, Any]:
             await wanted.baggage.put_folders(vm)
             if wanted.network != "none":
                 await _pass_on_network(vm, wanted.network)
+            if wanted.allow_guest_fork:
+                await leave_answerer(vm.id, wanted.allow_guest_fork)
             if wanted.ports:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
             if wanted.argv:
@@ -152,6 +156,13 @@ def check_held(policy: NetworkPolicy, standing: Standing) -> NetworkPolicy:
     return policy
 
 
+def check_answered(allow_guest_fork: int, standing: Standing) -> int:
+    """`allow_guest_fork` itself. Raises `ConfigError`, also for a machine that is to end when idle, and never would."""
+    if check_allowed(allow_guest_fork):
+        _check_idle(standing, "a machine whose programs may fork it is never idle: who answers them is a client of it")
+    return allow_guest_fork
+
+
 def _check_idle(standing: Standing, reason: str) -> None:
     if standing.idle_ttl_s:
         raise ConfigError("idle-ttl", standing.idle_ttl_s, reason, hint="give it a time to live: --ttl")
@@ -170,6 +181,7 @@ def _check_idle(standing: Standing, reason: str) -> None:
 @click.option("-p", "--port", "ports", multiple=True, metavar="[HOST:]GUEST", help=PORT_HELP)
 @network_options
 @card_option
+@guest_fork_option
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD [ARG]...]")
 def command(
@@ -190,6 +202,7 @@ def command(
     allow: tuple[str, ...],
     network_log_only: bool,
     card: CardChoice,
+    allow_guest_fork: int,
     as_json: bool,
     argv: Sequence[str],
 ) -> None:
@@ -198,7 +211,7 @@ def command(
     It is a fork of the template named with -t, else of `default`, built the first time. It runs until `vmfork stop`,
     until its time to live is over, or until the host ends; several processes may use it at the same time. CMD runs in
     it in the background: `vmfork logs` shows what it writes. The machine goes on when CMD has ended. Its ports are
-    forwarded, and what it may reach is held, by processes that end with it.
+    forwarded, what it may reach is held, and programs that fork it are answered, by processes that end with it.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
@@ -215,5 +228,6 @@ def command(
         ports=read_ports(ports, standing),
         network=check_held(read_network(network, allow, log_only=network_log_only), standing),
         card=card,
+        allow_guest_fork=check_answered(allow_guest_fork, standing),
     )
     start_alone(wanted, as_json=as_json)

@@ -19,6 +19,7 @@ from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
 from vmfork.machine.launch import restore_base
 from vmfork.machine.naming import check_vm_name
+from vmfork.machine.request import MOST_FORKS
 from vmfork.machine.room import check_room
 from vmfork.machine.several import Failures, make_several
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from vmfork.wire.message import Kept
 
 _log = logging.getLogger("vmfork")
-
-# Each is a process of the host's; more would be refused for want of memory long before.
-MOST_FORKS = 1000
 
 
 async def fork_running(

@@ -34,7 +34,7 @@ from vmfork.owner import Owner
 from vmfork.wire.frame import MOST_ASKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from vmfork.agent.asks import Serving
     from vmfork.config import Instance
@@ -103,6 +103,7 @@ class Family(Owner):
         self.terms = terms
         self.make_vm = make_vm
         self.living: dict[str, Child] = {}
+        self.change = Change()
         self._promised = 0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -122,6 +123,7 @@ class Family(Owner):
         running = child.inside.running
         self.living[running.id] = child
         running.agent.closed.add_done_callback(lambda _: self.end(child, "", "its machine ended"))
+        self.change.tell()
 
     def end(self, child: Child, status: str, message: str) -> None:
         """The machine is about to be gone, and whoever made it is told how it ended. The first to say so is heard."""
@@ -132,6 +134,7 @@ class Family(Owner):
         task = asyncio.get_running_loop().create_task(child.vm.aclose())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        self.change.tell()
 
     async def aclose(self) -> None:
         """None of them lives."""
@@ -183,6 +186,7 @@ class Inside(Owner):
         self._has_news = False
         self._serving: Serving | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
         running.inside = self
 
     async def begin(self) -> None:
@@ -215,6 +219,18 @@ class Inside(Owner):
         """The machines that programs of this one made, and that live."""
         return [child.vm for child in self.family.living.values() if child.parent is self]
 
+    async def follow_children(self) -> AsyncIterator[Sequence[Owner]]:
+        """`children` as it is, and whenever it has changed, until programs can ask no more."""
+        told: list[Owner] | None = None
+        while True:
+            if (now := self.children) != told:
+                told = now
+                yield now
+            elif self._is_over:
+                return
+            else:
+                await self.family.change.next()
+
     def note_end(self, number: int, ended: _Ended) -> None:
         """The program that made it is told, when it asks."""
         asking = self._asking.get(number)
@@ -228,6 +244,8 @@ class Inside(Owner):
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        self._is_over = True
+        self.family.change.tell()
         for asking in self._asking.values():
             asking.stop_waiting()
         if not self._origin:
@@ -253,6 +271,8 @@ class Inside(Owner):
         except Exception:  # noqa: BLE001 - programs would wait, and nobody would know why
             _log.exception("programs of VM %s are not answered any more", self.running.id)
         finally:
+            self._is_over = True
+            self.family.change.tell()
             self._agent.abandon(serving)
 
     async def _serve(self, serving: Serving) -> None:

@@ -177,7 +177,13 @@ class _Shared:
         return self._claimed
 
     async def keep(self, adopted: Adopted, folder: LentFolder) -> None:
-        del adopted
+        if self._running is not None and self._running.inside is not None:
+            try:
+                await self._running.inside.follow(adopted.running)
+            except BaseException:
+                adopted.running.machine.identity.kill()  # its broker has it
+                await adopted.running.aclose()
+                raise
         folder.forget_end()
 
     async def fail(self) -> None:

@@ -22,6 +22,7 @@ from vmfork.machine.ending import watch_end
 from vmfork.machine.folder import BorrowedFolder, folder_of, read_brokered, sweep_ended, was_replaced
 from vmfork.machine.handle import VMHandle, new_token
 from vmfork.machine.handover import check_adopted, find_handle, make_handle, take_over
+from vmfork.machine.lifetime import Life
 from vmfork.machine.naming import find_vm, give_name
 from vmfork.machine.running import Running
 from vmfork.wire.frame import BrokerOpcode, encode_fields
@@ -138,6 +139,7 @@ async def join(handle: VMHandle) -> Running:
         await agent.hello(take_over=False, timeout_s=_GREET_LIMIT_S)
         watch_end(machine, agent, find_reason=lambda: _find_reason(handle))
         running = Running(handle.facts, folder=BorrowedFolder(handle.path), machine=machine, agent=agent, shared=True)
+        running.life = Life(handle.deadline_s)  # what is made of it lives no longer
         on_failure.pop_all()
     return running
 

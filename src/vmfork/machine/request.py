@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vmfork.wire.given import GivenFile, PlacedFile
 
 
+# Forks of one machine. Each is a process of the host's; more would be refused for want of memory long before.
+MOST_FORKS = 1000
+
 # Request and answer of ADOPT are a frame each (wire/frame.py), with some hundred bytes of other items. A variable costs
 # up to 24 bytes beside its own in either.
 _MOST_ENV, _ITEM_BYTES = 240 * 1024, 24
@@ -39,7 +42,7 @@ class ForkRequest:
     `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks;
     `card` what its network card leads to.
     `allow_guest_fork` machines may live that its own programs make.
-    Raises `ConfigError` for an invalid variable, path, size, time or policy.
+    Raises `ConfigError` for an invalid variable, path, size, time, policy or number.
     """
 
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -64,6 +67,7 @@ class ForkRequest:
                 raise ConfigError(name, size, f"{size!r} is not a whole number", hint=f"give {name} as a number")
         for name in ("ttl_s", "idle_ttl_s"):
             check_ttl(getattr(self, name), field=name)
+        check_allowed(self.allow_guest_fork)
 
     @property
     def placed(self) -> Mapping[str, PlacedFile]:
@@ -121,6 +125,14 @@ def check_ttl(ttl_s: float, *, field: str = "ttl_s") -> float:
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not math.isfinite(ttl_s) or ttl_s < 0:
         raise ConfigError(field, ttl_s, "the time to live must be a number of seconds; 0 is no limit")
     return float(ttl_s)
+
+
+def check_allowed(count: int) -> int:
+    """`count` itself. Raises `ConfigError` when so many machines cannot be allowed to live beside one; 0 is none."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_FORKS:
+        reason = f"0 to {MOST_FORKS} machines may live beside one that its programs fork"
+        raise ConfigError("allow_guest_fork", count, reason)
+    return count
 
 
 def _check_room(env: dict[str, str]) -> dict[str, str]:

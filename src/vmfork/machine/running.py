@@ -24,7 +24,7 @@ from vmfork.network.names import Names
 from vmfork.owner import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from vmfork.agent.client import AgentClient
     from vmfork.errors import VMForkError
@@ -47,6 +47,9 @@ class Dependent(Protocol):
 
     @property
     def children(self) -> Sequence[Owner]: ...
+
+    def follow_children(self) -> AsyncIterator[Sequence[Owner]]:
+        """`children` as it is, and whenever it has changed, until programs can ask no more."""
 
     def check_return(self) -> None:
         """Raises `ConfigError` when its machine cannot go back to a checkpoint."""
