@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import hashlib
+import itertools
 import json
 import os
 import signal
+import struct
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +18,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.rules.capabilities import need
-from tests.vm.cli_runner import vmfork
-from vmfork.aio import VM, Template
+from tests.vm.cli_runner import run, vmfork
+from vmfork.aio import VM, Allow, Network, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HostError, MachineEnded, NoRoom, TemplateExists, VMForkError
+from vmfork.freeze import fork as forking
 from vmfork.freeze import live
 from vmfork.host import copier, facts
 from vmfork.machine.use import layer_bytes, read_uses, shared_bytes
@@ -104,6 +110,31 @@ async def test_what_counts_goes_on_in_parent_and_forks_without_a_gap_or_a_repeat
             assert len({getattr(vm, what) for vm in (any_vm, *forks)}) == 3
 
 
+PROCESS_MADVISE, MADV_PAGEOUT = 440, 21  # Linux 5.10; the same number on each processor
+
+
+async def page_out(vm) -> int:
+    """Its host was asked to swap its memory out. How many KiB of it are by then; 0 where the host cannot."""
+    address = await vm._running.machine.locate_memory(0)
+    memory = struct.pack("QQ", address, vm.memory_mib << 20)
+    process = os.pidfd_open(vm.pid)
+    try:
+        ctypes.CDLL(None).syscall(PROCESS_MADVISE, process, memory, ctypes.c_size_t(1), MADV_PAGEOUT, 0)
+    finally:
+        os.close(process)
+    rolled_up = Path(f"/proc/{vm.pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in rolled_up.splitlines() if line.startswith("Swap:"))
+
+
+@pytest.mark.kvm
+async def test_what_was_swapped_out_is_in_parent_and_forks(fork) -> None:
+    sha256 = await write_random(fork, 16)
+    need("swap", found=await page_out(fork) > 8 << 10)
+    async with all_closed(await fork.fork(2)) as forks:
+        for vm in (*forks, fork):
+            assert await digest(vm) == sha256
+
+
 async def test_what_is_written_afterwards_is_seen_by_one_alone(fork) -> None:
     await fork.write_file("/root/who", b"before")
     async with all_closed(await fork.fork(2)) as forks:
@@ -132,6 +163,80 @@ async def test_a_program_that_streams_loses_no_byte_while_its_machine_is_forked(
         assert (await run).exit_code == 0
         assert b"".join(pieces) == b"".join(b"%d\n" % i for i in range(400_000))
         assert (await forks[0].exec(["echo", "here"])).stdout == "here\n"
+
+
+WATCHER = """
+import threading, vmfork_guest
+
+@vmfork_guest.on_fork
+def note(generation):
+    with open("/root/told", "a") as file:
+        file.write(generation + "\\n")
+
+assert vmfork_guest.watch()
+open("/root/watches", "w").close()
+threading.Event().wait()
+"""
+
+
+async def test_who_watches_is_told_and_hooks_run_where_they_are_asked_for(fork) -> None:
+    for when in ("before-freeze", "after-fork"):
+        hook = f"#!/bin/sh\necho {when} >> /root/hooks\n"
+        await fork.write_file(f"/etc/vmfork/{when}.d/10-note", hook.encode(), mode=0o755, parents=True)
+    await fork.write_file("/root/watcher.py", WATCHER.encode())
+    await fork.shell("setsid python3 /root/watcher.py </dev/null >/dev/null 2>&1 &", check=True)
+    while not await fork.exists("/root/watches"):
+        await asyncio.sleep(0.02)
+    async with all_closed(await fork.fork(2, hooks=True)) as forks:
+        for vm in forks:
+            assert (await vm.read_file("/root/told")).decode() == f"{vm.generation}\n"
+            assert await vm.read_file("/root/hooks") == b"before-freeze\nafter-fork\n"
+        assert not await fork.exists("/root/told")
+        assert await fork.read_file("/root/hooks") == b"before-freeze\n"
+        async with all_closed(await forks[0].fork(1)) as (again,):
+            assert (await again.read_file("/root/told")).decode() == f"{forks[0].generation}\n{again.generation}\n"
+            assert await again.read_file("/root/hooks") == b"before-freeze\nafter-fork\n"
+
+
+# 3,200 blocks of 64 KiB, each with its number in front.
+BLOCKS = 3200
+WRITES_BLOCKS = f"import sys\nfor i in range({BLOCKS}): sys.stdout.buffer.write(b'%015d\\n' % i + b'x' * 65520)"
+
+
+def digest_of_blocks(last: int) -> str:
+    """Of the last so many bytes of what it writes."""
+    said, skipped = hashlib.sha256(), BLOCKS * 65536 - last
+    for number in range(skipped // 65536, BLOCKS):
+        said.update((b"%015d\n" % number + b"x" * 65520)[max(skipped - number * 65536, 0) :])
+    return said.hexdigest()
+
+
+@pytest.mark.slow
+async def test_of_200_mb_that_a_program_streams_the_parent_has_all_and_a_fork_what_was_not_read_yet(fork) -> None:
+    said, got = hashlib.sha256(), 0
+
+    def note(piece: bytes) -> None:
+        nonlocal got
+        said.update(piece)
+        got += len(piece)
+
+    run = asyncio.create_task(fork.exec(["python3", "-c", WRITES_BLOCKS], on_stdout=note))
+    for _ in range(2):
+        before = got
+        while got < before + (40 << 20):
+            await asyncio.sleep(0.01)
+        before = got
+        async with all_closed(await fork.fork(1)) as (child,):
+            (program,) = await child.programs()
+            its, its_digest = 0, hashlib.sha256()
+            async for _, piece in program.output():
+                its_digest.update(piece)
+                its += len(piece)
+            assert (await program.wait()).exit_code == 0
+            assert 0 < its <= BLOCKS * 65536 - before
+            assert its_digest.hexdigest() == digest_of_blocks(its)
+    assert (await run).exit_code == 0
+    assert (got, said.hexdigest()) == (BLOCKS * 65536, digest_of_blocks(BLOCKS * 65536))
 
 
 # It writes a line for each that it is told, and ends when it is told no more.
@@ -423,6 +528,65 @@ async def test_a_template_of_a_machine_that_has_grown_is_whole(roomy) -> None:
             await (await Template.open(name)).remove()
 
 
+async def test_what_is_open_stays_with_a_grown_fork_of_a_fork_that_is_frozen(roomy) -> None:
+    """A policy, a network, a forwarded port, a service of the host, and a program with its input and output."""
+    policy, job = Allow("db.example.org:5432"), Network("live")
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    here = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    call = ["python3", "-c", "import socket; print(socket.create_connection(('127.0.0.1', 5433)).recv(9))"]
+    names = []
+    async with server, AsyncExitStack() as always:
+        vm = await (await Template.open(roomy)).fork(network=policy)
+        always.push_async_callback(vm.aclose)
+        await vm.resize(cpus=2, memory_mib=512)
+        for _ in range(2):
+            (vm,) = await vm.fork(1, network=policy)
+            always.push_async_callback(vm.aclose)
+        await vm.resize(memory_mib=640)
+        size = await size_of(vm)
+        await vm.write_file("/root/echo.py", ECHO.encode())
+        await vm.shell("setsid python3 /root/echo.py </dev/null >/dev/null 2>&1 &", check=True)
+        await vm.wait_for_port(8000)
+        await vm.join(job)
+        await vm.expose(8000, "echo")
+        await always.enter_async_context(vm.reverse(here, 5433))
+        port = await always.enter_async_context(vm.forward(8000))
+        teller = await always.enter_async_context(vm.start(["python3", "-c", TELLER], stdin=True))
+        told = teller.output()
+        assert await next_lines(told, 1) == b"ready\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.host_port)
+        always.callback(writer.close)
+        try:
+            for name in ("live-open", "live-open-again"):
+                frozen = await vm.freeze(name)
+                names.append(name)
+                writer.write(name.encode() + b"\n")
+                assert await reader.readline() == name.encode() + b"\n"
+                await teller.write_stdin(b"here\n")
+                assert await next_lines(told, 1) == f"{teller.pid} here\n".encode()
+                assert (await vm.exec(call)).stdout == "b'hello'\n"
+                assert vm.network == policy
+                async with await frozen.fork() as made:
+                    assert await size_of(made) == size
+                    assert await made.programs() == ()
+                    assert not await made.exists(f"/proc/{teller.pid}")
+                    assert made.network == "none"
+                    assert "127.0.0.1:3128" not in (await made.exec(["env"])).stdout
+                    assert "echo" not in (await made.read_file("/etc/hosts")).decode()
+                    assert "ConnectionRefusedError" in (await made.exec(call)).stderr
+                    async with await made.open_connection(8000) as connection:
+                        await connection.write(b"mine\n")
+                        assert await connection.read() == b"mine\n"
+        finally:
+            for name in names:
+                await (await Template.open(name)).remove()
+
+
+async def greet(_reader, writer) -> None:
+    writer.write(b"hello")
+    writer.close()
+
+
 async def test_forks_share_what_the_parent_had_for_itself(fork, instance) -> None:
     await write_random(fork, 24)
     own = fork.memory().guest_private
@@ -495,6 +659,9 @@ def never(*_args: object) -> Path:
         ({"count": 1, "files": {"relative": b""}}, ConfigError),
         ({"count": 1, "env": {"A=B": "c"}}, ConfigError),
         ({"count": 1, "cpus": 200}, ConfigError),
+        ({"count": 1, "network": "some"}, ConfigError),
+        ({"count": 1, "card": "open"}, ConfigError),
+        ({"count": 1, "allow_guest_fork": -1}, ConfigError),
         ({"count": 1, "name": "one"}, ConfigError),
         ({"count": 2, "name": "two", "lasting": True}, ConfigError),
     ],
@@ -523,11 +690,22 @@ async def test_a_machine_that_has_ended_is_told_as_that(fork) -> None:
         await fork.fork()
 
 
-async def test_a_closed_machine_is_not_forked(template) -> None:
+async def test_a_machine_that_was_closed_or_is_detached_or_anothers_is_not_forked(template) -> None:
     async with await template.fork() as vm:
         pass
     with pytest.raises(VMForkError, match="closed"):
         await vm.fork()
+    vm = await template.fork()
+    told = vmfork("fork", vm.id)
+    assert (told.status, told.raw) == (1, b"")
+    assert f"process {os.getpid()}" in told.err
+    handle = await vm.detach(ttl_s=60)
+    with pytest.raises(VMForkError, match="was detached"):
+        await vm.fork()
+    told = vmfork("fork", vm.id)
+    assert (told.status, told.raw) == (2, b"")
+    assert "waits for one owner" in told.err
+    await (await VM.attach(handle)).aclose()
 
 
 async def test_when_one_fork_fails_all_are_closed_and_the_error_has_each(fork, instance, monkeypatch) -> None:
@@ -541,6 +719,23 @@ async def test_when_one_fork_fails_all_are_closed_and_the_error_has_each(fork, i
     given = await fork.fork(2, hooks=True, partial=True)
     assert [type(each).__name__ for each in given] == ["SetupError"] * 2
     assert (await fork.exec(["echo", "on"])).stdout == "on\n"
+
+
+async def test_those_that_could_be_had_are_given_beside_the_errors_of_the_others(fork, monkeypatch) -> None:
+    restore, count = forking.restore_base, itertools.count()
+
+    async def restore_some(*args: object, **options: object) -> object:
+        if next(count) == 1:
+            raise HostError("no more")
+        return await restore(*args, **options)
+
+    monkeypatch.setattr(forking, "restore_base", restore_some)
+    given = await fork.fork(3, partial=True)
+    assert [str(each) for each in given if isinstance(each, VMForkError)] == ["no more"]
+    async with all_closed([each for each in given if isinstance(each, VM)]) as forks:
+        for vm in (fork, *forks):
+            assert (await vm.exec(["echo", "on"])).stdout == "on\n"
+        assert len(forks) == 2
 
 
 STEPS = ("qmp_capabilities", "add-fd", "stop", "xen-save-devices-state", "cont")
@@ -585,6 +780,71 @@ while True:
             child.send_signal(signal.SIGKILL)
             child.wait()
 """
+
+
+def strike_at(folder: Path, step: str, victims: str) -> Path:
+    """A copier in whose midst the processes that `victims` names, in Python, are killed."""
+    script = folder / "copier"
+    script.write_text(
+        KILLED_AT.format(real=copier.find_copier(), step=step).replace(
+            "child.send_signal(signal.SIGKILL)\n            child.wait()",
+            f"[os.kill(pid, signal.SIGKILL) for pid in {victims}]",
+        )
+    )
+    script.chmod(0o755)
+    return script
+
+
+few_steps = [pytest.param(step, marks=[] if step == "stop" else pytest.mark.slow) for step in STEPS]
+
+
+@pytest.mark.parametrize("step", few_steps)
+@pytest.mark.parametrize("victim", ["qemu", "keeper"])
+async def test_a_machine_that_is_killed_while_it_is_copied_has_ended_by_name(
+    fork, tmp_path, monkeypatch, step, victim
+) -> None:
+    """And nothing of it, of the copier or of a fork is left, which each test is looked at for."""
+    its_parent = int(Path(f"/proc/{fork.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    pid = {"qemu": fork.pid, "keeper": its_parent}[victim]
+    script = strike_at(tmp_path, step, f"[{pid}]")
+    monkeypatch.setattr(copier, "find_copier", lambda: script)
+    with pytest.raises(MachineEnded):
+        await fork.fork(1)
+    with pytest.raises(MachineEnded):
+        await fork.exec(["true"])
+
+
+FORKS = """
+import asyncio, sys
+from pathlib import Path
+from vmfork.aio import VM
+from vmfork.host import copier
+
+copier.find_copier = lambda: Path(sys.argv[2])
+
+async def work():
+    async with VM.connect(sys.argv[1]) as vm:
+        await vm.fork(2, lasting=True, ttl_s=600)
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.parametrize("step", few_steps)
+async def test_a_process_that_is_killed_while_it_forks_leaves_a_machine_that_runs(template, tmp_path, step) -> None:
+    async with await template.start() as vm:
+        try:
+            await start_counting(vm)
+            script = strike_at(tmp_path, step, "[os.getppid()]")
+            assert run(sys.executable, "-c", FORKS, vm.id, str(script)).status == -signal.SIGKILL
+            numbers = await wait_counted(vm, (await count(vm))[-1])
+            assert numbers == list(range(1, len(numbers) + 1))
+            # Whoever comes next finds it, and it alone.
+            (child,) = vmfork("fork", vm.id).check().out.split()
+            assert {each["id"] for each in json.loads(vmfork("ps", "--json").check().out)} == {vm.id, child}
+            vmfork("stop", "--grace", "0", child).check()
+        finally:
+            await vm.stop(grace_s=0)
 
 
 async def test_a_fork_that_is_cancelled_leaves_a_machine_that_runs(fork) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from benchmarks.suite.context import Context
+    from vmfork.api.checkpoint import Checkpoint
     from vmfork.api.template import Template
     from vmfork.host.copier import Copied
     from vmfork.machine.running import Running
@@ -70,6 +71,10 @@ _BOUNDS = (
 _FORK_BOUNDS = (
     "Before the fork is started its parent's own pages are copied: a few hundredths of a second for 32 MiB. Each piece "
     "of them is a mapping of its own."
+)
+_BACK_BOUNDS = (
+    "It is a fork of a copy that is there already, and the end of what the machine is by then. That comes first, since "
+    "there are never two of it."
 )
 _MEMORY_BOUNDS = (
     "It grows with what the parent had written: the file with its pages is there once, beside what each fork writes. "
@@ -203,11 +208,22 @@ async def _measure_upper(fork: VM) -> int:
         return os.fstat(mapped.held[-1]).st_blocks * 512
 
 
+async def _time_return(vm: VM, point: Checkpoint) -> dict[str, float]:
+    """Seconds until it has gone back, and run a program."""
+    begun = time.perf_counter()
+    await vm.rollback(point)
+    await vm.exec(["true"], check=True)
+    return {"back": time.perf_counter() - begun}
+
+
 async def _forks(context: Context, samples: Samples) -> None:
     template = await context.template(memory_mib=_MEMORY_MIB)
     context.check_memory(2 * _FORKS * _FORK_MIB)
     async with AsyncExitStack() as stack:
         parent = await _Parent.make(context, template, stack, writes=False)
+
+        back = await stack.enter_async_context((await parent.vm.fork(1))[0])
+        point = await back.checkpoint()
 
         async def measure(name: str, forking: Awaitable[Sequence[VM]]) -> dict[str, float]:
             took_s, memory = await _time_forks(forking)
@@ -218,6 +234,7 @@ async def _forks(context: Context, samples: Samples) -> None:
             {
                 "one-live": lambda: measure("one-live", parent.vm.fork(1)),
                 "one-template": lambda: measure("one-template", template.fork_many(1)),
+                "back": lambda: _time_return(back, point),
                 "all-live": lambda: measure("all-live", parent.vm.fork(_FORKS)),
                 "all-template": lambda: measure("all-template", template.fork_many(_FORKS)),
             },
@@ -281,6 +298,14 @@ MEASURE = Measure(
             "one-template",
             1.4,
             _FORK_BOUNDS,
+        ),
+        _ratio(
+            "back",
+            "a machine that goes back to a checkpoint, to first exec, over a fork of a template",
+            "back",
+            "one-template",
+            1.2,
+            _BACK_BOUNDS,
         ),
         _ratio(
             "all",

@@ -44,6 +44,7 @@ TARGETS = {
     "live.pause-writing": (6, None),
     "live.size": (1.2, None),
     "live.one": (1.4, None),
+    "live.back": (1.2, None),
     "live.all": (1.25, None),
     "live.memory": (1.25, None),
     "recipe.change": (1.5, None),
