@@ -162,8 +162,8 @@ except g.ForkError as error:
 async def test_a_fork_that_its_host_made_has_an_allowance_of_its_own(template) -> None:
     """Nothing of it is taken from its parent's, and that its parent has none changes nothing."""
     async with template.fork() as vm:
-        for wrong in (-1, 1001):
-            with pytest.raises(ConfigError, match="0 to 1000 machines"):
+        for wrong, told in ((-1, "not a whole number"), (1001, "0 to 1000 machines")):
+            with pytest.raises(ConfigError, match=told):
                 await vm.fork(allow_guest_fork=wrong)
         (child,) = await vm.fork(allow_guest_fork=1)
         async with child:

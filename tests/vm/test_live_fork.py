@@ -116,7 +116,7 @@ PROCESS_MADVISE, MADV_PAGEOUT = 440, 21  # Linux 5.10; the same number on each p
 async def page_out(vm) -> int:
     """Its host was asked to swap its memory out. How many KiB of it are by then; 0 where the host cannot."""
     address = await vm._running.machine.locate_memory(0)
-    memory = struct.pack("QQ", address, vm.memory_mib << 20)
+    memory = struct.pack("QQ", address, vm.hardware.memory_mib << 20)
     process = os.pidfd_open(vm.pid)
     try:
         ctypes.CDLL(None).syscall(PROCESS_MADVISE, process, memory, ctypes.c_size_t(1), MADV_PAGEOUT, 0)
@@ -745,12 +745,11 @@ STEPS = ("qmp_capabilities", "add-fd", "stop", "xen-save-devices-state", "cont")
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_copier_that_is_killed_leaves_a_machine_that_runs(fork, tmp_path, monkeypatch, step) -> None:
     """Killed by the one who reads what it says to QEMU: strace would need rights that not every host gives."""
-    script = tmp_path / "copier"
-    script.write_text(KILLED_AT.format(real=copier.find_copier(), step=step))
-    script.chmod(0o755)
+    script = strike_at(tmp_path, step, "[child.pid]")
     monkeypatch.setattr(copier, "find_copier", lambda: script)
-    with pytest.raises(HostError, match="could not be copied"):
+    with pytest.raises(HostError, match="could not be copied: the program that copies it has ended"):
         await fork.fork(1)
+    assert was_struck(script)
     assert await fork._running.machine.is_running()
     assert (await fork.exec(["echo", "on"])).stdout == "on\n"
     monkeypatch.undo()
@@ -758,13 +757,13 @@ async def test_a_copier_that_is_killed_leaves_a_machine_that_runs(fork, tmp_path
         assert (await forks[0].exec(["echo", "too"])).stdout == "too\n"
 
 
-# It stands between the copier and QEMU, and kills the copier once QEMU has been told the command.
-KILLED_AT = """#!/usr/bin/env python3
+# It stands between the copier and QEMU, and kills whom it is to, in Python, once QEMU has been told the command.
+STRUCK_AT = """#!/usr/bin/env python3
 import os, select, signal, socket, subprocess, sys
-argv = sys.argv[1:]
+argv0, *argv = sys.argv
 qemu = socket.socket(fileno=int(argv[0]))
 ours, theirs = socket.socketpair()
-passed = [int(each) for each in (*argv[1:6], *argv[8:]) if int(each) >= 0]
+passed = [int(each) for each in (*argv[1:7], *(layer.partition(":")[0] for layer in argv[9:])) if int(each) >= 0]
 child = subprocess.Popen(["{real}", str(theirs.fileno()), *argv[1:]], pass_fds=[theirs.fileno(), *passed])
 theirs.close()
 qemu.setblocking(True)
@@ -777,22 +776,22 @@ while True:
         socket.send_fds(qemu if ready is ours else ours, [data], fds)
         if ready is ours and b'"{step}"' in data and not done:
             done = True
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+            open(argv0 + "-struck", "w").close()
+            for pid in {victims}:
+                os.kill(pid, signal.SIGKILL)
 """
 
 
 def strike_at(folder: Path, step: str, victims: str) -> Path:
     """A copier in whose midst the processes that `victims` names, in Python, are killed."""
     script = folder / "copier"
-    script.write_text(
-        KILLED_AT.format(real=copier.find_copier(), step=step).replace(
-            "child.send_signal(signal.SIGKILL)\n            child.wait()",
-            f"[os.kill(pid, signal.SIGKILL) for pid in {victims}]",
-        )
-    )
+    script.write_text(STRUCK_AT.format(real=copier.find_copier(), step=step, victims=victims))
     script.chmod(0o755)
     return script
+
+
+def was_struck(script: Path) -> bool:
+    return script.with_name("copier-struck").exists()
 
 
 few_steps = [pytest.param(step, marks=[] if step == "stop" else pytest.mark.slow) for step in STEPS]
@@ -816,6 +815,7 @@ async def test_a_machine_that_is_killed_while_it_is_copied_has_ended_by_name(
             assert (await forks[0].exec(["echo", "on"])).stdout == "on\n"
     except MachineEnded:
         pass
+    assert was_struck(script)
     with pytest.raises(MachineEnded):
         await fork.exec(["true"])
 
@@ -843,6 +843,7 @@ async def test_a_process_that_is_killed_while_it_forks_leaves_a_machine_that_run
             await start_counting(vm)
             script = strike_at(tmp_path, step, "[os.getppid()]")
             assert run(sys.executable, "-c", FORKS, vm.id, str(script)).status == -signal.SIGKILL
+            assert was_struck(script)
             numbers = await wait_counted(vm, (await count(vm))[-1])
             assert numbers == list(range(1, len(numbers) + 1))
             # Whoever comes next finds it, and it alone.
