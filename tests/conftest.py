@@ -17,7 +17,7 @@ from vmfork.aio import Template
 from vmfork.config import Places, VMConfig, find_places
 from vmfork.machine.folder import sweep_vms
 
-RULES = ("again", "capabilities", "evidence", "examples", "leaks", "limits", "telling")
+RULES = ("again", "capabilities", "evidence", "examples", "leaks", "limits", "order", "telling", "times")
 pytest_plugins = [f"tests.rules.{name}" for name in RULES]
 
 TEMPLATE = "test"

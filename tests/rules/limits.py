@@ -38,7 +38,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    with limited(_limit_of(item), item.nodeid):
+    with limited(limit_of(item), item.nodeid):
         return (yield)
 
 
@@ -48,7 +48,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
         return (yield)
 
 
-def _limit_of(item: pytest.Item) -> float:
+def limit_of(item: pytest.Item) -> float:
     if (mark := item.get_closest_marker("limit_s")) is not None:
         return float(mark.args[0])
     return LIMIT_S if item.path.is_relative_to(_UNIT) else LIMIT_WITH_MACHINES_S

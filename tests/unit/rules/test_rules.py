@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -93,8 +94,14 @@ def outcomes(told: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory) -> str:
-    return run_pytest(tmp_path_factory.mktemp("broken"), BREAKING)
+def spent(tmp_path_factory) -> Path:
+    """Where the run of `broken` writes what its files took."""
+    return tmp_path_factory.mktemp("spent") / "files.json"
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, spent) -> str:
+    return run_pytest(tmp_path_factory.mktemp("broken"), BREAKING, "--files", "1", "--files-to", str(spent))
 
 
 def test_who_leaves_something_fails_and_nobody_else(broken) -> None:
@@ -110,6 +117,16 @@ def test_who_takes_too_long_fails_and_shows_where_it_was(broken) -> None:
     assert broken.count("took longer than 0.2 s") >= 2
     assert "await asyncio.sleep(1000)" in broken
     assert "while True" in broken
+
+
+def test_what_each_file_took_is_told_and_written(broken, spent) -> None:
+    ((name, took),) = json.loads(spent.read_text())["files"].items()
+    assert (name, took["tests"]) == ("test_inner.py", 8)  # all but the one that its mark skips
+    # Two wait for 0.2 s, and one of them uses the processor meanwhile.
+    assert took["clock_s"] >= 0.4
+    assert took["cpu_s"] > 0
+    assert re.search(rf"^ *\d+\.\d s +\d+\.\d s +8  {name}: \d+\.\d s test_\w+", broken, re.MULTILINE)
+    assert re.search(r"1 files; ended: all after \d+ s", broken)
 
 
 def test_what_is_missing_is_a_named_skip(broken) -> None:
