@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 
 .PHONY: demo test test-packages test-cluster test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-check bench-docs clean
 
-$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch] copier/*.[ch])
+$(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch] copier/*.[ch] fence/*.[ch])
 	tools/setup $(VENV)
 	touch $(STAMP)
 

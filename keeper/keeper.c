@@ -33,7 +33,8 @@ static int usage(void)
 {
     fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
           "              [--outward] [--group FOLDER]... [--user ID] [--lease FD] [--memory FD]\n"
-          "              [--hold FD]... -- PROGRAM [ARGUMENT]...\n"
+          "              [--hold FD]... [--beside FD --monitor PATH]\n"
+          "              [--beside-lease FD] -- PROGRAM [ARGUMENT]...\n"
           "       keeper tsc-rate\n"
           "       keeper nothing\n",
           stderr);
@@ -66,8 +67,17 @@ static int compare(const void *one, const void *other)
 static void close_others(struct kept kept)
 {
     const struct memory *memory = &kept.memory;
-    int kept_open[] = {2,          kept.process, kept.owner,      kept.listener,  kept.lock,
-                       kept.lease, memory->line, memory->held[0], memory->held[1]};
+    int kept_open[] = {2,
+                       kept.process,
+                       kept.owner,
+                       kept.listener,
+                       kept.lock,
+                       kept.lease,
+                       memory->line,
+                       memory->held[0],
+                       memory->held[1],
+                       kept.beside.process,
+                       kept.beside.lease};
     int count = sizeof kept_open / sizeof *kept_open;
     qsort(kept_open, (size_t)count, sizeof(int), compare);
     for (int index = 0; index < count; index++) {
@@ -88,7 +98,8 @@ static void rename_self(char **argv, int argc, pid_t program)
 
 static void keep_from_program(struct kept kept)
 {
-    int own[] = {kept.owner, kept.listener, kept.lock, kept.lease, kept.memory.line};
+    int own[] = {kept.owner,       kept.listener,       kept.lock,        kept.lease,
+                 kept.memory.line, kept.beside.process, kept.beside.lease};
     for (int index = 0; index < (int)(sizeof own / sizeof *own); index++)
         if (own[index] >= 0)
             fcntl(own[index], F_SETFD, FD_CLOEXEC);
@@ -103,13 +114,18 @@ struct start {
 };
 
 /* Where the arguments are, other text is about to be. */
+static const char *copy_path(const char *path)
+{
+    static char copies[GROUP_LIMIT + 1][PATH_MAX];
+    static int count;
+    return count > GROUP_LIMIT || strlen(path) >= PATH_MAX ? NULL : strcpy(copies[count++], path);
+}
+
 static bool add_group(struct groups *groups, const char *folder)
 {
-    static char copies[GROUP_LIMIT][PATH_MAX];
-    if (groups->count == GROUP_LIMIT || strlen(folder) >= PATH_MAX)
+    if (groups->count == GROUP_LIMIT || (folder = copy_path(folder)) == NULL)
         return false;
-    groups->folders[groups->count] = strcpy(copies[groups->count], folder);
-    groups->count++;
+    groups->folders[groups->count++] = folder;
     return true;
 }
 
@@ -118,10 +134,14 @@ static bool add_held(struct memory *memory, const char *value)
     return memory->held_count < HELD_LIMIT && read_descriptor(value, &memory->held[memory->held_count++]);
 }
 
-/* Those about the program's memory put it into nothing. */
+/* Those about the program's memory, and about what stands beside it, put it into nothing. */
 static bool is_of_jail(const char *option)
 {
-    return strcmp(option, "--memory") != 0 && strcmp(option, "--hold") != 0;
+    static const char *const others[] = {"--memory", "--hold", "--beside", "--beside-lease", "--monitor"};
+    for (int index = 0; index < (int)(sizeof others / sizeof *others); index++)
+        if (strcmp(option, others[index]) == 0)
+            return false;
+    return true;
 }
 
 /* Reads one option with its value; false for what is none. */
@@ -142,6 +162,12 @@ static bool read_option(const char *name, const char *value, struct start *start
         return read_descriptor(value, &kept->memory.line);
     else if (strcmp(name, "--hold") == 0)
         return add_held(&kept->memory, value);
+    else if (strcmp(name, "--beside") == 0)
+        return read_descriptor(value, &kept->beside.process);
+    else if (strcmp(name, "--monitor") == 0)
+        return (kept->beside.monitor = copy_path(value)) != NULL;
+    else if (strcmp(name, "--beside-lease") == 0)
+        return read_descriptor(value, &kept->beside.lease);
     else
         return false;
     return true;
@@ -152,6 +178,7 @@ static bool read_options(char **argv, struct start *start, struct kept *kept)
 {
     kept->lease = start->jail.user = -1;
     kept->groups.count = 0;
+    kept->beside = (struct beside){.process = -1, .lease = -1, .monitor = NULL};
     kept->memory = (struct memory){.line = -1, .opened = {-1, -1, -1}, .held = {-1, -1}};
     for (; *argv != NULL && strcmp(*argv, "--") != 0; argv++) {
         start->jailed |= is_of_jail(*argv);

@@ -19,7 +19,7 @@
 
 enum { CALLER_LIMIT = 8, LOG_LIMIT = 128 * 1024 };
 enum { CONFIRM_LIMIT_MS = 5000, CALL_LIMIT_MS = 5000 };
-enum { PROCESS, OWNER, OWNER_PROCESS, LISTENER, CONSOLE, OPENED, CALLERS };
+enum { PROCESS, OWNER, OWNER_PROCESS, LISTENER, CONSOLE, OPENED, BESIDE, MONITOR, CALLERS };
 
 static enum { OWNED, PARKED, OFFERED } state = OWNED;
 static struct kept kept;
@@ -41,6 +41,7 @@ static void release(int *descriptor)
 
 static _Noreturn void leave(void)
 {
+    beside_end(&kept.beside);
     groups_remove(&kept.groups);
     _exit(0);
 }
@@ -196,7 +197,7 @@ static int wait_ms(void)
     for (int index = 0; index < CALLER_LIMIT; index++)
         if (callers[index].socket >= 0 && callers[index].deadline < next)
             next = callers[index].deadline;
-    return wait_until(next);
+    return wait_until(next < kept.beside.deadline ? next : kept.beside.deadline);
 }
 
 static void check_deadlines(void)
@@ -207,6 +208,7 @@ static void check_deadlines(void)
     for (int index = 0; index < CALLER_LIMIT; index++)
         if (callers[index].socket >= 0 && now >= callers[index].deadline)
             release(&callers[index].socket);
+    beside_check_deadline(&kept.beside);
 }
 
 static void step(void)
@@ -218,6 +220,8 @@ static void step(void)
         [LISTENER] = {find_free_caller() < 0 ? -1 : kept.listener, POLLIN, 0},
         [CONSOLE] = {state == PARKED ? parked[1] : -1, POLLIN, 0},
         [OPENED] = {kept.memory.line, POLLIN, 0},
+        [BESIDE] = {kept.beside.process, POLLIN, 0},
+        [MONITOR] = {kept.beside.line, POLLIN, 0},
     };
     for (int index = 0; index < CALLER_LIMIT; index++)
         polled[CALLERS + index] = (struct pollfd){callers[index].socket, POLLIN, 0};
@@ -232,6 +236,10 @@ static void step(void)
         end("its owner has ended");
     if (polled[OPENED].revents)
         memory_receive(&kept.memory);
+    if (polled[BESIDE].revents)
+        beside_tell(&kept.beside);
+    if (polled[MONITOR].revents)
+        beside_read(&kept.beside);
     if (polled[CONSOLE].revents)
         drain_console();
     for (int index = 0; index < CALLER_LIMIT; index++)
@@ -245,7 +253,9 @@ static void step(void)
 _Noreturn void watch(struct kept given)
 {
     kept = given;
-    if (!groups_join(&kept.groups, kept.program)) {
+    kept.beside.line = -1;
+    kept.beside.deadline = NEVER;
+    if (!groups_join(&kept.groups, kept.program) || !beside_join(&kept.beside, &kept.groups)) {
         fprintf(stderr, "vmfork-keeper: cannot contain the program: a control group of its own: %s\n", strerror(errno));
         end("it cannot be limited");
     }

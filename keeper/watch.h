@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include "beside.h"
 #include "groups.h"
 #include "memory.h"
 
@@ -22,6 +23,8 @@ struct kept {
     int lease;
     /* What a copy of its memory is made by, which it opens itself as it starts. */
     struct memory memory;
+    /* What serves it, and has no use without it. */
+    struct beside beside;
     /* The process is put into these, and they are removed when it is gone. */
     struct groups groups;
 };

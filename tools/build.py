@@ -109,6 +109,7 @@ def programs_for(arch: str) -> tuple[Program, ...]:
         Program(ROOT / "guest", PACKAGE / "image" / "data" / f"agent-{GUEST_ARCH}"),
         Program(ROOT / "keeper", of_host / f"keeper-{arch}", arch),
         Program(ROOT / "preload", of_host / f"preload-{arch}.so", arch, is_library=True, borrowed=_OF_PRELOAD),
+        Program(ROOT / "fence", of_host / f"fence-{arch}.so", arch, is_library=True),
         Program(ROOT / "broker", of_host / f"broker-{arch}", arch, borrowed=_OF_BROKER),
         Program(ROOT / "copier", of_host / f"copier-{arch}", arch, borrowed=_OF_COPIER),
     )

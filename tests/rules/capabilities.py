@@ -71,6 +71,20 @@ def _has_own_name() -> bool:
     return True
 
 
+def find_own_address() -> str | None:
+    """The address that this host sends from, to whoever is elsewhere. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            asker.connect(("192.0.2.1", 9))  # of no host: RFC 5737
+        except OSError:
+            return None
+        return asker.getsockname()[0]
+
+
+def _has_own_address() -> bool:
+    return find_own_address() is not None
+
+
 @functools.cache
 def _may_mount() -> bool:
     """Root of a container may be without the right; another user may not on a root in which others have mounted."""
@@ -117,6 +131,8 @@ CAPABILITIES = {
     "mmdebstrap": Capability("mmdebstrap is not installed", _has_program("mmdebstrap")),
     "namespaces": Capability("only root may put a layer over this host's root", _may_mount),
     "another-root": Capability("only root, or who may make user namespaces, may have another root folder", _always),
+    "passt": Capability("passt is not installed: make test installs it", _has_program("passt")),
+    "own-address": Capability("this host has no address but its loopback's, or no default route", _has_own_address),
     "landlock": Capability("this kernel has no Landlock, or does not use it", _has_landlock),
     "noted-writes": Capability("this kernel does not note writes: Linux before 6.7", _always),
     "marked-writes": Capability(

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.test_architecture import read_layers
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("guest", "keeper", "preload", "broker", "copier")
+PROGRAMS = ("guest", "keeper", "preload", "fence", "broker", "copier")
 SOURCES = sorted(path for program in PROGRAMS for path in (ROOT / program).glob("*.[ch]"))
 TARGETS = sorted((ROOT / "tests" / "fuzz").glob("*.c"))
 HEADERS = [path for path in SOURCES if path.suffix == ".h"]

@@ -230,7 +230,7 @@ async def test_what_a_card_cannot_be_is_refused(template, template_name) -> None
     bare = await Template.open(template_name)
     for source, wanted, said in (
         (bare, {"card": "open"}, "has no network card"),
-        (template, {"card": "wide"}, "'wide' is not 'none' or 'restricted' or 'open'"),
+        (template, {"card": "wide"}, "'wide' is not 'none' or 'restricted' or 'open' or 'passt'"),
         (template, {"card": "open", "network": "all"}, "past a policy"),
     ):
         with pytest.raises(ConfigError, match=said) as raised:

@@ -5,6 +5,7 @@
 | none | is down and has no address | nothing |
 | restricted | is up | QEMU's user network, which answers for a gateway and lets nothing through |
 | open | is up | QEMU's user network: what a process of the host reaches, and as 10.0.2.2 the host's own loopback |
+| passt | is up | passt, a process of its own: what a process of the host reaches, without the host's loopback |
 """
 
 from __future__ import annotations
@@ -41,21 +42,24 @@ class Card:
 
     There are 239 addresses. Each machine has a network to itself, so that nothing breaks where two have the same.
     `holds_user_network`: QEMU's user network is in the machine's device state, and in that of every copy of it.
+    `had_no_carrier`: in the state that it was made from its card may have been without one.
     """
 
     choice: CardChoice
     mac: str
     address: str = ""
     holds_user_network: bool = False
+    had_no_carrier: bool = False
 
     @classmethod
-    def draw(cls, choice: CardChoice, *, holds_user_network: bool = False) -> Self:
+    def draw(cls, choice: CardChoice, *, holds_user_network: bool = False, had_no_carrier: bool = False) -> Self:
         """A card that leads there, with addresses of its own. Of a copy it is said what its device state holds."""
         return cls(
             choice=choice,
             mac=_draw_mac(),
             address="" if choice == "none" else secrets.choice(_ADDRESSES),
-            holds_user_network=holds_user_network or choice != "none",
+            holds_user_network=holds_user_network or choice in ("restricted", "open"),
+            had_no_carrier=had_no_carrier,
         )
 
     def apart_from(self, macs: Collection[str], addresses: Collection[str]) -> Card:
@@ -82,7 +86,7 @@ async def set_up_card(agent: AgentClient, card: Card, *, timeout_s: float) -> No
     mac = card.mac.replace(":", "")
     try:
         found = await agent.set_card(mac, *where, timeout_s=timeout_s)
-        if card.choice == "open":
+        if card.choice in ("open", "passt"):
             await agent.write_file("/etc/resolv.conf", f"nameserver {NAME_SERVER}\n".encode(), timeout_s=timeout_s)
     except DeadlineExceeded as error:
         raise AdoptError("card", f"the guest did not answer within {timeout_s:g} s") from error

@@ -236,14 +236,15 @@ class Template:
         reach: nothing (`none`), what an `Allow` names, or `all` of the internet, from before its hooks on
         (`set_network` changes it). Our process holds that, and it ends with it. `card` is what its network card leads
         to, where the template has one (`VMConfig(nic=True)`): nothing (`none`), a network where nothing is let through
-        (`restricted`), or what a process of this host reaches, which is at 10.0.2.2 (`open`). With `allow_guest_fork`
-        its programs may fork it (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
+        (`restricted`), what a process of this host reaches, which is at 10.0.2.2 (`open`), or all but this host's
+        loopback, by a process of its own (`passt`). With `allow_guest_fork` its programs may fork it
+        (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
         within `timeout_s`, or a hook failed. Raises `ConfigError` when the template has no room for the size, or is
-        larger, or has no card, and `FitError` and `HostError` when the fork could not be grown. After any of them
-        nothing is left.
+        larger, or has no card, and `FitError` and `HostError` when the fork could not be grown, or passt does not come
+        up. After any of them nothing is left.
         """
         request = ForkRequest(
             env=env or {},

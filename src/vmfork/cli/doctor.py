@@ -20,6 +20,7 @@ from vmfork.host import facts, kvm
 from vmfork.host.broker import find_broker
 from vmfork.host.jail import find_preload
 from vmfork.host.keeper import find_keeper
+from vmfork.host.passt import find_fence, find_passt
 from vmfork.hypervisor.qemu import ask_abilities
 from vmfork.image import ImageStore
 from vmfork.image.debootstrap import find_mmdebstrap
@@ -125,11 +126,21 @@ async def _check_card(binary: QemuBinary | None, places: Places) -> list[Check]:
     except VMForkError as error:
         return [Check("card", "note", error.message, error.hint)]
     if abilities.has_user_network:
-        return [
-            Check("card", "ok", "a template with a network card (--nic) can be forked with --card restricted, or open")
-        ]
+        found = "a template with a network card (--nic) can be forked with --card restricted, or open"
+        return [Check("card", "ok", found), await _check_passt()]
     todo = "where programs are to reach something, --allow and --network need no card"
     return [Check("card", "note", f"{binary.path} was built without a user network: no template has a card", todo)]
+
+
+async def _check_passt() -> Check:
+    """Whether a card can lead out past the host's loopback."""
+    try:
+        passt = await find_passt()
+        find_fence()
+    except VMForkError as error:
+        return Check("passt", "note", f"{error.message}: no card leads out by it", error.hint)
+    version = f"version {passt.version}" if passt.version else "which does not tell its version"
+    return Check("passt", "ok", f"{passt.path}, {version}: --card passt leads out, without this host's loopback")
 
 
 async def _check_slim(config: VMConfig, full: QemuBinary | None, places: Places, *, used: bool) -> list[Check]:

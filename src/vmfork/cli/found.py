@@ -79,9 +79,12 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
     return told | {"ended_at": ended_at, "reason": end.reason}
 
 
-def _tell_card(record: VMRecord) -> dict[str, str] | None:
-    card = record.facts.card
-    return None if card is None else {"choice": card.choice, "mac": card.mac, "address": card.address}
+def _tell_card(record: VMRecord) -> dict[str, str | bool] | None:
+    card, outlet = record.facts.card, record.facts.outlet
+    if card is None:
+        return None
+    lost = {} if outlet is None else {"lost": not outlet.is_alive()}
+    return {"choice": card.choice, "mac": card.mac, "address": card.address, **lost}
 
 
 def tell_paused(vm_id: str) -> None:

@@ -76,8 +76,9 @@ isolation_option = click.option(
 card_option = click.option(
     "--card",
     default="none",
-    metavar="none|restricted|open",
-    help="What its network card leads to: nothing, nothing but itself, or what this host reaches.",
+    metavar="none|restricted|open|passt",
+    help="What its network card leads to: nothing, nothing but itself, or what this host reaches; by passt, all of that"
+    " but this host's loopback.",
 )
 guest_fork_option = click.option(
     "--allow-guest-fork",

@@ -28,7 +28,7 @@ Missing = Literal["boot", "refuse"]
 # What becomes, in a fork of a running machine, of the programs that its parent's clients have running.
 LeftPrograms = Literal["keep", "end"]
 # What a machine's network card leads to (adopt/card.py).
-CardChoice = Literal["none", "restricted", "open"]
+CardChoice = Literal["none", "restricted", "open", "passt"]
 
 NAME_LIMIT = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

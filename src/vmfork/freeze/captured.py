@@ -11,6 +11,7 @@ from vmfork.adopt.thaw import WATCHERS
 from vmfork.adopt.todo import Thaw
 from vmfork.freeze.live import check_copyable, find_unset, take_moment
 from vmfork.machine.launch import Frozen
+from vmfork.machine.outlet import has_no_carrier
 from vmfork.wire.frame import FIRST_WITH_NOTIFY
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The facts about the machine at that moment, what was copied of it, and what is left to do in whatever goes on."""
+    """The facts about the machine at that moment, what was copied of it, and what is left to do in whatever goes on.
+
+    With `had_no_carrier` its card may have been without one.
+    """
 
     facts: MachineFacts
     make: Make
     moment: Moment
     thaw: Thaw
+    had_no_carrier: bool = False
 
     @contextmanager
     def open(self, *, limits: Limits, descent: Descent) -> Iterator[Frozen]:
@@ -52,6 +57,7 @@ class Captured:
                 make=self.make,
                 descent=descent,
                 holds_user_network=facts.card is not None and facts.card.holds_user_network,
+                had_no_carrier=self.had_no_carrier,
             )
 
 
@@ -66,7 +72,9 @@ async def capture(
     make = check_copyable(running)
     kept = tuple(keeps) if make.keeps_programs else ()
     thaw = await _prepare(running, make, hooks=hooks, keeps=kept, hook_timeout_s=hook_timeout_s)
-    return Captured(running.facts, make, await take_moment(running, opened), thaw)
+    moment = await take_moment(running, opened)
+    # Looked at behind the moment: a passt that is there still was there in it.
+    return Captured(running.facts, make, moment, thaw, had_no_carrier=has_no_carrier(running.facts))
 
 
 async def _prepare(

@@ -11,9 +11,10 @@ from vmfork.config import Limits
 from vmfork.errors import ConfigError
 from vmfork.freeze.captured import capture
 from vmfork.freeze.live import check_asking, check_copyable
+from vmfork.host.passt import locate_passt
 from vmfork.journal import about
 from vmfork.machine.again import made_again
-from vmfork.machine.card import check_has_card
+from vmfork.machine.card import check_copy, check_has_card
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
@@ -104,6 +105,9 @@ def _check(running: Running, wanted: LiveFork) -> Limits:
             raise ConfigError("name", standing.name, f"{wanted.count} machines cannot have one name")
         check_vm_name(standing.name, running.folder.path.parent)
     check_has_card(request.card, running.hardware, whose=f"VM {running.id}")
+    check_copy(request.card, running.facts.card, whose=f"VM {running.id}")
+    if request.card == "passt":
+        locate_passt()
     if request.grows:
         plan_growth(running.hardware, cpus=request.cpus, memory_mib=request.memory_mib, whose=f"VM {running.id}")
     ticket = find_ticket(running.folder.path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmfork.config import Limits
 from vmfork.errors import Closed, GuestError, MachineEnded, RolledBack, VMNotFound
+from vmfork.host.passt import locate_passt
 from vmfork.journal import about
 from vmfork.machine.again import made_again
 from vmfork.machine.broker import end_now, join
@@ -219,6 +220,8 @@ async def _plan(way: _Way, point: Point, request: ForkRequest, how: Return) -> _
     point.check(way.facts.identity.vm_id)
     if way.facts.card is not None:
         check_card(way.facts.card.choice, request.network)
+        if way.facts.card.choice == "passt":  # before the machine has ended
+            locate_passt()
     left_s = way.life.left_s()
     ticket = find_ticket(way.path)
     binary = await find_maker(point.make, places=how.instance.places)

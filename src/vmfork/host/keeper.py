@@ -61,6 +61,18 @@ class Answer(IntEnum):
     BAD = 5
 
 
+class Beside(NamedTuple):
+    """A child that serves the process, and that the keeper ends with it: its pid, a pidfd, and its user's claim.
+
+    When it ends first, the keeper asks for a card without a carrier at `monitor`, the path of the process's QMP socket.
+    """
+
+    pid: int
+    process: int
+    lease: int | None
+    monitor: Path
+
+
 class Parked(NamedTuple):
     """Open descriptors that an owner leaves with the keeper, for the next owner.
 
@@ -94,7 +106,9 @@ def find_keeper() -> Path:
 
 
 class _Pair:
-    """A child and its keeper. Both are children of this process, which reaps them whoever owns them by then."""
+    """A child, its keeper, and what stands beside it. All are children of this process, which reaps them whoever owns
+    them by then.
+    """
 
     # Processes that were passed on, and their keepers. The loop that would reap them may be gone, so they are looked at
     # whenever another is started or one of them is dropped.
@@ -104,16 +118,17 @@ class _Pair:
     # socket before the machine or after it, as it comes.
     uncollected: ClassVar[set[_Pair]] = set()
 
-    def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], keeper: socket.socket, beside_pid: int | None = None) -> None:
         self._child = child
         self._keeper = keeper
+        self._beside_pid = beside_pid
         self.keeper_pid: int | None = None
         self.uncollected.add(self)
 
     def pass_on(self, keeper_pid: int) -> None:
         """Both are reaped by their pids from now on: the child may outlive us, and the socket is about to close."""
         self.keeper_pid = keeper_pid
-        self.passed_on.update((self._child.pid, keeper_pid))
+        self.passed_on.update(self._pids())
         self.uncollected.discard(self)
         self._child.returncode = 0  # else it warns, once it is dropped, that its process still runs
 
@@ -123,11 +138,15 @@ class _Pair:
             status, keeper_pid = self._child.wait(), _read_hello(self._keeper)
         else:
             status, keeper_pid = _wait(self._child.pid), self.keeper_pid
-        if keeper_pid is not None:
-            _reap(keeper_pid)
-        self.passed_on.difference_update((self._child.pid, keeper_pid))
+        for pid in (keeper_pid, self._beside_pid):
+            if pid is not None:
+                _reap(pid)
+        self.passed_on.difference_update(self._pids())
         self.uncollected.discard(self)
         return status
+
+    def _pids(self) -> set[int]:
+        return {pid for pid in (self._child.pid, self.keeper_pid, self._beside_pid) if pid is not None}
 
     def end(self) -> None:
         """Both are gone."""
@@ -168,6 +187,7 @@ class KeptProcess(WatchedProcess):
         jail: Jail = NO_JAIL,
         memory_fd: int | None = None,
         held_fds: Sequence[int] = (),
+        beside: Beside | None = None,
     ) -> Self:
         """A running child and its keeper, which can be asked for the child at the path `listen_at`.
 
@@ -177,6 +197,7 @@ class KeptProcess(WatchedProcess):
         emulator has no need for (keeper/confine.c). It starts inside of `jail`, and ends with status 126 where this
         host refuses a part of that. By `memory_fd`, one end of a pair of sockets, the keeper gets what a copy of its
         memory is made by; the child has the other end. The keeper holds `held_fds` for that, too.
+        What is `beside` it is ours to reap from now on, unless this raises, and ends with it.
         """
         _reap_passed_on()
         with ExitStack() as always, ExitStack() as on_failure:
@@ -187,13 +208,13 @@ class KeptProcess(WatchedProcess):
             own = [theirs.fileno(), listener.fileno()]
             own += [*([] if lock_fd is None else [lock_fd]), *([] if jail.lease is None else [jail.lease.fileno()])]
             memory = [] if memory_fd is None else [memory_fd]
-            own += [*memory, *held_fds]
+            own += [*memory, *held_fds, *_list_open(beside)]
             numbers = [str(theirs.fileno()), str(listener.fileno()), "-1" if lock_fd is None else str(lock_fd)]
             options = [*(["--confined"] if confined else []), *jail.to_arguments()]
-            options += [*_pairs("--memory", memory), *_pairs("--hold", held_fds)]
+            options += [*_pairs("--memory", memory), *_pairs("--hold", held_fds), *_tell_beside(beside)]
             command = [str(find_keeper()), *numbers, *options, "--", *argv]
             child = spawn(command, log_fd=log_fd, pass_fds=(*own, *pass_fds), env=env or {})
-            pair = _Pair(child, ours)
+            pair = _Pair(child, ours, None if beside is None else beside.pid)
             on_failure.callback(pair.end)
             process = cls(identify(child), tuple(argv), ours, pair)
             on_failure.pop_all()
@@ -281,6 +302,18 @@ class KeptProcess(WatchedProcess):
                     pass
         finally:
             self._keeper.close()
+
+
+def _list_open(beside: Beside | None) -> list[int]:
+    return [] if beside is None else [fd for fd in (beside.process, beside.lease) if fd is not None]
+
+
+def _tell_beside(beside: Beside | None) -> list[str]:
+    if beside is None:
+        return []
+    lease = [] if beside.lease is None else [beside.lease]
+    monitor = ["--monitor", str(beside.monitor)]
+    return [*_pairs("--beside", [beside.process]), *monitor, *_pairs("--beside-lease", lease)]
 
 
 def _pairs(option: str, fds: Sequence[int]) -> list[str]:

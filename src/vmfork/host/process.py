@@ -33,6 +33,16 @@ def read_stat(pid: int) -> list[bytes]:
     return [] if fields[0] in (b"Z", b"X") else fields
 
 
+# PF_EXITING (linux/sched.h), set before a process's descriptors are closed.
+_EXITING = 0x4
+
+
+def is_ending(pid: int) -> bool:
+    """Whether there is no such process, or it ends just now: its descriptors are closed before it has ended."""
+    fields = read_stat(pid)
+    return not fields or bool(int(fields[6]) & _EXITING)
+
+
 def read_argv(pid: int) -> tuple[str, ...]:
     """The command line of the process; empty for none."""
     try:
@@ -176,7 +186,8 @@ class WatchedProcess:
 
     def forget(self) -> None:
         """It is not watched any more. Nothing was done to it."""
-        self._loop.remove_reader(self._pidfd)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._pidfd)
         self._stop_watching()
 
     def let_end(self) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmfork.config.isolation import UserRange
     from vmfork.config.values import CardChoice
     from vmfork.host.delegation import Parent
+    from vmfork.host.passt import Outlet
     from vmfork.host.process import ProcessIdentity
 
 
@@ -150,11 +151,13 @@ NOT_CONTAINED = Containment()
 class Link:
     """A network card's Ethernet address (`52:54:00:12:34:56`), which a restored guest has its own of, and its backend.
 
-    That is nothing (`none`), or the hypervisor's own user network, which lets the guest out only where it is `open`.
+    That is nothing (`none`), the hypervisor's own user network, which lets the guest out only where it is `open`, or a
+    process beside it (`passt`), of which `outlet` tells.
     """
 
     mac: str
     backend: CardChoice = "none"
+    outlet: Outlet | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +249,23 @@ class Controlled(Protocol):
         """Where the keeper of the machine listens."""
 
 
+class Wired(Protocol):
+    """A machine whose card may lead out by a process beside it (`Link.outlet`)."""
+
+    async def wait_outlet(self, *, timeout_s: float) -> None:
+        """That process, if there is one, has come up. Raises `HostError` when it has ended, with what it said."""
+
+    def on_outlet_lost(self, callback: Callable[[], None], /) -> None:
+        """`callback` is called when it has ended before the machine."""
+
+    async def set_carrier(self, *, up: bool) -> None:
+        """The guest sees a card with a carrier, or without one."""
+
+    @property
+    def outlet(self) -> ProcessIdentity | None:
+        """Which process that is."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPiece:
     """Memory that was plugged in, under the name that the hypervisor knows it by.
@@ -273,7 +293,7 @@ class Growable(Protocol):
         """No piece of memory has this name. Raises `HostError` when the guest does not give it back."""
 
 
-class Machine(Watched, Controlled, Growable, Protocol):
+class Machine(Watched, Controlled, Growable, Wired, Protocol):
     """Owner of one running hypervisor process.
 
     Its owner may speak to the agent through a socket of `connect_agent()`, one at a time.

@@ -17,10 +17,13 @@ _TASKS = 128
 _OTHER_CPUS = 1
 
 
-def allot(hardware: Hardware, *, cpu_weight: int) -> Allotment:
-    """Enough for whatever a machine of `hardware` does by itself, grown as far as it can be."""
+def allot(hardware: Hardware, *, cpu_weight: int, beside_mib: int = 0) -> Allotment:
+    """Enough for whatever a machine of `hardware` does by itself, grown as far as it can be.
+
+    `beside_mib` MiB of memory are for a process beside its emulator.
+    """
     return Allotment(
-        memory_bytes=(hardware.max_memory_mib + most_memory_mib(hardware)) * MIB,
+        memory_bytes=(hardware.max_memory_mib + most_memory_mib(hardware) + beside_mib) * MIB,
         cpus=hardware.max_cpus + _OTHER_CPUS,
         cpu_weight=cpu_weight,
         tasks=_TASKS + hardware.max_cpus,

@@ -23,6 +23,7 @@ from vmfork.machine.facts import Described
 from vmfork.machine.fit import fit
 from vmfork.machine.handover import give_up, take_over
 from vmfork.machine.lifetime import Life, limit_life
+from vmfork.machine.outlet import watch_outlet, wire
 from vmfork.machine.request import ForkRequest, check_ttl
 from vmfork.machine.running import Running
 from vmfork.machine.timings import Timings
@@ -172,6 +173,7 @@ class BaseVM(Described, Owner):
                 running.env = None if self._todo.greets else env
                 # Before the hooks: they are the first programs of the machine.
                 if running.facts.card is not None:
+                    await wire(running, timeout_s=timeout_s)
                     await set_up_card(agent, running.facts.card, timeout_s=timeout_s)
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
@@ -184,6 +186,7 @@ class BaseVM(Described, Owner):
                 )
                 ready = thawed = time.perf_counter()
             watch_end(running.machine, agent)
+            watch_outlet(running)
             if request.grows:
                 await fit(running, cpus=request.cpus, memory_mib=request.memory_mib)
                 ready = time.perf_counter()

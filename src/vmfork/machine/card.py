@@ -8,6 +8,7 @@ from vmfork.config.values import CardChoice
 from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vmfork.adopt.card import Card
     from vmfork.hypervisor.base import Hardware
     from vmfork.network.policy import NetworkPolicy
 
@@ -15,13 +16,24 @@ if TYPE_CHECKING:
 def check_card(card: CardChoice, network: NetworkPolicy) -> None:
     """Raises `ConfigError` for an unknown choice, and for a card by which programs go past the policy."""
     if card not in get_args(CardChoice):
-        raise ConfigError("card", card, f"{card!r} is not known", hint="use none, restricted or open")
-    if card == "open" and network != "none":
+        raise ConfigError("card", card, f"{card!r} is not known", hint="use none, restricted, open or passt")
+    if card in ("open", "passt") and network != "none":
         raise ConfigError(
             "card",
             card,
-            "programs go past a policy by an open card",
-            hint="leave out one of them: network= for what is named, card='open' for all that this host reaches",
+            "programs go past a policy by a card that leads out",
+            hint=f"leave out one of them: network= for what is named, card={card!r} for all that this host reaches",
+        )
+
+
+def check_copy(card: CardChoice, parent: Card | None, *, whose: str) -> None:
+    """Raises `ConfigError` when a copy's card is to lead out by passt, and QEMU's user network is in its state."""
+    if card == "passt" and parent is not None and parent.holds_user_network:
+        raise ConfigError(
+            "card",
+            card,
+            f"{whose} has QEMU's user network in its device state: its forks can have no other",
+            hint="fork a machine whose card leads nowhere, or out by passt itself",
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.config.isolation import BY_DEFAULT, IsolationPolicy
+from vmfork.host.process import ProcessIdentity
 from vmfork.hypervisor.base import NOT_ISOLATED, Hardware, Isolation
 from vmfork.machine.origin import Origin, origin_of
 
@@ -86,7 +87,7 @@ class MachineFacts:
     it. `isolation`: how far its hypervisor is kept from the host. `name`, of which there is one among the living, and
     `labels` are its starter's; empty where it gave none. `idle_ttl_s`: it ends
     when nobody was its client for so long. `make` is missing from what an older vmfork recorded. `card`: its network
-    card, where it has one.
+    card, where it has one. `outlet`: the passt that it leads out by.
     """
 
     identity: Identity
@@ -104,6 +105,7 @@ class MachineFacts:
     descent: Descent = Descent()
     make: Make | None = None
     card: Card | None = None
+    outlet: ProcessIdentity | None = None
 
 
 class Described:

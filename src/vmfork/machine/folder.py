@@ -446,6 +446,8 @@ def sweep_vms(vms: Path) -> list[str]:
             record = find_record(folder)
             if record is not None:
                 record.process.kill()
+                if record.facts.outlet is not None:
+                    record.facts.outlet.kill()
             _remove_groups(folder)
             if record is not None and has_broker(folder):
                 bury(folder, name=_ID, marker=LOCK)

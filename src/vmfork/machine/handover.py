@@ -17,6 +17,7 @@ from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.journal import about
 from vmfork.machine.folder import LOCK, VMFolder, find_record, is_vm_id, read_handle
 from vmfork.machine.handle import VMHandle, new_token
+from vmfork.machine.outlet import watch_outlet
 from vmfork.machine.running import Running, State
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ async def take_over(handle: VMHandle) -> Running:
     path = _find_folder(handle)
     async with AsyncExitStack() as on_failure:
         machine, sock, lock_fd = await QemuMachine.attach(
-            path, handle.process, name=handle.id, token=bytes.fromhex(handle.token)
+            path,
+            handle.process,
+            name=handle.id,
+            token=bytes.fromhex(handle.token),
+            outlet=handle.facts.outlet,
         )
         on_failure.push_async_callback(machine.aclose)
         on_failure.callback(sock.close)
@@ -109,6 +114,7 @@ async def take_over(handle: VMHandle) -> Running:
     except BaseException:
         await running.aclose()
         raise
+    watch_outlet(running)
     said = about("machine.attached", vm_id=running.id, template=running.template)
     _log.info("VM %s was taken over", running.id, extra=said)
     return running

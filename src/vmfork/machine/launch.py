@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from vmfork.admission.charge import Ticket
 from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
-from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
+from vmfork.host.passt import find_passt
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.image import DiskStore
 from vmfork.machine.addresses import hold_addresses
@@ -19,6 +20,7 @@ from vmfork.machine.allotment import allot
 from vmfork.machine.facts import MachineFacts, Make
 from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
+from vmfork.machine.outlet import PASST_MIB, make_link
 from vmfork.machine.room import charge_for, make_folder
 from vmfork.machine.traits import DISK
 from vmfork.units import format_mib
@@ -51,7 +53,7 @@ class Frozen:
     With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
     What the file `upper_fd` has lies over that of `memory_fd`, where it is given. With `is_live` the last of these is a
     running machine's copy, and no template's. `card` is what the fork's network card leads to, where its hardware has
-    one; with `holds_user_network` QEMU's is in the state.
+    one; with `holds_user_network` QEMU's is in the state, and with `had_no_carrier` a card without a carrier may be.
     """
 
     template: str
@@ -68,6 +70,7 @@ class Frozen:
     reseed: bool = True
     card: CardChoice = "none"
     holds_user_network: bool = False
+    had_no_carrier: bool = False
 
 
 async def boot_base(
@@ -87,7 +90,7 @@ async def boot_base(
             hardware=plan.hardware,
             image=image.name,
             make=make,
-            card=_draw_card(plan.hardware),
+            card=Card.draw("none") if plan.hardware.nic else None,
         ),
         plan.binary,
         AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
@@ -111,7 +114,7 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
         image=frozen.image,
         descent=frozen.descent,
         make=frozen.make,
-        card=_draw_card(frozen.hardware, frozen.card, holds_user_network=frozen.holds_user_network),
+        card=_draw_card(frozen, frozen.card, holds_user_network=frozen.holds_user_network),
     )
     return await _restore(facts, frozen, binary=binary, instance=instance, in_place=in_place)
 
@@ -129,7 +132,7 @@ async def bring_back(
         identity=Identity.fresh(before.identity.vm_id, template=before.identity.template, reseed=frozen.reseed),
         hardware=frozen.hardware,
         make=frozen.make,
-        card=before.card and Card.draw(before.card.choice, holds_user_network=before.card.holds_user_network),
+        card=before.card and _draw_card(frozen, before.card.choice, holds_user_network=before.card.holds_user_network),
     )
     return await _restore(facts, frozen, binary=binary, instance=instance, folder=folder)
 
@@ -173,9 +176,11 @@ async def _launch(
     identity, hardware, vms, policy = facts.identity, facts.hardware, instance.places.vms, facts.make.policy
     is_open = facts.card is not None and facts.card.backend == "open"
     containment = await decide_containment(binary, policy, places=instance.places, outward=is_open)
+    passt = await find_passt() if facts.card is not None and facts.card.backend == "passt" else None
     _sweep_once(vms)
     async with AsyncExitStack() as on_failure:
-        charge = charge_for(hardware, ram, limits)
+        beside_mib = 0 if passt is None else PASST_MIB
+        charge = charge_for(hardware, ram, limits).grown(beside_mib)
         if folder is None:
             folder = await make_folder(vms, identity.vm_id, charge, limits)
         else:
@@ -184,8 +189,10 @@ async def _launch(
         on_failure.callback(folder.close)
         if facts.card is not None:
             facts = replace(facts, card=await hold_addresses(folder, facts.card))
-        link = None if facts.card is None else Link(mac=facts.card.mac, backend=facts.card.backend)
-        groups = folder.make_groups(containment.groups, allot(hardware, cpu_weight=policy.cpu_weight))
+        link = None if facts.card is None else make_link(facts.card, passt)
+        groups = folder.make_groups(
+            containment.groups, allot(hardware, cpu_weight=policy.cpu_weight, beside_mib=beside_mib)
+        )
         with ExitStack() as opened:
             machine = QemuMachine.start(
                 binary,
@@ -215,6 +222,7 @@ async def _launch(
             upper_inode=os.fstat(upper).st_ino if (upper := _upper_of(ram)) is not None else 0,
             layer_bytes=0 if layer_fd is None else os.fstat(layer_fd).st_blocks * 512,
             isolation=containment.isolation,
+            outlet=machine.outlet,
         )
         base = await BaseVM.meet(facts, folder=folder, machine=machine, spawn_s=spawned - begun, todo=todo)
         on_failure.pop_all()
@@ -222,8 +230,10 @@ async def _launch(
     return base
 
 
-def _draw_card(hardware: Hardware, choice: CardChoice = "none", *, holds_user_network: bool = False) -> Card | None:
-    return Card.draw(choice, holds_user_network=holds_user_network) if hardware.nic else None
+def _draw_card(frozen: Frozen, choice: CardChoice, *, holds_user_network: bool) -> Card | None:
+    if not frozen.hardware.nic:
+        return None
+    return Card.draw(choice, holds_user_network=holds_user_network, had_no_carrier=frozen.had_no_carrier)
 
 
 def _open_disk(facts: MachineFacts, instance: Instance, opened: ExitStack) -> int | None:

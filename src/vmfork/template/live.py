@@ -15,6 +15,7 @@ from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, copy_into, find_unset
 from vmfork.image import DiskStore
 from vmfork.machine.emulator import find_maker
+from vmfork.machine.outlet import has_no_carrier
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
@@ -63,6 +64,7 @@ async def freeze_running(
         store, name, memory_bytes=memory_bytes, instance=instance, replace=replace, wait_s=wait_s
     ) as staging:
         todo, copied = await copy_to(staging, running, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
+        _check_card(running)  # a passt that is there still was there while it was copied
         timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
         # Nobody can make it again; and what was made before under its name is something else.
         with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
@@ -84,6 +86,13 @@ def _check_card(running: Running) -> None:
             card.choice,
             f"VM {running.id} has QEMU's user network in its device state: forks of that could have no other",
             hint="freeze a fork whose card leads nowhere (card='none'), prepared with network= or by files",
+        )
+    if has_no_carrier(running.facts):
+        raise ConfigError(
+            "card",
+            running.id,
+            f"the passt of VM {running.id}, or of what it is a fork of, has ended, and its card has no carrier since",
+            hint="freeze a fork of its template: forks of this one would have cards that carry nothing",
         )
 
 

@@ -32,7 +32,7 @@ class Guest:
         self.files[path] = data
 
 
-@pytest.mark.parametrize("choice", ["none", "restricted", "open"])
+@pytest.mark.parametrize("choice", ["none", "restricted", "open", "passt"])
 def test_each_card_has_an_address_of_its_own_that_no_maker_has(choice) -> None:
     cards = [Card.draw(choice) for _ in range(500)]
     assert len({card.mac for card in cards}) == 500
@@ -57,6 +57,10 @@ def test_what_a_state_holds_is_there_in_every_copy_and_lets_nothing_through_wher
         assert parent.holds_user_network
         copy = Card.draw("none", holds_user_network=parent.holds_user_network)
         assert (copy.backend, copy.address, copy.holds_user_network) == ("restricted", "", True)
+
+
+def test_passt_is_in_no_state() -> None:
+    assert (Card.draw("passt").backend, Card.draw("passt").holds_user_network) == ("passt", False)
 
 
 async def test_the_guest_is_told_where_it_is() -> None:

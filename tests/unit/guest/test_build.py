@@ -38,7 +38,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.limit_s(400)
-@pytest.mark.parametrize("program", ["guest", "keeper", "preload", "broker", "copier"])
+@pytest.mark.parametrize("program", ["guest", "keeper", "preload", "fence", "broker", "copier"])
 def test_every_source_compiles_for_aarch64(build, tmp_path, program) -> None:
     """Without a warning. It is not linked: for that zig would compile musl, half a minute in every checkout."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-Os", *build.FLAGS, "-c"]

@@ -19,9 +19,9 @@ from tests.children import exit_code_of, fork_child, wait_gone
 from tests.unit.system_calls import called, check_declared, declared
 from vmfork.errors import HostError, StoreBusy, VMNotFound
 from vmfork.host import keeper
-from vmfork.host.keeper import Answer, KeptProcess, Parked, Request, encode_request
-from vmfork.host.process import ProcessIdentity
-from vmfork.host.sockets import connect_unix
+from vmfork.host.keeper import Answer, Beside, KeptProcess, Parked, Request, encode_request
+from vmfork.host.process import ProcessIdentity, spawn
+from vmfork.host.sockets import connect_unix, listen_unix
 
 TOKEN, OTHER = b"t" * 16, b"o" * 16
 LIMIT_S = 10
@@ -396,6 +396,67 @@ def wait_ended(*pids: int) -> None:
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
+
+
+@pytest.fixture
+def beside(tmp_path, log):
+    """A sleeper that serves another, with a pidfd, and where the monitor of that is."""
+    child = spawn(["sleep", "1000"], log_fd=log[1], pass_fds=(), env={"PATH": os.environ["PATH"]})
+    pidfd = os.pidfd_open(child.pid)
+    yield Beside(child.pid, pidfd, None, tmp_path / "qmp.sock")
+    child.kill()
+    child.wait()
+    os.close(pidfd)
+
+
+def ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], LIMIT_S)[0])
+
+
+async def test_what_stands_beside_it_ends_with_it_and_is_reaped(path, log, beside) -> None:
+    process = KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, beside=beside)
+    os.kill(process.pid, signal.SIGKILL)
+    assert await wait_end(process) == -signal.SIGKILL
+    assert ended(beside.process)
+    assert not os.path.exists(f"/proc/{beside.pid}")
+    await process.aclose()
+
+
+async def test_what_stands_beside_one_that_nobody_owns_ends_with_it(path, log, beside, tmp_path) -> None:
+    process = KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, beside=beside)
+    process._keeper.close()  # as the end of its owner does
+    assert await wait_end(process) == -signal.SIGKILL
+    assert ended(beside.process)
+
+
+async def test_the_monitor_is_asked_for_a_card_without_a_carrier_when_what_stands_beside_it_ends_first(
+    path, log, beside
+) -> None:
+    with listen_unix(beside.monitor) as monitor:
+        process = KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, beside=beside)
+        os.kill(beside.pid, signal.SIGKILL)
+        monitor.settimeout(LIMIT_S)
+        line, _ = monitor.accept()
+        with line:
+            line.settimeout(LIMIT_S)
+            line.sendall(b'{"QMP": {}}\r\n')
+            asked = b""
+            while asked.count(b"\n") < 2:
+                asked += line.recv(4096)
+            assert b'"set_link", "arguments": {"name": "card", "up": false}' in asked
+            line.sendall(b'{"return": {}}\r\n{"return": {}, "id": "vmfork-card-lost"}\r\n')
+            assert line.recv(1) == b""  # it hangs up, for whoever comes next
+        assert b"passt has ended" in os.read(log[0], 4096)
+        assert process.identity.is_alive()
+        await process.aclose()
+
+
+async def test_a_monitor_that_is_not_there_is_nobody_to_ask(path, log, beside) -> None:
+    process = KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, beside=beside)
+    os.kill(beside.pid, signal.SIGKILL)
+    assert ended(beside.process)
+    assert process.identity.is_alive()
+    await process.aclose()
 
 
 @pytest.mark.needs("strace")

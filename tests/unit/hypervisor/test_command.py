@@ -15,7 +15,7 @@ from vmfork.hypervisor.qemu.command import Descriptors, build_command, choose_cp
 
 OLD = QemuBinary(path=Path("/opt/qemu"), version="7.2.22", release=(7, 2, 22), stamp="1")
 NEW = QemuBinary(path=Path("/opt/qemu"), version="8.2.0", release=(8, 2, 0), stamp="2")
-FDS = Descriptors(qmp=10, agent=11, console=12, kernel=13, initramfs=14)
+FDS = Descriptors(qmp=10, agent=11, console=12, kernel=13, initramfs=14, line=15)
 TCG = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
 KVM = Hardware(machine="pc-q35-7.2", accel="kvm", cpu_model="host", cpus=2, memory_mib=512)
 BOOT = Boot(kernel=Path("/images/kernel"), initramfs=Path("/images/initramfs"), command_line="console=ttyS0 quiet")
@@ -181,6 +181,10 @@ def test_a_card_is_the_same_device_whatever_is_behind_it(start) -> None:
         "none": ["-device", device, *quiet],
         "restricted": ["-netdev", "user,id=user,ipv6=off,restrict=on", "-device", f"{device},netdev=user", *quiet],
         "open": ["-netdev", "user,id=user,ipv6=off,restrict=off", "-device", f"{device},netdev=user", *quiet],
+        "passt": [
+            *("-netdev", "stream,id=user,server=off,addr.type=fd,addr.str=15"),
+            *("-device", f"{device},netdev=user", *quiet),
+        ],
     }
     bare = replace(LAUNCH, start=start)
     plain = build_command(OLD, bare, FDS)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.errors import ConfigError
 from vmfork.hypervisor.base import Hardware
-from vmfork.machine.card import check_has_card
+from vmfork.machine.card import check_copy, check_has_card
 from vmfork.machine.request import ForkRequest
 from vmfork.network.policy import Allow
 from vmfork.wire.frame import PAYLOAD_LIMIT
@@ -57,15 +58,26 @@ def test_a_card_leads_to_something_known(card) -> None:
     assert "restricted" in error.value.hint
 
 
+@pytest.mark.parametrize("card", ["open", "passt"])
 @pytest.mark.parametrize("network", ["all", Allow("api.example.org")])
-def test_an_open_card_is_no_way_past_a_policy(network) -> None:
+def test_a_card_that_leads_out_is_no_way_past_a_policy(network, card) -> None:
     with pytest.raises(ConfigError, match="past a policy") as error:
-        ForkRequest(card="open", network=network)
+        ForkRequest(card=card, network=network)
     assert error.value.hint
     assert ForkRequest(card="restricted", network=network).card == "restricted"
 
 
-@pytest.mark.parametrize("card", ["restricted", "open"])
+def test_a_copy_with_qemus_own_network_in_its_state_has_no_other() -> None:
+    for parent in (None, Card.draw("none"), Card.draw("passt")):
+        check_copy("passt", parent, whose="VM 1")
+    wired = Card.draw("none", holds_user_network=True)
+    check_copy("open", wired, whose="VM 1")
+    with pytest.raises(ConfigError, match="VM 1 has QEMU's user network in its device state") as error:
+        check_copy("passt", wired, whose="VM 1")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("card", ["restricted", "open", "passt"])
 def test_a_machine_without_a_card_has_none_that_leads_anywhere(card) -> None:
     bare = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
     check_has_card("none", bare, whose="template 't'")

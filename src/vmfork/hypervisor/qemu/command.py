@@ -38,7 +38,8 @@ MEMORY_SLOTS = 8
 class Descriptors:
     """Numbers of the descriptors that QEMU inherits: two listening sockets and a connected one for the console.
 
-    Where it boots, kernel and initramfs too: QEMU need not be able to reach the files.
+    Where it boots, kernel and initramfs too: QEMU need not be able to reach the files. `line` is that of a card that
+    leads out by passt.
     """
 
     qmp: int
@@ -46,6 +47,7 @@ class Descriptors:
     console: int
     kernel: int = -1
     initramfs: int = -1
+    line: int = -1
 
 
 def default_cpu_model(accel: str) -> str:
@@ -101,7 +103,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *("-device", f"virtserialport,bus=agents.0,nr=1,chardev=agent,name={AGENT_PORT}"),
         *_disk(launch, board),
         *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
-        *_card(launch, board),
+        *_card(launch, board, fds),
         *board.extra,
         # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
         # is accepted by its `-incoming`.
@@ -178,7 +180,7 @@ def _disk(launch: Launch, board: Board) -> list[str]:
     ]
 
 
-def _card(launch: Launch, board: Board) -> list[str]:
+def _card(launch: Launch, board: Board, fds: Descriptors) -> list[str]:
     """Its backend is that of one machine, and its device all machines of one kind have alike.
 
     Without a backend the state has nothing of one, and a machine that is restored from it may have any. With the user
@@ -195,6 +197,10 @@ def _card(launch: Launch, board: Board) -> list[str]:
     quiet = ["-global", "migration.announce-rounds=0"]
     if link.backend == "none":
         return ["-device", device, *quiet]
+    if link.backend == "passt":
+        # A stream of frames, each behind its length; it leaves nothing in the state.
+        line = f"stream,id=user,server=off,addr.type=fd,addr.str={fds.line}"
+        return ["-netdev", line, "-device", f"{device},netdev=user", *quiet]
     # IPv6 would be a way that nobody looks at.
     restrict = "off" if link.backend == "open" else "on"
     return ["-netdev", f"user,id=user,ipv6=off,restrict={restrict}", "-device", f"{device},netdev=user", *quiet]

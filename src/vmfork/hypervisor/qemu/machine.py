@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import Closed, HostError
 from vmfork.host.folders import tail_of
-from vmfork.host.keeper import KeptProcess, Parked
+from vmfork.host.keeper import Beside, KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.hypervisor.base import HALTED, MemoryPiece
 from vmfork.hypervisor.qemu import hotplug, surroundings
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
+from vmfork.hypervisor.qemu.outlet import WatchedOutlet, start_outlet
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
+    from vmfork.host.passt import StartedPasst
     from vmfork.host.process import ProcessIdentity
     from vmfork.hypervisor.base import Launch
     from vmfork.hypervisor.qemu.binary import QemuBinary
@@ -43,13 +45,22 @@ class QemuMachine:
            keeper.sock  its keeper, asked by whoever takes the machine over
            qemu.log     what QEMU printed
            console.log  the end of what the guest printed on its serial console
+           passt.log    what passt printed, where its card leads out by that
     ```
     """
 
     def __init__(
-        self, process: KeptProcess, console: ConsoleTail, *, name: str, folder: Path, agent: socket.socket | None
+        self,
+        process: KeptProcess,
+        console: ConsoleTail,
+        *,
+        name: str,
+        folder: Path,
+        agent: socket.socket | None,
+        outlet: WatchedOutlet | None = None,
     ) -> None:
         self._process = process
+        self._outlet = outlet
         self._agent = agent
         self._console = console
         self._name = name
@@ -76,8 +87,14 @@ class QemuMachine:
             log_fd = os.open(launch.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             always.callback(os.close, log_fd)
             kernel, initramfs = surroundings.open_image(launch, opened=always)
+            passt = start_outlet(launch, opened=always)
             fds = Descriptors(
-                qmp=qmp.fileno(), agent=agent.fileno(), console=theirs.fileno(), kernel=kernel, initramfs=initramfs
+                qmp=qmp.fileno(),
+                agent=agent.fileno(),
+                console=theirs.fileno(),
+                kernel=kernel,
+                initramfs=initramfs,
+                line=-1 if passt is None else passt.line.fileno(),
             )
             kvm_fd = surroundings.open_kvm(launch, opened=always)
             of_keeper, of_qemu = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -90,6 +107,7 @@ class QemuMachine:
                 fds.console,
                 kernel,
                 initramfs,
+                fds.line,
                 kvm_fd,
                 *surroundings.list_inherited(launch),
             )
@@ -106,22 +124,34 @@ class QemuMachine:
                 ),
                 memory_fd=of_keeper.fileno(),
                 held_fds=surroundings.list_layers(launch),
+                beside=_beside(passt, launch.folder),
             )
             on_failure.callback(process.end)
+            outlet = None
+            if passt is not None:
+                outlet = WatchedOutlet(passt.hand_over(), folder=launch.folder, ready=passt.take_ready())
+                on_failure.callback(outlet.close)
             # Now, while we still listen ourselves: a QEMU that ended at once leaves a closed connection then. Later
             # nobody would listen, and connecting would fail without a reason.
             client = on_failure.enter_context(connect_unix(launch.folder / AGENT_SOCKET))
             console = ConsoleTail(ours, launch.folder / CONSOLE)
             on_failure.pop_all()
-        return cls(process, console, name=launch.name, folder=launch.folder, agent=client)
+        return cls(process, console, name=launch.name, folder=launch.folder, agent=client, outlet=outlet)
 
     @classmethod
     async def attach(
-        cls, folder: Path, identity: ProcessIdentity, *, name: str, token: bytes
+        cls,
+        folder: Path,
+        identity: ProcessIdentity,
+        *,
+        name: str,
+        token: bytes,
+        outlet: ProcessIdentity | None = None,
     ) -> tuple[Self, socket.socket, int | None]:
         """The machine that waits in `folder`, once `confirm` is called; the line to its agent; its lock, if it has one.
 
-        Raises `VMNotFound` and `StoreBusy`. The machine ends when it is closed, or our process ends, before `confirm`.
+        `outlet` is the process that its card leads out by. Raises `VMNotFound` and `StoreBusy`. The machine ends when
+        it is closed, or our process ends, before `confirm`.
         """
         process, passed = await KeptProcess.take(folder / KEEPER_SOCKET, token=token, identity=identity, vm_id=name)
         fds = [*passed]
@@ -131,8 +161,9 @@ class QemuMachine:
             line, console = _take_socket(fds, on_failure), _take_socket(fds, on_failure)
             log = folder / CONSOLE
             tail = ConsoleTail(console, log, before=log.read_bytes() if log.exists() else b"")
+            watched = WatchedOutlet.find(outlet, folder=folder)
             on_failure.pop_all()
-        machine = cls(process, tail, name=name, folder=folder, agent=None)
+        machine = cls(process, tail, name=name, folder=folder, agent=None, outlet=watched)
         return machine, line, fds[0] if fds else None
 
     def confirm(self) -> None:
@@ -153,6 +184,7 @@ class QemuMachine:
             always.callback(os.close, log_fd)
             await self._process.park(Parked(line.fileno(), console.fileno(), log_fd), token=token, ttl_s=ttl_s)
         self._process.release()
+        self._release_outlet()
         self._detached = True
 
     @property
@@ -290,6 +322,30 @@ class QemuMachine:
             if f"{name}-ram" in {backend["id"] for backend in await monitor.execute("query-memdev")}:
                 await monitor.execute("object-del", id=f"{name}-ram")
 
+    @property
+    def outlet(self) -> ProcessIdentity | None:
+        return None if self._outlet is None else self._outlet.identity
+
+    async def wait_outlet(self, *, timeout_s: float) -> None:
+        """The passt of its card has come up. Raises `HostError` when it has ended, and `DeadlineExceeded`."""
+        if self._outlet is not None:
+            await self._outlet.wait_up(timeout_s=timeout_s)
+
+    def on_outlet_lost(self, callback: Callable[[], None], /) -> None:
+        """`callback` is called once the passt of its card has ended, while we own the machine."""
+        if self._outlet is not None:
+            self._outlet.on_lost(callback)
+
+    async def set_carrier(self, *, up: bool) -> None:
+        """The guest sees its card with a carrier, or without. The device's state keeps it, in copies of the machine."""
+        async with self._asking() as monitor:
+            await monitor.execute("set_link", name="card", up=up)
+
+    def _release_outlet(self) -> None:
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            outlet.close()
+
     async def wait(self) -> int | None:
         return await self._process.wait()
 
@@ -302,6 +358,7 @@ class QemuMachine:
         """
         if self._detached:
             return
+        self._release_outlet()
         self._process.kill()
         try:
             monitor, self._monitor = self._monitor, None
@@ -322,6 +379,7 @@ class QemuMachine:
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.drop()
+        self._release_outlet()
         self._process.end()
         self._console.drop()
         self._remove_sockets()
@@ -385,6 +443,13 @@ async def open_monitor(folder: Path) -> Monitor:
     from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
 
     return await Monitor.open(connect_unix(folder / QMP_SOCKET))
+
+
+def _beside(passt: StartedPasst | None, folder: Path) -> Beside | None:
+    if passt is None:
+        return None
+    lease = None if passt.lease is None else passt.lease.fileno()
+    return Beside(passt.pid, passt.process, lease, folder / QMP_SOCKET)
 
 
 def _take_socket(fds: list[int], on_failure: AsyncExitStack) -> socket.socket:

@@ -31,6 +31,7 @@ class SharedQemu(QemuMachine):
         self._folder = folder
         self._opening = asyncio.Lock()
         self._monitor = None
+        self._outlet = None
         self._unused = asyncio.Event()
         self._unused.set()
         self._detached = False
