@@ -51,7 +51,8 @@ static void lower(int what, rlim_t most)
 }
 
 /* Only here does the descriptor that passt is told of come to be: a passt that does not load this has no guest. It is
- * made anew after each execve, by which passt becomes the one that is built for this processor. */
+ * made anew after each execve, by which passt becomes the one that is built for this processor. Who tells nothing asks
+ * whether this is loaded at all. */
 __attribute__((constructor)) static void begin(void)
 {
     given = read_given();

@@ -70,17 +70,27 @@ def locate_passt() -> Path:
 
 
 async def find_passt() -> Passt:
-    """The first on PATH, its version asked of itself once per process. Raises `HostError` when it does not run."""
+    """The first on PATH, its version asked of itself once per process.
+
+    Raises `HostError` when it does not run, and when it does not load the library that keeps it from the loopback.
+    """
     path = locate_passt()
     info = path.stat()
     key = (path, info.st_ino, info.st_mtime_ns)
     if key not in _probed:
-        said = await _ask_version(path)
+        said = await _ask(path, {})
+        if not said.startswith("passt"):
+            raise HostError(f"{path} does not look like passt", hint=_HINT, log=said)
+        # Told of nothing, the library ends whatever it is loaded into.
+        if await _ask(path, {"LD_PRELOAD": str(find_fence())}):
+            what = "does not load the library that keeps it from this host's loopback"
+            raise HostError(f"{path} {what}", hint="use the distribution's: it is neither static nor has capabilities")
         _probed[key] = Passt(path=path, version="" if _UNKNOWN in said else said.removeprefix("passt").strip())
     return _probed[key]
 
 
-async def _ask_version(path: Path) -> str:
+async def _ask(path: Path, env: dict[str, str]) -> str:
+    """The first line that it prints of its version; empty where it prints nothing."""
     try:
         child = await asyncio.create_subprocess_exec(
             path,
@@ -88,7 +98,7 @@ async def _ask_version(path: Path) -> str:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={},
+            env=env,
         )
     except OSError as error:
         raise HostError(f"cannot run {path}: {error.strerror}", hint=_HINT) from error
@@ -100,10 +110,7 @@ async def _ask_version(path: Path) -> str:
         if isinstance(error, TimeoutError):
             raise HostError(f"{path} --version did not end within {_PROBE_LIMIT_S:g} s") from error
         raise
-    first = output.decode(errors="replace").partition("\n")[0]
-    if not first.startswith("passt"):
-        raise HostError(f"{path} does not look like passt", hint=_HINT, log=first)
-    return first
+    return output.decode(errors="replace").partition("\n")[0]
 
 
 class StartedPasst:
@@ -161,7 +168,7 @@ def start_passt(outlet: Outlet, *, log_fd: int, lease: UserLease | None = None) 
         ready, told = os.pipe2(os.O_CLOEXEC)
         on_failure.callback(os.close, ready)
         always.callback(os.close, told)
-        fd = max(its.fileno(), told) + 1  # nothing is open there, until the library makes it
+        fd = max(its.fileno(), told) + 1  # the library makes it, before the program begins
         child = spawn(
             _build_command(outlet, fd=fd, lease=lease),
             log_fd=log_fd,

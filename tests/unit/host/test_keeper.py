@@ -422,13 +422,6 @@ async def test_what_stands_beside_it_ends_with_it_and_is_reaped(path, log, besid
     await process.aclose()
 
 
-async def test_what_stands_beside_one_that_nobody_owns_ends_with_it(path, log, beside, tmp_path) -> None:
-    process = KeptProcess.start(["sleep", "1000"], log_fd=log[1], listen_at=path, beside=beside)
-    process._keeper.close()  # as the end of its owner does
-    assert await wait_end(process) == -signal.SIGKILL
-    assert ended(beside.process)
-
-
 async def test_the_monitor_is_asked_for_a_card_without_a_carrier_when_what_stands_beside_it_ends_first(
     path, log, beside
 ) -> None:

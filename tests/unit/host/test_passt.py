@@ -6,7 +6,10 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,24 +142,12 @@ async def test_one_that_nobody_took_over_is_gone_and_reaped(outlet, log) -> None
 
 
 @needs_passt
-async def test_one_that_does_not_load_the_library_has_no_guest(outlet, log, monkeypatch) -> None:
-    """As a static one would not, or one whose file has capabilities."""
-    environment = module._environment
-    monkeypatch.setattr(
-        module, "_environment", lambda **given: {k: v for k, v in environment(**given).items() if k != "LD_PRELOAD"}
-    )
-    passt = start_passt(outlet, log_fd=log[1])
-    try:
-        ready = passt.take_ready()
-        passt.line.settimeout(LIMIT_S)
-        with suppress(OSError):  # it has ended by now, or does so
-            passt.line.sendall(frame("127.0.0.1", 1, socket.IPPROTO_UDP))
-        assert passt.line.recv(1) == b""
-        assert os.read(ready, 1) == b""
-        os.close(ready)
-        assert wait_gone(passt.process, limit_s=LIMIT_S)
-    finally:
-        passt.close()
+async def test_one_that_does_not_load_the_library_is_not_used(monkeypatch) -> None:
+    """As a static one would not, or one whose file has capabilities: here there is nothing to load."""
+    monkeypatch.setattr(module, "find_fence", lambda: Path("/nowhere.so"))
+    monkeypatch.setattr(module, "_probed", {})
+    with pytest.raises(HostError, match="does not load the library"):
+        await find_passt()
 
 
 @needs_passt
@@ -164,7 +155,7 @@ async def test_one_that_does_not_load_the_library_has_no_guest(outlet, log, monk
 async def test_it_is_nobody_in_a_sandbox_of_its_own_and_its_limits_are_low(outlet, log) -> None:
     with started(outlet, log) as passt:
         with open(f"/proc/{passt.pid}/status", encoding="ascii") as file:
-            status = dict(line.rstrip().split(":\t", 1) for line in file if ":\t" in line)
+            status = {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
         assert status["Uid"].split() == ["65534"] * 4
         assert (int(status["CapEff"], 16), status["NoNewPrivs"], status["Seccomp"]) == (0, "1", "2")
         for kind in ("user", "mnt", "ipc", "uts"):
@@ -209,16 +200,57 @@ def test_a_resolver_counts_where_it_is_the_first_and_at_the_loopback(tmp_path, t
     assert read_own_resolver(tmp_path / "none") is None
 
 
-@needs_passt
-async def test_the_hosts_own_resolver_is_asked_by_datagrams_to_its_port_and_by_nothing_else(
-    outlet, log, monkeypatch
-) -> None:
-    """Where it is a service of the loopback, as systemd's is. Port 53 is root's, so it is shown by what is refused."""
-    monkeypatch.setattr(module, "read_own_resolver", lambda: "127.0.0.1")
-    own = find_own_address()
-    with listening("127.0.0.1") as (streams, datagrams), listening(own) as (_, last), started(outlet, log) as passt:
-        for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-            passt.line.sendall(frame("127.0.0.1", streams.getsockname()[1], protocol))
-        passt.line.sendall(frame(own, last.getsockname()[1], socket.IPPROTO_UDP))
-        last.recvfrom(100)
-        assert select.select([streams, datagrams], [], [], 0)[0] == []
+# What a program meets that the library is loaded into: the name of an error, or "done".
+TRIES = """
+import errno, socket, sys
+def meet(act):
+    try:
+        act()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+def udp():
+    return socket.socket(type=socket.SOCK_DGRAM)
+def bound():
+    one = udp()
+    one.bind(("127.0.0.1", int(sys.argv[1])))
+    assert one.getsockname()[1] not in (0, int(sys.argv[1]))
+def told():
+    streams = socket.socket()
+    streams.bind(("127.0.0.1", 0))
+    streams.listen()
+for act in (
+    lambda: udp().connect(("127.0.0.1", 53)),
+    lambda: udp().sendto(b"", ("127.0.0.1", 53)),
+    lambda: udp().connect(("127.0.0.1", 54)),
+    lambda: udp().connect(("127.0.0.2", 53)),
+    lambda: socket.socket().connect(("127.0.0.1", 53)),
+    lambda: udp().sendto(b"", ("127.0.0.1", 54)),
+    lambda: udp().sendmsg([b""], [], 0, ("127.0.0.1", 54)),
+    lambda: udp().connect(("0.0.0.0", 54)),
+    lambda: udp().connect(("192.0.2.1", 54)),
+    lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).connect(("::1", 54)),
+    lambda: socket.socket(socket.AF_UNIX).connect("/nowhere"),
+    bound,
+    told,
+):
+    print(meet(act))
+"""
+
+
+@pytest.mark.needs("own-address")
+def test_the_library_refuses_by_address_and_lets_the_hosts_own_resolver_be_asked_by_datagrams() -> None:
+    """A resolver at the loopback, as systemd's is, and no other port or address of that."""
+    with socket.socket() as passed, socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        environment = module._environment(passed=passed.fileno(), told=90, ready=passed.fileno())
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", TRIES, str(taken.getsockname()[1])],
+            env={**environment, "VMFORK_FENCE_RESOLVER": "127.0.0.1"},
+            pass_fds=(passed.fileno(),),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    refused = "ENETUNREACH"
+    assert done.stdout.split() == ["done", "done", *[refused] * 6, "done", refused, refused, "done", "EACCES"]
