@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -278,7 +279,7 @@ async def test_what_keeps_its_emulator_in_is_as_without_a_card(template) -> None
 
 
 async def test_a_host_without_passt_is_told_before_anything_is_done(template, monkeypatch) -> None:
-    monkeypatch.setattr("vmfork.host.passt.shutil.which", lambda _: None)
+    monkeypatch.setattr("vmfork.host.passt.shutil", SimpleNamespace(which=lambda _: None))
     with pytest.raises(HostError, match="passt was not found on PATH") as error:
         await template.fork(card="passt")
     assert "apt-get install passt" in error.value.hint
