@@ -188,7 +188,7 @@ async def test_forks_of_a_running_machine_have_each_a_passt_or_what_they_are_giv
                 assert passt_of(same) != passt_of(parent)
                 assert [await ask(vm, own, port) for vm in (parent, same)] == [f"from {own}"] * 2
                 assert await ask(shut, own, port) == "101"  # ENETUNREACH: the card is down
-                assert "from" not in await ask(kept, own, port)
+                assert "from" not in await ask(kept, own, port, limit_s=1)
                 with pytest.raises(ConfigError, match="QEMU's user network in its device state"):
                     await kept.fork(card="passt")
             async with await parent.checkpoint() as point:
