@@ -3,11 +3,14 @@
 Callers come at random (Poisson); which template each wants is skewed (Zipf), and a machine runs for some time
 (exponential). Each template is on a few nodes at first. A node that is given a machine of a template which it has not
 takes that over, layer by layer, before. Nodes die, with their machines, and come back empty. What is printed: how long
-callers waited, what travelled, how evenly nodes were filled, and what a decision cost here in real time.
+callers waited, what travelled, how evenly nodes were filled, and what a decision cost here in real time. At the end the
+directory itself is told of the same nodes, with all machines that they have then, and asked: for what it decides, and
+for a look at all of them, without the calls that carry the reports.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import json
 import statistics
@@ -19,7 +22,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmfork.cluster.directory import Directory
 from vmfork.cluster.placement import Offer, Placed, Wanted, place
+from vmfork.cluster.terms import Ask, Held, Machine, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +35,11 @@ _SHARE_MIB = 160
 _FORK_S = 0.1
 # What a node takes in, in bytes a second: 10 Gbit/s, less what is lost on the way.
 _TAKES_IN = 1e9
+# All nodes are of one kind, and all templates were frozen on it.
+_TRAITS = {"qemu.version": "8.2.0", "accel": "kvm", "host_cpu": "a processor"}
+_PROTOCOL = 1
+# So many decisions of the directory are timed.
+_ASKED = 2000
 # All templates have the layers of what they were built on.
 _COMMON = {f"common-{number}": 8 * _MIB for number in range(4)}
 
@@ -75,7 +85,7 @@ class Simulation:
         self._life_s = 30.0
         self._end_s = seconds
         self.templates = [_make_template(number) for number in range(templates)]
-        self._weights = [1 / (rank + 1) for rank in range(templates)]
+        self.weights = [1 / (rank + 1) for rank in range(templates)]
         self.nodes = {f"node-{number}": Node(_make_offer(f"node-{number}")) for number in range(nodes)}
         self._holders: dict[str, list[str]] = defaultdict(list)
         self._offers = {name: node.offer for name, node in self.nodes.items()}
@@ -103,7 +113,7 @@ class Simulation:
 
     def _arrive(self) -> None:
         self.tally.asked += 1
-        (wanted,) = self.rng.choices(self.templates, self._weights)
+        (wanted,) = self.rng.choices(self.templates, self.weights)
         self._ask(self.now, wanted)
         self._at(self.now + self.rng.expovariate(self._rate), self._arrive)
 
@@ -176,11 +186,67 @@ class Simulation:
 
 def _make_template(number: int) -> Wanted:
     own = {f"own-{number}-{part}": 4 * _MIB for part in range(8)}
-    return Wanted(digest=f"template-{number}", share_mib=_SHARE_MIB, layers={**_COMMON, **own})
+    return Wanted(
+        digest=f"template-{number}",
+        traits=_TRAITS,
+        agent_protocol=_PROTOCOL,
+        share_mib=_SHARE_MIB,
+        layers={**_COMMON, **own},
+    )
 
 
 def _make_offer(name: str) -> Offer:
-    return Offer(name=name, total_mib=_NODE_MIB, to_give_mib=_NODE_MIB)
+    return Offer(
+        name=name,
+        emulators=frozenset({_TRAITS["qemu.version"]}),
+        accels=frozenset({"kvm", "tcg"}),
+        protocols=frozenset({_PROTOCOL}),
+        host_cpu=_TRAITS["host_cpu"],
+        total_mib=_NODE_MIB,
+        to_give_mib=_NODE_MIB,
+    )
+
+
+class _Reports:
+    """The nodes of a simulation, as a directory hears of them."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._held = {each.digest: Held(name=each.digest, created_at="", wanted=each) for each in simulation.templates}
+        self._reports = {name: self._report(node.offer) for name, node in simulation.nodes.items()}
+
+    def _report(self, offer: Offer) -> Report:
+        held = tuple(self._held[digest] for digest in offer.templates)
+        machines = tuple(
+            Machine(id=f"{offer.name}-{number}", node=offer.name, template="template-0", key=f"{offer.name}-{number}")
+            for number in range(offer.running)
+        )
+        return Report(offer=offer, version="1", held=held, machines=machines)
+
+    async def list_nodes(self) -> Sequence[str]:
+        return [*self._reports]
+
+    async def call(self, node: str, verb: str, *args: object) -> Report:
+        return self._reports[node]
+
+
+async def _time_directory(simulation: Simulation) -> dict[str, float]:
+    directory = Directory(_Reports(simulation), version="1", rng=simulation.rng)
+    looks_s, decisions_s = [], []
+    for _ in range(3):
+        begun = time.perf_counter()
+        await directory.look()
+        looks_s.append(time.perf_counter() - begun)
+    for number in range(_ASKED):
+        (wanted,) = simulation.rng.choices(simulation.templates, simulation.weights)
+        begun = time.perf_counter()
+        await directory.place(Ask(template=wanted.digest, key=f"ask-{number}"))
+        decisions_s.append(time.perf_counter() - begun)
+    return {
+        "directory_machines": sum(node.offer.running for node in simulation.nodes.values()),
+        "directory_look_ms": statistics.median(looks_s) * 1e3,
+        "directory_mean_ms": statistics.fmean(decisions_s) * 1e3,
+        "directory_p99_ms": _part(decisions_s, 0.99) * 1e3,
+    }
 
 
 def _part(values: Sequence[float], part: float) -> float:
@@ -219,7 +285,7 @@ def main(nodes: int, templates: int, deaths: int, utilisation: float, seconds: f
     simulation = Simulation(
         nodes=nodes, templates=templates, deaths=deaths, utilisation=utilisation, seconds=seconds, seed=seed
     )
-    told = _tell(simulation.run())
+    told = {**_tell(simulation.run()), **asyncio.run(_time_directory(simulation))}
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return

@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from vmfork.cluster.known import Known
 from vmfork.cluster.placement import Refusal, count_most, place
-from vmfork.cluster.terms import SILENT, Ask, Decision, Machine, Report
+from vmfork.cluster.terms import Ask, Decision, Machine
 from vmfork.errors import NoNode, TemplateNotFound, VMForkError
 
 if TYPE_CHECKING:
@@ -29,16 +29,12 @@ _log = logging.getLogger("vmfork")
 # What is known of a node is so old at most, while it answers.
 LOOK_EVERY_S = 1.0
 _REPORT_LIMIT_S = 20.0
-# A machine that was placed and that its node does not tell of is on its way for so long.
-_PROMISE_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Promise:
-    node: str
-    template: str
-    share_mib: int
-    until: float
+# A report that was on its way when a machine was settled does not have it. After so long all that come do.
+_SETTLED_S = 60.0
+# So many nodes that have a template are told to one that has it not: should one end, the next is asked.
+_SOURCES = 4
+# Of so many nodes that were lost it is told what went with them.
+_MOST_LOST = 100
 
 
 class Directory:
@@ -48,11 +44,9 @@ class Directory:
         self._peers = peers
         self._version = version
         self._rng = rng or Random()  # noqa: S311 - who gets which node is no secret
-        self._reports: dict[str, Report] = {}
-        self._promises: dict[str, _Promise] = {}
-        self._settled: dict[str, Machine] = {}
-        self._draining: set[str] = set()
-        self._silent: set[str] = set()
+        self._known = Known()
+        # By key, with when that was.
+        self._settled: dict[str, tuple[Machine, float]] = {}
         self._lost: dict[str, tuple[str, ...]] = {}
         self._first_look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
@@ -68,26 +62,23 @@ class Directory:
         """All nodes were asked now. Of one that did not answer the last word holds, as long as it is there."""
         async with self._looking:
             names = await self._peers.list_nodes()
-            for name in self._reports.keys() - {*names}:
+            for name in self._known.find_gone({*names}):
                 self._forget(name)
             await asyncio.gather(*(self._hear(name) for name in names))
+            self._forget_settled()
 
     async def place(self, ask: Ask) -> Decision:
         """Where the machine is to be. Raises `TemplateNotFound` and `NoNode`."""
         await self._looked()
-        if (known := self._find(ask.key)) is not None and known not in ask.avoid:
-            held = self._get_held(ask.template)
-            return self._decide(known, held, ask.key)
-        if self._find_held(ask.template) is None:
+        if (there := self._find(ask.key)) is not None and there not in ask.avoid:
+            return self._decide(there, self._get_held(ask.template), ask.key)
+        if self._known.find_held(ask.template) is None:
             await self.look()  # it may just have been built
         held = self._get_held(ask.template)
-        beside: dict[str, int] = defaultdict(int)
-        counted: list[Machine | _Promise] = [*self._list_machines(), *self._promises.values()]
-        for each in counted:
-            if each.template == ask.template:
-                beside[each.node] += 1
-        constraints = replace(ask.constraints, beside=beside)
-        found = place(held.wanted, self._offers(ask.avoid), rng=self._rng, constraints=constraints)
+        constraints = replace(ask.constraints, beside=self._known.count_beside(ask.template))
+        holders = self._known.list_holders(held.wanted.digest)
+        offers = self._offers(ask.avoid)
+        found = place(held.wanted, offers, rng=self._rng, constraints=constraints, holders=holders)
         if isinstance(found, Refusal):
             raise NoNode(found.reason, reasons=found.reasons, hint=found.hint)
         return self._decide(found.node, held, ask.key, waits=found.waits)
@@ -95,9 +86,9 @@ class Directory:
     async def check_many(self, template: str, count: int, constraints: Constraints) -> None:
         """Raises `NoNode` for more machines than the nodes could have if they had no others."""
         await self._looked()
-        if self._find_held(template) is None:
+        if self._known.find_held(template) is None:
             await self.look()
-        most = count_most(self._get_held(template).wanted, self._offers(), constraints)
+        most = count_most(self._get_held(template).wanted, self._known.offers, constraints)
         if count > most:
             raise NoNode(
                 f"{count} machines were asked for, and the nodes that may have them hold {most} at most",
@@ -106,43 +97,42 @@ class Directory:
 
     async def settle(self, machine: Machine) -> Machine:
         """The machine that counts for its key: this one, or one that another node had made before."""
-        self._promises.pop(machine.key, None)
-        told = [each for each in self._list_machines() if each.key == machine.key]
-        settled = self._settled.setdefault(machine.key, machine)
-        for other in (settled, *told):
+        self._known.take_back(machine.key)
+        settled, _ = self._settled.setdefault(machine.key, (machine, time.monotonic()))
+        for other in (settled, *self._known.list_machines(machine.key)):
             # A node has one for a key at most: an earlier one of the same node has ended.
             if other.node != machine.node and await self._still_has(other):
-                self._settled[machine.key] = other
+                self._settled[machine.key] = other, time.monotonic()
                 return other
-        self._settled[machine.key] = machine
+        self._settled[machine.key] = machine, time.monotonic()
         return machine
 
     async def _still_has(self, machine: Machine) -> bool:
         await self._hear(machine.node)
-        report = self._reports.get(machine.node)
+        report = self._known.reports.get(machine.node)
         return report is not None and any(each.id == machine.id for each in report.machines)
 
     async def release(self, key: str) -> None:
         """The machine of that key is not on its way any more, or has ended."""
-        self._promises.pop(key, None)
+        self._known.take_back(key)
         self._settled.pop(key, None)
 
     async def drain(self, node: str) -> Sequence[tuple[str, str, tuple[str, ...]]]:
         """No machine is placed on the node any more; gives name, digest and sources of what it alone has."""
         await self.look()
-        if node not in self._reports:
-            raise NoNode(f"no node is named {node!r}", hint=f"there are {', '.join(sorted(self._reports))}")
-        self._draining.add(node)
-        own = self._reports[node].held
+        self._check_node(node)
+        self._known.set_draining(node, drains=True)
         return [
             (held.name, held.wanted.digest, (node,))
-            for held in own
-            if self._list_holders(held.wanted.digest) == (node,) and self._find_held(held.name) == held
+            for held in self._known.reports[node].held
+            if self._known.list_holders(held.wanted.digest) == (node,) and self._known.find_held(held.name) == held
         ]
 
     async def undrain(self, node: str) -> None:
-        """The node takes machines again."""
-        self._draining.discard(node)
+        """The node takes machines again. Raises `NoNode` for one that is not there."""
+        await self._looked()
+        self._check_node(node)
+        self._known.set_draining(node, drains=False)
 
     async def find_targets(
         self, template: str, nodes: Sequence[str] | None
@@ -150,18 +140,19 @@ class Directory:
         """Node, digest and sources for each node that is to be given the template and has it not."""
         await self.look()
         held = self._get_held(template)
-        holders = self._list_holders(held.wanted.digest)
-        unknown = {*(nodes or ())} - self._reports.keys()
-        if unknown:
-            raise NoNode(f"no node is named {min(unknown)!r}", hint=f"there are {', '.join(sorted(self._reports))}")
-        chosen = [name for name in (self._reports if nodes is None else nodes) if name not in holders]
-        return [(name, held.wanted.digest, holders) for name in chosen if not self._reports[name].offer.hindrance]
+        holders = self._known.list_holders(held.wanted.digest)
+        for name in nodes or ():
+            self._check_node(name)
+        reports = self._known.reports
+        chosen = [name for name in (reports if nodes is None else nodes) if name not in holders]
+        return [(name, held.wanted.digest, holders) for name in chosen if not reports[name].offer.hindrance]
 
     async def tell(self) -> Mapping[str, Any]:
         """All that is known: reports by node, and machines that nodes took along with them."""
         await self.look()
+        offers = self._known.offers
         return {
-            "reports": {name: replace(each, offer=self._offers()[name]) for name, each in self._reports.items()},
+            "reports": {name: replace(each, offer=offers[name]) for name, each in self._known.reports.items()},
             "lost": dict(self._lost),
         }
 
@@ -169,83 +160,65 @@ class Directory:
         """The nodes were asked at least once since we began."""
         if self._first_look is None:
             self._first_look = asyncio.ensure_future(self.look())
-        await asyncio.shield(self._first_look)
+        if not self._first_look.done():
+            await asyncio.shield(self._first_look)
 
     async def _hear(self, name: str) -> None:
         try:
             report = await asyncio.wait_for(self._peers.call(name, "report"), _REPORT_LIMIT_S)
         except (VMForkError, TimeoutError) as error:
-            if name not in self._silent:
+            if self._known.set_silent(name):
                 _log.warning("node %s does not tell what it has: %s", name, error)
-            self._silent.add(name)
         else:
-            self._silent.discard(name)
             if report.version != self._version:
                 other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"
                 report = replace(report, offer=replace(report.offer, hindrance=other))
-            self._reports[name] = report
-            known = {machine.key for machine in report.machines} | {*report.asked}
-            for key in known & self._promises.keys():
-                if self._promises[key].node == name:
-                    del self._promises[key]
+            self._known.hear(report)
 
     def _forget(self, name: str) -> None:
-        gone = self._reports.pop(name)
+        gone = self._known.forget(name)
+        self._lost.pop(name, None)
         self._lost[name] = tuple(machine.id for machine in gone.machines)
-        self._draining.discard(name)
-        self._silent.discard(name)
-        for keyed in (self._promises, self._settled):
-            for key in [key for key, where in keyed.items() if where.node == name]:
-                del keyed[key]
+        while len(self._lost) > _MOST_LOST:
+            del self._lost[next(iter(self._lost))]
+        for key in [key for key, (machine, _) in self._settled.items() if machine.node == name]:
+            del self._settled[key]
+
+    def _forget_settled(self) -> None:
+        """Machines that were settled some time ago, and that their nodes do not tell of, have ended."""
+        before = time.monotonic() - _SETTLED_S
+        for key, (machine, at) in [*self._settled.items()]:
+            if at < before and machine not in self._known.list_machines(key):
+                del self._settled[key]
 
     def _find(self, key: str) -> str | None:
         """The node that the machine of that key is on, or on its way to."""
-        now = time.monotonic()
-        for key_of_late in [key for key, promise in self._promises.items() if promise.until < now]:
-            del self._promises[key_of_late]
-        where = self._settled.get(key) or self._promises.get(key)
-        if where is not None and where.node in self._reports:
-            return where.node
-        for name, report in self._reports.items():
-            if key in report.asked or any(machine.key == key for machine in report.machines):
-                return name
-        return None
+        settled = self._settled.get(key)
+        if settled is not None and settled[0].node in self._known.reports:
+            return settled[0].node
+        return self._known.find_node(key)
 
     def _decide(self, node: str, held: Held, key: str, *, waits: bool = False) -> Decision:
-        until = time.monotonic() + _PROMISE_S
-        self._promises[key] = _Promise(node, held.name, held.wanted.share_mib, until)
-        sources = tuple(name for name in self._list_holders(held.wanted.digest) if name != node)
-        return Decision(node=node, digest=held.wanted.digest, sources=sources, waits=waits)
+        self._known.promise(key, node, held)
+        digest = held.wanted.digest
+        holders = self._known.list_holders(digest)
+        # Drawn: where many nodes want it at once, each asks another.
+        drawn = self._rng.sample(holders, min(_SOURCES, len(holders)))
+        sources = tuple(name for name in drawn if name != node)
+        return Decision(node=node, digest=digest, sources=sources, waits=waits)
 
-    def _offers(self, avoid: frozenset[str] = frozenset()) -> dict[str, Offer]:
+    def _offers(self, avoid: frozenset[str]) -> Mapping[str, Offer]:
         """What nodes offer, less what they were promised since."""
-        offers = {name: report.offer for name, report in self._reports.items()}
-        for promise in self._promises.values():
-            if (offer := offers.get(promise.node)) is not None:
-                offers[promise.node] = replace(
-                    offer, running=offer.running + 1, to_give_mib=offer.to_give_mib - promise.share_mib
-                )
-        for name in self._silent & offers.keys():
-            offers[name] = replace(offers[name], hindrance=SILENT)
-        for name in avoid & offers.keys():
-            offers[name] = replace(offers[name], hindrance="it has refused it")
-        for name in self._draining & offers.keys():
-            offers[name] = replace(offers[name], is_draining=True)
-        return offers
-
-    def _list_machines(self) -> list[Machine]:
-        return [machine for report in self._reports.values() for machine in report.machines]
-
-    def _find_held(self, template: str) -> Held | None:
-        """The template of that name that was frozen last."""
-        found = [held for report in self._reports.values() for held in report.held if held.name == template]
-        return max(found, key=lambda held: (held.created_at, held.wanted.digest, len(held.wanted.layers)), default=None)
+        offers = self._known.offers
+        refused = {name: replace(offers[name], hindrance="it has refused it") for name in avoid & offers.keys()}
+        return {**offers, **refused} if refused else offers
 
     def _get_held(self, template: str) -> Held:
-        held = self._find_held(template)
+        held = self._known.find_held(template)
         if held is None:
             raise TemplateNotFound(template)
         return held
 
-    def _list_holders(self, digest: str) -> tuple[str, ...]:
-        return tuple(name for name, report in self._reports.items() if digest in report.offer.templates)
+    def _check_node(self, node: str) -> None:
+        if node not in self._known.reports:
+            raise NoNode(f"no node is named {node!r}", hint=f"there are {', '.join(sorted(self._known.reports))}")

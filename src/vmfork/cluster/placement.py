@@ -91,6 +91,14 @@ class Offer:
     is_draining: bool = False
 
 
+# What a template's machine was, and whether a node has that.
+_TRAITS: tuple[tuple[str, Callable[[Offer, str], bool]], ...] = (
+    ("qemu.version", lambda offer, value: value in offer.emulators),
+    ("accel", lambda offer, value: value in offer.accels),
+    ("host_cpu", lambda offer, value: value == offer.host_cpu),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """The machine is to be on `node`, to which `lacking_bytes` of its template travel before.
@@ -130,11 +138,11 @@ def place(
     if holders is None:
         holders = [name for name, offer in nodes.items() if wanted.digest in offer.templates]
 
-    def may(offer: Offer) -> bool:
-        return _find_hindrance(wanted, offer, constraints) is None
+    may = _find_able(wanted, constraints)
+    share_mib = wanted.share_mib
 
     def has_room(offer: Offer) -> bool:
-        return not offer.strained and offer.to_give_mib >= wanted.share_mib and may(offer)
+        return offer.to_give_mib >= share_mib and not offer.strained and may(offer)
 
     if constraints.spread:
         nodes = _find_least_taken(nodes, constraints, has_room) or nodes
@@ -142,7 +150,7 @@ def place(
     if found := _better_of_two(wanted, holders, nodes, has_room, rng):
         return Placed(node=found)
     for roomy in (True, False):
-        able = [offer for offer in nodes.values() if (has_room if roomy else may)(offer)]
+        able = [*filter(has_room if roomy else may, nodes.values())]
         if able:
             return _choose_nearest(wanted, able, rng, waits=not roomy)
     return _refuse(wanted, nodes, constraints)
@@ -150,15 +158,13 @@ def place(
 
 def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
     """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
-    if DISK in wanted.traits and wanted.digest not in offer.templates:
+    traits = wanted.traits
+    if DISK in traits and wanted.digest not in offer.templates:
         return "the template's root is on a disk, which stays on its host"
-    for trait, found in (
-        ("qemu.version", offer.emulators),
-        ("accel", offer.accels),
-        ("host_cpu", frozenset({offer.host_cpu})),
-    ):
-        if wanted.traits.get(trait, "") not in found | {""}:
-            return f"{trait} is not {wanted.traits[trait]}"
+    for trait, has in _TRAITS:
+        value = traits.get(trait)
+        if value and not has(offer, value):
+            return f"{trait} is not {value}"
     if wanted.agent_protocol and wanted.agent_protocol not in offer.protocols:
         return f"its vmfork does not speak protocol {wanted.agent_protocol} of agents"
     return None
@@ -179,6 +185,22 @@ def filled(wanted: Wanted, offer: Offer) -> float:
     have = offer.running + offer.waiting
     most = have + max(0, offer.to_give_mib) // max(1, wanted.share_mib)
     return (have + 1) / max(1, most) + min(1.0, offer.load) / 2
+
+
+def _find_able(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], bool]:
+    """Whether a node may be asked. Nodes of one kind are looked at once: a decision may go through all there are."""
+    known: dict[tuple[object, ...], bool] = {}
+    anywhere = not (constraints.node or constraints.label or DISK in wanted.traits)
+
+    def may(offer: Offer) -> bool:
+        if not anywhere or offer.hindrance or offer.is_draining:
+            return _find_hindrance(wanted, offer, constraints) is None
+        kind = (offer.emulators, offer.accels, offer.protocols, offer.host_cpu, offer.total_mib)
+        if (found := known.get(kind)) is None:
+            found = known[kind] = _find_hindrance(wanted, offer, constraints) is None
+        return found
+
+    return may
 
 
 def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> str | None:
@@ -228,19 +250,21 @@ def _better_of_two(
 
 def _choose_nearest(wanted: Wanted, able: Sequence[Offer], rng: Random, *, waits: bool) -> Placed:
     """The one that lacks the fewest bytes; of equals the better of two. One that has the template lacks nothing."""
-    total = wanted.size_bytes
-
-    def count_lacking(offer: Offer) -> tuple[bool, int]:
+    layers, total = wanted.layers, wanted.size_bytes
+    least: tuple[bool, int] = (True, total)
+    nearest: list[Offer] = []
+    for offer in able:
         if wanted.digest in offer.templates:
-            return False, 0
-        if not offer.layers:
-            return True, total
-        return True, sum(size for digest, size in wanted.layers.items() if digest not in offer.layers)
-
-    lacking = {offer.name: count_lacking(offer) for offer in able}
-    least = min(lacking.values())
-    two = _draw_two([offer for offer in able if lacking[offer.name] == least], rng)
-    best = min(two, key=lambda offer: filled(wanted, offer))
+            lacking = (False, 0)
+        elif not offer.layers:
+            lacking = (True, total)
+        else:
+            lacking = (True, sum(map(layers.__getitem__, layers.keys() - offer.layers)))
+        if lacking < least:
+            least, nearest = lacking, [offer]
+        elif lacking == least:
+            nearest.append(offer)
+    best = min(_draw_two(nearest, rng), key=lambda offer: filled(wanted, offer))
     return Placed(node=best.name, has_template=not least[0], lacking_bytes=least[1], waits=waits)
 
 

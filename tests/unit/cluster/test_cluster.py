@@ -173,12 +173,12 @@ async def test_a_cancelled_fork_leaves_nothing() -> None:
         node.gate = asyncio.Event()
     cluster = Cluster(site)
     task = asyncio.ensure_future(cluster.fork("py", key="k"))
-    while not site.directory._promises:
+    while not site.directory._known.promises:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert site.directory._promises == {}
+    assert site.directory._known.promises == {}
     assert site.list_machines() == []
     await cluster.aclose()
 
