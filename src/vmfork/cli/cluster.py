@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +12,8 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, json_option
 from vmfork.cli.show import show_json, show_table
 from vmfork.cluster.cluster import Cluster
+from vmfork.config.endpoint import parse_metrics_address
+from vmfork.rpc.packages import check_packages
 from vmfork.units import format_bytes, format_mib
 
 if TYPE_CHECKING:
@@ -89,6 +93,36 @@ def ps(address: str, as_json: bool) -> None:
         return
     columns = ("id", "node", "template", "key", "created_at")
     show_table([column.upper() for column in columns], [[each[column] for column in columns] for each in found])
+
+
+@command.command("metrics")
+@_address
+@click.option("--serve", "where", metavar="ADDRESS", help="Answer there (unix:/PATH, 127.0.0.1:PORT) until a signal.")
+def metrics(address: str, where: str | None) -> None:
+    """Print what all nodes count, as Prometheus reads it, or serve it over HTTP."""
+    check_packages()
+    from vmfork.service.cluster.metrics import NodeMetrics  # noqa: PLC0415 - an optional extra
+
+    if where is None:
+        _, text = NodeMetrics(run_async(_ask(address))).registry.render()
+        click.echo(text.decode(), nl=False)
+        return
+    endpoint = parse_metrics_address(where, field="serve")
+    from vmfork.service.base.exposition import Exposition  # noqa: PLC0415
+
+    async def serve() -> None:
+        async with Cluster.connect(address) as cluster:
+
+            async def render() -> tuple[str, bytes]:
+                return NodeMetrics(await cluster.status()).registry.render()
+
+            async with aclosing(Exposition(endpoint, render)) as exposition:
+                await exposition.open()
+                click.echo(f"metrics at {exposition.address}")
+                await ended.wait()
+
+    ended = asyncio.Event()
+    run_async(serve(), on_first=ended.set)
 
 
 async def _ask(address: str) -> Mapping[str, Any]:

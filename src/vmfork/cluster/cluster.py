@@ -272,7 +272,8 @@ class Cluster(Owner):
         lasts: bool = False,
         wait_s: float,
     ) -> ClusterVM:
-        own_key = key or uuid.uuid4().hex
+        ticket = uuid.uuid4().hex
+        own_key = key or ticket
         avoid: frozenset[str] = frozenset()
         failed: VMForkError | None = None
         deadline = time.monotonic() + _LOST_LIMIT_S
@@ -290,7 +291,7 @@ class Cluster(Owner):
                 continue
             order = Order(
                 template=template, digest=decision.digest, key=own_key, client=self._site.client,
-                sources=decision.sources, lasts=lasts, wait_s=wait_s, options=options,
+                ticket=ticket, sources=decision.sources, lasts=lasts, wait_s=wait_s, options=options,
             )  # fmt: skip
             self._begin_renewing(decision.node)
             try:
@@ -306,7 +307,7 @@ class Cluster(Owner):
                 failed, avoid = error, avoid | {decision.node}
                 await self._site.ask("release", own_key)
             except BaseException:
-                await self._give_up(decision.node, own_key)
+                await self._give_up(decision.node, own_key, ticket)
                 raise
             else:
                 return ClusterVM(await self._settle(machine) if key else machine, self._site)
@@ -318,12 +319,12 @@ class Cluster(Owner):
             await ClusterVM(machine, self._site).aclose()
         return known
 
-    async def _give_up(self, node: str, key: str) -> None:
-        """Nothing is made for the key any more, as far as the node can be asked."""
+    async def _give_up(self, node: str, key: str, ticket: str) -> None:
+        """Nothing is made for us any more, as far as the node can be asked. Others who asked by the key have theirs."""
 
         async def give_up() -> None:
             try:
-                await self._site.call(node, "drop", key)
+                await self._site.call(node, "drop", key, ticket)
             finally:
                 await self._site.ask("release", key)
 
@@ -393,5 +394,6 @@ def _tell_node(report: Any) -> dict[str, Any]:
         "total_mib": offer.total_mib,
         "to_give_mib": offer.to_give_mib,
         "load": offer.load,
+        "counts": dict(report.counts),
         "state": offer.hindrance or ("draining" if offer.is_draining else offer.strained or "ready"),
     }

@@ -9,6 +9,7 @@ import asyncio
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +22,7 @@ from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import Packed, take_over
 from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import (
+    ClusterError,
     ConfigError,
     NoRoom,
     StoreBusy,
@@ -55,6 +57,8 @@ _LOOK_EVERY_S = 5.0
 # What room is told in where no template says what a machine is counted with: a default fork's.
 _SHARE_MIB, _TASKS = 162, 6
 PIECE_BYTES = 4 << 20
+# What a node counts since its process began; `fork_seconds` is all that `forks` from templates took together.
+COUNTS = ("forks", "forks_failed", "fork_seconds", "programs", "pulls", "sent_bytes")
 # The labels by which a node's process finds machines again that outlived the one before it.
 _MARK, _KEY = "vmfork-cluster", "vmfork-cluster-key"
 
@@ -85,16 +89,27 @@ class Node(Owner):
         self._clients: dict[str, str] = {}
         self._leases: dict[str, float] = {}
         self._asked: dict[str, asyncio.Task[Machine]] = {}
+        # By key: the tickets of those who wait for the machine, or have it.
+        self._tickets: dict[str, set[str]] = defaultdict(set)
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
         self._line = asyncio.Lock()
         self._in_line = 0
+        self._counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, name: str, peers: Peers, *, labels: Mapping[str, str], places: Places | None = None) -> Self:
-        """The node, with the machines that outlived the process that made them."""
-        node = cls(name, peers, labels=labels, places=places or find_places())
+    async def open(
+        cls,
+        name: str,
+        peers: Peers,
+        *,
+        labels: Mapping[str, str],
+        places: Places | None = None,
+        config: VMConfig | None = None,
+    ) -> Self:
+        """The node, with the machines that outlived the process that made them. `config` is as for `Template.open`."""
+        node = cls(name, peers, labels=labels, places=places or find_places(), config=config)
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
         return node
@@ -144,22 +159,33 @@ class Node(Owner):
             held=tuple(held.values()),
             machines=tuple(self._machines.values()),
             asked=tuple(self._asked),
+            counts=dict(self._counts),
         )
 
     async def fork(self, order: Order) -> Machine:
         """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it."""
         self._leases[order.client] = time.monotonic() + LEASE_S
+        self._tickets[order.key].add(order.ticket)
         for machine in self._machines.values():
             if machine.key == order.key:
                 return machine
         if order.key not in self._asked:
             task = asyncio.ensure_future(self._make(order))
             self._asked[order.key] = task
-            task.add_done_callback(lambda _: self._asked.pop(order.key, None))
+            task.add_done_callback(lambda _: self._has_made(order.key))
         return await asyncio.shield(self._asked[order.key])
 
-    async def drop(self, key: str) -> None:
-        """Nobody waits for the machine of that key any more, and it is gone."""
+    def _has_made(self, key: str) -> None:
+        task = self._asked.pop(key)
+        if task.cancelled() or task.exception() is not None:
+            self._tickets.pop(key, None)
+
+    async def drop(self, key: str, ticket: str = "") -> None:
+        """Who asked with the ticket wants the machine of that key no more; it is gone, unless another has asked."""
+        self._tickets[key].discard(ticket)
+        if self._tickets[key]:
+            return
+        del self._tickets[key]
         if (task := self._asked.get(key)) is not None:
             task.cancel()
             with suppress(asyncio.CancelledError, VMForkError):
@@ -168,19 +194,26 @@ class Node(Owner):
             if machine.key == key:
                 await self.close(machine.id)
 
+    def list_clients(self) -> frozenset[str]:
+        """The programs that have machines here which end with them."""
+        return frozenset(self._clients.values())
+
     async def renew(self, client: str) -> None:
         """The program lives, and so do its machines."""
         self._leases[client] = time.monotonic() + LEASE_S
 
     async def exec(self, vm_id: str, argv: Sequence[str], options: Mapping[str, Any]) -> ExecResult:
+        self._counts["programs"] += 1
         return await (await self._get(vm_id)).exec(argv, **options)
 
     async def run_code(self, vm_id: str, code: str, language: str, options: Mapping[str, Any]) -> CodeResult:
+        self._counts["programs"] += 1
         return await (await self._get(vm_id)).run_code(code, language, **options)
 
     async def stream_exec(
         self, vm_id: str, argv: Sequence[str], options: Mapping[str, Any]
     ) -> AsyncIterator[ProgramEvent]:
+        self._counts["programs"] += 1
         vm = await self._get(vm_id)
         events = vm.stream(argv, **options)
         assert isinstance(events, AsyncGenerator)  # as guarded, and without, it is one
@@ -206,8 +239,10 @@ class Node(Owner):
 
     async def put(self, vm_id: str, token: str, guest: str, options: Mapping[str, Any]) -> Copied:
         """What was spooled is in the machine's folder `guest`; the spool is gone in any case."""
-        self._leases.pop(token)
-        with self._spooled.pop(token) as tar:
+        self._leases.pop(token, None)
+        if (spooled := self._spooled.pop(token, None)) is None:
+            raise ClusterError(f"node {self.name} has nothing of what was sent: its process began anew meanwhile")
+        with spooled as tar:
             tar.seek(0)
             return await (await self._get(vm_id)).put_tar(tar, guest, **options)
 
@@ -225,12 +260,15 @@ class Node(Owner):
         """Forks of a machine that runs here, which runs on."""
         vm = await self._get(vm_id)
         forks = await vm.fork(count, **options)
+        self._counts["forks"] += len(forks)
         return [self._keep(each, f"{key}-{number}", client, lasts=False) for number, each in enumerate(forks)]
 
     async def close(self, vm_id: str) -> None:
         """The machine is gone. One that is gone already is no error."""
         machine, vm = self._machines.pop(vm_id, None), self._vms.pop(vm_id, None)
         self._clients.pop(vm_id, None)
+        if machine is not None:
+            self._tickets.pop(machine.key, None)
         if machine is not None and machine.lasts:
             with suppress(VMNotFound):
                 vm = vm or await VM.connect(vm_id, places=self._instance.places)
@@ -244,6 +282,7 @@ class Node(Owner):
         if held is not None and held.wanted.digest == digest:
             return
         if digest not in self._pulls:
+            self._counts["pulls"] += 1
             task = asyncio.ensure_future(
                 take_over(
                     name,
@@ -260,16 +299,15 @@ class Node(Owner):
 
     async def artifact(self, digest: str) -> bytes:
         """What the template travels as; its layers can be asked for. Raises `TemplateNotFound`."""
-        store = TemplateStore(self._instance.places.templates)
-        for name in await asyncio.to_thread(store.list_names):
-            with suppress(TemplateError, StoreBusy):
-                m = store.read_manifest(name)
-                if digest_of(m) == digest:
-                    return await self._packed.pack(name, digest, generation=m.generation, instance=self._instance)
-        raise TemplateNotFound(digest[:12])
+        if (found := await asyncio.to_thread(self._find_generation, digest)) is None:
+            raise TemplateNotFound(digest[:12])
+        name, generation = found
+        return await self._packed.pack(name, digest, generation=generation, instance=self._instance)
 
     async def layer(self, digest: str, layer: str) -> bytes:
-        return await self._packed.read(digest, layer)
+        data = await self._packed.read(digest, layer)
+        self._counts["sent_bytes"] += len(data)
+        return data
 
     async def aclose(self) -> None:
         """Machines that do not last are gone; those that last run on."""
@@ -295,7 +333,14 @@ class Node(Owner):
                 return await template.start(labels=labels, wait_s=wait_s, **order.options)
             return await template.fork(wait_s=wait_s, **order.options)
 
-        vm = await self._wait_in_line(fork, deadline)
+        begun = time.monotonic()
+        try:
+            vm = await self._wait_in_line(fork, deadline)
+        except VMForkError:
+            self._counts["forks_failed"] += 1
+            raise
+        self._counts["forks"] += 1
+        self._counts["fork_seconds"] += time.monotonic() - begun
         return self._keep(vm, order.key, order.client, lasts=order.lasts, template=order.template)
 
     async def _wait_in_line(self, fork: Any, deadline: float) -> VM:
@@ -359,6 +404,7 @@ class Node(Owner):
     async def _find_again(self) -> None:
         for record in await VM.list(label=_MARK, places=self._instance.places):
             if has_label(record.labels, f"{_MARK}={self.name}"):
+                self._tickets[record.labels.get(_KEY, "")].add("")  # whoever made it
                 self._machines[record.id] = Machine(
                     id=record.id,
                     node=self.name,
@@ -377,8 +423,10 @@ class Node(Owner):
                 with suppress(VMForkError):
                     await self.close(vm_id)
             for token in [each for each in self._spooled if self._leases[each] < now]:
-                del self._leases[token]
                 self._spooled.pop(token).close()
+            # Of a client that has a machine the next round asks again: it was not closed.
+            kept = {*self._clients.values()}
+            self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}
 
     async def _list_held(self) -> dict[str, Held]:
         """The templates in force here whose RAM is of this boot of the host, by name."""
@@ -388,6 +436,16 @@ class Node(Owner):
             return {name: held for name in names if (held := self._find_held(name)) is not None}
 
         return await asyncio.to_thread(look)
+
+    def _find_generation(self, digest: str) -> tuple[str, str] | None:
+        """The name and the generation of the template of that digest."""
+        store = TemplateStore(self._instance.places.templates)
+        for name in store.list_names():
+            with suppress(TemplateError, StoreBusy):
+                m = store.read_manifest(name)
+                if digest_of(m) == digest:
+                    return name, m.generation
+        return None
 
     def _find_held(self, name: str) -> Held | None:
         try:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import (
     ActorUnavailableError,
     ActorUnschedulableError,
@@ -33,13 +34,18 @@ from ray.exceptions import (
     RayTaskError,
 )
 
+from vmfork.border import translating
 from vmfork.cluster.directory import Directory
 from vmfork.cluster.node import Node
 from vmfork.cluster.terms import find_version
+from vmfork.config.loader import load_settings
 from vmfork.errors import Closed, ClusterError, HostError, InternalError, NodeLost, VMForkError
+from vmfork.machine.trace import carry, continued
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+
+_log = logging.getLogger("vmfork")
 
 _NAMESPACE = "vmfork"
 _DIRECTORY = "vmfork-directory"
@@ -52,6 +58,10 @@ _PULL = {"artifact", "layer", "pull"}
 # Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
 _LOOK_EVERY_S = 1.0
 _DIRECTORY_LIMIT_S = 60.0
+# Less than a third of the time after which a node ends the machines of a program that it has not heard of.
+_JOBS_EVERY_S = 8.0
+# What passes through it is a layer for each processor; by default Ray takes a third of the memory.
+_LOCAL_STORE_BYTES = 512 << 20
 _AGAIN_S = 0.2
 
 _ACTOR = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
@@ -69,46 +79,75 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
 
-async def _told(work: Coroutine[Any, Any, Any]) -> tuple[bool, Any]:
+async def _told(work: Coroutine[Any, Any, Any], carried: Mapping[str, str]) -> tuple[bool, Any]:
+    """Whether it went well, and what it gave, or the error; its spans belong to the caller's."""
     try:
-        return True, await work
+        with continued(carried), translating():
+            return True, await work
     except VMForkError as error:
         return False, error
+
+
+def _take_back_niceness() -> None:
+    """Our threads, and so our machines, are as nice as Ray itself, where the host lets us.
+
+    Ray makes its workers 15 nicer (`RAY_worker_niceness`): on a busy host a guest would get a thirtieth of the time
+    that one of the same host gets.
+    """
+    niceness = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # not ours to say; or it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
 class NodeActor:
     """The actor of one node."""
 
     def __init__(self, name: str, labels: Mapping[str, str]) -> None:
+        _take_back_niceness()
         self._own = _Loop()
-        self._node: Node = self._own.begin(Node.open(name, _Peers(), labels=labels)).result()
+        config = load_settings().vm
+        self._node: Node = self._own.begin(Node.open(name, _Peers(), labels=labels, config=config)).result()
+        self._own.begin(self._renew_living())
 
-    async def call(self, verb: str, args: Sequence[Any]) -> tuple[bool, Any]:
+    async def call(self, verb: str, args: Sequence[Any], carried: Mapping[str, str]) -> tuple[bool, Any]:
         """Whether it went well, and what it gave, or the error."""
-        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(_told(self._node.serve(verb, *args))))
+        work = _told(self._node.serve(verb, *args), carried)
+        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(work))
         return answer
 
-    async def stream(self, verb: str, args: Sequence[Any]) -> AsyncIterator[tuple[bool, Any]]:
+    async def stream(
+        self, verb: str, args: Sequence[Any], carried: Mapping[str, str]
+    ) -> AsyncIterator[tuple[bool, Any]]:
         """The same for each piece; an error is the last."""
         pieces = self._node.stream(verb, *args)
         try:
             while True:
-                try:
-                    piece = await asyncio.wrap_future(self._own.begin(_next(pieces)))
-                except StopAsyncIteration:
+                told = await asyncio.wrap_future(self._own.begin(_told(_next(pieces), carried)))
+                if told == (True, None):
                     return
-                except VMForkError as error:
-                    yield False, error
+                yield told
+                if not told[0]:
                     return
-                if piece is None:
-                    return
-                yield True, piece
         finally:
             self._own.begin(_close(pieces))
 
     async def pid(self) -> int:
         """The process id of the actor."""
         return os.getpid()
+
+    async def _renew_living(self) -> None:
+        """A program lives as long as Ray says so: it may have passed its machines on, and make no call by itself."""
+        while True:
+            await asyncio.sleep(_JOBS_EVERY_S)
+            if clients := self._node.list_clients():
+                try:
+                    living = await asyncio.to_thread(_read_jobs)
+                except Exception as error:  # noqa: BLE001 - what it raises is not written down; programs renew as well
+                    _log.warning("Ray does not tell which programs live: %r", error)
+                    continue
+                for client in clients & living:
+                    await self._node.renew(client)
 
 
 class DirectoryActor:
@@ -126,8 +165,8 @@ class DirectoryActor:
 
     async def call(self, verb: str, args: Sequence[Any]) -> tuple[bool, Any]:
         """Whether it went well, and what it gave, or the error."""
-        work = getattr(self._directory, verb)(*args)
-        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(_told(work)))
+        work = _told(getattr(self._directory, verb)(*args), {})
+        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(work))
         return answer
 
     async def pid(self) -> int:
@@ -167,7 +206,7 @@ class _Peers:
         actor = await self._find(node)
         group = "control" if verb in _CONTROL else "pull" if verb in _PULL else "work"
         try:
-            ref = actor.call.options(concurrency_group=group).remote(verb, args)
+            ref = actor.call.options(concurrency_group=group).remote(verb, args, carry())
             went_well, answer = await self._wait(ref, node)
         except (RayError, OSError) as error:
             raise self._as_ours(error, node) from error
@@ -178,7 +217,7 @@ class _Peers:
     async def stream(self, node: str, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
         """What the node's call of that name gives, piece by piece."""
         actor = await self._find(node)
-        pieces = actor.stream.options(concurrency_group="work", num_returns="streaming").remote(verb, args)
+        pieces = actor.stream.options(concurrency_group="work", num_returns="streaming").remote(verb, args, carry())
         has_ended = False
         try:
             while True:
@@ -257,6 +296,11 @@ class _Peers:
         return ClusterError(f"node {node}: {error}")
 
 
+def _read_jobs() -> frozenset[str]:
+    """The programs that live. Ray has no other way to ask that needs no dashboard."""
+    return frozenset(str(each["JobID"]) for each in state.job_table() if not each["IsDead"])
+
+
 def _get_actor(name: str) -> Any:
     return ray.get_actor(name, namespace=_NAMESPACE)
 
@@ -317,9 +361,17 @@ async def open_site(address: str) -> RaySite:
         return RaySite()
     options: dict[str, Any] = {"address": address, "namespace": _NAMESPACE, "log_to_driver": False}
     if address == "local":
-        options |= {"include_dashboard": False}
+        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
     try:
-        await asyncio.to_thread(lambda: ray.init(**options, logging_level=logging.WARNING))
+        await asyncio.to_thread(lambda: ray.init(**options, logging_level=logging.ERROR))
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise HostError(
+            f"the Ray cluster at {address} is not for this Python: {told}",
+            hint="run the same versions of Python and Ray as its nodes do",
+        ) from error
     except ConnectionError as error:
         hint = "start one (ray start --head), give its address, or use Cluster.local()"
         raise HostError(f"no Ray cluster runs at {address}: {error}", hint=hint) from error

@@ -45,13 +45,17 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a node says of itself, and which vmfork it runs. `asked` are keys of machines that are being made there."""
+    """What a node says of itself, and which vmfork it runs. `asked` are keys of machines that are being made there.
+
+    `counts` is what it did since its process began, by name.
+    """
 
     offer: Offer
     version: str = ""
     held: tuple[Held, ...] = ()
     machines: tuple[Machine, ...] = ()
     asked: tuple[str, ...] = ()
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +82,14 @@ class Decision:
 class Order:
     """A node is to make a machine. `client` is who must live for one that does not last.
 
-    `options` are those of `Template.fork`.
+    `ticket` names who asks: several may ask for the machine of one key. `options` are those of `Template.fork`.
     """
 
     template: str
     digest: str
     key: str
     client: str
+    ticket: str = ""
     sources: tuple[str, ...] = ()
     lasts: bool = False
     wait_s: float = 0.0

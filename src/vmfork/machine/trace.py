@@ -5,7 +5,8 @@ vmfork.fork | vmfork.boot | vmfork.take      one machine, until it is handed out
     spawn  load  adopt  clock  thaw  fit     its phases, one after the other (see `Timings`)
 vmfork.exec                                  one program
 ```
-The spans belong to the span that is current where the machine is asked for.
+The spans belong to the span that is current where the machine is asked for, be that in another process: `carry` there,
+`continued` here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+from vmfork.late import import_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -89,6 +92,28 @@ def failure_traced(name: str, attributes: Mapping[str, Any]) -> Iterator[None]:
             span.set_status(api.StatusCode.ERROR, str(error))
             span.end()
         raise
+
+
+def carry() -> dict[str, str]:
+    """The current span, as `continued` takes it in another process. Empty where this process does not trace."""
+    carried: dict[str, str] = {}
+    if is_traced():
+        import_late("opentelemetry.propagate", "inject")(carried)
+    return carried
+
+
+@contextmanager
+def continued(carried: Mapping[str, str]) -> Iterator[None]:
+    """Spans of the block belong to the span that was carried here, where both processes trace."""
+    if not carried or not is_traced():
+        yield
+        return
+    attach, detach = (import_late("opentelemetry.context", name) for name in ("attach", "detach"))
+    token = attach(import_late("opentelemetry.propagate", "extract")(carried))
+    try:
+        yield
+    finally:
+        detach(token)
 
 
 def _tracer() -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ class FakeNode:
         self.made = 0
         self.renewed: list[str] = []
         self.version = "1"
+        self.counts: dict[str, float] = {}
         self.is_lost = False
         self.is_unfit = False
         self.is_silent = False
@@ -49,7 +50,7 @@ class FakeNode:
             **self.offer,
         )
         machines = tuple(self.machines.values())
-        return Report(offer=offer, version=self.version, held=self.held, machines=machines)
+        return Report(offer=offer, version=self.version, held=self.held, machines=machines, counts=self.counts)
 
     async def fork(self, order: Order) -> Machine:
         if self.gate is not None:
@@ -69,7 +70,7 @@ class FakeNode:
             raise NodeLost(self.name)
         return made
 
-    async def drop(self, key: str) -> None:
+    async def drop(self, key: str, ticket: str) -> None:
         self.machines = {each: m for each, m in self.machines.items() if m.key != key}
 
     async def pull(self, name: str, digest: str, sources: Any) -> None:

@@ -66,3 +66,24 @@ def test_without_the_sdk_nothing_of_it_is_loaded_and_nothing_happens():
         "assert [name for name in sys.modules if name.startswith('opentelemetry')] == []\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_spans_of_another_process_belong_to_the_one_that_was_carried_there(spans):
+    api = sys.modules["opentelemetry.trace"]
+    with api.get_tracer("caller").start_as_current_span("caller") as caller:
+        carried = trace.carry()
+    assert {type(value) for value in carried.values()} == {str}
+    with trace.continued(carried):
+        trace.trace_program("true", 0.01, 0)
+    trace.trace_program("false", 0.01, 1)
+    inside, outside = (each for each in spans() if each.name == "vmfork.exec")
+    assert inside.parent.span_id == caller.get_span_context().span_id
+    assert inside.context.trace_id == caller.get_span_context().trace_id
+    assert outside.parent is None
+
+
+def test_where_nothing_is_traced_nothing_is_carried(monkeypatch):
+    monkeypatch.setattr(trace, "is_traced", lambda: False)
+    assert trace.carry() == {}
+    with trace.continued({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}):
+        pass
