@@ -1,0 +1,149 @@
+"""A node, its process, the directory or a program is killed in the middle of something. Nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from importlib import import_module
+
+import pytest
+
+from tests.cluster.conftest import NAME, SLOW, find_pid, get_node, until
+from vmfork.aio import Template
+from vmfork.config import Places, VMConfig
+from vmfork.errors import NodeLost, VMNotFound
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
+
+DRIVER = """
+import sys, time, vmfork
+cluster = vmfork.Cluster.connect(sys.argv[1])
+brief = cluster.fork("cluster", key="brief")
+cluster.fork("cluster", key="long", lasts=True, ttl_s=3600.0)
+cluster.fork("cluster", key="short", lasts=True, ttl_s=20.0)
+print(brief.id, flush=True)
+time.sleep(3600)
+"""
+
+
+async def test_the_process_of_a_node_is_killed(cluster, nodes) -> None:
+    """What does not last is gone, what lasts is found again by the process that Ray starts; neither is there twice."""
+    node = nodes.names[0]
+    lasting = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
+    brief = await cluster.fork(NAME, key="brief", node=node)
+    os.kill(await find_pid(node), signal.SIGKILL)
+    again = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
+    assert again.id == lasting.id
+    assert (await again.exec(["echo", "still"])).stdout == "still\n"
+    with pytest.raises((VMNotFound, NodeLost)):
+        await brief.exec(["true"])
+    new = await cluster.fork(NAME, key="brief", node=node)
+    assert new.id != brief.id
+    assert len((await cluster.status())["machines"]) == 2
+
+
+async def test_the_directory_is_killed_under_load(cluster) -> None:
+    directory = import_module("ray").get_actor("vmfork-directory", namespace="vmfork")
+    kept = await cluster.fork(NAME, key="kept")
+    forks = [asyncio.ensure_future(cluster.fork(NAME)) for _ in range(6)]
+    os.kill(await directory.pid.remote(), signal.SIGKILL)
+    vms = await asyncio.gather(*forks)
+    assert (await cluster.fork(NAME, key="kept")).id == kept.id
+    found = {each["id"] for each in (await cluster.status())["machines"]}
+    assert found == {kept.id, *(vm.id for vm in vms)}
+
+
+async def test_a_program_is_killed(cluster, nodes) -> None:
+    """Its machines end, those that last by their time to live."""
+    address = nodes.ray_cluster.address
+    driver = await asyncio.create_subprocess_exec(sys.executable, "-c", DRIVER, address, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert driver.stdout is not None
+        brief = (await driver.stdout.readline()).decode().strip()
+        assert brief in {each["id"] for each in (await cluster.status())["machines"]}
+    finally:
+        driver.kill()
+        await driver.wait()
+    told = await until(cluster, lambda told: {"brief", "short"}.isdisjoint(each["key"] for each in told["machines"]))
+    assert [each["key"] for each in told["machines"]] == ["long"]
+    async with await cluster.find("long") as vm:
+        assert (await vm.exec(["echo", "lives"])).stdout == "lives\n"
+
+
+async def test_a_node_is_killed_while_it_runs_a_program(cluster, nodes) -> None:
+    await cluster.prefetch(NAME)
+    node = nodes.names[-1]
+    vm = await cluster.fork(NAME, node=node)
+    running = asyncio.ensure_future(vm.exec(["sleep", "600"]))
+    await until(cluster, lambda told: vm.id in {each["id"] for each in told["machines"]})
+    nodes.kill(node)
+    try:
+        with pytest.raises(NodeLost) as lost:
+            await running
+        assert lost.value.machines == (vm.id,)
+        vms = await cluster.fork_many(NAME, 4)
+        assert node not in {each.node for each in vms}
+        await until(cluster, lambda told: node not in {each["name"] for each in told["nodes"]})
+        await asyncio.gather(*(each.aclose() for each in vms))
+    finally:
+        nodes.revive(node)
+
+
+async def test_a_node_is_killed_while_it_forks(cluster, nodes) -> None:
+    """What was being made there is made elsewhere, once for each key."""
+    await cluster.prefetch(SLOW)
+    node = nodes.names[-1]
+    keys = {f"key-{number}" for number in range(3)}
+    forks = [asyncio.ensure_future(cluster.fork(SLOW, key=key, spread="node")) for key in keys]
+    await until(cluster, lambda told: get_node(told, node)["being_made"] > 0)
+    nodes.kill(node)
+    try:
+        vms = await asyncio.gather(*forks)
+        assert node not in {vm.node for vm in vms}
+        told = await until(cluster, lambda told: node not in {each["name"] for each in told["nodes"]})
+        assert sorted(each["key"] for each in told["machines"]) == sorted(keys)
+        assert {each["id"] for each in told["machines"]} == {vm.id for vm in vms}
+        await asyncio.gather(*(vm.aclose() for vm in vms))
+    finally:
+        nodes.revive(node)
+
+
+@pytest.mark.parametrize("another_has_it", [True, False])
+async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, another_has_it) -> None:
+    """It comes from the next that has it; where nobody has, whoever asked is told."""
+    first, other, source = nodes.names
+    target = nodes.places[first]
+    there = Places(target.home, nodes.places[source].runtime)
+    template = await Template.build("sent", VMConfig(), places=there, replace=True)
+    told = await until(cluster, lambda told: "sent" in {each["name"] for each in told["templates"]})
+    (digest,) = (each["digest"] for each in told["templates"] if each["name"] == "sent")
+    site = cluster._site
+    sources = [source]
+    if another_has_it:
+        await site.call(other, "pull", "sent", digest, [source])
+        sources.append(other)
+    pulling = asyncio.ensure_future(site.call(first, "pull", "sent", digest, sources))
+    pid = await find_pid(source)
+    while not pulling.done() and not [*(target.templates / "sent").glob("*/memory")]:
+        await asyncio.sleep(0.005)
+    os.kill(pid, signal.SIGSTOP)
+    assert not pulling.done()
+    nodes.kill(source)
+    try:
+        if another_has_it:
+            await pulling
+            async with cluster.fork("sent", node=first) as vm:
+                assert (await vm.exec(["echo", "whole"])).stdout == "whole\n"
+        else:
+            with pytest.raises(NodeLost):
+                await pulling
+            assert not [*(target.templates / "sent").glob("*/memory")]
+    finally:
+        await template.remove()
+        for node in {first, other} & {*nodes.rays}:
+            for each in await Template.list(places=nodes.places[node]):
+                if each.name == "sent":
+                    await each.remove()
+        nodes.revive(source)
