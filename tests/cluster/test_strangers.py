@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from importlib import import_module
@@ -11,10 +12,23 @@ from importlib import import_module
 import pytest
 
 from tests.cluster.conftest import NAME, get_node, until
+from tests.recorded_spans import record_spans
 from vmfork.errors import NoNode, NoRoom
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
 
+TRACING = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+def tell(span):
+    return f"{span.name} {span.context.trace_id:032x}\\n"
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=open(%r, "a"), formatter=tell)))
+trace.set_tracer_provider(provider)
+"""
 CONNECT = """
 import sys, vmfork
 try:
@@ -28,7 +42,7 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
     emulator = tmp_path / "qemu"
     real = shutil.which("qemu-system-x86_64")
     emulator.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 6.1.0" && exit\nexec {real} "$@"\n'
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 9.9.9" && exit\nexec {real} "$@"\n'
     )
     emulator.chmod(0o755)
     other = tmp_path / "other" / "vmfork-0.0.9.dist-info"
@@ -38,14 +52,14 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
     full, old, elsewhere = (
         nodes.add(nodes.make_places(), env, kind="stranger")
         for env in (
-            {"VMFORK_VM_RESERVE_MIB": str(1 << 30)},
+            {"VMFORK_VM_RESERVE_MIB": str(1 << 20)},
             {"VMFORK_VM_QEMU": str(emulator)},
             {"PYTHONPATH": path},
         )
     )
     try:
         await until(cluster, lambda told: {full, old, elsewhere} <= {each["name"] for each in told["nodes"]})
-        with pytest.raises(NoRoom, match=full) as refused:
+        with pytest.raises(NoRoom) as refused:
             await cluster.fork(NAME, node=full, wait_s=0.0)
         assert refused.value.hint
         with pytest.raises(NoNode, match=r"qemu\.version"):
@@ -59,6 +73,26 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
     finally:
         for node in (full, old, elsewhere):
             nodes.kill(node)
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
+
+
+async def test_what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, nodes, tmp_path) -> None:
+    record_spans()
+    told = tmp_path / "told"
+    (tmp_path / "sitecustomize.py").write_text(TRACING % str(told))
+    node = nodes.add(
+        nodes.make_places(), {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
+    )
+    try:
+        await until(cluster, lambda told: node in {each["name"] for each in told["nodes"]})
+        with import_module("opentelemetry.trace").get_tracer("test").start_as_current_span("caller") as span:
+            async with cluster.fork(NAME, node=node) as vm:
+                await vm.exec(["true"], check=True)
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        lines = {tuple(line.split()) for line in told.read_text().splitlines()}
+        assert {("vmfork.fork", trace_id), ("vmfork.exec", trace_id)} <= lines
+    finally:
+        nodes.kill(node)
         await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
 
 

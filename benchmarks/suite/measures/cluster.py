@@ -85,12 +85,12 @@ async def _open_nodes(context: Context) -> AsyncIterator[dict[str, Places]]:
     try:
         for number in range(_NODES):
             context.report(f"starting node {number + 1} of {_NODES}")
-            await asyncio.to_thread(add, number)
-        await asyncio.to_thread(ray.init, address=nodes.address, namespace="vmfork", log_to_driver=False)
+            add(number)  # Ray sets signals up: it wants the main thread
+        ray.init(address=nodes.address, namespace="vmfork", log_to_driver=False)
         yield found
     finally:
-        await asyncio.to_thread(ray.shutdown)
-        await asyncio.to_thread(nodes.shutdown)
+        ray.shutdown()
+        nodes.shutdown()
         for places in [*found.values()][1:]:
             TemplateStore(places.templates).clear()
 
