@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A machine that was placed and that its node does not tell of is on its way for so long.
-PROMISE_S = 120.0
+# A machine that was placed and that its node does not tell of is on its way for so long: from the directory to whoever
+# asked, and from there to the node, which tells of it while it makes it, and for some time after its end.
+PROMISE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Known:
         for digest in report.offer.templates:
             self._holders[digest][name] = None
             self._listed.pop(digest, None)
-        for key in {*report.asked, *(machine.key for machine in report.machines)} & self._promised[name]:
+        told = {*report.asked, *report.ended, *(machine.key for machine in report.machines)}
+        for key in told & self._promised[name]:
             self._take_back(key)
         self._offer_anew(name)
 

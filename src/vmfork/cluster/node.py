@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 # A machine that does not last ends when nothing was heard of its program for so long.
 LEASE_S = 30.0
 _LOOK_EVERY_S = 5.0
+# Reports come once a second: so long what has ended is told.
+_ENDED_S = 5.0
 # What room is told in where no template says what a machine is counted with: a default fork's.
 _SHARE_MIB, _TASKS = 162, 6
 PIECE_BYTES = 4 << 20
@@ -95,6 +97,8 @@ class Node(Owner):
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
         self._line = asyncio.Lock()
         self._in_line = 0
+        # By key, when what was asked for came to an end.
+        self._ended: dict[str, float] = {}
         self._counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._watch: asyncio.Task[None] | None = None
 
@@ -159,6 +163,7 @@ class Node(Owner):
             held=tuple(held.values()),
             machines=tuple(self._machines.values()),
             asked=tuple(self._asked),
+            ended=self._list_ended(),
             counts=dict(self._counts),
         )
 
@@ -179,6 +184,13 @@ class Node(Owner):
         task = self._asked.pop(key)
         if task.cancelled() or task.exception() is not None:
             self._tickets.pop(key, None)
+            self._ended[key] = time.monotonic()
+
+    def _list_ended(self) -> tuple[str, ...]:
+        """Keys whose machine was made and has ended, or was not made, since the last reports."""
+        before = time.monotonic() - _ENDED_S
+        self._ended = {key: at for key, at in self._ended.items() if at > before}
+        return tuple(self._ended)
 
     async def drop(self, key: str, ticket: str = "") -> None:
         """Who asked with the ticket wants the machine of that key no more; it is gone, unless another has asked."""
@@ -269,6 +281,7 @@ class Node(Owner):
         self._clients.pop(vm_id, None)
         if machine is not None:
             self._tickets.pop(machine.key, None)
+            self._ended[machine.key] = time.monotonic()
         if machine is not None and machine.lasts:
             with suppress(VMNotFound):
                 vm = vm or await VM.connect(vm_id, places=self._instance.places)

@@ -47,7 +47,8 @@ class Machine:
 class Report:
     """What a node says of itself, and which vmfork it runs. `asked` are keys of machines that are being made there.
 
-    `counts` is what it did since its process began, by name.
+    `ended` are those of machines that have ended, or could not be made, in the last seconds: whoever waits to hear of
+    them hears that they were there. `counts` is what it did since its process began, by name.
     """
 
     offer: Offer
@@ -55,6 +56,7 @@ class Report:
     held: tuple[Held, ...] = ()
     machines: tuple[Machine, ...] = ()
     asked: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
     counts: Mapping[str, float] = field(default_factory=dict)
 
 

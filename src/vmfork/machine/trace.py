@@ -11,13 +11,12 @@ The spans belong to the span that is current where the machine is asked for, be 
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-
-from vmfork.late import import_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,7 +97,7 @@ def carry() -> dict[str, str]:
     """The current span, as `continued` takes it in another process. Empty where this process does not trace."""
     carried: dict[str, str] = {}
     if is_traced():
-        import_late("opentelemetry.propagate", "inject")(carried)
+        _load("opentelemetry.propagate").inject(carried)
     return carried
 
 
@@ -108,12 +107,17 @@ def continued(carried: Mapping[str, str]) -> Iterator[None]:
     if not carried or not is_traced():
         yield
         return
-    attach, detach = (import_late("opentelemetry.context", name) for name in ("attach", "detach"))
-    token = attach(import_late("opentelemetry.propagate", "extract")(carried))
+    context = _load("opentelemetry.context")
+    token = context.attach(_load("opentelemetry.propagate").extract(carried))
     try:
         yield
     finally:
-        detach(token)
+        context.detach(token)
+
+
+def _load(module: str) -> Any:
+    """A module of OpenTelemetry's, which is there where its SDK is."""
+    return importlib.import_module(module)
 
 
 def _tracer() -> tuple[Any, Any]:

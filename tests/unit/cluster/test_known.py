@@ -104,6 +104,17 @@ def test_it_is_what_follows_from_the_last_reports(done) -> None:
             assert {*known.list_holders(f"{template}{at}")} == holders
 
 
+def test_a_machine_that_ended_before_its_node_was_asked_is_promised_no_more() -> None:
+    known = Known()
+    report = Report(offer=Offer(name="a", total_mib=900, to_give_mib=700))
+    known.hear(report)
+    known.promise("k", "a", HELD)
+    known.hear(report)
+    assert known.offers["a"].running == 1
+    known.hear(replace(report, ended=("k",)))
+    assert known.offers["a"].running == 0
+
+
 def test_a_promise_that_is_not_kept_is_forgotten(monkeypatch) -> None:
     monkeypatch.setattr(known_module, "PROMISE_S", -1.0)
     known = Known()

@@ -101,6 +101,15 @@ async def test_who_gives_up_takes_no_machine_from_another_who_asked_by_the_same_
         assert closed == ["1"]
 
 
+async def test_what_has_ended_is_told_for_some_time(tmp_path, monkeypatch) -> None:
+    async with await open_node(tmp_path) as one:
+        one._machines["1"] = Machine(id="1", node="one", template="py", key="k")
+        await one.close("1")
+        assert one._list_ended() == ("k",)
+        monkeypatch.setattr(node, "_ENDED_S", 0.0)
+        assert one._list_ended() == ()
+
+
 async def test_a_machine_that_nobody_waits_for_is_not_made(tmp_path, monkeypatch) -> None:
     begun = asyncio.Event()
 
