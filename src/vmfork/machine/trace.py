@@ -11,7 +11,6 @@ The spans belong to the span that is current where the machine is asked for, be 
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from contextlib import contextmanager
@@ -97,7 +96,9 @@ def carry() -> dict[str, str]:
     """The current span, as `continued` takes it in another process. Empty where this process does not trace."""
     carried: dict[str, str] = {}
     if is_traced():
-        _load("opentelemetry.propagate").inject(carried)
+        from opentelemetry import propagate  # noqa: PLC0415 - an optional extra, which is there
+
+        propagate.inject(carried)
     return carried
 
 
@@ -107,17 +108,13 @@ def continued(carried: Mapping[str, str]) -> Iterator[None]:
     if not carried or not is_traced():
         yield
         return
-    context = _load("opentelemetry.context")
-    token = context.attach(_load("opentelemetry.propagate").extract(carried))
+    from opentelemetry import context, propagate  # noqa: PLC0415 - as above
+
+    token = context.attach(propagate.extract(carried))
     try:
         yield
     finally:
         context.detach(token)
-
-
-def _load(module: str) -> Any:
-    """A module of OpenTelemetry's, which is there where its SDK is."""
-    return importlib.import_module(module)
 
 
 def _tracer() -> tuple[Any, Any]:
