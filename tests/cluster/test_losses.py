@@ -143,7 +143,6 @@ async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, anothe
     finally:
         await template.remove()
         for node in {first, other} & {*nodes.rays}:
-            for each in await Template.list(places=nodes.places[node]):
-                if each.name == "sent":
-                    await each.remove()
+            if "sent" in await Template.list(places=nodes.places[node]):
+                await (await Template.open("sent", places=nodes.places[node])).remove()
         nodes.revive(source)

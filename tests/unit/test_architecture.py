@@ -22,7 +22,7 @@ VAGUE = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", 
 # The modules that import by name, through `late.py`; what their tables name counts as imported.
 LAZY = {
     "__init__.py", "aio.py", "cli/main.py", "api/vm.py", "api/code.py", "host/zstd.py", "oci/door.py",
-    "testing/plugin.py", "cluster/cluster.py", "cluster/vm.py",
+    "testing/plugin.py", "cluster/cluster.py", "cluster/vm.py", "cli/cluster.py",
     "container/importing.py",  # registries need the extra `oci`
 }  # fmt: skip
 # A template gives machines, and a machine a template: their modules name each other for type checking.

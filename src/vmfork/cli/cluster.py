@@ -13,7 +13,9 @@ from vmfork.cli.options import VerbGroup, json_option
 from vmfork.cli.show import show_json, show_table
 from vmfork.cluster.cluster import Cluster
 from vmfork.config.endpoint import parse_metrics_address
+from vmfork.late import import_late
 from vmfork.rpc.packages import check_packages
+from vmfork.service.base.exposition import Exposition
 from vmfork.units import format_bytes, format_mib
 
 if TYPE_CHECKING:
@@ -101,20 +103,20 @@ def ps(address: str, as_json: bool) -> None:
 def metrics(address: str, where: str | None) -> None:
     """Print what all nodes count, as Prometheus reads it, or serve it over HTTP."""
     check_packages()
-    from vmfork.service.cluster.metrics import NodeMetrics  # noqa: PLC0415 - an optional extra
-
+    # Prometheus's client is an optional extra.
+    node_metrics = import_late("vmfork.service.cluster.metrics", "NodeMetrics")
     if where is None:
-        _, text = NodeMetrics(run_async(_ask(address))).registry.render()
+        _, text = node_metrics(run_async(_ask(address))).registry.render()
         click.echo(text.decode(), nl=False)
         return
     endpoint = parse_metrics_address(where, field="serve")
-    from vmfork.service.base.exposition import Exposition  # noqa: PLC0415
 
     async def serve() -> None:
         async with Cluster.connect(address) as cluster:
 
             async def render() -> tuple[str, bytes]:
-                return NodeMetrics(await cluster.status()).registry.render()
+                told: tuple[str, bytes] = node_metrics(await cluster.status()).registry.render()
+                return told
 
             async with aclosing(Exposition(endpoint, render)) as exposition:
                 await exposition.open()
