@@ -46,8 +46,8 @@ async def template(built) -> Template:
 
 
 @contextmanager
-def served(host: str) -> Iterator[int]:
-    """Whoever connects to `host` at this port, or sends a datagram there, is told "from HOST"."""
+def served(host: str) -> Iterator[dict[str, int]]:
+    """Whoever connects to `host` at the first port, or sends a datagram to the second, is told "from HOST"."""
     said = f"from {host}\n".encode()
 
     def answer_streams(listener: socket.socket) -> None:
@@ -67,8 +67,7 @@ def served(host: str) -> Iterator[int]:
             datagrams.sendto(said, caller)
 
     with socket.create_server((host, 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        port = listener.getsockname()[1]
-        datagrams.bind((host, port))
+        datagrams.bind((host, 0))
         threads = [
             threading.Thread(target=answer_streams, args=(listener,)),
             threading.Thread(target=answer_datagrams, args=(datagrams,)),
@@ -76,10 +75,10 @@ def served(host: str) -> Iterator[int]:
         for thread in threads:
             thread.start()
         try:
-            yield port
+            yield {"tcp": listener.getsockname()[1], "udp": datagrams.getsockname()[1]}
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            datagrams.sendto(b"end", (host, port))
+            datagrams.sendto(b"end", datagrams.getsockname())
             for thread in threads:
                 thread.join()
 
@@ -112,8 +111,8 @@ ip route get 127.0.0.1
 """
 
 
-async def ask(vm: VM, host: str, port: int, kind: str = "tcp", *, limit_s: float = 50.0) -> str:
-    asked = ["python3", "-c", ASK, host, str(port), kind, str(limit_s)]
+async def ask(vm: VM, host: str, ports: dict[str, int], kind: str = "tcp", *, limit_s: float = 50.0) -> str:
+    asked = ["python3", "-c", ASK, host, str(ports[kind]), kind, str(limit_s)]
     return (await vm.exec(asked, check=True, timeout_s=LIMIT_S)).stdout.strip()
 
 
@@ -136,12 +135,12 @@ def is_of_lost_card(record: logging.LogRecord) -> bool:
 
 async def test_it_reaches_what_the_host_reaches_and_nothing_by_the_hosts_loopback(template) -> None:
     own = find_own_address()
-    with served(own) as port, served("127.0.0.1") as hidden:
+    with served(own) as ports, served("127.0.0.1") as hidden:
         async with await template.fork(card="passt") as vm:
             passt = passt_of(vm)
             assert vm.card.choice == "passt"
-            assert await ask(vm, own, port) == f"from {own}"
-            assert await ask(vm, own, port, "udp") == f"from {own}"
+            assert await ask(vm, own, ports) == f"from {own}"
+            assert await ask(vm, own, ports, "udp") == f"from {own}"
             # QEMU's user network leads the gateway's address to the host's loopback.
             assert "from" not in await ask(vm, "10.0.2.2", hidden, limit_s=1)
             # So would passt by itself, the frames to 127.0.0.1 of a guest whose root sends such.
@@ -157,7 +156,7 @@ async def test_it_reaches_what_the_host_reaches_and_nothing_by_the_hosts_loopbac
 async def test_a_passt_that_ends_is_told_and_what_is_forked_then_has_its_own(template, caplog) -> None:
     own = find_own_address()
     caplog.set_level(logging.WARNING, "vmfork")
-    with served(own) as port:
+    with served(own) as ports:
         async with await template.fork(card="passt") as vm:
             assert await carrier_of(vm) == "1"
             passt_of(vm).kill()
@@ -173,22 +172,22 @@ async def test_a_passt_that_ends_is_told_and_what_is_forked_then_has_its_own(tem
             async with same:
                 assert same.card.address != vm.card.address
                 assert passt_of(same).is_alive()
-                assert await ask(same, own, port) == f"from {own}"
+                assert await ask(same, own, ports) == f"from {own}"
 
 
 @pytest.mark.slow
 async def test_forks_of_a_running_machine_have_each_a_passt_or_what_they_are_given(template) -> None:
     own = find_own_address()
-    with served(own) as port:
+    with served(own) as ports:
         async with await template.fork(card="passt") as parent:
             (same,) = await parent.fork(card="passt")
             (shut,) = await parent.fork()
             (kept,) = await parent.fork(card="restricted")
             async with same, shut, kept:
                 assert passt_of(same) != passt_of(parent)
-                assert [await ask(vm, own, port) for vm in (parent, same)] == [f"from {own}"] * 2
-                assert await ask(shut, own, port) == "101"  # ENETUNREACH: the card is down
-                assert "from" not in await ask(kept, own, port, limit_s=1)
+                assert [await ask(vm, own, ports) for vm in (parent, same)] == [f"from {own}"] * 2
+                assert await ask(shut, own, ports) == "101"  # ENETUNREACH: the card is down
+                assert "from" not in await ask(kept, own, ports, limit_s=1)
                 with pytest.raises(ConfigError, match="QEMU's user network in its device state"):
                     await kept.fork(card="passt")
             async with await parent.checkpoint() as point:
@@ -196,13 +195,13 @@ async def test_forks_of_a_running_machine_have_each_a_passt_or_what_they_are_giv
                 await parent.rollback(point)
                 assert not before.is_alive()
                 assert passt_of(parent) != before
-                assert await ask(parent, own, port) == f"from {own}"
+                assert await ask(parent, own, ports) == f"from {own}"
             # passt leaves nothing in the state: its forks may have any card.
             frozen = await parent.freeze("passt-again")
             try:
                 async with await frozen.fork() as plain, await frozen.fork(card="open") as opened:
                     assert plain.card.choice == "none"
-                    assert await ask(opened, own, port) == f"from {own}"
+                    assert await ask(opened, own, ports) == f"from {own}"
             finally:
                 await frozen.remove()
 
@@ -243,10 +242,10 @@ async def test_nobodys_end_leaves_a_passt(template) -> None:
 @pytest.mark.slow
 async def test_a_machine_that_outlives_its_maker_has_its_passt_and_its_keeper_takes_the_carrier_down(template) -> None:
     own = find_own_address()
-    with served(own) as port:
+    with served(own) as ports:
         async with await template.start(card="passt", ttl_s=600) as vm:
             passt = passt_of(vm)
-            assert await ask(vm, own, port) == f"from {own}"
+            assert await ask(vm, own, ports) == f"from {own}"
             passt.kill()
             async with asyncio.timeout(LIMIT_S):
                 while await carrier_of(vm) != "0":
@@ -257,7 +256,7 @@ async def test_a_machine_that_outlives_its_maker_has_its_passt_and_its_keeper_ta
         async with await template.start(card="passt", ttl_s=600) as vm:
             passt = passt_of(vm)
             async with await VM.attach(vm.id) as taken:
-                assert await ask(taken, own, port) == f"from {own}"
+                assert await ask(taken, own, ports) == f"from {own}"
         wait_until(lambda: not passt.is_alive())
 
 

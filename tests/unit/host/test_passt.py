@@ -60,13 +60,13 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def frame(to: str, port: int, protocol: int, *, payload: bytes = b"who") -> bytes:
+def frame(to: str, port: int, protocol: int, *, payload: bytes = b"who", source_port: int = PORT) -> bytes:
     """A frame of the guest's, behind its length: a datagram, or a connection's first segment (RFC 791, 768, 9293)."""
     source, target = socket.inet_aton(GUEST), socket.inet_aton(to)
     if protocol == socket.IPPROTO_UDP:
-        inner = struct.pack("!HHHH", PORT, port, 8 + len(payload), 0) + payload
+        inner = struct.pack("!HHHH", source_port, port, 8 + len(payload), 0) + payload
     else:
-        inner = struct.pack("!HHIIBBHHH", PORT, port, 1000, 0, 5 << 4, 2, 65000, 0, 0)
+        inner = struct.pack("!HHIIBBHHH", source_port, port, 1000, 0, 5 << 4, 2, 65000, 0, 0)
         sum_ = checksum(source + target + struct.pack("!BBH", 0, protocol, len(inner)) + inner)
         inner = inner[:16] + struct.pack("!H", sum_) + inner[18:]
     head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(inner), 1, 0, 64, protocol, 0, source, target)
@@ -77,11 +77,16 @@ def frame(to: str, port: int, protocol: int, *, payload: bytes = b"who") -> byte
 
 @contextmanager
 def listening(host: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """For connections and for datagrams, each at a port of its own."""
     with socket.create_server((host, 0)) as streams, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        datagrams.bind((host, streams.getsockname()[1]))
+        datagrams.bind((host, 0))
         streams.settimeout(LIMIT_S)
         datagrams.settimeout(LIMIT_S)
         yield streams, datagrams
+
+
+def port_of(listener: socket.socket) -> int:
+    return listener.getsockname()[1]
 
 
 @needs_passt
@@ -91,10 +96,9 @@ async def test_what_a_guest_sends_to_the_hosts_loopback_is_dropped_and_what_come
 ) -> None:
     own = find_own_address()
     with listening("0.0.0.0") as (streams, datagrams), started(outlet, log) as passt:
-        port = streams.getsockname()[1]
         for target in (to, own):
-            for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-                passt.line.sendall(frame(target, port, protocol, payload=target.encode()))
+            passt.line.sendall(frame(target, port_of(streams), socket.IPPROTO_TCP))
+            passt.line.sendall(frame(target, port_of(datagrams), socket.IPPROTO_UDP, payload=target.encode()))
         said, caller = datagrams.recvfrom(100)
         connection, peer = streams.accept()
         with connection:
@@ -106,15 +110,19 @@ async def test_what_a_guest_sends_to_the_hosts_loopback_is_dropped_and_what_come
 @needs_passt
 async def test_a_guest_takes_no_port_of_the_host(outlet, log) -> None:
     own = find_own_address()
-    with listening(own) as (_, datagrams), started(outlet, log) as passt:
-        passt.line.sendall(frame(own, datagrams.getsockname()[1], socket.IPPROTO_UDP))
+    with (
+        listening(own) as (_, datagrams),
+        started(outlet, log) as passt,
+        socket.socket(type=socket.SOCK_DGRAM) as other,
+    ):
+        other.bind(("", 0))  # by itself passt would bind this port too, and fail
+        sent_from, sent_to = port_of(other), port_of(datagrams)
+        passt.line.sendall(frame(own, sent_to, socket.IPPROTO_UDP, source_port=sent_from))
         _, (_, chosen) = datagrams.recvfrom(100)
-        assert chosen != PORT
-        with socket.socket(type=socket.SOCK_DGRAM) as other:
-            other.bind(("", PORT))  # it is free
+        assert chosen != sent_from
         # The answer comes to the port that the guest sent from.
         datagrams.sendto(b"you", (own, chosen))
-        assert struct.pack("!HH", datagrams.getsockname()[1], PORT) in receive_frames(passt.line, b"you")
+        assert struct.pack("!HH", sent_to, sent_from) in receive_frames(passt.line, b"you")
 
 
 def receive_frames(line: socket.socket, last: bytes) -> bytes:
