@@ -19,6 +19,7 @@ import pytest
 from tests.rules.capabilities import find_own_address
 from tests.timing import wait_until
 from vmfork.aio import VM, Template
+from vmfork.cli.found import describe
 from vmfork.config import VMConfig, find_places
 from vmfork.errors import ConfigError, HostError
 from vmfork.machine.folder import find_record, sweep_ended
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmfork.host.process import ProcessIdentity
+    from vmfork.machine.folder import VMRecord
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.needs("passt", "own-address")]
 
@@ -122,11 +124,16 @@ async def carrier_of(vm: VM) -> str:
 
 def passt_of(vm: VM) -> ProcessIdentity:
     """The passt beside the machine, as the record of its folder names it."""
+    outlet = record_of(vm).facts.outlet
+    assert outlet is not None
+    assert outlet.is_alive()
+    return outlet
+
+
+def record_of(vm: VM) -> VMRecord:
     record = find_record(find_places().vms / vm.id)
     assert record is not None
-    assert record.facts.outlet is not None
-    assert record.facts.outlet.is_alive()
-    return record.facts.outlet
+    return record
 
 
 def is_of_lost_card(record: logging.LogRecord) -> bool:
@@ -246,10 +253,12 @@ async def test_a_machine_that_outlives_its_maker_has_its_passt_and_its_keeper_ta
         async with await template.start(card="passt", ttl_s=600) as vm:
             passt = passt_of(vm)
             assert await ask(vm, own, ports) == f"from {own}"
+            assert describe(record_of(vm), None)["card"]["lost"] is False
             passt.kill()
             async with asyncio.timeout(LIMIT_S):
                 while await carrier_of(vm) != "0":
                     pass
+            assert describe(record_of(vm), None)["card"]["lost"] is True
             log = find_places().vms / vm.id / "qemu.log"
             wait_until(lambda: "passt has ended" in log.read_text())
             await vm.stop(grace_s=0)

@@ -70,7 +70,7 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
         "memory_mib": record.memory_mib,
         "accel": record.accel,
         "isolation": record.isolation.level,
-        "card": _tell_card(record),
+        "card": _tell_card(record, lives=end is None),
         "created_at": record.created_at,
     }
     if end is None:
@@ -79,11 +79,11 @@ def describe(record: VMRecord, end: End | None) -> dict[str, Any]:
     return told | {"ended_at": ended_at, "reason": end.reason}
 
 
-def _tell_card(record: VMRecord) -> dict[str, str | bool] | None:
+def _tell_card(record: VMRecord, *, lives: bool) -> dict[str, str | bool] | None:
     card, outlet = record.facts.card, record.facts.outlet
     if card is None:
         return None
-    lost = {} if outlet is None else {"lost": not outlet.is_alive()}
+    lost = {} if outlet is None or not lives else {"lost": not outlet.is_alive()}
     return {"choice": card.choice, "mac": card.mac, "address": card.address, **lost}
 
 

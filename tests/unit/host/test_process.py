@@ -18,7 +18,7 @@ import pytest
 
 from tests.children import exit_code_of, fork_child
 from vmfork.host.keeper import KeptProcess, find_keeper
-from vmfork.host.process import ProcessIdentity, WatchedProcess, read_starved_s, spawn, watch
+from vmfork.host.process import ProcessIdentity, WatchedProcess, is_ending, read_starved_s, spawn, watch
 
 PR_SET_CHILD_SUBREAPER = 36
 IGNORES_TERM = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"]
@@ -394,3 +394,14 @@ def test_one_loop_after_another_may_start_processes(start, log):
         return await start([sys.executable, "-c", "raise SystemExit(3)"], log_fd=log[1]).wait()
 
     assert [asyncio.run(run()), asyncio.run(run())] == [3, 3]
+
+
+def test_one_that_has_ended_is_ending_whether_it_was_reaped_or_not() -> None:
+    assert not is_ending(os.getpid())
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        assert not is_ending(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_ending(child.pid)
+        child.wait()
+        assert is_ending(child.pid)
