@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,20 +12,7 @@ if TYPE_CHECKING:
 
     import vmfork
 
-SHOP = """#!python
-import sqlite3
-shop = sqlite3.connect("/root/shop.db", isolation_level=None)
-shop.execute("CREATE TABLE stock (item TEXT PRIMARY KEY, count INTEGER CHECK (count >= 0))")
-shop.executemany("INSERT INTO stock VALUES (?, ?)", [("pen", 10), ("ink", 1)])
-
-def sell(item, count=1):
-    shop.execute("UPDATE stock SET count = count - ? WHERE item = ?", (count, item))
-
-def count(item):
-    return shop.execute("SELECT count FROM stock WHERE item = ?", (item,)).fetchone()[0]
-"""
-
 
 @pytest.fixture(scope="session")
 def vm_template(vm_build: Callable[..., vmfork.Template]) -> vmfork.Template:
-    return vm_build("example-shop", warm_up=[SHOP])
+    return vm_build("example-shop", recipe=Path(__file__).with_name("vmfork.toml"))

@@ -56,6 +56,13 @@ def test_links_lead_somewhere(page) -> None:
         assert "://" in target or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/decisions/*.md")), ids=lambda page: page.name[:4])
+def test_the_tests_that_a_decision_names_exist(page) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", page.read_text()):
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), name
+        assert (ROOT / file).is_file(), file
+
+
 def test_every_public_name_is_listed() -> None:
     kinds = {name for name in vmfork.__all__ if isinstance(getattr(vmfork, name), type)}
     raised = {name for name in kinds if issubclass(getattr(vmfork, name), vmfork.VMForkError)}

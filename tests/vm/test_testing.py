@@ -113,16 +113,64 @@ def test_of_which(vm_template, number):
 """
 
 
-@pytest.mark.parametrize("workers", ["2", pytest.param("4", marks=pytest.mark.slow)])
-def test_the_example_passes_and_its_workers_build_one_template(instance, tmp_path, workers) -> None:
-    suite = shutil.copytree(EXAMPLE, tmp_path / "suite", ignore=shutil.ignore_patterns("__pycache__"))
-    (suite / "test_generation.py").write_text(GENERATION)
+@pytest.fixture
+def suite(instance, tmp_path):
+    """The example, with tests that tell which template they have."""
+    folder = shutil.copytree(EXAMPLE, tmp_path / "suite", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "test_generation.py").write_text(GENERATION)
+    yield folder
+    vmfork("template", "rm", "example-shop")
+
+
+def test_the_example_passes_and_its_workers_build_one_template(suite) -> None:
+    said = run_pytest(suite, "-n", "2", plugins=("xdist",))
+    assert "9 passed" in said, said
+    assert len(set(re.findall(r"generation (\S+)", said))) == 1
+
+
+AWAITING = """
+import pytest
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+async def count(vm):
+    return (await vm.run_code("count('ink')", check=True)).value
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", range(4))
+async def test_of_asyncio(avm, number):
+    one, two = await avm(), await avm()
+    await one.run_code("sell('ink')", check=True)
+    assert [await count(one), await count(two)] == ["0", "1"]
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", range(4))
+async def test_of_anyio(avm, number):
+    assert await count(await avm()) == "1"
+
+def test_fails(vm):
+    vm.write_file("/root/evidence", "it")
+    assert False
+"""
+
+
+@pytest.mark.slow
+def test_four_workers_share_a_template_also_where_tests_await_and_keep_what_failed(suite) -> None:
+    need("anyio")
+    (suite / "test_awaiting.py").write_text(AWAITING)
+    plugins = ("xdist", "pytest_asyncio.plugin", "anyio")
+    said = run_pytest(suite, "-n", "4", "--vmfork-keep", plugins=plugins)
+    kept = re.findall(r"vmfork shell (\S+)", said)
     try:
-        said = run_pytest(suite, "-n", workers, plugins=("xdist",))
-        assert "9 passed" in said, said
+        assert "1 failed, 17 passed" in said, said
         assert len(set(re.findall(r"generation (\S+)", said))) == 1
+        assert len(kept) == 1, said
+        assert vmfork("exec", kept[0], "cat", "/root/evidence").check().out == "it"
     finally:
-        vmfork("template", "rm", "example-shop")
+        for name in kept:
+            vmfork("stop", name)
 
 
 ROUNDS = 30

@@ -6,7 +6,7 @@
 | `vm_factory` | test | `vm_factory(...)`: as many as the test asks for |
 | `avm` | test | `await avm(...)`: the same on the test's own event loop, whoever runs that |
 | `vm_template` | session | what they are forks of; `default`, unless a `conftest.py` has another |
-| `vm_build` | session | `vm_build("web", warm_up=[...])`: a template, built once for all workers of pytest-xdist |
+| `vm_build` | session | `vm_build("web", recipe="vmfork.toml")`: a template, built once for all of pytest-xdist |
 
 `@pytest.mark.vmfork(...)`: what `Template.fork` takes (`cpus`, `memory_mib`, `network`, `env`, `files`), and `template`
 """
@@ -43,7 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def vm_build() -> Callable[..., vmfork.Template]:
-    """`vm_build(name, config, warm_up=..., ready=...)` opens that template; it was built first if none is made so."""
+    """`vm_build(name, config, recipe=...)` opens that template; it was built first if none is made so.
+
+    In place of a recipe, `warm_up` and `ready` are taken too (testing/template.py).
+    """
     build: Callable[..., vmfork.Template] = import_late("vmfork.testing.template", "build_once")
     return build
 
