@@ -173,13 +173,15 @@ int main(int argc, char **argv)
 {
     int fds[DESCRIPTORS];
     struct work work = {0};
-    if (argc < DESCRIPTORS + 3 || !read_descriptors(argv + 1, fds, DESCRIPTORS) ||
+    if (argc < DESCRIPTORS + 4 || !read_descriptors(argv + 1, fds, DESCRIPTORS) ||
         !read_pieces(argv[DESCRIPTORS + 1], &work.memory)) {
-        fputs("usage: copier MONITOR MEMORY PAGEMAP FAULTS MARKS TARGET STATE PIECES all|own [LAYER]...\n", stderr);
+        fputs("usage: copier MONITOR MEMORY PAGEMAP FAULTS MARKS TARGET STATE PIECES all|own BESIDE [LAYER]...\n",
+              stderr);
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     work.state = fds[STATE];
+    work.beside = argv[DESCRIPTORS + 3];
     work.memory.pagemap = fds[PAGEMAP];
     work.memory.faults = fds[FAULTS];
     work.memory.marks = fds[MARKS];
@@ -187,7 +189,7 @@ int main(int argc, char **argv)
         return fail("QEMU's monitor", monitor_said());
     if (!find_memory(&work.memory))
         return fail("finding the machine's memory", monitor_said());
-    if (!copy_layers(argv + DESCRIPTORS + 3, fds[TARGET]))
+    if (!copy_layers(argv + DESCRIPTORS + 4, fds[TARGET]))
         return fail("copying what the machine was made from", strerror(errno));
     copy_between(&work.memory, fds[MEMORY], fds[TARGET]);
     return copy_machine(&work, strcmp(argv[DESCRIPTORS + 2], "own") == 0);

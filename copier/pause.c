@@ -19,7 +19,7 @@
  * A second process looks on. It holds the monitor's connection too, and lets the machine run on when the first ends, or
  * takes too long, before it has said that it did so itself. */
 
-enum { STOP_LIMIT_MS = 5000, SAVE_LIMIT_MS = 10000, GO_ON_LIMIT_MS = 5000, WHOLE_LIMIT_MS = 30000, SAVES = 4 };
+enum { STOP_LIMIT_MS = 5000, BEGIN_LIMIT_MS = 5000, SAVE_LIMIT_MS = 10000, GO_ON_LIMIT_MS = 5000, WHOLE_LIMIT_MS = 30000, SAVES = 4 };
 
 #define LAST_ID "\"id\": \"last\""
 static const char LAST_GO_ON[] = "{\"execute\": \"cont\", " LAST_ID "}";
@@ -112,8 +112,18 @@ static const char *save_once(const struct work *work, const char *save, struct s
     return pages < 0 || *late < 0 ? "the pages cannot be copied" : NULL;
 }
 
+static const char *begin_beside(const struct work *work)
+{
+    if (work->beside[0] == 0 || monitor_ask(work->beside, BEGIN_LIMIT_MS) != NULL)
+        return NULL;
+    return "QEMU does not begin what is copied beside the memory";
+}
+
 static const char *save_all(const struct work *work, const char *save, struct spent *spent)
 {
+    const char *stuck = begin_beside(work);
+    if (stuck != NULL)
+        return stuck;
     for (int saves = 0; saves < SAVES; saves++) {
         int64_t late;
         const char *failed = save_once(work, save, spent, &late);

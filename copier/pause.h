@@ -6,10 +6,12 @@
 
 #include "pages.h"
 
-/* What is copied how. `state` is a file that is open for writing alone. */
+/* What is copied how. `state` is a file that is open for writing alone; `beside` is said to the monitor in the pause,
+ * where it is not empty: what that begins is of the same moment. */
 struct work {
     struct memory memory;
     int state;
+    const char *beside;
 };
 
 /* What it took, in microseconds: all of it, and how it splits. */

@@ -20,6 +20,7 @@
 #include "mounts.h"
 #include "path.h"
 #include "root.h"
+#include "scratch.h"
 
 static const char MODULES[] = "/etc/vmfork/modules";
 
@@ -81,9 +82,9 @@ static void load_listed(char *line)
         load_module(module);
 }
 
-static void load_modules(void)
+static void load_modules(const char *path)
 {
-    FILE *list = fopen(MODULES, "re");
+    FILE *list = fopen(path, "re");
     char line[4096];
     if (list == NULL)
         return;
@@ -122,7 +123,7 @@ static void set_hostname(void)
 static void prepare_disk(void)
 {
     open_console();
-    load_modules();
+    load_modules(MODULES);
 }
 
 void init_machine(void)
@@ -135,7 +136,8 @@ void init_machine(void)
     set_limits();
     set_environment();
     defaults_take();
-    load_modules();
+    load_modules(MODULES);
+    scratch_mount(load_modules);
     raise_loopback();
     set_hostname();
     make_folders("/run/vmfork");

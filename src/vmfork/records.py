@@ -2,7 +2,8 @@
 
 A field that the reader does not know is left out: a newer vmfork wrote it. A field that is missing takes its default;
 without one, or with a value of another type, the record is damaged. A field marked with `VERSION` is compared first. It
-is raised when a field is added that a reader must not overlook, or changes its meaning; nothing else raises it.
+is raised when a field is added that a reader must not overlook, or changes its meaning; nothing else raises it. Where
+the older form can still be read, `reads_also` marks it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from vmfork.units import Unsaid
 T = TypeVar("T")
 
 # Metadata of the field that says in which form a record is written: `format: int = field(default=2, metadata=VERSION)`.
-VERSION = MappingProxyType({"version": True})
+_OLDER = "reads also"
+VERSION: Mapping[str, Any] = MappingProxyType({_OLDER: ()})
+
+
+def reads_also(*older: int) -> Mapping[str, Any]:
+    """As `VERSION`, of a field whose `older` values are read as well: what they lack has its default."""
+    return MappingProxyType({_OLDER: older})
 
 
 class OtherVersion(ValueError):
@@ -144,13 +151,13 @@ def _read_fields(kind: Any, found: Any, name: str) -> Any:
 
 def _check_version(kind: Any, found: Mapping[str, Any], name: str) -> None:
     field = _find_version(kind)
-    if field is not None and found.get(field.name) != field.default:
+    if field is not None and found.get(field.name) not in (field.default, *field.metadata[_OLDER]):
         raise OtherVersion(_join(name, field.name), found.get(field.name), field.default)
 
 
 @functools.cache
 def _find_version(kind: Any) -> Field[Any] | None:
-    return next((field for field in fields(kind) if field.metadata == VERSION), None)
+    return next((field for field in fields(kind) if _OLDER in field.metadata), None)
 
 
 @functools.cache

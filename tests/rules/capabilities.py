@@ -150,6 +150,7 @@ CAPABILITIES = {
     "tmux": Capability("tmux is not installed: make test installs it", _has_program("tmux")),
     "clang-format": Capability("clang-format is not installed: make test installs it", _has_clang_format),
     "sqfstar": Capability("sqfstar is not installed: make test installs it", _has_program("sqfstar")),
+    "qemu-img": Capability("qemu-img is not installed (Debian: qemu-utils)", _has_program("qemu-img")),
     "lz4": Capability("the program lz4 is not installed", _has_program("lz4")),
     "numpy": Capability("NumPy is not installed", _has_module("numpy")),
     "anyio": Capability("anyio is not installed", _has_module("anyio")),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from tests.json_values import damaged, values
-from vmfork.records import VERSION, OtherVersion, read_record, write_record
+from vmfork.records import VERSION, OtherVersion, read_record, reads_also, write_record
 
 
 @dataclass(frozen=True)
@@ -156,3 +156,17 @@ def test_any_json_is_a_record_or_told(found) -> None:
 def test_a_whole_number_that_fits_into_no_float_is_told() -> None:
     with pytest.raises(ValueError, match="seconds is 1000"):
         read_record(Outer, changed(seconds=10**400))
+
+
+@dataclass(frozen=True)
+class Renewed:
+    count: int = 7
+    format: int = field(default=3, metadata=reads_also(1, 2))
+
+
+def test_a_form_that_can_still_be_read_is_and_no_other() -> None:
+    for older in (1, 2, 3):
+        assert read_record(Renewed, b'{"format": %d}' % older) == Renewed(format=older)
+    for other in (b'{"format": 4}', b'{"format": 0}', b'{"format": "2"}', b"{}"):
+        with pytest.raises(OtherVersion, match="this vmfork reads 3"):
+            read_record(Renewed, other)

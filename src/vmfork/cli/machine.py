@@ -10,7 +10,9 @@ from vmfork.api.template import DEFAULT, Template
 from vmfork.cli.options import prepare_image
 from vmfork.cli.show import shown_progress
 from vmfork.config import VMConfig, find_places
+from vmfork.config.loader import ARGUMENT
 from vmfork.errors import ConfigError
+from vmfork.machine.card import check_has_disk
 from vmfork.rpc.endpoint import use_server
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
         if wanted.card != "none":
             reason = "the card of a machine of the factory leads nowhere"
             raise ConfigError("card", wanted.card, reason, hint="leave the factory alone: --no-factory")
+        if asks_for_disk(wanted.settings):
+            reason = "a machine of the factory has the disk that the factory says"
+            raise ConfigError("disk", wanted.settings.vm.disk_mib, reason, hint="leave the factory alone: --no-factory")
         vm = await _take_from_factory(wanted, stack)
     else:
         template = await find_template(wanted.template, wanted.settings)
@@ -82,7 +87,13 @@ def default_template_name(config: VMConfig) -> str:
     most = (max(config.max_cpus, config.cpus), max(config.max_memory_mib, config.memory_mib))
     room = "" if most == (config.cpus, config.memory_mib) else f"-max-{most[0]}c-{most[1]}m"
     card = "-nic" if config.nic else ""
-    return DEFAULT + image + size + room + card
+    disk = f"-disk-{config.disk_mib}m" if config.disk_mib else ""
+    return DEFAULT + image + size + room + card + disk
+
+
+def asks_for_disk(settings: Settings) -> bool:
+    """Whether the command was told of a disk: a template that was named may have another, or none."""
+    return settings.origins["vm.disk_mib"] == ARGUMENT
 
 
 async def find_template(name: str | None, settings: Settings) -> Template:
@@ -90,7 +101,10 @@ async def find_template(name: str | None, settings: Settings) -> Template:
     config = settings.vm
     wanted = name or default_template_name(config)
     if name is not None and name != DEFAULT:
-        return await Template.open(name, config=config)
+        template = await Template.open(name, config=config)
+        if asks_for_disk(settings):
+            check_has_disk(config.disk_mib, template.hardware, whose=f"template {name!r}")
+        return template
     with shown_progress() as progress:
         await prepare_image(settings, progress)
         return await Template.ensure(wanted, config, progress=progress)

@@ -90,6 +90,8 @@ guest_fork_option = click.option(
 wait_option = click.option("--wait", metavar="S", help="Wait this long for the host to have room for it: 30, 5m.")
 memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 1G, or a number of MiB.")
 
+disk_option = click.option("--disk", metavar="SIZE", help="A disk of SIZE at /scratch, gone with the machine: 2G.")
+
 
 def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Path | None = None) -> Settings:
     """The settings in force for the command that runs. Its own file comes before that of `vmfork --config`."""

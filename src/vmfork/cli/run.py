@@ -18,6 +18,7 @@ from vmfork.cli.options import (
     VARIABLE_HELP,
     card_option,
     cpus_option,
+    disk_option,
     get_settings,
     given_size,
     guest_fork_option,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 @click.option("--timeout", metavar="S", help="Kill the command after this time: 30, 1.5s, 5m. Exit status 124.")
 @cpus_option
 @memory_option
+@disk_option
 @isolation_option
 @json_option
 @click.option(
@@ -110,6 +112,7 @@ def command(
     timeout: str | None,
     cpus: int | None,
     memory: str | None,
+    disk: str | None,
     require_isolation: str | None,
     as_json: bool,
     max_output: str | None,
@@ -128,7 +131,7 @@ def command(
     that is left running: -d.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
-    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, "vm.disk_mib": disk, **made})
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     policy = read_network(network, allow, log_only=network_log_only)

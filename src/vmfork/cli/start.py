@@ -16,6 +16,7 @@ from vmfork.cli.options import (
     PORT_HELP,
     card_option,
     cpus_option,
+    disk_option,
     env_option,
     files_option,
     get_settings,
@@ -175,6 +176,7 @@ def _check_idle(standing: Standing, reason: str) -> None:
 @files_option
 @cpus_option
 @memory_option
+@disk_option
 @isolation_option
 @wait_option
 @click.option("-w", "--workdir", default="", metavar="DIR", help="Run CMD in this folder of the guest.")
@@ -194,6 +196,7 @@ def command(
     files: tuple[str, ...],
     cpus: int | None,
     memory: str | None,
+    disk: str | None,
     require_isolation: str | None,
     wait: str | None,
     workdir: str,
@@ -214,7 +217,7 @@ def command(
     forwarded, what it may reach is held, and programs that fork it are answered, by processes that end with it.
     """
     made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
-    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, **made})
+    settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, "vm.disk_mib": disk, **made})
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     wanted = Alone(
         template=name,

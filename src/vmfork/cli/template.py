@@ -17,6 +17,7 @@ from vmfork.cli.options import (
     WARM_UP_HELP,
     VerbGroup,
     cpus_option,
+    disk_option,
     get_settings,
     json_option,
     memory_option,
@@ -74,6 +75,7 @@ command.add_command(audit)
 @click.option("--image", metavar="I", help="The image to boot.", shell_complete=image_names)
 @cpus_option
 @memory_option
+@disk_option
 @click.option("--machine", metavar="M", help="QEMU's machine type: auto (q35), q35, microvm.")
 @click.option("--nic", is_flag=True, help="Give it a network card, which is down: --card says where it leads.")
 @click.option("--max-cpus", type=int, metavar="N", help="Forks can be grown to N CPUs.")
@@ -105,6 +107,7 @@ def build(
     image: str | None,
     cpus: int | None,
     memory: str | None,
+    disk: str | None,
     machine: str | None,
     nic: bool,
     max_cpus: int | None,
@@ -142,6 +145,7 @@ def build(
                 "vm.image": image,
                 "vm.cpus": cpus,
                 "vm.memory_mib": memory,
+                "vm.disk_mib": disk,
                 "vm.machine": machine,
                 "vm.nic": nic or None,
                 "vm.max_cpus": max_cpus,

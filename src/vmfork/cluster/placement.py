@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmfork.machine.naming import has_label
-from vmfork.machine.traits import DISK
+from vmfork.machine.traits import DISK, SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -159,8 +159,9 @@ def place(
 def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
     """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
     traits = wanted.traits
-    if DISK in traits and wanted.digest not in offer.templates:
-        return "the template's root is on a disk, which stays on its host"
+    has_disk = DISK in traits or traits.get(SCRATCH, "0") != "0"
+    if has_disk and wanted.digest not in offer.templates:
+        return "the template's machines have a disk, which stays on its host"
     for trait, has in _TRAITS:
         value = traits.get(trait)
         if value and not has(offer, value):

@@ -43,6 +43,9 @@ _ADDRESSABLE_MIB = 1 << 32
 _MOST_MACHINES = 65_535
 # Half of what the 40 address bits of QEMU's default CPU reach; the other half holds the holes between the dimms.
 MAX_MEMORY_MIB = 512 * 1024
+# What a file system of 4 KiB blocks takes with 32 bits to count them; one that is too small has no room for itself.
+MAX_DISK_MIB = 16 * 1024 * 1024
+MIN_DISK_MIB = 8
 _MOST_OVERCOMMIT = 1024
 # cpu.weight of a control group (cgroup-v2.rst).
 MAX_CPU_WEIGHT = 10_000
@@ -185,7 +188,8 @@ class VMConfig:
     (`none`, `basic`, `namespaces`, `full`) starts no machine. `user_ids` are those that machines become where root
     starts them, as `FIRST-LAST`. `control_groups` is `auto`, which limits an emulator's memory, CPU time and processes
     where this host lets us, or `off`; `cpu_weight` is its share of busy CPUs, 1 to 10000, where 100 is everybody's.
-    With `nic` it has a network card, which is down: what that leads to is said for each fork (`card`).
+    With `nic` it has a network card, which is down: what that leads to is said for each fork (`card`). With `disk_mib`
+    it has a disk of that size beside its root, at `/scratch`, for what does not fit its memory; 0 is none.
 
     A machine is started where the host has room for it. A fork is counted with the `overcommit`-th part of its RAM, a
     booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
@@ -204,6 +208,7 @@ class VMConfig:
     cpu_model: str = ""
     kernel_args: str = ""
     nic: bool = False
+    disk_mib: int = 0
     qemu: str = ""
     boot_timeout_s: float = 120.0
     fork_timeout_s: float = 30.0
@@ -233,6 +238,10 @@ class VMConfig:
         self._check_machine()
         if not isinstance(self.nic, bool):
             raise ConfigError("vm.nic", self.nic, "must be true or false")
+        _check_whole("vm.disk_mib", self.disk_mib, low=0, high=MAX_DISK_MIB)
+        if 0 < self.disk_mib < MIN_DISK_MIB:
+            hint = f"give {MIN_DISK_MIB} or more, or 0 for none"
+            raise ConfigError("vm.disk_mib", self.disk_mib, f"{self.disk_mib} MiB is too little for a disk", hint=hint)
         object.__setattr__(self, "qemu", _text_of(self.qemu))
         for name in ("cpu_model", "kernel_args", "qemu"):
             _check_line(f"vm.{name}", getattr(self, name))

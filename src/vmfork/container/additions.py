@@ -48,7 +48,7 @@ def read_kernel(image: Image) -> Kernel:
         files = {
             name: body
             for name, mode, body in entries
-            if stat.S_ISREG(mode) and (name.startswith(home) or name == recipe.MODULES_LIST)
+            if stat.S_ISREG(mode) and (name.startswith(home) or name in (recipe.MODULES_LIST, recipe.SCRATCH_LIST))
         }
     except ValueError as error:
         raise ImageError(

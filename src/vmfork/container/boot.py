@@ -67,7 +67,7 @@ def write_boot(boot: Boot, built: Path, *, name: str, check: Callable[[float], N
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
-        boot_modules=tuple(each for each, _ in recipe.BOOT_MODULES),
+        boot_modules=recipe.list_boot_modules(),
         init=INIT,
         source=boot.source,
         environment=running.env,

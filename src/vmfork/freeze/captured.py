@@ -56,6 +56,7 @@ class Captured:
                 limits=limits,
                 make=self.make,
                 descent=descent,
+                scratch_fd=self.moment.scratch_fd,
                 holds_user_network=facts.card is not None and facts.card.holds_user_network,
                 had_no_carrier=self.had_no_carrier,
             )

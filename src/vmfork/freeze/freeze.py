@@ -18,8 +18,18 @@ _QUIESCE_LIMIT_S = 60.0
 _RESUME_LIMIT_S = 10.0
 
 
-async def freeze(running: Running, path: Path, *, template: str, secrets: Secrets, hook_timeout_s: float) -> Thaw:
+async def freeze(
+    running: Running,
+    path: Path,
+    *,
+    template: str,
+    secrets: Secrets,
+    hook_timeout_s: float,
+    scratch_fd: int | None = None,
+) -> Thaw:
     """The guest is quiet and paused, and its device state is in `path`. Gives what its forks will have to do.
+
+    What is on the disk that it writes to is in `scratch_fd`, where it has one.
 
     The file that the machine was started with holds its RAM, and belongs to the template from now on. If the machine
     ran on, it would write into it, and a fork of the saved state would die. Raises `GuestError` when a program still
@@ -33,6 +43,8 @@ async def freeze(running: Running, path: Path, *, template: str, secrets: Secret
     try:
         await running.pause()
         await running.machine.save_state(path)
+        if scratch_fd is not None:
+            await running.machine.copy_scratch(scratch_fd)
     except BaseException as error:
         try:
             await running.resume(timeout_s=_RESUME_LIMIT_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from vmfork.host.copier import Copied, Watching
     from vmfork.hypervisor.base import Machine
@@ -37,12 +38,14 @@ _HEADROOM_BYTES = 64 * MIB
 class Moment:
     """Owner of the files that a machine's memory at one moment is read from, lowest first, and of its devices' state.
 
-    They have no name, and live as long as anybody has them open or mapped.
+    They have no name, and live as long as anybody has them open or mapped. `scratch_fd`: what was on the disk that it
+    writes to, where it has one.
     """
 
     layers: tuple[int, ...]
     state_fd: int
     copied: Copied
+    scratch_fd: int | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -123,12 +126,34 @@ async def _is_lost(machine: Machine) -> bool:
     return await has_ended(machine)
 
 
-async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: bool) -> tuple[Copied, tuple[int, ...]]:
-    """The machine is in both files as it was at one moment, and runs on.
+@contextmanager
+def new_scratch(running: Running) -> Iterator[int | None]:
+    """A file for what is on the disk that the machine writes to, which no path leads to; `None` where it has none."""
+    size_mib = running.hardware.scratch_mib
+    if not size_mib:
+        yield None
+        return
+    from vmfork.machine.scratch import opened_image  # noqa: PLC0415 - few machines have one
+
+    with opened_image(running.folder.places.disks, size_mib) as fd:
+        yield fd
+
+
+def _copying_scratch(running: Running, fd: int | None) -> AbstractAsyncContextManager[str]:
+    return nullcontext("") if fd is None else running.machine.copying_scratch(fd)
+
+
+async def copy_into(
+    running: Running, *, memory_fd: int, state_fd: int, whole: bool, scratch_fd: int | None
+) -> tuple[Copied, tuple[int, ...]]:
+    """The machine is in these files as it was at one moment, and runs on.
 
     With `whole` the file has all of its memory. Otherwise it may hold what lies over another file; then that is given,
-    for the caller to close. `state_fd` is open for writing alone. Raises `HostError` when memory is short, before
-    anything was done, with the arithmetic, and when it could not be copied; `MachineEnded` when it has ended.
+    for the caller to close. `state_fd` is open for writing alone. `scratch_fd` takes what is on the disk that it writes
+    to, where it has one; that is copied after the moment, while it runs.
+
+    Raises `HostError` when memory is short, before anything was done, with the arithmetic, and when it could not be
+    copied; `MachineEnded` when it has ended.
     """
     check_copyable(running)
     machine = running.machine
@@ -139,7 +164,7 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
             _check_room(running, layers)
             os.ftruncate(memory_fd, memory.size_bytes)
             with open_marks(machine.identity) as marks_fd:
-                async with machine.lend_monitor() as monitor:
+                async with _copying_scratch(running, scratch_fd) as begin, machine.lend_monitor() as monitor:
                     copied = await copy_machine(
                         monitor,
                         mapped,
@@ -149,6 +174,7 @@ async def copy_into(running: Running, *, memory_fd: int, state_fd: int, whole: b
                         watching=_watching(running, has_file=bool(mapped.held)),
                         marks_fd=marks_fd,
                         layers=layers,
+                        beside=begin,
                     )
             return copied, tuple(os.dup(fd) for fd in mapped.held[:1] if not whole)
 
@@ -206,11 +232,14 @@ async def take_moment(running: Running, opened: ExitStack) -> Moment:
     Raises what `copy_into` raises.
     """
     memory_fd, state_fd = opened.enter_context(new_files())
+    scratch_fd = opened.enter_context(new_scratch(running))
     with open_for_writing(state_fd) as writes:
-        copied, below = await copy_into(running, memory_fd=memory_fd, state_fd=writes, whole=False)
+        copied, below = await copy_into(
+            running, memory_fd=memory_fd, state_fd=writes, whole=False, scratch_fd=scratch_fd
+        )
     for fd in below:
         opened.callback(os.close, fd)
-    return Moment(layers=(*below, memory_fd), state_fd=state_fd, copied=copied)
+    return Moment(layers=(*below, memory_fd), state_fd=state_fd, copied=copied, scratch_fd=scratch_fd)
 
 
 def _watching(running: Running, *, has_file: bool) -> Watching:

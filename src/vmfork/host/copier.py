@@ -86,6 +86,7 @@ async def copy_machine(
     watching: Watching,
     marks_fd: int = -1,
     layers: Sequence[Layer] = (),
+    beside: str = "",
 ) -> Copied:
     """The machine's memory, of one moment, is in the file `target_fd`, and the state of its devices in `state_fd`.
 
@@ -93,7 +94,8 @@ async def copy_machine(
     sees it; in the file they lie one behind the other. `layers` are copied first, to the same places, lowest first;
     over them comes what the machine has for itself. Of what it has, `watching` says what the kernel keeps from being
     written unnoticed: all that is there, or only its own, which is for KVM. Where the kernel cannot do that, it may
-    mark what is written: `marks_fd` is /proc/PID/clear_refs, open for writing, or -1.
+    mark what is written: `marks_fd` is /proc/PID/clear_refs, open for writing, or -1. `beside` is said to the monitor
+    once the machine stands still: what begins there is of the same moment.
 
     Raises `HostError` when it could not be copied, and `DeadlineExceeded`. After that, and on cancel, the machine runs
     on, too.
@@ -113,7 +115,7 @@ async def copy_machine(
                 state_fd,
             )
             memory = ",".join(map(str, pieces))
-            command = [str(find_copier()), *map(str, numbers), memory, watching, *map(str, layers)]
+            command = [str(find_copier()), *map(str, numbers), memory, watching, beside, *map(str, layers)]
             os.set_blocking(writes, True)
             passed = [fd for fd in (*numbers, *(layer.fd for layer in layers)) if fd >= 0]
             child = spawn(command, log_fd=writes, pass_fds=passed, env={})

@@ -27,7 +27,8 @@ class Hardware:
     `machine` is a versioned type (`pc-q35-7.2`), so that a newer emulator still builds the same one. `accel` is the
     decided one, `kvm` or `tcg`. `cpus` are online; the others up to `max_cpus` are parked. `memory_mib` can grow up to
     `max_memory_mib`; of it, `added_mib` was plugged in piece by piece while the machine ran. Sizes in MiB. `nic`: it
-    has a network card. `disk`: it has a disk that it only reads, which its root is on.
+    has a network card. `disk`: it has a disk that it only reads, which its root is on. `scratch_mib` is the size of a
+    disk that it writes to, 0 where it has none.
     """
 
     machine: str
@@ -41,6 +42,7 @@ class Hardware:
     added_mib: tuple[int, ...] = ()
     nic: bool = False
     disk: bool = False
+    scratch_mib: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_cpus", max(self.max_cpus, self.cpus))
@@ -161,11 +163,22 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """A disk that a machine writes to, of two files. `base_fd` has what was on it when the machine began, for all that
+    began so, and nobody writes it; it is of that `base_format`, of QEMU's. What it writes is in `own_fd`, qcow2."""
+
+    base_fd: int
+    base_format: str
+    own_fd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """Everything that starts one machine. `folder` is private to it and holds its sockets and logs.
 
     `lock_fd` is held open until the machine has ended, under any owner. `groups` are the folders of its control groups.
-    `link` is that of its card, and `disk_fd` the file of its disk, where its hardware has one.
+    `link` is that of its card, `disk_fd` the file of its root's disk, and `scratch` the disk that it writes to, where
+    its hardware has one.
     """
 
     name: str
@@ -179,6 +192,7 @@ class Launch:
     groups: tuple[str, ...] = ()
     link: Link | None = None
     disk_fd: int | None = None
+    scratch: Scratch | None = None
 
 
 # kernel/reboot.c: "reboot: System halted", and "reboot: Power off not available: System halted instead".
@@ -237,6 +251,13 @@ class Controlled(Protocol):
 
     async def save_state(self, path: Path, /) -> None:
         """Device state without RAM is in `path`. The machine must be paused, and stays so."""
+
+    async def copy_scratch(self, fd: int, /) -> None:
+        """What is on the disk that it writes to is in the file `fd`, an empty image open for both. It stands still."""
+
+    def copying_scratch(self, fd: int, /) -> AbstractAsyncContextManager[str]:
+        """The same after the block, of a machine that runs: of the moment at which somebody says to its monitor, while
+        it stands still, what the block is given."""
 
     async def locate_memory(self, address: int, /) -> int:
         """Where the hypervisor's process has what the guest has at `address`."""

@@ -237,7 +237,7 @@ def _write_image(source: Source, built: Path, *, name: str, digest: str, check: 
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
-        boot_modules=tuple(name for name, _ in recipe.BOOT_MODULES),
+        boot_modules=recipe.list_boot_modules(),
         root=config.root,
         disk_sha256=disk_sha256,
         disk_bytes=disk_path.stat().st_size if disk_sha256 else 0,

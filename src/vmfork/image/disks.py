@@ -23,7 +23,7 @@ from vmfork.host.folders import (
     write_whole,
 )
 from vmfork.host.lock import try_lock
-from vmfork.image.staging import discard, find_left, is_staging, sweep_staging
+from vmfork.image.staging import discard, find_left, is_staging, remove_tree, staging_named, sweep_staging
 from vmfork.records import find_value, write_record
 
 if TYPE_CHECKING:
@@ -96,6 +96,31 @@ class DiskStore:
                 write_whole(place / _STAMP, write_record(Stamp.of(fd)))
             finally:
                 os.close(fd)
+
+    def lock_of_fetch(self, sha256: str) -> Path:
+        """What whoever fetches that disk locks, exclusively; it goes with the fetch. To a sweep it is a staging's."""
+        return staging_named(self.folder, sha256)[1]
+
+    @contextmanager
+    def fetching(self, sha256: str) -> Iterator[Path]:
+        """Where that disk can be made. The caller has `lock_of_fetch`. Nothing is left of it, nor of that."""
+        folder, lock = staging_named(self.folder, sha256)
+        remove_tree(folder)  # of one that was killed
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder / _DISK
+        finally:
+            remove_tree(folder)
+            lock.unlink(missing_ok=True)
+
+    def take_in(self, path: Path, sha256: str, *, image: str) -> int:
+        """As `add`, and then as `open`: nobody has removed it in between."""
+        fd = open_file(path)
+        with ExitStack() as always:
+            always.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            self.add(path, sha256)
+            return self.open(sha256, image=image)
 
     def open(self, sha256: str, *, image: str) -> int:
         """A descriptor of the disk, which was whole when it was opened and is there as long as anybody has it.

@@ -41,6 +41,7 @@ MODULES = {
     "virtio_net": "the network card",
     "virtio-rng": "the host as a source of entropy",
     "virtio_blk": "disks",
+    "ext4": "the file system of a disk that a guest writes to",
     "overlay": "a writable layer over something read-only",
     "loop": "a file as a disk",
     "tun": "VPN and nested networks",
@@ -63,6 +64,10 @@ DISK_BOOT_MODULES = (
 )
 DISK_LATE_MODULES = (("virtio_net", "/sys/bus/virtio/devices/virtio2"),)
 
+# What a disk that the guest writes to is mounted by: loaded where there is one. A file system asks the kernel for a
+# checksum that may be a module, which no program of the guest need load then.
+SCRATCH_MODULES = (("virtio_blk", ""), ("crc32c_generic", ""), ("ext4", ""))
+
 # Python's library is compiled beforehand, which takes a second here and under emulation saves one at the first start
 # of every program in every fork. What few programs import is not worth its memory.
 NOT_COMPILED = (
@@ -81,6 +86,7 @@ INSTALL = Path(__file__).parent / "install"
 
 AGENT_PATH = "usr/lib/vmfork/agent"
 MODULES_LIST = "etc/vmfork/modules"
+SCRATCH_LIST = "etc/vmfork/scratch-modules"
 # In an initramfs whose root is on a disk: the file system there.
 ROOT_TOLD = "etc/vmfork/root"
 
@@ -126,6 +132,11 @@ def is_slim(config: ImageConfig) -> bool:
     return set(list_packages(config)) <= {*BASE_PACKAGES, *DEFAULT_PACKAGES}
 
 
+def list_boot_modules() -> tuple[str, ...]:
+    """The modules that a guest loads where it finds their devices."""
+    return tuple(dict.fromkeys(name for name, _ in (*BOOT_MODULES, *SCRATCH_MODULES)))
+
+
 def find_agent() -> Path:
     """The agent's binary as the package ships it. Raises `HostError` when it was not built."""
     path = Path(str(resources.files("vmfork.image"))) / "data" / f"agent-{ARCH}"
@@ -158,7 +169,7 @@ def compute_digest(config: ImageConfig, agent: bytes) -> str:
         "suite": config.suite,
         "packages": list_packages(config),
         "kernel": KERNEL_PACKAGE,
-        "modules": [sorted(MODULES), BOOT_MODULES, DISK_BOOT_MODULES, DISK_LATE_MODULES],
+        "modules": [sorted(MODULES), BOOT_MODULES, DISK_BOOT_MODULES, DISK_LATE_MODULES, SCRATCH_MODULES],
         "root": [config.root, DISK_FROM_BYTES],
         "files": [FOLDERS, FILES, LINKS],
         "dropped": dropped.TABLES,

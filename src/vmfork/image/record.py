@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmfork.config.values import RootChoice  # noqa: TC001 - a record's types are looked up when it is read
-from vmfork.records import VERSION, list_fields, read_record, write_record
+from vmfork.records import list_fields, read_record, reads_also, write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 4
+# 4 was of images without a disk and with /init as the first program, which a reader of it would take for granted.
+FORMAT = 5
 
 KERNEL_NAME = "kernel"
 INITRAMFS_NAME = "initramfs"
@@ -60,7 +61,7 @@ class ImageRecord:
     user: str = ""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
-    format: int = field(default=FORMAT, metadata=VERSION)
+    format: int = field(default=FORMAT, metadata=reads_also(4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ _KERNEL_FILE = re.compile(r"boot/vmlinuz-(.+)")
 # What the kernel's build says of all its modules.
 _LISTINGS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
 _BASH = "usr/bin/bash"
+_SCRATCH = tuple(name for name, _ in recipe.SCRATCH_MODULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
     home = f"usr/lib/modules/{release}"
     listings = {name: _find_listing(kernel, release, name) for name in _LISTINGS}
     index = modules.index_modules(path for path in kernel if f"lib/modules/{release}/" in path)
-    bodies, needs = modules.select_modules(recipe.MODULES, index, kernel.read)
+    bodies, needs = modules.select_modules([*recipe.MODULES, *_SCRATCH], index, kernel.read)
     order = {modules.name_of(line): number for number, line in enumerate(listings["modules.order"].decode().split())}
     bodies = dict(sorted(bodies.items(), key=lambda entry: order.get(entry[0], len(order))))
     places = {name: "kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
@@ -167,6 +168,7 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
         tree.add_file(f"{home}/{name}", body)
     places = {name: f"{home}/{place}" for name, place in places.items()}
     tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.BOOT_MODULES, places, needs))
+    tree.add_file(recipe.SCRATCH_LIST, _list_boot(recipe.SCRATCH_MODULES, places, needs))
 
 
 def _list_boot(wanted: Iterable[tuple[str, str]], places: Mapping[str, str], needs: Mapping[str, list[str]]) -> bytes:

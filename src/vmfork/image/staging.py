@@ -39,6 +39,12 @@ def open_staging(parent: Path) -> Iterator[Path]:
             _lock_of(folder).unlink(missing_ok=True)
 
 
+def staging_named(parent: Path, sha256: str) -> tuple[Path, Path]:
+    """A staging folder in `parent` that all who make the same content find, and its lock."""
+    folder = parent / f"{_PREFIX}{sha256[:16]}"
+    return folder, _lock_of(folder)
+
+
 def sweep_staging(parent: Path) -> list[Path]:
     """The folders that killed processes left in `parent` are gone, and given. Those of live processes stay."""
     swept = []

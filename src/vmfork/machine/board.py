@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 CARD_MODULE = "virtio_net"
+DISK_MODULE = "ext4"
 
 
 def check_board(config: VMConfig, image: Image) -> None:
@@ -37,6 +38,17 @@ def check_card(config: VMConfig, image: Image) -> None:
             "vm.nic",
             config.nic,
             f"image {image.name!r} does not load {CARD_MODULE}: its guest would find no network card",
+            hint=f"build it with this vmfork: vmfork image build {image.name} --rebuild",
+        )
+
+
+def check_disk(config: VMConfig, image: Image) -> None:
+    """Raises `ConfigError` when a disk is asked for that the image's guest would not find."""
+    if config.disk_mib and DISK_MODULE not in image.boot_modules:
+        raise ConfigError(
+            "vm.disk_mib",
+            config.disk_mib,
+            f"image {image.name!r} does not load {DISK_MODULE}: its guest would find no disk",
             hint=f"build it with this vmfork: vmfork image build {image.name} --rebuild",
         )
 

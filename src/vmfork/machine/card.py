@@ -1,4 +1,4 @@
-"""Whether a machine's network card can lead where it is asked to."""
+"""Whether a machine's devices are what is asked for: its network card, its disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from vmfork.config.values import CardChoice
 from vmfork.errors import ConfigError
+from vmfork.units import format_mib
 
 if TYPE_CHECKING:
     from vmfork.adopt.card import Card
@@ -35,6 +36,15 @@ def check_copy(card: CardChoice, parent: Card | None, *, whose: str) -> None:
             f"{whose} has QEMU's user network in its device state: its forks can have no other",
             hint="fork a machine whose card leads nowhere, or out by passt itself",
         )
+
+
+def check_has_disk(disk_mib: int, hardware: Hardware, *, whose: str) -> None:
+    """Raises `ConfigError` when machines of this hardware have not the disk that is asked for."""
+    have = hardware.scratch_mib
+    if disk_mib != have:
+        told = f"a disk of {format_mib(have)}, not of {format_mib(disk_mib)}" if have else "no disk"
+        hint = f"build the template with one: vmfork template build --disk {disk_mib}"
+        raise ConfigError("disk", disk_mib, f"{whose} has {told}", hint=hint)
 
 
 def check_has_card(card: CardChoice, hardware: Hardware, *, whose: str) -> None:

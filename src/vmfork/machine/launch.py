@@ -12,6 +12,7 @@ from vmfork.admission.charge import Ticket
 from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.host.passt import find_passt
+from vmfork.host.thread import in_thread
 from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Restore, SharedRAM
 from vmfork.hypervisor.qemu import QemuMachine
 from vmfork.image import DiskStore
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.todo import Thaw
     from vmfork.config import CardChoice, Instance, Limits
-    from vmfork.hypervisor.base import RAM
+    from vmfork.hypervisor.base import RAM, Scratch
     from vmfork.hypervisor.qemu import QemuBinary
     from vmfork.image import Image
     from vmfork.machine.base import BaseVM, Watch
@@ -53,7 +54,8 @@ class Frozen:
     With `reseed` the fork's agent renews the kernel's random numbers. `limits` say how much of the host it may have.
     What the file `upper_fd` has lies over that of `memory_fd`, where it is given. With `is_live` the last of these is a
     running machine's copy, and no template's. `card` is what the fork's network card leads to, where its hardware has
-    one; with `holds_user_network` QEMU's is in the state, and with `had_no_carrier` a card without a carrier may be.
+    one; with `holds_user_network` QEMU's is in the state, and with `had_no_carrier` a card without a carrier may be. In
+    `scratch_fd` is what was on the disk that the guest writes to, where its hardware has one.
     """
 
     template: str
@@ -71,6 +73,7 @@ class Frozen:
     card: CardChoice = "none"
     holds_user_network: bool = False
     had_no_carrier: bool = False
+    scratch_fd: int | None = None
 
 
 async def boot_base(
@@ -84,20 +87,22 @@ async def boot_base(
     image = plan.image
     verbose = "" if watch is None else f" {_VERBOSE}"
     make = Make(traits=plan.traits, qemu_path=str(plan.binary.path), qemu_stamp=plan.binary.stamp, policy=plan.policy)
-    base = await _launch(
-        MachineFacts(
-            identity=Identity.fresh(new_vm_id(), reseed=plan.reseed),
-            hardware=plan.hardware,
-            image=image.name,
-            make=make,
-            card=Card.draw("none") if plan.hardware.nic else None,
-        ),
-        plan.binary,
-        AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
-        Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=plan.command_line + verbose),
-        limits=plan.limits,
-        instance=instance,
-    )
+    with ExitStack() as opened:
+        base = await _launch(
+            MachineFacts(
+                identity=Identity.fresh(new_vm_id(), reseed=plan.reseed),
+                hardware=plan.hardware,
+                image=image.name,
+                make=make,
+                card=Card.draw("none") if plan.hardware.nic else None,
+            ),
+            plan.binary,
+            AnonymousRAM() if memory_fd is None else SharedRAM(memory_fd),
+            Boot(kernel=image.kernel, initramfs=image.initramfs, command_line=plan.command_line + verbose),
+            limits=plan.limits,
+            instance=instance,
+            scratch_fd=await _make_scratch(plan.hardware, instance, opened),
+        )
     hint = _memory_hint(image, plan.hardware)
     await base.greet(timeout_s=plan.boot_timeout_s, watch=watch, memory_hint=hint)
     return base
@@ -156,6 +161,7 @@ async def _restore(
         layer_fd=(frozen.memory_fd if frozen.upper_fd is None else frozen.upper_fd) if frozen.is_live else None,
         todo=frozen.thaw,
         folder=folder,
+        scratch_fd=frozen.scratch_fd,
     )
 
 
@@ -170,6 +176,7 @@ async def _launch(
     layer_fd: int | None = None,
     todo: Thaw | None = None,
     folder: VMFolder | None = None,
+    scratch_fd: int | None = None,
 ) -> BaseVM:
     begun = time.perf_counter()
     assert facts.make is not None  # each caller knows how
@@ -208,6 +215,7 @@ async def _launch(
                     groups=groups,
                     link=link,
                     disk_fd=_open_disk(facts, instance, opened),
+                    scratch=_open_scratch(facts, scratch_fd, instance, opened),
                 ),
             )
         on_failure.push_async_callback(machine.aclose)
@@ -242,6 +250,27 @@ def _open_disk(facts: MachineFacts, instance: Instance, opened: ExitStack) -> in
     if sha256 is None:
         return None
     return opened.enter_context(DiskStore(instance.places.disks).opened(sha256, image=facts.image))
+
+
+async def _make_scratch(hardware: Hardware, instance: Instance, opened: ExitStack) -> int | None:
+    """What a machine that boots finds on the disk that it writes to, where it has one."""
+    if not hardware.scratch_mib:
+        return None
+    from vmfork.machine import scratch  # noqa: PLC0415 - few machines have one
+
+    fd = await in_thread(lambda _: scratch.make_base(instance.places.disks, hardware.scratch_mib))
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _open_scratch(facts: MachineFacts, base_fd: int | None, instance: Instance, opened: ExitStack) -> Scratch | None:
+    size_mib = facts.hardware.scratch_mib
+    if not size_mib:
+        return None
+    from vmfork.machine import scratch  # noqa: PLC0415
+
+    assert base_fd is not None  # it was frozen with the machine
+    return scratch.open_scratch(base_fd, instance.places.disks, size_mib, opened)
 
 
 def _upper_of(ram: RAM) -> int | None:

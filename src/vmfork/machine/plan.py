@@ -98,6 +98,7 @@ def make_hardware(config: VMConfig, *, binary: QemuBinary, accel: str) -> Hardwa
         max_memory_mib=config.max_memory_mib,
         vmgenid=board.has_vmgenid and config.reseed in ("both", "vmgenid"),
         nic=config.nic,
+        scratch_mib=config.disk_mib,
     )
 
 

@@ -11,7 +11,7 @@ from vmfork.host import facts
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.accelerator import decide_accel
-from vmfork.machine.board import check_board, check_card
+from vmfork.machine.board import check_board, check_card, check_disk
 from vmfork.machine.emulator import choose_emulator, find_emulator
 from vmfork.machine.growth import raise_to_least
 from vmfork.machine.least import ensure_least
@@ -61,6 +61,7 @@ async def try_out(image: Image, config: VMConfig, instance: Instance) -> Plan:
     """
     check_board(config, image)
     check_card(config, image)
+    check_disk(config, image)
     binary = await find_emulator(config, places=instance.places)
     accel = await decide_accel(config, image=image, binary=binary, instance=instance)
     binary = await choose_emulator(config, binary, accel=accel, places=instance.places)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The digest of the disk that the root is on; only machines with one have it.
 DISK = "image.disk"
+# The MiB of a disk that the guest writes to.
+SCRATCH = "disk_mib"
 
 
 def emulator_traits(hardware: Hardware, binary: QemuBinary) -> dict[str, str]:
@@ -62,6 +64,7 @@ def guest_traits(config: VMConfig, machine: str, accel: str) -> dict[str, str]:
         "reseed": _reseed_in_force(config, machine),
         "aslr": "on" if has_aslr(config, accel) else "off",
         "nic": "on" if config.nic else "off",
+        SCRATCH: str(config.disk_mib),
     }
 
 

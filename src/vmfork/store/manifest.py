@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmfork.errors import TemplateCorrupt, TemplateStale
-from vmfork.records import VERSION, OtherVersion, build_record, list_fields, parse_record
+from vmfork.records import OtherVersion, build_record, list_fields, parse_record, reads_also
 
-FORMAT = 3
+# 3 is of templates whose machines have no disk that they write to, and so are those written still.
+FORMAT, WITHOUT_DISK = 4, 3
 FILE_NAME = "manifest.json"
 
 
@@ -42,10 +43,11 @@ class Manifest:
     the RAM file. `parent`: the template of the running VM that it was frozen from; `ancestors`: `NAME/GENERATION` of
     all that it descends from so, the first first and the parent last, whether they still exist or not. `live`: that VM
     ran on, and a client spoke to its agent, so that each fork's must be greeted anew; `unset`: what its forks have from
-    it and lose. `nic`: they have a network card. `recipe` names what was done to it, where that were `steps`;
-    `base_image` is the image that `image` was derived from for them, and `layers` are the machines that were kept on
-    the way, or gone on from. `came_from` is the file or the registry that it was loaded from; one that came from
-    elsewhere is not held to an image of this host.
+    it and lose. `nic`: they have a network card. `disk_mib` is the size of the disk that they write to, and
+    `disk_sha256` names what is on it when they begin (image/disks.py). `recipe` names what was done to it, where that
+    were `steps`; `base_image` is the image that `image` was derived from for them, and `layers` are the machines that
+    were kept on the way, or gone on from. `came_from` is the file or the registry that it was loaded from; one that
+    came from elsewhere is not held to an image of this host.
     Sizes in bytes, times in seconds, `created_at` in UTC (ISO 8601).
     """
 
@@ -81,6 +83,8 @@ class Manifest:
     max_memory_mib: int = 0
     added_mib: tuple[int, ...] = ()
     nic: bool = False
+    disk_mib: int = 0
+    disk_sha256: str = ""
     live: bool = False
     agent_capabilities: tuple[str, ...] = ()
     unset: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +94,7 @@ class Manifest:
     steps: tuple[DoneStep, ...] = ()
     layers: tuple[str, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-    format: int = field(default=FORMAT, metadata=VERSION)
+    format: int = field(default=FORMAT, metadata=reads_also(WITHOUT_DISK))
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +128,7 @@ class Manifest:
 
 
 # What machines are of which an older vmfork recorded no such trait.
-_BEFORE = {"nic": "off"}
+_BEFORE = {"nic": "off", "disk_mib": "0"}
 
 
 def list_differing(have: Mapping[str, str], wanted: Mapping[str, str]) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.host.thread import in_thread
-from vmfork.image import DiskStore
 from vmfork.journal import about
 from vmfork.machine.prepare import prepare
 from vmfork.progress import Progress
@@ -25,6 +24,7 @@ from vmfork.template.making import BuildOptions, Making
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
 from vmfork.template.recipe_file import read_template
+from vmfork.template.scratch import staged_disk
 from vmfork.template.source import Source
 from vmfork.template.travelling.persisted import bring_back, follow
 from vmfork.units import MIB, format_duration
@@ -80,22 +80,23 @@ async def build_template(
             await make_room(name, ram_mib, instance=instance)
             await LayerStore(instance.places.layers).giving_way(enlarge)
         build = Making(plan, recipe, instance, options)
-        async with _out_of_space_named(staging):
-            facts, todo = await build.make(staging)
-        build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
-        # The recipe is kept before the template is in force: a template without one would be rebuilt as a bare one.
-        with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
-            await publish(
-                staging,
-                facts,
-                recipe,
-                todo=todo,
-                timings=build.timings,
-                base_image=config.image,
-                steps=build.done,
-                layers=build.layers,
-                disks=DiskStore(instance.places.disks),
-            )
+        with staged_disk(plan.hardware, instance) as disk:
+            async with _out_of_space_named(staging):
+                facts, todo = await build.make(staging, disk.fd)
+            build.report(f"recording (booted in {format_duration(build.timings['boot_s'])})")
+            # The recipe is kept before the template is in force: a template without one would be rebuilt as a bare one.
+            with keeping_recipe(name, KeptRecipe.of(recipe, config), places=instance.places):
+                await publish(
+                    staging,
+                    facts,
+                    recipe,
+                    todo=todo,
+                    timings=build.timings,
+                    base_image=config.image,
+                    steps=build.done,
+                    layers=build.layers,
+                    disk=disk,
+                )
     instance.progress(Progress(task="template", step=f"template {name!r} is ready", fraction=1.0))
     took_s = round(sum(build.timings.values()), 3)
     _log.info("template %r is ready", name, extra=about("template.built", template=name, took_s=took_s))

@@ -16,6 +16,7 @@ from vmfork.host.thread import in_thread
 from vmfork.store.ram_file import copy_ram
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
+from vmfork.template.scratch import StagedDisk
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -67,7 +68,14 @@ async def keep_layer(
             # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
             todo = Thaw(watchers=watchers, greets=True)
             await publish(
-                staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers, disks=disks
+                staging,
+                running.facts,
+                Recipe(),
+                todo=todo,
+                timings={},
+                steps=done,
+                layers=layers,
+                disk=StagedDisk(disks),
             )
         except OSError as error:  # its memory was there a moment ago
             if isinstance(error, VMForkError):  # a deadline is a TimeoutError, and that an OSError

@@ -13,7 +13,6 @@ from vmfork.adopt.todo import Thaw
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError
 from vmfork.freeze.live import check_copyable, copy_into, find_unset
-from vmfork.image import DiskStore
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.outlet import has_no_carrier
 from vmfork.store import TemplateStore
@@ -21,6 +20,7 @@ from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
+from vmfork.template.scratch import staged_disk
 from vmfork.template.source import Source
 from vmfork.template.travelling.persisted import follow
 from vmfork.units import MIB
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vmfork.host.copier import Copied
     from vmfork.machine.running import Running
     from vmfork.store import Staging
+    from vmfork.template.scratch import StagedDisk
 
 
 async def freeze_running(
@@ -63,15 +64,16 @@ async def freeze_running(
     async with await stage(
         store, name, memory_bytes=memory_bytes, instance=instance, replace=replace, wait_s=wait_s
     ) as staging:
-        todo, copied = await copy_to(staging, running, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s)
-        _check_card(running)  # a passt that is there still was there while it was copied
-        timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
-        # Nobody can make it again; and what was made before under its name is something else.
-        with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
-            recipe = Recipe(secrets=secrets)
-            await publish(
-                staging, running.facts, recipe, todo=todo, timings=timings, disks=DiskStore(instance.places.disks)
+        with staged_disk(running.hardware, instance) as disk:
+            todo, copied = await copy_to(
+                staging, running, disk, secrets=secrets, hooks=hooks, hook_timeout_s=hook_timeout_s
             )
+            _check_card(running)  # a passt that is there still was there while it was copied
+            timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
+            # Nobody can make it again; and what was made before under its name is something else.
+            with keeping_recipe(name, KeptRecipe(config=VMConfig(), is_live=True), places=instance.places):
+                recipe = Recipe(secrets=secrets)
+                await publish(staging, running.facts, recipe, todo=todo, timings=timings, disk=disk)
     source = await Source.open(name, config=VMConfig(), instance=instance)
     await follow(source, config=VMConfig(), instance=instance)
     return source
@@ -97,9 +99,12 @@ def _check_card(running: Running) -> None:
 
 
 async def copy_to(
-    staging: Staging, running: Running, *, secrets: Secrets, hooks: bool, hook_timeout_s: float
+    staging: Staging, running: Running, disk: StagedDisk, *, secrets: Secrets, hooks: bool, hook_timeout_s: float
 ) -> tuple[Thaw, Copied]:
-    """The machine is in the staging folder; what its forks will have to do, and what the copy took."""
+    """The machine is in the staging folder, and what it wrote to its disk in `disk`.
+
+    Gives what its forks will have to do, and what the copy took.
+    """
     agent, identity = running.agent, running.facts.identity
     if hooks:
         await run_hooks(agent, await find_hooks(agent, BEFORE_FREEZE), describe_fork(identity), limit_s=hook_timeout_s)
@@ -107,7 +112,9 @@ async def copy_to(
     after_fork, before = await find_hooks(agent, AFTER_FORK), await find_watchers(agent)
     state_fd = _create(staging.state_path)
     try:
-        copied, _ = await copy_into(running, memory_fd=staging.memory_fd, state_fd=state_fd, whole=True)
+        copied, _ = await copy_into(
+            running, memory_fd=staging.memory_fd, state_fd=state_fd, whole=True, scratch_fd=disk.fd
+        )
     finally:
         os.close(state_fd)
     # One that has begun to watch between a look and the copy is found by the second look.

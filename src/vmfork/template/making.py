@@ -69,8 +69,8 @@ class Making:
         self._instance = instance
         self._options = options
         self._steps = recipe.all_steps
-        # What a layer is called may not depend on values that are not to be kept.
-        is_layered = bool(recipe.steps) and not recipe.env
+        # What a layer is called may not depend on values that are not to be kept. And it has no disk that is written.
+        is_layered = bool(recipe.steps) and not recipe.env and not plan.hardware.scratch_mib
         self._names = name_layers(plan, recipe.pins) if is_layered else ()
         self._kept = LayerStore(instance.places.layers)
         self._disks = DiskStore(instance.places.disks)
@@ -80,10 +80,11 @@ class Making:
         self._told = 0
         self._since = time.perf_counter()
 
-    async def make(self, staging: Staging) -> tuple[MachineFacts, Thaw]:
+    async def make(self, staging: Staging, scratch_fd: int | None = None) -> tuple[MachineFacts, Thaw]:
         """RAM and device state are in the staging folder, and the machine they came from is gone.
 
-        Gives what is known of it, and what forks will have to do.
+        What was on the disk that it wrote to is in `scratch_fd`, where it had one. Gives what is known of it, and what
+        forks will have to do.
         """
         plan = self._plan
         with self._timed("boot_s"):
@@ -99,6 +100,7 @@ class Making:
                     template=staging.name,
                     secrets=self._recipe.secrets,
                     hook_timeout_s=plan.hook_timeout_s,
+                    scratch_fd=scratch_fd,
                 )
         return running.facts, todo
 

@@ -13,7 +13,6 @@ from vmfork.config import check_name
 from vmfork.errors import ConfigError, TemplateError, TemplateExists, TemplateNotFound
 from vmfork.freeze.live import check_copyable
 from vmfork.freeze.point import check_owner
-from vmfork.image import DiskStore
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.facts import Make
 from vmfork.machine.launch import Frozen
@@ -23,6 +22,7 @@ from vmfork.template.checkpoints import store_of
 from vmfork.template.live import copy_to
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
+from vmfork.template.scratch import opened_disk, staged_disk
 from vmfork.travel.fit import hardware_of
 from vmfork.units import MIB
 
@@ -44,6 +44,7 @@ class KeptPoint:
     manifest: Manifest
     facts: MachineFacts
     store: TemplateStore
+    places: Places
 
     @property
     def name(self) -> str:
@@ -83,7 +84,7 @@ class KeptPoint:
     def open(self, *, limits: Limits, descent: Descent) -> Iterator[Frozen]:
         """Raises what `TemplateStore.open` raises."""
         m = self.manifest
-        with self.store.open(m.name, generation=m.generation) as opened:
+        with self.store.open(m.name, generation=m.generation) as opened, opened_disk(m, self.places) as scratch_fd:
             yield Frozen(
                 template=self.facts.identity.template,
                 image=m.image,
@@ -96,6 +97,7 @@ class KeptPoint:
                 limits=limits,
                 make=self.make,
                 descent=descent,
+                scratch_fd=scratch_fd,
             )
 
     def check(self, vm_id: str) -> None:
@@ -125,15 +127,14 @@ async def keep_point(
     begun = time.perf_counter()
     try:
         async with await stage(store, name, memory_bytes=memory_mib * MIB, instance=instance) as staging:
-            todo, copied = await copy_to(
-                staging, running, secrets=Secrets(), hooks=hooks, hook_timeout_s=hook_timeout_s
-            )
-            if not hooks:
-                todo = replace(todo, hooks=())
-            timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
-            await publish(
-                staging, running.facts, Recipe(), todo=todo, timings=timings, disks=DiskStore(instance.places.disks)
-            )
+            with staged_disk(running.hardware, instance) as disk:
+                todo, copied = await copy_to(
+                    staging, running, disk, secrets=Secrets(), hooks=hooks, hook_timeout_s=hook_timeout_s
+                )
+                if not hooks:
+                    todo = replace(todo, hooks=())
+                timings = {"freeze_s": time.perf_counter() - begun, "pause_s": copied.pause_s}
+                await publish(staging, running.facts, Recipe(), todo=todo, timings=timings, disk=disk)
     except TemplateExists as error:
         reason = f"VM {running.id} has a checkpoint {name!r}"
         raise ConfigError("name", name, reason, hint="remove it first, or take another name") from error
@@ -145,7 +146,7 @@ def list_points(vm_id: str, facts: MachineFacts, *, places: Places) -> Sequence[
     store, found = store_of(vm_id, places), []
     for name in store.list_names():
         with suppress(TemplateError):
-            found.append(KeptPoint(vm_id, store.read_manifest(name), facts, store))
+            found.append(KeptPoint(vm_id, store.read_manifest(name), facts, store, places))
     return sorted(found, key=lambda each: (each.manifest.created_at, _number(each.name), each.name))
 
 

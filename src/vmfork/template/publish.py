@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from vmfork.host import facts
 from vmfork.machine.traits import DISK
 from vmfork.store import Manifest
+from vmfork.store.manifest import FORMAT, WITHOUT_DISK
 from vmfork.store.ram_file import digest_ram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.adopt.todo import Thaw
-    from vmfork.image import DiskStore
     from vmfork.machine.facts import MachineFacts
     from vmfork.store import Staging
     from vmfork.store.manifest import DoneStep
     from vmfork.template.recipe import Recipe
+    from vmfork.template.scratch import StagedDisk
 
 
 async def publish(
@@ -33,13 +34,13 @@ async def publish(
     base_image: str = "",
     steps: Sequence[DoneStep] = (),
     layers: Sequence[str] = (),
-    disks: DiskStore,
+    disk: StagedDisk,
 ) -> None:
     """The template is in force: RAM and device state in the staging folder, and the manifest that describes them.
 
     The manifest says what was booted, not what a caller asked for. `timings` are seconds by phase. `base_image` is what
-    the machine's image was derived from. The machine's disk, where it has one, is held in `disks`. Raises
-    `ImageCorrupt` when it is missing there.
+    the machine's image was derived from. The machine's disks, where it has any, are held: that of its root, and what
+    was on one that it wrote to, in `disk`. Raises `ImageCorrupt` when the former is missing.
     """
     staging.state_path.chmod(0o600)
     memory = await asyncio.to_thread(digest_ram, staging.memory_path)
@@ -47,7 +48,8 @@ async def publish(
     hardware, make = machine.hardware, machine.make
     assert make is not None  # only of machines that we started
     if (sha256 := make.traits.get(DISK)) is not None:
-        disks.hold_for(staging.memory_path.parent, sha256, image=machine.image)
+        disk.disks.hold_for(staging.memory_path.parent, sha256, image=machine.image)
+    disk_sha256 = await disk.keep_for(staging.memory_path.parent, whose=machine.image)
     manifest = Manifest(
         name=staging.name,
         generation=staging.generation,
@@ -59,6 +61,8 @@ async def publish(
         max_memory_mib=hardware.max_memory_mib,
         added_mib=hardware.added_mib,
         nic=hardware.nic,
+        disk_mib=hardware.scratch_mib,
+        disk_sha256=disk_sha256,
         traits=make.traits,
         hooks=todo.hooks,
         watchers=todo.watchers,
@@ -89,5 +93,6 @@ async def publish(
         steps=tuple(steps),
         layers=tuple(layers),
         timings={key: round(value, 4) for key, value in timings.items()},
+        format=FORMAT if hardware.scratch_mib else WITHOUT_DISK,
     )
     await staging.commit(manifest)

@@ -2,7 +2,7 @@
 
 ```
 [template.web]                            of vmfork.toml; a factory's own file has the same keys without a section
-image = "default"                         of the machine: fields of [vm]; `memory` and `max_memory` are sizes
+image = "default"                         of the machine: fields of [vm]; `memory`, `max_memory` and `disk` are sizes
 memory = "512M"
 steps = [{pip = "requirements.txt"}, {copy = ["app/", "/srv/app"]}]       see recipe/words.py
 hooks = {after_fork = "hooks/reseed"}     a step behind them,
@@ -42,7 +42,7 @@ _DURATIONS = {"step_timeout_s": STEP_LIMIT_S, "ready_timeout_s": READY_LIMIT_S}
 _KEYS = ("steps", "hooks", "start", "ready", *_LISTS, "allow_secrets", *_DURATIONS)
 _MACHINE = tuple(field.name for field in fields(VMConfig))
 # Sizes as people write them, beside the fields that they are.
-_SIZES = {"memory": "memory_mib", "max_memory": "max_memory_mib"}
+_SIZES = {"memory": "memory_mib", "max_memory": "max_memory_mib", "disk": "disk_mib"}
 
 
 def read_recipe(path: Path) -> Recipe:

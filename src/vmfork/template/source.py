@@ -26,6 +26,7 @@ from vmfork.machine.verdict import locate_verdict, read_verdict
 from vmfork.store import TemplateStore
 from vmfork.template.names import name_done
 from vmfork.template.removal import remove_template
+from vmfork.template.scratch import opened_disk
 from vmfork.travel.fit import find_misfit, hardware_of
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class Source:
         # The distribution may have replaced the emulator since this was opened.
         binary = await self._find_emulator()
         m.check_traits(emulator_traits(self.hardware, binary))
-        with self._store.open(m.name, generation=m.generation) as opened:
+        places = self._instance.places
+        with self._store.open(m.name, generation=m.generation) as opened, opened_disk(m, places) as scratch_fd:
             self._store.note_use(m.name)
             frozen = Frozen(
                 template=m.name,
@@ -165,6 +167,7 @@ class Source:
                 reseed=agent_reseeds(m.traits["reseed"]),
                 limits=limits,
                 card=card,
+                scratch_fd=scratch_fd,
                 make=Make(
                     traits=m.traits,
                     qemu_path=str(binary.path),

@@ -8,13 +8,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
+from vmfork.machine.traits import DISK
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest as OCIManifest
-from vmfork.records import VERSION, write_record
+from vmfork.records import reads_also, write_record
 from vmfork.store import Manifest  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.store.ram_file import PAGE
 from vmfork.store.staging import STATE_HEADROOM
 from vmfork.travel.document import Kind, Layer, check_layers, count_bytes, most_packed
+from vmfork.travel.files import SentFile  # noqa: TC001
 from vmfork.travel.pages import largest
 from vmfork.units import MIB
 
@@ -22,7 +24,10 @@ TYPE = "application/vnd.vmfork.template.v1"
 CONFIG_TYPE = "application/vnd.vmfork.template.config.v1+json"
 MEMORY_TYPE = "application/vnd.vmfork.template.memory.v1+zstd"
 STATE_TYPE = "application/vnd.vmfork.template.state.v1+zstd"
+DISK_TYPE = "application/vnd.vmfork.template.disk.v1+zstd"
 KIND = Kind("template", TYPE)
+# 1 is of templates that need no file beside their RAM and state, and of those that stay on their host.
+FORMAT, WITHOUT_DISKS = 2, 1
 
 # A layer is of so much of the address space, whatever is in it, so that the same RAM gives the same layers; more where
 # there were too many of them. What was measured is in docs/decisions/0054.
@@ -42,19 +47,25 @@ class Artifact:
     """The configuration of an artifact: all that has to be known before its layers are read.
 
     `manifest` is the template's, as it was where that was frozen. `memory` are layers of RAM, each lying over those
-    before it; `state` is that of the devices. `tsc_khz`: the guest keeps time by a processor that counts so fast; 0
-    where it has another clock.
+    before it; `state` is that of the devices. `disks` are the files that its machines read: what their root is on, and
+    what was on a disk that they write to; none where it is for the host that has them. `tsc_khz`: the guest keeps time
+    by a processor that counts so fast; 0 where it has another clock.
     """
 
     manifest: Manifest
     memory: tuple[Layer, ...]
     state: Layer
+    disks: tuple[SentFile, ...] = ()
     tsc_khz: int = 0
-    format: int = field(default=1, metadata=VERSION)
+    format: int = field(default=FORMAT, metadata=reads_also(WITHOUT_DISKS))
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
-        return (*(each.describe(MEMORY_TYPE) for each in self.memory), self.state.describe(STATE_TYPE))
+        return (
+            *(each.describe(MEMORY_TYPE) for each in self.memory),
+            self.state.describe(STATE_TYPE),
+            *(each.describe(DISK_TYPE) for disk in self.disks for each in disk.layers),
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -89,12 +100,22 @@ class Artifact:
             raise ValueError(f"its device state has {m.state_bytes} bytes")
         if self.state.size_bytes > most_packed(m.state_bytes):
             raise ValueError(f"layer {self.state.digest} is larger than the device state")
+        if self.disks and [(disk.name, disk.sha256) for disk in self.disks] != list_disks(m):
+            raise ValueError("its disks are not those that its machines have")
+        for disk in self.disks:
+            disk.check()
         _check_machine(m)
 
     def can_carry(self, other: Manifest) -> bool:
         """Whether `other` can be told by what differs from this one, in layers that lie over these."""
         depth = sum(each.raw_bytes for each in self.memory) + largest(other.memory_bytes)
         return self.manifest.memory_bytes == other.memory_bytes and depth <= _MOST_DEPTH * largest(other.memory_bytes)
+
+
+def list_disks(m: Manifest) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each file beside RAM and state that its machines read, as it lies among the disks."""
+    root = [("root", m.traits[DISK])] if DISK in m.traits else []
+    return [*root, ("scratch", m.disk_sha256)] if m.disk_mib else root
 
 
 def span_of(memory_bytes: int) -> int:
@@ -117,7 +138,7 @@ def _check_machine(m: Manifest) -> None:
     """
     check_name(m.name)
     check_name(m.image, field="image")
-    VMConfig(cpus=m.cpus, memory_mib=m.memory_mib, max_cpus=m.max_cpus)
+    VMConfig(cpus=m.cpus, memory_mib=m.memory_mib, max_cpus=m.max_cpus, disk_mib=m.disk_mib)
     if m.memory_bytes != m.memory_mib * MIB or m.memory_bytes % PAGE:
         raise ValueError(f"its RAM has {m.memory_bytes} bytes, and its machine {m.memory_mib} MiB")
     if m.max_memory_mib:

@@ -30,6 +30,7 @@ def hardware_of(m: Manifest) -> Hardware:
         added_mib=m.added_mib,
         nic=m.nic,
         disk=DISK in m.traits,
+        scratch_mib=m.disk_mib,
     )
 
 

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateCorrupt
 from vmfork.store.ram_file import digest_open_ram, find_extents
-from vmfork.travel.artifact import MEMORY_TYPE, STATE_TYPE, Artifact, list_spans
+from vmfork.travel.artifact import (
+    DISK_TYPE,
+    FORMAT,
+    MEMORY_TYPE,
+    STATE_TYPE,
+    WITHOUT_DISKS,
+    Artifact,
+    list_disks,
+    list_spans,
+)
 from vmfork.travel.document import make_layer
+from vmfork.travel.files import send_file
 from vmfork.travel.lanes import in_order
 from vmfork.travel.pages import encode
 
@@ -17,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from threading import Event
 
-    from vmfork.store import OpenTemplate
+    from vmfork.image import DiskStore
+    from vmfork.store import Manifest, OpenTemplate
     from vmfork.travel.document import Layer, Sink
+    from vmfork.travel.files import SentFile
 
 # So much is looked at at once: twice that, with what is there already, beside the layer itself.
 _STEP = 1 << 20
@@ -40,11 +52,13 @@ def pack(
     tell: Callable[[float], None],
     tsc_khz: int,
     base: Base | None = None,
+    disks: DiskStore | None = None,
 ) -> Artifact | None:
     """The template's layers are in `sink`. `None` when `stop` was set before. `tell` is given the part that is done.
 
-    With a `base` they lie over the layers of that, which must be there, and have what differs from it. Raises
-    `TemplateCorrupt` when its RAM is not what was frozen.
+    With a `base` they lie over the layers of that, which must be there, and have what differs from it. What its
+    machines read of `disks` is in layers too, where those are given. Raises `TemplateCorrupt` when its RAM, or a disk,
+    is not what was frozen, and `ImageCorrupt` when the latter is missing.
     """
     m, layers = opened.manifest, [] if base is None else [*base.layers]
     there = -1 if base is None else base.memory_fd
@@ -68,7 +82,41 @@ def pack(
         return None
     state, data = make_layer(os.pread(opened.state_fd, m.state_bytes, 0))
     sink.put(state.describe(STATE_TYPE), data)
-    return Artifact(manifest=m, memory=tuple(layers), state=state, tsc_khz=tsc_khz)
+    sent = [] if disks is None else _send_disks(m, disks, sink, stop=stop, tell=tell)
+    if stop.is_set():
+        return None
+    return Artifact(
+        manifest=m,
+        memory=tuple(layers),
+        state=state,
+        disks=tuple(sent),
+        tsc_khz=tsc_khz,
+        format=FORMAT if sent else WITHOUT_DISKS,
+    )
+
+
+def _send_disks(
+    m: Manifest, disks: DiskStore, sink: Sink, *, stop: Event, tell: Callable[[float], None]
+) -> list[SentFile]:
+    """What `m` needs of `disks` is in `sink`, unless `stop` was set."""
+    files = []
+    for name, sha256 in list_disks(m):
+        with disks.opened(sha256, image=m.image) as fd:
+            total, done = os.fstat(fd).st_size, 0
+
+            def told(size_bytes: int, total: int = total) -> None:
+                nonlocal done
+                done += size_bytes
+                tell(done / total)
+
+            try:
+                file = send_file(fd, name, sha256, sink, DISK_TYPE, stop=stop, told=told)
+            except ValueError as error:
+                raise TemplateCorrupt(m.name, "disk", str(error)) from error
+        if file is None:
+            break
+        files.append(file)
+    return files
 
 
 def _check_memory(opened: OpenTemplate) -> None:

@@ -9,11 +9,12 @@ from vmfork.errors import ArtifactError
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
 from vmfork.host.whole import written_whole
+from vmfork.image import DiskStore
 from vmfork.machine.board import needs_tsc
-from vmfork.machine.traits import DISK
 from vmfork.oci.archive import Archive
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
+from vmfork.travel.artifact import list_disks
 from vmfork.travel.fit import hardware_of
 from vmfork.travel.pack import pack
 from vmfork.travel.saved import Saved
@@ -31,21 +32,20 @@ if TYPE_CHECKING:
 async def save_template(name: str, path: Path, *, generation: str, instance: Instance, durable: bool = False) -> Saved:
     """The generation is in the file at `path`, a tar of an OCI layout; after an error what was there before is.
 
-    A `durable` one is on the disk, for this host alone: what its root is on is not in it, and need not be.
+    A `durable` one is on the disk, for this host alone: what its machines read beside is not in it, and need not be.
 
-    Raises `TemplateNotFound` when the generation is gone, `TemplateCorrupt` when its RAM is not what was frozen, and
-    `ArtifactError` when its root does not travel.
+    Raises `TemplateNotFound` when the generation is gone, `TemplateCorrupt` when its RAM or a disk is not what was
+    frozen, and `ImageCorrupt` when the latter is missing.
     """
     tell = tell_part(f"saving {name!r}", instance)
     with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
-        if not durable:
-            check_travels(opened.manifest)
+        disks = None if durable else DiskStore(instance.places.disks)
         tsc_khz = await asyncio.to_thread(tsc_of, opened)
         with written_whole(path, durable=durable) as file:
             archive = Archive(file)
 
             def work(stop: Event) -> Saved | None:
-                artifact = pack(opened, archive, stop=stop, tell=tell, tsc_khz=tsc_khz)
+                artifact = pack(opened, archive, stop=stop, tell=tell, tsc_khz=tsc_khz, disks=disks)
                 return None if artifact is None else _finish(archive, artifact)
 
             saved = await in_thread(work)
@@ -54,12 +54,12 @@ async def save_template(name: str, path: Path, *, generation: str, instance: Ins
 
 
 def check_travels(m: Manifest) -> None:
-    """Raises `ArtifactError` for a template whose forks read a disk, which no layer carries."""
-    if DISK in m.traits:
+    """Raises `ArtifactError` for a template that no node takes over from another: its forks read a disk."""
+    if list_disks(m):
         raise ArtifactError(
             f"template {m.name!r}",
-            "its root is on a disk, which stays on this host",
-            hint=f"make it of an image with its root in memory: vmfork image build {m.image} --root memory",
+            "its machines have a disk, which stays on this host",
+            hint="push it to a registry, and pull it where it is needed",
         )
 
 

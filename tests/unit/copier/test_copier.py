@@ -132,6 +132,7 @@ class Copy:
         way: str,
         layers: tuple[int, ...] = (),
         pieces: str = f"0+{SIZE}",
+        beside: str = "",
         part: str = f"0+{SIZE}",
     ) -> None:
         faults = open_faults(opened) if way == "watched" else -1
@@ -148,7 +149,7 @@ class Copy:
             opened.callback(os.close, fd)
         self.process = opened.enter_context(
             subprocess.Popen(
-                [str(find_copier()), *map(str, fds), pieces, "all", *(f"{fd}:{part}" for fd in layers)],
+                [str(find_copier()), *map(str, fds), pieces, "all", beside, *(f"{fd}:{part}" for fd in layers)],
                 stdout=subprocess.PIPE,
                 pass_fds=[fd for fd in (*fds, *layers) if fd >= 0],
             )
@@ -247,6 +248,22 @@ def test_a_machine_that_stands_still_is_left_so(opened) -> None:
     copy = Copy(emulator, opened, way="watched")
     assert copy.end()[0] == 0
     assert not {"stop", "cont"} & set(emulator.told)
+
+
+BESIDE = '{"execute": "blockdev-backup", "arguments": {"job-id": "copy"}}'
+
+
+def test_what_is_copied_beside_begins_in_the_pause(opened) -> None:
+    emulator = Emulator(opened)
+    assert Copy(emulator, opened, way="watched", beside=BESIDE).end()[0] == 0
+    began, saved = (emulator.told.index(name) for name in ("blockdev-backup", "xen-save-devices-state"))
+    assert emulator.told.index("stop") < began < saved < emulator.told.index("cont")
+
+
+def test_what_is_copied_beside_begins_in_one_that_stands_still_too(opened) -> None:
+    emulator = Emulator(opened, running=False)
+    assert Copy(emulator, opened, way="watched", beside=BESIDE).end()[0] == 0
+    assert "blockdev-backup" in emulator.told
 
 
 def test_layers_come_first_and_its_own_pages_over_them(opened) -> None:
@@ -364,12 +381,12 @@ def test_what_is_no_part_of_a_layer_is_refused(opened, part) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["human-monitor-command", "add-fd", "query-status", "stop", "xen-save-devices-state"]
+    "command", ["human-monitor-command", "add-fd", "query-status", "stop", "blockdev-backup", "xen-save-devices-state"]
 )
 def test_what_qemu_refuses_ends_the_copy_and_the_machine_runs(opened, command) -> None:
     emulator = Emulator(opened)
     emulator.refuses = command
-    status, said = Copy(emulator, opened, way="watched").end()
+    status, said = Copy(emulator, opened, way="watched", beside=BESIDE).end()
     assert (status, said[:7]) == (1, "failed ")
     assert ("cont" in emulator.told) == ("stop" in emulator.told)
 

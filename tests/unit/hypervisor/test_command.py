@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, SharedRAM
+from vmfork.hypervisor.base import AnonymousRAM, Boot, ForkedRAM, Hardware, Launch, Link, Restore, Scratch, SharedRAM
 from vmfork.hypervisor.qemu.binary import QemuBinary
 from vmfork.hypervisor.qemu.board import board_for, board_of
 from vmfork.hypervisor.qemu.command import Descriptors, build_command, choose_cpu_model, default_cpu_model
@@ -215,6 +215,28 @@ def test_a_disk_is_read_by_its_descriptor_before_any_card(start) -> None:
     assert command[:at] + command[at + 4 :] == plain
     devices = [argument for argument in command if argument.startswith("virtio-")]
     assert [device.partition("-pci")[0] for device in devices] == ["virtio-serial", "virtio-blk", "virtio-net"]
+
+
+@pytest.mark.parametrize("base", ["raw", "qcow2"])
+@pytest.mark.parametrize("start", [BOOT, RESTORE])
+def test_a_disk_that_is_written_is_the_last_of_the_devices(start, base) -> None:
+    """All others are where they would be without, and the host's own disk is not waited for, nor does it stop QEMU."""
+    bare = replace(LAUNCH, start=start, link=Link(mac="02:00:00:00:00:01"), disk_fd=23)
+    scratch = Scratch(base_fd=24, base_format=base, own_fd=25)
+    plain, command = build_command(OLD, bare, FDS), build_command(OLD, replace(bare, scratch=scratch), FDS)
+    at = next(place for place, argument in enumerate(command) if "node-name=scratch-base" in argument) - 1
+    assert command[at : at + 6] == [
+        "-blockdev",
+        f"driver={base},node-name=scratch-base,read-only=on,"
+        "file.driver=file,file.filename=/proc/self/fd/24,file.locking=off",
+        "-blockdev",
+        "driver=qcow2,node-name=scratch,backing=scratch-base,discard=unmap,cache.no-flush=on,"
+        "file.driver=file,file.filename=/proc/self/fd/25,file.locking=off,file.discard=unmap,file.cache.no-flush=on",
+        "-device",
+        "virtio-blk-pci,id=scratch,disable-legacy=on,num-queues=1,werror=report,rerror=report,drive=scratch",
+    ]
+    assert command[:at] + command[at + 6 :] == plain
+    assert max(place for place, argument in enumerate(command) if argument.startswith("virtio-")) == at + 5
 
 
 def test_a_disk_of_the_other_board_needs_no_pci() -> None:

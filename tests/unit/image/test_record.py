@@ -35,10 +35,19 @@ def test_only_what_the_record_is_of_is_in_it(tmp_path):
     assert {"name", "kernel", "initramfs", "min_memory_mib"} & json.loads(encode_record(image)).keys() == set()
 
 
+def test_a_record_from_before_disks_is_read(tmp_path):
+    image = make_image(tmp_path)
+    later = ("root", "disk_sha256", "disk_bytes", "init", "source", "environment")
+    old = {key: value for key, value in json.loads(encode_record(image)).items() if key not in later}
+    found = decode_record(json.dumps({**old, "format": 4}).encode(), name="one", folder=tmp_path)
+    assert (found.digest, found.disk_sha256, found.init) == (image.digest, "", "")
+
+
 @pytest.mark.parametrize(
     ("change", "want"),
     [
-        ({"format": 1}, "format is 1, and this vmfork reads 4"),
+        ({"format": 3}, "format is 3, and this vmfork reads 5"),
+        ({"format": 6}, "format is 6, and this vmfork reads 5"),
         ({"digest": None}, "digest"),
         ({"kernel_bytes": "7"}, "kernel_bytes"),
         ({"kernel_bytes": True}, "kernel_bytes"),

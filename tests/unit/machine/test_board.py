@@ -10,8 +10,9 @@ import pytest
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError, HostError
 from vmfork.hypervisor.base import Hardware
+from vmfork.image.recipe import list_boot_modules
 from vmfork.machine import board
-from vmfork.machine.board import board_args, check_board, check_clock
+from vmfork.machine.board import board_args, check_board, check_clock, check_disk
 
 Q35 = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
 MICROVM = replace(Q35, machine="microvm", vmgenid=False)
@@ -33,6 +34,14 @@ def test_a_guest_that_would_find_no_device_is_not_booted() -> None:
     assert "vmfork image build py --rebuild" in refused.value.hint
     check_board(VMConfig(machine="microvm"), IMAGE)
     check_board(VMConfig(), OLD_IMAGE)
+
+
+def test_a_guest_that_would_find_no_disk_is_not_booted() -> None:
+    with pytest.raises(ConfigError, match="image 'py' does not load ext4") as refused:
+        check_disk(VMConfig(disk_mib=64), OLD_IMAGE)
+    assert refused.value.field == "vm.disk_mib"
+    check_disk(VMConfig(), OLD_IMAGE)
+    check_disk(VMConfig(disk_mib=64), SimpleNamespace(name="py", boot_modules=list_boot_modules()))
 
 
 def test_a_guest_that_would_have_no_clock_is_not_booted(steady) -> None:

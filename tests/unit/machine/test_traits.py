@@ -126,6 +126,11 @@ def test_a_card_is_a_trait_of_a_template() -> None:
     assert wanted == ["off", "on"]
 
 
+def test_the_size_of_a_disk_is_a_trait_of_a_template() -> None:
+    wanted = [wanted_traits(VMConfig(disk_mib=size), machine="pc-q35-7.2", accel="tcg")["disk_mib"] for size in (0, 64)]
+    assert wanted == ["0", "64"]
+
+
 def test_a_disk_is_a_trait_of_machines_that_have_one():
     without = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="")
     on_disk = SimpleNamespace(kernel_sha256="k", initramfs_sha256="i", disk_sha256="d")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vmfork.errors import TemplateCorrupt, TemplateStale
 from vmfork.store import Manifest
-from vmfork.store.manifest import FORMAT, fingerprint_of
+from vmfork.store.manifest import FORMAT, WITHOUT_DISK, fingerprint_of
 
 FIELDS = [f.name for f in fields(Manifest)]
 NEEDED = [f.name for f in fields(Manifest) if f.default is MISSING and f.default_factory is MISSING]
@@ -143,7 +143,7 @@ def test_a_wrong_or_missing_checksum_is_corrupt(make_manifest, checksum):
         read(json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("have", [FORMAT - 1, FORMAT + 1, str(FORMAT), None])
+@pytest.mark.parametrize("have", [WITHOUT_DISK - 1, FORMAT + 1, str(FORMAT), None])
 def test_another_format_is_stale_whatever_else_it_says(make_manifest, have):
     body = json.loads(make_manifest().to_json())
     with pytest.raises(TemplateStale) as caught:
@@ -154,6 +154,13 @@ def test_another_format_is_stale_whatever_else_it_says(make_manifest, have):
         have,
         FORMAT,
     )
+
+
+def test_one_of_the_format_before_disks_is_read_and_has_none(make_manifest):
+    body = json.loads(make_manifest().to_json())
+    older = {key: value for key, value in body.items() if not key.startswith("disk_")}
+    manifest = read(sealed({**older, "format": WITHOUT_DISK}))
+    assert (manifest.format, manifest.disk_mib, manifest.disk_sha256) == (WITHOUT_DISK, 0, "")
 
 
 def test_a_manifest_without_format_is_stale(make_manifest):

@@ -15,6 +15,7 @@ from vmfork.hypervisor.qemu.command import (
 )
 from vmfork.hypervisor.qemu.files import find_reads
 from vmfork.hypervisor.qemu.machine import CONSOLE, LOG, QemuMachine
+from vmfork.hypervisor.qemu.qcow2 import check_plain, format_of, write_empty
 from vmfork.hypervisor.qemu.shared import SharedQemu
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "ask_abilities",
     "board_for",
     "board_of",
+    "check_plain",
     "choose_cpu_model",
     "default_cpu_model",
     "find_qemu",
     "find_qemu_like",
     "find_reads",
+    "format_of",
     "most_memory_mib",
+    "write_empty",
 ]

@@ -79,7 +79,7 @@ class Abilities:
             devices.append("pc-dimm")
         if hardware.nic:
             devices.append(_name_of(board.card))
-        if hardware.disk:
+        if hardware.disk or hardware.scratch_mib:
             devices.append(_name_of(board.disk))
         return [
             *_without([f"accelerator {hardware.accel}"], (f"accelerator {accel}" for accel in self.accels)),

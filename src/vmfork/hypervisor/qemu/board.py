@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
     """`options` belong to `-machine`, `port` is the device that carries the agent's line, `card` that of a network,
-    `disk` that of a root.
+    `disk` that of a root, `scratch` that of a disk which the guest writes to.
 
     `extra` is passed on as is.
     With `has_vmgenid` the guest learns from the machine that it is a fork (ACPI, device `vmgenid`). With `takes_memory`
@@ -27,6 +27,7 @@ class Board:
     port: str
     card: str
     disk: str
+    scratch: str
     extra: tuple[str, ...] = ()
     has_vmgenid: bool
     takes_memory: bool
@@ -44,6 +45,10 @@ class Board:
 #
 # `suppress-vmdesc`: a restore expects a description behind the state (migration/savevm.c, qemu_loadvm_state) unless
 # this tells it that there is none, and `xen-save-devices-state` writes none.
+# A disk of the host that is full is told to the guest. By default (`enospc`) the machine would stand still, without a
+# word to anybody.
+_SCRATCH = "num-queues=1,werror=report,rerror=report"
+
 Q35 = Board(
     kind="q35",
     options=(
@@ -54,6 +59,7 @@ Q35 = Board(
     # Nothing boots from it: without `romfile=` QEMU opens a file for that.
     card="virtio-net-pci,id=card,disable-legacy=on,romfile=",
     disk="virtio-blk-pci,id=disk,disable-legacy=on,num-queues=1,write-cache=off",
+    scratch=f"virtio-blk-pci,id=scratch,disable-legacy=on,{_SCRATCH}",
     has_vmgenid=True,
     takes_memory=True,
     keeps_time=True,
@@ -70,6 +76,7 @@ MICROVM = Board(
     port="virtio-serial-device,id=agents,max_ports=2",
     card="virtio-net-device,id=card",
     disk="virtio-blk-device,id=disk,num-queues=1,write-cache=off",
+    scratch=f"virtio-blk-device,id=scratch,{_SCRATCH}",
     extra=("-global", "virtio-mmio.force-legacy=off"),
     has_vmgenid=False,
     takes_memory=False,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The guest finds its agent's port by this name (docs/reference/wire.md).
 AGENT_PORT = "vmfork.agent.0"
+# What QEMU's monitor calls the disk that the guest writes to.
+SCRATCH = "scratch"
 
 # Nothing here runs programs, changes users or sets limits; a QEMU taken over by its guest cannot either.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -104,6 +106,7 @@ def build_command(binary: QemuBinary, launch: Launch, fds: Descriptors) -> list[
         *_disk(launch, board),
         *(("-device", f"vmgenid,guid={launch.generation_id}") if launch.hardware.vmgenid else ()),
         *_card(launch, board, fds),
+        *_scratch(launch, board),
         *board.extra,
         # State is read without the configuration section, so that what a stock QEMU writes for `xen-save-devices-state`
         # is accepted by its `-incoming`.
@@ -177,6 +180,26 @@ def _disk(launch: Launch, board: Board) -> list[str]:
     return [
         *("-blockdev", f"driver=raw,node-name=root,read-only=on,{file}"),
         *("-device", f"{board.disk},drive=root"),
+    ]
+
+
+def _scratch(launch: Launch, board: Board) -> list[str]:
+    """The disk that the guest writes to. It is the last of its devices, so that the others are where they would be.
+
+    What the guest gives back is given back to the host. What it wants to be safe on the disk is not waited for: the
+    disk ends with its machine.
+    """
+    scratch = launch.scratch
+    if scratch is None:
+        return []
+    base = f"file.driver=file,file.filename=/proc/self/fd/{scratch.base_fd},file.locking=off"
+    own = f"file.driver=file,file.filename=/proc/self/fd/{scratch.own_fd},file.locking=off,file.discard=unmap"
+    return [
+        *("-blockdev", f"driver={scratch.base_format},node-name=scratch-base,read-only=on,{base}"),
+        "-blockdev",
+        f"driver=qcow2,node-name={SCRATCH},backing=scratch-base,discard=unmap,cache.no-flush=on,"
+        f"{own},file.cache.no-flush=on",
+        *("-device", f"{board.scratch},drive={SCRATCH}"),
     ]
 
 

@@ -8,7 +8,7 @@ import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from vmfork.errors import Closed, HostError
+from vmfork.errors import Closed, HostError, VMForkError
 from vmfork.host.folders import tail_of
 from vmfork.host.keeper import Beside, KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
@@ -275,6 +275,34 @@ class QemuMachine:
             # QEMU is passed the file: it need not be able to reach the folder, nor to open anything for writing.
             async with monitor.lend(fd) as name:
                 await monitor.execute("xen-save-devices-state", filename=name, live=False)
+
+    @asynccontextmanager
+    async def copying_scratch(self, fd: int, /) -> AsyncIterator[str]:
+        """What is on the disk that the guest writes to is in the file `fd`, an empty qcow2 open for both, behind it.
+
+        It is as it was when what the block is given was said to the monitor, by whoever has lent that and stopped the
+        machine. Raises `HostError` when it could not be copied; nothing is left of it then, nor on cancel.
+        """
+        from vmfork.hypervisor.qemu import scratch  # noqa: PLC0415 - few machines have one
+
+        async with self._asking() as monitor:
+            await scratch.open_target(monitor, fd)
+        try:
+            yield scratch.BEGIN
+            async with self._asking() as monitor:
+                await scratch.finish(monitor)
+        except BaseException:
+            with suppress(VMForkError, OSError):  # what went wrong first is what is told
+                async with self._asking() as monitor:
+                    await scratch.drop(monitor)
+            raise
+
+    async def copy_scratch(self, fd: int, /) -> None:
+        """As `copying_scratch`, of a machine that stands still."""
+        from vmfork.hypervisor.qemu import scratch  # noqa: PLC0415
+
+        async with self.copying_scratch(fd), self._asking() as monitor:
+            await scratch.begin(monitor)
 
     async def locate_memory(self, address: int, /) -> int:
         """Where QEMU has what its guest has at `address`. Raises `HostError` when that is no memory."""

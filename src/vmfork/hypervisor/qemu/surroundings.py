@@ -96,8 +96,10 @@ def _open(path: Path, opened: ExitStack) -> int:
 
 
 def list_inherited(launch: Launch) -> list[int]:
-    """Descriptors of RAM, disk and device state, as far as they are files."""
+    """Descriptors of RAM, disks and device state, as far as they are files."""
     files = [*list_layers(launch), *([launch.ram.fd] if isinstance(launch.ram, SharedRAM) else [])]
     if launch.disk_fd is not None:
         files.append(launch.disk_fd)
+    if launch.scratch is not None:
+        files += [launch.scratch.base_fd, launch.scratch.own_fd]
     return [*files, launch.start.state_fd] if isinstance(launch.start, Restore) else files

@@ -12,17 +12,16 @@ from vmfork.errors import TemplateExists, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
-from vmfork.image import DiskStore
 from vmfork.machine.board import needs_tsc
 from vmfork.machine.emulator import find_emulator_like
-from vmfork.machine.traits import DISK
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
 from vmfork.template.source import Source
+from vmfork.template.travelling.disks import check_sent, fetched_disks, hold_disks
 from vmfork.travel.artifact import KIND, Artifact
 from vmfork.travel.fit import find_misfit, hardware_of
-from vmfork.travel.sending import check_travels, tell_part
+from vmfork.travel.sending import tell_part
 from vmfork.travel.unpack import unpack
 from vmfork.units import MIB
 
@@ -69,7 +68,7 @@ async def load_template(path: Path, target: Target) -> Source:
 async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: str) -> Source:
     """The template that `artifact` describes, its layers in `blobs`, is in force. As `load_template`."""
     if not target.is_ours:
-        check_travels(artifact.manifest)
+        check_sent(artifact, of=of)
     name, instance = check_name(target.name or artifact.manifest.name), target.instance
     binary = await _check_fit(artifact, target, of=of)
     store, m = TemplateStore(instance.places.templates), artifact.manifest
@@ -77,14 +76,17 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
         raise TemplateExists(name)
     await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
     tell = tell_part(f"loading {name!r}", instance)
-    async with await stage(
-        store,
-        name,
-        memory_bytes=m.memory_bytes,
-        instance=instance,
-        replace=target.replace_it,
-        wait_s=target.wait_s,
-    ) as staging:
+    async with (
+        await stage(
+            store,
+            name,
+            memory_bytes=m.memory_bytes,
+            instance=instance,
+            replace=target.replace_it,
+            wait_s=target.wait_s,
+        ) as staging,
+        fetched_disks(artifact, blobs, of=of, instance=instance),
+    ):
         fd = staging.memory_fd
         found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
         assert found is not None  # it was not stopped
@@ -104,8 +106,7 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
         # Nobody can make it again here; and what was made before under its name is something else.
         stranger = KeptRecipe(config=VMConfig(), came_from=of)
         with nullcontext() if target.is_ours else keeping_recipe(name, stranger, places=instance.places):
-            if (sha256 := m.traits.get(DISK)) is not None:
-                DiskStore(instance.places.disks).hold_for(staging.memory_path.parent, sha256, image=m.image)
+            hold_disks(m, staging.memory_path.parent, instance)
             await staging.commit(here)
     return await Source.open(name, config=target.config, instance=instance)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ArtifactError, TemplateError
 from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.door import open_repository
 from vmfork.oci.manifest import MANIFEST_TYPE
@@ -16,7 +17,7 @@ from vmfork.template.travelling.arrival import put_in_force
 from vmfork.travel.artifact import KIND, Artifact
 from vmfork.travel.pack import Base, pack
 from vmfork.travel.saved import Saved
-from vmfork.travel.sending import check_travels, tell_part, tsc_of
+from vmfork.travel.sending import tell_part, tsc_of
 
 if TYPE_CHECKING:
     from threading import Event
@@ -38,16 +39,15 @@ async def push_template(
     `save_template` raises, and `HostError` for the registry; the tag is what it was then.
     """
     tell = tell_part(f"pushing {name!r}", instance)
-    store = TemplateStore(instance.places.templates)
+    store, disks = TemplateStore(instance.places.templates), DiskStore(instance.places.disks)
     with ExitStack() as opened:
         own = opened.enter_context(store.open(name, generation=generation))
-        check_travels(own.manifest)
         tsc_khz = await asyncio.to_thread(tsc_of, own)
 
         def work(stop: Event) -> Saved | None:
             repository = open_repository(reference, plain_http=plain_http)
             base = _find_base(own.manifest, repository, store, opened)
-            artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base)
+            artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base, disks=disks)
             return None if artifact is None else _finish(repository, artifact)
 
         saved = await in_thread(work)

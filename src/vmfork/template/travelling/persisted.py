@@ -16,13 +16,12 @@ from vmfork.errors import ArtifactError, TemplateError, TemplateExists, Template
 from vmfork.host import facts
 from vmfork.host.folders import make_private
 from vmfork.host.lock import locked_folder
-from vmfork.image import DiskStore
-from vmfork.machine.traits import DISK
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
 from vmfork.template.travelling.arrival import Target, load_template
+from vmfork.template.travelling.disks import hold_disks
 from vmfork.travel.sending import save_template
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ async def persist(source: Source, *, instance: Instance) -> Saved:
     make_private(instance.places.persisted)
     path = locate_persisted(m.name, instance.places)
     saved = await save_template(m.name, path, generation=m.generation, instance=instance, durable=True)
-    if (sha256 := m.traits.get(DISK)) is not None:
-        DiskStore(instance.places.disks).hold_for(path, sha256, image=m.image)
+    hold_disks(m, path, instance)
     return saved
 
 

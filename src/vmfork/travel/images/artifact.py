@@ -13,8 +13,8 @@ from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, ImageRecord, name_c
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
 from vmfork.records import VERSION, write_record
-from vmfork.travel.document import Kind, Layer, check_layers, count_bytes, most_packed
-from vmfork.units import MIB
+from vmfork.travel.document import Kind, check_layers, count_bytes
+from vmfork.travel.files import SentFile  # noqa: TC001 - a record's types are looked up when it is read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,20 +24,8 @@ KIND = Kind("image", TYPE)
 CONFIG_TYPE = "application/vnd.vmfork.image.config.v1+json"
 FILE_TYPE = "application/vnd.vmfork.image.file.v1+zstd"
 
-# So much of a file is in one layer: what several threads hold of it, and what is sent again when a line broke.
-SPAN = 16 * MIB
 _HEX = re.compile(r"[0-9a-f]{64}")
 _RELEASE = re.compile(r"\d+\.\d+[A-Za-z0-9.+~_-]{0,100}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentFile:
-    """A file of an image: `layers` are what it is, one behind the other."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-    layers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +78,7 @@ class ImageArtifact:
         if [(file.name, file.size_bytes, file.sha256) for file in self.files] != list_files(record):
             raise ValueError("its files are not those of its record")
         for file in self.files:
-            _check_file(file)
+            file.check()
 
 
 def list_files(record: ImageRecord) -> list[tuple[str, int, str]]:
@@ -100,10 +88,3 @@ def list_files(record: ImageRecord) -> list[tuple[str, int, str]]:
         (INITRAMFS_NAME, record.initramfs_bytes, record.initramfs_sha256),
     ]
     return [*files, (disk.NAME, record.disk_bytes, record.disk_sha256)] if record.disk_sha256 else files
-
-
-def _check_file(file: SentFile) -> None:
-    if any(not 0 < each.raw_bytes <= SPAN or each.size_bytes > most_packed(each.raw_bytes) for each in file.layers):
-        raise ValueError(f"a layer of {file.name} is larger than any")
-    if sum(each.raw_bytes for each in file.layers) != file.size_bytes:
-        raise ValueError(f"the layers of {file.name} are not of its size")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ArtifactError, ImageCorrupt
+from vmfork.errors import ImageCorrupt
 from vmfork.image import disk
 from vmfork.image.record import ImageRecord
 from vmfork.records import list_fields
-from vmfork.travel.document import fetch_layer, make_layer
-from vmfork.travel.images.artifact import FILE_TYPE, SPAN, ImageArtifact, SentFile, list_files
-from vmfork.travel.lanes import in_order
+from vmfork.travel.files import fetch_file, send_file
+from vmfork.travel.images.artifact import FILE_TYPE, ImageArtifact, list_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
     from threading import Event
 
     from vmfork.image import DiskStore, Image
-    from vmfork.travel.document import Blobs, Layer, Sink
+    from vmfork.travel.document import Blobs, Sink
+    from vmfork.travel.files import SentFile
 
 
 def pack(
@@ -33,26 +32,22 @@ def pack(
     """
     files: list[SentFile] = []
     done = 0
+
+    def told(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        tell(done / image.size_bytes)
+
     with ExitStack() as opened:
         fds = {name: _open(image, disks, name, opened) for name, _, _ in list_files(image)}
-        for name, size_bytes, sha256 in list_files(image):
-            digest, layers, fd = hashlib.sha256(), [], fds[name]
-
-            def make(position: int, fd: int = fd) -> tuple[bytes, Layer, bytes]:
-                raw = os.pread(fd, SPAN, position)
-                return raw, *make_layer(raw)
-
-            for raw, layer, data in in_order(make, range(0, size_bytes, SPAN), stop=stop):
-                digest.update(raw)
-                layers.append(layer)
-                sink.put(layer.describe(FILE_TYPE), data)
-                done += len(raw)
-                tell(done / image.size_bytes)
-            if stop.is_set():
+        for name, _, sha256 in list_files(image):
+            try:
+                sent = send_file(fds[name], name, sha256, sink, FILE_TYPE, stop=stop, told=told)
+            except ValueError as error:
+                raise ImageCorrupt(image.name, str(error)) from error
+            if sent is None:
                 return None
-            if digest.hexdigest() != sha256:
-                raise ImageCorrupt(image.name, f"{name} is not what was built")
-            files.append(SentFile(name=name, size_bytes=size_bytes, sha256=sha256, layers=tuple(layers)))
+            files.append(sent)
     return ImageArtifact(name=image.name, record=ImageRecord(**list_fields(image, ImageRecord)), files=tuple(files))
 
 
@@ -65,22 +60,15 @@ def unpack(
     """
     done, total = 0, artifact.raw_bytes
 
-    def fetch(layer: Layer) -> bytes:
-        return fetch_layer(layer, FILE_TYPE, blobs, source)
+    def told(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        tell(done / total)
 
-    for file in artifact.files:
-        digest = hashlib.sha256()
-        with (folder / file.name).open("xb") as target:
-            for raw in in_order(fetch, file.layers, stop=stop):
-                digest.update(raw)
-                target.write(raw)
-                done += len(raw)
-                tell(done / total)
-        if stop.is_set():
-            return False
-        if digest.hexdigest() != file.sha256:
-            raise ArtifactError(source, f"the layers of {file.name} together are not what was built")
-    return True
+    return all(
+        fetch_file(file, blobs, folder / file.name, FILE_TYPE, source=source, stop=stop, told=told)
+        for file in artifact.files
+    )
 
 
 def _open(image: Image, disks: DiskStore, name: str, opened: ExitStack) -> int:

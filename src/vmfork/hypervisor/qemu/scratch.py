@@ -1,0 +1,93 @@
+"""The disk that a guest writes to is copied as it is at one moment, while its machine stands still or runs.
+
+QEMU's own backup does it (`blockdev-backup`): begun in a pause, it takes no time there, and whatever the guest writes
+afterwards is written once the old content is in the copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from vmfork.errors import HostError, VMForkError
+from vmfork.hypervisor.qemu.command import SCRATCH
+
+if TYPE_CHECKING:
+    from vmfork.hypervisor.qemu.monitor import Monitor
+
+# The name of the job, and of the file that it writes.
+COPY = "scratch-copy"
+_CHANGED = "JOB_STATUS_CHANGE"
+_DONE = "concluded"
+# Of a connection that is lost no event comes; whoever asks then is told.
+_LOOK_EVERY_S = 1.0
+# How the job is begun, in one line for whoever has stopped the machine.
+BEGIN = json.dumps(
+    {
+        "execute": "blockdev-backup",
+        "arguments": {
+            "job-id": COPY, "device": SCRATCH, "target": COPY, "sync": "full",
+            "auto-dismiss": False,
+        },
+    }
+)  # fmt: skip
+
+
+async def open_target(monitor: Monitor, fd: int) -> None:
+    """QEMU can write a copy into the file open as `fd`, an empty qcow2. What was left of another is gone."""
+    await drop(monitor)
+    async with monitor.lend(fd) as name:
+        unsafe = {"no-flush": True}
+        file = {"driver": "file", "filename": name, "locking": "off", "cache": unsafe, "discard": "unmap"}
+        await monitor.execute(
+            "blockdev-add",
+            **{"driver": "qcow2", "node-name": COPY, "file": file, "cache": unsafe, "discard": "unmap"},
+        )
+
+
+async def begin(monitor: Monitor) -> None:
+    """The copy is of this moment. Its target is open."""
+    asked = json.loads(BEGIN)
+    await monitor.execute(asked["execute"], **asked["arguments"])
+
+
+async def finish(monitor: Monitor) -> None:
+    """All of the copy is in its file, and QEMU has let go of that. Raises `HostError` where it could not be written."""
+    job = await _wait_done(monitor)
+    if job is None:
+        raise HostError("the disk of the machine was not copied: nobody began it")
+    await drop(monitor)
+    if (reason := job.get("error")) is not None:
+        raise HostError(
+            f"the disk of the machine could not be copied: {reason}",
+            hint="the machine runs on as it was; free space where vmfork keeps images (VMFORK_HOME)",
+        )
+
+
+async def drop(monitor: Monitor) -> None:
+    """Nothing of a copy is left, complete or not."""
+    if await _find_job(monitor) is not None:
+        with suppress(VMForkError):  # it may have ended meanwhile
+            await monitor.execute("job-cancel", id=COPY)
+        await _wait_done(monitor)
+        await monitor.execute("job-dismiss", id=COPY)
+    nodes = {node["node-name"] for node in await monitor.execute("query-named-block-nodes", flat=True)}
+    if COPY in nodes:
+        await monitor.execute("blockdev-del", **{"node-name": COPY})
+
+
+async def _find_job(monitor: Monitor) -> dict[str, Any] | None:
+    return next((job for job in await monitor.execute("query-jobs") if job["id"] == COPY), None)
+
+
+async def _wait_done(monitor: Monitor) -> dict[str, Any] | None:
+    """The job, which has ended; `None` where there is none."""
+    while True:
+        with monitor.listen(_CHANGED) as events:
+            job = await _find_job(monitor)
+            if job is None or job["status"] == _DONE:
+                return job
+            with suppress(TimeoutError):
+                await asyncio.wait_for(anext(events), _LOOK_EVERY_S)

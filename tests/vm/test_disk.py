@@ -1,0 +1,265 @@
+"""A disk that a machine writes to: its own in each fork, copied in the moment in which memory is, gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.vm.cli_runner import vmfork
+from vmfork.aio import VM, Template, VMConfig
+from vmfork.errors import ArtifactError, TemplateCorrupt
+from vmfork.host.tmpfs import mount_tmpfs, unmount
+from vmfork.image import DiskStore
+
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
+
+NAME = "with-disk"
+SIZE_MIB = 256
+CONFIG = VMConfig(disk_mib=SIZE_MIB)
+MIB = 1 << 20
+# What is read afterwards comes from the disk, and not from memory.
+FORGET = "sync; echo 3 > /proc/sys/vm/drop_caches"
+SUMS = f"{FORGET}; cd /scratch; cksum *"
+# Writes its own number behind the last one, and says so in the file's name only once that is on the disk.
+COUNT = """
+import os, time
+fd = os.open("/scratch/count", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+for number in range(1 << 40):
+    os.write(fd, b"%07d\\n" % number)
+    if number % 50 == 0:
+        os.fsync(fd)
+"""
+
+
+@pytest.fixture(scope="module")
+def disk_template(template_name):
+    warm_up = ["head -c 4M /dev/urandom > /scratch/warm", "cksum < /scratch/warm > /root/warm.sum"]
+    template = asyncio.run(Template.build(NAME, CONFIG, warm_up=warm_up))
+    yield NAME
+    asyncio.run(template.remove())
+
+
+@pytest.fixture
+async def template(disk_template):
+    return await Template.open(disk_template)
+
+
+async def told(vm, line: str) -> str:
+    return (await vm.shell(line, check=True)).stdout.strip()
+
+
+def nameless(places) -> list[str]:
+    """What any process has open in the folder of disks under no name."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            target = os.readlink(link)
+            if target.startswith(f"{places.disks}/") and target.endswith("(deleted)"):
+                found.append(f"{link} -> {target}")
+    return found
+
+
+async def test_forks_have_what_was_on_it_and_what_they_write_is_their_own(template, instance):
+    async with await template.fork() as one, await template.fork() as two:
+        assert one.hardware.scratch_mib == SIZE_MIB
+        kind, options = (await told(one, "awk '$2 == \"/scratch\" {print $3, $4}' /proc/mounts")).split()
+        assert (kind, "discard" in options, "rw" in options) == ("ext4", True, True)
+        assert await told(one, "stat -c %a /scratch") == "1777"
+        size_kib = int(await told(one, "df --output=size /scratch | tail -1"))
+        assert 0.9 * SIZE_MIB < size_kib / 1024 <= SIZE_MIB
+        await told(one, "echo mine > /scratch/own; rm /scratch/warm")
+        assert await told(two, f"{FORGET}; ls /scratch; cksum < /scratch/warm") == await told(
+            two, "echo lost+found; echo warm; cat /root/warm.sum"
+        )
+        assert await told(one, f"{FORGET}; ls /scratch") == "lost+found\nown"
+    assert nameless(instance) == []
+
+
+async def test_one_that_runs_is_forked_with_it(template):
+    """Its program counts in memory and on the disk at once: neither is ahead in any copy."""
+    async with await template.fork() as vm:
+        await vm.write_file("/root/count.py", COUNT)
+        await told(vm, "head -c 8M /dev/urandom > /scratch/data; cksum < /scratch/data > /root/data.sum")
+        await told(vm, "python3 /root/count.py > /dev/null 2>&1 & until test -s /scratch/count; do sleep 0.1; done")
+        children = await vm.fork(2)
+        await told(vm, "rm /scratch/data")
+        grown = []
+        for child in children:
+            async with child:
+                (below,) = await child.fork(1)
+                async with below:
+                    for each in (child, below):
+                        await told(each, "pkill -f count.py; until ! pgrep -f count.py; do sleep 0.1; done")
+                        await told(each, FORGET)
+                        assert await told(each, "cksum < /scratch/data") == await told(each, "cat /root/data.sum")
+                        assert await told(each, "cksum < /scratch/warm") == await told(each, "cat /root/warm.sum")
+                        numbers = (await told(each, "cat /scratch/count")).split()
+                        assert [int(number) for number in numbers] == list(range(len(numbers)))
+                        grown.append(len(numbers))
+                        assert "error" not in await told(each, "dmesg | grep -i 'ext4\\|vd[ab]' || true")
+        assert min(grown) > 1
+
+
+@pytest.mark.slow
+async def test_it_goes_back_with_its_machine_and_is_in_what_is_frozen(template, instance):
+    async with await template.fork() as vm:
+        await told(vm, "echo before > /scratch/text; head -c 3M /dev/urandom > /scratch/data")
+        before = await told(vm, SUMS)
+        point = await vm.checkpoint()
+        for _ in range(2):
+            await told(vm, "rm -r /scratch/data; echo after > /scratch/text; sync")
+            await vm.rollback(point)
+            assert await told(vm, SUMS) == before
+        frozen = await vm.freeze("disk-frozen")
+        await told(vm, "rm /scratch/*[a-z] ; sync")
+    # Of a fork of it another is made, and of that one more: each has all that those before it wrote.
+    for number in range(3):
+        async with await frozen.fork() as vm:
+            assert await told(vm, SUMS) == before
+            await told(vm, f"echo {number} > /scratch/{number}")
+            before = await told(vm, SUMS)
+            frozen = await vm.freeze("disk-frozen", replace=True)
+    store = DiskStore(instance.disks)
+    sha256 = frozen.manifest.disk_sha256
+    assert store.list_users(sha256) == [instance.templates / "disk-frozen" / frozen.manifest.generation]
+    await frozen.remove()
+    assert not (instance.disks / sha256).exists()
+    assert nameless(instance) == []
+
+
+@pytest.mark.slow
+async def test_a_checkpoint_of_one_that_stands_alone_keeps_it(template, instance):
+    vm = await template.start(name="disk-alone")
+    async with vm:
+        await told(vm, "echo kept > /scratch/text")
+        await vm.checkpoint("there")
+        await told(vm, "rm /scratch/text /scratch/warm; sync")
+    vmfork("rollback", "disk-alone", "there").check()
+    async with await VM.connect("disk-alone") as vm:
+        assert await told(vm, f"{FORGET}; cat /scratch/text") == "kept"
+        assert await told(vm, "cksum < /scratch/warm") == await told(vm, "cat /root/warm.sum")
+        await vm.stop(grace_s=0)
+    vmfork("gc").check()
+    assert nameless(instance) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["microvm", "card"])
+async def test_it_is_found_on_either_board_and_beside_a_card(template_name, kind):
+    config = replace(CONFIG, **({"machine": "microvm"} if kind == "microvm" else {"nic": True}))
+    built = await Template.build("disk-board", config, warm_up=["echo here > /scratch/text"], replace=True)
+    try:
+        async with await built.fork() as vm:
+            (child,) = await vm.fork(1)
+            async with child:
+                for each in (vm, child):
+                    assert await told(each, f"{FORGET}; cat /scratch/text; ls /sys/block") == "here\nvda"
+                    assert await told(each, "ls -d /sys/class/net/e* 2>/dev/null | wc -l") == str(int(kind == "card"))
+    finally:
+        await built.remove()
+
+
+@pytest.mark.slow
+async def test_one_that_boots_without_a_template_has_it(template_name, instance):
+    async with await VM.boot(CONFIG) as vm:
+        await told(vm, "echo here > /scratch/text")
+        (child,) = await vm.fork(1)
+        async with child:
+            assert await told(child, f"{FORGET}; cat /scratch/text") == "here"
+    assert nameless(instance) == []
+
+
+def own_blocks(pid: int, places) -> int:
+    """Bytes on the host of what the machine wrote itself: the one file that it has open for both."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(link)
+        if target.startswith(f"{places.disks}/") and target.endswith("(deleted)"):
+            flags = int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8)
+            if flags & os.O_ACCMODE == os.O_RDWR:
+                return link.stat().st_blocks * 512
+    raise AssertionError("no such file")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root")
+async def test_it_is_full_at_its_size_and_what_is_removed_is_given_back(template, instance):
+    async with await template.fork() as vm:
+        empty = own_blocks(vm.pid, instance)
+        full = await vm.shell(f"head -c {2 * SIZE_MIB}M /dev/urandom > /scratch/large; sync")
+        assert "No space left" in full.stderr
+        held = own_blocks(vm.pid, instance)
+        assert SIZE_MIB * 0.9 * MIB < held - empty < SIZE_MIB * 1.1 * MIB
+        await told(vm, "rm /scratch/large; sync; fstrim /scratch 2>/dev/null; sync")
+        assert own_blocks(vm.pid, instance) - empty < 32 * MIB
+        assert await told(vm, "echo well > /scratch/text; cat /scratch/text") == "well"
+
+
+@asynccontextmanager
+async def small_disks(places, size_mib: int):
+    """The folder of disks is a file system of that size."""
+    mount_tmpfs(places.disks, size_bytes=size_mib * MIB)
+    try:
+        yield
+    finally:
+        unmount(places.disks)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root")
+async def test_a_full_disk_of_the_host_is_told_to_the_guest_and_to_who_copies(disk_template, instance):
+    async with small_disks(instance, 24):
+        built = await Template.build("disk-small", CONFIG)
+        async with await built.fork() as vm:
+            await vm.shell("head -c 64M /dev/urandom > /scratch/large; sync")
+            # Its disk does not take more, and it runs on.
+            assert "error" in (await told(vm, "dmesg | grep vda")).lower()
+            with pytest.raises(Exception, match=r"(?i)disk|space"):
+                await vm.freeze("disk-none")
+            assert await told(vm, "echo well") == "well"
+        await built.remove()
+
+
+@pytest.mark.slow
+async def test_what_is_missing_or_another_is_refused_by_name(template_name, instance):
+    built = await Template.build("disk-gone", CONFIG, warm_up=["date > /scratch/date"])
+    place = instance.disks / built.manifest.disk_sha256 / "disk"
+    place.chmod(0o600)
+    with place.open("r+b") as file:
+        file.seek(place.stat().st_size - 1)
+        file.write(b"?")
+    with pytest.raises(TemplateCorrupt, match=r"template 'disk-gone' is damaged: disk: .* is another"):
+        await built.fork()
+    place.unlink()
+    with pytest.raises(TemplateCorrupt, match=r"template 'disk-gone' is damaged: disk: .* is missing"):
+        await built.fork()
+    await built.remove()
+
+
+@pytest.mark.slow
+def test_by_the_command_line(disk_template, template_name):
+    assert vmfork("run", "-t", NAME, "--disk", f"{SIZE_MIB}M", "--", "ls", "/scratch/warm").check().out
+    for name, said in ((NAME, f"a disk of {SIZE_MIB} MiB, not of 2 GiB"), (template_name, "no disk")):
+        refused = vmfork("run", "-t", name, "--disk", "2G", "--json", "--", "true")
+        assert refused.status == 125
+        error = json.loads(refused.out)["error"]
+        assert (error["code"], said in error["message"]) == ("config", True)
+        assert "--disk 2048" in error["hint"]
+    vmfork("template", "build", "disk-cli", "--disk", "64M", "--run", "echo here > /scratch/text").check()
+    started = json.loads(vmfork("start", "-t", "disk-cli", "--json").check().out)
+    try:
+        assert vmfork("exec", started["id"], "--", "cat", "/scratch/text").check().out == "here\n"
+    finally:
+        vmfork("stop", started["id"]).check()
+        vmfork("template", "rm", "disk-cli").check()
+
+
+async def test_it_stays_on_this_host_and_says_so(template, tmp_path):
+    with pytest.raises(ArtifactError, match=f"template '{NAME}': its machines have a disk"):
+        await template.save(tmp_path / "file")
+    assert [*tmp_path.iterdir()] == []
