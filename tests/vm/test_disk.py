@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm.cli_runner import vmfork
-from vmfork.aio import VM, Template, VMConfig
-from vmfork.errors import ArtifactError, TemplateCorrupt
+from vmfork.aio import VM, Places, Template, VMConfig
+from vmfork.errors import TemplateCorrupt
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.image import DiskStore
 
@@ -26,7 +26,7 @@ MIB = 1 << 20
 # What is read afterwards comes from the disk, and not from memory.
 FORGET = "sync; echo 3 > /proc/sys/vm/drop_caches"
 SUMS = f"{FORGET}; cd /scratch; cksum *"
-# Writes its own number behind the last one, and says so in the file's name only once that is on the disk.
+# Writes one number behind the other, and has some of them on the disk, some in memory.
 COUNT = """
 import os, time
 fd = os.open("/scratch/count", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -86,7 +86,8 @@ async def test_one_that_runs_is_forked_with_it(template):
     async with await template.fork() as vm:
         await vm.write_file("/root/count.py", COUNT)
         await told(vm, "head -c 8M /dev/urandom > /scratch/data; cksum < /scratch/data > /root/data.sum")
-        await told(vm, "python3 /root/count.py > /dev/null 2>&1 & until test -s /scratch/count; do sleep 0.1; done")
+        await told(vm, "setsid python3 /root/count.py > /dev/null 2>&1 & echo $! > /root/pid")
+        await told(vm, "until test -s /scratch/count; do sleep 0.1; done")
         children = await vm.fork(2)
         await told(vm, "rm /scratch/data")
         grown = []
@@ -95,7 +96,9 @@ async def test_one_that_runs_is_forked_with_it(template):
                 (below,) = await child.fork(1)
                 async with below:
                     for each in (child, below):
-                        await told(each, "pkill -f count.py; until ! pgrep -f count.py; do sleep 0.1; done")
+                        await told(
+                            each, "p=$(cat /root/pid); kill -9 $p; while kill -0 $p 2>/dev/null; do sleep 0.1; done"
+                        )
                         await told(each, FORGET)
                         assert await told(each, "cksum < /scratch/data") == await told(each, "cat /root/data.sum")
                         assert await told(each, "cksum < /scratch/warm") == await told(each, "cat /root/warm.sum")
@@ -259,7 +262,13 @@ def test_by_the_command_line(disk_template, template_name):
         vmfork("template", "rm", "disk-cli").check()
 
 
-async def test_it_stays_on_this_host_and_says_so(template, tmp_path):
-    with pytest.raises(ArtifactError, match=f"template '{NAME}': its machines have a disk"):
-        await template.save(tmp_path / "file")
-    assert [*tmp_path.iterdir()] == []
+@pytest.mark.slow
+async def test_it_goes_along_to_another_instance(template, instance, tmp_path):
+    await template.save(tmp_path / "file")
+    other = Places(home=tmp_path / "home", runtime=instance.runtime / "other")
+    loaded = await Template.load(tmp_path / "file", places=other)
+    async with await loaded.fork() as vm:
+        assert await told(vm, f"{FORGET}; cksum < /scratch/warm") == await told(vm, "cat /root/warm.sum")
+    await loaded.persist()
+    await loaded.remove()
+    assert not [path for path in other.disks.iterdir() if path.name != "lock"]

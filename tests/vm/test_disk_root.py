@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vmfork.aio import VM, Template, VMConfig
+from vmfork.aio import VM, Places, Template, VMConfig
 from vmfork.config import ImageConfig
 from vmfork.errors import ArtifactError, ImageCorrupt
 from vmfork.host.tmpfs import unmount
@@ -209,11 +209,14 @@ async def test_a_template_keeps_its_disk_when_the_image_goes(orphan, instance):
     assert disks.sweep() == [instance.disks / orphan.disk_sha256]
 
 
-async def test_it_does_not_travel_and_says_so(template, tmp_path):
-    with pytest.raises(ArtifactError, match="template 'disk-root': its root is on a disk") as caught:
-        await template.save(tmp_path / "file")
-    assert "--root memory" in caught.value.hint
-    assert [*tmp_path.iterdir()] == []
+async def test_it_travels_with_its_disk(template, instance, tmp_path):
+    await template.save(tmp_path / "file")
+    other = Places(home=tmp_path / "home", runtime=instance.runtime / "other")
+    loaded = await Template.load(tmp_path / "file", places=other)
+    async with await loaded.fork() as vm:
+        assert await told(vm, "du -s /usr/bin > /dev/null; cksum < /root/warm") == await told(vm, "cksum < /usr/bin/ls")
+    await loaded.remove()
+    assert not (other.disks / template.manifest.traits[DISK]).exists()
 
 
 async def test_one_that_is_persisted_comes_back_with_its_disk(template, instance):
@@ -228,7 +231,7 @@ async def test_one_that_is_persisted_comes_back_with_its_disk(template, instance
         unmount(folder)
     shutil.rmtree(folder.parent)
     assert "disk-kept.tar" in [path.name for path in DiskStore(instance.disks).list_users(sha256)]
-    with pytest.raises(ArtifactError, match="its root is on a disk"):
+    with pytest.raises(ArtifactError, match="disks that were not sent with it"):
         await Template.load(instance.persisted / "disk-kept.tar", "disk-loaded")
     back = await Template.open("disk-kept")
     async with await back.fork() as vm:
