@@ -24,8 +24,9 @@
 
 /* No machine needs more: it has some 20 descriptors, and two for each virtual CPU. */
 enum { DESCRIPTORS = 1024, THREADS = 1024 };
-/* What it writes is its log, and device state (60 to 80 KB). Its RAM is mapped, which no limit counts. */
-enum { FILE_BYTES = 64 << 20 };
+/* What it writes is its log, device state (60 to 80 KB), and the disk of a machine that has one. Its RAM is mapped, which
+ * no limit counts. */
+enum { FILE_MIB = 64 };
 
 /* linux/mount.h: struct mount_attr. That header and sys/mount.h cannot be had together. */
 struct attributes {
@@ -150,7 +151,8 @@ static bool drop_capabilities(void)
 
 const char *enter_jail(const struct jail *jail)
 {
-    if (!limit(RLIMIT_CORE, 0) || !limit(RLIMIT_NOFILE, DESCRIPTORS) || !limit(RLIMIT_FSIZE, FILE_BYTES))
+    if (!limit(RLIMIT_CORE, 0) || !limit(RLIMIT_NOFILE, DESCRIPTORS) ||
+        !limit(RLIMIT_FSIZE, (rlim_t)(FILE_MIB + jail->file_mib) << 20))
         return "limits";
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return "giving up new privileges";

@@ -16,6 +16,8 @@ struct jail {
     bool mapped;
     /* The namespaces have our network, and the program may connect over IP. */
     bool outward;
+    /* So many MiB more than others it may write to one file. */
+    long file_mib;
     /* The user and group it becomes; -1: it stays who we are. */
     long user;
 };

@@ -32,8 +32,8 @@ static int fail(const char *what)
 static int usage(void)
 {
     fputs("usage: keeper OWNER_FD LISTENER_FD LOCK_FD [--confined] [--root FOLDER] [--bind PATH]... [--mapped]\n"
-          "              [--outward] [--group FOLDER]... [--user ID] [--lease FD] [--memory FD]\n"
-          "              [--hold FD]... [--beside FD --monitor PATH]\n"
+          "              [--outward] [--group FOLDER]... [--user ID] [--lease FD] [--file-mib N]\n"
+          "              [--memory FD] [--hold FD]... [--beside FD --monitor PATH]\n"
           "              [--beside-lease FD] -- PROGRAM [ARGUMENT]...\n"
           "       keeper tsc-rate\n"
           "       keeper nothing\n",
@@ -134,10 +134,10 @@ static bool add_held(struct memory *memory, const char *value)
     return memory->held_count < HELD_LIMIT && read_descriptor(value, &memory->held[memory->held_count++]);
 }
 
-/* Those about the program's memory, and about what stands beside it, put it into nothing. */
+/* Those about the program's memory, and about what stands beside it, put it into nothing; one gives it more. */
 static bool is_of_jail(const char *option)
 {
-    static const char *const others[] = {"--memory", "--hold", "--beside", "--beside-lease", "--monitor"};
+    static const char *const others[] = {"--memory", "--hold", "--beside", "--beside-lease", "--monitor", "--file-mib"};
     for (int index = 0; index < (int)(sizeof others / sizeof *others); index++)
         if (strcmp(option, others[index]) == 0)
             return false;
@@ -156,6 +156,8 @@ static bool read_option(const char *name, const char *value, struct start *start
         return add_group(&kept->groups, value);
     else if (strcmp(name, "--user") == 0)
         return read_number(value, INT_MAX, &jail->user);
+    else if (strcmp(name, "--file-mib") == 0)
+        return read_number(value, INT_MAX, &jail->file_mib);
     else if (strcmp(name, "--lease") == 0)
         return read_descriptor(value, &kept->lease);
     else if (strcmp(name, "--memory") == 0)

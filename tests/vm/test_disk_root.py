@@ -19,7 +19,7 @@ from vmfork.image import DiskStore, ImageStore, write_least
 from vmfork.image.build import build_image
 from vmfork.machine.traits import DISK
 
-pytestmark = [pytest.mark.needs("sqfstar", "mmdebstrap"), pytest.mark.slow]
+pytestmark = [pytest.mark.vm, pytest.mark.needs("sqfstar", "mmdebstrap"), pytest.mark.slow]
 
 NAME = "on-disk"
 CONFIG = VMConfig(image=NAME, memory_mib=128)

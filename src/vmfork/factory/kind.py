@@ -67,6 +67,7 @@ class Kind:
             memory_mib=have.memory_mib,
             max_cpus=have.max_cpus,
             max_memory_mib=have.max_memory_mib,
+            disk_mib=have.scratch_mib,
             machine=board_of(have.machine).kind,
             cpu_model="" if have.cpu_model == default_cpu_model(have.accel) else have.cpu_model,
             **told,

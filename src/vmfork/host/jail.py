@@ -25,7 +25,7 @@ class Jail:
     All of them belong to a user namespace where they are `mapped`, as an ordinary user needs it. It becomes the user of
     `lease`, which the keeper holds until the program has ended. It belongs to the control groups of the folders
     `groups`, which the keeper removes then. With `outward` it has our network in place of its own, and what confines it
-    lets it connect over IP.
+    lets it connect over IP. A file may have `file_mib` MiB more than is usual (64).
     """
 
     root: Path | None = None
@@ -34,6 +34,7 @@ class Jail:
     lease: UserLease | None = None
     groups: tuple[str, ...] = ()
     outward: bool = False
+    file_mib: int = 0
 
     def to_arguments(self) -> list[str]:
         """The keeper's options."""
@@ -48,6 +49,8 @@ class Jail:
             options.append("--mapped")
         if self.outward:
             options.append("--outward")
+        if self.file_mib:
+            options += ["--file-mib", str(self.file_mib)]
         if self.lease is not None:
             options += ["--user", str(self.lease.user), "--lease", str(self.lease.fileno())]
         return options

@@ -120,3 +120,17 @@ async def test_it_connects_over_ip_where_it_is_let_and_in_no_other_way(log, tmp_
         "inet": over_ip, "datagram": over_ip, "bind": "EPERM", "unix": "EPERM", "netlink": "EPERM", "packet": "EPERM",
         "pair": "EPERM" if outward else "done",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("file_mib", [0, 1000])
+async def test_a_file_may_have_what_its_disk_needs_and_no_more(log, tmp_path, file_mib) -> None:
+    process = KeptProcess.start(
+        (sys.executable, "-c", "import resource; print(*resource.getrlimit(resource.RLIMIT_FSIZE))"),
+        log_fd=log[1],
+        listen_at=tmp_path / "keeper.sock",
+        confined=True,
+        jail=Jail(file_mib=file_mib),
+    )
+    assert await process.wait() == 0
+    await process.aclose()
+    assert read(log).split() == [str((64 + file_mib) << 20)] * 2

@@ -120,7 +120,11 @@ class QemuMachine:
                 env=surroundings.make_environment(launch, kvm_fd=kvm_fd, keeper_fd=of_qemu.fileno()),
                 confined=launch.containment.has("filter") or not binary.has_sandbox,
                 jail=surroundings.make_jail(
-                    launch.containment, folder=launch.folder, groups=launch.groups, opened=always
+                    launch.containment,
+                    folder=launch.folder,
+                    groups=launch.groups,
+                    scratch_mib=launch.hardware.scratch_mib,
+                    opened=always,
                 ),
                 memory_fd=of_keeper.fileno(),
                 held_fds=surroundings.list_layers(launch),

@@ -25,7 +25,9 @@ _KEEPER_VARIABLE = "VMFORK_KEEPER_FD"
 _LAYERS_VARIABLE = "VMFORK_LAYERS"
 
 
-def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...] = (), opened: ExitStack) -> Jail:
+def make_jail(
+    containment: Containment, *, folder: Path, groups: tuple[str, ...] = (), scratch_mib: int = 0, opened: ExitStack
+) -> Jail:
     """What the machine of `folder` is put into. A user id was leased where it gets one, until `opened` is closed."""
     has_root = containment.has("namespaces")
     users = containment.users if containment.has("user") else None
@@ -38,6 +40,8 @@ def make_jail(containment: Containment, *, folder: Path, groups: tuple[str, ...]
         ),
         mapped=containment.mapped and has_root,
         outward=containment.outward,
+        # Beside the disk's content its file has tables that say where that is: less than a 500th, and two clusters.
+        file_mib=scratch_mib + scratch_mib // 500,
         groups=groups,
         lease=None if users is None else opened.enter_context(lease_user(users)),
     )
