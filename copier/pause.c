@@ -19,7 +19,14 @@
  * A second process looks on. It holds the monitor's connection too, and lets the machine run on when the first ends, or
  * takes too long, before it has said that it did so itself. */
 
-enum { STOP_LIMIT_MS = 5000, BEGIN_LIMIT_MS = 5000, SAVE_LIMIT_MS = 10000, GO_ON_LIMIT_MS = 5000, WHOLE_LIMIT_MS = 30000, SAVES = 4 };
+enum {
+    STOP_LIMIT_MS = 5000,
+    BEGIN_LIMIT_MS = 5000,
+    SAVE_LIMIT_MS = 10000,
+    GO_ON_LIMIT_MS = 5000,
+    WHOLE_LIMIT_MS = 30000,
+    SAVES = 4
+};
 
 #define LAST_ID "\"id\": \"last\""
 static const char LAST_GO_ON[] = "{\"execute\": \"cont\", " LAST_ID "}";

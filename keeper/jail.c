@@ -24,8 +24,8 @@
 
 /* No machine needs more: it has some 20 descriptors, and two for each virtual CPU. */
 enum { DESCRIPTORS = 1024, THREADS = 1024 };
-/* What it writes is its log, device state (60 to 80 KB), and the disk of a machine that has one. Its RAM is mapped, which
- * no limit counts. */
+/* What it writes is its log, device state (60 to 80 KB), and the disk of a machine that has one. Its RAM is mapped,
+ * which no limit counts. */
 enum { FILE_MIB = 64 };
 
 /* linux/mount.h: struct mount_attr. That header and sys/mount.h cannot be had together. */

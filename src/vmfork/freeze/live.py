@@ -14,6 +14,7 @@ from vmfork.host.copier import Layer, Span, copy_machine
 from vmfork.host.mapped import MappedMemory, open_marks
 from vmfork.host.memory import read_private
 from vmfork.machine.ending import has_ended
+from vmfork.machine.scratch import opened_image
 from vmfork.machine.use import measure_memory
 from vmfork.machine.ways import find_inherited
 from vmfork.units import MIB, format_mib
@@ -133,8 +134,6 @@ def new_scratch(running: Running) -> Iterator[int | None]:
     if not size_mib:
         yield None
         return
-    from vmfork.machine.scratch import opened_image  # noqa: PLC0415 - few machines have one
-
     with opened_image(running.folder.places.disks, size_mib) as fd:
         yield fd
 

@@ -23,6 +23,7 @@ from vmfork.machine.folder import new_vm_id, sweep_vms
 from vmfork.machine.isolation import decide_containment
 from vmfork.machine.outlet import PASST_MIB, make_link
 from vmfork.machine.room import charge_for, make_folder
+from vmfork.machine.scratch import make_base, open_scratch
 from vmfork.machine.traits import DISK
 from vmfork.units import format_mib
 
@@ -256,9 +257,7 @@ async def _make_scratch(hardware: Hardware, instance: Instance, opened: ExitStac
     """What a machine that boots finds on the disk that it writes to, where it has one."""
     if not hardware.scratch_mib:
         return None
-    from vmfork.machine import scratch  # noqa: PLC0415 - few machines have one
-
-    fd = await in_thread(lambda _: scratch.make_base(instance.places.disks, hardware.scratch_mib))
+    fd = await in_thread(lambda _: make_base(instance.places.disks, hardware.scratch_mib))
     opened.callback(os.close, fd)
     return fd
 
@@ -267,10 +266,8 @@ def _open_scratch(facts: MachineFacts, base_fd: int | None, instance: Instance, 
     size_mib = facts.hardware.scratch_mib
     if not size_mib:
         return None
-    from vmfork.machine import scratch  # noqa: PLC0415
-
     assert base_fd is not None  # it was frozen with the machine
-    return scratch.open_scratch(base_fd, instance.places.disks, size_mib, opened)
+    return open_scratch(base_fd, instance.places.disks, size_mib, opened)
 
 
 def _upper_of(ram: RAM) -> int | None:

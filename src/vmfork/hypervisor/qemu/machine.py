@@ -13,7 +13,7 @@ from vmfork.host.folders import tail_of
 from vmfork.host.keeper import Beside, KeptProcess, Parked
 from vmfork.host.sockets import connect_unix, listen_unix
 from vmfork.hypervisor.base import HALTED, MemoryPiece
-from vmfork.hypervisor.qemu import hotplug, surroundings
+from vmfork.hypervisor.qemu import hotplug, scratch, surroundings
 from vmfork.hypervisor.qemu.command import Descriptors, build_command
 from vmfork.hypervisor.qemu.console import ConsoleTail
 from vmfork.hypervisor.qemu.outlet import WatchedOutlet, start_outlet
@@ -287,8 +287,6 @@ class QemuMachine:
         It is as it was when what the block is given was said to the monitor, by whoever has lent that and stopped the
         machine. Raises `HostError` when it could not be copied; nothing is left of it then, nor on cancel.
         """
-        from vmfork.hypervisor.qemu import scratch  # noqa: PLC0415 - few machines have one
-
         async with self._asking() as monitor:
             await scratch.open_target(monitor, fd)
         try:
@@ -303,8 +301,6 @@ class QemuMachine:
 
     async def copy_scratch(self, fd: int, /) -> None:
         """As `copying_scratch`, of a machine that stands still."""
-        from vmfork.hypervisor.qemu import scratch  # noqa: PLC0415
-
         async with self.copying_scratch(fd), self._asking() as monitor:
             await scratch.begin(monitor)
 
