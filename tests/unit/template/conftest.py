@@ -31,7 +31,7 @@ def build(places, other):
         async with await store.stage(name, memory_bytes=64 * MIB) as staging:
             for position, data in CONTENT.items():
                 os.pwrite(staging.memory_fd, data, position)
-            manifest = fill(staging, traits=await find_traits(), **{**FITS, **changes})
+            manifest = fill(staging, **{"traits": await find_traits(), **FITS, **changes})
             await staging.commit(manifest)
         return await Template.open(name, places=places)
 

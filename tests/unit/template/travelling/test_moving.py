@@ -239,12 +239,12 @@ async def test_a_newer_format_is_refused_by_its_number(saved, other, tmp_path) -
         parts.manifest["artifactType"] = "application/vnd.vmfork.template.v2"
 
     def newer_configuration(parts):
-        parts.config["format"] = 2
+        parts.config["format"] = 3
 
     def newer_manifest(parts):
         parts.config["manifest"]["format"] = 99
 
-    for change, named in ((newer_artifact, "format 2"), (newer_configuration, "format is 2"), (newer_manifest, "99")):
+    for change, named in ((newer_artifact, "format 2"), (newer_configuration, "format is 3"), (newer_manifest, "99")):
         with pytest.raises(ArtifactError, match=named) as error:
             await Template.load(changed(saved, tmp_path / change.__name__, change), places=other)
         assert "vmfork that made it" in error.value.hint
