@@ -98,20 +98,19 @@ class DiskStore:
                 os.close(fd)
 
     def lock_of_fetch(self, sha256: str) -> Path:
-        """What whoever fetches that disk locks, exclusively; it goes with the fetch. To a sweep it is a staging's."""
+        """What whoever fetches that disk locks, exclusively; they remove it. To a sweep it is a staging's."""
         return staging_named(self.folder, sha256)[1]
 
     @contextmanager
     def fetching(self, sha256: str) -> Iterator[Path]:
-        """Where that disk can be made. The caller has `lock_of_fetch`. Nothing is left of it, nor of that."""
-        folder, lock = staging_named(self.folder, sha256)
+        """Where that disk can be made. The caller has `lock_of_fetch`. Nothing is left of it."""
+        folder, _ = staging_named(self.folder, sha256)
         remove_tree(folder)  # of one that was killed
         folder.mkdir(mode=0o700)
         try:
             yield folder / _DISK
         finally:
             remove_tree(folder)
-            lock.unlink(missing_ok=True)
 
     def take_in(self, path: Path, sha256: str, *, image: str) -> int:
         """As `add`, and then as `open`: nobody has removed it in between."""

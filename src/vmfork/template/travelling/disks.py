@@ -71,24 +71,31 @@ async def _fetch(file: SentFile, blobs: Blobs, store: DiskStore, *, of: str, ins
         raise StoreBusy(f"disk {file.sha256}", "another process", hint="it fetches the same: try again")
     with lock:
         try:
-            return store.open(file.sha256, image=of)
-        except ImageCorrupt:
-            pass  # it is fetched
-        _check_space(store.folder, file)
-        tell = tell_part(f"fetching the disk {file.name!r} of {of}", instance)
-        with store.fetching(file.sha256) as path:
-            done = 0
+            return await _fetch_alone(file, blobs, store, of=of, instance=instance)
+        finally:
+            lock.path.unlink(missing_ok=True)
 
-            def told(size_bytes: int) -> None:
-                nonlocal done
-                done += size_bytes
-                tell(done / file.size_bytes)
 
-            def work(stop: Event) -> bool:
-                return fetch_file(file, blobs, path, DISK_TYPE, source=of, stop=stop, told=told)
+async def _fetch_alone(file: SentFile, blobs: Blobs, store: DiskStore, *, of: str, instance: Instance) -> int:
+    try:
+        return store.open(file.sha256, image=of)
+    except ImageCorrupt:
+        pass  # it is fetched
+    _check_space(store.folder, file)
+    tell, done = tell_part(f"fetching the disk {file.name!r} of {of}", instance), 0
 
-            await in_thread(work)
-            return await in_thread(lambda _: store.take_in(path, file.sha256, image=of))
+    def told(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        tell(done / file.size_bytes)
+
+    with store.fetching(file.sha256) as path:
+
+        def work(stop: Event) -> bool:
+            return fetch_file(file, blobs, path, DISK_TYPE, source=of, stop=stop, told=told)
+
+        await in_thread(work)
+        return await in_thread(lambda _: store.take_in(path, file.sha256, image=of))
 
 
 def _check_space(folder: Path, file: SentFile) -> None:
