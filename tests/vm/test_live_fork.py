@@ -222,12 +222,14 @@ async def test_of_200_mb_that_a_program_streams_the_parent_has_all_and_a_fork_wh
         got += len(piece)
 
     run = asyncio.create_task(fork.exec(["python3", "-c", WRITES_BLOCKS], on_stdout=note))
-    for _ in range(2):
-        before = got
-        while got < before + (40 << 20):
-            await asyncio.sleep(0.01)
-        before = got
-        async with all_closed(await fork.fork(1)) as (child,):
+    while got < 40 << 20:
+        await asyncio.sleep(0.01)
+    before = got
+    async with all_closed(await fork.fork(2)) as forks:
+        assert (await run).exit_code == 0
+        assert (got, said.hexdigest()) == (BLOCKS * 65536, digest_of_blocks(BLOCKS * 65536))
+        lengths = set()
+        for child in forks:
             (program,) = await child.programs()
             its, its_digest = 0, hashlib.sha256()
             async for _, piece in program.output():
@@ -236,8 +238,9 @@ async def test_of_200_mb_that_a_program_streams_the_parent_has_all_and_a_fork_wh
             assert (await program.wait()).exit_code == 0
             assert 0 < its <= BLOCKS * 65536 - before
             assert its_digest.hexdigest() == digest_of_blocks(its)
-    assert (await run).exit_code == 0
-    assert (got, said.hexdigest()) == (BLOCKS * 65536, digest_of_blocks(BLOCKS * 65536))
+            lengths.add(its)
+        # They are of one moment.
+        assert len(lengths) == 1
 
 
 # It writes a line for each that it is told, and ends when it is told no more.
