@@ -774,10 +774,13 @@ qemu.setblocking(True)
 done = False
 while True:
     for ready in select.select([ours, qemu], [], [])[0]:
-        data, fds, _, _ = socket.recv_fds(ready, 65536, 4)
-        if not data:
+        try:
+            data, fds, _, _ = socket.recv_fds(ready, 65536, 4)
+            if not data:
+                sys.exit(0)
+            socket.send_fds(qemu if ready is ours else ours, [data], fds)
+        except ConnectionError:  # who was killed had not read all
             sys.exit(0)
-        socket.send_fds(qemu if ready is ours else ours, [data], fds)
         if ready is ours and b'"{step}"' in data and not done:
             done = True
             open(argv0 + "-struck", "w").close()
