@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,10 @@ except vmfork.HostError as error:
 """
 
 
+def prepend(folder: Path) -> str:
+    return os.pathsep.join(filter(None, (str(folder), os.getcwd(), os.environ.get("PYTHONPATH"))))
+
+
 async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) -> None:
     emulator = tmp_path / "qemu"
     real = shutil.which("qemu-system-x86_64")
@@ -48,13 +53,12 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
     other = tmp_path / "other" / "vmfork-0.0.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: vmfork\nVersion: 0.0.9\n")
-    path = f"{other.parent}:{':'.join(sys.path)}"
     full, old, elsewhere = (
         nodes.add(nodes.make_places(), env, kind="stranger")
         for env in (
             {"VMFORK_VM_RESERVE_MIB": str(1 << 20)},
             {"VMFORK_VM_QEMU": str(emulator)},
-            {"PYTHONPATH": path},
+            {"PYTHONPATH": prepend(other.parent)},
         )
     )
     try:
@@ -80,9 +84,7 @@ async def test_what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, nodes,
     record_spans()
     told = tmp_path / "told"
     (tmp_path / "sitecustomize.py").write_text(TRACING % str(told))
-    node = nodes.add(
-        nodes.make_places(), {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
-    )
+    node = nodes.add(nodes.make_places(), {"PYTHONPATH": prepend(tmp_path)})
     try:
         await until(cluster, lambda told: node in {each["name"] for each in told["nodes"]})
         with import_module("opentelemetry.trace").get_tracer("test").start_as_current_span("caller") as span:
