@@ -169,7 +169,7 @@ async def _measure_transfer(
 ) -> None:
     source, target, *_ = nodes
     sender, receiver = _pinned(_Sender, source).remote(), _pinned(_Receiver, target).remote()
-    (path,) = (context.places.templates / template.name).glob("*/memory")
+    path = context.places.templates / template.name / template.generation / "memory"
     written = nodes[target].runtime / "by-hand"
 
     async def remove() -> None:
