@@ -1933,7 +1933,7 @@ class ClusterVM:
 
 
 class Cluster:
-    """Many nodes as one factory. `connect` joins the cluster that this process is in; `local` starts one here.
+    """Many nodes as one factory.
 
     The blocking form of `vmfork.aio.Cluster`.
     """
@@ -1953,6 +1953,24 @@ class Cluster:
     def local(cls) -> Cluster:
         """A Ray cluster of one node on this host, which ends with the block. Raises `HostError` without Ray."""
         return cls(portal.run(aio.Cluster.local()))
+
+    @classmethod
+    def at(
+        cls,
+        servers: Sequence[str],
+        *,
+        token: str = "",
+        ca: HostPath = "",
+        certificate: HostPath = "",
+        key: HostPath = "",
+        plaintext: bool = False,
+    ) -> Cluster:
+        """The servers at these addresses, `HOST:PORT`, as one cluster: `vmfork cluster serve` is one."""
+        return cls(
+            portal.run(
+                aio.Cluster.at(servers, token=token, ca=ca, certificate=certificate, key=key, plaintext=plaintext)
+            )
+        )
 
     def fork(
         self,

@@ -36,6 +36,7 @@ VMForkError                 code, hint
 ├── FitError                a machine could not be given the size asked for: take another; destroy it if not rolled back
 ├── ClusterError            the cluster's engine, or one of its nodes, did not do as asked
 │   ├── NodeLost            a node ended, with the machines named: ask again, another node has them then
+│   ├── NodeRefused         a node lets us not in: give the token, or the certificate, that it asks for
 │   └── NoNode              no node can have what was asked for: reason, and what would do
 ├── VMNotFound              no VM of that name or id lives, or waits to be taken over
 ├── VMExists                a living VM has that name: take another, or end that one
@@ -723,6 +724,18 @@ class NodeLost(ClusterError):
         )
         self.node = node
         self.machines = tuple(machines)
+        self.reason = reason
+
+
+class NodeRefused(ClusterError):
+    """`node` lets us not in, or shows itself by no certificate that we believe. Nothing was done."""
+
+    code = "node-refused"
+    mendable = False
+
+    def __init__(self, node: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"node {node} cannot be used: {reason}", hint=hint)
+        self.node = node
         self.reason = reason
 
 

@@ -38,7 +38,7 @@ ERRORS = {
     "ExecError",
     "FallbackRefused", "FitError", "GuestError", "GuestFileError",
     "HookError", "HostError", "ImageCorrupt", "ImageError", "ImageExists", "ImageInUse", "ImageNotFound",
-    "InternalError", "LaunchError", "LimitExceeded", "MachineEnded", "NoNode", "NoRoom", "NodeLost",
+    "InternalError", "LaunchError", "LimitExceeded", "MachineEnded", "NoNode", "NoRoom", "NodeLost", "NodeRefused",
     "NotOwner", "PortError", "ProtocolError",
     "RolledBack",
     "SecretsPresent", "SetupError", "StoreBusy", "TemplateCorrupt", "TemplateElsewhere", "TemplateError",

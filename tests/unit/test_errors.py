@@ -51,6 +51,7 @@ SAMPLES = {
     errors.FitError: errors.FitError("4 CPUs", "CPU 2 is broken", left="CPU 1 (busy)", log="the log"),
     errors.ClusterError: errors.ClusterError("the engine said no", hint="look"),
     errors.NodeLost: errors.NodeLost("a1", ["0123456789ab"], "its process ended"),
+    errors.NodeRefused: errors.NodeRefused("a:1", "the token is another", hint="give that of the server"),
     errors.NoNode: errors.NoNode("2 of 2: it has no label zone=x", reasons={"it has no label": 2}, hint="take another"),
     errors.VMNotFound: errors.VMNotFound("0123456789ab", "it ended"),
     errors.VMExists: errors.VMExists("web", "0123456789ab"),
@@ -161,7 +162,7 @@ def test_what_any_other_machine_would_meet_as_well_is_not_mendable() -> None:
     }  # fmt: skip
     users |= {errors.WrongContext, errors.InternalError, errors.VMExists, errors.NotOwner}
     users |= {errors.NoRoom}  # one that is booted in its place takes more
-    users |= {errors.NoNode}  # nor has any other node
+    users |= {errors.NoNode, errors.NodeRefused}  # nor has, nor lets us in, any other node
     users |= {errors.ArtifactError}  # what it was read from is the same the next time
     images = {errors.ImageError, errors.ImageNotFound, errors.ImageCorrupt, errors.ImageExists, errors.ImageInUse}
     assert told == users | images | {errors.VMForkError}

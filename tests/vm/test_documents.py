@@ -89,7 +89,7 @@ class Reader:
 
     def _own(self, text: str) -> str:
         """A port of this host may be another's."""
-        return text.replace("127.0.0.1:9100", f"127.0.0.1:{self.port}")
+        return re.sub(r"127\.0\.0\.1:(9100|7300)", f"127.0.0.1:{self.port}", text)
 
     def _shape(self, block: Block, lines: list[str]) -> list[str]:
         """What must be alike; nothing where the page shows none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import uuid
 from contextlib import suppress
@@ -12,6 +13,7 @@ from vmfork.border import guarded
 from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
+from vmfork.config.servers import Access
 from vmfork.errors import (
     DeadlineExceeded,
     HostError,
@@ -26,6 +28,7 @@ from vmfork.late import import_late
 from vmfork.machine.request import ForkRequest
 from vmfork.machine.several import make_several
 from vmfork.owner import Owner, gives_owner
+from vmfork.rpc.packages import check_packages
 from vmfork.wire.given import check_file
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from vmfork.cluster.terms import Decision, Machine, Site
     from vmfork.config import CardChoice
     from vmfork.network.policy import NetworkPolicy
-    from vmfork.wire.given import GivenFile, PlacedFile
+    from vmfork.wire.given import GivenFile, HostPath, PlacedFile
 
 # A third of the time after which a node ends the machines of a program that it has not heard of.
 _RENEW_EVERY_S = 10.0
@@ -46,7 +49,10 @@ _CLOSE_LIMIT_S = 30.0
 
 @guarded
 class Cluster(Owner):
-    """Many nodes as one factory. `connect` joins the cluster that this process is in; `local` starts one here."""
+    """Many nodes as one factory.
+
+    `connect` joins the Ray cluster that this process is in, `local` starts one here, and `at` joins a list of servers.
+    """
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -71,6 +77,37 @@ class Cluster(Owner):
     async def local(cls) -> Cluster:
         """A Ray cluster of one node on this host, which ends with the block. Raises `HostError` without Ray."""
         return cls(await _join("local"))
+
+    @classmethod
+    @gives_owner
+    async def at(
+        cls,
+        servers: Sequence[str],
+        *,
+        token: str = "",
+        ca: HostPath = "",
+        certificate: HostPath = "",
+        key: HostPath = "",
+        plaintext: bool = False,
+    ) -> Cluster:
+        """The servers at these addresses, `HOST:PORT`, as one cluster: `vmfork cluster serve` is one.
+
+        They let in who has their `token`, or a `certificate` (with its `key`) of their authority. Theirs is believed by
+        the authority in `ca`, by default by those that gRPC brings; all three are files in PEM. What
+        is said is encrypted, but on the loopback where neither is given, or everywhere with `plaintext`: then the token
+        can be read on its way. All programs give the same list: it says who tells which node has the machine of a key.
+        Servers that do not answer may come later.
+
+        Raises `NodeRefused` where a server lets us not in or is not believed, `HostError` where none answers or gRPC is
+        not installed, and `ConfigError`.
+        """
+        access = Access(
+            token=token, ca=os.fspath(ca), certificate=os.fspath(certificate), key=os.fspath(key), plaintext=plaintext
+        )
+        check_packages()
+        # gRPC takes 60 ms to load.
+        found: Site = await import_late("vmfork.cluster.servers", "open_site")(servers, access)
+        return cls(found)
 
     @gives_owner
     async def fork(
@@ -217,7 +254,10 @@ class Cluster(Owner):
         await self._site.ask("undrain", node)
 
     async def status(self) -> Mapping[str, Any]:
-        """What the nodes have now, as JSON would have it: `nodes`, `templates`, `machines`, and what was `lost`."""
+        """What the nodes have now, as JSON would have it: `nodes`, `templates`, `machines`, and what was `lost`.
+
+        `missing` are servers of the list that do not answer, and why.
+        """
         told = await self._site.ask("tell")
         reports = told["reports"].values()
         templates: dict[tuple[str, str], dict[str, Any]] = {}
@@ -243,6 +283,7 @@ class Cluster(Owner):
                 for report in reports for m in report.machines
             ],
             "lost": {node: [*ids] for node, ids in told["lost"].items()},
+            "missing": dict(self._site.missing),
         }  # fmt: skip
 
     async def find(self, vm: str) -> ClusterVM:
@@ -278,7 +319,7 @@ class Cluster(Owner):
         failed: VMForkError | None = None
         deadline = time.monotonic() + _LOST_LIMIT_S
         while True:
-            ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid)
+            ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid, is_shared=bool(key))
             try:
                 decision: Decision = await self._site.ask("place", ask)
             except NoNode as error:
@@ -303,7 +344,7 @@ class Cluster(Owner):
                 await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
                 # Where its process alone has ended, and comes back, it tells whether it still has the machine.
                 await self._site.ask("look")
-            except (TemplateUnfit, TemplateNotFound) as error:
+            except (TemplateUnfit, TemplateNotFound, NoNode) as error:
                 failed, avoid = error, avoid | {decision.node}
                 await self._site.ask("release", own_key)
             except BaseException:

@@ -122,6 +122,7 @@ class Directory:
         await self.look()
         self._check_node(node)
         self._known.set_draining(node, drains=True)
+        await self._peers.call(node, "set_draining", True)  # other directories learn it from the node
         return [
             (held.name, held.wanted.digest, (node,))
             for held in self._known.reports[node].held
@@ -133,6 +134,8 @@ class Directory:
         await self._looked()
         self._check_node(node)
         self._known.set_draining(node, drains=False)
+        await self._peers.call(node, "set_draining", False)
+        await self._hear(node)
 
     async def find_targets(
         self, template: str, nodes: Sequence[str] | None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vmfork.admission.charge import Charge
 from vmfork.api.template import Template
 from vmfork.api.vm import VM
+from vmfork.cluster.claims import Claims
 from vmfork.cluster.placement import Offer, Wanted
 from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import Packed, take_over
@@ -24,6 +25,7 @@ from vmfork.config import Instance, VMConfig, find_places
 from vmfork.errors import (
     ClusterError,
     ConfigError,
+    NoNode,
     NoRoom,
     StoreBusy,
     TemplateError,
@@ -73,7 +75,7 @@ class Node(Owner):
 
     CALLS = frozenset({
         "report", "fork", "drop", "renew", "exec", "run_code", "is_dir", "read_file", "write_file", "spool", "put",
-        "fork_vm", "close", "pull", "artifact", "layer",
+        "fork_vm", "close", "pull", "artifact", "layer", "set_draining", "claim", "unclaim", "find_key",
     })  # fmt: skip
     STREAMS = frozenset({"stream_exec", "get"})
 
@@ -95,6 +97,8 @@ class Node(Owner):
         self._tickets: dict[str, set[str]] = defaultdict(set)
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
+        self._claims = Claims()
+        self._is_draining = False
         self._line = asyncio.Lock()
         self._in_line = 0
         # By key, when what was asked for came to an end.
@@ -156,6 +160,7 @@ class Node(Owner):
             running=len(await asyncio.to_thread(list_charged, self._instance.places.vms)),
             waiting=self._in_line,
             load=os.getloadavg()[0] / (os.cpu_count() or 1),
+            is_draining=self._is_draining,
         )
         return Report(
             offer=offer,
@@ -168,13 +173,19 @@ class Node(Owner):
         )
 
     async def fork(self, order: Order) -> Machine:
-        """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it."""
+        """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it.
+
+        Raises `NoNode` for a new one while the node is drained, and what `Template.fork` raises.
+        """
         self._leases[order.client] = time.monotonic() + LEASE_S
         self._tickets[order.key].add(order.ticket)
         for machine in self._machines.values():
             if machine.key == order.key:
                 return machine
         if order.key not in self._asked:
+            if self._is_draining:
+                self._tickets.pop(order.key, None)
+                raise NoNode(f"node {self.name} is being drained")
             task = asyncio.ensure_future(self._make(order))
             self._asked[order.key] = task
             task.add_done_callback(lambda _: self._has_made(order.key))
@@ -209,6 +220,25 @@ class Node(Owner):
     def list_clients(self) -> frozenset[str]:
         """The programs that have machines here which end with them."""
         return frozenset(self._clients.values())
+
+    async def find_key(self, key: str) -> Machine | None:
+        """The machine of that key, once it is made where it is being made; `None` where there is none."""
+        if (task := self._asked.get(key)) is not None:
+            with suppress(VMForkError):
+                await asyncio.shield(task)
+        return next((machine for machine in self._machines.values() if machine.key == key), None)
+
+    async def set_draining(self, is_draining: bool) -> None:
+        """Whether no new machine is made here. Forgotten when the node's process ends."""
+        self._is_draining = is_draining
+
+    async def claim(self, key: str, node: str, instead_of: str = "") -> str:
+        """The node where the machine of the key is to be, of which this node is the home."""
+        return self._claims.claim(key, node, instead_of=instead_of)
+
+    async def unclaim(self, key: str, node: str) -> None:
+        """The machine of the key is not on that node any more."""
+        self._claims.release(key, node)
 
     async def renew(self, client: str) -> None:
         """The program lives, and so do its machines."""

@@ -321,6 +321,11 @@ class RaySite(_Peers):
     def __repr__(self) -> str:
         return "Ray"
 
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """None: Ray has no nodes that it cannot ask."""
+        return {}
+
     async def ask(self, verb: str, *args: Any) -> Any:
         """What the directory's call of that name gives. While it is restarted it is asked again."""
         deadline = time.monotonic() + _DIRECTORY_LIMIT_S

@@ -62,12 +62,16 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """Where shall a machine of the template be? Nodes of `avoid` have refused it. One `key` is one machine."""
+    """Where shall a machine of the template be? Nodes of `avoid` have refused it. One `key` is one machine.
+
+    One that `is_shared` others may ask for as well.
+    """
 
     template: str
     key: str
     constraints: Constraints = field(default_factory=Constraints)
     avoid: frozenset[str] = frozenset()
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,11 @@ class Site(Peers, Protocol):
     @property
     def client(self) -> str:
         """Names the program that we belong to; machines that do not last end with it."""
+        ...
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Nodes that are known by name alone and cannot be asked, and why."""
         ...
 
     async def ask(self, verb: str, *args: Any) -> Any: ...

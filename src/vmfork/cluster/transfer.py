@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from vmfork.oci.descriptor import Descriptor
 
 _ARTIFACT = "artifact.json"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_LAYER = re.compile("sha256:[0-9a-f]{64}")
 # What layers of templates may take of the disk; the ones used least recently go first.
 BUDGET_BYTES = 8 << 30
 
@@ -69,7 +72,9 @@ class Packed:
         return await asyncio.shield(self._under_way[digest])
 
     async def read(self, digest: str, layer: str) -> bytes:
-        """A layer of the template. Raises `ArtifactError` when it is there no more."""
+        """A layer of the template. Raises `ArtifactError` when it is there no more, and for what names none."""
+        if not (_DIGEST.fullmatch(digest) and _LAYER.fullmatch(layer)):  # a path into other folders is none
+            raise ArtifactError(f"template {digest[:12]}", f"{layer[:80]!r} is no layer of it")
         path = self._folder / digest / layer.rpartition(":")[2]
         try:
             return await asyncio.to_thread(path.read_bytes)

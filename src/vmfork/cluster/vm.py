@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from vmfork.border import guarded
+from vmfork.cluster.joined import find_site
 from vmfork.cluster.node import PIECE_BYTES
 from vmfork.copied import Copied
 from vmfork.errors import NodeLost
@@ -220,8 +221,8 @@ class ClusterVM(Owner):
 
     def _site(self) -> Site:
         if self._given is None:
-            # Only a copy that was passed on comes here: the engine that carried it is in this process.
-            found: Site = import_late("vmfork.cluster.ray_site", "join_site")()
+            # Only a copy that was passed on comes here: its list is open in this process, or what carried it is.
+            found: Site = find_site(self.node) or import_late("vmfork.cluster.ray_site", "join_site")()
             self._given = found
         return self._given
 

@@ -32,6 +32,7 @@ class FakeNode:
         self.is_lost = False
         self.is_unfit = False
         self.is_silent = False
+        self.is_draining = False
         self.dies_after_making = False
         self.gate: asyncio.Event | None = None
 
@@ -47,6 +48,7 @@ class FakeNode:
             total_mib=self.total_mib,
             to_give_mib=self.total_mib - 100 * len(self.machines),
             running=len(self.machines),
+            is_draining=self.is_draining,
             **self.offer,
         )
         machines = tuple(self.machines.values())
@@ -79,6 +81,9 @@ class FakeNode:
             raise TemplateUnfit(name, "qemu.version", "7", "8", source="x")
         self.held = (HELD,)
 
+    async def set_draining(self, is_draining: bool) -> None:
+        self.is_draining = is_draining
+
     async def renew(self, client: str) -> None:
         self.renewed.append(client)
 
@@ -93,6 +98,7 @@ class FakeSite:
     """All in one process: what an engine carries is called."""
 
     client = "program"
+    missing: dict[str, str] = {}  # noqa: RUF012 - nobody is
 
     def __init__(self, *nodes: FakeNode, seed: int = 1) -> None:
         self.nodes = {node.name: node for node in nodes}

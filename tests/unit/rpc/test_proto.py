@@ -1,4 +1,4 @@
-"""The generated code is that of cache.proto, and its messages carry what they are given."""
+"""The generated code is that of the .proto files, and its messages carry what they are given."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from google.protobuf import descriptor_pb2
 
 from tests.rules.capabilities import need
 from vmfork.rpc import cache_pb2 as pb
+from vmfork.rpc import node_pb2
 
 SRC = Path(__file__).parents[3] / "src"
-PROTO = "vmfork/rpc/cache.proto"
-GENERATED = ("cache_pb2.py", "cache_pb2.pyi", "cache_pb2_grpc.py")
+COMMITTED = {"cache": pb.DESCRIPTOR, "node": node_pb2.DESCRIPTOR}
+PROTOS = [f"vmfork/rpc/{name}.proto" for name in COMMITTED]
+GENERATED = tuple(f"{name}{end}" for name in COMMITTED for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"))
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
-    """A folder with what the installed generator makes of the file; `description` is its meaning."""
+    """A folder with what the installed generator makes of the files; `description` is their meaning."""
     out = tmp_path_factory.mktemp("generated")
     names = ("python_out", "pyi_out", "grpc_python_out")
     outputs = [*(f"--{name}={out}" for name in names), f"--descriptor_set_out={out}/description"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{SRC}", *outputs, PROTO], check=True, cwd=SRC)
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{SRC}", *outputs, *PROTOS], check=True, cwd=SRC)
     return out
 
 
-def test_the_committed_code_means_what_the_file_says(generated) -> None:
-    fresh = descriptor_pb2.FileDescriptorSet.FromString((generated / "description").read_bytes()).file[0]
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_code_means_what_the_file_says(generated, name) -> None:
+    files = descriptor_pb2.FileDescriptorSet.FromString((generated / "description").read_bytes()).file
+    fresh = next(file for file in files if file.name == f"vmfork/rpc/{name}.proto")
     committed = descriptor_pb2.FileDescriptorProto()
-    pb.DESCRIPTOR.CopyToProto(committed)
+    COMMITTED[name].CopyToProto(committed)
     fresh.ClearField("source_code_info")
     for message in fresh.message_type:
         for field in (*message.field, *(field for nested in message.nested_type for field in nested.field)):
@@ -88,10 +92,17 @@ PUBLISHED = {
     "CachedVM": {"id": 1, "pid": 2, "cpus": 3, "memory_mib": 4, "age_s": 5},
     "QuitReply": {"pid": 1},
     "ReportRequest": {"vm_id": 1, "phases": 2, "fallback": 3},
+    "Request": {"verb": 1, "arguments": 2},
+    "Answer": {"value": 1, "error": 2},
+    "Value": {"flag": 1, "whole": 2, "real": 3, "text": 4, "content": 5, "items": 6, "record": 7},
+    "Items": {"kind": 1, "values": 2},
+    "Record": {"name": 1, "entries": 2},
+    "Entry": {"key": 1, "value": 2},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_fields_keep_their_numbers(name) -> None:
-    fields = {field.name: field.number for field in pb.DESCRIPTOR.message_types_by_name[name].fields}
+    messages = {**pb.DESCRIPTOR.message_types_by_name, **node_pb2.DESCRIPTOR.message_types_by_name}
+    fields = {field.name: field.number for field in messages[name].fields}
     assert fields.items() >= PUBLISHED[name].items()

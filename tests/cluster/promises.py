@@ -1,0 +1,108 @@
+"""What every cluster keeps, whatever joins its nodes: Ray (`test_promises.py`), a list (`tests/vm/test_servers.py`).
+
+Each is given a cluster of at least two nodes, of which one has the template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+
+import pytest
+
+import vmfork
+from vmfork.errors import NoNode, TemplateNotFound, VMNotFound
+
+
+async def a_machine_does_what_one_of_this_host_does(cluster, template, tmp_path) -> None:
+    async with cluster.fork(template, env={"WHO": "me"}, files={"/root/given": b"x"}) as vm:
+        result = await vm.exec(["sh", "-c", "echo $WHO; cat /root/given; cat; exit 3"], input=b"in")
+        assert (result.stdout, result.exit_code) == ("me\nxin", 3)
+        assert (await vm.run_code("a = 20\na + 1")).value == "21"
+        assert (await vm.run_code("a * 2")).value == "40"
+        await vm.write_file("/root/written", b"\0\xff")
+        assert await vm.read_file("/root/written") == b"\0\xff"
+        with pytest.raises(vmfork.ExecError):
+            await vm.exec(["/no/such/program"])
+        with pytest.raises(vmfork.GuestFileError, match="/no/such"):
+            await vm.read_file("/no/such")
+        (fork,) = await vm.fork()
+        assert fork.node == vm.node
+        assert (await fork.exec(["cat", "/root/given"])).stdout == "x"
+        await fork.aclose()
+    with pytest.raises(VMNotFound):
+        await vm.exec(["true"])
+
+
+async def what_a_program_writes_comes_in_pieces(cluster, template, tmp_path) -> None:
+    async with cluster.fork(template) as vm:
+        events = vm.stream(["sh", "-c", "echo one; exec sleep 12345"])
+        first = await anext(events)
+        assert (first.kind, first.data) == ("stdout", b"one\n")  # while it runs on
+        await events.aclose()
+        pieces = [event async for event in vm.stream(["sh", "-c", "echo two >&2; exit 4"])]
+        assert [(event.kind, event.data) for event in pieces[:-1]] == [("stderr", b"two\n")]
+        assert pieces[-1].result.exit_code == 4
+
+
+async def files_go_and_come_back(cluster, template, tmp_path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "file").write_bytes(os.urandom(5_000_000))
+    async with cluster.fork(template) as vm:
+        assert (await vm.put(source, "/root/there")).files == 1
+        assert (await vm.get("/root/there", tmp_path / "back")).size_bytes == 5_000_000
+    assert (tmp_path / "back/deep/file").read_bytes() == (source / "deep/file").read_bytes()
+
+
+async def one_key_is_one_machine(cluster, template, tmp_path) -> None:
+    one, other = await asyncio.gather(*(cluster.fork(template, key="shared") for _ in range(2)))
+    assert one.id == other.id == (await cluster.find("shared")).id
+    await one.aclose()
+    async with cluster.fork(template, key="shared") as again:
+        assert again.id != one.id
+
+
+async def who_is_cancelled_leaves_nothing(cluster, template, tmp_path) -> None:
+    async with cluster.fork(template) as vm:
+        task = asyncio.ensure_future(vm.exec(["sh", "-c", "touch /root/runs; exec sleep 12345"]))
+        while not (await vm.exec(["test", "-e", "/root/runs"])).ok:
+            assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while (await vm.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"])).stdout.count("sleep 12345"):
+            await asyncio.sleep(0.05)
+
+
+async def a_template_goes_to_all_and_machines_are_spread(cluster, template, tmp_path) -> None:
+    await cluster.prefetch(template)
+    told = await cluster.status()
+    names = {node["name"] for node in told["nodes"]}
+    assert {*next(each for each in told["templates"] if each["name"] == template)["nodes"]} == names
+    vms = await cluster.fork_many(template, len(names), spread="node")
+    assert Counter(vm.node for vm in vms) == dict.fromkeys(names, 1)
+    boots = await asyncio.gather(*(vm.exec(["cat", "/proc/sys/kernel/random/boot_id"]) for vm in vms))
+    assert len({each.stdout for each in boots}) == len(names)
+    await asyncio.gather(*(vm.aclose() for vm in vms))
+
+
+async def what_nobody_has_is_told_at_once(cluster, template, tmp_path) -> None:
+    with pytest.raises(NoNode, match="rack=9"):
+        await cluster.fork(template, label="rack=9")
+    with pytest.raises(NoNode, match="no node is named"):
+        await cluster.fork(template, node="nobody")
+    with pytest.raises(TemplateNotFound):
+        await cluster.fork("no-such-template")
+
+
+PROMISES = (
+    a_machine_does_what_one_of_this_host_does,
+    what_a_program_writes_comes_in_pieces,
+    files_go_and_come_back,
+    one_key_is_one_machine,
+    who_is_cancelled_leaves_nothing,
+    what_nobody_has_is_told_at_once,
+    a_template_goes_to_all_and_machines_are_spread,
+)

@@ -1,0 +1,106 @@
+"""A list of two servers on this host, over TLS with client certificates: what every cluster keeps, and losses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import make_authority, make_certificate
+from tests.cluster.promises import PROMISES
+from tests.vm.served import Servers
+from vmfork.aio import Cluster
+from vmfork.config import Places
+from vmfork.errors import NodeLost, VMNotFound
+
+pytestmark = [pytest.mark.vm]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Options of an end of a line: authority, certificate, key."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = make_authority(folder, "authority")
+    pair = make_certificate(folder, "end", authority)
+    return {"ca": authority.certificate, "certificate": pair.certificate, "key": pair.key}
+
+
+@pytest.fixture(scope="module")
+def options(certificates) -> list[str]:
+    return ["--ca", certificates["ca"], "--cert", certificates["certificate"], "--key", certificates["key"]]
+
+
+@pytest.fixture(scope="module")
+def servers(instance, template_name, options, tmp_path_factory):
+    root = Path(tempfile.mkdtemp(prefix="vmfork-servers-", dir="/dev/shm"))
+    other = Places(home=root / "home", runtime=root / "run")
+    running = Servers(options, tmp_path_factory.mktemp("servers"))
+    try:
+        running.start(instance, label="rack=1")
+        running.start(other, label="rack=2")
+        yield running
+    finally:
+        running.close(keep=instance)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+async def cluster(servers, certificates):
+    async with Cluster.at([*servers.processes], **certificates) as joined:
+        yield joined
+        for machine in (await joined.status())["machines"]:
+            with suppress(VMNotFound):
+                await (await joined.find(machine["id"])).aclose()
+        assert {address: servers.list_machines(address) for address in servers.processes} == {
+            address: [] for address in servers.processes
+        }
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+async def test_a_list_of_servers_keeps(promise, cluster, template_name, tmp_path) -> None:
+    await promise(cluster, template_name, tmp_path)
+
+
+def test_commands_ask_a_list(servers, options, tmp_path) -> None:
+    listed = tmp_path / "servers"
+    listed.write_text("# all of them\n" + "\n".join([*servers.processes, "127.0.0.1:1  # none listens"]) + "\n")
+
+    def ask(verb: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vmfork", "cluster", verb, "--servers", str(listed), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    told = json.loads(ask("status", "--json", *options).stdout)
+    assert [node["name"] for node in told["nodes"]] == [*servers.processes]
+    assert list(told["missing"]) == ["127.0.0.1:1"]
+    refused = ask("nodes", "--ca", options[1])
+    assert refused.returncode == 1
+    assert f"error: node {next(iter(servers.processes))} cannot be used" in refused.stderr
+
+
+# The last, since it ends one of the servers.
+async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_lasts(
+    cluster, servers, template_name
+) -> None:
+    """What does not last is gone, what lasts is found again by the server that is started; neither is there twice."""
+    address = [*servers.processes][-1]
+    lasting = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
+    brief = await cluster.fork(template_name, key="brief", node=address)
+    servers.kill(address)
+    with pytest.raises(NodeLost) as lost:
+        await brief.exec(["true"])
+    assert (lost.value.node, lost.value.machines) == (address, (brief.id,))
+    servers.start(servers.places[address], listen=address, label="rack=2")
+    again = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
+    assert again.id == lasting.id
+    assert (await again.exec(["echo", "still"])).stdout == "still\n"
+    with pytest.raises((VMNotFound, NodeLost)):
+        await brief.exec(["true"])
+    assert [each["id"] for each in (await cluster.status())["machines"]] == [lasting.id]
+    await again.aclose()
+    servers.end(address)
