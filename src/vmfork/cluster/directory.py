@@ -171,7 +171,7 @@ class Directory:
             report = await asyncio.wait_for(self._peers.call(name, "report"), _REPORT_LIMIT_S)
         except (VMForkError, TimeoutError) as error:
             if self._known.set_silent(name):
-                _log.warning("node %s does not tell what it has: %s", name, error)
+                _log.warning("node %s does not tell what it has: %s", name, str(error))
         else:
             if report.version != self._version:
                 other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"

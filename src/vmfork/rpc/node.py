@@ -27,6 +27,8 @@ MOST_MESSAGE_BYTES = 1 << 30
 PING_EVERY_S, PING_LIMIT_S = 3, 7
 TOKEN_KEY, TOKEN_SCHEME = "authorization", "Bearer "
 _PROBE_LIMIT_S = 5.0
+_NOT_TAKEN = "it does not take our certificate"
+_NONE_GIVEN = "it asks for a certificate, and none was given"
 _ONLY_ENCRYPTED = "it speaks TLS alone, and no certificate of an authority was given"
 
 _OPTIONS = (
@@ -65,12 +67,14 @@ class NodeClient(Owner):
         self._stub = NodeStub(self._channel)
         self._headers = ((TOKEN_KEY, f"{TOKEN_SCHEME}{access.token}"),) if access.token else ()
         self._closed = False
+        self._is_known = False  # that the two ends can speak
 
     async def call(self, request: pb.Request) -> pb.Answer:
         """The answer. Raises `NodeLost`, `NodeRefused`, `ClusterError`, and `Closed`. On cancel the node is told."""
         self._check_open()
         try:
             answer: pb.Answer = await self._stub.Call(request, metadata=self._headers)
+            self._is_known = True
         except grpc.aio.AioRpcError as error:
             raise await self._as_ours(error) from error
         except grpc.aio.UsageError as error:  # closed while the call was under way
@@ -113,7 +117,7 @@ class NodeClient(Owner):
             hint = "is it another vmfork, or no node at all?"
             return ClusterError(f"node {self.address}: {code.name}: {details}", hint=hint)
         # A server that wants a certificate closes the line, and gRPC does not say why.
-        if why := await asyncio.to_thread(self._find_refusal):
+        if not self._is_known and (why := await asyncio.to_thread(self._find_refusal)):
             hint = "compare authority and certificates: --ca, --cert and --key of both ends"
             return NodeRefused(self.address, why, hint=hint)
         return NodeLost(self.address, reason=details)
@@ -130,26 +134,34 @@ class NodeClient(Owner):
             context.load_cert_chain(self._access.certificate, self._access.key)
         host, port = parse_address(self.address)
         try:
-            with (
-                socket.create_connection((host, port), timeout=_PROBE_LIMIT_S) as plain,
-                context.wrap_socket(plain, server_hostname=host) as line,
-            ):
-                if not is_encrypted:
-                    return _ONLY_ENCRYPTED
-                line.recv(1)  # of TLS 1.3 the refusal of a certificate comes after our own last word
-        except ssl.SSLError as error:
-            if is_encrypted:
-                return _spell(error)
-            return _ONLY_ENCRYPTED if "ALERT" in (error.reason or "") else ""
+            with socket.create_connection((host, port), timeout=_PROBE_LIMIT_S) as plain:
+                try:
+                    with context.wrap_socket(plain, server_hostname=host) as line:
+                        return self._look_behind(line) if is_encrypted else _ONLY_ENCRYPTED
+                except ssl.SSLError as error:
+                    if is_encrypted:
+                        return _spell(error)
+                    return _ONLY_ENCRYPTED if "ALERT" in (error.reason or "") else ""
         except OSError:
             return ""
-        return ""
+
+    def _look_behind(self, line: ssl.SSLSocket) -> str:
+        """Why the server says nothing more: in TLS 1.3 it looks at our certificate after our own last word.
+
+        One that takes it sends its settings at once. gRPC's, which does not, closes the line and gives no reason.
+        """
+        try:
+            if line.recv(1):
+                return ""
+        except TimeoutError:
+            return ""
+        except OSError:  # reset, cut, or an alert
+            pass
+        return _NOT_TAKEN if self._access.certificate else _NONE_GIVEN
 
 
 def _spell(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not believed: {error.verify_message}"
     told = (error.reason or str(error)).lower().replace("_", " ")
-    if "alert" in told:
-        return f"it does not take our certificate: {told}"
     return f"no encrypted line can be made: {told}"

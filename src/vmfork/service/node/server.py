@@ -107,6 +107,7 @@ class NodeServer:
 
     def _make_grpc(self, node: Node) -> grpc.aio.Server:
         hold_runtime()
+        _check_free(self.address)
         server = grpc.aio.server(options=_OPTIONS, interceptors=[_Door(self._access.token)])
         add_NodeServicer_to_server(_Calls(node), server)
         host, port = parse_address(self.address)
@@ -121,6 +122,19 @@ class NodeServer:
             raise HostError(f"cannot listen at {self.address}: {error}", hint=hint) from error
         self.address = f"{shown}:{port}"
         return server
+
+
+def _check_free(address: str) -> None:
+    """Raises `HostError` where nobody can listen. A server of gRPC's that could not leaves a poller behind for good."""
+    host, port = parse_address(address, field="listen")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        hint = "is another program there? name another: --listen HOST:PORT"
+        raise HostError(f"cannot listen at {address}: {error.strerror}", hint=hint) from error
 
 
 def check_access(address: str, access: Access) -> None:

@@ -145,7 +145,7 @@ async def test_a_certificate_of_the_authority_lets_in_and_no_other(certificates)
             assert (await cluster.fork("py")).node == addresses[0]
         for access, why in (
             (with_certificate(certificates, "stranger"), "does not take our certificate"),
-            (Access(ca=certificates["ours"]), "does not take our certificate"),
+            (Access(ca=certificates["ours"]), "asks for a certificate"),
             (with_certificate(certificates, "caller", ca="others"), "its certificate is not believed"),
             (Access(token="right"), "speaks TLS alone"),
         ):
