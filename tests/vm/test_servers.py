@@ -84,6 +84,7 @@ def test_commands_ask_a_list(servers, options, tmp_path) -> None:
 
 
 # The last, since it ends one of the servers.
+@pytest.mark.slow
 async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_lasts(
     cluster, servers, template_name
 ) -> None:
