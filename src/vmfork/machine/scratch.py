@@ -59,7 +59,7 @@ def build_argv(program: str, path: str) -> list[str]:
 def make_base(folder: Path, size_mib: int) -> int:
     """A descriptor, for the caller to close, of a file without a name in `folder`: a file system in which nothing is.
 
-    It takes some 20 ms. Raises `HostError`.
+    It takes 20 to 60 ms. Raises `HostError`.
     """
     program = find_mke2fs()
     with ExitStack() as on_failure:
