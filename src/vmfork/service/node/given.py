@@ -28,6 +28,8 @@ _OPTIONS = {
         "env", "files", "cpus", "memory_mib", "ttl_s", "idle_ttl_s", "network", "card", "timeout_s", "wait_s",
     },
 }  # fmt: skip
+# What leads nowhere; others reach networks of this host past any list.
+_CARDS = ("none", "restricted")
 
 
 def check_call(verb: str, arguments: Sequence[Any]) -> None:
@@ -40,9 +42,9 @@ def check_call(verb: str, arguments: Sequence[Any]) -> None:
         if not isinstance(order, Order):
             raise ConfigError("order", order, "is no order for a machine")
         options = order.options
-        if options.get("card", "none") == "open":
+        if (card := options.get("card", "none")) not in _CARDS:
             reason = "a card that reaches what this host reaches is not given to callers from elsewhere"
-            raise ConfigError("card", "open", reason, hint="take restricted, or network=vmfork.Allow(...)")
+            raise ConfigError("card", card, reason, hint="take restricted, or network=vmfork.Allow(...)")
         _check_network(options.get("network", "none"))
     elif verb in _OPTIONS:
         options = arguments[-1]

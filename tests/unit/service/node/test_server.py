@@ -210,6 +210,7 @@ async def test_what_is_raised_and_what_is_large_is_carried() -> None:
         ("stream_exec", ("1", ["true"], {"stdin": 0}), "does not know|stdin"),
         ("fork", ({},), "no order"),
         ("fork", (order(card="open"),), "reaches"),
+        ("fork", (order(card="passt"),), "reaches"),
         ("fork", (order(places=1),), "places"),
         ("fork", (order(network=Allow("127.0.0.1:5432")),), "the host's loopback"),
         ("fork", (order(network=Allow("a.example", "10.1.0.0/16")),), "private"),
