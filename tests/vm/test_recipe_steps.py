@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -36,14 +37,17 @@ RECIPE = """
 [template.stepped]
 memory = "320M"
 steps = [
-  {pip = "requirements.txt"},
+  {pip = ["requirements.txt", "local-1.0-py3-none-any.whl"]},
   {copy = ["app/", "/srv/app"]}, {copy = ["note", "limits.txt", "/srv"]},
   {hooks = {before_freeze = "hooks/forget", after_fork = ["hooks/key"]}},
   {env = {APP = "one"}}, {run = "adduser --help >/dev/null 2>&1; echo web:x:1000:1000::/:/bin/sh >> /etc/passwd"},
   {run = "cat /run/token > /srv/seen; stat -c %a:%U /run/token >> /srv/seen", secret_files = {"/run/token" = "token"}},
   {run = "echo ${#TOKEN} > /srv/told", secrets = ["TOKEN"]}, {run = "echo x$TOKEN >> /srv/told"},
+  {run = "env | grep -c http_proxy= > /srv/reach", network = ["api.example.org"]},
+  {run = "env | grep -c http_proxy= >> /srv/reach; true"},
   {workdir = "/srv/work"}, {run = "pwd > /srv/where; echo $APP >> /srv/where"}, {run = "chown web /srv/work"},
-  {user = "web"}, {run = "id -un > who"},
+  {user = "web"}, {run = "id -un > who"}, {ready = {file = "/srv/work/who"}},
+  {start = "echo begun; exec sleep 1000"}, {ready = {log = "^begun$", timeout = "60s"}}, {ready = "pgrep -x sleep"},
 ]
 start = "exec python3 /srv/app/main.py"
 ready = {port = 8000, timeout = "60s"}
@@ -85,6 +89,10 @@ def folder(tmp_path, monkeypatch):
     (folder / "note").write_text("noted")
     (folder / "requirements.txt").write_text("greet\n-c limits.txt\n")
     (folder / "limits.txt").write_text("greet<2\n")
+    make_wheel(folder, "local")
+    pinned = make_wheel(wheels, "pinned", "1.0")
+    digest = hashlib.sha256(pinned.read_bytes()).hexdigest()
+    (folder / "pinned.lock").write_text(f"pinned==1.0 --hash=sha256:{digest}\n")
     (folder / "token").write_text("s3cret\n")
     (folder / "vmfork.toml").write_text(RECIPE)
     return folder
@@ -97,8 +105,8 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
     manifest = json.loads(told.out)
     assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
     assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
-        "pip", "copy", "copy", "hooks", "env", "run", "run", "run", "run", "workdir", "run", "run", "user", "run",
-        "start", "ready",
+        "pip", "copy", "copy", "hooks", "env", "run", "run", "run", "run", "run", "run", "workdir", "run", "run",
+        "user", "run", "ready", "start", "ready", "ready", "start", "ready",
     ]  # fmt: skip
     assert "s3cret" not in told.out + (instance.recipes / "stepped.json").read_text()
     template = await Template.open("stepped")
@@ -118,11 +126,16 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
         assert [entry.name for entry in await vm.list_dir("/srv/app")] == ["main.py", "run.sh"]
         assert (await vm.stat("/srv/app/run.sh")).mode & 0o777 == 0o750
         assert (await read("/srv/note"), await read("/srv/limits.txt")) == ("noted", "greet<2\n")
-        assert (await vm.shell("greet", check=True)).stdout == "greet 1.0\n"
+        assert (await vm.shell("greet; python3 -c 'import local; local.main()'", check=True)).stdout == (
+            "greet 1.0\nlocal 1.0\n"
+        )
+        # What a step may reach is told to its own programs alone.
+        assert await read("/srv/reach") == "1\n0\n"
         assert not await vm.exists("/run/vmfork-wheels")
         page = (await vm.shell("curl -s http://127.0.0.1:8000/ | head -c 15", check=True)).stdout
         assert page.startswith("<!DOCTYPE")
-        assert (await read("/run/vmfork-start/1/log")).startswith("greeting 1.0\n")
+        logs = [await read(f"/run/vmfork-start/{number}/log") for number in (1, 2)]
+        assert (logs[0], logs[1].partition("\n")[0]) == ("begun\n", "greeting 1.0")
         assert (await vm.shell("ps -o user= -C python3", check=True)).stdout.strip() == "web"
     # Known by what it was made of: the same recipe is the same template, and another file another.
     same = await Template.ensure("stepped", recipe=folder / "vmfork.toml")
@@ -140,20 +153,35 @@ async def test_the_short_way_says_the_same_and_a_template_that_is_gone_is_made_a
         "stepped",
         files={"/srv/note": "note", "/srv/app": folder / "app"},
         pip=["greet"],
-        steps=[{"run": "greet > /srv/said || echo none > /srv/said"}],
+        steps=[{"pip": "pinned.lock"}, {"run": "greet > /srv/said || echo none > /srv/said"}],
         folder=folder,
         warm_up=["cp /srv/said /srv/copied"],
         ready="test -e /srv/copied",
     )
     assert [step.step.partition(" ")[0] for step in template.manifest.steps] == [
-        "copy", "copy", "pip", "run", "run", "ready",
+        "copy", "copy", "pip", "pip", "run", "run", "ready",
     ]  # fmt: skip
     await TemplateStore(instance.templates).remove("stepped")  # as a reboot does
     again = await Template.ensure("stepped")
     async with await again.fork() as vm:
         assert await vm.read_file("/srv/copied") == b"none\n"  # the newest has no such script
-        assert (await vm.shell("python3 -c 'import greet; greet.main()'", check=True)).stdout == "greet 2.0\n"
+        said = await vm.shell("python3 -c 'import greet, pinned; greet.main(); pinned.main()'", check=True)
+        assert said.stdout == "greet 2.0\npinned 1.0\n"
         assert await vm.exists("/srv/app/main.py")
+
+
+@pytest.mark.slow
+async def test_the_command_has_the_short_way_too(folder, instance) -> None:
+    asked = ("--pip", "greet", "--copy", "note:/srv/note", "--copy", "app:/srv/app")
+    then = ("--run", "cp /srv/note /srv/copied", "--ready", "test -e /srv/copied")
+    told = vmfork("template", "build", "stepped", *asked, *then, "--json", cwd=folder).check()
+    assert [step["step"].partition(" ")[0] for step in json.loads(told.out)["steps"]] == [
+        "copy", "copy", "pip", "run", "ready",
+    ]  # fmt: skip
+    async with await (await Template.open("stepped")).fork() as vm:
+        assert await vm.read_file("/srv/copied") == b"noted"
+        assert await vm.exists("/srv/app/main.py")
+        assert (await vm.shell("python3 -c 'import greet'")).ok
 
 
 @pytest.mark.parametrize(

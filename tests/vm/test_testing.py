@@ -83,6 +83,16 @@ def anyio_backend():
 @pytest.mark.anyio
 async def test_of_anyio(avm):
     assert (await (await avm()).shell("cat /root/marker")).stdout == "warm\\n"
+
+@pytest.mark.anyio
+async def test_fails_anyio(avm):
+    await (await avm()).write_file("/root/evidence", "it")
+    assert False
+
+@pytest.mark.anyio
+async def test_skipped(avm):
+    await avm()
+    raise pytest.skip.Exception("no failure")
 """
 
 
@@ -93,12 +103,13 @@ def test_each_test_has_its_machines_and_a_failed_ones_are_told_of_and_kept(tmp_p
     said = run_pytest(tmp_path, "--vmfork-keep", plugins=("pytest_asyncio.plugin", "anyio"))
     kept = re.findall(r"vmfork shell (\S+)", said)
     try:
-        assert "2 failed, 4 passed, 1 error" in said, said
+        assert "3 failed, 4 passed, 1 skipped, 1 error" in said, said
         assert "takes its arguments by name" in said
         for told in ("[console]", "exit status 3", "stdout: said", "stderr: complained", "stdout: awaited"):
             assert told in said, said
-        assert len(kept) == 2, said
-        assert vmfork("exec", kept[0], "cat", "/root/evidence").check().out == "it"
+        assert len(kept) == 3, said
+        for name in kept[0], kept[-1]:
+            assert vmfork("exec", name, "cat", "/root/evidence").check().out == "it"
     finally:
         for name in kept:
             vmfork("stop", name)

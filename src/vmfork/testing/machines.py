@@ -8,18 +8,23 @@ import secrets
 from collections import deque
 from functools import wraps
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
+
+import pytest
 
 from vmfork import Template, aio
 from vmfork.errors import VMForkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from vmfork import VM
 
 _LAST = 5
 _SHOWN = 2_000
 _CONSOLE_LINES = 60
+_LABELS = {"vmfork.test": "failed"}
+_NO_FAILURE = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest)
 _RECORDED = ("exec", "shell", "run_code")
 # Of the awaitable machine, whose `shell` is an `exec`.
 _RECORDED_AWAITED = ("exec", "run_code")
@@ -66,6 +71,22 @@ class Machines:
         """A fork of each goes on as it is now, and how to get in."""
         return [(f"vmfork: machine {made.vm.id} is kept", made.keep(self._name)) for made in self._made]
 
+    def keeping(self, test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """The test, after whose failure the machines of its event loop are kept at once: anyio ends that with it."""
+
+        @wraps(test)
+        async def run(*args: Any, **options: Any) -> Any:
+            try:
+                return await test(*args, **options)
+            except _NO_FAILURE:
+                raise
+            except (Exception, pytest.fail.Exception):
+                for made in self._made:
+                    await made.keep_here(self._name)
+                raise
+
+        return run
+
     def close(self) -> None:
         """They have ended."""
         while self._made:
@@ -79,6 +100,7 @@ class _Made:
         self.vm = vm
         self._loop = loop
         self._said: deque[str] = deque(maxlen=_LAST)
+        self._kept = ""
         for name in _RECORDED if loop is None else _RECORDED_AWAITED:
             setattr(vm, name, self._recording(name, getattr(vm, name)))
 
@@ -114,13 +136,34 @@ class _Made:
 
     def keep(self, name: str) -> str:
         """A fork of it goes on, with nobody. The command that gets in; or why there is none."""
-        wanted = f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[-40:].strip('-')}-{secrets.token_hex(2)}"
-        fork = {"lasting": True, "name": wanted, "labels": {"vmfork.test": "failed"}}
+        if self._kept:
+            return self._kept
+        wanted = _make_name(name)
         try:
-            self._run(lambda: self.vm.fork(**fork))
+            if self._loop is None:
+                for client in self.vm.fork(lasting=True, name=wanted, labels=_LABELS):
+                    client.close()
+            else:
+                self._run(lambda: self._fork_lasting(wanted))
         except (VMForkError, RuntimeError) as error:
             return f"it could not be: {error}"
-        return f"get in:  vmfork shell {wanted}\nend it:  vmfork stop {wanted}"
+        return _tell_kept(wanted)
+
+    async def keep_here(self, name: str) -> None:
+        """The same, for `keep` to tell, where its event loop is the one that runs."""
+        if self._loop is not asyncio.get_running_loop():
+            return
+        wanted = _make_name(name)
+        try:
+            await self._fork_lasting(wanted)
+        except VMForkError as error:
+            self._kept = f"it could not be: {error}"
+        else:
+            self._kept = _tell_kept(wanted)
+
+    async def _fork_lasting(self, wanted: str) -> None:
+        for client in await self.vm.fork(lasting=True, name=wanted, labels=_LABELS):
+            await client.aclose()
 
     def close(self) -> None:
         """It has ended."""
@@ -132,11 +175,19 @@ class _Made:
             self._run(self.vm.aclose)
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        if self._loop is None:
-            return call()
+        assert self._loop is not None
         if self._loop.is_closed():
             raise RuntimeError("its event loop has ended with the test")
         return self._loop.run_until_complete(call())
+
+
+def _make_name(test: str) -> str:
+    """A name of a machine that tells which test it is of."""
+    return f"{re.sub('[^a-z0-9]+', '-', test.lower()).strip('-')[-40:].strip('-')}-{secrets.token_hex(2)}"
+
+
+def _tell_kept(name: str) -> str:
+    return f"get in:  vmfork shell {name}\nend it:  vmfork stop {name}"
 
 
 def _describe_end(end: Any) -> str:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +94,20 @@ def _find_machines(request: pytest.FixtureRequest) -> Machines:
         machines: Machines = import_late("vmfork.testing.machines", "Machines")(item.nodeid, options, template)
         item.stash[_KEY] = machines
     return item.stash[_KEY]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test that awaits, and is run by whoever ends its event loop with it, has its machines kept before that."""
+    machines, test = pyfuncitem.stash.get(_KEY, None), pyfuncitem.obj
+    is_kept = pyfuncitem.config.getoption("vmfork_keep") and pyfuncitem.get_closest_marker("xfail") is None
+    if machines is None or not is_kept or not iscoroutinefunction(test):
+        return (yield)
+    pyfuncitem.obj = machines.keeping(test)
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = test
 
 
 @pytest.hookimpl(wrapper=True)
