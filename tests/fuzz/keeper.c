@@ -130,6 +130,7 @@ static void open_all(void)
     /* A program of our own: what it has not sent itself is opened of it. */
     kept.program = getpid();
     kept.memory = (struct memory){.line = emulator[1], .opened = {-1, -1, -1}};
+    kept.beside = (struct beside){.process = -1, .lease = -1, .line = -1, .deadline = NEVER};
     kept.listener = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     /* A name of the kernel's own choice. */
     address_size = sizeof address;
