@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ class LayoutWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifests: list[dict[str, Any]] = []
-        (path / "blobs" / "sha256").mkdir(parents=True)
+        (path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         (path / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
 
     def put(self, data: bytes, kind: str) -> dict[str, Any]:
@@ -137,4 +138,34 @@ class LayoutWriter:
 def write_image(path: Path, layers: Iterable[Iterable[Member]], **more: Any) -> Path:
     """`path` is a layout with one image."""
     LayoutWriter(path).add_image([make_layer(members) for members in layers], **more)
+    return path
+
+
+# Of busybox, what the images of tests call by name.
+APPLETS = ("sh", "cat", "echo", "env", "id", "ls", "mkdir", "pwd", "setsid", "sleep", "sort", "stat", "test", "wc")
+
+
+def box_members(busybox: Path, *users: str) -> list[Member]:
+    """A layer like those of the image `busybox`: one static program under many names, and /etc/passwd."""
+    passwd = "\n".join(["root:x:0:0::/root:/bin/sh", *users, ""]).encode()
+    return [
+        folder("bin"),
+        Member("bin/busybox", body=busybox.read_bytes(), mode=0o755),
+        *(link(f"bin/{name}", "busybox") for name in APPLETS),
+        folder("etc"),
+        Member("etc/passwd", body=passwd),
+    ]
+
+
+def make_by_umoci(umoci: str, path: Path, layers: Iterable[Path], options: Iterable[str] = ()) -> Path:
+    """`path` is a layout with one image of these tars, `latest`, made by umoci; `options` are those of its config."""
+
+    def run(*argv: str) -> None:
+        subprocess.run([umoci, *argv], check=True, capture_output=True)
+
+    run("init", "--layout", str(path))
+    run("new", "--image", f"{path}:latest")
+    for layer in layers:
+        run("raw", "add-layer", "--image", f"{path}:latest", str(layer))
+    run("config", "--image", f"{path}:latest", "--architecture", "amd64", "--os", "linux", *options)
     return path

@@ -551,6 +551,10 @@ class VM:
             )
         )
 
+    def image_argv(self, arguments: Sequence[str] = (), *, timeout_s: float = 30.0) -> Sequence[str]:
+        """What the container image that this machine was made of runs: its entrypoint, then its command."""
+        return portal.run(self._twin.image_argv(arguments, timeout_s=timeout_s))
+
     def programs(self) -> Sequence[GuestProcess]:
         """The programs in the background, whoever started them, also those of the last that have ended."""
         return [GuestProcess(each) for each in portal.run(self._twin.programs())]
@@ -1252,7 +1256,7 @@ class Image:
 
     @property
     def argv(self) -> Sequence[str]:
-        """What it was made to run: its entrypoint and command. Nothing runs that by itself."""
+        """What it was made to run: its entrypoint and command. `VM.image_argv` has them in each of its machines."""
         return self._twin.argv
 
     @classmethod
@@ -1265,7 +1269,7 @@ class Image:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """`name` leads to an image of Debian's packages, as `config` says; it was built unless it was there."""
+        """`name` leads to an image as `config` says: of Debian's packages, or with `source` of a container image."""
         return cls(portal.run(aio.Image.build(name, config, rebuild=rebuild, progress=progress, places=places)))
 
     @classmethod
@@ -1294,6 +1298,27 @@ class Image:
             portal.run(
                 aio.Image.import_oci(
                     source, name, max_bytes=max_bytes, plain_http=plain_http, progress=progress, places=places
+                )
+            )
+        )
+
+    @classmethod
+    def build_dockerfile(
+        cls,
+        file: HostPath,
+        name: str,
+        *,
+        context: HostPath = "",
+        arguments: Mapping[str, str] | None = None,
+        rebuild: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image of what `buildah` makes of the Dockerfile `file`; a former one is replaced."""
+        return cls(
+            portal.run(
+                aio.Image.build_dockerfile(
+                    file, name, context=context, arguments=arguments, rebuild=rebuild, progress=progress, places=places
                 )
             )
         )
@@ -1381,6 +1406,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
+        from_: str = "",
         steps: Sequence[Mapping[str, Any]] = (),
         packages: Sequence[str] = (),
         files: Mapping[str, HostPath] | None = None,
@@ -1409,6 +1435,7 @@ class Template:
                     name,
                     config,
                     recipe=recipe,
+                    from_=from_,
                     steps=steps,
                     packages=packages,
                     files=files,

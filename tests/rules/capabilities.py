@@ -35,9 +35,24 @@ def _always() -> bool:
     return True
 
 
+UNPACKED = Path(sys.prefix) / "unpacked"
+
+
 def find_program(name: str) -> str | None:
     """Where it is: installed, or unpacked by `tools/setup` beside the tests' Python."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{sys.prefix}/unpacked/usr/bin")
+    places = [os.environ.get("PATH", os.defpath), f"{UNPACKED}/usr/bin", f"{UNPACKED}/bin"]
+    return shutil.which(name, path=":".join(places))
+
+
+def find_musl() -> Path | None:
+    """musl's C library, which is its loader too; below /usr where Debian has all there."""
+    found = (UNPACKED / place / "x86_64-linux-musl" / "libc.so" for place in ("lib", "usr/lib"))
+    return next((path for path in found if path.exists()), None)
+
+
+def find_static_busybox() -> Path | None:
+    """One that needs nothing else of an image."""
+    return next((path for place in ("bin", "usr/bin") if (path := UNPACKED / place / "busybox").exists()), None)
 
 
 def _has_program(name: str) -> Callable[[], bool]:
@@ -143,6 +158,12 @@ CAPABILITIES = {
     "huge-pages": Capability("this host gives no transparent huge pages", _always),
     "umoci": Capability("umoci is not there: make test brings it", _has_program("umoci")),
     "docker-registry": Capability("docker-registry is not there: make test brings it", _has_program("docker-registry")),
+    "busybox": Capability(
+        "busybox-static is not there: make test brings it", lambda: find_static_busybox() is not None
+    ),
+    "buildah": Capability("buildah is not installed", _has_program("buildah")),
+    "musl": Capability("musl is not there: make test brings it", lambda: bool(find_musl())),
+    "stock-python": Capability("this Python is Debian's, which looks for modules elsewhere than others", _always),
     "ray": Capability("Ray is not installed: make test-cluster brings it", _has_module("ray")),
     "oras": Capability("oras is not installed", _has_module("oras")),
     "node": Capability("Node.js is not installed", _has_program("node")),

@@ -1,17 +1,28 @@
-"""Container images run as forks: one with nothing in it but a program, and one that says how its programs run."""
+"""Container images run as forks, and recipes begin from them: of one program alone, of busybox, of musl, of Debian."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
 
 import pytest
 
-from tests.images import Member, folder, hard, link, write_image
+from tests.images import Member, box_members, folder, hard, link, make_by_umoci, make_layer, write_image
+from tests.rules.capabilities import find_musl, find_program, find_static_busybox, need
+from tests.vm.cli_runner import vmfork
+from tests.wheels import make_wheel
 from vmfork.aio import Image, Template, VMConfig
 from vmfork.errors import ExecError
 from vmfork.image.recipe import find_agent
+
+pytestmark = pytest.mark.vm
 
 # An x86_64 program that waits for a signal for ever: pause(2), and again.
 _CODE = b"\xb8\x22\x00\x00\x00\x0f\x05\xeb\xf7"
@@ -51,7 +62,8 @@ async def imported(request, tmp_path):
             "Env": ["PATH=/app", "GREETING=hello there"],
             "WorkingDir": "/data",
             "User": "1234:77",
-            "Cmd": ["agent"],
+            "Entrypoint": ["again"],
+            "Cmd": ["--version"],
         },
     )
     name = f"oci-{os.getpid()}"
@@ -65,7 +77,7 @@ async def imported(request, tmp_path):
 @pytest.mark.slow
 async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
     image, template = imported
-    assert (image.argv, image.user, image.working_dir) == (("agent",), "1234:77", "/data")
+    assert (image.argv, image.user, image.working_dir) == (("again", "--version"), "1234:77", "/data")
     async with await template.fork() as vm:
         done = await vm.exec(["again", "--version"])
         assert done.exit_code == 0
@@ -79,8 +91,178 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
         assert b"GREETING=hello there\0" in environ
         with pytest.raises(ExecError):
             await vm.shell("true")
+        assert await vm.image_argv() == ("again", "--version")
         assert await vm.read_file("/init") == b"mine"
         names = {entry.name for entry in await vm.list_dir("/data")}
         assert names == {"null"}
         found = await vm.stat("/data")
         assert (found.uid, found.gid, stat.S_IMODE(found.mode)) == (1234, 77, 0o700)
+
+
+BOXED = """
+[template.boxed]
+from = "oci:in:latest"
+steps = [{copy = ["note", "/data/note"]}, {run = "echo $(id -un) in $PWD: $GREETING > told"}]
+start = "exec sleep 1000"
+"""
+
+
+@pytest.fixture
+async def boxed(tmp_path):
+    """A folder with a recipe that begins from an image like busybox, whose programs are a user's."""
+    busybox = find_static_busybox()
+    assert busybox is not None
+    box = [*box_members(busybox, "app:x:1000:1000::/data:/bin/sh"), folder("data", 0o755, uid=1000, gid=1000)]
+    config = {
+        "Env": ["PATH=/bin", "GREETING=hello"],
+        "WorkingDir": "/data",
+        "User": "app",
+        "Entrypoint": ["/bin/echo", "said"],
+        "Cmd": ["by", "the image"],
+    }
+    write_image(tmp_path / "in", [box], config=config)
+    (tmp_path / "note").write_text("noted")
+    (tmp_path / "vmfork.toml").write_text(BOXED)
+    yield tmp_path
+    for name in await Template.list():
+        if name == "boxed":
+            await (await Template.open(name)).remove()
+    for name in await Image.list():
+        if name.startswith("in.from-"):
+            await (await Image.open(name)).remove(force=True)
+
+
+@pytest.mark.needs("busybox")
+async def test_a_recipe_begins_from_an_image_whose_command_its_forks_run(boxed):
+    recipe = str(boxed / "vmfork.toml")
+    built = json.loads(vmfork("template", "build", "-f", recipe, "--json").check().out)
+    assert built["image"].startswith("in.from-")
+    assert vmfork("run", "-t", "boxed").check().out == "said by the image\n"
+    assert vmfork("run", "-t", "boxed", "--entrypoint", "--", "hello").check().out == "said hello\n"
+    template = await Template.ensure("boxed", recipe=recipe)
+    assert template.generation == built["generation"]  # the image is as it was, and so nothing was built
+    async with await template.fork() as vm:
+        assert await vm.read_file("/data/told") == b"app in /data: hello\n"
+        assert (await vm.exec(await vm.image_argv(["sh"]))).stdout == "said sh\n"
+        assert (await vm.exec(["cat", "note"])).stdout == "noted"
+
+
+_WORKS = r"""
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int main(void)
+{
+    char **lines = NULL, *line = NULL;
+    size_t count = 0, room = 0;
+    while (getline(&line, &room, stdin) > 0) {
+        lines = realloc(lines, ++count * sizeof *lines);
+        lines[count - 1] = strdup(line);
+    }
+    printf("%s %zu %s", getpwuid(getuid())->pw_name, count, lines[count - 1]);
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("busybox", "musl", "umoci", "wheels")
+async def test_an_image_of_musl_like_alpine_does_its_work(tmp_path):
+    """Its program is linked to musl's library; the image is one that umoci made."""
+    busybox, musl, umoci = find_static_busybox(), find_musl(), find_program("umoci")
+    assert busybox is not None
+    assert musl is not None
+    assert umoci is not None
+    (tmp_path / "works.c").write_text(_WORKS)
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-dynamic", "-O2"]
+    subprocess.run([*zig, "-o", str(tmp_path / "works"), str(tmp_path / "works.c")], check=True, capture_output=True)
+    program = (tmp_path / "works").read_bytes()
+    assert b"/lib/ld-musl-x86_64.so.1" in program
+    base = [
+        *box_members(busybox, "app:x:1000:1000::/:/bin/sh"),
+        folder("lib"),
+        Member("lib/ld-musl-x86_64.so.1", body=musl.read_bytes(), mode=0o755),
+    ]
+    layers = [tmp_path / "base.tar", tmp_path / "app.tar"]
+    layers[0].write_bytes(make_layer(base))
+    layers[1].write_bytes(make_layer([folder("usr/bin"), Member("usr/bin/works", body=program, mode=0o755)]))
+    config = ["--config.env", "PATH=/usr/bin:/bin", "--config.user", "app", "--config.entrypoint", "works"]
+    make_by_umoci(umoci, tmp_path / "alpine", layers, config)
+    template = await Template.build(
+        "alpine", from_=f"oci:{tmp_path / 'alpine'}:latest", warm_up=["test -x /usr/bin/works"]
+    )
+    try:
+        async with await template.fork() as vm:
+            argv = await vm.image_argv()
+            done = await vm.exec(argv, input="b\na\nlast\n", check=True)
+            assert done.stdout == "app 3 last\n"
+            assert (await vm.shell("echo b a | wc -w", check=True)).stdout == "2\n"
+    finally:
+        await template.remove()
+        await (await Image.open(template.manifest.image)).remove()
+
+
+def _put_python(tar: tarfile.TarFile) -> None:
+    """The Python that runs this is in /usr/local, as in the image `python`, without what it was installed with."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    lib, left_out = (
+        Path(sys.base_prefix) / "lib",
+        {"test", "idlelib", "ensurepip", "site-packages", "__pycache__", "tkinter"},
+    )
+
+    def wanted(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        name = info.name.rpartition("/")[2]
+        info.uid = info.gid = 0
+        return None if name in left_out or name.startswith("config-") else info
+
+    program = Path(sys.base_prefix) / "bin" / version
+    tar.add(program, f"usr/local/bin/{version}")
+    for name in ("python3", "python"):
+        info = tarfile.TarInfo(f"usr/local/bin/{name}")
+        info.type, info.linkname = tarfile.SYMTYPE, version
+        tar.addfile(info)
+    tar.add(lib / version, f"usr/local/lib/{version}", filter=wanted)
+    for shared in lib.glob("libpython3.*.so*"):
+        tar.add(shared, f"usr/local/lib/{shared.name}")
+    site = tarfile.TarInfo(f"usr/local/lib/{version}/site-packages")
+    site.type, site.mode = tarfile.DIRTYPE, 0o755
+    tar.addfile(site)
+
+
+@pytest.mark.slow
+@pytest.mark.image
+@pytest.mark.needs("umoci", "mmdebstrap", "root")
+async def test_an_image_of_debian_with_a_python_of_its_own_knows_the_module(tmp_path, monkeypatch):
+    """Debian's least by mmdebstrap, above it a Python in /usr/local, as the image `python:slim` has it."""
+    purelib = sysconfig.get_path("purelib", vars={"base": "/usr/local"})
+    need("stock-python", found=purelib.endswith("/site-packages"))
+    umoci = find_program("umoci")
+    assert umoci is not None
+    debian, python = tmp_path / "debian.tar", tmp_path / "python.tar"
+    made = ["mmdebstrap", "--quiet", "--variant=minbase", "trixie", str(debian)]
+    subprocess.run(made, check=True, capture_output=True)
+    with tarfile.open(python, "w") as tar:
+        _put_python(tar)
+    options = ["--config.env", "PATH=/usr/local/bin:/usr/bin:/bin", "--config.env", "LD_LIBRARY_PATH=/usr/local/lib"]
+    options += ["--config.cmd", "python3", "--config.cmd", "--version", "--config.user", "1000"]
+    make_by_umoci(umoci, tmp_path / "slim", [debian, python], options)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    make_wheel(wheels, "greet", scripts="greet = greet:main")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    template = await Template.build("slim", from_=f"oci:{tmp_path / 'slim'}:latest", pip=["greet"])
+    try:
+        async with await template.fork(allow_guest_fork=1) as vm:
+            said = (await vm.exec(await vm.image_argv(), check=True)).stdout
+            assert said == f"Python {sys.version.split()[0]}\n"
+            assert (await vm.exec(["greet"], check=True)).stdout == "greet 1.0\n"
+            assert (await vm.shell("id -u; . /etc/os-release; echo $VERSION_CODENAME")).stdout == "1000\ntrixie\n"
+            told = await vm.exec(["python3", "-c", "import vmfork_guest; print(vmfork_guest.__file__)"], check=True)
+            assert told.stdout.startswith("/usr/local/lib/python3.")
+            assert (await vm.run_code("6 * 7")).value == "42"
+    finally:
+        await template.remove()
+        await (await Image.open(template.manifest.image)).remove()

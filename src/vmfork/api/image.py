@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.border import guarded
 from vmfork.config import ImageConfig, Instance, find_places
+from vmfork.container.dockerfile import build_dockerfile
 from vmfork.container.importing import KERNEL_FROM, import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.errors import ImageInUse
@@ -79,7 +80,7 @@ class Image:
 
     @property
     def argv(self) -> Sequence[str]:
-        """What it was made to run: its entrypoint and command. Nothing runs that by itself."""
+        """What it was made to run: its entrypoint and command. `VM.image_argv` has them in each of its machines."""
         return (*self._record.entrypoint, *self._record.command)
 
     @classmethod
@@ -92,16 +93,18 @@ class Image:
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
-        """`name` leads to an image of Debian's packages, as `config` says; it was built unless it was there.
+        """`name` leads to an image as `config` says: of Debian's packages, or with `source` of a container image.
 
-        With `rebuild` it is built again, of the packages of today. Raises `ImageError` and `HostError`; everything is
-        as it was then.
+        It was made unless it was there. With `rebuild` it is made again, of the packages of today, or of what a
+        registry has under that reference today. Raises `ImageError`, `HostError`, and what `import_oci` raises;
+        everything is as it was then.
         """
-        where = places or find_places()
+        where, made_of = places or find_places(), config or ImageConfig()
+        if made_of.source:
+            instance = Instance(where, progress)
+            return cls(await ensure_image(name, made_of=made_of, instance=instance, again=rebuild), where)
         store = ImageStore(where.images)
-        return cls(
-            await build_image(name, config or ImageConfig(), store=store, progress=progress, rebuild=rebuild), where
-        )
+        return cls(await build_image(name, made_of, store=store, progress=progress, rebuild=rebuild), where)
 
     @classmethod
     async def open(cls, name: str = KERNEL_FROM, *, places: Places | None = None) -> Self:
@@ -146,6 +149,41 @@ class Image:
             store=ImageStore(where.images),
             limits=ImportLimits(unpacked_bytes=max_bytes),
             plain_http=plain_http,
+            progress=progress,
+        )
+        return cls(record, where)
+
+    @classmethod
+    async def build_dockerfile(
+        cls,
+        file: HostPath,
+        name: str,
+        *,
+        context: HostPath = "",
+        arguments: Mapping[str, str] | None = None,
+        rebuild: bool = False,
+        progress: ProgressListener = ignore_progress,
+        places: Places | None = None,
+    ) -> Self:
+        """`name` leads to an image of what `buildah` makes of the Dockerfile `file`; a former one is replaced.
+
+        Its COPY reads the folder `context`, by default that of `file`; `arguments` are for its ARGs. What buildah built
+        before is taken from its own store, unless `rebuild`. buildah runs as this user has set it up.
+
+        Raises `ConfigError` where there is no such file or folder, `HostError` when buildah is missing or failed, with
+        the end of what it wrote, and what `import_oci` raises. After any of them, and on cancel, the name leads where
+        it led before.
+        """
+        where = places or find_places()
+        kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
+        record = await build_dockerfile(
+            Path(file),
+            name,
+            context=Path(context) if context else None,
+            arguments=arguments,
+            kernel=kernel,
+            store=ImageStore(where.images),
+            again=rebuild,
             progress=progress,
         )
         return cls(record, where)

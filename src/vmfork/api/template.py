@@ -81,6 +81,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
+        from_: str = "",
         steps: Sequence[Mapping[str, Any]] = (),
         packages: Sequence[str] = (),
         files: Mapping[str, HostPath] | None = None,
@@ -111,7 +112,9 @@ class Template:
         `Recipe` or a file that has the section [template.NAME], says all of that, and what it says of the machine comes
         before `config`.
 
-        The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `replace` a
+        The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `from_` it is a
+        container image, which is imported where it is missing or its source has changed: see `Image.import_oci`. A
+        registry is asked where nothing of that reference is here, or `cache` is false. With `replace` a
         former template stays in force until the new one is whole. `env` is for `warm_up` and `ready` alone, and is not
         kept. So is `network`, what they may reach: the template and its forks reach nothing by it.
 
@@ -127,7 +130,10 @@ class Template:
         """
         check_name(name)
         _, building = _load_making()
+        base, named = building.base_of(from_, Path(folder)) if from_ else (None, {})
         short = building.Recipe(
+            base=base,
+            vm=named,
             steps=building.expand_steps(steps, packages=packages, files=files or {}, pip=pip, folder=folder),
             folder=folder,
             warm_up=warm_up,
@@ -141,6 +147,8 @@ class Template:
         if recipe is not None and short != building.Recipe():
             hint = "put the steps into the recipe, or leave it away"
             raise ConfigError("recipe", recipe, "it says all of how the template is made", hint=hint)
+        if from_ and config is not None and config.image != VMConfig().image:
+            raise ConfigError("from_", from_, f"the configuration names an image too: {config.image!r}")
         made_by = short if recipe is None else await asyncio.to_thread(_read_recipe, recipe, name)
         instance = Instance(places or find_places(), progress)
         build, wanted = building.build_template, made_by.apply_to(config or VMConfig())

@@ -29,6 +29,7 @@ from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
+from vmfork.machine.image_argv import find_image_argv
 from vmfork.machine.kept import choose_program
 from vmfork.machine.naming import find_ended, find_vm, has_label
 from vmfork.machine.programs import find_listeners, run_program, stream_program
@@ -300,6 +301,14 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         if background:
             return await start_background(self._running, command, timeout_s=timeout_s)
         return await self._live_agent().start_exec(command, timeout_s=timeout_s)
+
+    async def image_argv(self, arguments: Sequence[str] = (), *, timeout_s: float = 30.0) -> Sequence[str]:
+        """What the container image that this machine was made of runs: its entrypoint, then its command.
+
+        With `arguments` they are in the place of its command, as behind `docker run IMAGE`. For `exec` and `start`.
+        Raises `ConfigError` where that is nothing: the image says nothing, or is no container image.
+        """
+        return await find_image_argv(self._running, arguments, timeout_s=timeout_s)
 
     async def programs(self) -> Sequence[GuestProcess]:
         """The programs in the background, whoever started them, also those of the last that have ended.

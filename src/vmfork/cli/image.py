@@ -12,18 +12,20 @@ from vmfork.api.image import MOST_UNPACKED
 from vmfork.api.image import Image as ImportedImage
 from vmfork.cli.complete import image_names
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import VerbGroup, get_settings, json_option, plain_http_option
+from vmfork.cli.options import VerbGroup, get_settings, json_option, parse_variables, plain_http_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
-from vmfork.errors import HostError, ImageInUse
+from vmfork.errors import ConfigError, HostError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
-from vmfork.machine.prepare import try_out
+from vmfork.machine.prepare import ensure_image, try_out
 from vmfork.store import TemplateStore
 from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
 from vmfork.units import MIB, format_bytes, format_mib, parse_size_mib
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmfork.config import ImageConfig, VMConfig
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
@@ -51,10 +53,45 @@ def command() -> None:
     help="Where its files lie: in each guest's memory, or on a disk that all share.",
 )
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
-def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, root: str | None, rebuild: bool) -> None:
-    """Build the image NAME (default: default), unless it is there."""
+@click.option(
+    "-f",
+    "--file",
+    "dockerfile",
+    type=click.Path(path_type=Path),
+    metavar="DOCKERFILE",
+    help="Build it of a Dockerfile, by buildah, in the place of packages.",
+)
+@click.option(
+    "--context", type=click.Path(path_type=Path), metavar="DIR", help="What its COPY reads (default: its folder)."
+)
+@click.option("--build-arg", "arguments", multiple=True, metavar="K[=V]", help="Set an ARG of it. Repeatable.")
+def build(
+    name: str,
+    packages: tuple[str, ...],
+    bare: bool,
+    suite: str | None,
+    root: str | None,
+    rebuild: bool,
+    dockerfile: Path | None,
+    context: Path | None,
+    arguments: tuple[str, ...],
+) -> None:
+    """Build the image NAME (default: default), unless it is there.
+
+    Where the configuration has [image.NAME], it is made of that.
+    """
+    if dockerfile is not None:
+        others = {"package": packages, "bare": bare, "suite": suite, "root": root}
+        _build_dockerfile(dockerfile, name, context, parse_variables(arguments), rebuild=rebuild, others=others)
+        return
+    if context is not None or arguments:
+        raise ConfigError("file", None, "--context and --build-arg are for a Dockerfile", hint="name it: -f Dockerfile")
     settings = get_settings({"image.suite": suite, "image.bare": bare or None, "image.root": root})
     config = settings.image
+    if (named := settings.images.get(name)) is not None:
+        said: dict[str, Any] = {"suite": suite, "bare": bare, "root": root}
+        said = {key: value for key, value in said.items() if value}
+        config = replace(named, **said)
     if packages:
         config = replace(config, packages=tuple(dict.fromkeys((*config.packages, *packages))))
     with shown_progress() as progress:
@@ -65,12 +102,37 @@ def build(name: str, packages: tuple[str, ...], bare: bool, suite: str | None, r
     )
 
 
+def _build_dockerfile(
+    file: Path,
+    name: str,
+    context: Path | None,
+    arguments: Mapping[str, str],
+    *,
+    rebuild: bool,
+    others: Mapping[str, object],
+) -> None:
+    given = next((option for option, value in others.items() if value), None)
+    if given is not None:
+        raise ConfigError(given, others[given], "is for an image of packages", hint="say it in the Dockerfile")
+    with shown_progress() as progress:
+        image = run_async(
+            ImportedImage.build_dockerfile(
+                file, name, context=context or "", arguments=arguments, rebuild=rebuild, progress=progress
+            )
+        )
+    click.echo(f"image {image.name}: {format_bytes(image.size_bytes)}, of {file}")
+
+
 async def _build(
     name: str, config: ImageConfig, machine: VMConfig, *, progress: ProgressListener, rebuild: bool
 ) -> Image:
     """The image. Where machines can run it was tried out, so that its least memory is known before it is needed."""
     places = find_places()
-    image = await build_image(name, config, store=ImageStore(places.images), progress=progress, rebuild=rebuild)
+    if config.source:
+        instance = Instance(places, progress)
+        image = await ensure_image(name, made_of=config, instance=instance, again=rebuild)
+    else:
+        image = await build_image(name, config, store=ImageStore(places.images), progress=progress, rebuild=rebuild)
     try:
         return (await try_out(image, replace(machine, image=name), Instance(places, progress))).image
     except HostError as error:

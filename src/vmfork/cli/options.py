@@ -13,6 +13,7 @@ from vmfork.cli.show import json_document
 from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
+from vmfork.config.values import VMConfig
 from vmfork.errors import ConfigError
 from vmfork.units import parse_duration_s
 
@@ -100,12 +101,13 @@ def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Pat
 
 
 async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
-    """If the image `default` is the one to boot and `[image]` says what it is made of, it is made of that."""
-    if (made_of := settings.image_if_given) is not None:
-        from vmfork.machine.prepare import DEFAULT_IMAGE, ensure_image  # noqa: PLC0415 - most commands need none
+    """The image to boot is made of what the settings say that it is made of, if they say that."""
+    name = settings.vm.image
+    made_of = settings.image_if_given if name == VMConfig().image else settings.images.get(name)
+    if made_of is not None:
+        from vmfork.machine.prepare import ensure_image  # noqa: PLC0415 - most commands need none
 
-        if settings.vm.image == DEFAULT_IMAGE:
-            await ensure_image(DEFAULT_IMAGE, made_of=made_of, instance=Instance(find_places(), progress))
+        await ensure_image(name, made_of=made_of, instance=Instance(find_places(), progress))
 
 
 class Size(TypedDict):

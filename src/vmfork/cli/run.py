@@ -35,20 +35,24 @@ from vmfork.cli.program import check_lending, make_kept, run_command
 from vmfork.cli.start import Alone, check_answered, check_held, read_ports, read_standing, standing_options, start_alone
 from vmfork.cli.status import ProgramCommand
 from vmfork.cli.terminal import read_window, terminal_env
+from vmfork.config import VMConfig
 from vmfork.errors import ConfigError
 from vmfork.machine.request import Standing
 from vmfork.machine.trace import detailed_timings
 from vmfork.network.address import parse_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from vmfork.config import CardChoice
+    from vmfork.config.loader import Settings
     from vmfork.machine.timings import Timings
 
 
 @click.command("run", cls=ProgramCommand, context_settings={"allow_interspersed_args": False})
 @template_option
+@click.option("--image", metavar="I", help="Without -t: fork a template of this image, built the first time.")
+@click.option("--entrypoint", is_flag=True, help="Put the image's entrypoint before CMD.")
 @click.option("-e", "--env", "variables", multiple=True, metavar="K[=V]", help=VARIABLE_HELP)
 @click.option(
     "--file",
@@ -88,9 +92,11 @@ if TYPE_CHECKING:
 @click.option(
     "--timings", is_flag=True, help="Tell on standard error where the machine came from and where the time went."
 )
-@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD [ARG]...")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] [CMD [ARG]...]")
 def command(
     name: str | None,
+    image: str | None,
+    entrypoint: bool,
     variables: tuple[str, ...],
     files: tuple[str, ...],
     outs: tuple[str, ...],
@@ -127,16 +133,24 @@ def command(
     template `default`, built the first time. The exit status is the command's; 124 when its time was up, 125 when
     vmfork failed, 126 when CMD cannot be run, 127 when there is none, 128+n when signal n ended it.
 
+    Without CMD, what the container image says that it runs. With --entrypoint, CMD is behind the image's entrypoint, as
+    in docker run IMAGE CMD; else it runs alone.
+
     It reaches nothing, unless --allow names it, or --network all. A name, labels and times to live are for a machine
     that is left running: -d.
     """
-    made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait}
+    made = {"vm.require_isolation": require_isolation, "vm.wait_s": wait, "vm.image": image}
     settings = get_settings({"vm.cpus": cpus, "vm.memory_mib": memory, "vm.disk_mib": disk, **made})
+    if image is not None and name is not None:
+        raise ConfigError("image", image, "a template has an image already", hint="leave out -t or --image")
+    of_image = entrypoint or not argv
+    factory = None if no_factory or image is not None else get_settings(made).factory
     limit_s, kept = parse_limit(timeout, field="timeout"), make_kept(max_output, as_json=as_json)
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     policy = read_network(network, allow, log_only=network_log_only)
     if detach:
         passed = {"tty": tty or both or interactive, "timeout": timeout, "out": outs, "max-output": max_output}
+        _check_command(argv, name, settings)
         _check_detached(passed | {"timings": timings})
         alone = Alone(
             template=name,
@@ -144,6 +158,7 @@ def command(
             baggage=read_baggage(files),
             env=parse_variables(variables),
             argv=argv,
+            of_image=of_image,
             workdir=workdir,
             **given_size(settings, cpus=cpus, memory=memory),
             standing=standing,
@@ -168,7 +183,7 @@ def command(
 
     wanted = Wanted(
         settings=settings,
-        factory=None if no_factory else get_settings(made).factory,
+        factory=factory,
         template=name,
         files=baggage.files,
         **given_size(settings, cpus=cpus, memory=memory),
@@ -176,6 +191,8 @@ def command(
         allow_guest_fork=allow_guest_fork,
         card=card,
     )
+    if not wanted.is_of_factory:
+        _check_command(argv, name, settings)
 
     async def work() -> int:
         async with AsyncExitStack() as stack:
@@ -186,7 +203,8 @@ def command(
                 opened = await stack.enter_async_context(vm.forward(guest, str(host)))
                 click.echo(f"port    {opened.guest_port} -> {opened.address}", err=True)
             forked = time.perf_counter()
-            run = partial(run_command, vm, argv, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
+            program = await vm.image_argv(argv) if of_image else argv
+            run = partial(run_command, vm, program, env=env, workdir=workdir, limit_s=limit_s, outputs=outputs)
             status = await run(kept=kept, window=read_window() if has_terminal else None)
             if network_log_only:
                 tell_log(vm.network_log)
@@ -196,6 +214,12 @@ def command(
             return status
 
     return run_async(work())
+
+
+def _check_command(argv: Sequence[str], template: str | None, settings: Settings) -> None:
+    """Raises `click.UsageError` where nothing says what to run: the image `default` is no container image."""
+    if not argv and template is None and settings.vm.image == VMConfig().image:
+        raise click.UsageError("Missing argument '[--] CMD [ARG]...'.")
 
 
 def _check_detached(options: Mapping[str, object]) -> None:

@@ -54,13 +54,17 @@ _F = TypeVar("_F", bound="Callable[..., object]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """A machine that is to outlive the command, and the program that it begins with, if any."""
+    """A machine that is to outlive the command, and the program that it begins with, if any.
+
+    With `of_image` that is its image's entrypoint and `argv`, or where that is empty the image's command.
+    """
 
     template: str | None
     settings: Settings
     baggage: Baggage
     env: Mapping[str, str]
     argv: Sequence[str] = ()
+    of_image: bool = False
     workdir: str = ""
     cpus: int | None = None
     memory_mib: int | None = None
@@ -105,8 +109,9 @@ async def _start(wanted: Alone) -> dict[str, Any]:
                 await leave_answerer(vm.id, wanted.allow_guest_fork)
             if wanted.ports:
                 told["ports"] = await leave_forwarder(vm.id, wanted.ports)
-            if wanted.argv:
-                program = await vm.start(wanted.argv, cwd=wanted.workdir, background=True)
+            argv = await vm.image_argv(wanted.argv) if wanted.of_image else wanted.argv
+            if argv:
+                program = await vm.start(argv, cwd=wanted.workdir, background=True)
                 note_command(folder_of(find_places().vms, vm.id), program.pid)
                 told["pid"] = program.pid
         except BaseException:

@@ -31,6 +31,8 @@ class ProgramCommand(click.Command):
             return super().invoke(ctx)
         except (Interrupted, click.exceptions.Exit):
             raise
+        except click.UsageError as error:
+            raise _WrongUsage(error.format_message(), error.ctx) from error
         except BrokenPipeError:
             return PIPE_CLOSED
         except Exception as error:  # noqa: BLE001 - a bug must not look like the program's own status either

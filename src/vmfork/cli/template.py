@@ -73,6 +73,7 @@ command.add_command(audit)
     help="Make it as [template.NAME] in FILE says.",
 )
 @click.option("--image", metavar="I", help="The image to boot.", shell_complete=image_names)
+@click.option("--from", "source", metavar="S", help="Boot a container image, imported first: see image import.")
 @cpus_option
 @memory_option
 @disk_option
@@ -105,6 +106,7 @@ def build(
     name: str,
     recipe_file: Path | None,
     image: str | None,
+    source: str | None,
     cpus: int | None,
     memory: str | None,
     disk: str | None,
@@ -164,7 +166,8 @@ def build(
         return await Template.build(
             name,
             settings.vm,
-            recipe=None if recipe is None else dataclasses.replace(recipe, vm={}),
+            recipe=None if recipe is None else dataclasses.replace(recipe, vm={}, base=None if image else recipe.base),
+            from_=source or "",
             packages=packages,
             pip=pip,
             files=files,

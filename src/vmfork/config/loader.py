@@ -9,6 +9,8 @@ fork_timeout_s = "30s"     a duration, or a number of seconds
 cache = {min = 1, max = 8} the fields cache_min and cache
 [template.NAME]            how templates are made (template/recipe_file.py): nothing here
 [image]                    VMFORK_IMAGE_SUITE, VMFORK_IMAGE_PACKAGES (separated by spaces or commas), VMFORK_IMAGE_BARE
+[image.NAME]               what the image NAME is made of, made when it is first used: the same, or a container image
+from = "oci:./layout"      paths are from the file's folder on
 ```
 """
 
@@ -17,11 +19,12 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmfork.config.values import FactoryConfig, ImageConfig, VMConfig
+from vmfork.config.source import absolute_source
+from vmfork.config.values import FactoryConfig, ImageConfig, VMConfig, check_name
 from vmfork.errors import ConfigError
 from vmfork.units import parse_duration_s, parse_size_mib
 
@@ -38,8 +41,11 @@ _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP
 SECTIONS: dict[str, tuple[str, ...]] = {
     "vm": tuple(f.name for f in fields(VMConfig)),
     "factory": tuple(f.name for f in fields(FactoryConfig) if f.name != "vm"),
-    "image": tuple(f.name for f in fields(ImageConfig)),
+    "image": tuple(f.name for f in fields(ImageConfig) if f.name != "source"),
 }
+# Of an image with a name of its own, `from` is its `source`.
+_FROM = "from"
+_OF_IMAGE = (*SECTIONS["image"], _FROM)
 # Fields that are lists; a variable separates their items by spaces or commas.
 _LISTS = ("image.packages", "factory.templates")
 # Fields that a file may give as a least and a most.
@@ -53,11 +59,15 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is in force. `origins` maps each dotted field to where its value came from; `file` is what was read."""
+    """What is in force. `origins` maps each dotted field to where its value came from; `file` is what was read.
+
+    `image` is what the image `default` is made of, and `images` are others by their names.
+    """
 
     vm: VMConfig
     factory: FactoryConfig
     image: ImageConfig
+    images: Mapping[str, ImageConfig]
     origins: Mapping[str, str]
     file: Path | None
 
@@ -87,8 +97,11 @@ def load_settings(
     env = os.environ if environ is None else environ
     file = find_file(None if path is None else Path(path), env)
     given: dict[str, tuple[Any, str]] = {}
+    images: dict[str, ImageConfig] = {}
     if file is not None:
-        given |= {field: (value, str(file)) for field, value in _read_file(file).items()}
+        body = read_toml(file, field="config")
+        images = read_images(body, file)
+        given |= {field: (value, str(file)) for field, value in _read_file(body, file).items()}
     given |= _read_environ(env)
     given |= {field: (value, ARGUMENT) for field, value in (overrides or {}).items() if value is not None}
     origins = {
@@ -102,6 +115,7 @@ def load_settings(
             vm=vm,
             factory=FactoryConfig(vm=vm, **_section(ready, "factory")),
             image=ImageConfig(**_section(ready, "image")),
+            images=images,
             origins=origins,
             file=file,
         )
@@ -150,8 +164,36 @@ def read_toml(file: Path, *, field: str) -> dict[str, Any]:
         raise ConfigError(field, str(file), f"{file} is not valid TOML: {error}") from error
 
 
-def _read_file(file: Path) -> dict[str, Any]:
-    body = read_toml(file, field="config")
+def read_images(body: Mapping[str, Any], file: Path) -> dict[str, ImageConfig]:
+    """The images of [image.NAME], by their names. Raises `ConfigError`, naming the file and the key that is wrong."""
+    section = body.get("image", {})
+    if not isinstance(section, dict):
+        return {}  # which is told where sections are looked at
+    found = {}
+    for name, table in section.items():
+        if isinstance(table, dict) and name not in _OF_IMAGE:
+            check_name(name, field=f"image.{name}")
+            try:
+                found[name] = _read_image(name, table, file)
+            except ConfigError as error:
+                field = f"image.{name}.{error.field.removeprefix('image.').removeprefix(f'{name}.')}"
+                reason = error.reason if str(file) in error.reason else f"{error.reason} (from {file})"
+                raise ConfigError(field, error.value, reason, hint=error.hint) from None
+    return found
+
+
+def _read_image(name: str, table: Mapping[str, Any], file: Path) -> ImageConfig:
+    for key in table:
+        if key not in _OF_IMAGE:
+            raise name_unknown(f"image.{name}.{key}", f"{file} has it", f"fields of [image.{name}]", _OF_IMAGE)
+    source = table.get(_FROM, "")
+    if _FROM in table and (not isinstance(source, str) or not source.strip()):
+        raise ConfigError("image.from", source, "must be text that says where a container image is")
+    config = ImageConfig(source=source, **{key: value for key, value in table.items() if key != _FROM})
+    return replace(config, source=absolute_source(config.source, file.parent))
+
+
+def _read_file(body: Mapping[str, Any], file: Path) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, section in body.items():
         if name == RECIPES:
@@ -161,6 +203,11 @@ def _read_file(file: Path) -> dict[str, Any]:
         if not isinstance(section, dict):
             raise ConfigError(name, section, f"must be a section, [{name}]")
         for key, value in section.items():
+            if name == "image" and isinstance(value, dict) and key not in _OF_IMAGE:
+                continue  # an image of that name
+            if name == "image" and key == _FROM:
+                hint = "give that one a name: [image.NAME]"
+                raise ConfigError("image.from", value, f"[image] is made of packages ({file} has it)", hint=hint)
             if key not in SECTIONS[name]:
                 raise name_unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
             given |= _read_range(f"{name}.{key}", value) if isinstance(value, dict) else {f"{name}.{key}": value}

@@ -134,14 +134,20 @@ class ImageConfig:
     `suite` is a Debian release by name; `packages` are Debian packages by name, added to those of the default image.
     With `bare` they are added to the kernel and the least that a guest needs, which are always there. Its files lie in
     the guest's `memory`, or on a `disk` that all guests read, with memory for what each writes: by size with `auto`.
+
+    With `source` (`from` in a file) it is made of a container image in the place of packages: a name in a registry,
+    `oci:PATH[:TAG]`, `docker-archive:FILE[:TAG]` or `dir:FOLDER`.
     """
 
     suite: str = "trixie"
     packages: tuple[str, ...] = ()
     bare: bool = False
     root: RootChoice = "auto"
+    source: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or "\0" in self.source:
+            raise ConfigError("image.from", self.source, "must be text that says where a container image is")
         if not isinstance(self.suite, str) or _SUITE.fullmatch(self.suite) is None:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
         if not isinstance(self.bare, bool):
@@ -153,6 +159,17 @@ class ImageConfig:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
                 reason = f"{package!r} is not a Debian package name"
                 raise ConfigError("image.packages", package, reason, hint="give a name as apt-cache search shows it")
+        if self.source:
+            self._check_container()
+
+    def _check_container(self) -> None:
+        given = next((key for key in ("suite", "packages", "bare", "root") if self._is_given(key)), None)
+        if given is not None:
+            reason = "is for an image of Debian's packages, and this one is made of a container image"
+            raise ConfigError(f"image.{given}", getattr(self, given), reason, hint=f"leave out {given} or from")
+
+    def _is_given(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).__dataclass_fields__[key].default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmfork.container.command import PATH as COMMAND
+from vmfork.container.command import encode_command
 from vmfork.container.root import Inode, PathError
 from vmfork.errors import ImageError
 from vmfork.image import cpio, lz4, recipe
@@ -26,7 +28,7 @@ INIT = f"/{recipe.AGENT_PATH}"
 DEFAULTS = "etc/vmfork/defaults"
 ATTRIBUTES = "etc/vmfork/attributes"
 # Raised with every change that changes what is added.
-VERSION = 1
+VERSION = 2
 _SITE = re.compile(r"usr/(local/)?lib/python3\.\d+/site-packages")
 _MODULE = "vmfork_guest.py"
 
@@ -78,6 +80,7 @@ class Additions:
             self._add(recipe.AGENT_PATH, agent, 0o755)
             self._add_python()
             self._add(DEFAULTS, encode_defaults(running))
+            self._add(COMMAND, encode_command(running.entrypoint, running.command))
             self._add(ATTRIBUTES, encode_attributes(self._root))
         except PathError as error:
             raise ImageError(f"the image has no place for what its guest needs: {error}") from error

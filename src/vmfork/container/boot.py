@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """A root and what boots it. `contents` has the files' contents; `recipe` names what all of it was made of."""
+    """A root and what boots it. `contents` has the files' contents; `recipe` names what all of it was made of.
+
+    `digest` names what was at `source`.
+    """
 
     root: Root
     contents: IO[bytes]
     kernel: Kernel
     running: Running
     source: str
+    digest: str
     recipe: str
 
 
@@ -70,6 +74,7 @@ def write_boot(boot: Boot, built: Path, *, name: str, check: Callable[[float], N
         boot_modules=recipe.list_boot_modules(),
         init=INIT,
         source=boot.source,
+        source_digest=boot.digest,
         environment=running.env,
         working_dir=running.cwd,
         user=running.user,

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
-from vmfork.container.additions import VERSION, Additions, Kernel, read_kernel
+from vmfork.container.additions import VERSION, Additions, read_kernel
+from vmfork.container.archive import open_archive
 from vmfork.container.boot import Boot, write_boot
+from vmfork.container.folder import copy_folder, digest_folder
 from vmfork.container.layer import Applying, Contents
 from vmfork.container.limits import Budget, ImportLimits
-from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Found, Origin, choose_document, find_in_layout
+from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Origin, choose_document, find_in_layout
 from vmfork.container.root import Inode, Root
 from vmfork.container.running import Running, read_configuration
 from vmfork.errors import ArtifactError, ConfigError, HostError
@@ -27,9 +28,10 @@ from vmfork.host.folders import NO_FILE
 from vmfork.host.thread import in_thread
 from vmfork.image import lz4, recipe
 from vmfork.image.build import commit, explained, lock_subject
+from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor, digest_of
-from vmfork.oci.layout import MOST_DOCUMENT, Layout, Part, find_members
+from vmfork.oci.layout import Layout
 from vmfork.oci.reference import Reference
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
@@ -52,7 +54,7 @@ _APPLIED_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What is imported, and how. `kernel` is an image of this store whose kernel it takes."""
+    """What is imported, and how. `source` is told; `kernel` is an image of this store whose kernel it takes."""
 
     origin: Origin
     source: str
@@ -69,17 +71,19 @@ async def import_image(
     store: ImageStore,
     limits: ImportLimits | None = None,
     plain_http: bool = False,
+    told_as: str = "",
     progress: ProgressListener = ignore_progress,
 ) -> Image:
     """`name` leads to an image of what is at `source` (see `origin.py`), with the kernel of the image `kernel`.
 
+    `told_as` is what its record says of where it came from, where that is not `source`.
     Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile or for another
     machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
     """
     check_name(name, field="image")
     if name == KERNEL_FROM:
         raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
-    work = Import(Origin.parse(source), source, kernel, limits or ImportLimits(), plain_http)
+    work = Import(Origin.parse(source), told_as or source, kernel, limits or ImportLimits(), plain_http)
     lz4.check_library()
     loop = asyncio.get_running_loop()
 
@@ -95,11 +99,20 @@ async def import_image(
             image = await in_thread(lambda stop: _make(work, folder, built, name, stop, report))
             lock, _ = await lock_subject(image.digest, store, ignore_progress)
             with lock:
-                await in_thread(lambda _: commit(store, built, image))
+                await in_thread(lambda _: _commit(store, built, image))
                 store.link(name, image.digest)
                 found = store.open(name)
     progress(Progress(task="image", step="done", fraction=1.0))
     return found
+
+
+def _commit(store: ImageStore, built: Path, image: Image) -> None:
+    """The image is in the store, and remembers every source of its content."""
+    there = store.find_checked(image.digest)
+    sources = tuple(sorted({image.source, *(there.sources if there is not None else ())}))
+    image = replace(image, sources=sources)
+    (built / RECORD_NAME).write_bytes(encode_record(image))
+    commit(store, built, image)
 
 
 class _StoppedError(Exception):
@@ -131,7 +144,8 @@ def _make(
             kernel=kernel,
             running=running,
             source=work.source,
-            recipe=_name_recipe(digest, agent, kernel),
+            digest=digest,
+            recipe=name_recipe(digest, agent, work.kernel),
         )
         return write_boot(boot, built, name=name, check=check)
 
@@ -140,8 +154,13 @@ def _names(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".", "..")]
 
 
-def _name_recipe(digest: str, agent: bytes, kernel: Kernel) -> str:
-    inputs = ["import", VERSION, digest, hashlib.sha256(agent).hexdigest(), hashlib.sha256(kernel.image).hexdigest()]
+def name_recipe(digest: str, agent: bytes, kernel: Image) -> str:
+    """Names what an image is made of: the content at its source, this agent, that kernel, and what is added."""
+    inputs = [
+        *("import", VERSION, digest, hashlib.sha256(agent).hexdigest(), kernel.kernel_sha256),
+        *(hashlib.sha256(recipe.read_guest_module()).hexdigest(), sorted(recipe.MODULES), recipe.BOOT_MODULES),
+        *(recipe.FOLDERS, recipe.FILES),
+    ]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
@@ -155,17 +174,32 @@ def _fill(
     """The root holds the image; how its programs run, and its digest."""
     origin = work.origin
     if origin.kind == "dir":
-        _copy_folder(Path(origin.place), applying)
-        return Running(), f"dir:{origin.place}"
+        digest = digest_folder(Path(origin.place), check)
+        copy_folder(Path(origin.place), applying)
+        return Running(), digest
     if origin.kind == "oci":
         with _open_path(origin.place, Layout.open) as layout:
             found = find_in_layout(layout, origin.tag)
             configuration = layout.read(found.manifest.config)
             opens = [(each, lambda each=each: layout.streaming(each)) for each in found.manifest.layers]
-            return _apply_all(found, configuration, opens, applying, report), found.digest
+            return _apply_all(found.name, configuration, opens, applying, report), found.digest
     if origin.kind == "docker-archive":
-        return _apply_archive(Path(origin.place), origin.tag, applying, report)
+        with open_archive(Path(origin.place), origin.tag) as saved:
+            unnamed = Descriptor(media_type="", digest="", size_bytes=0)
+            layers = [(unnamed, lambda each=each: saved.opened(each)) for each in saved.layers]
+            return _apply_all(saved.name, saved.configuration, layers, applying, report), saved.digest
     return _pull(work, applying, folder, report, check)
+
+
+def identify(origin: Origin, check: Callable[[], None] = lambda: None) -> str:
+    """Names what is there now, at a source that is on this host, as an import of it does. Raises what that raises."""
+    if origin.kind == "dir":
+        return digest_folder(Path(origin.place), check)
+    if origin.kind == "docker-archive":
+        with open_archive(Path(origin.place), origin.tag) as saved:
+            return saved.digest
+    with _open_path(origin.place, Layout.open) as layout:
+        return find_in_layout(layout, origin.tag).digest
 
 
 @contextmanager
@@ -181,7 +215,7 @@ def _open_path(path: str, opens: Callable[[Path], Layout]) -> Iterator[Layout]:
 
 
 def _apply_all(
-    found: Found,
+    name: str,
     configuration: bytes,
     layers: Sequence[tuple[Descriptor, Callable[[], AbstractContextManager[Source]]]],
     applying: Applying,
@@ -191,28 +225,28 @@ def _apply_all(
     try:
         said = read_configuration(configuration)
     except ValueError as error:
-        raise ArtifactError(found.name, f"its configuration: {error}") from error
+        raise ArtifactError(name, f"its configuration: {error}") from error
     if (said.system, said.arch) != (SYSTEM, ARCH):
         what = f"it is for {said.system or '?'}/{said.arch or '?'}, and guests are {SYSTEM}/{ARCH}"
-        raise ArtifactError(found.name, what, hint=f"give an image for {SYSTEM}/{ARCH}")
+        raise ArtifactError(name, what, hint=f"give an image for {SYSTEM}/{ARCH}")
     if len(said.diff_ids) != len(layers):
         what = f"its configuration tells of {len(said.diff_ids)} layers, and it has {len(layers)}"
-        raise ArtifactError(found.name, what)
+        raise ArtifactError(name, what)
     if not layers:
-        raise ArtifactError(found.name, "it has no layers, so nothing could run in it", hint="give an image with files")
+        raise ArtifactError(name, "it has no layers, so nothing could run in it", hint="give an image with files")
     if len(layers) > applying.budget.limits.layers:
-        raise ArtifactError(found.name, f"it has more than {applying.budget.limits.layers} layers (limit layers)")
+        raise ArtifactError(name, f"it has more than {applying.budget.limits.layers} layers (limit layers)")
     for number, ((descriptor, opens), diff_id) in enumerate(zip(layers, said.diff_ids, strict=True)):
         report(f"applying layer {number + 1} of {len(layers)}", _APPLIED_SHARE * number / len(layers))
-        name = f"{found.name}: layer {number + 1} ({descriptor.digest or diff_id})"
+        layer = f"{name}: layer {number + 1} ({descriptor.digest or diff_id})"
         with opens() as source:
             packed = _Hashed(source)
-            have = applying.apply(packed, name)
+            have = applying.apply(packed, layer)
             packed.drain()
         if descriptor.digest and packed.digest != descriptor.digest:
-            raise ArtifactError(name, "its content is not what its digest says")
+            raise ArtifactError(layer, "its content is not what its digest says")
         if have != diff_id:
-            raise ArtifactError(name, f"it unpacks to {have}, and the configuration says {diff_id}")
+            raise ArtifactError(layer, f"it unpacks to {have}, and the configuration says {diff_id}")
     return said.running
 
 
@@ -235,69 +269,6 @@ class _Hashed:
     @property
     def digest(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
-
-
-def _apply_archive(
-    path: Path, tag: str, applying: Applying, report: Callable[[str, float], None]
-) -> tuple[Running, str]:
-    """The image in what `docker save` wrote: manifest.json names its configuration and layers, by paths in the tar."""
-    name = str(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigError("source", name, f"cannot open {path}: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ArtifactError(name, "it is no file")
-        members = find_members(path, fd)
-
-        def part(member: str) -> Part:
-            if member not in members:
-                raise ArtifactError(name, f"it has no {member!r}", hint="give what `docker save` wrote")
-            return Part(fd, members[member].offset, members[member].size)
-
-        def document(member: str) -> bytes:
-            data = part(member).read(MOST_DOCUMENT + 1)
-            if len(data) > MOST_DOCUMENT:
-                raise ArtifactError(name, f"its {member} has more than {MOST_DOCUMENT} bytes")
-            return data
-
-        config, layers = _read_archive(document("manifest.json"), tag, name)
-        configuration = document(config)
-
-        @contextmanager
-        def opened(member: str) -> Iterator[Source]:
-            yield part(member)
-
-        unnamed = Descriptor(media_type="", digest="", size_bytes=0)
-        opens = [(unnamed, lambda each=each: opened(each)) for each in layers]
-        found = Found(name, digest_of(configuration), None)  # type: ignore[arg-type]
-        return _apply_all(found, configuration, opens, applying, report), found.digest
-    finally:
-        os.close(fd)
-
-
-def _read_archive(data: bytes, tag: str, name: str) -> tuple[str, list[str]]:
-    """The paths of the configuration and of the layers."""
-    try:
-        images = [
-            (
-                str(each["Config"]),
-                [str(layer) for layer in each["Layers"]],
-                [str(t) for t in each.get("RepoTags") or ()],
-            )
-            for each in json.loads(data)
-        ]
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise ArtifactError(name, f"its manifest.json makes no sense: {error}") from error
-    wanted = [(config, layers) for config, layers, tags in images if not tag or _is_tagged(tags, tag)]
-    if len(wanted) != 1:
-        raise ArtifactError(name, f"{len(wanted)} of its {len(images)} images fit", hint="give a tag that one has")
-    return wanted[0]
-
-
-def _is_tagged(tags: list[str], tag: str) -> bool:
-    return any(each == tag or each.rpartition(":")[2] == tag for each in tags)
 
 
 def _pull(
@@ -344,7 +315,7 @@ def _pull(
             yield file
 
     opens = [(each, lambda each=each: opened(each)) for each in found.manifest.layers]
-    return _apply_all(found, configuration, opens, applying, report), found.digest
+    return _apply_all(found.name, configuration, opens, applying, report), found.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,53 +336,3 @@ def _type_of(data: bytes) -> str:
         return str(body.get("mediaType") or (INDEXES[0] if "manifests" in body else MANIFESTS[0]))
     except (ValueError, AttributeError, RecursionError):
         return MANIFESTS[0]
-
-
-def _copy_folder(folder: Path, applying: Applying) -> None:
-    """What lies in the folder is in the root, as it lies there. Raises `ConfigError` where it cannot be read."""
-    if not folder.is_dir():
-        raise ConfigError("source", str(folder), f"{folder} is no folder", hint="give dir:FOLDER")
-    applying.layers = 1
-    linked: dict[tuple[int, int], list[str]] = {}
-    left: list[tuple[Path, list[str]]] = [(folder, [])]
-    while left:
-        at, path = left.pop()
-        try:
-            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
-            for entry in entries:
-                applying.check()
-                inside = [*path, entry.name]
-                info = entry.stat(follow_symlinks=False)
-                applying.budget.take(str(folder), entries=1, described=len(entry.name))
-                key = (info.st_dev, info.st_ino)
-                if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
-                    if key in linked:
-                        applying.root.link(inside, linked[key], 1)
-                        continue
-                    linked[key] = inside
-                if stat.S_ISSOCK(info.st_mode):
-                    continue
-                applying.root.put(inside, _read_entry(Path(entry.path), info, applying, str(folder)), 1)
-                if stat.S_ISDIR(info.st_mode):
-                    left.append((Path(entry.path), inside))
-        except OSError as error:
-            raise ConfigError("source", str(folder), f"cannot read {error.filename or at}: {error.strerror}") from error
-
-
-def _read_entry(path: Path, info: os.stat_result, applying: Applying, name: str) -> Inode:
-    inode = Inode(info.st_mode, info.st_uid, info.st_gid, max(0, int(info.st_mtime)))
-    if stat.S_ISLNK(info.st_mode):
-        inode.target = os.fsencode(os.readlink(path)).decode("utf-8", "surrogateescape")
-    elif stat.S_ISREG(info.st_mode):
-        applying.budget.take(name, unpacked=info.st_size)
-        place = applying.contents.take(info.st_size)
-        with path.open("rb") as file:
-            at = 0
-            while at < info.st_size and (data := file.read(min(_PIECE, info.st_size - at))):
-                applying.contents.write(place, at, data)
-                at += len(data)
-        inode.content = place
-        inode.xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path) if key != "security.selinux"}
-    elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
-        inode.device = (os.major(info.st_rdev), os.minor(info.st_rdev))
-    return inode

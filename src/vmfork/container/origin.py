@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vmfork.config.source import LOCAL_KINDS
 from vmfork.errors import ArtifactError, ConfigError
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, Manifest, read_index
@@ -35,7 +36,6 @@ _LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+(gzip|zstd))?"
     r"|docker\.image\.rootfs(\.foreign)?\.diff\.tar(\.(gzip|zstd))?)"
 )
-_KINDS = ("oci", "docker-archive", "dir")
 _HINT = "give oci:FOLDER[:TAG], docker-archive:FILE, dir:FOLDER, or a name in a registry, such as registry.example/py:1"
 _MOST_NESTED = 4
 
@@ -54,7 +54,7 @@ class Origin:
         if not isinstance(text, str) or not text or "\0" in text:
             raise ConfigError("source", text, f"{text!r} says nowhere an image could come from", hint=_HINT)
         kind, colon, rest = text.partition(":")
-        if colon and kind in _KINDS:
+        if colon and kind in LOCAL_KINDS:
             if not rest:
                 raise ConfigError("source", text, f"{text!r} has no path", hint=_HINT)
             place, tag = (rest, "") if kind == "dir" else _split_tag(rest)

@@ -32,8 +32,10 @@ class ImageRecord:
     on (`disks.py`), of `disk_bytes`; empty where that lies in the initramfs. `init` is the guest's first program where
     it is not `/init`.
 
-    `source` says where an imported image came from; it has no suite and no packages. `environment`, `working_dir`,
-    `user`, `entrypoint` and `command` are what it says of its programs; the first three are in force in its guests.
+    `source` says where an imported image came from; it has no suite and no packages. `source_digest` names what was
+    there: of a layout and a registry it is the digest of the manifest. `sources` are all that were found to be of this
+    content. `environment`, `working_dir`, `user`,
+    `entrypoint` and `command` are what it says of its programs; the first three are in force in its guests.
     """
 
     digest: str
@@ -56,6 +58,8 @@ class ImageRecord:
     disk_bytes: int = 0
     init: str = ""
     source: str = ""
+    source_digest: str = ""
+    sources: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
     user: str = ""

@@ -152,12 +152,14 @@ class ImageStore:
     def commit(self, built: Path, digest: str) -> None:
         """The folder `built` is the image of that digest. The caller holds its lock.
 
-        Where the image is in the store already, it stays, with what was measured of it. Built of another recipe, it has
-        the new record: with the recipe of the former, the same would be built again each time. Damaged, it is replaced.
+        Where the image is in the store already, it stays, with what was measured of it. Built of another recipe, or
+        found at another source, it has the new record: with that of the former, the same would be built again each
+        time. Damaged, it is replaced.
         """
         there = self.find_checked(digest)
         if there is not None:
-            if _read_record(built, name=digest).recipe != there.recipe:
+            made = _read_record(built, name=digest)
+            if (made.recipe, made.sources) != (there.recipe, there.sources):
                 _sync(built / RECORD_NAME)
                 (built / RECORD_NAME).replace(self.folder / digest / RECORD_NAME)
             return

@@ -10,6 +10,7 @@ from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
+from vmfork.late import import_late
 from vmfork.machine.accelerator import decide_accel
 from vmfork.machine.board import check_board, check_card, check_disk
 from vmfork.machine.emulator import choose_emulator, find_emulator
@@ -81,18 +82,28 @@ def _check_host(config: VMConfig) -> None:
         )
 
 
-async def ensure_image(name: str, *, made_of: ImageConfig | None = None, instance: Instance) -> Image:
-    """The image `name`. Only `default` is built where it is missing or damaged; another is an error.
+async def ensure_image(
+    name: str, *, made_of: ImageConfig | None = None, instance: Instance, again: bool = False
+) -> Image:
+    """The image `name`, which is made of `made_of` where that is said; it was made, or made anew, where it was not.
 
-    `default` is made of `made_of`, else of what it was made of before, and follows this vmfork: where that ships
-    another agent, it is built anew.
+    Where nothing is said, only `default` is built where it is missing or damaged; another is an error. It is made of
+    what it was made of before, and follows this vmfork: where that ships another agent, it is built anew. What was
+    imported from a registry is looked for there `again` when that is asked for.
     """
-    images = instance.places.images
-    if name != DEFAULT_IMAGE:
-        return await asyncio.to_thread(ImageStore(images).open, name)
+    store = ImageStore(instance.places.images)
+    if made_of is not None and made_of.source:
+        kernel = await ensure_image(DEFAULT_IMAGE, instance=instance)
+        ensure_imported = import_late("vmfork.container.kept", "ensure_imported")
+        imported: Image = await ensure_imported(
+            made_of.source, name, kernel=kernel, store=store, again=again, progress=instance.progress
+        )
+        return imported
+    if made_of is None and name != DEFAULT_IMAGE:
+        return await asyncio.to_thread(store.open, name)
     if made_of is None:
-        made_of = await asyncio.to_thread(_read_configuration, name, images)
-    return await build_image(name, made_of, store=ImageStore(images), progress=instance.progress)
+        made_of = await asyncio.to_thread(_read_configuration, name, instance.places.images)
+    return await build_image(name, made_of, store=store, progress=instance.progress)
 
 
 def _read_configuration(name: str, images: Path) -> ImageConfig:

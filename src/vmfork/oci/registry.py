@@ -107,10 +107,14 @@ class Repository:
     def _download(self, descriptor: Descriptor, file: IO[bytes], have: int, check: Callable[[int], None]) -> None:
         what = f"blobs/{descriptor.digest}"
         headers = {"Range": f"bytes={have}-"} if have else {}
-        answer = self._ask("GET", what, {200, 206, 404}, headers=headers, stream=True)
+        answer = self._ask("GET", what, {200, 206, 404, 416}, headers=headers, stream=True)
         with answer, self._reaching():
             if answer.status_code == 404:
                 raise ArtifactError(str(self.reference), f"the registry has no {what}")
+            if answer.status_code == 416:  # there is nothing behind what was sent
+                raise ArtifactError(
+                    f"{self.reference}: {what}", f"it ended behind {have} of {descriptor.size_bytes} bytes"
+                )
             if answer.status_code == 200:  # it knows no ranges: from the beginning
                 have = 0
                 file.seek(0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, HostError
 from vmfork.host.packing import Packing
-from vmfork.host.session import kill_session
+from vmfork.host.tool import run_tool
 from vmfork.machine.programs import run_program
 from vmfork.recipe.pins import WHEEL, is_file
 from vmfork.wire.command import Command
@@ -33,14 +32,18 @@ if TYPE_CHECKING:
     from vmfork.recipe.step import Pip
 
 _PLACE = "/run/vmfork-wheels"
-_LOG_BYTES = 8192
 # The last lines of pip's output, which name what it did not find.
 _NO_PACKAGE = re.compile(r"No matching distribution found for (.+)")
+# musl says its version where its loader is run alone, and nowhere else.
 _ASK = (
-    "import json, os, sys;"
+    "import glob, json, os, subprocess, sys;"
     "libc = os.confstr('CS_GNU_LIBC_VERSION') if 'CS_GNU_LIBC_VERSION' in os.confstr_names else '';"
+    "loaders = [] if libc else sorted(glob.glob('/lib/ld-musl-*.so.1'));"
+    "libc = subprocess.run(loaders[:1], stderr=subprocess.PIPE).stderr.decode() if loaders else libc;"
     "print(json.dumps([sys.version_info[:2], os.uname().machine, libc]))"
 )
+# Images may have another user, who may not write there.
+_USER = "root"
 _ASK_LIMIT_S = 60.0
 # manylinux names an older C library too (PEP 600); the least that there are wheels for.
 _OLDEST_GLIBC = 5
@@ -49,12 +52,13 @@ _LEGACY = ("manylinux2014", "manylinux2010", "manylinux1")
 
 @dataclass(frozen=True, slots=True)
 class GuestPython:
-    """What wheels have to fit: version, machine, and the minor version of glibc 2; `None` for another C library."""
+    """What wheels have to fit: version, machine, and the minor version of glibc 2 or of musl 1, whichever it has."""
 
     major: int
     minor: int
     machine: str
     glibc: int | None
+    musl: int | None = None
 
     def to_options(self) -> list[str]:
         """What tells pip to look for wheels for this Python in the place of its own."""
@@ -65,6 +69,8 @@ class GuestPython:
         return options
 
     def _list_platforms(self) -> list[str]:
+        if self.musl is not None:  # PEP 656
+            return [*(f"musllinux_1_{minor}" for minor in range(self.musl, -1, -1)), "linux"]
         if self.glibc is None:
             return ["linux"]
         # pip takes each name as it stands: one for glibc 2.41 does not mean those for 2.28.
@@ -74,13 +80,13 @@ class GuestPython:
 async def ask_python(running: Running) -> GuestPython:
     """What the guest's Python says of itself. Raises `ConfigError` when it has none."""
     try:
-        result = await run_program(running, Command(["python3", "-c", _ASK]), timeout_s=_ASK_LIMIT_S)
+        result = await run_program(running, Command(["python3", "-c", _ASK], user=_USER), timeout_s=_ASK_LIMIT_S)
     except ExecError as error:
         hint = 'put {packages = ["python3"]} before it, or take an image that has it'
         raise ConfigError("pip", "python3", "the guest has no python3", hint=hint) from error
     (major, minor), machine, libc = json.loads(result.check().stdout)
-    found = re.fullmatch(r"glibc 2\.(\d+)", libc)
-    return GuestPython(major, minor, machine, int(found[1]) if found else None)
+    glibc, musl = re.fullmatch(r"glibc 2\.(\d+)", libc), re.search(r"^musl libc\b.*\nVersion 1\.(\d+)", libc)
+    return GuestPython(major, minor, machine, int(glibc[1]) if glibc else None, int(musl[1]) if musl else None)
 
 
 async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder: Path) -> None:
@@ -124,7 +130,7 @@ async def install_wheels(running: Running, folder: Path, *, timeout_s: float) ->
     try:
         await agent.put(Packing(str(folder)), _PLACE, parents=True, timeout_s=timeout_s)
         script = (resources.files("vmfork.recipe") / "python" / "install_wheels.py").read_text()
-        command = Command(["python3", "-c", script, _PLACE])
+        command = Command(["python3", "-c", script, _PLACE], user=_USER)
         (await run_program(running, command, timeout_s=timeout_s)).check()
     finally:
         if agent.lost is None:
@@ -144,33 +150,11 @@ def _list_wanted(wanted: Sequence[str], context: Context) -> list[str]:
 
 async def _run(argv: Sequence[str], folder: Path, *, limit_s: float) -> tuple[int, str]:
     """The program's exit status and the end of what it wrote."""
-    setpriv = shutil.which("setpriv")  # should we be killed outright, it ends with us
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *([setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []),
-            *argv,
-            cwd=folder,
-            # All of it: an index's credentials lie there, and lines of requirement files may name any of it. What is
-            # fetched runs no code on this host.
-            env=dict(os.environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
-    assert process.stdout is not None
     log = bytearray()
     try:
         async with asyncio.timeout(limit_s):
-            while more := await process.stdout.read(_LOG_BYTES):
-                log = (log + more)[-_LOG_BYTES:]
-            exit_code = await process.wait()
+            exit_code = await run_tool(argv, folder=folder, log=log)  # what is fetched runs no code on this host
     except TimeoutError:
         detail = f"pip's output:\n{log.decode(errors='replace')}"
         raise DeadlineExceeded("fetching Python packages", limit_s, detail=detail) from None
-    finally:
-        await kill_session(process.pid)
-        await process.wait()
     return exit_code, log.decode(errors="replace")

@@ -12,7 +12,7 @@ from vmfork.config import VMConfig
 from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists
 from vmfork.host.thread import in_thread
 from vmfork.journal import about
-from vmfork.machine.prepare import prepare
+from vmfork.machine.prepare import ensure_image, prepare
 from vmfork.progress import Progress
 from vmfork.recipe.derive import derive_config
 from vmfork.recipe.short import expand_steps
@@ -22,7 +22,7 @@ from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
 from vmfork.template.publish import publish
-from vmfork.template.recipe import Recipe
+from vmfork.template.recipe import Recipe, base_of
 from vmfork.template.recipe_file import read_template
 from vmfork.template.scratch import staged_disk
 from vmfork.template.source import Source
@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from vmfork.config import Instance
     from vmfork.store import Staging
 
-__all__ = ["BuildOptions", "Recipe", "Secrets", "build_template", "ensure_template", "expand_steps", "read_template"]
+__all__ = [
+    "BuildOptions",
+    "Recipe",
+    "Secrets",
+    "base_of",
+    "build_template",
+    "ensure_template",
+    "expand_steps",
+    "read_template",
+]
 
 _log = logging.getLogger("vmfork")
 
@@ -75,6 +84,7 @@ async def build_template(
     ) as staging:
         if unless is not None and (made := await unless()) is not None:
             return made
+        await _ensure_base(config, recipe, instance, again=not options.cache)
         plan = await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
@@ -132,6 +142,8 @@ async def ensure_template(
         return None if found is None or (recipe is not None and found.recipe != recipe.name) else found
 
     await bring_back(name, config or VMConfig(), instance=instance)
+    if recipe is not None and config is not None:
+        await _ensure_base(config, recipe, instance)  # a template of what its image was is stale
     if (found := await find()) is not None:
         return found
     wanted = config or VMConfig()
@@ -147,6 +159,12 @@ async def ensure_template(
         return found
     # Another that found the same, at the same time, may have built it while we waited for it.
     return await build_template(name, wanted, recipe, instance=instance, replace=True, wait_s=wait_s, unless=find)
+
+
+async def _ensure_base(config: VMConfig, recipe: Recipe, instance: Instance, *, again: bool = False) -> None:
+    """The recipe's image is there, made of what the recipe says, if it says that."""
+    if recipe.base is not None:
+        await ensure_image(config.image, made_of=recipe.base, instance=instance, again=again)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.config import VMConfig  # noqa: TC001 - a record's types are looked up when it is read
+from vmfork.config import ImageConfig, VMConfig  # noqa: TC001 - a record's types are looked up when it is read
 from vmfork.errors import ConfigError, TemplateCorrupt, TemplateNotFound
 from vmfork.host.folders import NO_FILE, make_private, read_file, write_whole
 from vmfork.machine.ways import load_ways
@@ -38,7 +38,8 @@ class KeptRecipe:
     `env` are names only: the values were for the warm-up alone, and may be secrets. One that was frozen while it ran
     (`is_live`) has none that could be followed, nor has one that `came_from` a file or a registry.
     `reaches` is what its commands may reach: nothing, `all`, or the entries of a list. `steps` are in the words of a
-    recipe, and read what is in and below `folder`; `recipe` is its name, where it has steps.
+    recipe, and read what is in and below `folder`; `recipe` is its name, where it has steps. `base` is what its image
+    is made of, where the recipe says that.
     """
 
     config: VMConfig
@@ -57,6 +58,7 @@ class KeptRecipe:
     steps: tuple[Any, ...] = ()
     folder: str = ""
     recipe: str = ""
+    base: ImageConfig | None = None
 
     @property
     def is_followable(self) -> bool:
@@ -85,6 +87,7 @@ class KeptRecipe:
             steps=tuple(step.to_words() for step in recipe.steps),
             folder=str(recipe.folder) if recipe.steps else "",
             recipe=recipe.name if recipe.steps else "",
+            base=recipe.base,
         )
 
     def to_recipe(self, name: str) -> Recipe:
@@ -107,6 +110,7 @@ class KeptRecipe:
         return Recipe(
             steps=read_steps(self.steps),
             folder=Path(self.folder),
+            base=self.base,
             warm_up=self.warm_up,
             ready=self.ready,
             secrets=Secrets(paths=self.secret_paths, env=self.secret_env, allowed=self.secrets_allowed),

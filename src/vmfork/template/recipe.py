@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmfork.adopt.secrets import Secrets
+from vmfork.config import ImageConfig
+from vmfork.config.source import absolute_source
 from vmfork.errors import ConfigError
+from vmfork.late import import_late
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.context import Context
 from vmfork.recipe.pins import digest_steps
@@ -33,12 +36,13 @@ class Recipe:
     that is tried until it succeeds, at most `ready_timeout_s` seconds. `network` is what these two may reach, and ends
     with them. Programs of all steps have `env`, whose values are not kept. A machine that holds one of `secrets` is not
     frozen, nor one with a program that still has a secret of its step. `vm` are fields of the `VMConfig` that the
-    recipe says.
+    recipe says. `base` is what its image is made of, where it says that: it is made, or made anew, before the template.
     """
 
     steps: tuple[Step, ...] = ()
     folder: Path = Path()
     vm: Mapping[str, Any] = field(default_factory=dict)
+    base: ImageConfig | None = None
     warm_up: tuple[str, ...] = ()
     ready: str = ""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -100,3 +104,13 @@ def _read(given: Any) -> tuple[Step, ...]:
     """The steps, of tables in the words of a recipe or of steps."""
     is_read = isinstance(given, tuple) and not any(isinstance(each, Mapping) for each in given)
     return given if is_read else read_steps(given)
+
+
+def base_of(source: str, folder: Path) -> tuple[ImageConfig, dict[str, str]]:
+    """What the image of a recipe with `from` is made of, and the field of the machine that names that image.
+
+    Paths are from `folder` on. Raises `ConfigError` for a source that is none.
+    """
+    absolute = absolute_source(source, folder)
+    name: str = import_late("vmfork.container.kept", "name_source")(absolute)
+    return ImageConfig(source=absolute), {"image": name}

@@ -21,25 +21,29 @@ Files that the steps read lie in and below the folder of this file.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
-from vmfork.config.loader import RECIPES, name_unknown, read_toml
+from vmfork.config.loader import RECIPES, name_unknown, read_images, read_toml
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_hooks, read_ready, read_start, read_steps
-from vmfork.template.recipe import Recipe
+from vmfork.template.recipe import Recipe, base_of
 from vmfork.units import parse_duration_s, parse_seconds, parse_size_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vmfork.config import ImageConfig
+
 _LISTS = ("warm_up", "secret_paths", "secret_env")
 _DURATIONS = {"step_timeout_s": STEP_LIMIT_S, "ready_timeout_s": READY_LIMIT_S}
 _KEYS = ("steps", "hooks", "start", "ready", *_LISTS, "allow_secrets", *_DURATIONS)
+# Beside the fields of a machine: the image, by what it is made of in the place of its name.
+_FROM = "from"
 _MACHINE = tuple(field.name for field in fields(VMConfig))
 # Sizes as people write them, beside the fields that they are.
 _SIZES = {"memory": "memory_mib", "max_memory": "max_memory_mib", "disk": "disk_mib"}
@@ -72,15 +76,19 @@ def read_template(path: Path, name: str = "") -> tuple[str, Recipe]:
         raise name_unknown(f"{RECIPES}.{name}", f"{path} has no such section", "templates there", known or ("none",))
     given = sections[name]
     for key in given:
-        if key not in (*_KEYS, *_MACHINE, *_SIZES):
-            where = f"{path} has it"
-            raise name_unknown(f"{RECIPES}.{name}.{key}", where, "keys of a recipe", (*_KEYS, *_SIZES, *_MACHINE))
-    return name, _read(given, path, prefix=f"{RECIPES}.{name}")
+        if key not in (*_KEYS, _FROM, *_MACHINE, *_SIZES):
+            where, known = f"{path} has it", (*_KEYS, _FROM, *_SIZES, *_MACHINE)
+            raise name_unknown(f"{RECIPES}.{name}.{key}", where, "keys of a recipe", known)
+    images = read_images(body, path)
+    return name, _read(given, path, prefix=f"{RECIPES}.{name}", images=images)
 
 
-def _read(given: Mapping[str, Any], path: Path, *, prefix: str) -> Recipe:
+def _read(
+    given: Mapping[str, Any], path: Path, *, prefix: str, images: Mapping[str, ImageConfig] | None = None
+) -> Recipe:
     try:
-        return _read_keys(given, path, prefix)
+        recipe = _read_keys(given, path, prefix)
+        return replace(recipe, **_read_base(given, path, prefix, recipe.vm, images or {}))
     except ConfigError as error:
         if str(path) in error.reason:
             raise
@@ -117,6 +125,25 @@ def _read_keys(given: Mapping[str, Any], path: Path, prefix: str) -> Recipe:
         step_timeout_s=limits["step_timeout_s"],
         ready_timeout_s=limits["ready_timeout_s"],
     )
+
+
+def _read_base(
+    given: Mapping[str, Any], path: Path, prefix: str, machine: Mapping[str, Any], images: Mapping[str, ImageConfig]
+) -> dict[str, Any]:
+    """The fields of a recipe that say what its image is made of: `from`, else what the file says of that image."""
+    if _FROM not in given:
+        base = images.get(machine.get("image", ""))
+        return {} if base is None else {"base": base}
+    field, source = f"{prefix}.{_FROM}", given[_FROM]
+    if not isinstance(source, str) or not source.strip():
+        raise ConfigError(field, source, "must be text that says where a container image is")
+    if "image" in given:
+        raise ConfigError(field, source, "a recipe has one image: image names it, or from says what it is made of")
+    try:
+        base, named = base_of(source, path.parent)
+    except ConfigError as error:
+        raise ConfigError(field, source, error.reason, hint=error.hint) from None
+    return {"base": base, "vm": {**machine, **named}}
 
 
 def _read_machine(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -69,6 +69,17 @@ def test_packages_of_file_variable_and_arguments_mean_the_same(built, monkeypatc
     assert built[2].bare is True
 
 
+def test_what_an_image_is_made_of_is_found_by_its_name(built, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmfork.toml").write_text('[image.app]\nfrom = "oci:in"\n[image.tools]\npackages = ["git"]\n')
+    for argv in (["build", "app"], ["build", "tools", "--package", "jq"], ["build", "other"]):
+        CliRunner().invoke(verbs.command, argv)
+    assert [config.source for config in built] == [f"oci:{tmp_path}/in", "", ""]
+    assert [config.packages for config in built] == [(), ("git", "jq"), ()]
+    wrong = CliRunner().invoke(verbs.command, ["build", "app", "--package", "git"])
+    assert isinstance(wrong.exception, ConfigError)
+
+
 def test_an_image_goes_by_a_file_to_another_instance(tmp_path, monkeypatch):
     def run(*argv: str, home: str) -> tuple[int, str]:
         monkeypatch.setenv("VMFORK_HOME", str(tmp_path / home))

@@ -28,6 +28,8 @@ def places(tmp_path, monkeypatch):
         (["template", "show", "none"], 1),
         (["image", "rm", "none"], 1),
         (["run"], 125),
+        (["run", "-d"], 125),
+        (["run", "--image", "x", "-t", "y", "true"], 125),
         (["run", "--nonsense", "true"], 125),
         (["run", "-t", "none", "true"], 125),
         (["run", "--memory", "huge", "true"], 125),

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmfork.config import Limits, loader
+from vmfork.config import ImageConfig, Limits, loader
 from vmfork.config.loader import SECTIONS, load_settings
+from vmfork.config.source import absolute_source
 from vmfork.errors import ConfigError
 
 
@@ -198,3 +199,56 @@ def test_whatever_the_environment_says_is_taken_or_refused_by_field(tmp_path, fo
 def test_whatever_an_argument_says_is_taken_or_refused_by_field(tmp_path, found):
     path = write(tmp_path, "")
     are_settings_or_refused(lambda: load_settings(path, {}, {".".join(field): value for field, value in found}))
+
+
+IMAGES = """
+[image]
+bare = true
+[image.app]
+from = "oci:layouts/app:1"
+[image.tools]
+packages = ["git"]
+[image.other]
+from = "registry.example/team/py:1"
+"""
+
+
+def test_images_of_other_names_are_of_packages_or_of_container_images(tmp_path):
+    got = load_settings(write(tmp_path, IMAGES), {})
+    assert got.image == ImageConfig(bare=True)
+    assert got.images == {
+        "app": ImageConfig(source=f"oci:{tmp_path}/layouts/app:1"),
+        "tools": ImageConfig(packages=("git",)),
+        "other": ImageConfig(source="registry.example/team/py:1"),
+    }
+    assert load_settings(write(tmp_path, ""), {}).images == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "told"),
+    [
+        ('[image]\nfrom = "dir:/a"\n', "image.from", "[image.NAME]"),
+        ('[image.app]\nfrm = "dir:/a"\n', "image.app.frm", "did you mean from"),
+        ("[image.app]\nfrom = 3\n", "image.app.from", "text"),
+        ('[image.app]\nfrom = ""\n', "image.app.from", "text"),
+        ('[image.app]\nfrom = "dir:/a"\npackages = ["git"]\n', "image.app.packages", "container image"),
+        ('[image.app]\nfrom = "dir:/a"\nroot = "disk"\n', "image.app.root", "container image"),
+        ('[image.app]\nsuite = "No"\n', "image.app.suite", "not a Debian release"),
+        ('[image."a b"]\nfrom = "dir:/a"\n', "image.a b", "not a name"),
+        ('[image]\nsuite = {from = "dir:/a"}\n', "image.suite", "must be a value"),
+    ],
+)
+def test_an_image_that_cannot_be_is_refused_by_its_name(tmp_path, text, field, told):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {})
+    assert caught.value.field == field
+    assert told in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("source", ["dir:root", "oci:root", "docker-archive:root"])
+def test_a_path_of_a_source_is_from_its_folder_on(tmp_path, source):
+    kind = source.partition(":")[0]
+    assert absolute_source(source, tmp_path) == f"{kind}:{tmp_path}/root"
+    assert absolute_source(f"{kind}:/root", tmp_path) == f"{kind}:/root"
+    assert absolute_source("registry.example/root", tmp_path) == "registry.example/root"

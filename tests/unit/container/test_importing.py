@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import stat
 import tarfile
 
 import pytest
 
-from tests.images import CONFIG_TYPE, INDEX_TYPE, LayoutWriter, Member, digest, folder, hard, make_layer, write_image
+from tests.images import INDEX_TYPE, LayoutWriter, Member, digest, make_layer, write_image
 from tests.registry import running_registry
+from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of, put_image, save_archive
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
 from vmfork.errors import ArtifactError, ConfigError, ImageNotFound
-from vmfork.image import ImageStore, cpio, lz4
 from vmfork.image.record import Image
-from vmfork.late import import_late
-from vmfork.oci.descriptor import Descriptor
-from vmfork.oci.reference import Reference
-
-_RELEASE = "6.12.1-test"
-_MODULE = f"usr/lib/modules/{_RELEASE}/kernel/x.ko"
-LAYERS = [[folder("etc"), Member("etc/a", body=b"old")], [Member("etc/a", body=b"new", uid=7), hard("b", "etc/a")]]
-CONFIG = {"Env": ["PATH=/x", "A=b=c"], "WorkingDir": "/work/here", "User": "7:8", "Entrypoint": ["/e"], "Cmd": ["c"]}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return ImageStore(tmp_path / "images")
-
-
-@pytest.fixture
-def kernel(tmp_path):
-    """An image whose kernel can be taken, and in which nothing else is right."""
-    at = tmp_path / "kernel"
-    at.mkdir()
-    (at / "kernel").write_bytes(b"kernel")
-    with (at / "initramfs").open("wb") as file, lz4.LegacyWriter(file) as packer:
-        writer = cpio.Writer(packer)
-        for path, body in {_MODULE: b"module", "etc/vmfork/modules": b"/m\n", "bin/sh": b"not taken"}.items():
-            writer.add(path, stat.S_IFREG | 0o644, body)
-        writer.finish()
-        packer.finish()
-    return Image(
-        name="default", digest="0" * 64, kernel=at / "kernel", initramfs=at / "initramfs", kernel_release=_RELEASE,
-        kernel_sha256="", initramfs_sha256="", arch="x86_64", recipe="", suite="trixie", requested=(), bare=False,
-        packages={}, unpacked_bytes=1, created_at="", kernel_bytes=6, initramfs_bytes=1,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -60,15 +25,10 @@ def bring(store, kernel):
     return bring
 
 
-def files_of(image: Image) -> dict[str, bytes]:
-    """What its guest would have; of names that are one file the last has the content."""
-    return {name: body for name, _, body in cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))}
-
-
 def check(image: Image) -> None:
     found = files_of(image)
     assert found["etc/a"] == b"new"
-    assert found[_MODULE] == b"module"
+    assert found[MODULE] == b"module"
     assert found["etc/vmfork/modules"] == b"/m\n"
     assert "bin/sh" not in found
     assert {"dev", "proc", "sys", "tmp", "work/here", "usr/lib/vmfork/agent"} <= set(found)
@@ -99,17 +59,8 @@ async def test_a_layout_in_a_tar_is_read(bring, tmp_path):
 
 
 async def test_what_docker_saved_becomes_an_image(bring, tmp_path):
-    layers = [make_layer(members) for members in LAYERS]
-    config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [digest(layer) for layer in layers]}}
-    listed = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": ["0/layer.tar", "1/layer.tar"]}]
-    parts = {"0/layer.tar": layers[0], "1/layer.tar": layers[1]}
-    parts |= {"c.json": json.dumps(config).encode(), "manifest.json": json.dumps(listed).encode()}
     path = tmp_path / "saved.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, body in parts.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
+    save_archive(path, LAYERS)
     for tag in ("", ":1"):
         assert files_of(await bring(f"docker-archive:{path}{tag}"))["etc/a"] == b"new"
     with pytest.raises(ArtifactError, match="0 of its 1 images"):
@@ -205,19 +156,11 @@ def test_a_path_with_a_colon_is_told_from_a_tag(tmp_path):
 
 @pytest.mark.needs("docker-registry", "oras")
 async def test_an_image_is_pulled_from_a_registry(bring, tmp_path):
-    repository_type = import_late("vmfork.oci.registry", "Repository")
     layout = LayoutWriter(tmp_path / "in")
     named = layout.add_image([make_layer(members) for members in LAYERS], config=CONFIG)
-    blobs = tmp_path / "in/blobs"
-    manifest = (blobs / named["digest"].replace(":", "/")).read_bytes()
-    body = json.loads(manifest)
-    assert body["config"]["mediaType"] == CONFIG_TYPE
     with running_registry(tmp_path / "registry") as registry:
         reference = f"{registry.host}/team/app:1"
-        repository = repository_type(Reference.parse(reference))
-        for each in (body["config"], *body["layers"]):
-            repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
-        repository.put_manifest("1", manifest)
+        body = put_image(layout, reference)
         image = await bring(reference)
         check(image)
         assert image.source == reference

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.image.fake_run import MEMBERS, stand_in
+from tests.unit.image.samples import commit_image
 from vmfork.config import ImageConfig, Instance, Places, VMConfig
+from vmfork.errors import ConfigError
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.image.derived import is_derived
@@ -60,6 +62,16 @@ async def test_one_of_the_same_packages_that_is_newer_than_the_base_is_taken(run
     mine = await build_image("mine", ImageConfig(packages=("bash", "git")), store=store)
     config = await derive_config(VMConfig(image="base"), GIT, instance=instance)
     assert (store.open(config.image).digest, run.count) == (mine.digest, 2)
+
+
+async def test_packages_are_not_added_to_a_container_image(tmp_path) -> None:
+    instance = Instance(Places(home=tmp_path / "home", runtime=tmp_path / "run"))
+    store = ImageStore(instance.places.images)
+    image = commit_image(store, "app")
+    record = encode_record(replace(image, source="registry.example/app:1"))
+    (store.folder / image.digest / RECORD_NAME).write_bytes(record)
+    with pytest.raises(ConfigError, match=r"packages: .*'app' is a container image .*registry\.example/app:1"):
+        await derive_config(VMConfig(image="app"), GIT, instance=instance)
 
 
 def _make_older(store: ImageStore, name: str) -> None:

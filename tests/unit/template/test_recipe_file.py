@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.config import VMConfig
+from vmfork.config import ImageConfig, VMConfig
 from vmfork.config.loader import load_settings
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import describe
+from vmfork.records import read_record, write_record
 from vmfork.template.kept import KeptRecipe
 from vmfork.template.names import name_recipe
 from vmfork.template.recipe import Recipe
@@ -203,3 +204,33 @@ def test_a_recipe_with_steps_is_named_by_what_it_reads(tmp_path) -> None:
     assert Recipe(steps=[{"run": "a"}]).name != Recipe(warm_up=["a"]).name
     with pytest.raises(ConfigError, match="steps: 1"):
         Recipe(steps=[{"rum": "a"}])
+
+
+def test_a_recipe_says_what_its_image_is_made_of(tmp_path) -> None:
+    text = '[image.app]\nfrom = "oci:in:1"\n[template.web]\nfrom = "dir:root"\n[template.db]\nimage = "app"\n'
+    path = write(tmp_path, text)
+    web, db = read_template(path, "web")[1], read_template(path, "db")[1]
+    assert web.base == ImageConfig(source=f"dir:{tmp_path}/root")
+    assert web.vm["image"].startswith("root.from-")
+    assert (db.base, db.vm) == (ImageConfig(source=f"oci:{tmp_path}/in:1"), {"image": "app"})
+    for recipe in (web, db):
+        kept = read_record(KeptRecipe, write_record(KeptRecipe.of(recipe, recipe.apply_to(VMConfig()))))
+        assert kept.to_recipe("web").base == recipe.base
+        assert kept.config.image == recipe.vm["image"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('from = "python:3.13"', "registry"),
+        ("from = 3", "must be text"),
+        ('from = "./root"', "is a path"),
+        ('from = "dir:root"\nimage = "app"', "one image"),
+        ('frm = "dir:root"', "did you mean from"),
+    ],
+)
+def test_what_its_image_cannot_be_made_of_is_refused_by_name(tmp_path, text, told) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_template(write(tmp_path, f"[template.web]\n{text}\n"), "web")
+    assert caught.value.field.startswith("template.web.")
+    assert told in f"{caught.value} {caught.value.hint}"

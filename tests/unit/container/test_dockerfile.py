@@ -1,0 +1,76 @@
+"""A Dockerfile is buildah's: what it makes is imported, and where it is not there, or fails, that is told."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.rules.capabilities import find_static_busybox
+from tests.unit.container.conftest import files_of
+from vmfork.container.dockerfile import build_dockerfile
+from vmfork.errors import ConfigError, HostError, ImageNotFound
+
+DOCKERFILE = """
+FROM scratch
+ARG WHO=nobody
+COPY box /bin/sh
+RUN echo built for $WHO > /built
+ENV GREETING=hello
+WORKDIR /srv
+ENTRYPOINT ["/bin/busybox", "echo"]
+CMD ["from a Dockerfile"]
+"""
+
+
+@pytest.fixture
+def build(store, kernel):
+    async def build(file, **more):
+        return await build_dockerfile(file, "it", kernel=kernel, store=store, **more)
+
+    return build
+
+
+async def test_without_buildah_it_is_named(build, store, tmp_path, monkeypatch):
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="buildah was not found") as told:
+        await build(tmp_path / "Dockerfile")
+    assert "apt-get install buildah" in told.value.hint
+    with pytest.raises(ImageNotFound):
+        store.open("it")
+
+
+async def test_a_file_or_a_folder_that_is_not_there_is_named(build, tmp_path):
+    with pytest.raises(ConfigError, match="none is no file"):
+        await build(tmp_path / "none")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    with pytest.raises(ConfigError, match="none is no folder"):
+        await build(tmp_path / "Dockerfile", context=tmp_path / "none")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("buildah", "busybox", "root")
+async def test_what_buildah_makes_is_imported(build, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    monkeypatch.setenv("STORAGE_DRIVER", "vfs")
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path / "graph"}"\nrunroot = "{tmp_path / "run"}"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+    busybox, file, context = find_static_busybox(), tmp_path / "Dockerfile", tmp_path / "context"
+    assert busybox is not None
+    context.mkdir()
+    shutil.copy(busybox, context / "box")
+    file.write_text(DOCKERFILE)
+    first = await build(file, context=context, arguments={"WHO": "us"})
+    assert files_of(first)["built"] == b"built for us\n"
+    assert (first.entrypoint, first.command) == (("/bin/sh", "echo"), ("from a Dockerfile",))
+    assert (first.working_dir, first.source) == ("/srv", f"dockerfile:{file}")
+    assert (await build(file, context=context, arguments={"WHO": "us"})).digest == first.digest  # of its cache
+    file.write_text(DOCKERFILE.replace("RUN echo", "RUN false; exit 3; echo"))
+    with pytest.raises(HostError, match=r"buildah build failed \(exit status \d+\)") as told:
+        await build(file, context=context)
+    assert "exit 3" in told.value.details()
+    assert store.open("it").digest == first.digest
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]

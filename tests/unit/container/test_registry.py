@@ -1,0 +1,234 @@
+"""Images come from a registry as its users run it: with TLS, with a password, by a line that breaks."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images import LayoutWriter, Member, make_layer
+from tests.issuer import make_certificate
+from tests.registry import HTPASSWD, PASSWORD, USER, Registry, running_registry
+from tests.unit.container.conftest import CONFIG, LAYERS, files_of, put_image
+from vmfork.container.importing import import_image
+from vmfork.errors import ArtifactError, HostError, ImageNotFound
+from vmfork.late import import_late
+from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.manifest import Manifest
+from vmfork.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.needs("docker-registry", "oras")
+
+
+@pytest.fixture(autouse=True)
+def credentials(tmp_path, monkeypatch):
+    """The file of credentials of a user who has none yet."""
+    folder = tmp_path / "docker"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return folder / "config.json"
+
+
+@pytest.fixture
+def bring(store, kernel):
+    async def bring(source: str):
+        return await import_image(source, "it", kernel=kernel, store=store)
+
+    return bring
+
+
+@pytest.fixture
+def layout(tmp_path) -> LayoutWriter:
+    written = LayoutWriter(tmp_path / "in")
+    written.add_image([make_layer(members) for members in LAYERS], config=CONFIG)
+    return written
+
+
+def nothing_is_left(store) -> bool:
+    with pytest.raises(ImageNotFound):
+        store.open("it")
+    return not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]
+
+
+def log_in(credentials, host: str) -> None:
+    token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    credentials.write_text(json.dumps({"auths": {host: {"auth": token}}}))
+
+
+async def test_with_a_password_from_the_file_of_credentials(bring, store, layout, credentials, tmp_path):
+    with running_registry(tmp_path / "closed", htpasswd=HTPASSWD) as registry:
+        reference = f"{registry.host}/team/app:1"
+        with pytest.raises(HostError) as told:
+            await bring(reference)
+        assert "docker login" in told.value.hint
+        assert nothing_is_left(store)
+        log_in(credentials, registry.host)
+        put_image(layout, reference)
+        assert files_of(await bring(reference))["etc/a"] == b"new"
+        log_in(credentials, "registry.example")
+        with pytest.raises(HostError):
+            await bring(reference)
+
+
+async def test_by_tls_where_the_authority_is_known(bring, store, layout, tmp_path, monkeypatch):
+    certificate, key = make_certificate(tmp_path)
+    with running_registry(tmp_path / "tls", tls=(certificate, key)) as registry:
+        reference = f"{registry.host}/team/app:1"
+        with pytest.raises(HostError, match="not to be trusted"):
+            await bring(reference)
+        assert nothing_is_left(store)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        put_image(layout, reference)
+        assert files_of(await bring(reference))["etc/a"] == b"new"
+
+
+class Breaking:
+    """A line to a registry that breaks behind `after` bytes, `times` times. What was asked by it is in `asked`."""
+
+    def __init__(self, registry: Registry, *, after: int, times: int) -> None:
+        self._port = int(registry.host.partition(":")[2])
+        self._after, self._left = after, times
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked: list[bytes] = []
+        self._lines: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self._port))
+            self._lines += [client, there]
+            for work in (self._ask, self._answer):
+                self._threads.append(threading.Thread(target=work, args=(client, there)))
+                self._threads[-1].start()
+
+    def _ask(self, client: socket.socket, there: socket.socket) -> None:
+        while data := _receive(client):
+            self.asked.append(data)
+            with suppress(OSError):
+                there.sendall(data)
+        _end(there)
+
+    def _answer(self, client: socket.socket, there: socket.socket) -> None:
+        told = 0
+        while data := _receive(there):
+            told += len(data)
+            with self._lock:
+                breaks = told > self._after and self._left > 0
+                self._left -= breaks
+            with suppress(OSError):
+                client.sendall(data)
+            if breaks:
+                break
+        _end(client)
+        _end(there)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # which wakes who accepts
+        self._threads[0].join()
+        for line in self._lines:
+            _end(line)
+        for thread in self._threads:
+            thread.join()
+        for line in (self._listener, *self._lines):
+            line.close()
+
+
+def _receive(line: socket.socket) -> bytes:
+    try:
+        return line.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+def _end(line: socket.socket) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def breaking(registry: Registry, *, after: int, times: int) -> Iterator[Breaking]:
+    line = Breaking(registry, after=after, times=times)
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+async def test_a_layer_goes_on_where_the_line_broke(bring, tmp_path):
+    body = os.urandom(4 << 20)
+    layout = LayoutWriter(tmp_path / "large")
+    layout.add_image([make_layer([Member("large", body=body)])])
+    with running_registry(tmp_path / "registry") as registry, breaking(registry, after=3 << 19, times=2) as line:
+        put_image(layout, f"{registry.host}/team/app:1")
+        image = await bring(f"{line.host}/team/app:1")
+        assert files_of(image)["large"] == body
+        ranges = [asked for asked in line.asked if b"Range: bytes=" in asked]
+        assert len(ranges) == 2
+        assert not any(b"Range: bytes=0-" in asked for asked in ranges)
+
+
+async def test_a_registry_that_is_killed_half_way_leaves_nothing(bring, store, layout, tmp_path, monkeypatch):
+    repository_type = import_late("vmfork.oci.registry", "Repository")
+    download, turn = repository_type.download, threading.Lock()
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+
+        def kill_behind(*args: object) -> None:
+            with turn:
+                download(*args)
+                registry.kill()
+
+        monkeypatch.setattr(repository_type, "download", kill_behind)
+        with pytest.raises(HostError, match="cannot be reached") as told:
+            await bring(f"{registry.host}/team/app:1")
+        assert told.value.hint
+        assert nothing_is_left(store)
+
+
+async def test_a_layer_that_was_cut_off_in_the_registry_is_refused(bring, store, layout, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        body = put_image(layout, f"{registry.host}/team/app:1")
+        for blob in registry.blobs:
+            if body["layers"][1]["digest"].endswith(blob.parent.name):
+                os.truncate(blob, blob.stat().st_size // 2)
+        with pytest.raises(ArtifactError) as told:
+            await bring(f"{registry.host}/team/app:1")
+        assert body["layers"][1]["digest"] in str(told.value)
+        assert nothing_is_left(store)
+
+
+async def test_what_is_no_image_is_refused_by_its_kind(bring, store, layout, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        reference = f"{registry.host}/team/app:1"
+        body = put_image(layout, reference)
+        repository = import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference))
+        kind = "application/vnd.example.chart.v1+json"
+        data = json.dumps(body | {"config": body["config"] | {"mediaType": kind}}).encode()
+        assert Manifest.from_json(data).config.media_type == kind
+        repository.put_manifest("chart", data)
+        with pytest.raises(ArtifactError, match=r"chart"):
+            await bring(f"{registry.host}/team/app:chart")
+        odd = json.dumps(body | {"layers": [body["layers"][0] | {"mediaType": "application/vnd.example.disk"}]})
+        repository.put_manifest("odd", odd.encode())
+        with pytest.raises(ArtifactError, match=r"application/vnd\.example\.disk"):
+            await bring(f"{registry.host}/team/app:odd")
+        assert nothing_is_left(store)
+        assert Descriptor.from_json(body["config"]).size_bytes
