@@ -102,8 +102,12 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
 BOXED = """
 [template.boxed]
 from = "oci:in:latest"
-steps = [{copy = ["note", "/data/note"]}, {run = "echo $(id -un) in $PWD: $GREETING > told"}]
-start = "exec sleep 1000"
+steps = [
+  {copy = ["note", "/data/note"]},
+  {run = "echo $(id -un) in $PWD: $GREETING > told; cat /run/token >> told", secret_files = {"/run/token" = "note"}},
+]
+start = "id -un; exec sleep 1000"
+ready = {log = "^app$"}
 """
 
 
@@ -142,7 +146,7 @@ async def test_a_recipe_begins_from_an_image_whose_command_its_forks_run(boxed):
     template = await Template.ensure("boxed", recipe=recipe)
     assert template.generation == built["generation"]  # the image is as it was, and so nothing was built
     async with await template.fork() as vm:
-        assert await vm.read_file("/data/told") == b"app in /data: hello\n"
+        assert await vm.read_file("/data/told") == b"app in /data: hello\nnoted"
         assert (await vm.exec(await vm.image_argv(["sh"]))).stdout == "said sh\n"
         assert (await vm.exec(["cat", "note"])).stdout == "noted"
 

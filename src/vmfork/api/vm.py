@@ -29,9 +29,9 @@ from vmfork.machine.fit import FIT_LIMIT_S, fit
 from vmfork.machine.folder import list_records
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
-from vmfork.machine.image_argv import find_image_argv
 from vmfork.machine.kept import choose_program
 from vmfork.machine.naming import find_ended, find_vm, has_label
+from vmfork.machine.of_image import find_image_argv
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_allowed, check_ttl
 from vmfork.machine.use import measure_memory, read_stats

@@ -11,8 +11,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmfork.container.command import DEFAULTS, encode_command
 from vmfork.container.command import PATH as COMMAND
-from vmfork.container.command import encode_command
 from vmfork.container.root import Inode, PathError
 from vmfork.errors import ImageError
 from vmfork.image import cpio, lz4, recipe
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 INIT = f"/{recipe.AGENT_PATH}"
 # Read by the agent: guest/defaults.c draws it.
-DEFAULTS = "etc/vmfork/defaults"
 ATTRIBUTES = "etc/vmfork/attributes"
 # Raised with every change that changes what is added.
 VERSION = 2

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATH = "etc/vmfork/command"
+# Folder, user and variables of programs, read by the agent: guest/defaults.c draws it.
+DEFAULTS = "etc/vmfork/defaults"
 # More than the kernel takes of arguments (execve(2): a quarter of a stack's limit, 2 MiB by default), in JSON's form.
 MOST_BYTES = 16 << 20
 

@@ -39,20 +39,21 @@ class Background:
         self._step = step
         self._folder = f"{FOLDER}/{number}"
 
-    async def begin(self, surroundings: Surroundings, env: Mapping[str, str]) -> None:
-        """It was started. Raises `GuestError` when it cannot be, or the image has no `setsid`."""
+    async def begin(self, surroundings: Surroundings, env: Mapping[str, str], *, owner: str) -> None:
+        """It was started, by `owner` (empty: root). Raises `GuestError` when it cannot be, or there is no `setsid`."""
         agent = self._running.agent
         await agent.make_dir(self._folder, parents=True)
-        if surroundings.user:
-            await agent.change(self._folder, user=surroundings.user)
-        argv = ["setsid", "--fork", "/bin/sh", "-c", _BEGIN, self._folder, self._step.line]
+        if owner:
+            await agent.change(self._folder, user=owner)
+        # It forks, for the agent's programs lead their groups; busybox's has no option to say so.
+        argv = ["setsid", "/bin/sh", "-c", _BEGIN, self._folder, self._step.line]
         command = Command(argv, env={**env, **surroundings.env}, cwd=surroundings.cwd, user=surroundings.user)
         try:
             (await run_program(self._running, command, timeout_s=_LIMIT_S)).check()
         except ExecError as error:
             if error.exit_code != 127:
                 raise
-            hint = 'put {packages = ["util-linux"]} before all other steps'
+            hint = 'put {packages = ["util-linux"]} before all other steps, or take a container image that has it'
             raise ConfigError("start", self._step.line, "the image has no setsid", hint=hint) from error
 
     async def read_log(self) -> str:

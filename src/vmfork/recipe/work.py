@@ -12,6 +12,7 @@ from vmfork.code.source import find_code
 from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import base_name
 from vmfork.host.thread import in_thread
+from vmfork.machine.of_image import find_image_user
 from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env, set_network
 from vmfork.recipe.background import Background
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vmfork.recipe.surroundings import Surroundings
 
 _WHEELS = "wheels"
+_ASK_LIMIT_S = 60.0
 _SECRET_MODE = 0o600
 _HOOK_MODE = 0o755
 
@@ -89,7 +91,12 @@ class Work:
     async def _start(self, step: Start) -> None:
         self._started += 1
         self._program = Background(self._running, self._started, step)
-        await self._program.begin(self.surroundings, find_program_env(self._running))
+        owner = await self._find_owner()
+        await self._program.begin(self.surroundings, find_program_env(self._running), owner=owner)
+
+    async def _find_owner(self) -> str:
+        """Whom the programs of a step are; empty: root."""
+        return self.surroundings.user or await find_image_user(self._running, timeout_s=_ASK_LIMIT_S)
 
     async def _copy(self, step: Copy) -> None:
         before = await in_thread(lambda _: digest_copied(step, self._context))
@@ -135,7 +142,8 @@ class Work:
     @asynccontextmanager
     async def _holding(self, secrets: Mapping[str, str]) -> AsyncIterator[None]:
         """The guest has the secret files in the block, the owner's alone, and no more afterwards."""
-        agent, user, placed = self._running.agent, self.surroundings.user, []
+        agent, placed = self._running.agent, []
+        user = await self._find_owner() if secrets else ""
         contents = {path: _read_secret(self._context.folder, name) for path, name in secrets.items()}
         try:
             for path, content in contents.items():
