@@ -162,6 +162,7 @@ CAPABILITIES = {
         "busybox-static is not there: make test brings it", lambda: find_static_busybox() is not None
     ),
     "buildah": Capability("buildah is not installed", _has_program("buildah")),
+    "skopeo": Capability("skopeo is not installed", _has_program("skopeo")),
     "musl": Capability("musl is not there: make test brings it", lambda: bool(find_musl())),
     "stock-python": Capability("this Python is Debian's, which looks for modules elsewhere than others", _always),
     "ray": Capability("Ray is not installed: make test-cluster brings it", _has_module("ray")),

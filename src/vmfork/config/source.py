@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What is on this host begins with one of these and a colon; anything else is a name in a registry.
+# What is on this host begins with one of these and a colon, and a path; or with one of those and a name that another
+# tool knows. Anything else is a name in a registry.
 LOCAL_KINDS = ("oci", "docker-archive", "dir")
+TOOL_KINDS = ("docker-daemon", "containers-storage")
 
 
 def absolute_source(source: str, folder: Path) -> str:

@@ -136,7 +136,7 @@ class ImageConfig:
     the guest's `memory`, or on a `disk` that all guests read, with memory for what each writes: by size with `auto`.
 
     With `source` (`from` in a file) it is made of a container image in the place of packages: a name in a registry,
-    `oci:PATH[:TAG]`, `docker-archive:FILE[:TAG]` or `dir:FOLDER`.
+    `oci:PATH[:TAG]`, `docker-archive:FILE[:TAG]` or `dir:FOLDER` (docs/guides/images.md).
     """
 
     suite: str = "trixie"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
+from vmfork.config.source import TOOL_KINDS
 from vmfork.container.additions import VERSION, Additions, read_kernel
 from vmfork.container.archive import open_archive
 from vmfork.container.boot import Boot, write_boot
@@ -23,6 +24,7 @@ from vmfork.container.limits import Budget, ImportLimits
 from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Origin, choose_document, find_in_layout
 from vmfork.container.root import Inode, Root
 from vmfork.container.running import Running, read_configuration
+from vmfork.container.skopeo import copy_to_layout
 from vmfork.errors import ArtifactError, ConfigError, HostError
 from vmfork.host.folders import NO_FILE
 from vmfork.host.thread import in_thread
@@ -96,6 +98,9 @@ async def import_image(
         with store.staging() as folder:
             built = folder / "image"
             built.mkdir()
+            if work.origin.kind in TOOL_KINDS:
+                report("fetching by skopeo", 0.0)
+                work = replace(work, origin=Origin.parse(await copy_to_layout(source, folder)))
             image = await in_thread(lambda stop: _make(work, folder, built, name, stop, report))
             lock, _ = await lock_subject(image.digest, store, ignore_progress)
             with lock:

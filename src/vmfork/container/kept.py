@@ -8,6 +8,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from vmfork.config.source import LOCAL_KINDS
 from vmfork.container.importing import identify, import_image, name_recipe
 from vmfork.container.origin import Origin
 from vmfork.errors import ImageCorrupt, ImageNotFound
@@ -31,9 +32,9 @@ _NOT_OF_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 def name_source(source: str) -> str:
     """What the image of a source is called where nobody names it: `WORD.from-DIGEST`, by the text of the source."""
     origin = Origin.parse(source)
-    path = origin.place.partition("@")[0] if origin.kind == "registry" else origin.place
+    path = origin.place if origin.kind in LOCAL_KINDS else origin.place.partition("@")[0]
     last = path.rstrip("/").rpartition("/")[2]
-    if origin.kind == "registry":
+    if origin.kind not in LOCAL_KINDS:
         last = last.partition(":")[0]
     word = _NOT_OF_NAME.sub("-", last).strip("._-")[:_MOST_OF_WORD] or "image"
     return f"{word}.from-{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:_DIGITS]}"
@@ -50,9 +51,9 @@ async def ensure_imported(
 ) -> Image:
     """`name` leads to an image of what is at `source`: the one that it led to, or a new one where that is another.
 
-    What is on this host is looked at each time. A registry is asked where there is no image of that reference, and
-    `again`. Two processes that import the same take turns, and the second uses what the first made. Raises what
-    `import_image` raises; the name leads where it led before then.
+    A layout, an archive and a folder are looked at each time; a registry, and a tool that has it, only where there is
+    no image of that source, and `again`. Two processes that import the same take turns, and the second uses what the
+    first made. Raises what `import_image` raises; the name leads where it led before then.
     """
     origin = Origin.parse(source)
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
@@ -65,7 +66,7 @@ async def ensure_imported(
         return found if await in_thread(lambda stop: _is_current(found, origin, agent, stop)) else None
 
     def _is_current(found: Image, origin: Origin, agent: bytes, stop: threading.Event) -> bool:
-        if origin.kind != "registry":
+        if origin.kind in LOCAL_KINDS:
             return found.recipe == name_recipe(identify(origin, lambda: _go_on(stop)), agent, kernel)
         return source in found.sources and found.recipe == name_recipe(found.source_digest, agent, kernel)
 

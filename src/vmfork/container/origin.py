@@ -4,6 +4,8 @@
 oci:PATH[:TAG]             an OCI layout: a folder, or a tar of one
 docker-archive:FILE[:TAG]  what `docker save` wrote
 dir:FOLDER                 a root file system as it lies there
+docker-daemon:NAME:TAG     what Docker's daemon has, or podman and buildah: fetched by skopeo (skopeo.py)
+containers-storage:NAME
 HOST[:PORT]/NAME[:TAG]     in a registry; or NAME@sha256:...
 ```
 """
@@ -16,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmfork.config.source import LOCAL_KINDS
+from vmfork.config.source import LOCAL_KINDS, TOOL_KINDS
 from vmfork.errors import ArtifactError, ConfigError
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, Manifest, read_index
@@ -59,6 +61,10 @@ class Origin:
                 raise ConfigError("source", text, f"{text!r} has no path", hint=_HINT)
             place, tag = (rest, "") if kind == "dir" else _split_tag(rest)
             return cls(kind, place, tag)
+        if colon and kind in TOOL_KINDS:
+            if not rest:
+                raise ConfigError("source", text, f"{text!r} names no image", hint=f"such as {kind}:app:1")
+            return cls(kind, rest)
         if text.startswith((".", "/", "~")):
             raise ConfigError("source", text, f"{text!r} is a path, and does not say of what", hint=_HINT)
         try:

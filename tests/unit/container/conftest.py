@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.images import LayoutWriter, Member, digest, folder, hard, make_layer
+from vmfork.container.importing import import_image
 from vmfork.container.layer import Applying, Contents
 from vmfork.container.limits import Budget, ImportLimits
 from vmfork.container.root import Root
@@ -53,6 +54,14 @@ def kernel(tmp_path):
         kernel_sha256="", initramfs_sha256="", arch="x86_64", recipe="", suite="trixie", requested=(), bare=False,
         packages={}, unpacked_bytes=1, created_at="", kernel_bytes=6, initramfs_bytes=1,
     )  # fmt: skip
+
+
+@pytest.fixture
+def bring(store, kernel):
+    async def bring(source: str, **more: object) -> Image:
+        return await import_image(source, "it", kernel=kernel, store=store, **more)  # type: ignore[arg-type]
+
+    return bring
 
 
 def files_of(image: Image) -> dict[str, bytes]:

@@ -1,15 +1,16 @@
-"""A Dockerfile is buildah's: what it makes is imported, and where it is not there, or fails, that is told."""
+"""What buildah makes of a Dockerfile and skopeo fetches is imported; where they are missing, or fail, that is told."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 
 import pytest
 
 from tests.rules.capabilities import find_static_busybox
 from tests.unit.container.conftest import files_of
 from vmfork.container.dockerfile import build_dockerfile
-from vmfork.errors import ConfigError, HostError, ImageNotFound
+from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 
 DOCKERFILE = """
 FROM scratch
@@ -29,6 +30,17 @@ def build(store, kernel):
         return await build_dockerfile(file, "it", kernel=kernel, store=store, **more)
 
     return build
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """buildah and skopeo keep images in a folder of the test's."""
+    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
+    monkeypatch.setenv("STORAGE_DRIVER", "vfs")
+    (tmp_path / "storage.conf").write_text(
+        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path / "graph"}"\nrunroot = "{tmp_path / "run"}"\n'
+    )
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
 
 
 async def test_without_buildah_it_is_named(build, store, tmp_path, monkeypatch):
@@ -51,13 +63,7 @@ async def test_a_file_or_a_folder_that_is_not_there_is_named(build, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs("buildah", "busybox", "root")
-async def test_what_buildah_makes_is_imported(build, store, tmp_path, monkeypatch):
-    monkeypatch.setenv("BUILDAH_ISOLATION", "chroot")
-    monkeypatch.setenv("STORAGE_DRIVER", "vfs")
-    (tmp_path / "storage.conf").write_text(
-        f'[storage]\ndriver = "vfs"\ngraphroot = "{tmp_path / "graph"}"\nrunroot = "{tmp_path / "run"}"\n'
-    )
-    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(tmp_path / "storage.conf"))
+async def test_what_buildah_makes_is_imported(build, store, tmp_path, storage):
     busybox, file, context = find_static_busybox(), tmp_path / "Dockerfile", tmp_path / "context"
     assert busybox is not None
     context.mkdir()
@@ -73,4 +79,29 @@ async def test_what_buildah_makes_is_imported(build, store, tmp_path, monkeypatc
         await build(file, context=context)
     assert "exit 3" in told.value.details()
     assert store.open("it").digest == first.digest
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]
+
+
+async def test_without_skopeo_it_is_named(bring, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for source in ("docker-daemon:app:1", "containers-storage:localhost/app"):
+        with pytest.raises(HostError, match=f"skopeo was not found, which fetches {source}") as told:
+            await bring(source)
+        assert "apt-get install skopeo" in told.value.hint
+    with pytest.raises(ConfigError, match="names no image"):
+        await bring("docker-daemon:")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("buildah", "skopeo", "root")
+async def test_what_podman_and_buildah_have_is_fetched_by_skopeo(bring, store, tmp_path, storage):
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY a /etc/a\n")
+    (tmp_path / "a").write_text("new")
+    build = ["buildah", "build", "--quiet", "--format", "oci", "--tag", "localhost/app:1", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True)
+    image = await bring("containers-storage:localhost/app:1")
+    assert (files_of(image)["etc/a"], image.source) == (b"new", "containers-storage:localhost/app:1")
+    with pytest.raises(ArtifactError, match="skopeo could not fetch it") as told:
+        await bring("containers-storage:localhost/none:1")
+    assert any("none" in note for note in told.value.__notes__)
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]

@@ -17,14 +17,6 @@ from vmfork.errors import ArtifactError, ConfigError, ImageNotFound
 from vmfork.image.record import Image
 
 
-@pytest.fixture
-def bring(store, kernel):
-    async def bring(source: str, **more: object) -> Image:
-        return await import_image(source, "it", kernel=kernel, store=store, **more)  # type: ignore[arg-type]
-
-    return bring
-
-
 def check(image: Image) -> None:
     found = files_of(image)
     assert found["etc/a"] == b"new"

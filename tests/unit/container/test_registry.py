@@ -16,7 +16,6 @@ from tests.images import LayoutWriter, Member, make_layer
 from tests.issuer import make_certificate
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, running_registry
 from tests.unit.container.conftest import CONFIG, LAYERS, files_of, put_image
-from vmfork.container.importing import import_image
 from vmfork.errors import ArtifactError, HostError, ImageNotFound
 from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor
@@ -38,14 +37,6 @@ def credentials(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
     monkeypatch.setenv("HOME", str(tmp_path))
     return folder / "config.json"
-
-
-@pytest.fixture
-def bring(store, kernel):
-    async def bring(source: str):
-        return await import_image(source, "it", kernel=kernel, store=store)
-
-    return bring
 
 
 @pytest.fixture

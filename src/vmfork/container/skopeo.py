@@ -1,0 +1,43 @@
+"""Images that lie where only their own tools look: `skopeo` copies them into a layout, and that is imported.
+
+```
+docker-daemon:NAME:TAG     of Docker's daemon on this host
+containers-storage:NAME    of podman and buildah
+```
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from vmfork.errors import ArtifactError, HostError
+from vmfork.host.tool import run_tool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PROGRAM = "skopeo"
+
+
+def find_skopeo(source: str) -> str:
+    """Where it is. Raises `HostError` when it is not installed."""
+    path = shutil.which(_PROGRAM)
+    if path is None:
+        hint = "install it: apt-get install skopeo; or import a file: docker save, podman save"
+        raise HostError(f"the program skopeo was not found, which fetches {source}", hint=hint)
+    return path
+
+
+async def copy_to_layout(source: str, folder: Path) -> str:
+    """The image is a layout in `folder`; the source that this is. skopeo is used as its user set it up.
+
+    Raises `HostError` when skopeo is missing, and `ArtifactError`, with the end of what it wrote, when it failed.
+    """
+    copied, log = f"oci:{folder / 'copied'}:latest", bytearray()
+    exit_code = await run_tool([find_skopeo(source), "copy", "--quiet", source, copied], folder=folder, log=log)
+    if exit_code:
+        error = ArtifactError(source, f"skopeo could not fetch it (exit status {exit_code})", hint="see its output")
+        error.add_note(log.decode(errors="replace"))
+        raise error
+    return copied
