@@ -121,7 +121,15 @@ async def test_a_layer_that_was_swapped_cut_off_or_lost_is_refused(bring, tmp_pa
     assert "missing" in await _told(bring, f"oci:{tmp_path / 'in'}")
 
 
-@pytest.mark.parametrize("source", ["", "oci:", "dir:", "python:3.13", "/a/path", "./a", "~/a", "ftp:x", "a\0b", 5])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "", " ", "oci:", "dir:", "docker-archive:", "python:3.13", "/a/path", "./a", "~/a", "../a", "ftp:x", "a\0b", 5,
+        "https://registry.example/a", "registry.example", "registry.example/", "registry.example/A",
+        "registry.example/a:", "registry.example/a:b:c", "registry.example/a@sha256:12", "registry.example/a@md5:0", "registry.example/a//b",
+        f"registry.example/{'a' * 256}", f"registry.example/a:{'t' * 129}", "registry.example:port/a", "-x/a",
+    ],
+)  # fmt: skip
 async def test_a_source_that_is_none_is_refused(bring, source):
     with pytest.raises(ConfigError) as told:
         await bring(source)
