@@ -126,7 +126,8 @@ async def test_a_layer_that_was_swapped_cut_off_or_lost_is_refused(bring, tmp_pa
     [
         "", " ", "oci:", "dir:", "docker-archive:", "python:3.13", "/a/path", "./a", "~/a", "../a", "ftp:x", "a\0b", 5,
         "https://registry.example/a", "registry.example", "registry.example/", "registry.example/A",
-        "registry.example/a:", "registry.example/a:b:c", "registry.example/a@sha256:12", "registry.example/a@md5:0", "registry.example/a//b",
+        "registry.example/a:", "registry.example/a:b:c", "registry.example/a@sha256:12", "registry.example/a@md5:0",
+        "registry.example/a//b",
         f"registry.example/{'a' * 256}", f"registry.example/a:{'t' * 129}", "registry.example:port/a", "-x/a",
     ],
 )  # fmt: skip
