@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig
+from vmfork.config.values import MIN_MEMORY_MIB
 from vmfork.errors import ExecError, GuestError, LaunchError
 from vmfork.host.lock import FileLock
 from vmfork.hypervisor.qemu import board_of
@@ -93,20 +94,21 @@ async def _measure(plan: Plan, instance: Instance) -> int:
 
 
 async def find_least(try_boot: Callable[[int], Awaitable[VMForkError | None]], *, floor_mib: int) -> int:
-    """The least size in MiB, in steps of 4, at which `try_boot` gives no error. It is more than `floor_mib`.
+    """The least size in MiB, in steps of 4, at which `try_boot` gives no error: one that a machine can have.
 
-    Gallops up from a guess until a size boots, then down until one fails, and halves what is between. Raises the last
-    error when nothing boots.
+    It is more than `floor_mib`. Gallops up from a guess until a size boots, then down until one fails, and halves what
+    is between. Raises the last error when nothing boots.
     """
     size = _round_up(floor_mib + _FIRST_GUESS_MIB)
     hopeless = _HOPELESS * size
-    failed, jump = _round_up(floor_mib) - _STEP_MIB, _STEP_MIB
+    lowest = max(_round_up(floor_mib), MIN_MEMORY_MIB) - _STEP_MIB
+    failed, jump = lowest, _STEP_MIB
     while (error := await try_boot(size)) is not None:
         if size >= hopeless:
             raise error
         failed, jump = size, 2 * jump
         size += jump
-    jump, halving = _STEP_MIB, failed >= floor_mib
+    jump, halving = _STEP_MIB, failed > lowest
     while size - failed > _STEP_MIB:
         trial = _round_up((failed + size) // 2) if halving else max(size - jump, failed + _STEP_MIB)
         if await try_boot(trial) is None:

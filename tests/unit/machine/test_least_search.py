@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmfork.config.values import MIN_MEMORY_MIB
 from vmfork.errors import LaunchError
 from vmfork.machine.least import find_least
 
@@ -23,7 +24,7 @@ class Boots:
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(floor=st.integers(1, 3000), above=st.integers(1, 400))
+@given(floor=st.integers(64, 3000), above=st.integers(1, 400))
 async def test_the_least_is_found_to_4_mib(floor, above) -> None:
     boots = Boots(floor + above)
     found = await find_least(boots, floor_mib=floor)
@@ -31,6 +32,15 @@ async def test_the_least_is_found_to_4_mib(floor, above) -> None:
     assert floor + above <= found < floor + above + 4
     assert len(boots.tried) == len(set(boots.tried)) <= 14
     assert min(boots.tried) > floor - 4
+
+
+@settings(deadline=None)
+@given(floor=st.integers(0, 63), least=st.integers(0, 150))
+async def test_no_size_is_tried_that_no_machine_can_have(floor, least) -> None:
+    """A container image of one program boots in less."""
+    boots = Boots(least)
+    assert max(least, MIN_MEMORY_MIB) <= await find_least(boots, floor_mib=floor) < max(least, MIN_MEMORY_MIB) + 4
+    assert min(boots.tried) >= MIN_MEMORY_MIB
 
 
 async def test_a_right_guess_takes_two_boots() -> None:
