@@ -147,7 +147,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or "\0" in self.source:
-            raise ConfigError("image.from", self.source, "must be text that says where a container image is")
+            raise ConfigError("image.source", self.source, "must be text that says where a container image is")
         if not isinstance(self.suite, str) or _SUITE.fullmatch(self.suite) is None:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
         if not isinstance(self.bare, bool):
