@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vmfork
-from tests.image.builds import DEADLINE_S, LEAST, as_root, list_store
+from tests.image.builds import DEADLINE_S, LEAST, as_root, find_processes, list_store, wait_ended, wait_step
 from vmfork.config import ImageConfig
 from vmfork.errors import HostError
 from vmfork.image.build import build_image
@@ -85,7 +85,19 @@ def test_an_ordinary_user_builds_the_same(built, home):
     assert {path.lstat().st_uid for path in images_dir.rglob("*")} == {NOBODY}
 
 
-def test_two_builds_of_one_name_make_one_image_and_other_packages_another(built, home, images_dir, start_build):
+def test_two_builds_of_one_name_sweep_what_a_killed_one_left_and_make_one_image(built, home, images_dir, start_build):
+    killed = start_build(home)
+    wait_step(killed, "downloading packages")
+    assert len(find_processes(images_dir)) > 1
+    killed.kill()
+    killed.wait()
+    # The kernel tells mmdebstrap, which ends what it started.
+    wait_ended(images_dir)
+    left = list_store(images_dir)
+    assert len(left) == 2
+    assert all(name.startswith(".staging-") for name in left)
+    assert ImageStore(images_dir).list_images() == []
+    # Other packages are another image.
     children = [start_build(home, VMFORK_IMAGE_PACKAGES="sed") for _ in range(2)]
     ends = [child.communicate(timeout=DEADLINE_S) for child in children]
     assert [child.returncode for child in children] == [0, 0], ends

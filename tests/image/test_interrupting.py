@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_ended, wait_step
+from tests.image.builds import DEADLINE_S, LEAST, find_processes, list_store, wait_step
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
 
@@ -50,23 +50,6 @@ def test_a_signal_ends_the_command_and_leaves_nothing(home, images_dir, start_bu
     assert (output, log) == ("", f"interrupted by {number.name}\n")
     assert find_processes(images_dir) == []
     assert list_store(images_dir) == []
-
-
-async def test_what_a_killed_build_left_is_swept_by_the_next(home, images_dir, start_build):
-    child = start_build(home)
-    wait_step(child, "downloading packages")
-    assert len(find_processes(images_dir)) > 1
-    child.kill()
-    child.wait()
-    # The kernel tells mmdebstrap, which ends what it started.
-    wait_ended(images_dir)
-    left = list_store(images_dir)
-    assert len(left) == 2
-    assert all(name.startswith(".staging-") for name in left)
-    assert ImageStore(images_dir).list_images() == []
-    image = await build_image("one", LEAST, store=ImageStore(images_dir))
-    assert ImageStore(images_dir).verify("one") == image
-    assert list_store(images_dir) == sorted([image.digest, "names/one"])
 
 
 def test_a_sweep_while_a_killed_build_is_still_ending_does_no_harm(home, images_dir, start_build):

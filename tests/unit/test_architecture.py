@@ -41,6 +41,12 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def parse(source: str) -> ast.Module:
+    """Most are asked about several times."""
+    return ast.parse(source)
+
+
 def part_of(path: Path) -> str:
     """The first part of a module's name: a package directly below vmfork, or a module there."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -76,7 +82,7 @@ def part_imported(name: str) -> str | None:
 
 def wrong_imports(path: str, source: str) -> list[str]:
     own = Path(path).parts[0].removesuffix(".py")
-    tree = ast.parse(source)
+    tree = parse(source)
     names = imported_names(tree, package=".".join(("vmfork", *Path(path).parts[:-1])))
     return [
         f"{path}:{line}: {own} imports {name}"
@@ -119,9 +125,7 @@ def test_the_package_does_not_know_the_suite(root) -> None:
     knowing = [
         str(path.relative_to(root))
         for path in root.rglob("*.py")
-        if any(
-            name.split(".")[0] == "benchmarks" for _, name in imported_names(ast.parse(path.read_text()), package="")
-        )
+        if any(name.split(".")[0] == "benchmarks" for _, name in imported_names(parse(path.read_text()), package=""))
     ]
     assert bool(knowing) == (root == SUITE), knowing
 
@@ -140,7 +144,7 @@ def imports_among(modules: dict[str, Path]) -> dict[str, set[str]]:
     found = {}
     for module, path in modules.items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        names = {name for _, name in imported_names(ast.parse(path.read_text()), package=package)}
+        names = {name for _, name in imported_names(parse(path.read_text()), package=package)}
         found[module] = {n if n in modules else n.rpartition(".")[0] for n in names} & modules.keys() - {module}
     return found
 
@@ -169,7 +173,7 @@ def test_no_circle_in_a_room(root) -> None:
 
 def only_for_types(path: Path, modules: set[str]) -> bool:
     """Whether the file imports these modules nowhere but for type checking."""
-    tree = ast.parse(path.read_text())
+    tree = parse(path.read_text())
     tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node))]
     return not {name.rpartition(".")[0] for _, name in imported_names(tree, package="")} & modules
 
@@ -183,7 +187,7 @@ def test_what_tests_import_is_there() -> None:
     """Tests with machines are collected by the whole run alone; a name they miss shall not wait for that."""
     missing = []
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        for line, name in imported_names(ast.parse(path.read_text()), package=""):
+        for line, name in imported_names(parse(path.read_text()), package=""):
             first, *rest = name.split(".")[:-1] or [name]
             folder = ROOT.joinpath("tests", *rest)
             known = folder.is_dir() or folder.with_suffix(".py").is_file() if first == "tests" else is_installed(first)
@@ -214,9 +218,7 @@ def test_only_the_lazy_tables_import_by_name_and_through_one_door() -> None:
 def late_imports(path: Path) -> list[tuple[int, bool]]:
     """Lines of imports inside functions, and whether each says why: beside it, or on the line above it."""
     lines = path.read_text().splitlines()
-    functions = [
-        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    functions = [n for n in ast.walk(parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     found = {n.lineno for f in functions for n in ast.walk(f) if isinstance(n, (ast.Import, ast.ImportFrom))}
     return [(n, "PLC0415 - " in lines[n - 1] or lines[n - 2].lstrip().startswith("#")) for n in sorted(found)]
 
@@ -241,7 +243,7 @@ def test_qemu_is_asked_for_at_its_door() -> None:
         f"{path.relative_to(PACKAGE)}:{line}: {name}"
         for path in MODULES
         if (PACKAGE / "hypervisor") not in path.parents
-        for line, name in imported_names(ast.parse(path.read_text()), package="vmfork")
+        for line, name in imported_names(parse(path.read_text()), package="vmfork")
         if any(name == module or name.startswith(f"{module}.") for module in inside)
     ]
     assert past == []

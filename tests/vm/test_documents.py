@@ -126,16 +126,22 @@ def _built_by_pages() -> set[str]:
 
 @pytest.fixture(scope="module")
 def default(instance):
-    """The image and the template that pages share: the first command of a reader makes them."""
+    """The image and the template that pages share: the first command of a reader makes them.
+
+    Of the images that pages build, those with the same packages are built once. They are removed with the last page.
+    """
     need("mmdebstrap")
     vmfork("run", "--", "true", limit_s=_BLOCK_LIMIT_S).check()
     yield
     vmfork("template", "rm", "default").check()
+    # Other images are those of tests that run beside this one.
+    for name in _names("image") & _built_by_pages():
+        vmfork("image", "rm", "--", name).check()
 
 
 @pytest.fixture
 def reader(tmp_path, default):
-    """One in a new folder; the templates and images that he makes are removed."""
+    """One in a new folder; the templates that he makes are removed."""
     before = _names("template")
     commands = make_commands(tmp_path / ".venv" / "bin")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
@@ -148,9 +154,6 @@ def reader(tmp_path, default):
         for name in _names("template") - before:
             vmfork("template", "rm", "--", name).check()
         vmfork("gc", "--layers").check()
-        # Other images are those of tests that run beside this one.
-        for name in _names("image") & _built_by_pages():
-            vmfork("image", "rm", "--", name).check()
 
 
 @pytest.mark.parametrize("page", _RUN, ids=lambda page: str(page.relative_to(ROOT)))

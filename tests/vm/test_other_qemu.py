@@ -29,11 +29,12 @@ def other_qemu(tmp_path_factory) -> str:
         yield str(program)
 
 
-@pytest.fixture
-async def of_other(other_qemu) -> Template:
-    template = await Template.build("of-other", VMConfig(qemu=other_qemu))
+@pytest.fixture(scope="module")
+def of_other(other_qemu) -> Template:
+    """For those who leave it as it is."""
+    template = asyncio.run(Template.build("of-other", VMConfig(qemu=other_qemu)))
     yield template
-    await template.remove()
+    asyncio.run(template.remove())
 
 
 async def test_the_other_serves_its_own_template(of_other) -> None:
