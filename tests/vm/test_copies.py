@@ -16,7 +16,7 @@ from vmfork.errors import ConfigError, GuestError, GuestFileError
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.vm, pytest.mark.qemu]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def check_same(one: Path, other: Path) -> None:
     assert (other / "sparse").stat().st_blocks * 512 < 1_000_000
 
 
+@pytest.mark.qemu
 async def test_a_folder_goes_into_a_guest_runs_there_and_comes_back(any_vm, tree: Path, tmp_path: Path) -> None:
     put = await any_vm.put(tree, "/root/tree")
     assert (put.files, put.folders, put.links, put.skipped) == (3, 2, 2, ())

@@ -10,7 +10,7 @@ import vmfork
 from vmfork.errors import ConfigError, ExecError
 from vmfork.wire.frame import Channel
 
-pytestmark = [pytest.mark.vm, pytest.mark.qemu, pytest.mark.kvm]
+pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 LIMIT_S = 60
 
@@ -25,6 +25,7 @@ async def until(pieces, text: bytes, seen: bytes = b"") -> bytes:
     return seen
 
 
+@pytest.mark.qemu
 async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(any_vm) -> None:
     async with any_vm.start(["bash", "--norc", "-i"], pty=(31, 97), env={"PS1": "$ "}) as shell:
         pieces = shell.output()

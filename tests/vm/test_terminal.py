@@ -15,7 +15,7 @@ from tests.at_tmux import AtTmux
 from tests.vm.cli_runner import COMMAND, left_of, vmfork
 from vmfork.aio import VM
 
-pytestmark = [pytest.mark.vm, pytest.mark.qemu]
+pytestmark = pytest.mark.vm
 
 BASH = ("bash", "--norc", "-i")
 GIVING = (
@@ -52,6 +52,7 @@ def at_bash(template_name):
     return start
 
 
+@pytest.mark.qemu
 def test_keys_size_and_jobs_are_the_guests(at_bash) -> None:
     with at_bash(rows=31, columns=97, env={"TERM": "screen", "LANG": "C.UTF-8", "LC_TIME": "C"}) as at:
         assert at.is_raw
@@ -111,6 +112,7 @@ def test_a_time_limit_gives_the_terminal_back(template_name) -> None:
         assert "error: " in shown
 
 
+@pytest.mark.qemu
 def test_what_stops_us_finds_the_terminal_as_it_was_and_we_go_on(template_name) -> None:
     run = ("run", "-it", "-t", template_name, "-e", "PS1=$ ", "--", *BASH)
     with AtTerminal(*IN_A_SHELL, *COMMAND, *run) as at:
@@ -188,6 +190,7 @@ def test_what_is_for_a_fork_is_refused_for_a_machine(option) -> None:
 
 
 @pytest.mark.needs("tmux")
+@pytest.mark.qemu  # its tmux
 def test_top_fills_a_window_of_tmux_and_follows_it(template_name, tmp_path) -> None:
     top = f"{' '.join(COMMAND)} run -it -t {template_name} top; echo ended with $?; exec sleep 60"
     with AtTmux(tmp_path, top, rows=20, columns=90) as window:
