@@ -163,15 +163,15 @@ def test_several_processes_at_once_get_each_machine_once(settings, endpoint) -> 
         assert metrics["phase_seconds"]["load"]["sum_s"] > metrics["phase_seconds"]["spawn"]["sum_s"] > 0
 
 
-@pytest.mark.parametrize("step", SERVER_STEPS)
-def test_a_server_killed_during_a_hand_over_leaves_no_machine(settings, endpoint, step) -> None:
-    with serving(settings, command=(*ACTOR, "serve", step), ends=False) as server:
-        held = wait_full(settings)["vms"]
-        with actor("take", "-", str(endpoint), "1", settings=settings) as taker:
-            assert server.process.wait(LIMIT_S) == -signal.SIGKILL
-            assert taker.communicate(timeout=LIMIT_S)[0] == ""  # no answer, so no machine
-        wait_until(lambda: not any(is_alive(vm["pid"]) for vm in held))
-    # The next one starts over it all.
+def test_a_server_killed_during_a_hand_over_leaves_no_machine(settings, endpoint) -> None:
+    for step in SERVER_STEPS:
+        # Each starts over what the one before it left.
+        with serving(settings, command=(*ACTOR, "serve", step), ends=False) as server:
+            held = wait_full(settings)["vms"]
+            with actor("take", "-", str(endpoint), "1", settings=settings) as taker:
+                assert server.process.wait(LIMIT_S) == -signal.SIGKILL, step
+                assert taker.communicate(timeout=LIMIT_S)[0] == "", step  # no answer, so no machine
+            wait_until(lambda held=held: not any(is_alive(vm["pid"]) for vm in held))
     with serving(settings):
         pass
     assert left_of(find_places().runtime) == []
@@ -196,19 +196,20 @@ def test_a_server_killed_after_its_answer_takes_nothing_away(settings, endpoint)
     assert left_of(find_places().runtime) == []
 
 
-@pytest.mark.parametrize("step", CLIENT_STEPS)
-def test_a_client_killed_during_a_hand_over_leaves_no_machine(settings, endpoint, step) -> None:
+def test_a_client_killed_during_a_hand_over_leaves_no_machine(settings, endpoint) -> None:
     with serving(settings):
-        with actor("take", step, str(endpoint), "1" if step == "answered" else PATIENCE, settings=settings) as taker:
-            taken = json.loads(taker.stdout.readline())
-            taker.stdin.write("go\n")
-            taker.stdin.flush()
-            assert taker.wait(LIMIT_S) == -signal.SIGKILL
-        wait_until(lambda: not is_alive(taken["pid"]))
-        after = wait_full(settings)
-        assert (after["live"], after["pool"]["given"]) == ([], 1)
-        held = {vm["id"] for vm in status_of(settings)["vms"]}
-        wait_until(lambda: names_after_sweep() == held)
+        for number, step in enumerate(CLIENT_STEPS, 1):
+            ttl_s = "1" if step == "answered" else PATIENCE
+            with actor("take", step, str(endpoint), ttl_s, settings=settings) as taker:
+                taken = json.loads(taker.stdout.readline())
+                taker.stdin.write("go\n")
+                taker.stdin.flush()
+                assert taker.wait(LIMIT_S) == -signal.SIGKILL, step
+            wait_until(lambda pid=taken["pid"]: not is_alive(pid))
+            after = wait_full(settings)
+            assert (after["live"], after["pool"]["given"]) == ([], number), step
+            held = {vm["id"] for vm in status_of(settings)["vms"]}
+            wait_until(lambda held=held: names_after_sweep() == held)
 
 
 def test_a_client_killed_while_it_waits_takes_nothing(settings, endpoint) -> None:
