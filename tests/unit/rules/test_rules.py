@@ -125,7 +125,7 @@ def test_what_each_file_took_is_told_and_written(broken, spent) -> None:
     # Two wait for 0.2 s, and one of them uses the processor meanwhile.
     assert took["clock_s"] >= 0.4
     assert took["cpu_s"] > 0
-    assert re.search(rf"^ *\d+\.\d s +\d+\.\d s +8  {name}: \d+\.\d s test_\w+", broken, re.MULTILINE)
+    assert re.search(rf"^ *\d+\.\d s +\d+\.\d s +9  {name}: \d+\.\d s test_\w+", broken, re.MULTILINE)
     assert re.search(r"1 files; ended: all after \d+ s", broken)
 
 
