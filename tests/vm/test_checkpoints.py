@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 
 import pytest
 
 from tests.vm.cli_runner import vmfork
+from tests.vm.test_detached import keeper_of
 from tests.vm.test_rollback import end_machine
 from vmfork.aio import VM
 from vmfork.config import find_places
 from vmfork.errors import ConfigError, HostError, RolledBack, VMNotFound
 from vmfork.freeze import rollback
+from vmfork.host.process import wait_ended
 from vmfork.machine.folder import sweep_vms
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
@@ -80,6 +84,27 @@ async def test_a_rollback_that_fails_leaves_it_ended_and_it_is_brought_back_late
     # Whoever had it before has it again by another rollback.
     await alone.rollback()
     assert await alone.read_file("/root/it") == b"here"
+
+
+async def test_one_whose_keeper_was_killed_goes_back_too(alone) -> None:
+    """Nobody would end it: its broker has ended with the keeper."""
+    await alone.write_file("/root/it", b"here")
+    await alone.checkpoint(lasting=True)
+    os.kill(keeper_of(alone), signal.SIGKILL)
+    await alone.rollback()
+    assert await alone.read_file("/root/it") == b"here"
+
+
+async def test_one_that_has_ended_just_now_is_brought_back_at_once(alone) -> None:
+    """Its keeper ends a moment later, and has its folder until then."""
+    await alone.write_file("/root/it", b"here")
+    await alone.checkpoint(lasting=True)
+    for _ in range(3):
+        record = (await VM.list())[0]
+        os.kill(record.pid, signal.SIGKILL)
+        await wait_ended(record.process)
+        async with await VM.revive(alone.id) as again:
+            assert await again.read_file("/root/it") == b"here"
 
 
 @pytest.mark.parametrize("how", ["killed", "o"])

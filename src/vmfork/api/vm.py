@@ -26,11 +26,11 @@ from vmfork.machine.decoding import find_decoding
 from vmfork.machine.ending import watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import FIT_LIMIT_S, fit
-from vmfork.machine.folder import list_records
+from vmfork.machine.folder import list_records, sweep_ended
 from vmfork.machine.handle import VMHandle
 from vmfork.machine.handover import check_adopted, give_up, take_over
 from vmfork.machine.kept import choose_program
-from vmfork.machine.naming import find_ended, find_vm, has_label
+from vmfork.machine.naming import find_ended, find_ending, find_vm, has_label
 from vmfork.machine.of_image import find_image_argv
 from vmfork.machine.programs import find_listeners, run_program, stream_program
 from vmfork.machine.request import ForkRequest, LiveFork, Standing, check_allowed, check_ttl
@@ -44,6 +44,7 @@ from vmfork.wire.given import MOST_BYTES, check_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from vmfork.adopt.handshake import Adoption
     from vmfork.agent.client import AgentClient
@@ -808,7 +809,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         """
         instance = Instance(places or find_places())
         request = ForkRequest(env=env or {}, files=files or {}, network=network)
-        record = await asyncio.to_thread(find_ended, instance.places.vms, vm)
+        record = await _find_ended(vm, instance.places.vms)
         point = await _find_point(checkpoint, record.facts, instance)
         how = _how(instance, timeout_s=timeout_s, hook_timeout_s=hook_timeout_s)
         revive = import_late("vmfork.freeze.rollback", "revive")
@@ -916,6 +917,14 @@ async def _find_point(checkpoint: Checkpoint | str, facts: MachineFacts, instanc
     else:
         point = import_late("vmfork.api.checkpoint", "point_of")(checkpoint)
     return point
+
+
+async def _find_ended(vm: str, vms: Path) -> VMRecord:
+    """The record of the VM that has ended, also where its keeper has not yet. Raises what `find_ended` raises."""
+    with suppress(VMForkError):
+        record = await asyncio.to_thread(find_ending, vms, vm)
+        await sweep_ended(vms / record.id)
+    return await asyncio.to_thread(find_ended, vms, vm)
 
 
 def _how(instance: Instance, *, timeout_s: float, hook_timeout_s: float) -> Return:

@@ -6,6 +6,7 @@ started in its folder, under its lock, and adopts an identity as a fork does.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -199,10 +200,12 @@ async def _end_living(folder: Path) -> None:
         return
     handle = VMHandle.from_json(data)
     with suppress(GuestError, VMNotFound, OSError):  # it has ended, or does so now
-        async with await join(handle) as client:
+        async with await join(handle) as client, asyncio.timeout(_CLAIM_LIMIT_S):
             note_replaced(folder, handle.process)
             await end_now(client)
             await client.machine.wait()
+    # Where its keeper was killed, its broker has ended, and nobody else ends it.
+    handle.process.kill()
 
 
 @dataclass(frozen=True, slots=True)

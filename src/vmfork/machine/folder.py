@@ -394,6 +394,12 @@ def list_records(vms: Path) -> list[VMRecord]:
     return sorted((r for r in records if r is not None and r.process.is_alive()), key=lambda r: r.created_at)
 
 
+def list_ending(vms: Path) -> list[VMRecord]:
+    """Records of the VMs that have ended, and whose folders are there, as long as their keepers have them."""
+    records = [find_record(folder) for folder in list_ours(vms, _ID, marker=LOCK)]
+    return [record for record in records if record is not None and not record.process.is_alive()]
+
+
 def folder_of(vms: Path, vm_id: str) -> Path:
     """The folder of a VM that lives, or of one that ended and had a broker."""
     living = vms / vm_id

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import ConfigError, StoreBusy, VMExists, VMNotFound
 from vmfork.host.lock import FileLock
-from vmfork.machine.folder import is_vm_id, list_ended, list_records, sweep_vms
+from vmfork.machine.folder import is_vm_id, list_ended, list_ending, list_records, sweep_vms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +62,11 @@ def find_vm(vms: Path, text: str) -> VMRecord:
     Raises `VMNotFound`, and `ConfigError` when several ids begin so.
     """
     return choose(list_records(vms), text)
+
+
+def find_ending(vms: Path, text: str) -> VMRecord:
+    """The record of the machine of that name or id that ends now. Raises what `find_vm` raises."""
+    return choose(list_ending(vms), text)
 
 
 def find_ended(vms: Path, text: str) -> VMRecord:
