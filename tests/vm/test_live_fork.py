@@ -767,7 +767,8 @@ import os, select, signal, socket, subprocess, sys
 argv0, *argv = sys.argv
 qemu = socket.socket(fileno=int(argv[0]))
 ours, theirs = socket.socketpair()
-passed = [int(each) for each in (*argv[1:7], *(layer.partition(":")[0] for layer in argv[9:])) if int(each) >= 0]
+layers = [each.partition(":")[0] for each in argv[8:] if each[:1].isdigit()]
+passed = [int(each) for each in (*argv[1:7], *layers) if int(each) >= 0]
 child = subprocess.Popen(["{real}", str(theirs.fileno()), *argv[1:]], pass_fds=[theirs.fileno(), *passed])
 theirs.close()
 qemu.setblocking(True)
