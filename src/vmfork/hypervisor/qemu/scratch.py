@@ -1,7 +1,7 @@
 """The disk that a guest writes to is copied as it is at one moment, while its machine stands still or runs.
 
-QEMU's own backup does it (`blockdev-backup`): begun in a pause, it takes no time there, and whatever the guest writes
-afterwards is written once the old content is in the copy.
+QEMU's own backup does it (`blockdev-backup`): whatever the guest writes after it was begun is written once the old
+content is in the copy. It begins in the pause, which grows with what is on the disk: decision 66 tells by how much.
 """
 
 from __future__ import annotations
