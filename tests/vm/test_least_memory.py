@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -41,12 +42,14 @@ async def test_one_mib_less_is_refused_with_the_number(image) -> None:
 
 
 @pytest.fixture
-def needs_300(image):
-    """The default image, as if this host had found that it needs 300 MiB."""
-    folder = image.kernel.parent
-    write_least(folder, 300, measured="for a test")
-    yield
-    write_least(folder, image.min_memory_mib, measured="for a test")
+def needs_300(image, instance, tmp_path, monkeypatch):
+    """The default image in a HOME of its own, as if this host had found that it needs 300 MiB there."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    for kept in instance.images, instance.home / "verdicts":
+        shutil.copytree(kept, home / kept.name, symlinks=True)
+    monkeypatch.setenv("VMFORK_HOME", str(home))
+    write_least(home / "images" / image.kernel.parent.name, 300, measured="for a test")
 
 
 async def test_without_a_word_of_memory_every_road_gives_what_the_image_needs(needs_300) -> None:
