@@ -65,7 +65,13 @@ def write_answer(value: Any) -> pb.Answer:
     try:
         answer = pb.Answer(value=_write(value, shown=False))
         answer.ByteSize()
-    except (ConfigError, EncodeError, ValueError, RecursionError) as error:
+    except (
+        ConfigError,
+        DecodeError,
+        EncodeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # values are parsed when they are put in
         return write_error(InternalError(f"what a node gave cannot be sent: {error}"))
     return answer
 
