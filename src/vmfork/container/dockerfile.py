@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from vmfork.container.importing import import_image
 from vmfork.errors import ConfigError, HostError
-from vmfork.host.tool import run_tool
+from vmfork.host.tool import find_tool, run_tool
 from vmfork.progress import Progress, ProgressListener, ignore_progress
 
 if TYPE_CHECKING:
@@ -22,11 +21,8 @@ _PROGRAM = "buildah"
 
 def find_buildah() -> str:
     """Where it is. Raises `HostError` when it is not installed."""
-    path = shutil.which(_PROGRAM)
-    if path is None:
-        hint = "install it: apt-get install buildah; or build it elsewhere, and import what that wrote: docker save"
-        raise HostError("the program buildah was not found, which builds images of a Dockerfile", hint=hint)
-    return path
+    hint = "install it: apt-get install buildah; or build it elsewhere, and import what that wrote: docker save"
+    return find_tool(_PROGRAM, "which builds images of a Dockerfile", hint=hint)
 
 
 async def build_dockerfile(
@@ -44,9 +40,10 @@ async def build_dockerfile(
 
     That is by default the file's folder. `arguments` are its ARGs. Steps that were built before are not built again,
     unless `again`: buildah is used as its user set it up, and keeps what it built in its own store, without a name.
-    Raises `ConfigError`
-    where there is no such file, `HostError` when buildah is missing or failed, with the end of what it wrote, and what
-    `import_image` raises. After any of them, and on cancel, the name leads where it led before, and nothing runs.
+
+    Raises `ConfigError` where there is no such file, `HostError` when buildah is missing or failed, with the end of
+    what it wrote, and what `import_image` raises. After any of them, and on cancel, the name leads where it led before,
+    and nothing runs.
     """
     path, folder = _check_paths(file, context or file.parent)
     program = find_buildah()

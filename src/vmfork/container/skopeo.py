@@ -8,11 +8,10 @@ containers-storage:NAME    of podman and buildah
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ArtifactError, HostError
-from vmfork.host.tool import run_tool
+from vmfork.errors import ArtifactError
+from vmfork.host.tool import find_tool, run_tool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,11 +21,8 @@ _PROGRAM = "skopeo"
 
 def find_skopeo(source: str) -> str:
     """Where it is. Raises `HostError` when it is not installed."""
-    path = shutil.which(_PROGRAM)
-    if path is None:
-        hint = "install it: apt-get install skopeo; or import a file: docker save, podman save"
-        raise HostError(f"the program skopeo was not found, which fetches {source}", hint=hint)
-    return path
+    hint = "install it: apt-get install skopeo; or import a file: docker save, podman save"
+    return find_tool(_PROGRAM, f"which fetches {source}", hint=hint)
 
 
 async def copy_to_layout(source: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A program of the user's that is run as he would run it: with all of his environment, which holds what it needs."""
+"""Programs of the host: where they are, and those that are run as their user would run them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ if TYPE_CHECKING:
 _PIECE = 8192
 
 
+def find_tool(program: str, use: str, *, hint: str, path: str | None = None) -> str:
+    """Where it is, on PATH or on `path`; `use` says what it is for. Raises `HostError` when it is not installed."""
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise HostError(f"the program {program} was not found, {use}", hint=hint)
+    return found
+
+
 async def run_tool(argv: Sequence[str], *, folder: Path, log: bytearray, log_bytes: int = _PIECE) -> int:
     """It has ended, and so has all that it started; its exit status. `log` has the last bytes that it wrote.
 
-    Credentials and settings of tools lie in the environment, and strangers' files may name any variable of it. Raises
-    `HostError` when it cannot be started. On cancel nothing of it is left, and `log` has what it wrote so far.
+    It is run as its user would run it, with all of our environment: credentials and settings of tools lie there, and
+    strangers' files may name any variable of it. Raises `HostError` when it cannot be started. On cancel nothing of it
+    is left, and `log` has what it wrote so far.
     """
     setpriv = shutil.which("setpriv")  # should we be killed outright, it ends with us
     try:

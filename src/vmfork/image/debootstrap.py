@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from vmfork.errors import HostError, ImageError, VMForkError
 from vmfork.host.environ import PATH, bare_environ, proxy_environ
 from vmfork.host.session import kill_session
+from vmfork.host.tool import find_tool
 from vmfork.image import dropped, recipe
 from vmfork.image.namespaces import choose_namespaces
 
@@ -74,13 +75,7 @@ _NO_FETCH = re.compile(r"E: Failed to fetch|Hash Sum mismatch|Unable to fetch so
 
 def find_mmdebstrap() -> str:
     """The path of mmdebstrap. Raises `HostError` when it is not installed."""
-    path = shutil.which("mmdebstrap")
-    if path is None:
-        raise HostError(
-            "the program mmdebstrap was not found, and images are built with it",
-            hint="install it: apt-get install mmdebstrap",
-        )
-    return path
+    return find_tool("mmdebstrap", "and images are built with it", hint="install it: apt-get install mmdebstrap")
 
 
 def build_argv(program: str, suite: str, packages: Sequence[str], tar: Path, *, ids: str) -> list[str]:

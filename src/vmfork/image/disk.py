@@ -7,13 +7,13 @@ is compressed: the host has it once in its page cache, for all machines, and a g
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tarfile
 from typing import IO, TYPE_CHECKING, cast
 
-from vmfork.errors import HostError, ImageError
+from vmfork.errors import ImageError
 from vmfork.host.environ import bare_environ
+from vmfork.host.tool import find_tool
 from vmfork.image.recipe import EPOCH
 
 if TYPE_CHECKING:
@@ -33,13 +33,8 @@ _PIECE = 1 << 20
 
 def find_sqfstar() -> str:
     """The path of sqfstar. Raises `HostError` when it is not installed."""
-    path = shutil.which(_PROGRAM)
-    if path is None:
-        raise HostError(
-            "the program sqfstar was not found, and roots on a disk are made with it",
-            hint="install it: apt-get install squashfs-tools; or keep the root in memory: root = memory",
-        )
-    return path
+    hint = "install it: apt-get install squashfs-tools; or keep the root in memory: root = memory"
+    return find_tool(_PROGRAM, "and roots on a disk are made with it", hint=hint)
 
 
 def build_argv(program: str, path: Path) -> list[str]:

@@ -8,7 +8,6 @@ are gone with whoever has them open, on whatever way that ends.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from vmfork.errors import HostError
 from vmfork.host.environ import PATH, bare_environ
 from vmfork.host.folders import make_private
 from vmfork.host.nameless import open_nameless
+from vmfork.host.tool import find_tool
 from vmfork.hypervisor.base import Scratch
 from vmfork.hypervisor.qemu import format_of, write_empty
 from vmfork.units import MIB
@@ -36,13 +36,12 @@ _FEATURES = (
 
 def find_mke2fs() -> str:
     """The path of mke2fs. Raises `HostError` when it is not installed."""
-    path = shutil.which(_PROGRAM, path=PATH)  # an ordinary user's does not lead there
-    if path is None:
-        raise HostError(
-            f"the program {_PROGRAM} was not found, and the file system of a machine's disk is made with it",
-            hint="install it: apt-get install e2fsprogs; or leave the disk away: disk_mib = 0",
-        )
-    return path
+    return find_tool(
+        _PROGRAM,
+        "and the file system of a machine's disk is made with it",
+        hint="install it: apt-get install e2fsprogs; or leave the disk away: disk_mib = 0",
+        path=PATH,  # an ordinary user's does not lead there
+    )
 
 
 def build_argv(program: str, path: str) -> list[str]:

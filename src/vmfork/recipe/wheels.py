@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, HostError
 from vmfork.host.packing import Packing
-from vmfork.host.tool import run_tool
+from vmfork.host.tool import find_tool, run_tool
 from vmfork.machine.programs import run_program
 from vmfork.recipe.pins import WHEEL, is_file
 from vmfork.wire.command import Command
@@ -118,10 +118,8 @@ def find_pip() -> list[str]:
     """The command that runs this user's pip: of the Python that runs us, else of PATH. Raises `HostError`."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    found = shutil.which("pip3") or shutil.which("pip")
-    if found is None:
-        raise HostError("the program pip was not found, which fetches Python packages", hint="install it: python3-pip")
-    return [found]
+    found = shutil.which("pip3")
+    return [found or find_tool("pip", "which fetches Python packages", hint="install it: python3-pip")]
 
 
 async def install_wheels(running: Running, folder: Path, *, timeout_s: float) -> None:
