@@ -27,7 +27,7 @@ from vmfork.container.running import Running, read_configuration
 from vmfork.container.skopeo import copy_to_layout
 from vmfork.errors import ArtifactError, ConfigError, HostError
 from vmfork.host.folders import NO_FILE
-from vmfork.host.thread import in_thread
+from vmfork.host.thread import check_wanted, in_thread
 from vmfork.image import lz4, recipe
 from vmfork.image.build import commit, explained, lock_subject
 from vmfork.image.record import RECORD_NAME, encode_record
@@ -120,16 +120,11 @@ def _commit(store: ImageStore, built: Path, image: Image) -> None:
     commit(store, built, image)
 
 
-class _StoppedError(Exception):
-    """The task that waits for the thread was cancelled."""
-
-
 def _make(
     work: Import, folder: Path, built: Path, name: str, stop: threading.Event, report: Callable[[str, float], None]
 ) -> Image:
     def check(_fraction: float = 0.0) -> None:
-        if stop.is_set():
-            raise _StoppedError
+        check_wanted(stop)
 
     report("reading the image", 0.0)
     agent = recipe.find_agent().read_bytes()

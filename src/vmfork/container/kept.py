@@ -12,7 +12,7 @@ from vmfork.config.source import LOCAL_KINDS
 from vmfork.container.importing import identify, import_image, name_recipe
 from vmfork.container.origin import Origin
 from vmfork.errors import ImageCorrupt, ImageNotFound
-from vmfork.host.thread import in_thread
+from vmfork.host.thread import check_wanted, in_thread
 from vmfork.image import recipe
 from vmfork.image.build import explained, lock_subject
 from vmfork.progress import ProgressListener, ignore_progress
@@ -67,7 +67,7 @@ async def ensure_imported(
 
     def _is_current(found: Image, origin: Origin, agent: bytes, stop: threading.Event) -> bool:
         if origin.kind in LOCAL_KINDS:
-            return found.recipe == name_recipe(identify(origin, lambda: _go_on(stop)), agent, kernel)
+            return found.recipe == name_recipe(identify(origin, lambda: check_wanted(stop)), agent, kernel)
         return source in found.sources and found.recipe == name_recipe(found.source_digest, agent, kernel)
 
     if not again and (image := await find()) is not None:
@@ -80,12 +80,3 @@ async def ensure_imported(
         if (waited or not again) and (image := await find()) is not None:
             return image
         return await import_image(source, name, kernel=kernel, store=store, progress=progress)
-
-
-class _StoppedError(Exception):
-    """The task that waits for the thread was cancelled."""
-
-
-def _go_on(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise _StoppedError

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class StoppedError(Exception):
+    """Nobody waits for what a thread does any more."""
+
+
+def check_wanted(stop: threading.Event) -> None:
+    """Raises `StoppedError` once `stop` is set: work that looks often enough ends by that."""
+    if stop.is_set():
+        raise StoppedError
+
+
 async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable[[], None] = lambda: None) -> T:
     """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended.
 

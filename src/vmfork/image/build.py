@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
-from vmfork.host.thread import in_thread
+from vmfork.host.thread import check_wanted, in_thread
 from vmfork.image import debootstrap, disk, lz4, recipe, rootfs
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
 from vmfork.image.store import ImageStore, hash_file
@@ -175,10 +175,6 @@ def _check_space(images_dir: Path) -> None:
         )
 
 
-class _StoppedError(Exception):
-    """The task that waits for the thread was cancelled."""
-
-
 @dataclass(frozen=True, slots=True)
 class Source:
     """What an image is packed from. `started_at` is when the run that made the tar began, in seconds since 1970."""
@@ -193,8 +189,7 @@ def pack(source: Source, built: Path, *, name: str, digest: str, stop: threading
     """`built` holds kernel, initramfs and record, made of the tar."""
 
     def check(_fraction: float = 0.0) -> None:
-        if stop.is_set():
-            raise _StoppedError
+        check_wanted(stop)
 
     return _write_image(source, built, name=name, digest=digest, check=check)
 
