@@ -93,7 +93,11 @@ class Root:
         if found.inode.is_folder:
             raise PathError(f"it is a hard link to {'/'.join(target)!r}, which is a folder")
         *above, name = path
-        self._open_folder(above, name, layer).entries[name] = Entry(found.inode, layer)
+        entries = self._open_folder(above, name, layer).entries
+        entries.pop(name, None)
+        if self._find_folder(target[:-1]) is not holder:
+            raise PathError(f"it is a hard link to {'/'.join(target)!r}, which was in the folder that it replaces")
+        entries[name] = Entry(found.inode, layer)
 
     def hide(self, path: Sequence[str], layer: int) -> None:
         """What layers below `layer` have at `path` is gone; nothing happens where they have nothing.

@@ -178,6 +178,10 @@ def test_a_hard_link_to_a_folder_or_itself_is_refused():
     assert "not there" in refused([hard("c", "c")])
 
 
+def test_a_hard_link_in_the_place_of_the_folder_that_it_leads_into_is_refused():
+    assert "replaces" in refused([file("a/b/c"), hard("a", "a/b/c")])
+
+
 def test_what_cannot_be_at_its_path_is_refused_by_name():
     assert "no folder" in refused([file("a"), file("a/b")])
     assert "circle" in refused([link("a", "b"), link("b", "a"), file("a/x")])

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.images import Member, write_image
@@ -115,6 +115,7 @@ def _apply(layers_: list[list[Member]]) -> dict[str, tuple[object, ...]] | None:
 @pytest.mark.needs("umoci")
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(layers)
+@example([[Member("a/a/a"), Member("a", "hard", target="a/a/a")]])
 def test_layers_give_the_tree_that_umoci_makes_of_them(given_layers):
     assert _apply(given_layers) == _unpack(given_layers)
 
