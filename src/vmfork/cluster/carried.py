@@ -32,6 +32,8 @@ _SHOWN = 200
 _WHOLE = 1 << 63
 _TEXT = "surrogatepass"
 _HINT = "is it another vmfork?"
+# What is nested too deeply: some protobufs find that when a value is put into another, some when all is written.
+_UNSENDABLE = (DecodeError, EncodeError, ValueError, RecursionError)
 
 _CLASSES: dict[str, type] = {
     kind.__name__: kind
@@ -49,7 +51,10 @@ _KINDS: dict[type, Any] = {**{kind: number for number, kind in _MADE.items()}, s
 
 def write_request(verb: str, arguments: tuple[Any, ...]) -> pb.Request:
     """A call. Raises `ConfigError` for an argument that cannot be carried."""
-    return pb.Request(verb=verb, arguments=[_write(each, shown=False) for each in arguments])
+    try:
+        return pb.Request(verb=verb, arguments=[_write(each, shown=False) for each in arguments])
+    except _UNSENDABLE as error:
+        raise ConfigError("arguments", verb, f"cannot be sent to a node: {error}", hint="nest it less") from error
 
 
 def read_request(request: pb.Request) -> tuple[str, list[Any]]:
@@ -65,13 +70,7 @@ def write_answer(value: Any) -> pb.Answer:
     try:
         answer = pb.Answer(value=_write(value, shown=False))
         answer.ByteSize()
-    except (
-        ConfigError,
-        DecodeError,
-        EncodeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # values are parsed when they are put in
+    except (ConfigError, *_UNSENDABLE) as error:
         return write_error(InternalError(f"what a node gave cannot be sent: {error}"))
     return answer
 

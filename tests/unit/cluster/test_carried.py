@@ -160,3 +160,7 @@ def test_what_is_nested_too_deeply_is_said_to_be() -> None:
         deep = [deep]
     with pytest.raises(InternalError, match="cannot be sent"):
         carry(deep)
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        write_request("exec", (deep,))
