@@ -23,16 +23,10 @@ _CHANGED = "JOB_STATUS_CHANGE"
 _DONE = "concluded"
 # Of a connection that is lost no event comes; whoever asks then is told.
 _LOOK_EVERY_S = 1.0
+_COMMAND = "blockdev-backup"
+_ARGUMENTS = {"job-id": COPY, "device": SCRATCH, "target": COPY, "sync": "full", "auto-dismiss": False}
 # How the job is begun, in one line for whoever has stopped the machine.
-BEGIN = json.dumps(
-    {
-        "execute": "blockdev-backup",
-        "arguments": {
-            "job-id": COPY, "device": SCRATCH, "target": COPY, "sync": "full",
-            "auto-dismiss": False,
-        },
-    }
-)  # fmt: skip
+BEGIN = json.dumps({"execute": _COMMAND, "arguments": _ARGUMENTS})
 
 
 async def open_target(monitor: Monitor, fd: int) -> None:
@@ -49,8 +43,7 @@ async def open_target(monitor: Monitor, fd: int) -> None:
 
 async def begin(monitor: Monitor) -> None:
     """The copy is of this moment. Its target is open."""
-    asked = json.loads(BEGIN)
-    await monitor.execute(asked["execute"], **asked["arguments"])
+    await monitor.execute(_COMMAND, **_ARGUMENTS)
 
 
 async def finish(monitor: Monitor) -> None:
