@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
+from vmfork.host.asking import ask_program, read_output
 from vmfork.host.process import ProcessIdentity, identify, spawn
 from vmfork.host.shipped import find_shipped
 
@@ -92,25 +92,10 @@ async def find_passt() -> Passt:
 async def _ask(path: Path, env: dict[str, str]) -> str:
     """The first line that it prints of its version; empty where it prints nothing."""
     try:
-        child = await asyncio.create_subprocess_exec(
-            path,
-            "--version",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=env,
-        )
-    except OSError as error:
-        raise HostError(f"cannot run {path}: {error.strerror}", hint=_HINT) from error
-    try:
-        output, _ = await asyncio.wait_for(child.communicate(), _PROBE_LIMIT_S)
-    except BaseException as error:
-        child.kill()
-        await child.wait()
-        if isinstance(error, TimeoutError):
-            raise HostError(f"{path} --version did not end within {_PROBE_LIMIT_S:g} s") from error
-        raise
-    return output.decode(errors="replace").partition("\n")[0]
+        said = await ask_program(path, "--version", talk=read_output, env=env, limit_s=_PROBE_LIMIT_S, hint=_HINT)
+    except TimeoutError as error:
+        raise HostError(f"{path} --version did not end within {_PROBE_LIMIT_S:g} s") from error
+    return said.partition("\n")[0]
 
 
 class StartedPasst:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmfork.errors import HostError
+from vmfork.host.asking import ask_program
 from vmfork.host.environ import bare_environ
 from vmfork.host.folders import make_private, write_whole
 from vmfork.hypervisor.qemu.board import BOARDS, board_of
 from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
     from pathlib import Path
 
@@ -126,30 +128,15 @@ def _read(path: Path) -> Abilities | None:
 
 async def _ask(path: Path) -> bytes:
     lines = ({"execute": "qmp_capabilities"}, *_QUESTIONS, {"execute": "quit"})
+    asked = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    talk = partial(_converse, asked=asked)
     try:
-        child = await asyncio.create_subprocess_exec(
-            path,
-            *_ARGUMENTS,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=bare_environ(),
-        )
-    except OSError as error:
-        raise HostError(f"cannot run {path}: {error.strerror}") from error
-    try:
-        asked = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        output = await asyncio.wait_for(_converse(child, asked), _LIMIT_S)
-    except BaseException as error:
-        child.kill()
-        await child.wait()
-        if isinstance(error, TimeoutError):
-            raise HostError(f"{path} did not tell within {_LIMIT_S:g} s what it was built with") from error
-        raise
-    return output
+        return await ask_program(path, *_ARGUMENTS, talk=talk, env=bare_environ(), limit_s=_LIMIT_S, has_input=True)
+    except TimeoutError as error:
+        raise HostError(f"{path} did not tell within {_LIMIT_S:g} s what it was built with") from error
 
 
-async def _converse(child: asyncio.subprocess.Process, asked: bytes) -> bytes:
+async def _converse(child: asyncio.subprocess.Process, *, asked: bytes) -> bytes:
     """All that the child answers until it ends.
 
     Its input stays open meanwhile: a QEMU on a busy host that sees the end of it drops what it has not answered yet.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, HostError
+from vmfork.host.asking import ask_program, read_output
 from vmfork.host.environ import bare_environ
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
 # The oldest that vmfork is tested with. It has vmgenid, memory-backend-file and restore without RAM.
@@ -107,29 +108,20 @@ async def ask(path: Path, *arguments: str, env: Mapping[str, str] | None = None)
     Raises `HostError` when it does not run, or not to a good end, or not within 20 s.
     """
     what = " ".join([str(path), *arguments])
+
+    async def read(child: asyncio.subprocess.Process) -> str:
+        text = await read_output(child)
+        if child.returncode:
+            raise HostError(f"{what} failed (exit status {child.returncode})", hint=_INSTALL, log=text)
+        return text
+
+    environ = {**bare_environ(), **(env or {})}
     try:
-        child = await asyncio.create_subprocess_exec(
-            path,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**bare_environ(), **(env or {})},
+        return await ask_program(
+            path, *arguments, talk=read, env=environ, limit_s=_PROBE_LIMIT_S, errors_too=True, hint=_INSTALL
         )
-    except OSError as error:
-        raise HostError(f"cannot run {path}: {error.strerror}", hint=_INSTALL) from error
-    try:
-        output, _ = await asyncio.wait_for(child.communicate(), _PROBE_LIMIT_S)
-    except BaseException as error:
-        child.kill()
-        await child.wait()
-        if isinstance(error, TimeoutError):
-            raise HostError(f"{what} did not end within {_PROBE_LIMIT_S:g} s") from error
-        raise
-    text = output.decode(errors="replace")
-    if child.returncode:
-        raise HostError(f"{what} failed (exit status {child.returncode})", hint=_INSTALL, log=text)
-    return text
+    except TimeoutError as error:
+        raise HostError(f"{what} did not end within {_PROBE_LIMIT_S:g} s") from error
 
 
 def _parse(path: Path, text: str) -> QemuBinary:
