@@ -14,6 +14,7 @@ What the plain reading does not say stands in a comment above the block, out of 
 <!-- saved -->                                   a program that a later command of the page runs
 <!-- in the checkout -->                         the script runs there
 <!-- goes on until it prints: TEXT -->           the command goes on while the rest of the page is followed
+<!-- goes on in its place until it prints: TEXT -->   the same, once the one that went on before was ended by Ctrl-C
 <!-- numbers differ -->                          every number of this output is another in each run
 ```
 """
@@ -33,7 +34,8 @@ PAGES = tuple(
     )
 )
 LANGUAGES = ("sh", "console", "python", "toml")
-MARKS = ("not run", "saved", "in the checkout", "goes on until it prints", "numbers differ")
+GOES_ON = ("goes on until it prints", "goes on in its place until it prints")
+MARKS = ("not run", "saved", "in the checkout", *GOES_ON, "numbers differ")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z ]+)(?:: ([^\n]*))? -->\n+\Z")
@@ -96,7 +98,7 @@ def fault_of(block: Block, later: str) -> str:
     """Why nobody would run the block, or nothing would come of it; empty where all is well. `later` is what follows."""
     if block.mark and block.mark not in MARKS:
         return f"no mark is called {block.mark!r}"
-    if block.mark in ("not run", "goes on until it prints") and len(block.reason) < len("see x"):
+    if block.mark in ("not run", *GOES_ON) and len(block.reason) < len("see x"):
         return "its mark says nothing"
     if block.mark == "not run":
         return ""

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import PAGES, ROOT, Block, read_blocks
+from tests.documents import GOES_ON, PAGES, ROOT, Block, read_blocks
 from tests.ports import free_port
 from tests.rules.capabilities import need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
@@ -43,6 +44,7 @@ class Reader:
     env: dict[str, str]
     port: int
     going_on: ExitStack = field(default_factory=ExitStack)
+    last: Running | None = None
 
     def follow(self, block: Block) -> None:
         if block.mark == "not run":
@@ -51,7 +53,9 @@ class Reader:
             (self.folder / block.name).write_text(self._own(block.text))
         if block.language == "toml":
             self._run("vmfork config")
-        elif block.mark == "goes on until it prints":
+        elif block.mark in GOES_ON:
+            if block.mark != GOES_ON[0]:
+                self._end_last()
             self._begin(block)
         elif block.mark != "saved":
             self._check(block)
@@ -69,9 +73,15 @@ class Reader:
 
     def _begin(self, block: Block) -> None:
         script = ("bash", "-c", f"cd {shlex.quote(str(self.folder))} && exec {self._own(block.commands)}")
-        running = self.going_on.enter_context(Running(command=script, env=self.env))
+        self.last = running = self.going_on.enter_context(Running(command=script, env=self.env))
         running.wait_for(block.reason)
         self._compare(block, running.seen(2).splitlines())
+
+    def _end_last(self) -> None:
+        """As by Ctrl-C in its terminal, which is told by its status."""
+        assert self.last is not None
+        self.last.interrupt(signal.SIGINT)
+        assert self.last.end().status in (0, 128 + signal.SIGINT)
 
     def _compare(self, block: Block, said: list[str]) -> None:
         shown = self._shape(block, block.shown)
@@ -88,8 +98,9 @@ class Reader:
         return done.stdout
 
     def _own(self, text: str) -> str:
-        """A port of this host may be another's."""
-        return re.sub(r"127\.0\.0\.1:(9100|7300)", f"127.0.0.1:{self.port}", text)
+        """A port of this host may be another's; other hosts are this one."""
+        text = re.sub(r"\b(?:first|second)\.example\b", "localhost", text)
+        return re.sub(r"\b(127\.0\.0\.1|localhost):(?:9100|7300)\b", rf"\1:{self.port}", text)
 
     def _shape(self, block: Block, lines: list[str]) -> list[str]:
         """What must be alike; nothing where the page shows none."""
@@ -98,6 +109,7 @@ class Reader:
         differ = [*_DIFFER, (re.escape(self.env["VMFORK_RUNTIME_DIR"]), "/run/vmfork")]
         if block.output is not None and block.output.mark == "numbers differ":
             differ.append((r"\d+", "N"))
+        lines = [self._own(line) for line in lines]
         for pattern, word in differ:
             lines = [re.sub(pattern, word, line) for line in lines]
         return lines
