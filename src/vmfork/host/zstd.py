@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmfork.errors import HostError
 from vmfork.late import import_late
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Loaded when it is first used: whoever builds templates or opens a factory would pay 5 ms for it.
 _MODULE = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 # Level 3 takes 1.7 times the time and gives a tenth (docs/decisions/0054).
 _LEVEL = 1
+# What is made of a frame at a time: what a processor keeps near while it is used.
+_PIECE = 1 << 18
 
 
 class ZstdError(Exception):
@@ -49,20 +54,30 @@ def compress(data: bytes) -> bytes:
 
 
 def decompress(data: bytes, size_bytes: int) -> bytes:
-    """The `size_bytes` bytes that were compressed to the one frame `data`. Raises `ValueError` when they are not that.
+    """The `size_bytes` bytes that were compressed to the one frame `data`. Raises as `decompress_in_pieces`."""
+    return b"".join(decompress_in_pieces(data, size_bytes))
 
-    No more than that is made of it, whatever it claims.
+
+def decompress_in_pieces(data: bytes, size_bytes: int) -> Iterator[bytes]:
+    """The same, piece by piece; what was given before an error is of no use.
+
+    Raises `ValueError` when `data` is not one frame of `size_bytes` bytes. No more than that is made of it, whatever it
+    claims.
     """
-    reader = _get("ZstdDecompressor")()
-    try:
-        found: bytes = reader.decompress(data, max_length=size_bytes + 1)
-        # Its end may lie behind the last of its content.
-        rest = b"" if reader.eof or len(found) > size_bytes else reader.decompress(b"", max_length=1)
-    except _get("ZstdError") as error:
-        raise ValueError(f"it is not zstd: {error}") from error
-    if len(found) != size_bytes or rest or not reader.eof or reader.unused_data:
+    reader, left = _get("ZstdDecompressor")(), size_bytes
+    while not reader.eof:
+        try:
+            # One more than is left: its end may lie behind the last of its content.
+            found: bytes = reader.decompress(data, max_length=min(_PIECE, left + 1))
+        except _get("ZstdError") as error:
+            raise ValueError(f"it is not zstd: {error}") from error
+        data, left = b"", left - len(found)
+        if left < 0 or (not found and not reader.eof and reader.needs_input):
+            break
+        if found:
+            yield found
+    if left or not reader.eof or reader.unused_data:
         raise ValueError(f"it is not one zstd frame of {size_bytes} bytes")
-    return found
 
 
 @cache

@@ -157,10 +157,10 @@ class Layout:
     def _read_at(self, name: str, fd: int, offset: int, size: int, limit: int) -> bytes:
         if size > limit:
             raise ArtifactError(f"{self.path}: {name}", f"it has {size} bytes, and should have {limit} at most")
-        data = bytearray()
+        data = os.pread(fd, size, offset)
         while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
             data += more
-        return bytes(data)
+        return data
 
 
 def find_members(path: Path, fd: int) -> dict[str, Place]:

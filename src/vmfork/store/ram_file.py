@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_STEP = 4 * 1024 * 1024
+# What is read at a time: other threads run while it is hashed, and a processor keeps it near.
+_STEP = 256 * 1024
 PAGE = 4096
 _ZEROS = bytes(PAGE)
 
@@ -44,19 +45,36 @@ def digest_ram(path: Path) -> RAMDigest:
 
 
 def digest_open_ram(fd: int) -> RAMDigest:
-    """The digest of the RAM file open as `fd`. Takes about a second a GiB of data; zeros and holes count alike.
+    """The digest of the RAM file open as `fd`. Takes about a second a GiB of data; zeros and holes count alike."""
+    digesting = RAMDigesting(fd)
+    digesting.go_on(sys.maxsize)
+    return digesting.found
+
+
+class RAMDigesting:
+    """The digest of the RAM file open as `fd`, part by part, so that it can be made while the file is written.
 
     A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest.
     """
-    total, found = hashlib.sha256(), 0
-    for start, end in find_extents(fd):
-        found += end - start
-        for position in range(start, end, _STEP):
-            data = os.pread(fd, min(_STEP, end - position), position)
-            for offset, page in _pages_of_data(data):
-                total.update((position + offset).to_bytes(8, "big"))
-                total.update(page)
-    return RAMDigest(total.hexdigest(), found)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._total = hashlib.sha256()
+        self._at = self._allocated = 0
+
+    def go_on(self, end: int) -> None:
+        """What lies before `end` is in the digest; nobody writes there any more."""
+        for start, stop in find_extents(self._fd, self._at, end):
+            self._allocated += stop - start
+            for position in range(start, stop, _STEP):
+                data = os.pread(self._fd, min(_STEP, stop - position), position)
+                self._total.update(b"".join(_pages_of_data(data, position)))
+        self._at = max(self._at, end)
+
+    @property
+    def found(self) -> RAMDigest:
+        """The digest of what it went over."""
+        return RAMDigest(self._total.hexdigest(), self._allocated)
 
 
 def copy_ram(source_fd: int, target_fd: int) -> None:
@@ -93,8 +111,10 @@ def find_extents(fd: int, begin: int = 0, limit: int = sys.maxsize) -> Iterator[
         yield start, end
 
 
-def _pages_of_data(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _pages_of_data(data: bytes, position: int) -> Iterator[bytes]:
+    """The position of each page that is not zeros, and the page."""
     for offset in range(0, len(data), PAGE):
         page = data[offset : offset + PAGE]
         if page != _ZEROS:
-            yield offset, page
+            yield (position + offset).to_bytes(8, "big")
+            yield page

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<QII")
 _CONTENT, _CLEARED = 1, 0
 _ZEROS = bytes(PAGE)
+# So much is cleared at a time, however much a record says.
+_CLEAR = memoryview(bytes(64 * PAGE))
 
 
 def encode(pieces: Iterable[tuple[int, bytes, bytes]]) -> bytes:
@@ -38,28 +40,46 @@ def encode(pieces: Iterable[tuple[int, bytes, bytes]]) -> bytes:
     return bytes(out)
 
 
-def decode(data: bytes, memory_bytes: int) -> Iterator[tuple[int, memoryview | int]]:
-    """Position and content of each run of pages, or how many bytes are zeros there.
+def decode(pieces: Iterable[bytes], memory_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    """Position and content of all that records say, in ascending order; of no more at once than a piece has.
 
-    Raises `ValueError` for what `encode` does not give of RAM of that size.
+    `pieces` are the records, cut anywhere. Raises `ValueError` when it comes to what `encode` does not give of RAM of
+    that size.
     """
-    view, at, lowest = memoryview(data), 0, 0
-    while at < len(view):
-        if len(view) - at < _HEAD.size:
-            raise ValueError("a record is cut off")
-        position, count, kind = _HEAD.unpack_from(view, at)
-        at += _HEAD.size
-        size = count * PAGE
-        if position % PAGE or position < lowest or count == 0 or position + size > memory_bytes:
-            raise ValueError(f"a record has {count} pages at {position}, of RAM of {memory_bytes} bytes")
-        lowest = position + size
-        if kind == _CLEARED:
-            yield position, size
-        elif kind != _CONTENT or len(view) - at < size:
-            raise ValueError(f"a record of kind {kind} with {count} pages has {len(view) - at} bytes left")
-        else:
-            yield position, view[at : at + size]
-            at += size
+    rest, position, left = b"", 0, 0
+    for piece in pieces:
+        view, at = memoryview(rest + piece if rest else piece), 0
+        while at < len(view):
+            if left:
+                size = min(left, len(view) - at)
+                yield position, view[at : at + size]
+                at, position, left = at + size, position + size, left - size
+                continue
+            if len(view) - at < _HEAD.size:
+                break
+            begin, end, kind = _read_head(view, at, position, memory_bytes)
+            at += _HEAD.size
+            if kind == _CONTENT:
+                position, left = begin, end - begin
+            else:
+                position = end
+                yield from ((each, _CLEAR[: end - each]) for each in range(begin, end, len(_CLEAR)))
+        rest = bytes(view[at:])
+    if left:
+        raise ValueError(f"a record is cut off: {left} bytes of its pages are missing")
+    if rest:
+        raise ValueError("a record is cut off")
+
+
+def _read_head(view: memoryview, at: int, lowest: int, memory_bytes: int) -> tuple[int, int, int]:
+    """Begin, end and kind of the pages of the record there."""
+    begin, count, kind = _HEAD.unpack_from(view, at)
+    end = begin + count * PAGE
+    if begin % PAGE or begin < lowest or count == 0 or end > memory_bytes:
+        raise ValueError(f"a record has {count} pages at {begin}, of RAM of {memory_bytes} bytes")
+    if kind not in (_CONTENT, _CLEARED):
+        raise ValueError(f"a record of {count} pages is of kind {kind}")
+    return begin, end, kind
 
 
 def largest(span_bytes: int) -> int:

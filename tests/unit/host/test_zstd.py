@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.host.compressed import DamagedError, decompressed
-from vmfork.host.zstd import ZstdError, ZstdReader, compress, decompress
+from vmfork.host.zstd import ZstdError, ZstdReader, compress, decompress, decompress_in_pieces
 
 
 def read_all(source: ZstdReader, piece: int) -> bytes:
@@ -79,6 +79,13 @@ def test_a_frame_that_is_cut_off_or_followed_is_refused(size):
     for wrong in (data[:-1], data[: len(data) // 2], data + b"x", data + data):
         with pytest.raises(ValueError, match="zstd"):
             decompress(wrong, size)
+
+
+def test_a_frame_comes_in_pieces_that_are_small():
+    data = os.urandom(1 << 20) + bytes(8 << 20)
+    pieces = [*decompress_in_pieces(compress(data), len(data))]
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) < 1 << 20
 
 
 def test_a_frame_that_is_far_more_than_it_should_be_takes_no_memory():

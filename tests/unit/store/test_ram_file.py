@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmfork.store.ram_file import create_ram_file, digest_open_ram, digest_ram
+from vmfork.store.ram_file import RAMDigesting, create_ram_file, digest_open_ram, digest_ram
 
 PAGE = 4096
 SIZE = 16 * 1024 * 1024
@@ -77,3 +78,23 @@ def test_an_open_file_is_read_from_its_start_although_it_was_removed(tmp_path):
     os.lseek(fd, 0, os.SEEK_END)
     assert digest_open_ram(fd) == want
     os.close(fd)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    numbers=st.sets(st.integers(0, SIZE // PAGE - 1), max_size=20),
+    ends=st.lists(st.integers(0, SIZE // PAGE), max_size=5).map(sorted),
+)
+def test_the_digest_is_the_same_in_parts_while_more_is_written_behind(tmp_path, numbers, ends):
+    path = write_pages(tmp_path / "memory", {})
+    fd = os.open(path, os.O_RDWR)
+    try:
+        digesting = RAMDigesting(fd)
+        for begin, end in pairwise([0, *ends, SIZE // PAGE]):
+            for number in numbers:
+                if begin <= number < end:
+                    os.pwrite(fd, number.to_bytes(4, "big") + b"x" * (PAGE - 4), number * PAGE)
+            digesting.go_on(end * PAGE)
+        assert digesting.found == digest_open_ram(fd)
+    finally:
+        os.close(fd)

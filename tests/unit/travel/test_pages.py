@@ -15,12 +15,31 @@ from vmfork.travel.pages import decode, encode, largest
 PAGES = st.lists(st.sampled_from([bytes(PAGE), b"a" * PAGE, b"b" * PAGE]), min_size=1, max_size=12).map(b"".join)
 
 
-def apply(records: bytes, there: bytes) -> bytes:
+def apply(records: bytes, there: bytes, *, piece: int = 1 << 20) -> bytes:
     memory = bytearray(there)
-    for position, content in decode(records, len(there)):
-        data = bytes(content) if isinstance(content, int) else content
-        memory[position : position + len(data)] = data
+    for position, content in decode(cut(records, piece), len(there)):
+        memory[position : position + len(content)] = content
     return bytes(memory)
+
+
+def cut(records: bytes, piece: int) -> list[bytes]:
+    return [records[at : at + piece] for at in range(0, len(records), piece)]
+
+
+@given(PAGES, PAGES, st.integers(1, 3 * PAGE))
+def test_records_may_be_cut_anywhere(memory, there, piece) -> None:
+    there = there.ljust(len(memory), b"\0")[: len(memory)]
+    records = encode([(0, memory, there)])
+    assert apply(records, there, piece=piece) == memory
+    if records:
+        with pytest.raises(ValueError, match="a record"):
+            apply(records[:-1], there, piece=piece)
+
+
+def test_a_record_of_zeros_is_no_more_at_once_than_others_are() -> None:
+    head = struct.pack("<QII", 0, 1 << 20, 0)
+    sizes = [len(content) for _, content in decode([head], 4 << 30)]
+    assert (sum(sizes), max(sizes) <= 1 << 20) == (4 << 30, True)
 
 
 @given(PAGES, st.data())
@@ -30,7 +49,7 @@ def test_what_differs_is_all_that_is_needed(memory, data) -> None:
     assert apply(records, there) == memory
     assert len(records) <= largest(len(memory))
     same = sum(memory[at : at + PAGE] == there[at : at + PAGE] for at in range(0, len(memory), PAGE))
-    content = sum(len(c) for _, c in decode(records, len(memory)) if not isinstance(c, int))
+    content = sum(len(c) for _, c in decode([records], len(memory)))
     assert content <= len(memory) - same * PAGE
 
 
@@ -52,7 +71,7 @@ def test_zeros_over_zeros_are_nothing() -> None:
 @given(st.binary(max_size=200) | st.builds(lambda head, rest: head + rest, st.binary(max_size=48), PAGES))
 def test_garbage_is_refused_or_stays_within_the_ram(data) -> None:
     try:
-        runs = [(at, c if isinstance(c, int) else len(c)) for at, c in decode(data, 8 * PAGE)]
+        runs = [(at, len(c)) for at, c in decode([data], 8 * PAGE)]
     except ValueError:
         return
     ends = [0, *(at + size for at, size in runs)]
@@ -75,10 +94,10 @@ def test_garbage_is_refused_or_stays_within_the_ram(data) -> None:
 )
 def test_a_record_that_cannot_be_is_refused(head) -> None:
     with pytest.raises(ValueError, match="a record"):
-        list(decode(struct.pack("<QII", *head), 8 * PAGE))
+        list(decode([struct.pack("<QII", *head)], 8 * PAGE))
 
 
 def test_records_that_go_back_are_refused() -> None:
     record = struct.pack("<QII", PAGE, 1, 0)
     with pytest.raises(ValueError, match="a record"):
-        list(decode(record + record, 8 * PAGE))
+        list(decode([record + record], 8 * PAGE))
