@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.vm.cli_runner import vmfork
+from tests.vm.cli_runner import run, vmfork
+from tests.vm.struck import FORKS, strike_at, was_struck
 from vmfork.aio import VM, Places, Template, VMConfig
-from vmfork.errors import TemplateCorrupt
+from vmfork.errors import HostError, TemplateCorrupt
+from vmfork.host import copier
 from vmfork.host.tmpfs import mount_tmpfs, unmount
+from vmfork.hypervisor.qemu import scratch
 from vmfork.image import DiskStore
 
 pytestmark = pytest.mark.vm
@@ -109,6 +114,152 @@ async def test_one_that_runs_is_forked_with_it(template):
                         grown.append(len(numbers))
                         assert "error" not in await told(each, "dmesg | grep -i 'ext4\\|vd[ab]' || true")
         assert min(grown) > 1
+
+
+# One block in each 64 KiB, the unit in which QEMU copies, from the end on: what is copied last is written first.
+OVERWRITE = """
+import os
+fd = os.open("/scratch/data", os.O_RDWR)
+for place in reversed(range(0, os.fstat(fd).st_size, 1 << 16)):
+    os.pwrite(fd, b"after" * 819, place)
+os.fsync(fd)
+"""
+
+
+async def write_while_copied(vm, monkeypatch, copy):
+    """What `copy` gives. QEMU had begun to copy the disk, and the guest wrote all over it before it went on."""
+    finish, seen = scratch.finish, []
+
+    async def finish_late(monitor):
+        await told(vm, "python3 /root/overwrite.py; echo after > /scratch/text; rm /scratch/warm; sync")
+        seen.extend(job for job in await monitor.execute("query-jobs") if job["id"] == scratch.COPY)
+        await finish(monitor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scratch, "finish", finish_late)
+        copied = await copy()
+    # The machine had gone on, and little was copied that it did not overwrite: its pause was not for that.
+    (job,) = seen
+    assert job["status"] == "running"
+    assert job["current-progress"] < job["total-progress"]
+    return copied
+
+
+async def prepare(vm) -> str:
+    await vm.write_file("/root/overwrite.py", OVERWRITE)
+    await told(vm, "head -c 8M /dev/urandom > /scratch/data; echo before > /scratch/text")
+    return await told(vm, SUMS)
+
+
+@pytest.mark.kvm
+async def test_what_is_written_while_it_is_copied_is_in_no_fork(template, monkeypatch):
+    async with await template.fork() as vm:
+        before = await prepare(vm)
+        (child,) = await write_while_copied(vm, monkeypatch, lambda: vm.fork(1))
+        async with child:
+            assert await told(child, SUMS) == before
+            assert await told(vm, f"{FORGET}; cat /scratch/text; ls /scratch") == "after\ndata\nlost+found\ntext"
+
+
+@pytest.mark.kvm
+@pytest.mark.slow
+async def test_nor_in_what_it_goes_back_to_or_is_frozen_as(template, monkeypatch):
+    async with await template.fork() as vm:
+        before = await prepare(vm)
+        point = await write_while_copied(vm, monkeypatch, vm.checkpoint)
+        await vm.rollback(point)
+        assert await told(vm, SUMS) == before
+        frozen = await write_while_copied(vm, monkeypatch, lambda: vm.freeze("disk-written"))
+        async with await frozen.fork() as child:
+            assert await told(child, SUMS) == before
+        await frozen.remove()
+
+
+async def find_copy(vm) -> list[str]:
+    """What QEMU has of a copy: jobs, and files."""
+    async with vm._running.machine._asking() as monitor:
+        jobs = [job["id"] for job in await monitor.execute("query-jobs")]
+        nodes = [node["node-name"] for node in await monitor.execute("query-named-block-nodes", flat=True)]
+    return [name for name in (*jobs, *nodes) if name == scratch.COPY]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["blockdev-backup", "cont"])
+async def test_a_copier_that_is_killed_leaves_nothing_of_a_copy(template, tmp_path, monkeypatch, step):
+    """As `test_a_fork_that_is_cancelled`, with the job begun: QEMU would have each write wait for it, slow as it is."""
+    async with await template.fork() as vm:
+        before = await prepare(vm)
+        script = strike_at(tmp_path, step, "[child.pid]")
+        with monkeypatch.context() as patched:
+            patched.setattr(copier, "find_copier", lambda: script)
+            with pytest.raises(HostError, match="could not be copied"):
+                await vm.fork(1)
+        assert was_struck(script)
+        assert await find_copy(vm) == []
+        (child,) = await vm.fork(1)
+        async with child:
+            assert await told(child, SUMS) == before
+
+
+@pytest.mark.slow
+async def test_a_fork_that_is_cancelled_while_its_disk_is_copied_leaves_nothing_of_a_copy(template, monkeypatch):
+    async with await template.fork() as vm:
+        before = await prepare(vm)
+        begun = asyncio.Event()
+
+        async def finish(monitor):
+            begun.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scratch, "finish", finish)
+            task = asyncio.create_task(vm.fork(1))
+            await begun.wait()
+            assert await told(vm, f"{FORGET}; cat /scratch/text") == "before"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await find_copy(vm) == []
+        (child,) = await vm.fork(1)
+        async with child:
+            assert await told(child, SUMS) == before
+
+
+@pytest.mark.slow
+async def test_a_process_that_is_killed_while_the_disk_is_copied_leaves_one_that_can_be_forked(template, tmp_path):
+    """The job goes on, slow as it is, until the next copy: what the guest writes meanwhile is its own."""
+    async with await template.start() as vm:
+        try:
+            before = await prepare(vm)
+            script = strike_at(tmp_path, "cont", "[os.getppid()]")
+            assert run(sys.executable, "-c", FORKS, vm.id, str(script)).status == -signal.SIGKILL
+            assert was_struck(script)
+            assert await find_copy(vm) != []
+            await told(vm, "python3 /root/overwrite.py; sync")
+            after = await told(vm, SUMS)
+            assert after != before
+            (child,) = vmfork("fork", vm.id).check().out.split()
+            assert await find_copy(vm) == []
+            assert vmfork("exec", child, "--", "sh", "-c", SUMS).check().out.strip() == after
+            vmfork("stop", "--grace", "0", child).check()
+        finally:
+            await vm.stop(grace_s=0)
+
+
+@pytest.mark.slow
+async def test_its_pause_does_not_grow_with_what_is_on_it(template, monkeypatch):
+    """Beside a copy that begins as fast as it can, in turn, on the same machine: the least of each."""
+    hasty = json.loads(scratch.BEGIN)
+    del hasty["arguments"]["speed"]
+    async with await template.fork() as vm:
+        await told(vm, "head -c 160M /dev/urandom > /scratch/large; sync")
+        pauses = {"slow": [], "hasty": []}
+        for kind, begin in [("slow", scratch.BEGIN), ("hasty", json.dumps(hasty))] * 5:
+            monkeypatch.setattr(scratch, "BEGIN", begin)
+            point = await vm.checkpoint()
+            pauses[kind].append(point.pause_s)
+            await point.remove()
+        assert min(pauses["slow"]) < min(pauses["hasty"]) / 3, pauses
 
 
 @pytest.mark.kvm

@@ -19,6 +19,7 @@ import pytest
 
 from tests.rules.capabilities import need
 from tests.vm.cli_runner import run, vmfork
+from tests.vm.struck import FORKS, strike_at, was_struck
 from tests.vm.test_detached import keeper_of
 from vmfork.aio import VM, Allow, Network, Template
 from vmfork.config import VMConfig
@@ -761,47 +762,6 @@ async def test_a_copier_that_is_killed_leaves_a_machine_that_runs(fork, tmp_path
         assert (await forks[0].exec(["echo", "too"])).stdout == "too\n"
 
 
-# It stands between the copier and QEMU, and kills whom it is to, in Python, once QEMU has been told the command.
-STRUCK_AT = """#!/usr/bin/env python3
-import os, select, signal, socket, subprocess, sys
-argv0, *argv = sys.argv
-qemu = socket.socket(fileno=int(argv[0]))
-ours, theirs = socket.socketpair()
-layers = [each.partition(":")[0] for each in argv[8:] if each[:1].isdigit()]
-passed = [int(each) for each in (*argv[1:7], *layers) if int(each) >= 0]
-child = subprocess.Popen(["{real}", str(theirs.fileno()), *argv[1:]], pass_fds=[theirs.fileno(), *passed])
-theirs.close()
-qemu.setblocking(True)
-done = False
-while True:
-    for ready in select.select([ours, qemu], [], [])[0]:
-        try:
-            data, fds, _, _ = socket.recv_fds(ready, 65536, 4)
-            if not data:
-                sys.exit(0)
-            socket.send_fds(qemu if ready is ours else ours, [data], fds)
-        except ConnectionError:  # who was killed had not read all
-            sys.exit(0)
-        if ready is ours and b'"{step}"' in data and not done:
-            done = True
-            open(argv0 + "-struck", "w").close()
-            for pid in {victims}:
-                os.kill(pid, signal.SIGKILL)
-"""
-
-
-def strike_at(folder: Path, step: str, victims: str) -> Path:
-    """A copier in whose midst the processes that `victims` names, in Python, are killed."""
-    script = folder / "copier"
-    script.write_text(STRUCK_AT.format(real=copier.find_copier(), step=step, victims=victims))
-    script.chmod(0o755)
-    return script
-
-
-def was_struck(script: Path) -> bool:
-    return script.with_name("copier-struck").exists()
-
-
 few_steps = [pytest.param(step, marks=[] if step == "stop" else pytest.mark.slow) for step in STEPS]
 
 
@@ -833,22 +793,6 @@ async def test_a_keeper_that_is_killed_while_its_machine_is_copied_changes_nothi
         assert was_struck(script)
         for vm in (fork, *forks):
             assert (await vm.exec(["echo", "on"])).stdout == "on\n"
-
-
-FORKS = """
-import asyncio, sys
-from pathlib import Path
-from vmfork.aio import VM
-from vmfork.host import copier
-
-copier.find_copier = lambda: Path(sys.argv[2])
-
-async def work():
-    async with VM.connect(sys.argv[1]) as vm:
-        await vm.fork(2, lasting=True, ttl_s=600)
-
-asyncio.run(work())
-"""
 
 
 @pytest.mark.parametrize("step", few_steps)
