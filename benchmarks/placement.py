@@ -5,7 +5,8 @@ Callers come at random (Poisson); which template each wants is skewed (Zipf), an
 takes that over, layer by layer, before. Nodes die, with their machines, and come back empty. What is printed: how long
 callers waited, what travelled, how evenly nodes were filled, and what a decision cost here, in time of the processor.
 At the end the directory itself is told of the same nodes, with all machines that they have then, and asked: for what it
-decides, and for a look at all of them, without the calls that carry the reports.
+decides, with each kind of constraint, and where no node has room, and for a look at all of them, without the calls that
+carry the reports.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmfork.cluster.directory import Directory
-from vmfork.cluster.placement import Offer, Placed, Wanted, place
+from vmfork.cluster.placement import Constraints, Offer, Placed, Wanted, place
 from vmfork.cluster.terms import Ask, Held, Machine, Report
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _TAKES_IN = 1e9
 _TRAITS = {"qemu.version": "8.2.0", "accel": "kvm", "host_cpu": "a processor"}
 _PROTOCOL = 1
 # So many decisions of the directory are timed.
-_ASKED = 2000
+_ASKED = 1000
 # All templates have the layers of what they were built on.
 _COMMON = {f"common-{number}": 8 * _MIB for number in range(4)}
 
@@ -173,7 +174,7 @@ class Simulation:
     def _hold(self, node: Node, wanted: Wanted) -> None:
         offer = node.offer
         self._holders[wanted.digest].append(offer.name)
-        self._change(node, templates=offer.templates | {wanted.digest}, layers=offer.layers | wanted.layers.keys())
+        self._change(node, templates=offer.templates | {wanted.digest}, layers=offer.layers.union(wanted.layers))
 
     def _change(self, node: Node, **changes: object) -> None:
         node.offer = self._offers[node.offer.name] = replace(node.offer, **changes)  # type: ignore[arg-type] # named
@@ -198,6 +199,7 @@ def _make_template(number: int) -> Wanted:
 def _make_offer(name: str) -> Offer:
     return Offer(
         name=name,
+        labels={"zone": name[-1]},
         emulators=frozenset({_TRAITS["qemu.version"]}),
         accels=frozenset({"kvm", "tcg"}),
         protocols=frozenset({_PROTOCOL}),
@@ -229,24 +231,47 @@ class _Reports:
         return self._reports[node]
 
 
+_KINDS = {
+    "": Constraints(),
+    "label": Constraints(label="zone=3"),
+    "node": Constraints(node="node-0"),
+    "spread_node": Constraints(spread="node"),
+    "spread_zone": Constraints(spread="zone"),
+}
+
+
 async def _time_directory(simulation: Simulation) -> dict[str, float]:
+    told = {"directory_machines": float(sum(node.offer.running for node in simulation.nodes.values()))}
     directory = Directory(_Reports(simulation), version="1", rng=simulation.rng)
-    looks_s, decisions_s = [], []
+    looks_s = []
     for _ in range(3):
         begun = time.thread_time()
         await directory.look()
         looks_s.append(time.thread_time() - begun)
-    await directory.place(Ask(template=simulation.templates[0].digest, key="first"))  # it looks once more before
+    told["directory_look_ms"] = statistics.median(looks_s) * 1e3
+    for kind, constraints in _KINDS.items():
+        told |= await _time_decisions(directory, simulation, kind, constraints)
+    for node in simulation.nodes.values():
+        node.offer = replace(node.offer, to_give_mib=0)
+    full = Directory(_Reports(simulation), version="1", rng=simulation.rng)
+    return {**told, **await _time_decisions(full, simulation, "full", Constraints())}
+
+
+async def _time_decisions(
+    directory: Directory, simulation: Simulation, kind: str, constraints: Constraints
+) -> dict[str, float]:
+    decisions_s = []
+    await directory.place(Ask(template=simulation.templates[0].digest, key=f"first-{kind}"))  # it looks before
     for number in range(_ASKED):
         (wanted,) = simulation.rng.choices(simulation.templates, simulation.weights)
+        ask = Ask(template=wanted.digest, key=f"{kind}-{number}", constraints=constraints)
         begun = time.thread_time()
-        await directory.place(Ask(template=wanted.digest, key=f"ask-{number}"))
+        await directory.place(ask)
         decisions_s.append(time.thread_time() - begun)
+    name = f"directory_{kind}".rstrip("_")
     return {
-        "directory_machines": sum(node.offer.running for node in simulation.nodes.values()),
-        "directory_look_ms": statistics.median(looks_s) * 1e3,
-        "directory_mean_ms": statistics.fmean(decisions_s) * 1e3,
-        "directory_p99_ms": _part(decisions_s, 0.99) * 1e3,
+        f"{name}_mean_ms": statistics.fmean(decisions_s) * 1e3,
+        f"{name}_p99_ms": _part(decisions_s, 0.99) * 1e3,
     }
 
 
@@ -292,7 +317,7 @@ def main(nodes: int, templates: int, deaths: int, utilisation: float, seconds: f
         return
     for name, value in told.items():
         digits = 3 if value % 1 else 0
-        click.echo(f"{name.replace('_', ' '):<24}{value:>14,.{digits}f}")
+        click.echo(f"{name.replace('_', ' '):<30}{value:>14,.{digits}f}")
 
 
 if __name__ == "__main__":

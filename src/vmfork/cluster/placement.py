@@ -138,29 +138,36 @@ def place(
     if holders is None:
         holders = [name for name, offer in nodes.items() if wanted.digest in offer.templates]
 
-    may = _find_able(wanted, constraints)
+    find = _make_finder(wanted, constraints)
     share_mib = wanted.share_mib
 
-    def has_room(offer: Offer) -> bool:
-        return offer.to_give_mib >= share_mib and not offer.strained and may(offer)
+    def may(offer: Offer) -> bool:
+        return find(offer) is None
 
-    if constraints.spread:
-        nodes = _find_least_taken(nodes, constraints, has_room) or nodes
-        holders = [name for name in holders if name in nodes]
-    if found := _better_of_two(wanted, holders, nodes, has_room, rng):
-        return Placed(node=found)
-    for roomy in (True, False):
-        able = [*filter(has_room if roomy else may, nodes.values())]
-        if able:
-            return _choose_nearest(wanted, able, rng, waits=not roomy)
-    return _refuse(wanted, nodes, constraints)
+    def has_room(offer: Offer) -> bool:
+        return offer.to_give_mib >= share_mib and not offer.strained and find(offer) is None
+
+    asked = nodes
+    roomy: Callable[[Offer], bool] = has_room
+    if constraints.node in nodes:
+        asked = {constraints.node: nodes[constraints.node]}
+    elif constraints.spread and (taken := _find_least_taken(nodes, constraints, has_room)):
+        asked, roomy = taken, _is_one
+    if asked is not nodes:
+        holders = [name for name in holders if name in asked]
+    for will_do, waits in ((roomy, False), (may, True)):
+        # Who has the template lacks the fewest bytes; only where nobody of them will do all others are looked at.
+        if found := _better_of_two(wanted, holders, asked, will_do, rng):
+            return Placed(node=found, waits=waits)
+        if able := [*filter(will_do, asked.values())]:
+            return _choose_nearest(wanted, able, rng, waits=waits)
+    return _refuse(nodes, constraints, find)
 
 
 def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
     """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
     traits = wanted.traits
-    has_disk = DISK in traits or traits.get(SCRATCH, "0") != "0"
-    if has_disk and wanted.digest not in offer.templates:
+    if _stays(wanted) and wanted.digest not in offer.templates:
         return "the template's machines have a disk, which stays on its host"
     for trait, has in _TRAITS:
         value = traits.get(trait)
@@ -188,20 +195,31 @@ def filled(wanted: Wanted, offer: Offer) -> float:
     return (have + 1) / max(1, most) + min(1.0, offer.load) / 2
 
 
-def _find_able(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], bool]:
-    """Whether a node may be asked. Nodes of one kind are looked at once: a decision may go through all there are."""
-    known: dict[tuple[object, ...], bool] = {}
-    anywhere = not (constraints.node or constraints.label or DISK in wanted.traits)
+def _make_finder(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], str | None]:
+    """As `_find_hindrance`. Nodes of one kind are looked at once: a decision may go through all there are."""
+    known: dict[tuple[object, ...], str | None] = {}
+    is_plain = not constraints.node and not _stays(wanted)
+    key, equals, value = constraints.label.partition("=")
+    no_label = f"it has no label {constraints.label}"
 
-    def may(offer: Offer) -> bool:
-        if not anywhere or offer.hindrance or offer.is_draining:
-            return _find_hindrance(wanted, offer, constraints) is None
+    def find(offer: Offer) -> str | None:
+        if not is_plain:
+            return _find_hindrance(wanted, offer, constraints)
+        if constraints.label and (offer.labels.get(key) != value if equals else key not in offer.labels):
+            return no_label
+        if offer.hindrance or offer.is_draining:
+            return _find_hindrance(wanted, offer, constraints)
         kind = (offer.emulators, offer.accels, offer.protocols, offer.host_cpu, offer.total_mib)
-        if (found := known.get(kind)) is None:
-            found = known[kind] = _find_hindrance(wanted, offer, constraints) is None
-        return found
+        if kind not in known:
+            known[kind] = _find_hindrance(wanted, offer, constraints)
+        return known[kind]
 
-    return may
+    return find
+
+
+def _stays(wanted: Wanted) -> bool:
+    """The template's machines have a disk, its root's or their own: it does not travel."""
+    return DISK in wanted.traits or wanted.traits.get(SCRATCH, "0") != "0"
 
 
 def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> str | None:
@@ -221,14 +239,40 @@ def _find_least_taken(
     nodes: Mapping[str, Offer], constraints: Constraints, will_do: Callable[[Offer], bool]
 ) -> dict[str, Offer]:
     """Of the nodes that will do those of the group that has the fewest machines of the kind."""
-    groups: dict[str, dict[str, Offer]] = {}
-    counts: Counter[str] = Counter()
+    key, beside = constraints.spread, constraints.beside
+    groups: dict[str, list[str]] = {}
+    if key == "node":
+        return _find_least_taken_node(nodes, beside, will_do)
     for name, offer in nodes.items():
-        group = name if constraints.spread == "node" else offer.labels.get(constraints.spread, "")
-        counts[group] += constraints.beside.get(name, 0)
-        if will_do(offer):
-            groups.setdefault(group, {})[name] = offer
-    return groups[min(groups, key=lambda group: counts[group])] if groups else {}
+        groups.setdefault(offer.labels.get(key, ""), []).append(name)
+    taken = Counter(dict.fromkeys(groups, 0))
+    for name, count in beside.items():
+        if name in nodes:
+            taken[nodes[name].labels.get(key, "")] += count
+    for group in sorted(groups, key=taken.__getitem__):
+        if found := {name: nodes[name] for name in groups[group] if will_do(nodes[name])}:
+            return found
+    return {}
+
+
+def _find_least_taken_node(
+    nodes: Mapping[str, Offer], beside: Mapping[str, int], will_do: Callable[[Offer], bool]
+) -> dict[str, Offer]:
+    """The same where each node is a group of its own: of several that have as few all."""
+    found: dict[str, Offer] = {}
+    least: int | None = None
+    for name, offer in nodes.items():
+        count = beside.get(name, 0)
+        if (least is None or count <= least) and will_do(offer):
+            if count != least:
+                found, least = {}, count
+            found[name] = offer
+    return found
+
+
+def _is_one(_offer: Offer) -> bool:
+    """Of those that were looked at already each will do."""
+    return True
 
 
 def _better_of_two(
@@ -254,13 +298,15 @@ def _choose_nearest(wanted: Wanted, able: Sequence[Offer], rng: Random, *, waits
     layers, total = wanted.layers, wanted.size_bytes
     least: tuple[bool, int] = (True, total)
     nearest: list[Offer] = []
+    known = {frozenset[str](): total}  # many nodes have the same
     for offer in able:
         if wanted.digest in offer.templates:
             lacking = (False, 0)
-        elif not offer.layers:
-            lacking = (True, total)
+        elif offer.layers in known:
+            lacking = (True, known[offer.layers])
         else:
             lacking = (True, sum(map(layers.__getitem__, layers.keys() - offer.layers)))
+            known[offer.layers] = lacking[1]
         if lacking < least:
             least, nearest = lacking, [offer]
         elif lacking == least:
@@ -273,20 +319,16 @@ def _draw_two(able: Sequence[Offer], rng: Random) -> Sequence[Offer]:
     return able if len(able) < 2 else rng.sample(able, 2)
 
 
-def _refuse(wanted: Wanted, nodes: Mapping[str, Offer], constraints: Constraints) -> Refusal:
+def _refuse(nodes: Mapping[str, Offer], constraints: Constraints, find: Callable[[Offer], str | None]) -> Refusal:
     if not nodes:
         return Refusal(reason="the cluster has no node that takes machines", hint="start vmfork on its nodes")
     if constraints.node and constraints.node not in nodes:
         return Refusal(reason=f"no node is named {constraints.node!r}", hint=f"there are {_list_some(nodes)}")
-    found = Counter(filter(None, (_find_hindrance(wanted, offer, constraints) for offer in nodes.values())))
+    found = Counter(filter(None, map(find, nodes.values())))
     if constraints.node:
-        return Refusal(reason=f"node {constraints.node!r}: {_find_own(wanted, nodes, constraints)}", reasons=found)
+        return Refusal(reason=f"node {constraints.node!r}: {find(nodes[constraints.node])}", reasons=found)
     told = "; ".join(f"{count} of {len(nodes)}: {reason}" for reason, count in found.most_common())
     return Refusal(reason=told, reasons=found, hint=_find_way(nodes, constraints))
-
-
-def _find_own(wanted: Wanted, nodes: Mapping[str, Offer], constraints: Constraints) -> str | None:
-    return _find_hindrance(wanted, nodes[constraints.node], constraints)
 
 
 def _find_way(nodes: Mapping[str, Offer], constraints: Constraints) -> str:

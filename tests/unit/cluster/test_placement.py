@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.cluster.placement import Constraints, Offer, Placed, Refusal, Wanted, count_most, filled, place
+from vmfork.machine.traits import SCRATCH
 
 TRAITS = {"qemu.version": "7.2.22", "machine": "pc-q35-7.2", "accel": "tcg", "cpu_model": "qemu64"}
 WANTED = Wanted(digest="d", traits=TRAITS, agent_protocol=3, share_mib=100, layers={"a": 600, "b": 400})
@@ -123,6 +124,14 @@ def test_a_template_whose_root_is_on_a_disk_stays_where_it_is() -> None:
     assert "have a disk" in refused.reason
 
 
+def test_a_template_whose_machines_have_a_disk_of_their_own_goes_to_its_holder_whoever_was_looked_at_before() -> None:
+    wanted = replace(WANTED, traits={**TRAITS, SCRATCH: "64"})
+    nodes = table(offer("empty"), offer("has", **HOLDS), offer("other"))
+    for changes, waits in (({}, False), ({"to_give_mib": 0}, True)):
+        nodes["has"] = offer("has", **HOLDS, **changes)
+        assert place(wanted, nodes, rng=Random(0)) == Placed(node="has", waits=waits)
+
+
 def test_a_label_and_a_node_are_kept_to() -> None:
     west, east = offer("w", labels={"zone": "west"}), offer("e", **HOLDS, labels={"zone": "east"})
     for constraints in (Constraints(label="zone=west"), Constraints(node="w")):
@@ -176,6 +185,25 @@ def test_spread_is_advice_where_only_one_has_room() -> None:
     found = decide(*nodes, constraints=Constraints(spread="node", beside={"b": 7}))
     assert isinstance(found, Placed)
     assert found.node == "b"
+
+
+@given(st.data(), st.sampled_from(["node", "zone"]), st.integers())
+def test_spread_takes_a_group_that_has_the_fewest_of_those_with_room(data, key, seed) -> None:
+    names = [f"n{number}" for number in range(data.draw(st.integers(1, 8)))]
+    zones = {name: {"zone": data.draw(st.sampled_from("xyz"))} for name in names}
+    room = {name: data.draw(st.sampled_from((0, 1000))) for name in names}
+    nodes = table(*(offer(name, labels=zones[name], to_give_mib=room[name]) for name in names))
+    beside = data.draw(st.dictionaries(st.sampled_from([*names, "gone"]), st.integers(1, 3)))
+    found = place(WANTED, nodes, rng=Random(seed), constraints=Constraints(spread=key, beside=beside))
+    assert isinstance(found, Placed)
+    assert found.waits == (not any(room.values()))
+    if not found.waits:
+        group_of = {name: name if key == "node" else zones[name]["zone"] for name in names}
+        counts = dict.fromkeys(group_of.values(), 0)
+        for name in names:
+            counts[group_of[name]] += beside.get(name, 0)
+        assert room[found.node]
+        assert counts[group_of[found.node]] == min(counts[group_of[name]] for name in names if room[name])
 
 
 def test_as_many_as_the_cluster_could_have() -> None:
