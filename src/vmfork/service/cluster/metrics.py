@@ -41,6 +41,7 @@ class NodeMetrics(Collector):
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         self._nodes = told["nodes"]
+        self._missing = told["missing"]
         self.registry = Registry(_PREFIX)
         self.registry.collect_from(self)
 
@@ -56,6 +57,8 @@ class NodeMetrics(Collector):
             ready.add_metric([node["name"]], float(node["state"] == "ready"))
             for kind in ("total", "to_give"):
                 memory.add_metric([node["name"], kind], node[f"{kind}_mib"] * MIB)
+        for name in self._missing.keys() - {node["name"] for node in self._nodes}:
+            ready.add_metric([name], 0.0)
         yield ready
         yield memory
         for name, told in _GAUGES.items():
