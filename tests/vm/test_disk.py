@@ -247,6 +247,19 @@ async def test_a_process_that_is_killed_while_the_disk_is_copied_leaves_one_that
 
 
 @pytest.mark.slow
+async def test_clients_that_copy_one_machine_at_once_take_turns(template):
+    async with await template.start() as vm, await VM.connect(vm.id) as other:
+        try:
+            before = await prepare(vm)
+            for copies in await asyncio.gather(*(each.fork(1) for each in (vm, other, vm, other))):
+                (child,) = copies
+                async with child:
+                    assert await told(child, SUMS) == before
+        finally:
+            await vm.stop(grace_s=0)
+
+
+@pytest.mark.slow
 async def test_its_pause_does_not_grow_with_what_is_on_it(template, monkeypatch):
     """Beside a copy that begins as fast as it can, in turn, on the same machine: the least of each."""
     hasty = json.loads(scratch.BEGIN)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, HostError, MachineEnded, VMForkError
 from vmfork.host import facts
 from vmfork.host.copier import Layer, Span, copy_machine
+from vmfork.host.lock import locked_folder
 from vmfork.host.mapped import MappedMemory, open_marks
 from vmfork.host.memory import read_private
 from vmfork.machine.ending import has_ended
@@ -21,7 +22,6 @@ from vmfork.units import MIB, format_mib
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from vmfork.host.copier import Copied, Watching
     from vmfork.hypervisor.base import Machine
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _ENDED = "take another machine, or roll it back to a checkpoint of before"
 # QEMU's main loop answers within milliseconds.
 _ANSWER_LIMIT_S = 2.0
+# A disk is copied at some 500 MB/s, and others may be before us.
+_TURN_LIMIT_S = 300.0
 # Beside what is copied: the state of the devices, page tables, and what changes meanwhile.
 _HEADROOM_BYTES = 64 * MIB
 
@@ -138,8 +140,17 @@ def new_scratch(running: Running) -> Iterator[int | None]:
         yield fd
 
 
-def _copying_scratch(running: Running, fd: int | None) -> AbstractAsyncContextManager[str]:
-    return nullcontext("") if fd is None else running.machine.copying_scratch(fd)
+@asynccontextmanager
+async def _copying_scratch(running: Running, fd: int | None) -> AsyncIterator[str]:
+    """Clients of one machine take turns: QEMU copies a disk once at a time, and who begins drops what another began.
+
+    What the block is given is said to QEMU once the machine stands still. Raises `StoreBusy`.
+    """
+    if fd is None:
+        yield ""
+        return
+    async with locked_folder(running.folder.path, wait_s=_TURN_LIMIT_S), running.machine.copying_scratch(fd) as begin:
+        yield begin
 
 
 async def copy_into(
