@@ -33,6 +33,7 @@ from vmfork.machine.emulator import find_emulator, find_slim
 from vmfork.machine.isolation import decide_containment, find_todo
 from vmfork.machine.plan import make_hardware
 from vmfork.machine.room import charge_for_fork, count_room
+from vmfork.machine.scratch import find_mke2fs
 from vmfork.machine.trial import prove
 from vmfork.store.staging import STATE_HEADROOM
 from vmfork.units import MIB, format_bytes, format_count, format_mib
@@ -101,7 +102,7 @@ async def examine(
     except VMForkError as error:
         checks.append(_failed("qemu", error))
     image, image_check = _check_image(config, places)
-    checks += [image_check, *_check_building(built=image is not None), _check_setpriv()]
+    checks += [image_check, *_check_building(built=image is not None), _check_disk(config), _check_setpriv()]
     checks += [_check_shipped("agent", find_agent), _check_shipped("keeper", find_keeper)]
     checks += [_check_shipped("preload", find_preload), _check_shipped("broker", find_broker)]
     checks.append(await _check_isolation(config, binary, places))
@@ -178,6 +179,11 @@ def _check_building(*, built: bool) -> list[Check]:
     needed = {"mmdebstrap": find_mmdebstrap, "namespaces": _find_namespaces, "liblz4": check_library}
     checks = [_check_needed(name, find, "note" if built else "fail") for name, find in needed.items()]
     return [*checks, _check_needed("sqfstar", find_sqfstar, "note")]
+
+
+def _check_disk(config: VMConfig) -> Check:
+    """What the disk of a machine's own is made with; nothing comes up without it where machines are to have one."""
+    return _check_needed("mke2fs", find_mke2fs, "fail" if config.disk_mib else "note")
 
 
 def _check_needed(name: str, find: Callable[[], str | None], level: Level) -> Check:

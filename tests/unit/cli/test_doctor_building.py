@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from vmfork.cli import doctor
+from vmfork.config import VMConfig
 from vmfork.errors import HostError
+from vmfork.machine import scratch
 
 # A user namespace with one id, in which no other can be made: what such a host is to an ordinary user.
 CONFINED = (
@@ -50,3 +52,20 @@ def test_where_the_image_is_there_a_lack_is_a_note(monkeypatch, built, level) ->
         *((name, level, "install it") for name in ("mmdebstrap", "namespaces", "liblz4")),
         ("sqfstar", "note", "install it"),  # only for roots that do not lie in memory
     ]
+
+
+@pytest.mark.parametrize(("disk_mib", "level"), [(0, "note"), (64, "fail")])
+def test_what_makes_disks_fails_only_where_machines_have_one(monkeypatch, disk_mib, level) -> None:
+    monkeypatch.setattr(scratch, "PATH", "/nowhere")
+    check = doctor._check_disk(VMConfig(disk_mib=disk_mib))
+    assert (check.name, check.level) == ("mke2fs", level)
+    assert "mke2fs was not found" in check.found
+    assert "apt-get install e2fsprogs" in check.todo
+
+
+def test_what_makes_disks_is_found_where_a_users_own_path_does_not_lead(monkeypatch, tmp_path) -> None:
+    program = tmp_path / "mke2fs"
+    program.touch(mode=0o755)
+    monkeypatch.setattr(scratch, "PATH", str(tmp_path))
+    check = doctor._check_disk(VMConfig())
+    assert (check.level, check.found) == ("ok", str(program))
