@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmfork.adopt.handshake import Adoption
     from vmfork.code.result import CodeResult
     from vmfork.config import CardChoice, FactoryConfig, ImageConfig, LeftPrograms, Places, ProgramLimits, VMConfig
+    from vmfork.config.values import RootChoice
     from vmfork.copied import Copied
     from vmfork.difference.difference import Difference
     from vmfork.errors import VMForkError
@@ -1289,6 +1290,7 @@ class Image:
         name: str,
         *,
         max_bytes: int = 8 << 30,
+        root: RootChoice = "auto",
         plain_http: bool = False,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -1297,7 +1299,13 @@ class Image:
         return cls(
             portal.run(
                 aio.Image.import_oci(
-                    source, name, max_bytes=max_bytes, plain_http=plain_http, progress=progress, places=places
+                    source,
+                    name,
+                    max_bytes=max_bytes,
+                    root=root,
+                    plain_http=plain_http,
+                    progress=progress,
+                    places=places,
                 )
             )
         )

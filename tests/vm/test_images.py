@@ -36,9 +36,9 @@ _WAITS = (
 _CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)
 
 
-@pytest.fixture
+@pytest.fixture(params=["memory", pytest.param("disk", marks=pytest.mark.needs("sqfstar"))])
 async def imported(request, tmp_path):
-    """A template of an image of two layers: a static program, no shell, no libc, no passwd."""
+    """A template of an image of two layers: a static program, no shell, no libc, no passwd; its root in each place."""
     program = find_agent().read_bytes()
     layout = write_image(
         tmp_path / "layout",
@@ -67,8 +67,9 @@ async def imported(request, tmp_path):
         },
     )
     name = f"oci-{os.getpid()}"
-    image = await Image.import_oci(f"oci:{layout}", name)
+    image = await Image.import_oci(f"oci:{layout}", name, root=request.param)
     template = await Template.build(name, VMConfig(image=name))
+    assert ("image.disk" in template.manifest.traits) == (request.param == "disk")
     yield image, template
     await template.remove()
     await image.remove()

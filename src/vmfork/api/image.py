@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmfork.config import Places
+    from vmfork.config.values import RootChoice
     from vmfork.image.record import Image as ImageRecord
     from vmfork.progress import ProgressListener
     from vmfork.travel.saved import Saved
@@ -126,6 +127,7 @@ class Image:
         name: str,
         *,
         max_bytes: int = MOST_UNPACKED,
+        root: RootChoice = "auto",
         plain_http: bool = False,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
@@ -134,8 +136,9 @@ class Image:
 
         `source` is a name in a registry, `oci:PATH[:TAG]` (a layout: a folder or a tar), `docker-archive:FILE[:TAG]`
         (what `docker save` wrote) or `dir:FOLDER` (a root file system as it lies there). Its kernel is that of image
-        `default`, which is built where it is missing. Its layers may unpack to `max_bytes`. `plain_http` speaks to the
-        registry without TLS.
+        `default`, which is built where it is missing. Its layers may unpack to `max_bytes`. Its files lie in the
+        guest's memory or on a disk, as `root` says (see `ImageConfig`). `plain_http` speaks to the registry without
+        TLS.
 
         Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile, or for
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
@@ -148,6 +151,7 @@ class Image:
             kernel=kernel,
             store=ImageStore(where.images),
             limits=ImportLimits(unpacked_bytes=max_bytes),
+            root=root,
             plain_http=plain_http,
             progress=progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -15,6 +15,7 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option, parse_variables, plain_http_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
+from vmfork.config.values import check_root
 from vmfork.errors import ConfigError, HostError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.config import ImageConfig, VMConfig
+    from vmfork.config.values import RootChoice
     from vmfork.image import Image
     from vmfork.progress import ProgressListener
 
@@ -35,6 +37,13 @@ _DIGEST_SHOWN = 12
 _ROOTS = {"memory": "in memory", "disk": "on a disk"}
 
 image_argument = click.argument("name", shell_complete=image_names)
+
+
+root_option = click.option(
+    "--root",
+    metavar="auto|memory|disk",
+    help="Where its files lie: in each guest's memory, or on a disk that all share.",
+)
 
 
 @click.group("image", cls=VerbGroup)
@@ -47,11 +56,7 @@ def command() -> None:
 @click.option("-p", "--package", "packages", multiple=True, metavar="P", help="Add a Debian package. Repeatable.")
 @click.option("--bare", is_flag=True, help="Leave out the packages of the default image.")
 @click.option("--suite", metavar="S", help="Debian release, such as trixie.")
-@click.option(
-    "--root",
-    metavar="auto|memory|disk",
-    help="Where its files lie: in each guest's memory, or on a disk that all share.",
-)
+@root_option
 @click.option("--rebuild", is_flag=True, help="Build again, with the packages of today.")
 @click.option(
     "-f",
@@ -148,9 +153,10 @@ def _least(image: Image) -> str:
 @click.argument("source")
 @click.argument("name")
 @click.option("--max-size", metavar="SIZE", help="What its layers may unpack to (default 8G).")
+@root_option
 @plain_http_option
 @json_option
-def import_one(source: str, name: str, max_size: str | None, plain_http: bool, as_json: bool) -> None:
+def import_one(source: str, name: str, max_size: str | None, root: str | None, plain_http: bool, as_json: bool) -> None:
     """Make the image NAME of a container image.
 
     SOURCE is a name in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG] or dir:FOLDER.
@@ -158,7 +164,14 @@ def import_one(source: str, name: str, max_size: str | None, plain_http: bool, a
     most = parse_size_mib(max_size, field="max_size") * MIB if max_size else MOST_UNPACKED
     with shown_progress() as progress:
         image = run_async(
-            ImportedImage.import_oci(source, name, max_bytes=most, plain_http=plain_http, progress=progress)
+            ImportedImage.import_oci(
+                source,
+                name,
+                max_bytes=most,
+                root=check_root(cast("RootChoice", root or "auto")),
+                plain_http=plain_http,
+                progress=progress,
+            )
         )
     if as_json:
         show_json(_describe(ImageStore(find_places().images).open(name)))

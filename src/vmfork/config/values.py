@@ -127,6 +127,13 @@ def _check_list(field: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_root(root: RootChoice) -> RootChoice:
+    """Where a root lies. Raises `ConfigError` for what is nowhere."""
+    if root not in get_args(RootChoice):
+        raise ConfigError("image.root", root, f"{root!r} is no root", hint="give auto, memory or disk")
+    return root
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
     """What an image is made of.
@@ -152,8 +159,7 @@ class ImageConfig:
             raise ConfigError("image.suite", self.suite, f"{self.suite!r} is not a Debian release name")
         if not isinstance(self.bare, bool):
             raise ConfigError("image.bare", self.bare, "must be true or false")
-        if self.root not in get_args(RootChoice):
-            raise ConfigError("image.root", self.root, f"{self.root!r} is no root", hint="give auto, memory or disk")
+        check_root(self.root)
         object.__setattr__(self, "packages", _check_list("image.packages", self.packages))
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
@@ -163,7 +169,7 @@ class ImageConfig:
             self._check_container()
 
     def _check_container(self) -> None:
-        given = next((key for key in ("suite", "packages", "bare", "root") if self._is_given(key)), None)
+        given = next((key for key in ("suite", "packages", "bare") if self._is_given(key)), None)
         if given is not None:
             reason = "is for an image of Debian's packages, and this one is made of a container image"
             raise ConfigError(f"image.{given}", getattr(self, given), reason, hint=f"leave out {given} or from")

@@ -1,7 +1,7 @@
-"""The seam: from a root tree to what a guest boots. Here, an initramfs; nothing behind it knows of layers.
+"""The seam: from a root tree to what a guest boots. Nothing behind it knows of layers.
 
-`write_boot` takes a finished root and leaves kernel, initramfs and record in a folder, which the store takes. A root
-that is to lie on a disk is another function of the same arguments.
+`write_boot` takes a finished root and leaves kernel, initramfs and record in a folder, which the store takes; and the
+disk where the root is large, or was asked to lie on one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmfork.container.additions import INIT
-from vmfork.image import lz4, recipe
+from vmfork.image import disk, lz4, recipe, rootfs
+from vmfork.image.build import goes_on_disk
 from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME, Image, encode_record, name_content
 from vmfork.image.store import hash_file
 from vmfork.image.tree import Node, Tree
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
+    from vmfork.config.values import RootChoice
     from vmfork.container.additions import Kernel
     from vmfork.container.root import Root
     from vmfork.container.running import Running
@@ -31,10 +33,12 @@ if TYPE_CHECKING:
 class Boot:
     """A root and what boots it. `contents` has the files' contents; `recipe` names what all of it was made of.
 
-    `digest` names what was at `source`.
+    `digest` names what was at `source`. `lies` says where its guest has the root, as `ImageConfig.root` does.
     """
 
     root: Root
+    lies: RootChoice
+    agent: bytes
     contents: IO[bytes]
     kernel: Kernel
     running: Running
@@ -44,18 +48,26 @@ class Boot:
 
 
 def write_boot(boot: Boot, built: Path, *, name: str, check: Callable[[float], None]) -> Image:
-    """`built` holds kernel, initramfs and record. `check(fraction)` is called often, and may raise to end it."""
-    kernel_path, initramfs_path = built / KERNEL_NAME, built / INITRAMFS_NAME
-    tree = make_tree(boot.root, boot.contents)
+    """`built` holds kernel, initramfs and record, and the disk where its root lies on one.
+
+    `check(fraction)` is called often, and may raise to end it.
+    """
+    kernel_path, initramfs_path, disk_path = built / KERNEL_NAME, built / INITRAMFS_NAME, built / disk.NAME
+    tree = boots = make_tree(boot.root, boot.contents)
     kernel_path.write_bytes(boot.kernel.image)
+    if goes_on_disk(boot.lies, tree.measure()):
+        kernel = boot.kernel
+        boots = rootfs.split_off(tree, boot.agent, kernel.release, kernel.files, kernel.files.__getitem__)
+        disk.write_disk(tree, disk_path, check)
     with initramfs_path.open("wb") as file, lz4.LegacyWriter(file) as packer:
-        tree.write(packer, check)
+        boots.write(packer, check)
         packer.finish()
     kernel_sha256, initramfs_sha256 = hash_file(kernel_path), hash_file(initramfs_path, lambda: check(1.0))
+    disk_sha256 = hash_file(disk_path, lambda: check(1.0)) if disk_path.exists() else ""
     running = boot.running
     image = Image(
         name=name,
-        digest=name_content(kernel_sha256, initramfs_sha256),
+        digest=name_content(kernel_sha256, initramfs_sha256, disk_sha256),
         kernel=kernel_path,
         initramfs=initramfs_path,
         kernel_release=boot.kernel.release,
@@ -67,11 +79,14 @@ def write_boot(boot: Boot, built: Path, *, name: str, check: Callable[[float], N
         requested=(),
         bare=False,
         packages={},
-        unpacked_bytes=tree.measure(),
+        unpacked_bytes=boots.measure(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kernel_bytes=kernel_path.stat().st_size,
         initramfs_bytes=initramfs_path.stat().st_size,
         boot_modules=recipe.list_boot_modules(),
+        root=boot.lies,
+        disk_sha256=disk_sha256,
+        disk_bytes=disk_path.stat().st_size if disk_sha256 else 0,
         init=INIT,
         source=boot.source,
         source_digest=boot.digest,

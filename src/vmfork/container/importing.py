@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
 from vmfork.config.source import TOOL_KINDS
+from vmfork.config.values import check_root
 from vmfork.container.additions import VERSION, Additions, read_kernel
 from vmfork.container.archive import open_archive
 from vmfork.container.boot import Boot, write_boot
@@ -28,7 +29,7 @@ from vmfork.container.skopeo import copy_to_layout
 from vmfork.errors import ArtifactError, ConfigError, HostError
 from vmfork.host.folders import NO_FILE
 from vmfork.host.thread import check_wanted, in_thread
-from vmfork.image import lz4, recipe
+from vmfork.image import disk, lz4, recipe
 from vmfork.image.build import commit, explained, lock_subject
 from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.late import import_late
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from vmfork.config.values import RootChoice
     from vmfork.host.compressed import Source
     from vmfork.image import Image
     from vmfork.image.store import ImageStore
@@ -63,6 +65,7 @@ class Import:
     kernel: Image
     limits: ImportLimits
     plain_http: bool
+    root: RootChoice
 
 
 async def import_image(
@@ -73,20 +76,26 @@ async def import_image(
     store: ImageStore,
     limits: ImportLimits | None = None,
     plain_http: bool = False,
+    root: RootChoice = "auto",
     told_as: str = "",
     progress: ProgressListener = ignore_progress,
 ) -> Image:
     """`name` leads to an image of what is at `source` (see `origin.py`), with the kernel of the image `kernel`.
 
-    `told_as` is what its record says of where it came from, where that is not `source`.
+    `root` says where its guests have its files, as `ImageConfig` has it. `told_as` is what its record says of where it
+    came from, where that is not `source`.
     Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile or for another
     machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
     """
     check_name(name, field="image")
     if name == KERNEL_FROM:
         raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
-    work = Import(Origin.parse(source), told_as or source, kernel, limits or ImportLimits(), plain_http)
+    work = Import(
+        Origin.parse(source), told_as or source, kernel, limits or ImportLimits(), plain_http, check_root(root)
+    )
     lz4.check_library()
+    if root == "disk":
+        disk.find_sqfstar()
     loop = asyncio.get_running_loop()
 
     def report(step: str, fraction: float) -> None:
@@ -140,12 +149,14 @@ def _make(
         report("packing the image", _APPLIED_SHARE)
         boot = Boot(
             root=root,
+            lies=work.root,
+            agent=agent,
             contents=file,
             kernel=kernel,
             running=running,
             source=work.source,
             digest=digest,
-            recipe=name_recipe(digest, agent, work.kernel),
+            recipe=name_recipe(digest, agent, work.kernel, work.root),
         )
         return write_boot(boot, built, name=name, check=check)
 
@@ -154,12 +165,13 @@ def _names(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".", "..")]
 
 
-def name_recipe(digest: str, agent: bytes, kernel: Image) -> str:
-    """Names what an image is made of: the content at its source, this agent, that kernel, and what is added."""
+def name_recipe(digest: str, agent: bytes, kernel: Image, root: RootChoice = "auto") -> str:
+    """Names what an image is made of: the content at its source, this agent, that kernel, what is added, and where."""
     inputs = [
         *("import", VERSION, digest, hashlib.sha256(agent).hexdigest(), kernel.kernel_sha256),
         *(hashlib.sha256(recipe.read_guest_module()).hexdigest(), sorted(recipe.MODULES), recipe.BOOT_MODULES),
-        *(recipe.FOLDERS, recipe.FILES),
+        *(recipe.FOLDERS, recipe.FILES, recipe.DISK_BOOT_MODULES, recipe.DISK_LATE_MODULES),
+        *(root, recipe.DISK_FROM_BYTES),
     ]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 

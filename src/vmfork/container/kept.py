@@ -20,6 +20,7 @@ from vmfork.progress import ProgressListener, ignore_progress
 if TYPE_CHECKING:
     import threading
 
+    from vmfork.config.values import RootChoice
     from vmfork.image import Image
     from vmfork.image.store import ImageStore
 
@@ -46,6 +47,7 @@ async def ensure_imported(
     *,
     kernel: Image,
     store: ImageStore,
+    root: RootChoice = "auto",
     again: bool = False,
     progress: ProgressListener = ignore_progress,
 ) -> Image:
@@ -67,8 +69,8 @@ async def ensure_imported(
 
     def _is_current(found: Image, origin: Origin, agent: bytes, stop: threading.Event) -> bool:
         if origin.kind in LOCAL_KINDS:
-            return found.recipe == name_recipe(identify(origin, lambda: check_wanted(stop)), agent, kernel)
-        return source in found.sources and found.recipe == name_recipe(found.source_digest, agent, kernel)
+            return found.recipe == name_recipe(identify(origin, lambda: check_wanted(stop)), agent, kernel, root)
+        return source in found.sources and found.recipe == name_recipe(found.source_digest, agent, kernel, root)
 
     if not again and (image := await find()) is not None:
         return image
@@ -79,4 +81,4 @@ async def ensure_imported(
     with lock:
         if (waited or not again) and (image := await find()) is not None:
             return image
-        return await import_image(source, name, kernel=kernel, store=store, progress=progress)
+        return await import_image(source, name, kernel=kernel, store=store, root=root, progress=progress)

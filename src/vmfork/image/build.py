@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmfork.config import ImageConfig
+    from vmfork.config.values import RootChoice
 
 _log = logging.getLogger("vmfork")
 
@@ -204,7 +205,7 @@ def _write_image(source: Source, built: Path, *, name: str, digest: str, check: 
         rootfs.finish_tree(unpacked, source.agent, kernel.release)
         kernel_path.write_bytes(kernel.image)
         boots = unpacked.tree
-        if _goes_on_disk(config, boots.measure()):
+        if goes_on_disk(config.root, boots.measure()):
             boots = rootfs.split(unpacked, source.agent, kernel.release)
             disk.write_disk(unpacked.tree, disk_path, check)
         with initramfs_path.open("wb") as file, lz4.LegacyWriter(file) as packer:
@@ -241,10 +242,10 @@ def _write_image(source: Source, built: Path, *, name: str, digest: str, check: 
     return image
 
 
-def _goes_on_disk(config: ImageConfig, size_bytes: int) -> bool:
+def goes_on_disk(root: RootChoice, size_bytes: int) -> bool:
     """Whether a root of that size lies on a disk, as was asked, or by its size where nothing was."""
-    if config.root != "auto":
-        return config.root == "disk"
+    if root != "auto":
+        return root == "disk"
     if size_bytes < recipe.DISK_FROM_BYTES:
         return False
     try:

@@ -43,6 +43,7 @@ MODULES = {
     "virtio_blk": "disks",
     "ext4": "the file system of a disk that a guest writes to",
     "overlay": "a writable layer over something read-only",
+    "squashfs": "a root on a disk, of an image that takes its kernel from this one",
     "loop": "a file as a disk",
     "tun": "VPN and nested networks",
 }

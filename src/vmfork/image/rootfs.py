@@ -179,21 +179,29 @@ def _list_boot(wanted: Iterable[tuple[str, str]], places: Mapping[str, str], nee
 
 def split(unpacked: Unpacked, agent: bytes, release: str) -> Tree:
     """The finished tree is that of a disk; what boots from memory and finds it there is given."""
-    tree, kernel = unpacked.tree, unpacked.kernel
+    kernel = unpacked.kernel
+    paths = [path for path in kernel if f"lib/modules/{release}/" in path]
+    boot = split_off(unpacked.tree, agent, release, paths, kernel.read)
+    boot.add_link("init", recipe.AGENT_PATH)
+    return boot
+
+
+def split_off(tree: Tree, agent: bytes, release: str, paths: Iterable[str], read: Callable[[str], bytes]) -> Tree:
+    """As `split`, of any tree. `read` gives modules of the kernel by their `paths`. Its first program is the agent."""
     boot = tree.like()
     for path, mode in recipe.FOLDERS:
         boot.add_folder(path, mode)
     home = f"usr/lib/modules/{release}"
-    index = modules.index_modules(path for path in kernel if f"lib/modules/{release}/" in path)
+    index = modules.index_modules(paths)
     needed = [*recipe.DISK_BOOT_MODULES, *recipe.DISK_LATE_MODULES]
-    bodies, needs = modules.select_modules((name for name, _ in needed), index, kernel.read)
+    bodies, needs = modules.select_modules((name for name, _ in needed), index, read)
     places = {name: f"{home}/kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
     for name in modules.order_modules((name for name, _ in recipe.DISK_BOOT_MODULES), needs):
         boot.add_file(places[name], bodies[name])
     boot.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_BOOT_MODULES, places, needs))
     tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_LATE_MODULES, places, needs))
     boot.add_file(recipe.ROOT_TOLD, f"{disk.FILE_SYSTEM}\n".encode())
-    _add_agent(boot, agent)
+    boot.add_file(recipe.AGENT_PATH, agent, 0o755)
     return boot
 
 

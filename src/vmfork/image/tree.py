@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PAGE = 4096
 _OWNER = 0o700
 _LINKS_FOLLOWED = 40
+_DEVICES = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,9 @@ class Tree:
                 tar.addfile(member)
             elif (there := first.setdefault(node.inode, path) if node.inode else path) != path:
                 member.type, member.linkname = tarfile.LNKTYPE, there
+                tar.addfile(member)
+            elif (kind := _DEVICES.get(stat.S_IFMT(node.mode))) is not None:
+                member.type, (member.devmajor, member.devminor) = kind, node.device
                 tar.addfile(member)
             else:
                 member.size = node.size

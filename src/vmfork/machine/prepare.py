@@ -96,7 +96,13 @@ async def ensure_image(
         kernel = await ensure_image(DEFAULT_IMAGE, instance=instance)
         ensure_imported = import_late("vmfork.container.kept", "ensure_imported")
         imported: Image = await ensure_imported(
-            made_of.source, name, kernel=kernel, store=store, again=again, progress=instance.progress
+            made_of.source,
+            name,
+            kernel=kernel,
+            store=store,
+            root=made_of.root,
+            again=again,
+            progress=instance.progress,
         )
         return imported
     if made_of is None and name != DEFAULT_IMAGE:

@@ -232,7 +232,7 @@ def test_images_of_other_names_are_of_packages_or_of_container_images(tmp_path):
         ("[image.app]\nfrom = 3\n", "image.app.from", "text"),
         ('[image.app]\nfrom = ""\n', "image.app.from", "text"),
         ('[image.app]\nfrom = "dir:/a"\npackages = ["git"]\n', "image.app.packages", "container image"),
-        ('[image.app]\nfrom = "dir:/a"\nroot = "disk"\n', "image.app.root", "container image"),
+        ('[image.app]\nfrom = "dir:/a"\nroot = "dsk"\n', "image.app.root", "no root"),
         ('[image.app]\nsuite = "No"\n', "image.app.suite", "not a Debian release"),
         ('[image."a b"]\nfrom = "dir:/a"\n', "image.a b", "not a name"),
         ('[image]\nsuite = {from = "dir:/a"}\n', "image.suite", "must be a value"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 
 import pytest
 
-from tests.images import INDEX_TYPE, LayoutWriter, Member, digest, make_layer, write_image
+from tests.images import INDEX_TYPE, LayoutWriter, Member, digest, folder, hard, link, make_layer, write_image
 from tests.registry import running_registry
 from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of, put_image, save_archive
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
-from vmfork.errors import ArtifactError, ConfigError, ImageNotFound
+from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
+from vmfork.image import build, recipe
 from vmfork.image.record import Image
 
 
@@ -40,6 +42,57 @@ async def test_a_layout_becomes_an_image(bring, store, tmp_path, packing):
 async def test_the_same_image_is_the_same_content(bring, tmp_path):
     source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
     assert (await bring(source)).digest == (await bring(source)).digest
+
+
+ON_DISK = [
+    [
+        folder("data", 0o700, uid=1234),
+        Member("data/null", "char", device=(1, 3), mode=0o666),
+        Member("data/pipe", "pipe", mode=0o600),
+        Member("etc/a", body=b"x" * 9000, mode=0o4755, uid=7, gid=8),
+        hard("etc/b", "etc/a"),
+        link("etc/c", "a"),
+    ]
+]
+
+
+@pytest.mark.needs("sqfstar")
+async def test_a_root_on_a_disk_has_the_files_and_the_initramfs_what_finds_it(bring, store, tmp_path):
+    image = await bring(f"oci:{write_image(tmp_path / 'in', ON_DISK, config=CONFIG)}", root="disk")
+    assert (image.root_kind, image.init, image.environment["A"]) == ("disk", "/usr/lib/vmfork/agent", "b=c")
+    booted = files_of(image)
+    assert booted["etc/vmfork/root"] == b"squashfs\n"
+    assert "etc/a" not in booted
+    assert booted["usr/lib/vmfork/agent"]
+    path = store.disks.locate(image.disk_sha256)
+    listed = subprocess.run(["unsquashfs", "-lln", path], capture_output=True, check=True).stdout.decode()
+    lines = {line.split("squashfs-root")[1]: line.split() for line in listed.splitlines() if "squashfs-root" in line}
+    assert lines["/data"][:2] == ["drwx------", "1234/0"]
+    assert lines["/data/null"][:4] == ["crw-rw-rw-", "0/0", "1,", "3"]
+    assert lines["/data/pipe"][0] == "prw-------"
+    assert lines["/etc/a"][:3] == lines["/etc/b"][:3] == ["-rwsr-xr-x", "7/8", "9000"]
+    assert {"/etc/c -> a", f"/{MODULE}", "/etc/vmfork/defaults", "/work/here"} <= lines.keys()
+
+
+@pytest.mark.needs("sqfstar")
+async def test_a_large_root_lies_on_a_disk_by_itself(bring, tmp_path, monkeypatch):
+    source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
+    monkeypatch.setattr(recipe, "DISK_FROM_BYTES", 1)
+    assert (await bring(source)).root_kind == "disk"
+    assert (await bring(source, root="memory")).root_kind == "memory"
+    monkeypatch.setattr(build.disk, "find_sqfstar", missing)
+    assert (await bring(source)).root_kind == "memory"
+    with pytest.raises(HostError, match="sqfstar"):
+        await bring(source, root="disk")
+
+
+def missing() -> str:
+    raise HostError("sqfstar is not installed")
+
+
+async def test_a_root_that_is_nowhere_is_refused(bring, tmp_path):
+    with pytest.raises(ConfigError, match="no root"):
+        await bring(f"dir:{tmp_path}", root="floppy")
 
 
 async def test_a_layout_in_a_tar_is_read(bring, tmp_path):
