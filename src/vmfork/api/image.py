@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.border import guarded
 from vmfork.config import ImageConfig, Instance, find_places
 from vmfork.container.dockerfile import build_dockerfile
-from vmfork.container.importing import KERNEL_FROM, import_image
+from vmfork.container.importing import KERNEL_FROM, check_import, import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.errors import ImageInUse
 from vmfork.image import ImageStore
@@ -143,6 +143,7 @@ class Image:
         Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile, or for
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
         """
+        check_import(source, name, root)  # before the kernel's image is built
         where = places or find_places()
         kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
         record = await import_image(

@@ -15,7 +15,6 @@ from vmfork.cli.loop import run_async
 from vmfork.cli.options import VerbGroup, get_settings, json_option, parse_variables, plain_http_option
 from vmfork.cli.show import show_json, show_table, shown_progress
 from vmfork.config import Instance, find_places
-from vmfork.config.values import check_root
 from vmfork.errors import ConfigError, HostError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
@@ -168,7 +167,7 @@ def import_one(source: str, name: str, max_size: str | None, root: str | None, p
                 source,
                 name,
                 max_bytes=most,
-                root=check_root(cast("RootChoice", root or "auto")),
+                root=cast("RootChoice", root or "auto"),
                 plain_http=plain_http,
                 progress=progress,
             )

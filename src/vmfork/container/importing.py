@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.config import check_name
-from vmfork.config.source import TOOL_KINDS
+from vmfork.config.source import LOCAL_KINDS, TOOL_KINDS
 from vmfork.config.values import check_root
 from vmfork.container.additions import VERSION, Additions, read_kernel
 from vmfork.container.archive import open_archive
@@ -68,6 +69,19 @@ class Import:
     root: RootChoice
 
 
+def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
+    """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
+    check_name(name, field="image")
+    if name == KERNEL_FROM:
+        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
+    if check_root(root) == "disk":
+        disk.find_sqfstar()
+    origin = Origin.parse(source)
+    if origin.kind in LOCAL_KINDS and not os.path.exists(origin.place):
+        raise ConfigError("source", source, f"nothing is at {origin.place}", hint="see where it is, or make it first")
+    return origin
+
+
 async def import_image(
     source: str,
     name: str,
@@ -87,15 +101,9 @@ async def import_image(
     Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile or for another
     machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
     """
-    check_name(name, field="image")
-    if name == KERNEL_FROM:
-        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
-    work = Import(
-        Origin.parse(source), told_as or source, kernel, limits or ImportLimits(), plain_http, check_root(root)
-    )
+    origin = check_import(source, name, root)
+    work = Import(origin, told_as or source, kernel, limits or ImportLimits(), plain_http, root)
     lz4.check_library()
-    if root == "disk":
-        disk.find_sqfstar()
     loop = asyncio.get_running_loop()
 
     def report(step: str, fraction: float) -> None:

@@ -93,6 +93,7 @@ async def ensure_image(
     """
     store = ImageStore(instance.places.images)
     if made_of is not None and made_of.source:
+        import_late("vmfork.container.importing", "check_import")(made_of.source, name, made_of.root)
         kernel = await ensure_image(DEFAULT_IMAGE, instance=instance)
         ensure_imported = import_late("vmfork.container.kept", "ensure_imported")
         imported: Image = await ensure_imported(
