@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from vmfork.config import ImageConfig
+from vmfork.image import Image, ImageStore
+from vmfork.image.record import INITRAMFS_NAME, KERNEL_NAME, RECORD_NAME
 
 # No packages but those every image has (recipe.BASE_PACKAGES).
 LEAST = ImageConfig(bare=True)
@@ -56,6 +59,16 @@ def wait_ended(folder: Path) -> None:
                 assert select.select([fd], [], [], DEADLINE_S)[0], f"process {pid} is still there"
             finally:
                 os.close(fd)
+
+
+def copy_image(image: Image, store: ImageStore) -> None:
+    """`one` in that store is the image. What it needs is not known there: another process may just write that down."""
+    store.make()
+    folder = store.folder / image.digest
+    folder.mkdir(mode=0o700)
+    for name in (KERNEL_NAME, INITRAMFS_NAME, RECORD_NAME):
+        shutil.copy(image.kernel.parent / name, folder)
+    store.link("one", image.digest)
 
 
 def list_store(images_dir: Path) -> list[str]:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.builds import LEAST, find_processes
+from tests.image.builds import LEAST, copy_image, find_processes
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """A store and the image `one` in it, for those who change neither."""
-    images_dir = tmp_path_factory.mktemp("built") / "images"
-    return images_dir, asyncio.run(build_image("one", LEAST, store=ImageStore(images_dir)))
+def built(instance, tmp_path_factory):
+    """A store and the image `one` in it, for those who change neither: a copy of `bare`, which other tests boot."""
+    bare = asyncio.run(build_image("bare", LEAST, store=ImageStore(instance.images)))
+    store = ImageStore(tmp_path_factory.mktemp("built") / "images")
+    copy_image(bare, store)
+    return store.folder, store.open("one")
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def start_build() -> Iterator[object]:
     """Starts `vmfork image build one` for the least image, its output in pipes; what the test leaves is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(home: Path, *, prefix: Sequence[str] = (), **environ: str) -> subprocess.Popen[str]:
+    def start(home: Path, *options: str, prefix: Sequence[str] = (), **environ: str) -> subprocess.Popen[str]:
         child = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "vmfork", "image", "build", "one"],
+            [*prefix, sys.executable, "-m", "vmfork", "image", "build", "one", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -76,10 +76,13 @@ ACTS = {
 }
 
 
-async def open_template(name: str, packages: Sequence[str], places: Places) -> Template:
+async def open_template(
+    name: str, packages: Sequence[str], places: Places, *, warm_up: Sequence[str] = (), ready: str = ""
+) -> Template:
     """A template with those packages, and memory enough for its files and as much again."""
     image = await build_image(name, ImageConfig(packages=tuple(packages)), store=ImageStore(places.images))
-    return await Template.build(name, VMConfig(image=name, memory_mib=ample_memory_mib(image), boot_timeout_s=300.0))
+    config = VMConfig(image=name, memory_mib=ample_memory_mib(image), boot_timeout_s=300.0)
+    return await Template.build(name, config, warm_up=warm_up, ready=ready)
 
 
 async def perform(template: Template, act: Act) -> None:

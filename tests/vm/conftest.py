@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pytest_asyncio
 
 from vmfork.aio import VM, Template
 
@@ -22,4 +23,14 @@ async def fork(template):
 async def any_vm(request, template):
     vm = await (VM.boot() if request.param == "booted" else template.fork())
     async with vm:
+        yield vm
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["booted", "forked"])
+async def shared_vm(request, template_name):
+    """As `any_vm`, but one machine for all tests of a file that leave it as it was.
+
+    They run in one loop: the file is marked `asyncio(loop_scope="module")`.
+    """
+    async with await (VM.boot() if request.param == "booted" else (await Template.open(template_name)).fork()) as vm:
         yield vm

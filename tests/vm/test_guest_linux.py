@@ -13,6 +13,9 @@ from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, GuestError, GuestFileError, MachineEnded
 from vmfork.machine import ending
 
+# One loop: what leaves a machine as it was shares one.
+pytestmark = [pytest.mark.vm, pytest.mark.asyncio(loop_scope="module")]
+
 LIMIT_S = 60
 
 
@@ -22,23 +25,24 @@ async def sh(vm, script: str, **options) -> str:
     return result.stdout
 
 
-async def test_standard_streams_open_for_the_user_a_program_runs_as(any_vm) -> None:
+@pytest.mark.qemu
+async def test_standard_streams_open_for_the_user_a_program_runs_as(shared_vm) -> None:
     script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
     for user in ("nobody", "12345", ""):
-        result = await any_vm.shell(script, user=user, input="in\n", timeout_s=LIMIT_S)
+        result = await shared_vm.shell(script, user=user, input="in\n", timeout_s=LIMIT_S)
         assert (result.exit_code, result.stdout, result.stderr) == (0, "out\nin\n", "err\n")
 
 
-async def test_the_name_is_the_forks_own_everywhere_and_resolves(any_vm) -> None:
-    shown = await sh(any_vm, "hostname; cat /etc/hostname; grep -c . /etc/hosts; getent hosts localhost $(hostname)")
+async def test_the_name_is_the_forks_own_everywhere_and_resolves(shared_vm) -> None:
+    shown = await sh(shared_vm, "hostname; cat /etc/hostname; grep -c . /etc/hosts; getent hosts localhost $(hostname)")
     own, file, lines, localhost, address = shown.splitlines()
-    assert own == file == any_vm.hostname
+    assert own == file == shared_vm.hostname
     assert "localhost" in localhost
-    assert address.split() == ["127.0.1.1", any_vm.hostname]
+    assert address.split() == ["127.0.1.1", shared_vm.hostname]
     # That of the template went, and what else the file says stays.
     assert int(lines) == 3
     lookup = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('localhost'))"
-    assert (await sh(any_vm, f'python3 -c "{lookup}"')).split() == ["127.0.1.1", "127.0.0.1"]
+    assert (await sh(shared_vm, f'python3 -c "{lookup}"')).split() == ["127.0.1.1", "127.0.0.1"]
 
 
 async def test_users_need_not_be_known_nor_the_file_of_users_be_there(fork) -> None:
@@ -50,55 +54,56 @@ async def test_users_need_not_be_known_nor_the_file_of_users_be_there(fork) -> N
         await fork.exec(["true"], user="nobody", timeout_s=LIMIT_S)
 
 
-async def test_passwords_are_where_a_debian_has_them(any_vm) -> None:
+async def test_passwords_are_where_a_debian_has_them(shared_vm) -> None:
     """Also without the package `passwd`, whose scripts make these files: adduser, chpasswd and sudo look for them."""
-    shown = await sh(any_vm, "stat -c '%a %U:%G %n' /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/sub?id")
+    shown = await sh(shared_vm, "stat -c '%a %U:%G %n' /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/sub?id")
     assert shown.splitlines() == [
         *("644 root:root /etc/passwd", "644 root:root /etc/group"),
         *("640 root:shadow /etc/shadow", "640 root:shadow /etc/gshadow"),
         *("644 root:root /etc/subgid", "644 root:root /etc/subuid"),
     ]
-    assert (await sh(any_vm, "getent passwd root; getent shadow root")).split() == [
+    assert (await sh(shared_vm, "getent passwd root; getent shadow root")).split() == [
         *("root:x:0:0:root:/root:/bin/bash", "root:*:20309:0:99999:7:::")
     ]
-    script = "for f in passwd shadow; do cut -d: -f1 /etc/$f > /tmp/$f; done; cmp /tmp/passwd /tmp/shadow"
-    assert await sh(any_vm, script) == ""
-    denied = await any_vm.exec(["cat", "/etc/shadow"], user="nobody", timeout_s=LIMIT_S)
+    script = "for f in passwd shadow; do cut -d: -f1 /etc/$f > /tmp/$f; done; cmp /tmp/passwd /tmp/shadow; rm /tmp/*"
+    assert await sh(shared_vm, script) == ""
+    denied = await shared_vm.exec(["cat", "/etc/shadow"], user="nobody", timeout_s=LIMIT_S)
     assert "Permission denied" in denied.stderr
 
 
-async def test_limits_are_those_of_a_debian(any_vm) -> None:
-    shown = await sh(any_vm, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -s; ulimit -p", user="nobody")
+async def test_limits_are_those_of_a_debian(shared_vm) -> None:
+    shown = await sh(shared_vm, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -s; ulimit -p", user="nobody")
     *fixed, processes = shown.split()
     assert fixed == ["1024", "1048576", "0", "8192"]
-    assert int(processes) == int(await sh(any_vm, "cat /proc/sys/kernel/threads-max")) // 2
+    assert int(processes) == int(await sh(shared_vm, "cat /proc/sys/kernel/threads-max")) // 2
     opened = (
         "import os, resource; resource.setrlimit(7, (70_000, 70_000)); print(len([os.dup(0) for _ in range(5000)]))"
     )
-    assert await sh(any_vm, f'python3 -c "{opened}"', user="nobody") == "5000\n"
+    assert await sh(shared_vm, f'python3 -c "{opened}"', user="nobody") == "5000\n"
 
 
-async def test_folders_of_running_programs_are_where_programs_look(any_vm) -> None:
+async def test_folders_of_running_programs_are_where_programs_look(shared_vm) -> None:
     script = "touch /run/x.pid; ls /var/run/x.pid; readlink -f /var/run /var/lock; stat -c %a /run/lock"
-    assert (await sh(any_vm, script)).split() == ["/var/run/x.pid", "/run", "/run/lock", "1777"]
+    assert (await sh(shared_vm, script)).split() == ["/var/run/x.pid", "/run", "/run/lock", "1777"]
 
 
-async def test_the_root_can_be_left_behind(any_vm) -> None:
+async def test_the_root_can_be_left_behind(shared_vm) -> None:
     pivot = "mkdir /tmp/r && mount -t tmpfs n /tmp/r && mkdir /tmp/r/old"
     pivot += " && pivot_root /tmp/r /tmp/r/old && echo /old/bin/*sh"
-    assert "/old/bin/sh" in await sh(any_vm, f"unshare -m sh -c '{pivot}'")
+    assert "/old/bin/sh" in await sh(shared_vm, f"unshare -m sh -c '{pivot}'")
     # As containers of ordinary users do, in a user namespace.
-    assert "/old/bin/sh" in await sh(any_vm, f"unshare -Urm sh -c '{pivot.replace('/tmp/r', '/tmp/u')}'", user="nobody")
-    assert await sh(any_vm, "ls /tmp") == "r\nu\n"
+    pivot = pivot.replace("/tmp/r", "/tmp/u")
+    assert "/old/bin/sh" in await sh(shared_vm, f"unshare -Urm sh -c '{pivot}'", user="nobody")
+    assert await sh(shared_vm, "ls /tmp") == "r\nu\n"
 
 
-async def test_the_root_tells_its_free_space_and_says_when_it_is_full(any_vm) -> None:
-    told = int(await sh(any_vm, "python3 -c 'import shutil; print(shutil.disk_usage(\"/root\").free)'"))
-    available = int(await sh(any_vm, "awk '/MemAvailable/ {print $2 * 1024}' /proc/meminfo"))
+async def test_the_root_tells_its_free_space_and_says_when_it_is_full(shared_vm) -> None:
+    told = int(await sh(shared_vm, "python3 -c 'import shutil; print(shutil.disk_usage(\"/root\").free)'"))
+    available = int(await sh(shared_vm, "awk '/MemAvailable/ {print $2 * 1024}' /proc/meminfo"))
     assert 0.5 * available < told <= available
-    result = await any_vm.shell("dd if=/dev/zero of=/root/big bs=1M count=4000", timeout_s=LIMIT_S)
+    result = await shared_vm.shell("dd if=/dev/zero of=/root/big bs=1M count=4000", timeout_s=LIMIT_S)
     assert "No space left on device" in result.stderr
-    assert await sh(any_vm, "echo alive; rm /root/big") == "alive\n"
+    assert await sh(shared_vm, "echo alive; rm /root/big") == "alive\n"
 
 
 async def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(any_vm) -> None:
@@ -118,7 +123,7 @@ async def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(any_vm)
     assert await sh(any_vm, "python3 -c 'print(1)'") == "1\n"
 
 
-async def test_a_limit_of_time_ends_all_that_was_started(any_vm) -> None:
+async def test_a_limit_of_time_ends_all_that_was_started(shared_vm) -> None:
     scripts = (
         "timeout 600 sleep 601; true",
         "setsid sleep 602; true",
@@ -126,21 +131,21 @@ async def test_a_limit_of_time_ends_all_that_was_started(any_vm) -> None:
         'python3 -c \'import subprocess as s; s.run(["sleep", "605"], start_new_session=True)\'',
     )
     with held_time() as clock:
-        running = [asyncio.ensure_future(any_vm.shell(script, timeout_s=60)) for script in scripts]
-        while len((await any_vm.shell("pgrep -fx 'sleep 60[1-5]'", timeout_s=None)).stdout.split()) < 6:
+        running = [asyncio.ensure_future(shared_vm.shell(script, timeout_s=60)) for script in scripts]
+        while len((await shared_vm.shell("pgrep -fx 'sleep 60[1-5]'", timeout_s=None)).stdout.split()) < 6:
             pass
         clock.pass_by(60)
         ends = await asyncio.gather(*running, return_exceptions=True)
     assert {type(end) for end in ends} == {DeadlineExceeded}
-    await wait_none(any_vm, "^sleep 60[1-5]")
+    await wait_none(shared_vm, "^sleep 60[1-5]")
     # A program with a limit is in a group while it runs, and this is one.
-    assert (await sh(any_vm, "ls -d /sys/fs/cgroup/vmfork-*; cut -d/ -f2 /proc/self/cgroup")).count("vmfork-") == 2
+    assert (await sh(shared_vm, "ls -d /sys/fs/cgroup/vmfork-*; cut -d/ -f2 /proc/self/cgroup")).count("vmfork-") == 2
 
 
-async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(any_vm) -> None:
+async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(shared_vm) -> None:
     """As a warmed server does, and as it was."""
-    await sh(any_vm, "setsid sleep 700 > /dev/null 2>&1 &")
-    assert await sh(any_vm, "cat /proc/$(pgrep -x sleep)/cgroup; pkill -x sleep") == "0::/\n"
+    await sh(shared_vm, "setsid sleep 700 > /dev/null 2>&1 &")
+    assert await sh(shared_vm, "cat /proc/$(pgrep -x sleep)/cgroup; pkill -x sleep") == "0::/\n"
 
 
 async def test_a_hundred_programs_at_once_and_files_meanwhile(fork) -> None:
@@ -171,6 +176,7 @@ async def test_a_long_removal_holds_up_nobody(fork) -> None:
 HALT = "import ctypes; ctypes.CDLL(None).reboot(0xCDEF0123 - 2**32)"
 
 
+@pytest.mark.qemu
 async def test_a_guest_that_halts_is_told_as_one_that_ended(fork) -> None:
     waiting = asyncio.ensure_future(fork.exec(["sleep", "1000"]))
     with pytest.raises(MachineEnded, match="its guest halted") as ended:
@@ -213,12 +219,14 @@ async def test_a_guest_that_says_nothing_is_given_up_without_a_limit_of_the_call
             await vm.ping()
 
 
+@pytest.mark.qemu
 @pytest.mark.parametrize("command", ["0x4321FEDC", "0x1234567"], ids=["power off", "restart"])
 async def test_other_ends_by_a_programs_hand_are_told_too(fork, command) -> None:
     with pytest.raises(MachineEnded, match="exit status 0"):
         await fork.exec(["python3", "-c", f"import ctypes; ctypes.CDLL(None).reboot({command})"])
 
 
+@pytest.mark.qemu
 async def test_file_systems_grow_with_the_memory(instance) -> None:
     config = VMConfig(memory_mib=256, max_memory_mib=1024)
     # One that somebody made larger, with options of its own, stays so.

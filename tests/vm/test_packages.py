@@ -14,9 +14,7 @@ from tests.packages.acts import ACTS, open_template, perform
 from tests.vm.cli_runner import vmfork
 from tests.vm.least import boots_in_its_least
 from vmfork.aio import Template
-from vmfork.config import VMConfig
 from vmfork.image import ImageStore
-from vmfork.machine.least import ample_memory_mib
 
 pytestmark = [pytest.mark.vm, pytest.mark.image]
 
@@ -32,19 +30,12 @@ SERVER = [
 
 @pytest.fixture(scope="module")
 def acting(instance):
-    template = asyncio.run(open_template("acting", (*SMALL, *SSH), instance))
+    """All are installed, and its SSH server runs, with a host key."""
+    packages = (*SMALL, *SSH)
+    template = asyncio.run(open_template("acting", packages, instance, warm_up=SERVER, ready="test -s /run/sshd.pid"))
     yield template
     asyncio.run(template.remove())
     ImageStore(instance.images).remove("acting")
-
-
-@pytest.fixture(scope="module")
-def serving(acting, instance):
-    """Its SSH server runs, with a host key."""
-    config = VMConfig(image="acting", memory_mib=ample_memory_mib(ImageStore(instance.images).open("acting")))
-    template = asyncio.run(Template.build("ssh", config, warm_up=SERVER, ready="test -s /run/sshd.pid"))
-    yield template
-    asyncio.run(template.remove())
 
 
 @pytest.mark.parametrize("package", SMALL)
@@ -75,8 +66,8 @@ async def test_without_a_word_of_memory_its_machines_have_what_it_needs(acting, 
         await (await Template.open("mine")).remove()
 
 
-async def test_each_fork_has_host_keys_of_its_own(serving) -> None:
-    vms = await serving.fork_many(2)
+async def test_each_fork_has_host_keys_of_its_own(acting) -> None:
+    vms = await acting.fork_many(2)
     try:
         keys = [(await vm.read_file("/etc/ssh/ssh_host_ed25519_key.pub")).split()[1] for vm in vms]
         frozen = (await vms[0].read_file("/root/frozen.pub")).split()[1]
@@ -94,7 +85,7 @@ async def test_each_fork_has_host_keys_of_its_own(serving) -> None:
             await vm.aclose()
 
 
-async def test_the_audit_sees_them(serving) -> None:
-    report = await serving.audit(2)
+async def test_the_audit_sees_them(acting) -> None:
+    report = await acting.audit(2)
     assert {row.name: row.verdict for row in report.rows}["ssh-host-keys"] == "ok"
     assert report.safe

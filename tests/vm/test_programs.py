@@ -10,7 +10,8 @@ import vmfork
 from vmfork.errors import ConfigError, ExecError
 from vmfork.wire.frame import Channel
 
-pytestmark = [pytest.mark.vm, pytest.mark.kvm]
+# One loop: each leaves the machine that they share as it was.
+pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.asyncio(loop_scope="module")]
 
 LIMIT_S = 60
 
@@ -26,8 +27,8 @@ async def until(pieces, text: bytes, seen: bytes = b"") -> bytes:
 
 
 @pytest.mark.qemu
-async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(any_vm) -> None:
-    async with any_vm.start(["bash", "--norc", "-i"], pty=(31, 97), env={"PS1": "$ "}) as shell:
+async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(shared_vm) -> None:
+    async with shared_vm.start(["bash", "--norc", "-i"], pty=(31, 97), env={"PS1": "$ "}) as shell:
         pieces = shell.output()
         await until(pieces, b"$ ")
         await shell.write_stdin(b"echo $TERM; stty size; tty\n")
@@ -53,18 +54,18 @@ async def test_a_shell_at_a_terminal_has_its_jobs_and_its_size(any_vm) -> None:
         assert (await shell.wait()).exit_code == 7
 
 
-async def test_a_terminal_belongs_to_the_user_of_its_program(any_vm) -> None:
+async def test_a_terminal_belongs_to_the_user_of_its_program(shared_vm) -> None:
     script = 'stat -c %U "$(tty)"; echo seen > "$(tty)"; id -un'
-    async with any_vm.start(["sh", "-c", script], pty=(24, 80), user="nobody", cwd="/") as process:
+    async with shared_vm.start(["sh", "-c", script], pty=(24, 80), user="nobody", cwd="/") as process:
         shown = b"".join([data async for _, data in process.output()])
     assert shown == b"nobody\r\nseen\r\nnobody\r\n"
 
 
-async def test_wrong_windows_and_signals_are_refused_by_name(any_vm) -> None:
+async def test_wrong_windows_and_signals_are_refused_by_name(shared_vm) -> None:
     for window in ((0, 80), (24, -1), (24, 10**9), ("24", "80"), "24x80", (24,)):
         with pytest.raises(ConfigError):
-            await any_vm.start(["cat"], pty=window)
-    async with any_vm.start(["cat"], pty=(24, 80)) as cat:
+            await shared_vm.start(["cat"], pty=window)
+    async with shared_vm.start(["cat"], pty=(24, 80)) as cat:
         with pytest.raises(ConfigError):
             await cat.resize(0, 80)
         for signal in ("NOPE", 0, 65, -1, "", 1.5):
@@ -76,43 +77,43 @@ async def test_wrong_windows_and_signals_are_refused_by_name(any_vm) -> None:
         assert (await cat.wait(timeout_s=LIMIT_S)).exit_code == 129
 
 
-async def test_a_program_that_wants_more_memory_than_its_limit_is_killed_whole(any_vm) -> None:
+async def test_a_program_that_wants_more_memory_than_its_limit_is_killed_whole(shared_vm) -> None:
     sleepers = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done"
     script = f"{sleepers}; python3 -c 'x = bytearray(200_000_000); print(len(x))'; echo on"
-    result = await any_vm.shell(script, limits=vmfork.ProgramLimits(memory_mib=40), timeout_s=LIMIT_S)
+    result = await shared_vm.shell(script, limits=vmfork.ProgramLimits(memory_mib=40), timeout_s=LIMIT_S)
     assert (result.exit_code, result.exceeded, result.stdout) == (137, "memory", "")
     assert 30 * 1024 * 1024 < result.peak_memory_bytes <= 41 * 1024 * 1024
     with pytest.raises(ExecError, match="wanted more memory"):
         result.check()
     # It was killed with the others, and may take a moment to be gone.
-    await any_vm.shell("while pgrep -x sleep; do :; done", timeout_s=LIMIT_S, check=True)
-    free = await any_vm.exec(["python3", "-c", "x = bytearray(60_000_000)"], timeout_s=LIMIT_S)
+    await shared_vm.shell("while pgrep -x sleep; do :; done", timeout_s=LIMIT_S, check=True)
+    free = await shared_vm.exec(["python3", "-c", "x = bytearray(60_000_000)"], timeout_s=LIMIT_S)
     assert (free.exit_code, free.exceeded) == (0, "")
     assert free.peak_memory_bytes > 60_000_000
 
 
-async def test_processor_time_is_counted_over_all_that_a_program_starts(any_vm) -> None:
+async def test_processor_time_is_counted_over_all_that_a_program_starts(shared_vm) -> None:
     script = "while :; do :; done & while :; do :; done & wait"
-    result = await any_vm.shell(script, limits=vmfork.ProgramLimits(cpu_s=0.5), timeout_s=LIMIT_S)
+    result = await shared_vm.shell(script, limits=vmfork.ProgramLimits(cpu_s=0.5), timeout_s=LIMIT_S)
     assert (result.exit_code, result.exceeded) == (137, "cpu")
     assert result.cpu_s >= 0.5
-    idle = await any_vm.shell("sleep 0.2; echo slept", limits=vmfork.ProgramLimits(cpu_s=5), timeout_s=LIMIT_S)
+    idle = await shared_vm.shell("sleep 0.2; echo slept", limits=vmfork.ProgramLimits(cpu_s=5), timeout_s=LIMIT_S)
     assert (idle.stdout, idle.exceeded) == ("slept\n", "")
     assert 0 < idle.cpu_s < 5
 
 
-async def test_no_more_processes_than_allowed_are_started(any_vm) -> None:
+async def test_no_more_processes_than_allowed_are_started(shared_vm) -> None:
     script = 'for i in 1 2 3 4 5 6 7 8; do sleep 30 & p="$p $!"; done; kill $p; echo end'
-    few = await any_vm.shell(script, limits=vmfork.ProgramLimits(processes=4), timeout_s=LIMIT_S)
+    few = await shared_vm.shell(script, limits=vmfork.ProgramLimits(processes=4), timeout_s=LIMIT_S)
     assert "fork" in few.stderr.lower()
     assert few.exceeded == ""
-    many = await any_vm.shell(script, limits=vmfork.ProgramLimits(processes=40), timeout_s=LIMIT_S)
+    many = await shared_vm.shell(script, limits=vmfork.ProgramLimits(processes=40), timeout_s=LIMIT_S)
     assert (many.stdout, many.stderr) == ("end\n", "")
 
 
-async def test_limits_that_are_none_are_refused(any_vm) -> None:
+async def test_limits_that_are_none_are_refused(shared_vm) -> None:
     for wrong in ({"cpu_s": 0}, {"cpu_s": -1}, {"memory_mib": "a lot"}, {"processes": 0}, {"processes": 10**9}):
         with pytest.raises(ConfigError):
             vmfork.ProgramLimits(**wrong)
     with pytest.raises(ConfigError):
-        await any_vm.exec(["true"], limits={"cpu_s": 1})
+        await shared_vm.exec(["true"], limits={"cpu_s": 1})
