@@ -30,7 +30,7 @@ async def any_vm(request, template):
 async def shared_vm(request, template_name):
     """As `any_vm`, but one machine for all tests of a file that leave it as it was.
 
-    They run in one loop: the file is marked `asyncio(loop_scope="module")`.
+    They are marked `asyncio(loop_scope="module")`. Who has another machine is not: that is one of the test's own loop.
     """
     async with await (VM.boot() if request.param == "booted" else (await Template.open(template_name)).fork()) as vm:
         yield vm

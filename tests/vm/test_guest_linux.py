@@ -13,8 +13,9 @@ from vmfork.config import VMConfig
 from vmfork.errors import DeadlineExceeded, GuestError, GuestFileError, MachineEnded
 from vmfork.machine import ending
 
-# One loop: what leaves a machine as it was shares one.
-pytestmark = [pytest.mark.vm, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.vm
+# Of those who leave the machine that they share as it was.
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT_S = 60
 
@@ -26,6 +27,7 @@ async def sh(vm, script: str, **options) -> str:
 
 
 @pytest.mark.qemu
+@in_one_loop
 async def test_standard_streams_open_for_the_user_a_program_runs_as(shared_vm) -> None:
     script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"
     for user in ("nobody", "12345", ""):
@@ -33,6 +35,7 @@ async def test_standard_streams_open_for_the_user_a_program_runs_as(shared_vm) -
         assert (result.exit_code, result.stdout, result.stderr) == (0, "out\nin\n", "err\n")
 
 
+@in_one_loop
 async def test_the_name_is_the_forks_own_everywhere_and_resolves(shared_vm) -> None:
     shown = await sh(shared_vm, "hostname; cat /etc/hostname; grep -c . /etc/hosts; getent hosts localhost $(hostname)")
     own, file, lines, localhost, address = shown.splitlines()
@@ -54,6 +57,7 @@ async def test_users_need_not_be_known_nor_the_file_of_users_be_there(fork) -> N
         await fork.exec(["true"], user="nobody", timeout_s=LIMIT_S)
 
 
+@in_one_loop
 async def test_passwords_are_where_a_debian_has_them(shared_vm) -> None:
     """Also without the package `passwd`, whose scripts make these files: adduser, chpasswd and sudo look for them."""
     shown = await sh(shared_vm, "stat -c '%a %U:%G %n' /etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/sub?id")
@@ -71,6 +75,7 @@ async def test_passwords_are_where_a_debian_has_them(shared_vm) -> None:
     assert "Permission denied" in denied.stderr
 
 
+@in_one_loop
 async def test_limits_are_those_of_a_debian(shared_vm) -> None:
     shown = await sh(shared_vm, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -s; ulimit -p", user="nobody")
     *fixed, processes = shown.split()
@@ -82,11 +87,13 @@ async def test_limits_are_those_of_a_debian(shared_vm) -> None:
     assert await sh(shared_vm, f'python3 -c "{opened}"', user="nobody") == "5000\n"
 
 
+@in_one_loop
 async def test_folders_of_running_programs_are_where_programs_look(shared_vm) -> None:
     script = "touch /run/x.pid; ls /var/run/x.pid; readlink -f /var/run /var/lock; stat -c %a /run/lock"
     assert (await sh(shared_vm, script)).split() == ["/var/run/x.pid", "/run", "/run/lock", "1777"]
 
 
+@in_one_loop
 async def test_the_root_can_be_left_behind(shared_vm) -> None:
     pivot = "mkdir /tmp/r && mount -t tmpfs n /tmp/r && mkdir /tmp/r/old"
     pivot += " && pivot_root /tmp/r /tmp/r/old && echo /old/bin/*sh"
@@ -97,6 +104,7 @@ async def test_the_root_can_be_left_behind(shared_vm) -> None:
     assert await sh(shared_vm, "ls /tmp") == "r\nu\n"
 
 
+@in_one_loop
 async def test_the_root_tells_its_free_space_and_says_when_it_is_full(shared_vm) -> None:
     told = int(await sh(shared_vm, "python3 -c 'import shutil; print(shutil.disk_usage(\"/root\").free)'"))
     available = int(await sh(shared_vm, "awk '/MemAvailable/ {print $2 * 1024}' /proc/meminfo"))
@@ -123,6 +131,7 @@ async def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(any_vm)
     assert await sh(any_vm, "python3 -c 'print(1)'") == "1\n"
 
 
+@in_one_loop
 async def test_a_limit_of_time_ends_all_that_was_started(shared_vm) -> None:
     scripts = (
         "timeout 600 sleep 601; true",
@@ -142,6 +151,7 @@ async def test_a_limit_of_time_ends_all_that_was_started(shared_vm) -> None:
     assert (await sh(shared_vm, "ls -d /sys/fs/cgroup/vmfork-*; cut -d/ -f2 /proc/self/cgroup")).count("vmfork-") == 2
 
 
+@in_one_loop
 async def test_what_a_program_leaves_when_it_ends_by_itself_runs_on(shared_vm) -> None:
     """As a warmed server does, and as it was."""
     await sh(shared_vm, "setsid sleep 700 > /dev/null 2>&1 &")
