@@ -247,7 +247,11 @@ async def _check_kvm(
         return _no_kvm(config, refusal.reason, refusal.todo)
     if image is None or binary is None or config.accel == "tcg":
         return Check("kvm", "note", "/dev/kvm is here, not proven yet: the first boot will tell")
-    verdict = await prove_kvm(config, image=image, binary=binary, instance=Instance(places, progress), anew=recheck)
+    try:
+        verdict = await prove_kvm(config, image=image, binary=binary, instance=Instance(places, progress), anew=recheck)
+    except VMForkError as error:
+        found = f"/dev/kvm is here, and could not be proven: {error.message}"
+        return Check("kvm", "fail", found, error.hint, error.details())
     if verdict.usable:
         return Check("kvm", "ok", "proven: it runs the guest, and is used")
     found = f"/dev/kvm is here but does not run the guest: {verdict.reason}"

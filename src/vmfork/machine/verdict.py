@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmfork.host import facts, kvm
 from vmfork.host.folders import make_private, write_whole
+from vmfork.hypervisor.qemu import board_of
 from vmfork.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Verdict:
     console_tail: str = ""
 
 
-def locate_verdict(*, image: Image, binary: QemuBinary, cpu_model: str, places: Places) -> Path:
-    """The file of the verdict for that image, emulator and CPU model on this host as it is now.
+def locate_verdict(*, image: Image, binary: QemuBinary, machine: str, cpu_model: str, places: Places) -> Path:
+    """The file of the verdict for that image, emulator, kind of machine and CPU model on this host as it is now.
 
     It is another once the host has rebooted, or its kernel or the parameters of KVM's modules have changed.
     """
@@ -42,6 +43,7 @@ def locate_verdict(*, image: Image, binary: QemuBinary, cpu_model: str, places: 
         binary.stamp,
         binary.version,
         image.digest,
+        board_of(machine).kind,
         cpu_model,
     )
     digest = hashlib.sha256(repr(holds_for).encode()).hexdigest()[:16]

@@ -189,7 +189,13 @@ class Source:
         with suppress(ImageNotFound):
             image = ImageStore(self._instance.places.images).open(m.image)
             model = choose_cpu_model(self._config.cpu_model, "kvm")
-            path = locate_verdict(image=image, binary=binary, cpu_model=model, places=self._instance.places)
+            path = locate_verdict(
+                image=image,
+                binary=binary,
+                machine=m.traits["machine"],
+                cpu_model=model,
+                places=self._instance.places,
+            )
             if (verdict := read_verdict(path)) is not None and verdict.usable:
                 _warn_of_age(m.name)
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from vmfork.cli import doctor
 from vmfork.config import Places, VMConfig
+from vmfork.errors import HostError, NoRoom
 from vmfork.host.kvm import Refusal
 from vmfork.machine.verdict import Verdict
 
@@ -60,6 +61,43 @@ async def test_one_that_fails_the_guest_is_told_with_the_reason_and_the_console(
     assert (found.level, found.detail) == (level, HANGS.console_tail)
     assert f"does not run the guest: {HANGS.reason}" in found.found
     assert found.found.endswith("TCG is used: slower, but it runs") == (accel == "auto")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoRoom("memory", "too little memory is left", log="the arithmetic", hint="close some"),
+        HostError("this host refuses what keeps an emulator from it", log="the arithmetic", hint="close some"),
+    ],
+)
+async def test_a_proof_that_could_not_be_made_is_a_finding_among_the_others(monkeypatch, tmp_path, error) -> None:
+    async def prove_kvm(_config, **_options):
+        raise error
+
+    async def find_emulator(_config, *, places):
+        return SimpleNamespace(path=Path("/nowhere/qemu"), version="7.2.22", release=(7, 2, 22))
+
+    async def check(*_arguments, **_options):
+        return []
+
+    image = SimpleNamespace(name="default", kernel_release="6.12")
+    monkeypatch.setattr(doctor.kvm, "find_refusal", lambda: None)
+    monkeypatch.setattr(doctor, "prove_kvm", prove_kvm)
+    monkeypatch.setattr(doctor, "find_emulator", find_emulator)
+    monkeypatch.setattr(doctor, "_check_image", lambda *_: (image, doctor.Check("image", "ok", "it is here")))
+    monkeypatch.setattr(doctor, "_check_card", check)
+    monkeypatch.setattr(doctor, "_check_slim", check)
+
+    async def check_isolation(*_arguments):
+        return doctor.Check("isolation", "ok", "jailed")
+
+    monkeypatch.setattr(doctor, "_check_isolation", check_isolation)
+    places = Places(home=tmp_path, runtime=tmp_path)
+    checks = {check.name: check for check in await doctor.examine(VMConfig(), places, lambda _event: None)}
+    found = checks["kvm"]
+    assert (found.level, found.todo, found.detail) == ("fail", "close some", "the arithmetic")
+    assert found.found == f"/dev/kvm is here, and could not be proven: {error.message}"
+    assert {"qemu", "image", "isolation", "memory", "room", "space", "home", "runtime"} <= checks.keys()
 
 
 async def test_one_that_may_not_be_opened_is_told_with_the_command_that_changes_it(monkeypatch) -> None:

@@ -12,7 +12,7 @@ from vmfork.host import facts, kvm
 from vmfork.machine.verdict import Verdict, keep_verdict, locate_verdict, read_verdict
 
 PLACES = Places(home=Path("/nowhere"), runtime=Path("/nowhere"))
-PLAN = {"stamp": "1", "version": "7.2.22", "digest": "a", "cpu_model": "host,migratable=on"}
+PLAN = {"stamp": "1", "version": "7.2.22", "digest": "a", "machine": "pc-q35-7.2", "cpu_model": "host,migratable=on"}
 HOST = {
     (facts, "boot_id"): "one boot",
     (facts, "kernel_release"): "6.1.0-1",
@@ -28,6 +28,7 @@ def name_verdict(monkeypatch, *, plan=None, host=None) -> str:
     return locate_verdict(
         image=SimpleNamespace(digest=made["digest"]),
         binary=SimpleNamespace(stamp=made["stamp"], version=made["version"]),
+        machine=made["machine"],
         cpu_model=made["cpu_model"],
         places=PLACES,
     ).name
@@ -39,6 +40,7 @@ def name_verdict(monkeypatch, *, plan=None, host=None) -> str:
         ({"version": "7.2.23"}, {}),
         ({"stamp": "2"}, {}),
         ({"digest": "b"}, {}),
+        ({"machine": "microvm"}, {}),
         ({"cpu_model": "EPYC"}, {}),
         ({}, {(facts, "boot_id"): "the next"}),
         ({}, {(facts, "kernel_release"): "6.1.0-2"}),

@@ -23,7 +23,9 @@ MODEL = "host,migratable=on"
 def warn(tmp_path, monkeypatch, caplog):
     """Opens a template made under TCG, twice, on a host with that refusal, and one verdict; what was said of it."""
 
-    def warn(*, refusal: Refusal | None = None, verdict: Verdict | None = None, image=IMAGE, model=MODEL) -> list[str]:
+    def warn(
+        *, refusal: Refusal | None = None, verdict: Verdict | None = None, image=IMAGE, model=MODEL, machine="q35"
+    ) -> list[str]:
         def open_image(_store, name):
             if image is None:
                 raise ImageNotFound(name)
@@ -35,8 +37,10 @@ def warn(tmp_path, monkeypatch, caplog):
         source._warn_of_age.cache_clear()
         places = Places(home=tmp_path, runtime=tmp_path)
         if verdict is not None:
-            keep_verdict(verdict, locate_verdict(image=IMAGE, binary=BINARY, cpu_model=model, places=places))
-        manifest = SimpleNamespace(name="py", image="default", came_from="")
+            path = locate_verdict(image=IMAGE, binary=BINARY, machine=machine, cpu_model=model, places=places)
+            keep_verdict(verdict, path)
+        traits = {"machine": "pc-q35-7.2"}
+        manifest = SimpleNamespace(name="py", image="default", came_from="", traits=traits)
         with caplog.at_level(logging.WARNING, "vmfork"):
             for _ in range(2):
                 Source(manifest, VMConfig(), Instance(places))._warn_of_tcg(BINARY)
@@ -66,6 +70,7 @@ def test_where_kvm_runs_the_guest_by_now_that_is_told_once(warn) -> None:
         {"verdict": None},
         {"verdict": Verdict(usable=False, reason="it hangs")},
         {"verdict": Verdict(usable=True, reason=""), "model": "EPYC"},
+        {"verdict": Verdict(usable=True, reason=""), "machine": "microvm"},
         {"verdict": Verdict(usable=True, reason=""), "image": None},
     ],
 )
