@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,9 @@ from vmfork.config import Places
 from vmfork.errors import NodeLost, VMNotFound
 
 pytestmark = [pytest.mark.vm]
+
+# 10 s are promised where the network was cut; hosts are busy.
+SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,23 @@ def test_commands_ask_a_list(servers, options, tmp_path) -> None:
     assert f"error: node {next(iter(servers.processes))} cannot be used" in refused.stderr
 
 
+@pytest.mark.slow
+async def test_a_server_that_says_nothing_more_is_lost_within_seconds(cluster, servers, template_name) -> None:
+    """As where the network was cut: its end of the line is open, and nothing comes from there."""
+    address = [*servers.processes][-1]
+    async with cluster.fork(template_name, node=address) as vm:
+        running = asyncio.ensure_future(vm.exec(["sleep", "600"]))
+        await vm.exec(["true"])
+        servers.processes[address].send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(NodeLost) as lost:
+                async with asyncio.timeout(SECONDS):
+                    await running
+        finally:
+            servers.processes[address].send_signal(signal.SIGCONT)
+        assert (lost.value.node, lost.value.machines) == (address, (vm.id,))
+
+
 # The last, since it ends one of the servers.
 @pytest.mark.slow
 async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_lasts(
@@ -92,10 +114,15 @@ async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_l
     address = [*servers.processes][-1]
     lasting = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
     brief = await cluster.fork(template_name, key="brief", node=address)
+    running = asyncio.ensure_future(brief.exec(["sleep", "600"]))
+    await brief.exec(["true"])  # behind it, on one line
     servers.kill(address)
-    with pytest.raises(NodeLost) as lost:
-        await brief.exec(["true"])
-    assert (lost.value.node, lost.value.machines) == (address, (brief.id,))
+    for call in (running, brief.exec(["true"])):
+        with pytest.raises(NodeLost) as lost:
+            async with asyncio.timeout(SECONDS):
+                await call
+        assert (lost.value.node, lost.value.machines) == (address, (brief.id,))
+        assert brief.id in str(lost.value)
     servers.start(servers.places[address], listen=address, label="rack=2")
     again = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
     assert again.id == lasting.id
