@@ -166,11 +166,21 @@ bool streams_pump(void)
     return moved;
 }
 
+static bool control_watch(const struct stream *s, int operation, int fd, uint8_t channel, uint32_t events)
+{
+    struct epoll_event event = {.events = events | EPOLLET, .data.u64 = s->number << 8 | channel};
+    return epoll_ctl(epoll_fd, operation, fd, &event) == 0;
+}
+
 void stream_watch(struct stream *s, int fd, uint8_t channel)
 {
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET};
-    event.data.u64 = s->number << 8 | channel;
-    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0 && errno != EPERM)
+    if (!control_watch(s, EPOLL_CTL_ADD, fd, channel, EPOLLIN | EPOLLOUT) && errno != EPERM)
+        fatal_errno("cannot watch a descriptor");
+}
+
+void stream_watch_room(struct stream *s, int fd, uint8_t channel, bool is_event)
+{
+    if (!control_watch(s, EPOLL_CTL_MOD, fd, channel, EPOLLIN | (is_event ? EPOLLOUT : 0)))
         fatal_errno("cannot watch a descriptor");
 }
 

@@ -77,6 +77,9 @@ void streams_child_ended(pid_t pid, int status, const struct rusage *used);
 /* Events of `fd` reach the stream's `ready` with `channel`; edge-triggered, so one event a change. A file, or a device
  * that is always ready, has none. */
 void stream_watch(struct stream *s, int fd, uint8_t channel);
+/* Whether room to write is an event of a descriptor that is watched, as it is at first. A Unix socket tells of room
+ * whenever its other side reads, which would be an event for each message. */
+void stream_watch_room(struct stream *s, int fd, uint8_t channel, bool is_event);
 /* `token` is what epoll gave back. Events of a stream that is gone are ignored. */
 void streams_event(uint64_t token);
 

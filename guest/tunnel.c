@@ -33,6 +33,8 @@ struct tunnel {
     uint32_t window;
     bool is_connected;
     bool readable, writable;
+    /* Room to write is an event: while it is being connected, and while the program takes nothing. */
+    bool awaits_room;
     /* The program sends nothing more, and the host was told. */
     bool program_ended;
     /* The host sends nothing more, and, once it has all, the program was told. */
@@ -64,6 +66,19 @@ static void lose(struct stream *s, int error)
     stream_close(s);
 }
 
+static void await_room(struct stream *s, struct tunnel *t, bool awaits)
+{
+    if (awaits != t->awaits_room)
+        stream_watch_room(s, t->fd, CHANNEL_CONTENT, awaits);
+    t->awaits_room = awaits;
+}
+
+static void watch(struct stream *s, struct tunnel *t)
+{
+    stream_watch(s, t->fd, CHANNEL_CONTENT);
+    t->awaits_room = true;
+}
+
 static bool try_family(struct stream *s, struct tunnel *t, int family)
 {
     t->family = family;
@@ -71,7 +86,7 @@ static bool try_family(struct stream *s, struct tunnel *t, int family)
     /* The event says when the connection stands, or was refused; where it is refused at once, that is found then. */
     if (t->fd < 0 || !loopback_connect(t->fd, family, t->port))
         return false;
-    stream_watch(s, t->fd, CHANNEL_CONTENT);
+    watch(s, t);
     t->writable = true;
     return true;
 }
@@ -89,6 +104,7 @@ static void refuse(struct stream *s, struct tunnel *t, int error)
 static void connected(struct stream *s, struct tunnel *t)
 {
     t->is_connected = t->readable = t->writable = true;
+    await_room(s, t, false);
     send_connected(s->id, t->window);
     if (t->window > FIRST_CREDIT)
         stream_grant(s, t->window - FIRST_CREDIT);
@@ -135,11 +151,15 @@ static enum moved pump_out(struct stream *s, struct tunnel *t)
 static enum moved write_held(struct stream *s, struct tunnel *t)
 {
     ssize_t put = write(t->fd, buffer_head(&t->held), buffer_length(&t->held));
-    if (put < 0)
-        return !must_wait(&t->writable) ? LOST : t->writable ? MOVED : STOOD;
-    buffer_take(&t->held, (size_t)put);
-    stream_grant(s, (size_t)put);
-    return MOVED;
+    if (put < 0 && !must_wait(&t->writable))
+        return LOST;
+    if (put > 0) {
+        buffer_take(&t->held, (size_t)put);
+        stream_grant(s, (size_t)put);
+    }
+    /* Once it is one, until all was taken: the program that stood still takes more than a piece. */
+    await_room(s, t, !t->writable || (t->awaits_room && buffer_length(&t->held) > 0));
+    return t->writable ? MOVED : STOOD;
 }
 
 static enum moved pump_in(struct stream *s, struct tunnel *t)
@@ -229,7 +249,7 @@ void tunnel_take(uint32_t stream, int fd, uint32_t window)
         tunnel_close(&(struct stream){.state = t});
         return;
     }
-    stream_watch(s, fd, CHANNEL_CONTENT);
+    watch(s, t);
     connected(s, t);
 }
 

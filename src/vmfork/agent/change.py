@@ -16,15 +16,18 @@ class Change:
     """
 
     def __init__(self) -> None:
-        self._next: asyncio.Future[None] | None = None
+        # In the order in which they came.
+        self._waiting: dict[asyncio.Future[None], None] = {}
         self._followers: set[Callable[[], None]] = set()
 
     async def next(self) -> None:
         """Something has changed since this was called."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        # Several may wait for the same change, and one of them be cancelled.
-        await asyncio.shield(self._next)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiting.pop(waiter, None)
 
     def follow(self, callback: Callable[[], None]) -> None:
         """`callback` is called at each change, until `leave`."""
@@ -36,8 +39,9 @@ class Change:
 
     def tell(self) -> None:
         """Whoever waits is woken, and whoever follows was called."""
-        if self._next is not None:
-            self._next.set_result(None)
-        self._next = None
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            if not waiter.done():  # one is that was cancelled, and was not resumed yet
+                waiter.set_result(None)
         for callback in tuple(self._followers):
             callback()

@@ -410,8 +410,8 @@ class CollectedRun(Run):
 class StreamedRun(Run):
     """A process whose output waits until it is taken, and whose input comes while it runs.
 
-    `started` becomes the pid. `change` tells that output came, credit, or the end. `late` is what its end raises when
-    its time was up before; `lifetime` looks after that.
+    `started` becomes the pid. `arrived` tells that output came, `credited` that credit did, both of the end. `late` is
+    what its end raises when its time was up before; `lifetime` looks after that.
     """
 
     def __init__(self, stream: int, *, send: Send, grant: Grant, explain: Explain) -> None:
@@ -419,7 +419,8 @@ class StreamedRun(Run):
         self.started: asyncio.Future[int] = quiet_future()
         self.waiting: deque[tuple[Channel, bytes]] = deque()
         self.credit = FIRST_CREDIT
-        self.change = Change()
+        self.arrived = Change()
+        self.credited = Change()
         self.late: Exception | None = None
         self.lifetime: asyncio.Task[None] | None = None
         self._intake = Intake(grant, stream, Channel.STDOUT, Channel.STDERR)
@@ -436,7 +437,7 @@ class StreamedRun(Run):
         # Without bytes it would cost no credit, and as many as the guest likes would wait.
         if data:
             self.waiting.append((channel, data))
-            self.change.tell()
+            self.arrived.tell()
 
     def take(self, channel: Channel, count: int) -> None:
         """`count` bytes of what waited were used up, and the agent may send as many again."""
@@ -445,7 +446,7 @@ class StreamedRun(Run):
     def on_input_credit(self, count: int) -> None:
         """The process took input."""
         self.credit = add_credit(self.credit, count)
-        self.change.tell()
+        self.credited.tell()
 
     def on_reply(self, payload: bytes) -> None:
         """The process has ended."""
@@ -455,11 +456,15 @@ class StreamedRun(Run):
             self.fail(self.late)
             return
         super().on_reply(payload)
-        self.change.tell()
+        self._tell_end()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
         if not self.started.done():
             self.started.set_exception(error)
         super().fail(error)
-        self.change.tell()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        self.arrived.tell()
+        self.credited.tell()

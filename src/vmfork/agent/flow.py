@@ -21,11 +21,11 @@ LEAST_CREDIT = FIRST_CREDIT // 2
 
 
 class Taker(Protocol):
-    """A request whose channel 0 takes what the host sends, as far as `credit` goes."""
+    """A request whose channel 0 takes what the host sends, as far as `credit` goes. `credited`: more, or the end."""
 
     stream: int
     credit: int
-    change: Change
+    credited: Change
 
     @property
     def has_ended(self) -> bool: ...
@@ -43,7 +43,7 @@ async def pour(taker: Taker, data: bytes | bytearray, *, send: Send, wait_room: 
             return False
         size = min(taker.credit, CHUNK_SIZE, len(rest))
         if size < min(LEAST_CREDIT, len(rest)):
-            await taker.change.next()
+            await taker.credited.next()
             continue
         taker.credit -= size
         send(encode_data(taker.stream, Channel.CONTENT, bytes(rest[:size])))
@@ -52,23 +52,31 @@ async def pour(taker: Taker, data: bytes | bytearray, *, send: Send, wait_room: 
 
 
 class _Flow(Exchange):
-    """A request of some length. `change` tells that bytes came, credit, or the end."""
+    """A request of some length. `arrived` tells that bytes came, `credited` that credit did, both of the end.
+
+    Apart, for credit comes back for each piece that was sent, and who waits for the answer would be woken by it.
+    """
 
     lane = Lane.FILES
 
     def __init__(self, stream: int, *, explain: Explain) -> None:
         super().__init__(stream, explain=explain)
-        self.change = Change()
+        self.arrived = Change()
+        self.credited = Change()
 
     def on_reply(self, payload: bytes) -> None:
         """The agent is done."""
         super().on_reply(payload)
-        self.change.tell()
+        self._tell_end()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
         super().fail(error)
-        self.change.tell()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        self.arrived.tell()
+        self.credited.tell()
 
 
 class Inflow(_Flow):
@@ -85,7 +93,7 @@ class Inflow(_Flow):
         self._intake.receive(channel, len(data))
         self._waiting += data
         if len(self._waiting) >= self._least:
-            self.change.tell()
+            self.arrived.tell()
 
     @property
     def has_waiting(self) -> bool:
@@ -115,7 +123,7 @@ class Inflow(_Flow):
         """
         self._least = least
         while len(self._waiting) < least and not self.has_ended:
-            await self.change.next()
+            await self.arrived.next()
         data, self._waiting = self._waiting, bytearray()
         if not data:
             self.reply.result()
@@ -145,7 +153,7 @@ class Outpour(_Flow):
         if channel is Channel.CONTENT:
             self.credit = add_credit(self.credit, count)
             self.taken += count
-            self.change.tell()
+            self.credited.tell()
 
     async def pour(self, data: bytes | bytearray) -> None:
         """All of it is on its way. Raises what ended the request."""

@@ -106,7 +106,7 @@ class GuestProcess(Owner):
             if run.has_ended:
                 run.reply.result()
                 return
-            await run.change.next()
+            await run.arrived.next()
 
     async def write_stdin(self, data: bytes, *, timeout_s: float | None = None) -> None:
         """The guest has the bytes; the program may not have read them yet.

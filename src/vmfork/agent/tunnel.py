@@ -78,7 +78,7 @@ class Tunnel(Inflow):
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_LIMIT_S):
                 while not (self.all_was_taken or self.has_ended):
-                    await self.change.next()
+                    await self.credited.next()
                 return True
         return False
 
@@ -98,13 +98,13 @@ class Tunnel(Inflow):
     def on_eof(self, channel: Channel) -> None:
         """The guest sends nothing more."""
         self.is_at_end = self.is_at_end or channel is Channel.CONTENT
-        self.change.tell()
+        self.arrived.tell()
 
     def on_credit(self, channel: Channel, count: int) -> None:
         """The program took that much."""
         if channel is Channel.CONTENT:
             self.credit = add_credit(self.credit, count)
-            self.change.tell()
+            self.credited.tell()
 
     def on_reply(self, payload: bytes) -> None:
         """Both sides have ended."""
@@ -122,7 +122,7 @@ class Tunnel(Inflow):
     async def next_piece(self, most: int) -> bytes:
         """What came, `most` bytes of it; empty at the end. Raises what ended the connection before."""
         while not (self.is_at_end or self.has_ended or self.has_waiting):
-            await self.change.next()
+            await self.arrived.next()
         data = self.cut(most)
         if not data and not self.is_at_end:
             self.reply.result()
@@ -158,13 +158,13 @@ class Tunnel(Inflow):
 
     def follow(self, callback: Callable[[], None]) -> None:
         """`callback` is called when one of these may have changed."""
-        self.change.follow(callback)
-        self.line.room.follow(callback)
+        for change in (self.arrived, self.credited, self.line.room):
+            change.follow(callback)
 
     def leave(self, callback: Callable[[], None]) -> None:
         """`callback` is not called any more."""
-        self.change.leave(callback)
-        self.line.room.leave(callback)
+        for change in (self.arrived, self.credited, self.line.room):
+            change.leave(callback)
 
 
 class Listening(Exchange):

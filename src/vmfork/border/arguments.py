@@ -28,6 +28,7 @@ _RANGES |= {"port": (1, 65_535), "guest_port": (1, 65_535), "size": (1, _LARGEST
 _RANGES |= {"rows": (1, 65_535), "columns": (1, 65_535)}
 _LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
 _LINE = 60
+_NAMED_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _WINDOW_HINT = "give both as whole numbers: (24, 80)"
 
 
@@ -56,11 +57,44 @@ class Arguments:
         Raises `ConfigError`, naming the parameter, for a value that it cannot have. For an unknown parameter it raises
         `TypeError`, as Python does.
         """
-        bound = self._signature.bind(*args, **given)
-        for name, value in bound.arguments.items():
-            if name in self.checks:
-                bound.arguments[name] = self.checks[name](name, value)
-        return bound.args, bound.kwargs
+        if not self._fit(args, given):
+            bound = self._signature.bind(*args, **given)
+            for name, value in bound.arguments.items():
+                bound.arguments[name] = self._check(name, value)
+            return bound.args, bound.kwargs
+        return (
+            tuple([self._check(name, value) for name, value in zip(self._places, args, strict=False)]),
+            {name: self._check(name, value) for name, value in given.items()},
+        )
+
+    def _fit(self, args: tuple[Any, ...], given: dict[str, Any]) -> bool:
+        """Whether they are what `bind` would take: it takes ten times as long, and knows how to refuse."""
+        if len(args) >= len(self._rests):
+            return False
+        required, known = self._rests[len(args)]
+        return required <= given.keys() <= known
+
+    @cached_property
+    def _places(self) -> tuple[str, ...]:
+        """The parameters that may be given by their place."""
+        return tuple(name for name, kind in self._kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    @cached_property
+    def _rests(self) -> list[tuple[frozenset[str], frozenset[str]]]:
+        """Behind 0, 1, 2... arguments by place: what must be given by name, and what may. Empty with `*args`."""
+        if not {*self._kinds.values()} <= _NAMED_KINDS:
+            return []
+        required = {name for name, each in self._signature.parameters.items() if each.default is each.empty}
+        rests = [self._kinds.keys() - self._places[:count] for count in range(len(self._places) + 1)]
+        return [(frozenset(required & rest), frozenset(rest)) for rest in rests]
+
+    @cached_property
+    def _kinds(self) -> dict[str, Any]:
+        return {name: parameter.kind for name, parameter in self._signature.parameters.items()}
+
+    def _check(self, name: str, value: Any) -> Any:
+        check = self.checks.get(name)
+        return value if check is None else check(name, value)
 
 
 def _refuse(name: str, value: object, what: str, hint: str = "") -> ConfigError:

@@ -97,10 +97,12 @@ class Control:
         self._passed = words[PASSED]
         words[RUNNING] = self._is_direct = True
         data = b""
-        with suppress(OSError, UnicodeDecodeError):
+        try:
             data = self._lent.recv(_PIECE)
             if len(data) >= HEAD.size and HEAD.unpack_from(data) == (len(data) - HEAD.size, AGAIN):
                 return data[HEAD.size :].decode()
+        except (OSError, UnicodeDecodeError):
+            pass  # the server finds out what it is
         self.page.is_running = False
         self._give_back(data)
         return None

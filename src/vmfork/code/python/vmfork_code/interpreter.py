@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # of CPython, where it is in no stub
 import ast
 import builtins
 import faulthandler
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _MOST_SOURCES = 500
 _MOST_TRACEBACK = 200_000
+# `signal.getsignal` looks for a name of what it finds, and fails at a function: fifty times as long.
+_get_handler = _signal.getsignal
+_SIGINT = int(signal.SIGINT)
 _OURS = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -150,8 +154,8 @@ class Interpreter:
 
     def _tidy(self) -> None:
         """What code did to the streams and to the way of interrupts is undone, where it did."""
-        if signal.getsignal(signal.SIGINT) is not self._handler:
-            signal.signal(signal.SIGINT, self._handler)
+        if _get_handler(_SIGINT) is not self._handler:
+            signal.signal(_SIGINT, self._handler)
         is_changed = self._control.restore_streams()
         if is_changed or not self._has_streams():
             self._renew_streams()
