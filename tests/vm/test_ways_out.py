@@ -339,6 +339,7 @@ def developers(instance):
 
 
 @pytest.mark.slow
+@pytest.mark.needs("mmdebstrap")
 async def test_apt_and_pip_install_from_an_index_that_is_named(installers, names) -> None:
     names |= {"index.test": "127.0.0.1"}
     with serving(make_index()) as port:
@@ -383,6 +384,7 @@ git clone -q --bare /root/made /root/repo.git && cd /root/repo.git && git update
 
 @pytest.mark.slow
 @pytest.mark.limit_s(900)
+@pytest.mark.needs("mmdebstrap")
 async def test_git_and_npm_fetch_from_a_host_that_is_named_and_from_no_other(developers, names, tmp_path) -> None:
     names |= {"index.test": "127.0.0.1", "evil.test": "127.0.0.1"}
     pages: dict[str, bytes] = {}
