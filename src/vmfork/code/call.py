@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmfork.agent.deadline import deadline
 from vmfork.code.frame import Answer, AnswerParser
-from vmfork.code.line import Place, give_line, take_line
+from vmfork.code.line import Place, give_line, open_line, take_idle_line
 from vmfork.code.result import CodeOutput, CodeResult, Done, parse_done, parse_names, parse_output
 from vmfork.errors import DeadlineExceeded, GuestFileError, LimitExceeded
 from vmfork.machine.decoding import PLAIN
@@ -50,9 +50,12 @@ async def run_code(
     """
     begun = time.perf_counter()
     call = _Call(listeners or {}, max_output)
-    async with deadline("starting an interpreter in the guest", timeout_s):
-        place = Place(code.language, code.context, await _find_env(running))
-        line = await take_line(running, place)
+    place = None if running.env is None else _make_place(code, running, running.env)
+    line = None if place is None else await take_idle_line(running, place)
+    if line is None or place is None:
+        async with deadline("starting an interpreter in the guest", timeout_s):
+            place = place or _make_place(code, running, await _ask_env(running))
+            line = await open_line(running)
     try:
         await _follow(running, line, call, code, place, timeout_s=timeout_s, grace_s=grace_s, begun=begun)
     except BaseException:
@@ -207,10 +210,13 @@ async def _read_files(running: Running, folder: str, names: list[str], room: int
     return files
 
 
-async def _find_env(running: Running) -> Mapping[str, str]:
-    """What every program of the machine has. Who did not make it asks a program."""
-    if running.env is None:
-        _, content, _ = await running.agent.exec(Command(["cat", "/proc/self/environ"]), timeout_s=30.0)
-        pairs = (pair.partition("=") for pair in content.decode(errors="replace").split("\0") if "=" in pair)
-        running.env = {key: value for key, _, value in pairs}
-    return {**running.env, **find_program_env(running)}
+def _make_place(code: Code, running: Running, env: Mapping[str, str]) -> Place:
+    return Place(code.language, code.context, {**env, **find_program_env(running)})
+
+
+async def _ask_env(running: Running) -> Mapping[str, str]:
+    """What every program of the machine has, as one of them tells: for who did not make it."""
+    _, content, _ = await running.agent.exec(Command(["cat", "/proc/self/environ"]), timeout_s=30.0)
+    pairs = (pair.partition("=") for pair in content.decode(errors="replace").split("\0") if "=" in pair)
+    running.env = {key: value for key, _, value in pairs}
+    return running.env

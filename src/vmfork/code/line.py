@@ -88,8 +88,8 @@ class CodeLine(Owner):
         await self._connection.aclose()
 
 
-async def take_line(running: Running, place: Place) -> CodeLine:
-    """A line on which nothing runs: the one that was last asked for that place, if it is there."""
+async def take_idle_line(running: Running, place: Place) -> CodeLine | None:
+    """The line that was last asked for that place, if it is there. Those that have ended are let go of."""
     lines = cast("list[CodeLine]", running.idle_lines)
     for line in [line for line in lines if not line.is_idle]:
         lines.remove(line)
@@ -98,6 +98,11 @@ async def take_line(running: Running, place: Place) -> CodeLine:
         if line.place == place:
             lines.remove(line)
             return line
+    return None
+
+
+async def open_line(running: Running) -> CodeLine:
+    """A line on which nothing was asked yet."""
     name = _make_name()
     return CodeLine(await open_connection(running.agent, name), name)
 

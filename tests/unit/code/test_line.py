@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from vmfork.code.frame import Ask, encode_ask
-from vmfork.code.line import CodeLine, Place, give_line, take_line
+from vmfork.code.line import CodeLine, Place, give_line, take_idle_line
 from vmfork.errors import GuestError
 
 HERE = Place("python", "", {"A": "1"})
@@ -80,10 +80,10 @@ async def test_the_line_of_a_place_is_found_again_and_what_has_ended_is_not() ->
     for place, line in lines:
         await ask(line, "1", place)
         await give_line(running, line)
-    assert await take_line(running, HERE) is here
+    assert await take_idle_line(running, HERE) is here
     there._connection._tunnel.has_waiting = True
     await give_line(running, here)
-    assert await take_line(running, HERE) is here
+    assert await take_idle_line(running, HERE) is here
     assert running.idle_lines == []
     assert not there._connection.is_open
 
