@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError
 from vmfork.recipe.context import hash_content
+from vmfork.recipe.requirements import WHEEL, Listed, check_wanted, is_file, is_unconditional, read_listed
 from vmfork.recipe.step import Copy, Hooks, Pip, Run, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from vmfork.recipe.context import Context
-
-# A line of a requirements file that names another one (pip, "Requirements File Format").
-_NAMES_A_FILE = re.compile(r"\s*(?:-[rc]\s*|--(?:requirement|constraint)[\s=]\s*)([^\s#]+)")
-FILES_OF_REQUIREMENTS = (".txt", ".in", ".lock")
-WHEEL = ".whl"
 
 
 def digest_steps(steps: Sequence[Step], context: Context) -> tuple[str, ...]:
@@ -42,11 +37,6 @@ def digest_copied(step: Copy, context: Context) -> list[str]:
     return [context.digest(source, field="copy") for source in step.sources]
 
 
-def is_file(wanted: str) -> bool:
-    """Whether what `pip` is to install is a file of the recipe's folder, by its ending; else it is a requirement."""
-    return wanted.endswith((*FILES_OF_REQUIREMENTS, WHEEL)) and " @ " not in wanted
-
-
 def _list_inputs(step: Step, context: Context) -> list[object]:
     # How long it may take, and what its secret files hold, changes nothing that stays.
     if isinstance(step, Copy):
@@ -54,6 +44,8 @@ def _list_inputs(step: Step, context: Context) -> list[object]:
     if isinstance(step, Hooks):
         return [step.to_words(), [_hash_hook(source, context) for source, _ in step.placed]]
     if isinstance(step, Pip):
+        for wanted in step.wanted:
+            check_wanted(wanted)
         files = [name for name in step.wanted if is_file(name)]
         return [replace(step, timeout_s=1.0).to_words(), [_hash_requirements(name, context) for name in files]]
     if isinstance(step, Run):
@@ -66,23 +58,40 @@ def _hash_hook(name: str, context: Context) -> str:
     return hashlib.sha256(context.read_file(name, field="hooks")).hexdigest()
 
 
+def wants_package(step: Pip, context: Context) -> bool:
+    """Whether the step wants a package whatever the guest's Python is: no marker may leave it out.
+
+    Raises `ConfigError` as `digest_steps` does.
+    """
+    return any(_file_wants(each, context) if is_file(each) else is_unconditional(each) for each in step.wanted)
+
+
+def _file_wants(name: str, context: Context) -> bool:
+    _, listed = _read_requirements(name, context)
+    return listed.wants or any(_file_wants(_place(each, name), context) for each in listed.required)
+
+
 def _hash_requirements(name: str, context: Context, above: tuple[str, ...] = ()) -> list[object]:
     """The digests of the file and of those it names, with their names."""
-    path = context.find(name, field="pip")
     if name in above:
         raise ConfigError("pip", name, f"{' names '.join((*above, name))}: they name each other")
-    try:
-        text = "" if name.endswith(WHEEL) else path.read_text(encoding="utf-8")
-        digest = hash_content(path)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError("pip", name, f"cannot read {path}: {why}") from error
-    below = [str(PurePosixPath(name).parent / named) for named in _list_named(text)]
+    digest, listed = _read_requirements(name, context)
+    below = [_place(named, name) for named in (*listed.required, *listed.limits)]
     return [name, digest, *(_hash_requirements(each, context, (*above, name)) for each in below)]
 
 
-def _list_named(text: str) -> Iterator[str]:
-    """The files that a file of requirements names; what lies behind an address is not looked at."""
-    for line in text.splitlines():
-        if (found := _NAMES_A_FILE.match(line)) and "://" not in found[1]:
-            yield found[1]
+def _read_requirements(name: str, context: Context) -> tuple[str, Listed]:
+    """The digest of a file of requirements, or of a wheel, and what it says."""
+    path = context.find(name, field="pip")
+    try:
+        digest = hash_content(path)
+        text = "" if name.endswith(WHEEL) else path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError("pip", name, f"cannot read {path}: {why}") from error
+    return digest, Listed(wants=True) if name.endswith(WHEEL) else read_listed(text, name)
+
+
+def _place(named: str, name: str) -> str:
+    """The file that the one called `name` names so."""
+    return str(PurePosixPath(name).parent / named)

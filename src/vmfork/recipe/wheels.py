@@ -20,7 +20,8 @@ from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, HostError
 from vmfork.host.packing import Packing
 from vmfork.host.tool import find_tool, run_tool
 from vmfork.machine.programs import run_program
-from vmfork.recipe.pins import WHEEL, is_file
+from vmfork.recipe.pins import wants_package
+from vmfork.recipe.requirements import WHEEL, check_wanted, is_file
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
@@ -92,9 +93,12 @@ async def ask_python(running: Running) -> GuestPython:
 async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder: Path) -> None:
     """The wheels of what the step wants, and of all that needs, are in the folder.
 
-    Raises `ConfigError` for what does not exist as a wheel for that Python, `HostError` when there is no pip or it
-    failed otherwise, and `DeadlineExceeded`. No process is left on any path.
+    Raises `ConfigError` for what does not exist as a wheel for that Python, before pip is run for what it would build,
+    `HostError` when there is no pip or it failed otherwise, and `DeadlineExceeded`. No process is left on any path.
     """
+    for each in step.wanted:
+        check_wanted(each)
+    is_needed = wants_package(step, context)
     argv = [
         *find_pip(),
         *("download", "--quiet", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"),
@@ -104,6 +108,7 @@ async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder:
     ]
     exit_code, log = await _run(argv, context.folder, limit_s=step.timeout_s)
     if exit_code == 0:
+        _check_fetched(folder, is_needed=is_needed, log=log)
         return
     if found := _NO_PACKAGE.search(log):
         reason = f"no wheel of {found[1]} is for Python {python.major}.{python.minor} on {python.machine}"
@@ -133,6 +138,23 @@ async def install_wheels(running: Running, folder: Path, *, timeout_s: float) ->
     finally:
         if agent.lost is None:
             await agent.remove(_PLACE, recursive=True, timeout_s=_ASK_LIMIT_S)
+
+
+def _check_fetched(folder: Path, *, is_needed: bool, log: str) -> None:
+    """Raises `ConfigError` when pip left what cannot be installed, or nothing where something is needed."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if strange := [name for name in names if not name.endswith(WHEEL)]:
+        reason, hint = (
+            f"pip fetched {strange[0]}, which is no wheel",
+            "see which package needs it; only wheels are taken",
+        )
+    elif is_needed and not names:
+        reason, hint = "pip fetched nothing", "see its output, and its own settings (pip config list)"
+    else:
+        return
+    error = ConfigError("pip", strange[0] if strange else "", reason, hint=hint)
+    error.add_note(log)
+    raise error
 
 
 def _list_wanted(wanted: Sequence[str], context: Context) -> list[str]:
