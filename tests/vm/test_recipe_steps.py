@@ -200,12 +200,12 @@ async def test_the_command_has_the_short_way_too(folder, instance) -> None:
             "has ended: it wrote:\nbroken",
         ),
         (
-            [{"start": "echo hello; sleep 60"}, {"ready": {"log": "bye", "timeout": 1}}],
+            [{"start": "echo hello; sleep 60"}, {"ready": {"log": "bye", "timeout": 3}}],
             DeadlineExceeded,
             "the started program's output:\nhello",
         ),
         (
-            [{"ready": {"command": "echo almost; false", "timeout": 0.5}}],
+            [{"ready": {"command": "echo almost; false", "timeout": 3}}],
             DeadlineExceeded,
             "its last standard output:\nalmost",
         ),
