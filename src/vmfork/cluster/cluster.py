@@ -256,10 +256,10 @@ class Cluster(Owner):
     async def status(self) -> Mapping[str, Any]:
         """What the nodes have now, as JSON would have it: `nodes`, `templates`, `machines`, and what was `lost`.
 
-        `missing` are servers of the list that do not answer, and why.
+        By the names of nodes, whichever answered first. `missing` are servers of the list that do not answer, and why.
         """
         told = await self._site.ask("tell")
-        reports = told["reports"].values()
+        reports = [report for _, report in sorted(told["reports"].items())]
         templates: dict[tuple[str, str], dict[str, Any]] = {}
         for report in reports:
             for held in report.held:
