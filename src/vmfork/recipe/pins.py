@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -44,10 +44,7 @@ def _list_inputs(step: Step, context: Context) -> list[object]:
     if isinstance(step, Hooks):
         return [step.to_words(), [_hash_hook(source, context) for source, _ in step.placed]]
     if isinstance(step, Pip):
-        for wanted in step.wanted:
-            check_wanted(wanted)
-        files = [name for name in step.wanted if is_file(name)]
-        return [replace(step, timeout_s=1.0).to_words(), [_hash_requirements(name, context) for name in files]]
+        return [replace(step, timeout_s=1.0).to_words(), [file.to_inputs() for file in _read_files(step, context)]]
     if isinstance(step, Run):
         paths = dict.fromkeys(step.secret_files, "")
         return [replace(step, timeout_s=1.0, secret_files=paths).to_words()]
@@ -63,25 +60,39 @@ def wants_package(step: Pip, context: Context) -> bool:
 
     Raises `ConfigError` as `digest_steps` does.
     """
-    return any(_file_wants(each, context) if is_file(each) else is_unconditional(each) for each in step.wanted)
+    files = _read_files(step, context)
+    return any(file.wants for file in files) or any(is_unconditional(each) for each in step.wanted if not is_file(each))
 
 
-def _file_wants(name: str, context: Context) -> bool:
-    _, listed = _read_requirements(name, context)
-    return listed.wants or any(_file_wants(_place(each, name), context) for each in listed.required)
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that `pip` is given, and those that it goes on with: of `limits` nothing is installed."""
+
+    name: str
+    digest: str
+    listed: Listed
+    required: tuple[_File, ...]
+    limits: tuple[_File, ...]
+
+    @property
+    def wants(self) -> bool:
+        return self.listed.wants or any(file.wants for file in self.required)
+
+    def to_inputs(self) -> list[object]:
+        """The digests of the file and of those it names, with their names."""
+        return [self.name, self.digest, *(file.to_inputs() for file in (*self.required, *self.limits))]
 
 
-def _hash_requirements(name: str, context: Context, above: tuple[str, ...] = ()) -> list[object]:
-    """The digests of the file and of those it names, with their names."""
+def _read_files(step: Pip, context: Context) -> list[_File]:
+    """The files that the step wants. Raises `ConfigError` for whatever it wants that pip is not asked for."""
+    for wanted in step.wanted:
+        check_wanted(wanted)
+    return [_read_file(wanted, context) for wanted in step.wanted if is_file(wanted)]
+
+
+def _read_file(name: str, context: Context, above: tuple[str, ...] = ()) -> _File:
     if name in above:
         raise ConfigError("pip", name, f"{' names '.join((*above, name))}: they name each other")
-    digest, listed = _read_requirements(name, context)
-    below = [_place(named, name) for named in (*listed.required, *listed.limits)]
-    return [name, digest, *(_hash_requirements(each, context, (*above, name)) for each in below)]
-
-
-def _read_requirements(name: str, context: Context) -> tuple[str, Listed]:
-    """The digest of a file of requirements, or of a wheel, and what it says."""
     path = context.find(name, field="pip")
     try:
         digest = hash_content(path)
@@ -89,9 +100,9 @@ def _read_requirements(name: str, context: Context) -> tuple[str, Listed]:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError("pip", name, f"cannot read {path}: {why}") from error
-    return digest, Listed(wants=True) if name.endswith(WHEEL) else read_listed(text, name)
-
-
-def _place(named: str, name: str) -> str:
-    """The file that the one called `name` names so."""
-    return str(PurePosixPath(name).parent / named)
+    listed = Listed(wants=True) if name.endswith(WHEEL) else read_listed(text, name)
+    required, limits = (
+        tuple(_read_file(str(PurePosixPath(name).parent / named), context, (*above, name)) for named in names)
+        for names in (listed.required, listed.limits)
+    )
+    return _File(name, digest, listed, required, limits)

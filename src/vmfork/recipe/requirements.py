@@ -37,9 +37,10 @@ _WEB = re.compile(r"https?://", re.IGNORECASE)
 _COMMENT = re.compile(r"(?:^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
+_EXPORT_BY_UV = "uv export --format requirements-txt --no-emit-project > requirements.txt"
 # Files of other tools, by what makes a file of requirements of them.
 _FOREIGN = {
-    "uv.lock": "uv export --format requirements-txt --no-emit-project > requirements.txt",
+    "uv.lock": _EXPORT_BY_UV,
     "poetry.lock": "poetry export --output requirements.txt",
     "Pipfile.lock": "pipenv requirements > requirements.txt",
     "Pipfile": "pipenv requirements > requirements.txt",
@@ -47,7 +48,6 @@ _FOREIGN = {
     "pyproject.toml": "uv pip compile pyproject.toml --output-file requirements.txt",
 }
 _PYLOCK = re.compile(r"pylock(\.[^.]+)?\.toml")
-_PYLOCK_WAY = "uv export --format requirements-txt --no-emit-project > requirements.txt"
 _BUILD_HINT = (
     "only wheels are taken: make one of it (pip wheel --no-deps) and name that in the step, "
     "or {copy = ...} its modules to where the guest's Python finds them"
@@ -185,7 +185,7 @@ def _check_requirement(requirement: str, written: str, name: str) -> None:
 def _check_not_foreign(path: str, name: str) -> None:
     """Raises `ConfigError` for a file that another tool reads, and pip does not."""
     last = PurePosixPath(path).name
-    if way := _FOREIGN.get(last) or (_PYLOCK_WAY if _PYLOCK.fullmatch(last) else ""):
+    if way := _FOREIGN.get(last) or (_EXPORT_BY_UV if _PYLOCK.fullmatch(last) else ""):
         _refuse(path, "is no file of requirements", name, f"make one of it: {way}")
 
 

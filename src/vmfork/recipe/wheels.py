@@ -21,7 +21,7 @@ from vmfork.host.packing import Packing
 from vmfork.host.tool import find_tool, run_tool
 from vmfork.machine.programs import run_program
 from vmfork.recipe.pins import wants_package
-from vmfork.recipe.requirements import WHEEL, check_wanted, is_file
+from vmfork.recipe.requirements import WHEEL, is_file
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
@@ -96,8 +96,6 @@ async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder:
     Raises `ConfigError` for what does not exist as a wheel for that Python, before pip is run for what it would build,
     `HostError` when there is no pip or it failed otherwise, and `DeadlineExceeded`. No process is left on any path.
     """
-    for each in step.wanted:
-        check_wanted(each)
     is_needed = wants_package(step, context)
     argv = [
         *find_pip(),
@@ -173,7 +171,7 @@ async def _run(argv: Sequence[str], folder: Path, *, limit_s: float) -> tuple[in
     log = bytearray()
     try:
         async with asyncio.timeout(limit_s):
-            exit_code = await run_tool(argv, folder=folder, log=log)  # what is fetched runs no code on this host
+            exit_code = await run_tool(argv, folder=folder, log=log)
     except TimeoutError:
         detail = f"pip's output:\n{log.decode(errors='replace')}"
         raise DeadlineExceeded("fetching Python packages", limit_s, detail=detail) from None
