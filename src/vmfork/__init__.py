@@ -1,4 +1,4 @@
-"""Boot a virtual machine once, then fork ready machines from it in tens of milliseconds.
+"""Boot a virtual machine once, then fork ready machines from it in about a tenth of a second.
 
 `vmfork.X` blocks, `vmfork.aio.X` awaits, with the same names. Nothing is imported until it is used.
 """

@@ -112,7 +112,7 @@ class _Commands(click.Group):
 @click.version_option(vmfork.__version__, prog_name="vmfork")
 @config_option
 def cli(**_options: Any) -> None:
-    """Boot a virtual machine once, then fork ready machines from it in tens of milliseconds."""
+    """Boot a virtual machine once, then fork ready machines from it in about a tenth of a second."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

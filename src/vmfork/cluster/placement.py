@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmfork.machine.naming import has_label
+from vmfork.machine.naming import has_label, label_test
 from vmfork.machine.traits import DISK, SCRATCH
 
 if TYPE_CHECKING:
@@ -199,13 +199,12 @@ def _make_finder(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], 
     """As `_find_hindrance`. Nodes of one kind are looked at once: a decision may go through all there are."""
     known: dict[tuple[object, ...], str | None] = {}
     is_plain = not constraints.node and not _stays(wanted)
-    key, equals, value = constraints.label.partition("=")
-    no_label = f"it has no label {constraints.label}"
+    has_wanted, no_label = label_test(constraints.label), _explain_no_label(constraints)
 
     def find(offer: Offer) -> str | None:
         if not is_plain:
             return _find_hindrance(wanted, offer, constraints)
-        if constraints.label and (offer.labels.get(key) != value if equals else key not in offer.labels):
+        if not has_wanted(offer.labels):
             return no_label
         if offer.hindrance or offer.is_draining:
             return _find_hindrance(wanted, offer, constraints)
@@ -226,13 +225,17 @@ def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> s
     """Why the node is not asked at all, or `None`."""
     if constraints.node and offer.name != constraints.node:
         return "it is another node"
-    if constraints.label and not has_label(offer.labels, constraints.label):
-        return f"it has no label {constraints.label}"
+    if not has_label(offer.labels, constraints.label):
+        return _explain_no_label(constraints)
     if offer.hindrance or offer.is_draining:
         return offer.hindrance or "it is being drained"
     if wanted.share_mib > offer.total_mib:
         return "it has less memory in all than one machine is counted with"
     return find_misfit(wanted, offer)
+
+
+def _explain_no_label(constraints: Constraints) -> str:
+    return f"it has no label {constraints.label}"
 
 
 def _find_least_taken(

@@ -10,7 +10,7 @@ from vmfork.host.lock import FileLock
 from vmfork.machine.folder import is_vm_id, list_ended, list_ending, list_records, sweep_vms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vmfork.machine.folder import VMRecord
@@ -36,8 +36,15 @@ def check_vm_name(name: str, vms: Path, *, vm_id: str = "") -> None:
 
 def has_label(labels: Mapping[str, str], wanted: str) -> bool:
     """Whether the label `wanted`, `KEY=VALUE` or `KEY`, is one of `labels`. Everything has the empty one."""
+    return label_test(wanted)(labels)
+
+
+def label_test(wanted: str) -> Callable[[Mapping[str, str]], bool]:
+    """`has_label` of many: what is wanted is read once."""
     key, equals, value = wanted.partition("=")
-    return not wanted or (labels.get(key) == value if equals else key in labels)
+    if not wanted:
+        return lambda _: True
+    return (lambda labels: labels.get(key) == value) if equals else (lambda labels: key in labels)
 
 
 async def give_name(running: Running, name: str, labels: Mapping[str, str], *, vms: Path) -> None:
