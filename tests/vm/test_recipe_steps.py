@@ -200,7 +200,7 @@ async def test_the_command_has_the_short_way_too(folder, instance) -> None:
             "has ended: it wrote:\nbroken",
         ),
         (
-            [{"start": "echo hello; sleep 60"}, {"ready": {"log": "bye", "timeout": 3}}],
+            [{"start": "echo hello; sleep 60"}, {"ready": {"log": "bye", "timeout": 1}}],
             DeadlineExceeded,
             "the started program's output:\nhello",
         ),

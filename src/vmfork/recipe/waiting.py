@@ -67,7 +67,8 @@ class _Waiting:
         try:
             result = await run_program(self._running, command, timeout_s=left_s)
         except DeadlineExceeded as error:
-            self._last = error.stdout, error.stderr
+            if error.stdout or error.stderr:  # the last attempt may have had no time to write anything
+                self._last = error.stdout, error.stderr
             return False
         self._last = result.stdout_bytes, result.stderr_bytes
         return result.ok

@@ -134,9 +134,11 @@ async def test_the_one_who_answers_next_is_told_of_each_that_waits(start_agent, 
     client = await AgentClient.open(running.sock.dup())
     serving = await client.serve(questions.take)
     with closing(Program(root)) as one, closing(Program(root)) as other, closing(Program(root)) as silent:
-        for program in (one, other, silent):
+        asked = []
+        for program in (one, other, silent):  # one after the other: of several the agent hears any first
             program.ask(b"fork 1")
-        first, second, third = [await questions.next() for _ in range(3)]
+            asked.append(await questions.next())
+        first, second, third = asked
         serving.answered(third.number)
         assert await client.answer(third.number, b"forked 0")
         client.drop()
