@@ -71,6 +71,7 @@ async def test_two_forks_run_under_kvm_and_share_nothing(forks) -> None:
         assert vm.adoption.skew_bound_s <= SKEW_LIMIT_S
         clock = await vm.read_file("/sys/devices/system/clocksource/clocksource0/current_clocksource")
         assert clock == b"kvm-clock\n"
+        assert b"nonstop_tsc" not in await vm.read_file("/proc/cpuinfo")  # what the guest calls `invtsc`
     for command in (
         "head -c 32 /dev/urandom | od",
         "cat /etc/machine-id",

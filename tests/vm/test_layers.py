@@ -61,6 +61,7 @@ STEPS = [
 TWO = [{"run": "echo one > /root/one"}, {"run": "echo two > /root/two"}]
 
 
+@pytest.mark.kvm
 async def test_a_step_that_fails_leaves_its_machine_and_is_redone_alone_while_what_ran_before_runs_on(instance) -> None:
     told: list[str] = []
     broken = [*STEPS[:3], {"run": "touch /root/half; echo why >&2; exit 9"}]

@@ -239,6 +239,7 @@ async def test_what_is_copied_and_changes_meanwhile_fails_the_step(folder, fork,
     assert len(taken) == 2
 
 
+@pytest.mark.kvm
 async def test_secret_files_are_gone_after_a_step_that_fails_too(folder, fork) -> None:
     (step,) = read_steps([{"run": "cat /run/deep/t; exit 1", "secret_files": {"/run/deep/t": "token"}}])
     with pytest.raises(ExecError) as caught:

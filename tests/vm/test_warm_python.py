@@ -102,6 +102,7 @@ async def test_forks_of_a_process_that_does_not_watch_draw_the_same(template_nam
     assert {source for source in KERNELS | OF_THE_PROCESS if one[source] == two[source]} == OF_THE_PROCESS
 
 
+@pytest.mark.kvm
 async def test_a_process_that_cannot_renew_itself_fails_the_fork(template_name) -> None:
     template = await build("failing", "watch", "fail")
     try:
