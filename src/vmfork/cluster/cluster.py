@@ -45,6 +45,8 @@ _RENEW_EVERY_S = 10.0
 _LOST_LIMIT_S = 60.0
 _AGAIN_S = 0.5
 _CLOSE_LIMIT_S = 30.0
+# Forks that are asked for at once. Nodes have their own limits.
+_AT_ONCE = 8
 
 
 @guarded
@@ -207,7 +209,7 @@ class Cluster(Owner):
         async def fork_one() -> ClusterVM:
             return await self._fork(template, options, constraints, wait_s=wait_s)
 
-        vms = await make_several(count, fork_one, close=_close, failures=failures)
+        vms = await make_several(count, fork_one, close=_close, failures=failures, at_once=_AT_ONCE)
         return [*vms, *(failures or ())]
 
     async def prefetch(self, template: str, *, nodes: Sequence[str] | None = None) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,23 +14,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Made at once: more only wait for the same cores.
-CONCURRENCY = 8
+# Made at once: more only wait for the same cores, and their guests answer too late for their clocks to be proven.
+_MOST = 8
+_FOR_EACH_CPU = 4
 
 # What went wrong with single ones, in the order in which it did.
 Failures = list[VMForkError]
 
 
+def count_at_once() -> int:
+    """How many machines are made at once on this host's CPUs."""
+    return min(_MOST, _FOR_EACH_CPU * len(os.sched_getaffinity(0)))
+
+
 async def make_several(
-    count: int, make: Callable[[], Awaitable[T]], *, close: Callable[[T], Awaitable[None]], failures: Failures | None
+    count: int,
+    make: Callable[[], Awaitable[T]],
+    *,
+    close: Callable[[T], Awaitable[None]],
+    failures: Failures | None,
+    at_once: int | None = None,
 ) -> list[T]:
     """`count` of what `make` gives, made several at a time. The caller owns them.
 
+    Without `at_once` that is as many as suit this host's CPUs.
     When one fails, all others are closed, and its error is raised, with those of others in `siblings`. With `failures`
     errors of vmfork's own are put there instead, and fewer are given. On cancel, and after any other error, all are
     closed.
     """
-    slots, told = asyncio.Semaphore(CONCURRENCY), Failures() if failures is None else failures
+    slots, told = asyncio.Semaphore(at_once or count_at_once()), Failures() if failures is None else failures
     made: list[T] = []
     async with AsyncExitStack() as on_failure:
 

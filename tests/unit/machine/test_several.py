@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from itertools import count
 
 import pytest
 
 from vmfork.errors import HostError
-from vmfork.machine.several import CONCURRENCY, make_several
+from vmfork.machine.several import count_at_once, make_several
 
 
 class Maker:
@@ -44,10 +45,16 @@ async def test_when_some_fail_all_are_closed_and_the_first_error_has_the_others(
 
 
 async def test_once_one_has_failed_no_more_are_begun() -> None:
-    maker = Maker(*range(CONCURRENCY))
+    maker = Maker(*range(count_at_once()))
     with pytest.raises(HostError) as raised:
         await make_several(100, maker.make, close=maker.close, failures=None)
-    assert len(raised.value.siblings) == CONCURRENCY - 1
+    assert len(raised.value.siblings) == count_at_once() - 1
+
+
+@pytest.mark.parametrize(("cpus", "at_once"), [(1, 4), (2, 8), (64, 8)])
+def test_fewer_are_made_at_once_where_few_cpus_are(monkeypatch, cpus, at_once) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
+    assert count_at_once() == at_once
 
 
 async def test_partly_those_that_could_be_had_are_given_and_the_errors_told() -> None:
