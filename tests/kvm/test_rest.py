@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.timing import least_skew_s
-from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.aio import Template
 from vmfork.config import VMConfig
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.timing import least_skew_s
 from tests.vm.cli_runner import vmfork
-from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import TemplateStale

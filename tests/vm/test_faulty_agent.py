@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.vm.agents import add_image, compile_agent_of, compile_faulty_agent
-from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import AdoptError, ExecError, GuestError, LaunchError, ProtocolError, TemplateStale, VMForkError

@@ -12,7 +12,7 @@ import pytest
 
 from tests.vm.cli_runner import vmfork
 from tests.vm.reseeding import JUST_RESEEDED
-from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig, find_places
 from vmfork.errors import ConfigError, StoreBusy

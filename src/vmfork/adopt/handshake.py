@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmfork.adopt.clock import set_clock
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
 
 if TYPE_CHECKING:
@@ -13,10 +14,8 @@ if TYPE_CHECKING:
 
     from vmfork.adopt.identity import Identity
     from vmfork.agent.client import AgentClient
-    from vmfork.wire.message import ClockReading, ItemOutcome
+    from vmfork.wire.message import ItemOutcome
 
-# When a machine is handed out, its wall clock is within this of the host's.
-SKEW_LIMIT_S = 0.020
 _SHOWN = 200  # bytes of what the guest shows, in a message
 
 
@@ -54,9 +53,10 @@ async def adopt(
         raise AdoptError("agent", f"it did not answer within {timeout_s:g} s") from error
     check_outcomes(wanted, outcomes)
     try:
-        return await set_clock(agent, timeout_s=timeout_s, end=end, clock=clock)
+        proof = await set_clock(agent, timeout_s=timeout_s, end=end, clock=clock)
     except GuestError as error:
         raise AdoptError("clock", error.message, hint=error.hint) from error
+    return Adoption(proof.bound_s, proof.tries, proof.took_s)
 
 
 def check_outcomes(wanted: Sequence[tuple[str, bytes]], outcomes: Sequence[ItemOutcome]) -> None:
@@ -80,35 +80,3 @@ def _check_evidence(item: str, value: bytes, evidence: bytes) -> None:
             raise AdoptError(item, f"the guest set {evidence[:_SHOWN]!r}")
     elif evidence != value:
         raise AdoptError(item, f"the guest shows {evidence[:_SHOWN]!r}, not {value!r}")
-
-
-async def set_clock(
-    agent: AgentClient, *, timeout_s: float, end: float | None = None, clock: Callable[[], int] = time.time_ns
-) -> Adoption:
-    """The guest's wall clock is `clock` (ns since 1970), to within 20 ms, and a measurement proves it.
-
-    It is set and measured again until a measurement does: on a busy host a single round trip may take too long. Raises
-    `GuestError` when none did within `timeout_s` seconds, or until `end` of the monotonic clock. The clock may be off
-    then.
-    """
-    end = time.monotonic() + timeout_s if end is None else end
-    tries, best, start = 0, float("inf"), time.perf_counter()
-    while (left := end - time.monotonic()) > 0:
-        tries += 1
-        try:
-            best = min(best, bound := skew_bound_s(await agent.clock(clock, timeout_s=left)))
-        except DeadlineExceeded:
-            break
-        if bound <= SKEW_LIMIT_S:
-            return Adoption(bound, tries, time.perf_counter() - start)
-    measured = f"best of {tries}: {best * 1000:.1f} ms" if best < float("inf") else "the guest did not answer"
-    raise GuestError(
-        f"within {timeout_s:g} s the guest's clock could not be proven to be within {SKEW_LIMIT_S * 1000:g} ms "
-        f"of the host's ({measured})",
-        hint="the host may be overloaded: fork fewer machines at once, or allow a longer fork_timeout_s",
-    )
-
-
-def skew_bound_s(reading: ClockReading) -> float:
-    """The most the guest's clock can be off: it was read at some moment between the request and the answer."""
-    return max(abs(reading.wall_ns - reading.sent_ns), abs(reading.wall_ns - reading.received_ns)) / 1e9

@@ -74,13 +74,18 @@ class AgentClient(
         with self.making_sense():
             return tuple(self._take_protocol(answer))
 
-    async def clock(self, set_to: Callable[[], int] | None = None, *, timeout_s: float | None = 5.0) -> ClockReading:
+    async def clock(
+        self,
+        set_to: Callable[[], int] | None = None,
+        *,
+        host_clock: Callable[[], int] = time.time_ns,
+        timeout_s: float | None = 5.0,
+    ) -> ClockReading:
         """The guest's clocks, after its wall clock was set to `set_to()`, if given: ns since 1970.
 
-        `set_to` is called right before the bytes are written, and is the host's clock in the reading.
+        `set_to` is called right before the bytes are written; `host_clock` is the host's in the reading.
         """
         exchange = self._new_exchange()
-        host_clock = set_to or time.time_ns
         sent_ns = host_clock()
         self._begin(exchange, message.clock_request(exchange.stream, None if set_to is None else set_to()))
         payload = await self._result(exchange, "the clock of the guest", timeout_s)

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
 
-from vmfork.adopt.handshake import skew_bound_s
+from vmfork.adopt.clock import skew_bound_s
 from vmfork.adopt.secrets import Secrets
 from vmfork.api.code import GuestCode
 from vmfork.api.files import GuestFiles

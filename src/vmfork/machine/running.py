@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 from weakref import WeakSet
 
-from vmfork.adopt.handshake import set_clock
+from vmfork.adopt.clock import set_clock
 from vmfork.errors import Closed, DeadlineExceeded, NotOwner
 from vmfork.host.bound import Bound
 from vmfork.host.dropped import close_dropped

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from vmfork.adopt.handshake import SKEW_LIMIT_S
+from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.hypervisor.qemu import board_of
 from vmfork.progress import Progress, ignore_progress

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from vmfork.adopt.handshake import SKEW_LIMIT_S, adopt, check_outcomes, skew_bound_s
+from vmfork.adopt.clock import SKEW_LIMIT_S
+from vmfork.adopt.handshake import adopt, check_outcomes
 from vmfork.adopt.identity import Identity
 from vmfork.errors import AdoptError, DeadlineExceeded, GuestError
 from vmfork.wire.message import ClockReading, ItemOutcome
@@ -14,7 +15,6 @@ from vmfork.wire.message import ClockReading, ItemOutcome
 IDENTITY = Identity.fresh("0123456789ab", template="py")
 WANTED = IDENTITY.items({"TOKEN": "sesame"})
 ITEMS = [item for item, _ in WANTED]
-S = 10**9
 
 
 def evidence(item: str, value: bytes) -> bytes:
@@ -78,11 +78,11 @@ class Guest:
             raise self.fails
         return tuple(confirmed())
 
-    async def clock(self, set_to, *, timeout_s):
+    async def clock(self, set_to, *, host_clock, timeout_s):
         if self.fails is not None:
             raise self.fails
-        sent = set_to()
-        return ClockReading(sent + self.off_ns, 1, sent, sent + self.round_trip_ns)
+        sent, set_to = host_clock(), set_to or host_clock
+        return ClockReading(set_to() + self.off_ns, 1, sent, sent + self.round_trip_ns)
 
 
 @pytest.mark.parametrize(("off_ms", "round_trip_ms"), [(0, 0), (19, 0), (-19, 0), (0, 19), (10, 19), (19, 19)])
@@ -93,7 +93,7 @@ async def test_a_clock_within_the_bound_round_trip_included(off_ms, round_trip_m
     assert adoption.skew_bound_s <= SKEW_LIMIT_S
 
 
-@pytest.mark.parametrize(("off_ms", "round_trip_ms"), [(21, 0), (-21, 0), (0, 21), (-10, 15), (3_600_000, 0)])
+@pytest.mark.parametrize(("off_ms", "round_trip_ms"), [(21, 0), (-21, 0), (0, 41), (-10, 31), (3_600_000, 0)])
 async def test_a_clock_that_cannot_be_proven_is_no_clock(off_ms, round_trip_ms) -> None:
     guest = Guest(off_ns=off_ms * 10**6, round_trip_ns=round_trip_ms * 10**6)
     begin = time.monotonic()
@@ -115,10 +115,3 @@ async def test_an_agent_that_does_not_answer_is_named() -> None:
     with pytest.raises(AdoptError) as caught:
         await adopt(Guest(fails=DeadlineExceeded("adopting", 0.5)), IDENTITY, timeout_s=0.5)
     assert (caught.value.item, caught.value.reason) == ("agent", "it did not answer within 0.5 s")
-
-
-@pytest.mark.parametrize(
-    ("wall_ns", "bound_s"), [(100 * S, 1.0), (101 * S, 1.0), (99 * S, 2.0), (103 * S, 3.0), (100 * S + S // 2, 0.5)]
-)
-def test_the_bound_is_the_worst_of_both_ends_of_the_round_trip(wall_ns, bound_s) -> None:
-    assert skew_bound_s(ClockReading(wall_ns, 1, 100 * S, 101 * S)) == pytest.approx(bound_s)
