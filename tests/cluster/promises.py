@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from importlib import import_module
 
 import pytest
 
 import vmfork
+from tests.recorded_spans import read_told, record_spans
 from vmfork.errors import NoNode, TemplateNotFound, VMNotFound
 
 
@@ -95,6 +97,22 @@ async def what_nobody_has_is_told_at_once(cluster, template, tmp_path) -> None:
         await cluster.fork(template, node="nobody")
     with pytest.raises(TemplateNotFound):
         await cluster.fork("no-such-template")
+
+
+async def what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template, node, folder) -> None:
+    """The node's process tells its spans to `folder` (`tests/recorded_spans.py`). What asks for no trace is in none."""
+    record_spans()
+    async with cluster.fork(template, node=node) as vm:
+        with import_module("opentelemetry.trace").get_tracer("test").start_as_current_span("caller") as span:
+            await vm.exec(["true"], check=True)
+            assert [event.kind async for event in vm.stream(["true"])] == ["end"]
+            async with cluster.fork(template, node=node):
+                pass
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        before = read_told(folder)
+        await vm.exec(["true"], check=True)
+    assert {"vmfork.fork", "vmfork.exec"} <= {name for name, told in before if told == trace_id}
+    assert {name for name, _ in read_told(folder) - before} == {"vmfork.exec"}  # of a trace of its own
 
 
 PROMISES = (

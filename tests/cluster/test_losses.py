@@ -135,6 +135,7 @@ async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, anothe
     os.kill(pid, signal.SIGSTOP)
     assert not pulling.done()
     nodes.kill(source)
+    os.kill(pid, signal.SIGKILL)  # while it is stopped it does not notice that its node has ended, and stays
     try:
         if another_has_it:
             await pulling

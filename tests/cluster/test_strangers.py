@@ -13,23 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import NAME, get_node, until
-from tests.recorded_spans import record_spans
+from tests.cluster.promises import what_a_node_does_is_in_the_trace_of_whoever_asked
+from tests.recorded_spans import trace_processes
+from tests.rules.capabilities import need
 from vmfork.errors import NoNode, NoRoom
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
 
-TRACING = """
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-
-def tell(span):
-    return f"{span.name} {span.context.trace_id:032x}\\n"
-
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=open(%r, "a"), formatter=tell)))
-trace.set_tracer_provider(provider)
-"""
 CONNECT = """
 import sys, vmfork
 try:
@@ -81,18 +71,11 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
 
 
 async def test_what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, nodes, tmp_path) -> None:
-    record_spans()
-    told = tmp_path / "told"
-    (tmp_path / "sitecustomize.py").write_text(TRACING % str(told))
-    node = nodes.add(nodes.make_places(), {"PYTHONPATH": prepend(tmp_path)})
+    need("opentelemetry")
+    node = nodes.add(nodes.make_places(), trace_processes(tmp_path))
     try:
         await until(cluster, lambda told: node in {each["name"] for each in told["nodes"]})
-        with import_module("opentelemetry.trace").get_tracer("test").start_as_current_span("caller") as span:
-            async with cluster.fork(NAME, node=node) as vm:
-                await vm.exec(["true"], check=True)
-        trace_id = f"{span.get_span_context().trace_id:032x}"
-        lines = {tuple(line.split()) for line in told.read_text().splitlines()}
-        assert {("vmfork.fork", trace_id), ("vmfork.exec", trace_id)} <= lines
+        await what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, NAME, node, tmp_path)
     finally:
         nodes.kill(node)
         await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})

@@ -14,6 +14,7 @@ from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from vmfork.config import Places
@@ -30,11 +31,14 @@ class Servers:
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     places: dict[str, Places] = field(default_factory=dict)
 
-    def start(self, places: Places, *, listen: str = "127.0.0.1:0", label: str = "") -> str:
+    def start(
+        self, places: Places, *, listen: str = "127.0.0.1:0", label: str = "", more_env: Mapping[str, str] | None = None
+    ) -> str:
         """The address of one more."""
         command = [sys.executable, "-m", "vmfork", "cluster", "serve", "--listen", listen, "--json", *self.access]
         command += ["--label", label] if label else []
         env = {**os.environ, "VMFORK_HOME": str(places.home), "VMFORK_RUNTIME_DIR": str(places.runtime)}
+        env |= more_env or {}
         log = self.logs / f"server-{len(self.places)}.log"
         with log.open("a") as errors:
             process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import make_authority, make_certificate
-from tests.cluster.promises import PROMISES
+from tests.cluster.promises import PROMISES, what_a_node_does_is_in_the_trace_of_whoever_asked
+from tests.recorded_spans import trace_processes
+from tests.rules.capabilities import need
 from tests.vm.served import Servers
 from vmfork.aio import Cluster
 from vmfork.config import Places
@@ -42,12 +45,19 @@ def options(certificates) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def servers(instance, template_name, options, tmp_path_factory):
+def spans(tmp_path_factory) -> Path:
+    """Where the first server tells them."""
+    return tmp_path_factory.mktemp("spans")
+
+
+@pytest.fixture(scope="module")
+def servers(instance, template_name, options, spans, tmp_path_factory):
     root = Path(tempfile.mkdtemp(prefix="vmfork-servers-", dir="/dev/shm"))
     other = Places(home=root / "home", runtime=root / "run")
     running = Servers(options, tmp_path_factory.mktemp("servers"))
     try:
-        running.start(instance, label="rack=1")
+        tracing = trace_processes(spans) if find_spec("opentelemetry") else {}
+        running.start(instance, label="rack=1", more_env=tracing)
         running.start(other, label="rack=2")
         yield running
     finally:
@@ -70,6 +80,12 @@ async def cluster(servers, certificates):
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
 async def test_a_list_of_servers_keeps(promise, cluster, template_name, tmp_path) -> None:
     await promise(cluster, template_name, tmp_path)
+
+
+async def test_what_a_server_does_is_in_the_trace_of_whoever_asked(cluster, servers, template_name, spans) -> None:
+    need("opentelemetry")
+    first = next(iter(servers.processes))
+    await what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template_name, first, spans)
 
 
 def test_commands_ask_a_list(servers, options, tmp_path) -> None:

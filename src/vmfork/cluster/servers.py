@@ -25,6 +25,7 @@ from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import Decision, Machine, Report, find_version
 from vmfork.config.servers import check_servers
 from vmfork.errors import ConfigError, HostError, NodeLost, NodeRefused, NoNode, VMForkError
+from vmfork.machine.trace import carry
 from vmfork.owner import Owner
 from vmfork.rpc.node import NodeClient
 
@@ -52,13 +53,13 @@ class ServerPeers(Owner):
 
     async def call(self, node: str, verb: str, *args: Any) -> Any:
         """What the node's call of that name gives."""
-        answer = await self._find(node).call(write_request(verb, args))
+        answer = await self._find(node).call(write_request(verb, args), carry())
         self._has_answered(node)
         return _place_at(node, read_answer(answer, of=node))
 
     async def stream(self, node: str, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
         """What the node's call of that name gives, piece by piece."""
-        answers = self._find(node).stream(write_request(verb, args))
+        answers = self._find(node).stream(write_request(verb, args), carry())
         try:
             async for answer in answers:
                 yield read_answer(answer, of=node)

@@ -11,6 +11,7 @@ The spans belong to the span that is current where the machine is asked for, be 
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vmfork.machine.timings import Timings
 
 _PHASES = ("spawn_s", "load_s", "adopt_s", "clock_s", "thaw_s", "fit_s")
+# What comes from elsewhere may say anything. An id of zeroes is none.
+_TRACEPARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _wanted: ContextVar[bool] = ContextVar("vmfork_detailed_timings", default=False)
 
 
@@ -107,19 +110,32 @@ def carry() -> dict[str, str]:
 
 @contextmanager
 def continued(carried: Mapping[str, str]) -> Iterator[None]:
-    """Spans of the block belong to the span that was carried here, where both processes trace."""
-    if not carried or not is_traced():
+    """Spans of the block belong to the span that was carried here, where both processes trace.
+
+    What is no `traceparent` is none: whoever wrote it loses its trace, and no more.
+    """
+    told = _read(carried) if carried and is_traced() else None
+    if told is None:
         yield
         return
     _, api = _tracer()
     context: Any = sys.modules["opentelemetry.context"]  # what there is of spans is in it
-    _, trace_id, span_id, flags = (int(part, 16) for part in carried["traceparent"].split("-"))
+    trace_id, span_id, flags = told
     span = api.SpanContext(trace_id, span_id, is_remote=True, trace_flags=api.TraceFlags(flags))
     token = context.attach(api.set_span_in_context(api.NonRecordingSpan(span)))
     try:
         yield
     finally:
         context.detach(token)
+
+
+def _read(carried: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """Trace, span and flags. A version that is not ours yet begins as ours does (Trace Context, 4.3); `ff` is none."""
+    found = _TRACEPARENT.fullmatch(carried.get("traceparent", ""))
+    if found is None or found[1] == "ff" or (found[1] == "00" and found[5]):
+        return None
+    trace_id, span_id, flags = (int(found[part], 16) for part in (2, 3, 4))
+    return (trace_id, span_id, flags) if trace_id and span_id else None
 
 
 def _tracer() -> tuple[Any, Any]:

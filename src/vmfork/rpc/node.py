@@ -16,7 +16,7 @@ from vmfork.rpc.node_pb2_grpc import NodeStub
 from vmfork.rpc.runtime import hold_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from vmfork.config.servers import Access
     from vmfork.rpc import node_pb2 as pb
@@ -71,11 +71,14 @@ class NodeClient(Owner):
         self._closed = False
         self._is_known = False  # that the two ends can speak
 
-    async def call(self, request: pb.Request) -> pb.Answer:
-        """The answer. Raises `NodeLost`, `NodeRefused`, `ClusterError`, and `Closed`. On cancel the node is told."""
+    async def call(self, request: pb.Request, carried: Mapping[str, str]) -> pb.Answer:
+        """The answer. `carried` goes along as metadata: it is about the call, and no part of it.
+
+        Raises `NodeLost`, `NodeRefused`, `ClusterError`, and `Closed`. On cancel the node is told.
+        """
         self._check_open()
         try:
-            answer: pb.Answer = await self._stub.Call(request, metadata=self._headers)
+            answer: pb.Answer = await self._stub.Call(request, metadata=(*self._headers, *carried.items()))
             self._is_known = True
         except grpc.aio.AioRpcError as error:
             raise await self._as_ours(error) from error
@@ -83,10 +86,13 @@ class NodeClient(Owner):
             raise Closed(f"the line to node {self.address}") from error
         return answer
 
-    async def stream(self, request: pb.Request) -> AsyncGenerator[pb.Answer, None]:
-        """The answers, as they come. Raises as `call`. Leaving it ends what is under way there."""
+    async def stream(self, request: pb.Request, carried: Mapping[str, str]) -> AsyncGenerator[pb.Answer, None]:
+        """The answers, as they come. `carried` and what is raised are as for `call`.
+
+        Leaving it ends what is under way there.
+        """
         self._check_open()
-        call = self._stub.Stream(request, metadata=self._headers)
+        call = self._stub.Stream(request, metadata=(*self._headers, *carried.items()))
         try:
             async for answer in call:
                 yield answer

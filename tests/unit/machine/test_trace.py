@@ -82,6 +82,35 @@ def test_spans_of_another_process_belong_to_the_one_that_was_carried_there(spans
     assert outside.parent is None
 
 
+@pytest.mark.parametrize(
+    ("traceparent", "is_one"),
+    [
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-of a later version", True),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", False),
+        ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", False),
+        ("00-00000000000000000000000000000000-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", False),
+        ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", False),
+        ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", False),
+        ("00-nonsense-x-01", False),
+        ("", False),
+    ],
+)
+def test_what_is_no_traceparent_is_no_span(spans, traceparent, is_one):
+    with trace.continued({"traceparent": traceparent, "other": "x"}):
+        trace.trace_program("true", 0.01, 0)
+    (span,) = spans()
+    assert (span.parent is not None) is is_one
+
+
+def test_what_says_nothing_of_a_trace_is_no_span(spans):
+    with trace.continued({"other": "x"}):
+        trace.trace_program("true", 0.01, 0)
+    (span,) = spans()
+    assert span.parent is None
+
+
 def test_where_nothing_is_traced_nothing_is_carried(monkeypatch):
     monkeypatch.setattr(trace, "is_traced", lambda: False)
     assert trace.carry() == {}

@@ -21,6 +21,7 @@ from vmfork.config.servers import is_loopback, parse_address
 from vmfork.errors import ConfigError, HostError, StoreBusy
 from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock, read_holder
+from vmfork.machine.trace import continued
 from vmfork.rpc.node import MOST_MESSAGE_BYTES, PING_EVERY_S, TOKEN_KEY, TOKEN_SCHEME
 from vmfork.rpc.node_pb2_grpc import add_NodeServicer_to_server
 from vmfork.rpc.runtime import hold_runtime
@@ -184,19 +185,25 @@ async def _refuse_unknown(_requests: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "it asks for a token, and none was given")
 
 
+def _read_carried(context: Any) -> dict[str, str]:
+    """What came along with the call. Keys of binary data, which hold bytes, end with `-bin`: none is ours."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
 class _Calls:
     """What gRPC calls, under the names that node.proto gives it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def Call(self, request: pb.Request, _context: Any) -> pb.Answer:  # noqa: N802
+    async def Call(self, request: pb.Request, context: Any) -> pb.Answer:  # noqa: N802
         try:
             verb, arguments = read_request(request)
             if verb == HELLO:
                 return write_answer(find_version())
             check_call(verb, arguments)
-            return write_answer(await self._node.serve(verb, *arguments))
+            with continued(_read_carried(context)):
+                return write_answer(await self._node.serve(verb, *arguments))
         except Exception as error:  # noqa: BLE001 - the caller is told whatever it is; the server goes on
             return write_error(translated(error))
 
@@ -205,8 +212,9 @@ class _Calls:
         try:
             verb, arguments = read_request(request)
             check_call(verb, arguments)
-            async with aclosing(self._node.stream(verb, *arguments)) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    await context.write(write_answer(piece))
+            with continued(_read_carried(context)):
+                async with aclosing(self._node.stream(verb, *arguments)) as pieces:  # type: ignore[type-var]
+                    async for piece in pieces:
+                        await context.write(write_answer(piece))
         except Exception as error:  # noqa: BLE001 - as above
             await context.write(write_error(translated(error)))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.certificates import make_authority, make_certificate
 from tests.ports import free_port
+from tests.recorded_spans import record_spans
 from tests.unit.cluster.fakes import FakeNode
 from vmfork.cluster import servers as servers_module
 from vmfork.cluster.claims import Claims
@@ -33,6 +35,7 @@ from vmfork.errors import (
     TemplateNotFound,
     VMNotFound,
 )
+from vmfork.machine import trace
 from vmfork.network.policy import Allow
 from vmfork.service.node import NodeServer
 from vmfork.service.node.server import check_access
@@ -242,6 +245,42 @@ async def test_a_stream_comes_in_pieces_and_ends_when_it_is_left() -> None:
         assert [await anext(pieces) for _ in range(3)] == [0, 1, 2]
         await pieces.aclose()
         await node.ended.wait()
+
+
+class TracingNode(ServedNode):
+    """Whatever it is asked for is a program that has just ended."""
+
+    async def read_file(self, vm_id: str, path: str, options) -> bytes:
+        trace.trace_program(path, 0.0, 0)
+        return b""
+
+    async def stream(self, _verb: str, _vm_id: str, *_args):
+        for number in range(2):
+            trace.trace_program(f"piece-{number}", 0.0, 0)
+            yield number
+
+
+async def test_what_a_call_does_there_belongs_to_the_span_that_is_current_here() -> None:
+    spans = record_spans()
+    tracer = sys.modules["opentelemetry.trace"].get_tracer("test")
+    async with serving(TracingNode("a")) as ((address,), _), ServerPeers((address,), TOKEN) as peers:
+        with tracer.start_as_current_span("caller") as caller:
+            await peers.call(address, "read_file", "1", "called", {})
+            assert [piece async for piece in peers.stream(address, "stream_exec", "1", ["true"], {})] == [0, 1]
+        await peers.call(address, "read_file", "1", "alone", {})
+    told = {span.attributes["vmfork.program"]: span for span in spans() if span.name == "vmfork.exec"}
+    assert told.keys() == {"called", "piece-0", "piece-1", "alone"}
+    assert told.pop("alone").parent is None
+    assert {span.parent.span_id for span in told.values()} == {caller.get_span_context().span_id}
+
+
+async def test_what_is_no_trace_costs_its_caller_the_trace_alone(monkeypatch) -> None:
+    spans = record_spans()
+    monkeypatch.setattr(servers_module, "carry", lambda: {"traceparent": "00-nonsense", "other": "x", "more-bin": b"x"})
+    async with serving(TracingNode("a")) as ((address,), _), ServerPeers((address,), TOKEN) as peers:
+        assert await peers.call(address, "read_file", "1", "called", {}) == b""
+    (span,) = (span for span in spans() if span.name == "vmfork.exec")
+    assert span.parent is None
 
 
 async def test_a_server_that_ends_is_lost_and_what_was_under_way_too() -> None:
