@@ -20,6 +20,10 @@ from vmfork.image import ImageStore
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
 
 
+# Where a kernel's code begins that is not moved (Linux, arch/x86/include/asm/page_64_types.h).
+NO_KASLR = "ffffffff81000000"
+
+
 @pytest.fixture
 async def template(roomy) -> Template:
     return await Template.open(roomy)
@@ -53,6 +57,19 @@ async def test_a_machine_that_demands_kvm_boots_in_the_least_memory(working_kvm,
         assert not re.search(rb"nokaslr|norandmaps", command_line)
         stacks = [(await vm.shell("grep stack /proc/self/maps", check=True)).stdout for _ in range(2)]
         assert stacks[0] != stacks[1]
+
+
+async def find_kernel(vm: VM) -> str:
+    """Where its code begins."""
+    return (await vm.shell("grep -m 1 ' _text$' /proc/kallsyms", check=True)).stdout.split()[0]
+
+
+async def test_kernels_lie_elsewhere_after_each_boot_and_in_forks_where_they_lay(forks) -> None:
+    one, other = [await find_kernel(vm) for vm in forks]
+    assert one == other
+    async with await VM.boot() as booted:
+        # One of some 500 places each time: that all three are one does not happen.
+        assert len({one, await find_kernel(booted), NO_KASLR}) > 1
 
 
 async def test_on_another_cpu_the_template_is_refused_by_name(template, monkeypatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.rules.capabilities import need
+from tests.vm.cli_runner import vmfork
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.errors import ConfigError
@@ -46,6 +48,8 @@ async def test_each_froze_its_own_and_the_manifest_says_which(micro) -> None:
     for name, template in micro.items():
         assert template.hardware.accel == "kvm"
         assert Path(template.manifest.qemu_path).name == name
+        shown = json.loads(vmfork("template", "show", template.name, "--json").check().raw)
+        assert [Path(path).name for path in shown["opened_by"]] == [FULL, SLIM]
     one, other = (template.manifest.traits for template in micro.values())
     assert one == other
 

@@ -322,6 +322,7 @@ def test_listings_and_their_json(template_name) -> None:
     assert "default" in vmfork("image", "ls").check().out
     (listed,) = json.loads(vmfork("template", "ls", "--json").check().raw)
     shown = json.loads(vmfork("template", "show", template_name, "--json").check().raw)
+    assert shown.pop("opened_by") == [shutil.which("qemu-system-x86_64")]
     assert shown == listed
     assert (shown["name"], shown["cpus"], shown["memory_mib"], shown["image"]) == (template_name, 1, 256, "default")
     assert f"generation: {shown['generation']}" in vmfork("template", "show", template_name).check().out

@@ -33,11 +33,13 @@ from vmfork.config import find_places
 from vmfork.errors import ConfigError, VMForkError
 from vmfork.factory.users import find_users
 from vmfork.hypervisor.qemu import PORTABLE
+from vmfork.machine.emulator import list_openers
 from vmfork.recipe.step import READY_LIMIT_S
 from vmfork.store import TemplateStore
 from vmfork.template.history import trace_steps
 from vmfork.template.recipe_file import read_template
 from vmfork.template.removal import list_persisted, remove_template
+from vmfork.travel.fit import hardware_of
 from vmfork.units import format_bytes, format_duration, format_mib, parse_duration_s
 
 if TYPE_CHECKING:
@@ -249,7 +251,11 @@ def _row(branch: str, found: Mapping[str, Any]) -> Sequence[object]:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what the template NAME is made of."""
-    fields = run_async(_examine(name, must_exist=True))
+
+    async def look() -> dict[str, Any]:
+        return await _examine(name, must_exist=True) | {"opened_by": await _list_openers(name)}
+
+    fields = run_async(look())
     if as_json:
         show_json(fields)
         return
@@ -466,6 +472,14 @@ async def _examine(name: str, *, must_exist: bool = False) -> dict[str, Any]:
     except VMForkError as error:
         return found | {"state": error.code, "error": describe_failure(error.code, error.message, command_hint(error))}
     return found | {"state": "ok"}
+
+
+async def _list_openers(name: str) -> tuple[str, ...]:
+    """The emulators of this host that would open the template, by their paths."""
+    places = find_places()
+    m = TemplateStore(places.templates).read_manifest(name)
+    found = await list_openers(hardware_of(m), m.traits["qemu.version"], places=places)
+    return tuple(str(binary.path) for binary in found)
 
 
 def _describe(manifest: Manifest) -> dict[str, Any]:

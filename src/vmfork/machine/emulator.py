@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +92,18 @@ async def find_emulator_like(
     if binary.version != version:
         return binary  # whoever compares versions refuses it, so it need not be asked for more
     return _as_built(binary, await ask_abilities(binary, kept=places.emulators))
+
+
+async def list_openers(hardware: Hardware, version: str, *, places: Places) -> list[QemuBinary]:
+    """The emulators of this host that open what one of `version` froze of `hardware`: the full one, the slim one."""
+    found = []
+    for configured in ("", shutil.which(SLIM)):
+        if configured is not None:
+            with suppress(HostError):  # it is not there, or does not run
+                candidate = await _look(await find_qemu(configured), hardware, places)
+                if candidate.binary.version == version and not candidate.lacks:
+                    found.append(candidate.binary)
+    return found
 
 
 async def find_maker(make: Make, *, places: Places) -> QemuBinary:

@@ -10,7 +10,7 @@ from vmfork.config import Places, VMConfig
 from vmfork.errors import ConfigError, HostError
 from vmfork.hypervisor.qemu import Abilities, QemuBinary
 from vmfork.machine import emulator
-from vmfork.machine.emulator import SLIM, choose_emulator, find_emulator, find_emulator_like, find_slim
+from vmfork.machine.emulator import SLIM, choose_emulator, find_emulator, find_emulator_like, find_slim, list_openers
 from vmfork.machine.plan import make_hardware
 
 VERSION = "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
@@ -101,6 +101,21 @@ async def test_a_slim_one_that_lacks_something_is_left_and_told_why(host, change
     full = host.binaries[FULL_PATH]
     candidate = await find_slim(make_hardware(config, binary=full, accel="kvm"), full, places=host.places)
     assert candidate.lack == f"{SLIM_PATH} has {lack}"
+
+
+@pytest.mark.parametrize(
+    ("config", "accel", "version", "openers"),
+    [
+        (VMConfig(machine="microvm"), "kvm", VERSION, [FULL_PATH, SLIM_PATH]),
+        (VMConfig(machine="microvm"), "tcg", VERSION, [FULL_PATH]),
+        (VMConfig(), "kvm", VERSION, [FULL_PATH]),
+        (VMConfig(), "kvm", "10.0.2", []),
+    ],
+)
+async def test_which_open_what_was_frozen(slim, config, accel, version, openers) -> None:
+    hardware = make_hardware(config, binary=slim.binaries[FULL_PATH], accel=accel)
+    found = await list_openers(hardware, version, places=slim.places)
+    assert [str(binary.path) for binary in found] == openers
 
 
 async def test_the_configured_one_wins(slim) -> None:
