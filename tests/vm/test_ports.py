@@ -20,7 +20,7 @@ from tests.vm.cli_runner import Running
 from tests.vm.cli_runner import vmfork as command
 from tests.vm.test_detached import end
 from vmfork.aio import VM, Template
-from vmfork.config import find_places
+from vmfork.config import VMConfig, find_places
 from vmfork.errors import Closed, ConfigError, HostError, PortError
 from vmfork.machine.folder import sweep_ended
 
@@ -99,7 +99,9 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body:
     return answer.partition(b"\r\n\r\n")[2]
 
 
-async def test_twenty_forks_of_a_warm_server_answer_each_with_its_own_id(served) -> None:
+@pytest.mark.limit_s(300)
+async def test_twenty_forks_of_a_warm_server_answer_each_with_its_own_id(warm) -> None:
+    served = await Template.open(warm, config=VMConfig(overcommit=0))  # test hosts have not what 20 might come to take
     async with AsyncExitStack() as stack:
         forks = await served.fork_many(20)
         for vm in forks:
