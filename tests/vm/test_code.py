@@ -8,6 +8,7 @@ import asyncio
 import pytest
 
 from tests.vm.cli_runner import vmfork
+from tests.vm.least import boots_in_its_least
 from vmfork.aio import VM, CodeError, ConfigError, DeadlineExceeded, LimitExceeded, Template
 from vmfork.config import VMConfig
 
@@ -259,7 +260,8 @@ def node_name(instance):
 @pytest.mark.slow
 @pytest.mark.limit_s(1500)
 @pytest.mark.needs("mmdebstrap")
-async def test_javascript_keeps_its_state_in_a_machine_and_begins_anew_in_a_fork(node_name) -> None:
+async def test_javascript_keeps_its_state_in_a_machine_and_begins_anew_in_a_fork(node_name, instance) -> None:
+    await boots_in_its_least("node-code", instance)
     template = await Template.open(node_name)
     async with template.fork(env={"GIVEN": "one"}) as one, template.fork() as two:
         draws = [(await run(vm, "Math.random()", "javascript")).value for vm in (one, two)]

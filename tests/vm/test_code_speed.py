@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.vm.cli_runner import vmfork
+from tests.vm.least import boots_in_its_least
 from vmfork.aio import VM, Template
 from vmfork.config import VMConfig
 from vmfork.wire.frame import Channel
@@ -29,6 +30,10 @@ def warm_name(instance):
     yield "code-speed"
     asyncio.run(template.remove())
     vmfork("image", "rm", IMAGE).check()
+
+
+async def test_the_image_boots_in_exactly_its_least_memory(warm_name, instance) -> None:
+    await boots_in_its_least(IMAGE, instance)
 
 
 async def test_a_warm_interpreter_is_five_times_as_fast_as_one_started_in_the_fork(warm_name, capsys) -> None:

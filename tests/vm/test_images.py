@@ -17,6 +17,7 @@ import pytest
 from tests.images import Member, box_members, folder, hard, link, make_by_umoci, make_layer, write_image
 from tests.rules.capabilities import find_musl, find_program, find_static_busybox, need
 from tests.vm.cli_runner import vmfork
+from tests.vm.least import boots_in_its_least
 from tests.wheels import make_wheel
 from vmfork.aio import Image, Template, VMConfig
 from vmfork.errors import ExecError
@@ -98,6 +99,11 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
         assert names == {"null"}
         found = await vm.stat("/data")
         assert (found.uid, found.gid, stat.S_IMODE(found.mode)) == (1234, 77, 0o700)
+
+
+@pytest.mark.slow
+async def test_it_boots_in_exactly_its_least_memory(imported, instance):
+    await boots_in_its_least(imported[0].name, instance)
 
 
 BOXED = """

@@ -83,7 +83,7 @@ async def test_a_step_that_fails_leaves_its_machine_and_is_redone_alone_while_wh
         assert not await vm.exists("/root/half")
     rows = json.loads(vmfork("template", "history", "layered", "--json").check().out)["steps"]
     assert [row["step"].partition(" ")[0] for row in rows] == ["run", "env", "start", "run"]
-    assert [bool(row["mib"]) for row in rows] == [True, True, True, False]
+    assert [bool(row["mib"]) for row in rows[2:]] == [True, False]  # those before may have made room on a small host
 
 
 @pytest.mark.slow

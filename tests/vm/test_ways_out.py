@@ -20,6 +20,7 @@ import pytest
 
 from tests.vm.cli_runner import Running
 from tests.vm.cli_runner import vmfork as command
+from tests.vm.least import boots_in_its_least
 from tests.vm.test_detached import end
 from tests.vm.test_ports import ATTEMPTS
 from vmfork.aio import VM, Allow, Factory, Template
@@ -336,6 +337,14 @@ def installers(instance):
 def developers(instance):
     with template_with(instance, "developers", "git", "npm") as template:
         yield template
+
+
+@pytest.mark.slow
+@pytest.mark.limit_s(600)
+@pytest.mark.needs("mmdebstrap")
+async def test_images_with_what_installs_boot_in_exactly_their_least_memory(installers, developers, instance) -> None:
+    for template in installers, developers:
+        await boots_in_its_least(template.manifest.image, instance)
 
 
 @pytest.mark.slow
