@@ -86,6 +86,11 @@ class GuestProcess:
         """The program has ended and the agent said so, or the agent is gone."""
         return self._twin.has_ended
 
+    @property
+    def unread(self) -> Sequence[tuple[Channel, bytes]]:
+        """What came of its output and `output` has not given, at most 65,536 bytes of each stream. It stays there."""
+        return self._twin.unread
+
     def output(self) -> Iterator[tuple[Channel, bytes]]:
         """What the program writes, as it comes, until its end. The agent's loss is raised after what came before it."""
         pieces = self._twin.output()
@@ -1480,7 +1485,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
-        pull: str = "",
+        pull: str | None = None,
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,

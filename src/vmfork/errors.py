@@ -56,10 +56,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vmfork.hint import Hint
+from vmfork.hint import Hint, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmfork.copied import Copied
 
@@ -172,12 +172,13 @@ class ImageError(VMForkError):
 
 
 class ImageNotFound(ImageError):
-    """No image of that name was built."""
+    """No image of that name was built. The hint has the one of those `known` that may have been meant."""
 
     code = "image-not-found"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no image is named {name!r}", hint=f"build it: vmfork image build {shlex.quote(name)}")
+    def __init__(self, name: str, *, known: Iterable[str] = ()) -> None:
+        hint = f"{suggest(name, known)}build it: vmfork image build {shlex.quote(name)}"
+        super().__init__(f"no image is named {name!r}", hint=hint)
         self.name = name
 
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The one of `known` that may have been meant, as the beginning of a hint; empty where none is like it."""
+    import difflib  # noqa: PLC0415 - 16 ms, for mistakes alone
+
+    nearest = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {nearest[0]}? " if nearest else ""
 
 
 class Hint(str):

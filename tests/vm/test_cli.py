@@ -270,6 +270,17 @@ def test_wrong_input_is_told_with_a_hint(template_name, argv, status, text) -> N
     assert done.raw == b""
 
 
+def test_an_image_that_is_missing_is_told_with_the_one_that_may_have_been_meant(template_name, tmp_path) -> None:
+    """Of those that there are, and of those that the file of the recipe says how to make."""
+    path = tmp_path / "vmfork.toml"
+    path.write_text(
+        '[image.tools]\npackages = ["git"]\n[template.new]\nimage = "tols"\n[template.old]\nimage = "deflt"\n'
+    )
+    for name, image, meant in (("new", "tols", "tools"), ("old", "deflt", "default")):
+        done = vmfork("template", "build", "-f", str(path), name)
+        is_error(done, 1, f"no image is named '{image}'", f"did you mean {meant}? ")
+
+
 @pytest.mark.parametrize("name", ["/", "..", "", "x" * 200])
 def test_bad_names_are_refused_everywhere(instance, name) -> None:
     before = sorted(instance.runtime.rglob("*"))

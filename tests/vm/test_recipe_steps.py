@@ -16,11 +16,12 @@ from tests.vm.cli_runner import left_of, vmfork
 from tests.wheels import make_wheel
 from vmfork.aio import Recipe, Template
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, GuestError
+from vmfork.image import ImageStore
 from vmfork.recipe.context import Context
 from vmfork.recipe.pins import digest_copied
 from vmfork.recipe.step import Copy
 from vmfork.recipe.surroundings import Surroundings
-from vmfork.recipe.words import read_steps
+from vmfork.recipe.words import WORDS, read_steps
 from vmfork.recipe.work import Work
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
@@ -28,6 +29,7 @@ from vmfork.template.removal import remove_template
 
 pytestmark = pytest.mark.vm
 
+PACKAGE = "hello"
 SERVER = """
 import http.server, greet
 print("greeting", greet.VERSION, flush=True)
@@ -37,7 +39,7 @@ RECIPE = """
 [template.stepped]
 memory = "320M"
 steps = [
-  {pip = ["requirements.txt", "local-1.0-py3-none-any.whl"]},
+  {pip = ["requirements.txt", "local-1.0-py3-none-any.whl"]}, {pip = "pinned.lock"},
   {copy = ["app/", "/srv/app"]}, {copy = ["note", "limits.txt", "/srv"]},
   {hooks = {before_freeze = "hooks/forget", after_fork = ["hooks/key"]}},
   {env = {APP = "one"}}, {run = "adduser --help >/dev/null 2>&1; echo web:x:1000:1000::/:/bin/sh >> /etc/passwd"},
@@ -61,6 +63,10 @@ async def nothing_is_left(instance):
         if name.startswith("stepped"):
             await remove_template(name, places=instance)
     await LayerStore(instance.layers).remove_all()
+    store = ImageStore(instance.images)
+    for name in store.list_names():
+        if name.startswith(f"default.with-{PACKAGE}"):
+            store.remove(name)
     assert left_of(instance.runtime) == []
 
 
@@ -98,16 +104,29 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.parametrize(
+    "packages",
+    [
+        pytest.param((), id="without-packages"),
+        pytest.param((PACKAGE,), id="with-packages", marks=[pytest.mark.slow, pytest.mark.needs("mmdebstrap")]),
+    ],
+)
 async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_the_forks(
-    folder, instance, template_name
+    folder, instance, template_name, packages
 ) -> None:
-    told = vmfork("template", "build", "-f", str(folder / "vmfork.toml"), "--json", limit_s=170).check()
+    if packages:  # an image of its own, for which there is no time in every run
+        word = f'steps = [{{packages = ["{PACKAGE}"]}}, {{run = "{PACKAGE} > /srv/packed"}},'
+        (folder / "vmfork.toml").write_text(RECIPE.replace("steps = [", word, 1))
+    limit_s = 600 if packages else 170
+    told = vmfork("template", "build", "-f", str(folder / "vmfork.toml"), "--json", limit_s=limit_s).check()
     manifest = json.loads(told.out)
     assert (manifest["name"], manifest["memory_mib"]) == ("stepped", 320)
-    assert [step["step"].partition(" ")[0] for step in manifest["steps"]] == [
-        "pip", "copy", "copy", "hooks", "env", "run", "run", "run", "run", "run", "run", "workdir", "run", "run",
+    words = [step["step"].partition(" ")[0] for step in manifest["steps"]]
+    assert words[2 if packages else 0 :] == [
+        "pip", "pip", "copy", "copy", "hooks", "env", "run", "run", "run", "run", "run", "run", "workdir", "run", "run",
         "user", "run", "ready", "start", "ready", "ready", "start", "ready",
     ]  # fmt: skip
+    assert not packages or set(words) == set(WORDS)
     assert "s3cret" not in told.out + (instance.recipes / "stepped.json").read_text()
     template = await Template.open("stepped")
     async with await template.fork() as vm:
@@ -115,6 +134,8 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
         async def read(path: str) -> str:
             return (await vm.read_file(path)).decode()
 
+        if packages:
+            assert await read("/srv/packed") == "Hello, world!\n"
         assert await read("/srv/seen") == "s3cret\n600:root\n"
         assert not await vm.exists("/run/token")
         # One hook has run before the freeze, the other in this fork alone.
@@ -126,9 +147,9 @@ async def test_a_recipe_of_every_word_is_done_in_order_and_its_server_runs_in_th
         assert [entry.name for entry in await vm.list_dir("/srv/app")] == ["main.py", "run.sh"]
         assert (await vm.stat("/srv/app/run.sh")).mode & 0o777 == 0o750
         assert (await read("/srv/note"), await read("/srv/limits.txt")) == ("noted", "greet<2\n")
-        assert (await vm.shell("greet; python3 -c 'import local; local.main()'", check=True)).stdout == (
-            "greet 1.0\nlocal 1.0\n"
-        )
+        assert (
+            await vm.shell("greet; python3 -c 'import local, pinned; local.main(); pinned.main()'", check=True)
+        ).stdout == ("greet 1.0\nlocal 1.0\npinned 1.0\n")
         # What a step may reach is told to its own programs alone.
         assert await read("/srv/reach") == "1\n0\n"
         assert not await vm.exists("/run/vmfork-wheels")
@@ -223,6 +244,19 @@ async def test_a_step_that_fails_says_why(folder, fork, steps, kind, told) -> No
     assert told in f"{caught.value}: {caught.value.hint}\n{caught.value.details()}"
     assert not await fork.exists("/run/t")
     assert await fork.exists("/etc/passwd")
+
+
+async def test_a_line_is_found_however_far_down_in_the_log_it_is(folder, fork) -> None:
+    """Behind more than one piece that it is read by; a second look finds what the first one has."""
+    line = "yes waiting for it | head -c 3000000; echo listening on 80; exec sleep 1000"
+    work = Work(fork._running, Context.of(folder), Surroundings())
+    ready = {"ready": {"log": "^listening on", "timeout": 60}}
+    for step in read_steps([{"start": line}, ready, ready]):
+        await work.do(step)
+    (never,) = read_steps([{"ready": {"log": "^istening", "timeout": 0.5}}])
+    with pytest.raises(DeadlineExceeded) as caught:
+        await work.do(never)
+    assert caught.value.details().endswith("waiting for it\nlistening on 80")
 
 
 async def test_what_is_copied_and_changes_meanwhile_fails_the_step(folder, fork, monkeypatch) -> None:

@@ -68,12 +68,24 @@ def test_wrongly_marked(vm):
 def test_fails(vm):
     vm.write_file("/root/evidence", "it")
     vm.shell("echo said; echo complained >&2; exit 3")
-    assert False
+    vm.shell("echo vmfork-agent: noted > /dev/console; seq 100 > /dev/console")
+    with vm.start(["sh", "-c", "echo begun; echo taken; exit 4"]) as ends:
+        assert next(iter(ends.output()))
+        ends.wait()
+    left = vm.start(["sh", "-c", "echo never read; exec sleep 1000"])
+    while not left.unread:
+        vm.ping()
+    with vm.start(["sleep", "2000"]):
+        assert False
 
 @pytest.mark.asyncio
 async def test_fails_async(avm):
     vm = await avm()
     await vm.exec(["echo", "awaited"])
+    async with vm.start(["sh", "-c", "echo of the loop; exit 5"]) as process:
+        await process.wait()
+    async for event in vm.stream(["echo", "streamed"]):
+        pass
     assert (await vm.exec(["false"])).ok
 
 @pytest.fixture
@@ -105,8 +117,18 @@ def test_each_test_has_its_machines_and_a_failed_ones_are_told_of_and_kept(tmp_p
     try:
         assert "3 failed, 4 passed, 1 skipped, 1 error" in said, said
         assert "takes its arguments by name" in said
-        for told in ("[console]", "exit status 3", "stdout: said", "stderr: complained", "stdout: awaited"):
-            assert told in said, said
+        for told in (
+            "[console]",
+            "[agent]\nvmfork-agent: noted\n[program]",
+            "exit status 3\n    stdout: said\n    stderr: complained\n",
+            "exit 4']): exit status 4\n    stdout: begun\n",
+            "exec sleep 1000']): has not ended\n    stdout: never read\n",
+            "start(['sleep', '2000']): ran until it was closed\n",
+            "stdout: awaited",
+            "exit 5']): exit status 5\n    stdout: of the loop\n",
+            "stream(['echo', 'streamed']): exit status 0\n    stdout: streamed\n",
+        ):
+            assert told in said, (told, said)
         assert len(kept) == 3, said
         for name in kept[0], kept[-1]:
             assert vmfork("exec", name, "cat", "/root/evidence").check().out == "it"

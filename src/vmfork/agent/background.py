@@ -18,7 +18,7 @@ from vmfork.wire.command import find_signal
 from vmfork.wire.frame import BrokerOpcode, Channel, encode_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from vmfork.wire.command import Command
     from vmfork.wire.message import ExecStatus, Failure, KeptOutput, LeftProgram
@@ -120,6 +120,11 @@ class BackgroundProcess(GuestProcess):
     def has_ended(self) -> bool:
         """The program has ended, and this object was told so by `output` or `wait`."""
         return self._status is not None
+
+    @property
+    def unread(self) -> Sequence[tuple[Channel, bytes]]:
+        """Nothing: what it wrote is kept by its broker."""
+        return ()
 
     async def output(self) -> AsyncIterator[tuple[Channel, bytes]]:
         """What is kept of what the program wrote, then what it writes, until its end.

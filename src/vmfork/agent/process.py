@@ -18,7 +18,7 @@ from vmfork.wire.given import check_content
 from vmfork.wire.message import ExecStatus, parse_exec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractContextManager
 
     from vmfork.agent.exchange import Exchange, StreamedRun
@@ -88,6 +88,11 @@ class GuestProcess(Owner):
     def has_ended(self) -> bool:
         """The program has ended and the agent said so, or the agent is gone."""
         return self._exchange.has_ended
+
+    @property
+    def unread(self) -> Sequence[tuple[Channel, bytes]]:
+        """What came of its output and `output` has not given, at most 65,536 bytes of each stream. It stays there."""
+        return tuple(self._exchange.waiting)
 
     async def output(self) -> AsyncIterator[tuple[Channel, bytes]]:
         """What the program writes, as it comes, until its end. The agent's loss is raised after what came before it.

@@ -178,7 +178,7 @@ class Template:
         config: VMConfig | None = None,
         *,
         recipe: Recipe | HostPath | None = None,
-        pull: str = "",
+        pull: str | None = None,
         wait_s: float = 600.0,
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,

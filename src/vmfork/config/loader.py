@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from vmfork.config.source import absolute_source
 from vmfork.config.values import FactoryConfig, ImageConfig, VMConfig, check_name
 from vmfork.errors import ConfigError
+from vmfork.hint import suggest
 from vmfork.units import parse_duration_s, parse_size_mib
 
 if TYPE_CHECKING:
@@ -196,10 +197,9 @@ def _read_image(name: str, table: Mapping[str, Any], file: Path) -> ImageConfig:
 def _read_file(body: Mapping[str, Any], file: Path) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, section in body.items():
+        check_section(name, file)
         if name == RECIPES:
             continue
-        if name not in SECTIONS:
-            raise name_unknown(name, f"{file} has it", "sections", (*SECTIONS, RECIPES))
         if not isinstance(section, dict):
             raise ConfigError(name, section, f"must be a section, [{name}]")
         for key, value in section.items():
@@ -212,6 +212,12 @@ def _read_file(body: Mapping[str, Any], file: Path) -> dict[str, Any]:
                 raise name_unknown(f"{name}.{key}", f"{file} has it", f"fields of [{name}]", SECTIONS[name])
             given |= _read_range(f"{name}.{key}", value) if isinstance(value, dict) else {f"{name}.{key}": value}
     return given
+
+
+def check_section(name: str, file: Path) -> None:
+    """Raises `ConfigError` for what is no section of `vmfork.toml`, with the one that may have been meant."""
+    if name != RECIPES and name not in SECTIONS:
+        raise name_unknown(name, f"{file} has it", "sections", (*SECTIONS, RECIPES))
 
 
 def _read_range(field: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -241,10 +247,7 @@ def _read_environ(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 def name_unknown(field: str, where: str, kind: str, known: Mapping[str, Any] | tuple[str, ...]) -> ConfigError:
     """The error for a name that is none of `known`, with the one that may have been meant."""
-    import difflib  # noqa: PLC0415 - 16 ms, for mistakes alone
-
-    nearest = difflib.get_close_matches(field.rpartition(".")[2], known, n=1)
-    meant = f"did you mean {nearest[0]}? " if nearest else ""
+    meant = suggest(field.rpartition(".")[2], known)
     return ConfigError(field, None, f"unknown ({where})", hint=f"{meant}the {kind} are {', '.join(known)}")
 
 

@@ -54,6 +54,7 @@ _LIMITS = ("overcommit", "reserve_mib", "max_pressure", "wait_s")
 _TIMES = ("boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
 _WAYS = (
     "persist",
+    "layers_mib",
     "qemu",
     "isolation",
     "require_isolation",
@@ -218,7 +219,8 @@ class VMConfig:
     booted machine with all of it; 0 looks at nothing. `reserve_mib` MiB stay the host's (`None`: a twentieth of its
     memory), and nothing is started while its tasks have waited for memory for more than `max_pressure` percent of the
     last 10 s (0: whatever they wait). Where there is no room, it is waited for, `wait_s` seconds at most.
-    With `persist` templates that are built or loaded are kept on disk too, and are there after a reboot.
+    With `persist` templates that are built or loaded are kept on disk too, and are there after a reboot. What builds
+    keep of recipes' steps, their layers, takes `layers_mib` MiB at most (`None`: a tenth of the host's memory).
     """
 
     image: str = "default"
@@ -248,6 +250,7 @@ class VMConfig:
     max_pressure: float = _LIMITS_BY_DEFAULT.max_pressure
     wait_s: float = _LIMITS_BY_DEFAULT.wait_s
     persist: bool = False
+    layers_mib: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -279,6 +282,8 @@ class VMConfig:
         _check_number("vm.max_pressure", self.max_pressure, low=0, high=100)
         if not isinstance(self.persist, bool):
             raise ConfigError("vm.persist", self.persist, "must be true or false")
+        if self.layers_mib is not None:
+            _check_whole("vm.layers_mib", self.layers_mib, low=0, high=_ADDRESSABLE_MIB)
         _check_number("vm.wait_s", self.wait_s, low=0, high=MAX_DURATION_S)
         if self.aslr not in get_args(ASLR):
             raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")

@@ -67,7 +67,7 @@ class ImageStore:
         digest = self._read_link(check_name(name, field="image"))
         image = self.find(digest, name=name) if digest else None
         if image is None:
-            raise ImageNotFound(name)
+            raise self._not_found(name)
         return image
 
     def find(self, digest: str, *, name: str) -> Image | None:
@@ -142,8 +142,11 @@ class ImageStore:
         """The digest that the name leads to. Raises `ImageNotFound`."""
         digest = self.find_digest(name)
         if digest is None:
-            raise ImageNotFound(name)
+            raise self._not_found(name)
         return digest
+
+    def _not_found(self, name: str) -> ImageNotFound:
+        return ImageNotFound(name, known=self.list_names())
 
     def staging(self) -> AbstractContextManager[Path]:
         """A folder of our own for a build, gone with the block whatever ends it."""

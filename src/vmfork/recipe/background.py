@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, ExecError, GuestError, GuestFileError
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmfork.machine.running import Running
+    from vmfork.recipe.log import LogSearch
     from vmfork.recipe.step import Start
     from vmfork.recipe.surroundings import Surroundings
 
 FOLDER = "/run/vmfork-start"
 _LIMIT_S = 60.0
-_MOST_LOG_BYTES = 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
+_END_BYTES = 4096
 _MOST_PID_BYTES = 32
 # $0 is the folder, $1 the line. The shell is replaced by the line's own, whose pid it told.
 _BEGIN = 'echo $$ > "$0/pid"; exec /bin/sh -c "$1" > "$0/log" 2>&1 < /dev/null'
@@ -38,6 +41,7 @@ class Background:
         self._running = running
         self._step = step
         self._folder = f"{FOLDER}/{number}"
+        self._log = f"{self._folder}/log"
 
     async def begin(self, surroundings: Surroundings, env: Mapping[str, str], *, owner: str) -> None:
         """It was started, by `owner` (empty: root). Raises `GuestError` when it cannot be, or there is no `setsid`."""
@@ -56,15 +60,38 @@ class Background:
             hint = 'put {packages = ["util-linux"]} before all other steps, or take a container image that has it'
             raise ConfigError("start", self._step.line, "the image has no setsid", hint=hint) from error
 
-    async def read_log(self) -> str:
-        """What it wrote, the first MiB at most."""
+    async def find_in_log(self, search: LogSearch, *, limit_s: float) -> bool:
+        """Whether `search`, which goes on from where it came to, finds its pattern in what the program wrote.
+
+        After `limit_s` seconds the rest is left to a later call.
+        """
+        until = time.monotonic() + limit_s
+        while True:
+            data = await self._read_log(search.offset, _PIECE_BYTES)
+            is_full = len(data) == _PIECE_BYTES
+            if search.find(data, goes_on=is_full):
+                return True
+            if not is_full or time.monotonic() >= until:
+                return False
+
+    async def read_log_end(self) -> str:
+        """What it wrote last, at most 4 KiB."""
         try:
-            data = await self._running.agent.read_file(f"{self._folder}/log", length=_MOST_LOG_BYTES)
+            size = (await self._running.agent.stat(self._log)).size
         except GuestFileError as error:
             if error.reason == ErrorCode.NOT_FOUND:
                 return ""
             raise
-        return data.decode(errors="replace")
+        return (await self._read_log(max(size - _END_BYTES, 0), _END_BYTES)).decode(errors="replace")
+
+    async def _read_log(self, offset: int, length: int) -> bytes:
+        """What there is of that part; nothing where there is no log yet."""
+        try:
+            return await self._running.agent.read_file(self._log, offset=offset, length=length)
+        except GuestFileError as error:
+            if error.reason == ErrorCode.NOT_FOUND:
+                return b""
+            raise
 
     async def check_alive(self) -> None:
         """Raises `GuestError`, with what it wrote, when the program has ended."""
@@ -76,7 +103,7 @@ class Background:
         if not pid.isdecimal():
             return
         if not await agent.exists(f"/proc/{pid}"):
-            said = (await self.read_log()).rstrip()
+            said = (await self.read_log_end()).rstrip()
             raise GuestError(f"the program {self._step.line!r} has ended", hint=_hint(said))
 
 

@@ -11,6 +11,7 @@ from vmfork.errors import ConfigError, DeadlineExceeded
 from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env
 from vmfork.network.listening import find_listening
+from vmfork.recipe.log import LogSearch
 
 if TYPE_CHECKING:
     from vmfork.machine.running import Running
@@ -48,6 +49,7 @@ class _Waiting:
         self._surroundings = surroundings
         self._program = program
         self._last = b"", b""
+        self._search = LogSearch(re.compile(step.value, re.MULTILINE)) if step.condition == "log" else None
 
     async def is_met(self, left_s: float) -> bool:
         """Whether the condition is met now."""
@@ -60,7 +62,8 @@ class _Waiting:
                 return await self._running.agent.exists(self._step.value)
             case "log":
                 assert self._program is not None
-                return re.search(self._step.value, await self._program.read_log(), re.MULTILINE) is not None
+                assert self._search is not None
+                return await self._program.find_in_log(self._search, limit_s=left_s)
 
     async def _succeeds(self, left_s: float) -> bool:
         command = self._surroundings.command(self._step.value, find_program_env(self._running))
@@ -80,7 +83,7 @@ class _Waiting:
         shown = f"port {step.value}" if step.condition == "port" else repr(step.value)
         said = [("its last standard output", stdout), ("its last standard error", stderr)]
         if self._program is not None:
-            said.append(("the started program's output", (await self._program.read_log()).encode()[-4096:]))
+            said.append(("the started program's output", (await self._program.read_log_end()).encode()))
         detail = "\n".join(f"{name}:\n{text.decode(errors='replace').rstrip()}" for name, text in said if text)
         task = f"waiting for {shown} {what[step.condition]}"
         return DeadlineExceeded(task, step.timeout_s, stdout=stdout, stderr=stderr, detail=detail)

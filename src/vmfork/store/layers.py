@@ -4,8 +4,8 @@
 RUNTIME/layers/DIGEST/    as a template's folder (store/store.py); its name is what the machine was made of
 ```
 Nobody forks a layer but a build, so it is left out wherever templates are listed. Any of them may go at any time. The
-one used least recently does, when all of them take more than a tenth of the host's memory, and whenever a machine or a
-template has no room beside them. One that cannot be read, damaged or of another vmfork, goes before all others.
+one used least recently does, when all of them take more than they may, and whenever a machine or a template has no room
+beside them. One that cannot be read, damaged or of another vmfork, goes before all others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# All layers together take at most this part of the host's memory.
+# All layers together take at most this part of the host's memory, unless another limit was given.
 _MOST_PART = 10
 
 
@@ -53,10 +53,15 @@ class Layer:
 
 
 class LayerStore:
-    """The layers below one folder."""
+    """The layers below one folder. Those that are made here leave all together at `most_mib` MiB (`None`: a tenth)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most_mib: int | None = None) -> None:
         self._store = TemplateStore(folder)
+        self._given_mib = most_mib
+
+    @property
+    def _most_mib(self) -> int:
+        return facts.total_memory_bytes() // MIB // _MOST_PART if self._given_mib is None else self._given_mib
 
     def list_all(self) -> list[Layer]:
         """All that there are, the one used least recently first. Whatever lost its owner is swept first."""
@@ -92,7 +97,7 @@ class LayerStore:
         One of that name that is damaged, or of another vmfork, went too. `None` where it cannot be kept: others make
         it, or it is there, or has no room.
         """
-        if need_mib > _find_most_mib():
+        if need_mib > self._most_mib:
             return None
         await self.make_room(need_mib)
         await self._remove_unusable(name)
@@ -115,7 +120,7 @@ class LayerStore:
         kept = self.list_all()
         held_mib = sum(layer.mib for layer in kept)
         for layer in kept:
-            if held_mib + need_mib <= _find_most_mib():
+            if held_mib + need_mib <= self._most_mib:
                 return
             await self.remove(layer.name)
             held_mib -= layer.mib
@@ -148,8 +153,3 @@ class LayerStore:
         """There is none, but those that others make just now."""
         for layer in self.list_all():
             await self.remove(layer.name)
-
-
-def _find_most_mib() -> int:
-    """What all layers together may take of this host's memory."""
-    return facts.total_memory_bytes() // MIB // _MOST_PART

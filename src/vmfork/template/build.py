@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
-from vmfork.errors import HostError, LaunchError, MachineEnded, TemplateExists
+from vmfork.errors import HostError, ImageNotFound, LaunchError, MachineEnded, TemplateExists
 from vmfork.host.thread import in_thread
+from vmfork.image import ImageStore
 from vmfork.journal import about
 from vmfork.machine.prepare import ensure_image, prepare
 from vmfork.progress import Progress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from vmfork.config import Instance
+    from vmfork.machine.plan import Plan
     from vmfork.store import Staging
 
 __all__ = [
@@ -85,11 +87,11 @@ async def build_template(
         if unless is not None and (made := await unless()) is not None:
             return made
         await _ensure_base(config, recipe, instance, again=not options.cache)
-        plan = await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
+        plan = await _prepare(config, recipe, instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
             await LayerStore(instance.places.layers).giving_way(enlarge)
-        build = Making(plan, recipe, instance, options)
+        build = Making(plan, recipe, instance, options, layers_mib=config.layers_mib)
         with staged_disk(plan.hardware, instance) as disk:
             async with _out_of_space_named(staging):
                 facts, todo = await build.make(staging, disk.fd)
@@ -165,6 +167,17 @@ async def _ensure_base(config: VMConfig, recipe: Recipe, instance: Instance, *, 
     """The recipe's image is there, made of what the recipe says, if it says that."""
     if recipe.base is not None:
         await ensure_image(config.image, made_of=recipe.base, instance=instance, again=again)
+
+
+async def _prepare(config: VMConfig, recipe: Recipe, instance: Instance) -> Plan:
+    """How the machine is booted. Of an image that is missing, those of the recipe's file may have been meant too."""
+    try:
+        return await prepare(await derive_config(config, recipe.steps, instance=instance), instance)
+    except ImageNotFound as error:
+        if not recipe.images:
+            raise
+        built = ImageStore(instance.places.images).list_names()
+        raise ImageNotFound(error.name, known=(*recipe.images, *built)) from error
 
 
 @asynccontextmanager

@@ -63,7 +63,9 @@ class Making:
     It begins behind the last step whose layer is kept. A layer is kept of what took long enough (`LAYER_WORTH_S`).
     """
 
-    def __init__(self, plan: Plan, recipe: Recipe, instance: Instance, options: BuildOptions) -> None:
+    def __init__(
+        self, plan: Plan, recipe: Recipe, instance: Instance, options: BuildOptions, *, layers_mib: int | None
+    ) -> None:
         self._plan = plan
         self._recipe = recipe
         self._instance = instance
@@ -72,7 +74,7 @@ class Making:
         # What a layer is called may not depend on values that are not to be kept. And it has no disk that is written.
         is_layered = bool(recipe.steps) and not recipe.env and not plan.hardware.scratch_mib
         self._names = name_layers(plan, recipe.pins) if is_layered else ()
-        self._kept = LayerStore(instance.places.layers)
+        self._kept = LayerStore(instance.places.layers, most_mib=layers_mib)
         self._disks = DiskStore(instance.places.disks)
         self.timings: dict[str, float] = {}
         self.done: list[DoneStep] = []

@@ -50,6 +50,8 @@ class Recipe:
     step_timeout_s: float = STEP_LIMIT_S
     ready_timeout_s: float = READY_LIMIT_S
     network: NetworkPolicy = "none"
+    # Images that its file says how to make, for whoever names none that there is.
+    images: tuple[str, ...] = field(default=(), repr=False, compare=False)
     pins: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
-from vmfork.config.loader import RECIPES, name_unknown, read_images, read_toml
+from vmfork.config.loader import RECIPES, check_section, name_unknown, read_images, read_toml
 from vmfork.errors import ConfigError
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S
 from vmfork.recipe.words import read_hooks, read_ready, read_start, read_steps
@@ -64,6 +64,8 @@ def read_template(path: Path, name: str = "") -> tuple[str, Recipe]:
     Raises `ConfigError`, which names the file, and the key that is wrong.
     """
     body = read_toml(path, field="recipe")
+    for section in body:
+        check_section(section, path)
     sections = body.get(RECIPES, {})
     if not isinstance(sections, dict) or not all(isinstance(each, dict) for each in sections.values()):
         raise ConfigError(RECIPES, sections, f"must be sections, [{RECIPES}.NAME] (from {path})")
@@ -133,7 +135,7 @@ def _read_base(
     """The fields of a recipe that say what its image is made of: `from`, else what the file says of that image."""
     if _FROM not in given:
         base = images.get(machine.get("image", ""))
-        return {} if base is None else {"base": base}
+        return {"images": tuple(images)} if base is None else {"base": base}
     field, source = f"{prefix}.{_FROM}", given[_FROM]
     if not isinstance(source, str) or not source.strip():
         raise ConfigError(field, source, "must be text that says where a container image is")

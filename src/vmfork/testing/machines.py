@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections import deque
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
@@ -14,20 +13,19 @@ import pytest
 
 from vmfork import Template, aio
 from vmfork.errors import VMForkError
+from vmfork.portal import portal
+from vmfork.testing.recorded import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmfork import VM
 
-_LAST = 5
-_SHOWN = 2_000
 _CONSOLE_LINES = 60
 _LABELS = {"vmfork.test": "failed"}
 _NO_FAILURE = (pytest.skip.Exception, pytest.xfail.Exception, SkipTest)
-_RECORDED = ("exec", "shell", "run_code")
-# Of the awaitable machine, whose `shell` is an `exec`.
-_RECORDED_AWAITED = ("exec", "run_code")
+# What the agent writes, among what the kernel does, begins so (guest/fatal.c).
+_AGENT = "vmfork-agent: "
 
 
 class Machines:
@@ -99,40 +97,16 @@ class _Made:
     def __init__(self, vm: Any, loop: asyncio.AbstractEventLoop | None) -> None:
         self.vm = vm
         self._loop = loop
-        self._said: deque[str] = deque(maxlen=_LAST)
         self._kept = ""
-        for name in _RECORDED if loop is None else _RECORDED_AWAITED:
-            setattr(vm, name, self._recording(name, getattr(vm, name)))
-
-    def _recording(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, whose end is noted: this object's alone, so that other machines pay nothing."""
-
-        @wraps(call)
-        def blocking(*args: Any, **options: Any) -> Any:
-            try:
-                return self._note(name, args, call(*args, **options))
-            except VMForkError as error:
-                self._note(name, args, error)
-                raise
-
-        @wraps(call)
-        async def awaited(*args: Any, **options: Any) -> Any:
-            try:
-                return self._note(name, args, await call(*args, **options))
-            except VMForkError as error:
-                self._note(name, args, error)
-                raise
-
-        return blocking if self._loop is None else awaited
-
-    def _note(self, name: str, args: tuple[Any, ...], end: Any) -> Any:
-        self._said.append(f"{name}({', '.join(map(repr, args))[:_SHOWN]}): {_describe_end(end)}")
-        return end
+        # All that the blocking form is asked goes to its awaitable twin.
+        self._recorder = Recorder(getattr(vm, "_twin", vm))
 
     def describe(self) -> str:
-        """What it says at most: the end of its console, and its last programs."""
-        console = "\n".join(self.vm.console_tail().splitlines()[-_CONSOLE_LINES:])
-        return "\n".join(["[console]", console, *(f"[program] {said}" for said in self._said)])
+        """What it says at most: the end of its console, what its agent wrote there, and its last programs."""
+        lines = self.vm.console_tail().splitlines()
+        agent = [line for line in lines if _AGENT in line][-_CONSOLE_LINES:] or ["it wrote nothing"]
+        programs = [f"[program] {said}" for said in self._recorder.describe(self._run)]
+        return "\n".join(["[console]", *lines[-_CONSOLE_LINES:], "[agent]", *agent, *programs])
 
     def keep(self, name: str) -> str:
         """A fork of it goes on, with nobody. The command that gets in; or why there is none."""
@@ -175,7 +149,8 @@ class _Made:
             self._run(self.vm.aclose)
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        assert self._loop is not None
+        if self._loop is None:
+            return portal.run(call())
         if self._loop.is_closed():
             raise RuntimeError("its event loop has ended with the test")
         return self._loop.run_until_complete(call())
@@ -188,18 +163,3 @@ def _make_name(test: str) -> str:
 
 def _tell_kept(name: str) -> str:
     return f"get in:  vmfork shell {name}\nend it:  vmfork stop {name}"
-
-
-def _describe_end(end: Any) -> str:
-    """How it ended, and the end of what it wrote."""
-    lines = [repr(end) if isinstance(end, VMForkError) else _describe_status(end)]
-    for stream in "stdout", "stderr":
-        written = getattr(end, stream, "")
-        text = written.decode(errors="replace") if isinstance(written, bytes) else str(written)
-        if text:
-            lines.append(f"    {stream}: {text[-_SHOWN:].rstrip()}")
-    return "\n".join(lines)
-
-
-def _describe_status(end: Any) -> str:
-    return f"exit status {end.exit_code}" if hasattr(end, "exit_code") else f"value {end.value}, error {end.error}"

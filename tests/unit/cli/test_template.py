@@ -7,6 +7,7 @@ import json
 import pytest
 
 from vmfork.cli.main import main
+from vmfork.errors import ConfigError
 
 RECIPE = '[template.web]\nsteps = [{run = "true"}]\n'
 
@@ -36,3 +37,27 @@ def test_what_is_asked_wrongly_is_refused_by_name(home, capsys, argv, told) -> N
     assert error["code"] == "config"
     assert told in f"{error['message']} {error['hint']}"
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "cache", "keep_failed"),
+    [((), True, False), (("--no-cache",), False, False), (("--keep-failed",), True, True)],
+)
+def test_what_is_asked_of_the_cache_and_of_a_failed_machine_reaches_the_build(
+    home, capsys, monkeypatch, given, cache, keep_failed
+) -> None:
+    """tests/vm/test_layers.py shows what becomes of it."""
+    asked = []
+
+    async def prepare(_settings, _progress) -> None:
+        """The image is no matter here."""
+
+    async def build(name, _config, **options) -> None:
+        asked.append((name, options["cache"], options["keep_failed"]))
+        raise ConfigError("name", name, "enough was told")
+
+    monkeypatch.setattr("vmfork.cli.template.prepare_image", prepare)
+    monkeypatch.setattr("vmfork.cli.template.Template.build", build)
+    assert main(["template", "build", "-f", "vmfork.toml", *given]) == 2
+    assert "enough was told" in capsys.readouterr().err
+    assert asked == [("web", cache, keep_failed)]

@@ -64,6 +64,16 @@ async def test_one_that_is_to_come_has_room_where_those_used_least_went(three, s
     assert names(three) == ["a"]
 
 
+async def test_a_limit_that_was_given_is_in_the_place_of_a_part_of_the_host(three, store) -> None:
+    given = LayerStore(store.folder, most_mib=250)
+    assert await given.stage("d", memory_bytes=MEMORY_BYTES, need_mib=251) is None
+    staging = await given.stage("d", memory_bytes=MEMORY_BYTES, need_mib=150)
+    async with staging:
+        assert names(three) == ["a"]
+    assert await LayerStore(store.folder, most_mib=0).stage("d", memory_bytes=MEMORY_BYTES, need_mib=1) is None
+    assert names(three) == ["a"]
+
+
 async def test_what_is_more_than_all_may_take_or_is_made_by_others_is_not_kept(three, store, monkeypatch) -> None:
     assert await three.stage("d", memory_bytes=MEMORY_BYTES, need_mib=301) is None
     assert names(three) == ["b", "c", "a"]

@@ -149,6 +149,9 @@ def test_which_template_is_meant_must_be_said_where_there_are_several(tmp_path) 
         ("template = 5", "must be sections"),
         ("[template]\nweb = 5", "must be sections"),
         ("[image]", "no such section"),
+        ("[templat.web]", "did you mean template"),
+        ("[templates.web]", "did you mean template"),
+        ("[template.web]\n[factry]", "did you mean factory"),
         ("[template.web]\nsteps = [", "not valid TOML"),
     ],
 )
