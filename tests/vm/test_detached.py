@@ -173,15 +173,14 @@ with vmfork.Template.open(sys.argv[1]).start(name=sys.argv[2]) as vm:
 """
 
 
-@pytest.mark.limit_s(600)
 async def test_of_many_that_want_one_name_one_gets_it(template) -> None:
     argv = [sys.executable, "-c", STARTER, template.name, "raced"]
+    count = 10 if len(os.sched_getaffinity(0)) > 1 else 4  # a test host has one, and it is emulated
     with ExitStack() as stack:
-        starters = [subprocess.Popen(argv, stdout=-1, stderr=-1, stdin=-1) for _ in range(10)]
+        starters = [subprocess.Popen(argv, stdout=-1, stderr=-1, stdin=-1) for _ in range(count)]
         for starter in starters:
             stack.callback(starter.kill)
-        # Ten emulators begin at once, on however few CPUs.
-        ended = [await asyncio.to_thread(starter.communicate, b"", 9 * LIMIT_S) for starter in starters]
+        ended = [await asyncio.to_thread(starter.communicate, b"", LIMIT_S) for starter in starters]
     won = [out for out, err in ended if out]
     lost = [err for out, err in ended if not out]
     assert len(won) == 1, ended
