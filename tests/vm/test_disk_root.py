@@ -41,6 +41,7 @@ def make_image(name, instance, *packages):
     return store.open(name)
 
 
+@pytest.mark.limit_s(600)
 async def test_it_boots_in_exactly_its_least_memory(image, instance):
     await boots_in_its_least(NAME, instance)
 

@@ -102,6 +102,7 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
 
 
 @pytest.mark.slow
+@pytest.mark.limit_s(600)
 async def test_it_boots_in_exactly_its_least_memory(imported, instance):
     await boots_in_its_least(imported[0].name, instance)
 
