@@ -462,10 +462,18 @@ async def test_steps_of_a_build_have_a_way_out_of_their_own_and_hooks_that_of_th
     write = f"mkdir -p $(dirname {hook}); printf '{script}' > {hook}; chmod +x {hook}"
     with serving({"/": b"here"}) as port:
         policy, url = Allow(f"index.test:{port}", f"127.0.0.1:{port}"), f"http://index.test:{port}/"
-        built = await Template.build("ways-built", warm_up=[write, f"curl -sSf {url} > /root/got"], network=policy)
+        steps = [
+            {"run": f"curl -sSf {url} > /root/first", "network": [*policy.entries]},
+            {"run": f"for way in '' '-x http://127.0.0.1:3128'; do curl -s $way {url}; echo $? >> /root/then; done"},
+        ]
+        warm_up = [write, f"curl -sSf {url} > /root/got"]
+        built = await Template.build("ways-built", steps=steps, warm_up=warm_up, network=policy)
         try:
             async with built.fork() as vm:
                 assert await vm.read_file("/root/got") == b"here"
+                # What one step may reach the next may not: no name and no proxy leads there.
+                assert await vm.read_file("/root/first") == b"here"
+                assert await vm.read_file("/root/then") == b"6\n7\n"
                 assert b"index.test" not in await vm.read_file("/etc/hosts")
                 assert "proxy" not in (await vm.exec(["env"], check=True)).stdout.lower()
                 assert (await vm.exec(fetch(url), timeout_s=LIMIT_S)).exit_code == 6
