@@ -45,6 +45,7 @@ static const uint8_t RULES[] = {
     [OP_TAKE] = OWNERS,
     [OP_SERVE] = PASSED,
     [OP_ANSWER] = PASSED,
+    [OP_DISK] = OWNERS,
 };
 /* clang-format on */
 

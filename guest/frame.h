@@ -41,7 +41,8 @@ enum opcode {
     OP_LEFT,
     OP_TAKE,
     OP_SERVE,
-    OP_ANSWER = 30,
+    OP_ANSWER,
+    OP_DISK = 31,
 };
 
 struct frame {

@@ -11,12 +11,12 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "defaults.h"
 #include "fatal.h"
 #include "hostname.h"
+#include "modules.h"
 #include "mounts.h"
 #include "path.h"
 #include "root.h"
@@ -62,39 +62,6 @@ static void set_limits(void)
         complain("cannot set", "the limit of open files", errno);
 }
 
-static void load_module(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        complain("cannot open module", path, errno);
-        return;
-    }
-    if (syscall(SYS_finit_module, fd, "", 0) != 0 && errno != EEXIST)
-        complain("cannot load module", path, errno);
-    close(fd);
-}
-
-/* A line is the path of a module; after a space, the path of a device without which it is not needed. */
-static void load_listed(char *line)
-{
-    const char *module = strsep(&line, " ");
-    if (module[0] == '/' && (line == NULL || access(line, F_OK) == 0))
-        load_module(module);
-}
-
-static void load_modules(const char *path)
-{
-    FILE *list = fopen(path, "re");
-    char line[4096];
-    if (list == NULL)
-        return;
-    while (fgets(line, sizeof line, list) != NULL) {
-        line[strcspn(line, "\n")] = 0;
-        load_listed(line);
-    }
-    fclose(list);
-}
-
 static void raise_loopback(void)
 {
     struct ifreq request = {.ifr_name = "lo"};
@@ -123,7 +90,7 @@ static void set_hostname(void)
 static void prepare_disk(void)
 {
     open_console();
-    load_modules(MODULES);
+    modules_load(MODULES);
 }
 
 void init_machine(void)
@@ -136,8 +103,8 @@ void init_machine(void)
     set_limits();
     set_environment();
     defaults_take();
-    load_modules(MODULES);
-    scratch_mount(load_modules);
+    modules_load(MODULES);
+    scratch_mount();
     raise_loopback();
     set_hostname();
     make_folders("/run/vmfork");

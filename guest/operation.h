@@ -37,5 +37,6 @@ void do_left(uint32_t stream, struct fields *f);
 void do_take(uint32_t stream, struct fields *f);
 void do_serve(uint32_t stream, struct fields *f);
 void do_answer(uint32_t stream, struct fields *f);
+void do_disk(uint32_t stream, struct fields *f);
 
 #endif

@@ -52,6 +52,7 @@ static const struct {
     [OP_TAKE] = {do_take, 1, 1},
     [OP_SERVE] = {do_serve, 0, 0},
     [OP_ANSWER] = {do_answer, 2, 2},
+    [OP_DISK] = {do_disk, 0, 0},
 #endif
 };
 /* clang-format on */

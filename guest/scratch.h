@@ -2,8 +2,17 @@
 #ifndef VMFORK_SCRATCH_H
 #define VMFORK_SCRATCH_H
 
-/* Where the machine has such a disk, it is mounted. `load` is called with the list of the modules that it needs. A disk
- * that cannot be mounted is fatal: programs would fill the memory in its place. */
-void scratch_mount(void (*load)(const char *list));
+#include <stdint.h>
+
+enum { SCRATCH_NAME = 16 };
+
+/* Where the machine has such a disk when it boots, it is mounted. A disk that cannot be mounted is fatal: programs
+ * would fill the memory in its place. */
+void scratch_mount(void);
+/* The same with a disk that the kernel has not seen yet; `name` is what it calls it. Gives what failed, with errno set,
+ * or NULL. Nothing is mounted then. */
+const char *scratch_add(char name[SCRATCH_NAME]);
+/* The size of that disk; 0 where it is not known. */
+uint64_t scratch_bytes(const char *name);
 
 #endif

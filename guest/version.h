@@ -11,7 +11,7 @@
 #if PROTOCOL >= 4
 #define CAPABILITIES                                                                                                   \
     "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees,terminal,limits,ports,reverse,watch,names,left,asks,"  \
-    "net"
+    "net,disk"
 #elif PROTOCOL == 3
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown,notify,grown,trees"
 #elif PROTOCOL == 2

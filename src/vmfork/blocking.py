@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
     from vmfork.travel.saved import Saved
+    from vmfork.units import Size
     from vmfork.wire.event import FileEvent
     from vmfork.wire.frame import Channel
     from vmfork.wire.given import GivenFile, GuestPath, HostPath, OpenFile
@@ -668,6 +669,7 @@ class VM:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
@@ -693,6 +695,7 @@ class VM:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
@@ -717,6 +720,7 @@ class VM:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
@@ -742,6 +746,7 @@ class VM:
                     network=network,
                     allow_guest_fork=allow_guest_fork,
                     card=card,
+                    disk=disk,
                     programs=programs,
                     hooks=hooks,
                     partial=partial,
@@ -1515,6 +1520,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -1531,6 +1537,7 @@ class Template:
                     idle_ttl_s=idle_ttl_s,
                     network=network,
                     card=card,
+                    disk=disk,
                     allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
@@ -1551,6 +1558,7 @@ class Template:
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -1569,6 +1577,7 @@ class Template:
                     memory_mib=memory_mib,
                     network=network,
                     card=card,
+                    disk=disk,
                     allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
@@ -1590,6 +1599,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -1609,6 +1619,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -1627,6 +1638,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -1646,6 +1658,7 @@ class Template:
                     network=network,
                     allow_guest_fork=allow_guest_fork,
                     card=card,
+                    disk=disk,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                     partial=partial,

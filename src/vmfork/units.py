@@ -16,11 +16,15 @@ _MIB_PER = {"M": 1, "G": 1024, "T": 1024 * 1024}
 _SECONDS_PER = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+# A size as people give it: see `parse_size_mib`.
+Size = int | str
+
+
 class Unsaid(int):
     """A number that nobody gave: a default, which what is found out later may raise."""
 
 
-def parse_size_mib(text: str | int, *, field: str = "size") -> int:
+def parse_size_mib(text: Size, *, field: str = "size") -> int:
     """Whole MiB in `text`: `256M`, `1G`, `1GiB`, or a bare number of MiB. Raises `ConfigError` for anything else."""
     match = _SIZE.fullmatch(str(text).strip())
     if match is None:

@@ -67,6 +67,8 @@ def _ask(client: AgentClient, kind: str, folder: Path) -> Coroutine:
             return client.adopt([("fork-id", b"f")], timeout_s=None)
         case "card":
             return client.set_card("020000000001", "10.0.2.16", "24", "10.0.2.2", timeout_s=None)
+        case "disk":
+            return client.mount_disk(timeout_s=None)
         case "clock":
             return client.clock(timeout_s=None)
         case "quiesce":

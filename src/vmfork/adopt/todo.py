@@ -16,7 +16,8 @@ class Thaw:
     template without hooks and watchers costs its forks nothing. `secrets_found` are secrets that were allowed to stay.
     `greets`: it was copied while a client spoke to its agent, which must be greeted anew before all else. `keeps`: what
     of that client's is left then. `unset`: variables that it has from the machine that it is a copy of, and that go
-    where they have these values still.
+    where they have these values still. `disk_mib`: the machine was given a disk of that size, which its guest has not
+    seen yet; 0 where it was not.
     """
 
     hooks: tuple[str, ...] = ()
@@ -25,3 +26,4 @@ class Thaw:
     greets: bool = False
     keeps: tuple[Kept, ...] = ()
     unset: Mapping[str, str] = field(default_factory=dict)
+    disk_mib: int = 0

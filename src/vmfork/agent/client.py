@@ -10,6 +10,7 @@ from vmfork.agent.asks import AskRequests
 from vmfork.agent.background import BackgroundRequests
 from vmfork.agent.card import CardRequests
 from vmfork.agent.copies import CopyRequests
+from vmfork.agent.disk import DiskRequests
 from vmfork.agent.files import FileRequests
 from vmfork.agent.left import LeftRequests
 from vmfork.agent.watch import WatchRequests
@@ -33,6 +34,7 @@ class AgentClient(
     WatchRequests,
     AskRequests,
     CardRequests,
+    DiskRequests,
     WatcherRequests,
 ):
     """The requests about the agent and the machine as a whole, beside those about programs and files.

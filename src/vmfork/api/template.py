@@ -19,6 +19,7 @@ from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
+from vmfork.units import parse_size_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vmfork.template.probes import Probe
     from vmfork.template.recipe import Recipe
     from vmfork.travel.saved import Saved
+    from vmfork.units import Size
     from vmfork.wire.given import GivenFile, GuestPath, HostPath
 
 DEFAULT = "default"
@@ -228,6 +230,7 @@ class Template:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -245,14 +248,17 @@ class Template:
         (`set_network` changes it). Our process holds that, and it ends with it. `card` is what its network card leads
         to, where the template has one (`VMConfig(nic=True)`): nothing (`none`), a network where nothing is let through
         (`restricted`), what a process of this host reaches, which is at 10.0.2.2 (`open`), or all but this host's
-        loopback, by a process of its own (`passt`). With `allow_guest_fork` its programs may fork it
+        loopback, by a process of its own (`passt`). `disk` (`"2G"`, or a number of MiB) is the size of a disk with
+        nothing on it, at `/scratch` and gone with the VM, where the template has none (docs/guides/scratch-disks.md).
+        With `allow_guest_fork` its programs may fork it
         (`vmfork_guest.fork()`): so many machines may live beside it, and `children` has them.
 
         Raises `NoRoom` then, with the arithmetic. Raises `TemplateNotFound` when this generation is gone,
         `TemplateCorrupt`, `TemplateStale`, `LaunchError`, and `AdoptError` when the guest did not confirm an item
         within `timeout_s`, or a hook failed. Raises `ConfigError` when the template has no room for the size, or is
-        larger, or has no card, and `FitError` and `HostError` when the fork could not be grown, or passt does not come
-        up. After any of them nothing is left.
+        larger, or has no card, or another disk, or its forks can be given none. Raises `FitError` and `HostError` when
+        the fork could not be grown, or passt does not come up, or there is no room for a disk. After any of them
+        nothing is left.
         """
         request = ForkRequest(
             env=env or {},
@@ -263,6 +269,7 @@ class Template:
             idle_ttl_s=idle_ttl_s,
             network=network,
             card=card,
+            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
             allow_guest_fork=allow_guest_fork,
         )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
@@ -282,7 +289,7 @@ class Template:
             hook_limit_s = source.hook_timeout_s
 
             async def make() -> VM:
-                base = await source.fork_base(wait_s=wait_s, card=request.card)
+                base = await source.fork_base(wait_s=wait_s, card=request.card, disk_mib=request.disk_mib)
                 # Loaded the first time, while QEMU starts (docs/decisions/0008).
                 from vmfork.api.vm import VM, allow_forks  # noqa: PLC0415
 
@@ -305,6 +312,7 @@ class Template:
         memory_mib: int | None = None,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
         allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float | None = None,
@@ -327,6 +335,7 @@ class Template:
             memory_mib=memory_mib,
             network=network,
             card=card,
+            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
             allow_guest_fork=allow_guest_fork,
         )
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
@@ -347,6 +356,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: Literal[False] = False,
@@ -366,6 +376,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool,
@@ -384,6 +395,7 @@ class Template:
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         timeout_s: float | None = None,
         wait_s: float | None = None,
         partial: bool = False,
@@ -403,6 +415,7 @@ class Template:
             network=network,
             allow_guest_fork=allow_guest_fork,
             card=card,
+            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
         )
         failures: list[VMForkError] | None = [] if partial else None
 

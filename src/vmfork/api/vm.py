@@ -39,6 +39,7 @@ from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.template.checkpoints import remove_checkpoints
+from vmfork.units import parse_size_mib
 from vmfork.wire.command import NO_LIMITS, Command, Window, check_env, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from vmfork.machine.use import Stats
     from vmfork.network.policy import NetworkPolicy
     from vmfork.progress import ProgressListener
+    from vmfork.units import Size
     from vmfork.wire.given import GivenFile, GuestPath
 
 _RESUME_LIMIT_S = 60.0
@@ -487,6 +489,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
@@ -512,6 +515,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
@@ -536,6 +540,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         network: NetworkPolicy = "none",
         allow_guest_fork: int = 0,
         card: CardChoice = "none",
+        disk: Size | None = None,
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
@@ -551,10 +556,10 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         it, as they do where the guest's agent is older. Connections to ports are reset in it, and nobody watches files.
         A VM that is paused is forked as it stands, and its forks run.
 
-        `env`, `files`, `cpus`, `memory_mib`, `network`, `card` and the times to live are as for `Template.fork`, and so
-        is `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With `lasting` the forks
-        outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those of before a freeze
-        run in this VM, and those of after a fork in each fork.
+        `env`, `files`, `cpus`, `memory_mib`, `network`, `card`, `disk` and the times to live are as for
+        `Template.fork`, and so is `allow_guest_fork`, for each of the forks by itself, whatever was allowed here. With
+        `lasting` the forks outlive us, as by `Template.start`, and may have a `name` and `labels`. With `hooks` those
+        of before a freeze run in this VM, and those of after a fork in each fork.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`; with `partial` the
         errors are in the list. Raises `ConfigError` for what cannot be asked of it, and `NoRoom` and `HostError` when
@@ -576,6 +581,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             network=network,
             allow_guest_fork=allow_guest_fork,
             card=card,
+            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
         )
         wanted = LiveFork(
             count=count,

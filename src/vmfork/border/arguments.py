@@ -13,7 +13,7 @@ from vmfork.border.failures import CallbackError
 from vmfork.config import CardChoice, FactoryConfig, ImageConfig, LeftPrograms, Places, ProgramLimits, VMConfig
 from vmfork.errors import ConfigError
 from vmfork.progress import ignore_progress
-from vmfork.units import MAX_DURATION_S
+from vmfork.units import MAX_DURATION_S, parse_size_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,10 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
+def _size(name: str, value: Any) -> int:
+    return parse_size_mib(value, field=name)
+
+
 def _seconds(name: str, value: Any) -> float:
     # Not a number compares as false.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_DURATION_S:
@@ -248,6 +252,7 @@ CHECKS: dict[str, Check] = {
     "int | str": _signal,
     "tuple[int, int] | None": _or_none(_window),
     "ProgramLimits | None": _or_none(_of(ProgramLimits)),
+    "Size | None": _or_none(_size),
     "float": _seconds,
     "float | None": _or_none(_seconds),
     "GuestPath": _path,

@@ -11,7 +11,15 @@ from vmfork.cli.carry import read_baggage
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.forwarder import leave_answerer
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import card_option, env_option, files_option, guest_fork_option, json_option, parse_variables
+from vmfork.cli.options import (
+    card_option,
+    disk_option,
+    env_option,
+    files_option,
+    guest_fork_option,
+    json_option,
+    parse_variables,
+)
 from vmfork.cli.show import show_json
 from vmfork.cli.start import check_answered, read_standing, standing_options
 from vmfork.config import LeftPrograms
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     help="What becomes in the forks of programs that clients of ID have running. Default: keep.",
 )
 @card_option
+@disk_option
 @guest_fork_option
 @click.option("--hooks", is_flag=True, help="Run hooks: of before a freeze in ID, of after a fork in each fork.")
 @json_option
@@ -49,6 +58,7 @@ def command(
     files: tuple[str, ...],
     programs: LeftPrograms,
     card: CardChoice,
+    disk: str | None,
     allow_guest_fork: int,
     hooks: bool,
     as_json: bool,
@@ -62,7 +72,18 @@ def command(
     standing = read_standing(vm_name, labels, ttl, idle_ttl)
     most = check_answered(allow_guest_fork, standing)
     baggage, env = read_baggage(files), parse_variables(variables)
-    work = _fork(vm_id, count, standing, baggage, env, programs=programs, card=card, allow_guest_fork=most, hooks=hooks)
+    work = _fork(
+        vm_id,
+        count,
+        standing,
+        baggage,
+        env,
+        programs=programs,
+        card=card,
+        disk=disk,
+        allow_guest_fork=most,
+        hooks=hooks,
+    )
     made = run_async(work)
     if as_json:
         show_json({"parent": made[0], "forked": made[1:]})
@@ -80,6 +101,7 @@ async def _fork(
     *,
     programs: LeftPrograms,
     card: CardChoice,
+    disk: str | None,
     allow_guest_fork: int,
     hooks: bool,
 ) -> list[str]:
@@ -96,6 +118,7 @@ async def _fork(
             idle_ttl_s=standing.idle_ttl_s,
             programs=programs,
             card=card,
+            disk=disk,
             hooks=hooks,
         )
         try:

@@ -12,7 +12,6 @@ from vmfork.cli.show import shown_progress
 from vmfork.config import VMConfig, find_places
 from vmfork.config.loader import ARGUMENT
 from vmfork.errors import ConfigError
-from vmfork.machine.card import check_has_disk
 from vmfork.rpc.endpoint import use_server
 
 if TYPE_CHECKING:
@@ -45,6 +44,11 @@ class Wanted:
     card: CardChoice = "none"
 
     @property
+    def disk(self) -> int | None:
+        """MiB of the disk that a machine of the template which was named is to have; `None` leaves that to it."""
+        return disk_of(self.template, self.settings)
+
+    @property
     def is_of_factory(self) -> bool:
         """Whether `[factory]` has something to ask, and names the template where the command names one."""
         config = self.factory
@@ -74,6 +78,7 @@ async def take_vm(wanted: Wanted, stack: AsyncExitStack) -> VM:
             network=wanted.network,
             allow_guest_fork=wanted.allow_guest_fork,
             card=wanted.card,
+            disk=wanted.disk,
         )
     return await stack.enter_async_context(vm)
 
@@ -96,15 +101,21 @@ def asks_for_disk(settings: Settings) -> bool:
     return settings.origins["vm.disk_mib"] == ARGUMENT
 
 
+def disk_of(name: str | None, settings: Settings) -> int | None:
+    """MiB of the disk that a fork of the template which was named is to have, as the command was told.
+
+    `None` leaves it to the template. A template that is built where it is missing is built with the disk.
+    """
+    is_named = name is not None and name != DEFAULT
+    return settings.vm.disk_mib if is_named and asks_for_disk(settings) else None
+
+
 async def find_template(name: str | None, settings: Settings) -> Template:
     """The template to fork. Only `default` is built when it is missing; a template that was named must exist."""
     config = settings.vm
     wanted = name or default_template_name(config)
     if name is not None and name != DEFAULT:
-        template = await Template.open(name, config=config)
-        if asks_for_disk(settings):
-            check_has_disk(config.disk_mib, template.hardware, whose=f"template {name!r}")
-        return template
+        return await Template.open(name, config=config)
     with shown_progress() as progress:
         await prepare_image(settings, progress)
         return await Template.ensure(wanted, config, progress=progress)

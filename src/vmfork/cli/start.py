@@ -10,7 +10,7 @@ import click
 from vmfork.cli.carry import read_baggage
 from vmfork.cli.forwarder import leave_answerer, leave_forwarder, leave_network
 from vmfork.cli.loop import run_async
-from vmfork.cli.machine import find_template
+from vmfork.cli.machine import disk_of, find_template
 from vmfork.cli.network import network_options, read_network
 from vmfork.cli.options import (
     PORT_HELP,
@@ -99,6 +99,7 @@ async def _start(wanted: Alone) -> dict[str, Any]:
         memory_mib=wanted.memory_mib,
         network=wanted.network,
         card=wanted.card,
+        disk=disk_of(wanted.template, wanted.settings),
     ) as vm:
         told: dict[str, Any] = {"id": vm.id, "name": vm.name}
         try:

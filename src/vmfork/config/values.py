@@ -90,6 +90,15 @@ def check_name(name: str, *, field: str = "name") -> str:
     return name
 
 
+def check_disk_mib(disk_mib: int, *, field: str) -> int:
+    """`disk_mib` itself. Raises `ConfigError`, naming `field`, when it is the size of no disk; 0 is none."""
+    _check_whole(field, disk_mib, low=0, high=MAX_DISK_MIB)
+    if 0 < disk_mib < MIN_DISK_MIB:
+        hint = f"give {MIN_DISK_MIB} or more, or 0 for none"
+        raise ConfigError(field, disk_mib, f"{disk_mib} MiB is too little for a disk", hint=hint)
+    return disk_mib
+
+
 def _check_whole(field: str, value: object, *, low: int, high: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(field, value, f"{value!r} is not a whole number")
@@ -264,10 +273,7 @@ class VMConfig:
         self._check_machine()
         if not isinstance(self.nic, bool):
             raise ConfigError("vm.nic", self.nic, "must be true or false")
-        _check_whole("vm.disk_mib", self.disk_mib, low=0, high=MAX_DISK_MIB)
-        if 0 < self.disk_mib < MIN_DISK_MIB:
-            hint = f"give {MIN_DISK_MIB} or more, or 0 for none"
-            raise ConfigError("vm.disk_mib", self.disk_mib, f"{self.disk_mib} MiB is too little for a disk", hint=hint)
+        check_disk_mib(self.disk_mib, field="vm.disk_mib")
         object.__setattr__(self, "qemu", _text_of(self.qemu))
         for name in ("cpu_model", "kernel_args", "qemu"):
             _check_line(f"vm.{name}", getattr(self, name))

@@ -14,7 +14,7 @@ from vmfork.freeze.live import check_asking, check_copyable
 from vmfork.host.passt import locate_passt
 from vmfork.journal import about
 from vmfork.machine.again import made_again
-from vmfork.machine.card import check_copy, check_has_card
+from vmfork.machine.card import check_copy, check_has_card, plan_disk
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth
@@ -56,6 +56,7 @@ async def fork_running(
     if wanted.request.allow_guest_fork:
         check_asking(make)
     limits = _check(running, wanted)
+    disk_mib = plan_disk(wanted.request.disk_mib, running.hardware, make.agent_capabilities, whose=f"VM {running.id}")
     binary = await find_maker(make, places=instance.places)
     await check_room(running.folder.path.parent, running.hardware, limits, wanted.count)
     kept: dict[Kept, bool] = {"programs": wanted.programs == "keep", "asks": wanted.asks}
@@ -77,8 +78,8 @@ async def fork_running(
 
         async def fork_one() -> Adopted:
             with captured.open(limits=limits, descent=running.facts.descent.below_vm(running.id)) as frozen:
-                wired = replace(frozen, card=wanted.request.card)
-                base = await restore_base(wired, binary=binary, instance=instance)
+                given = replace(frozen, card=wanted.request.card, disk_mib=disk_mib)
+                base = await restore_base(given, binary=binary, instance=instance)
             adopted = await base.adopt(
                 wanted.request,
                 timeout_s=wanted.timeout_s,

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from vmfork.adopt.card import set_up_card
+from vmfork.adopt.disk import set_up_disk
 from vmfork.adopt.handshake import Adoption, adopt
 from vmfork.adopt.identity import Identity
 from vmfork.adopt.thaw import thaw
@@ -175,6 +176,8 @@ class BaseVM(Described, Owner):
                 if running.facts.card is not None:
                     await wire(running, timeout_s=timeout_s)
                     await set_up_card(agent, running.facts.card, timeout_s=timeout_s)
+                if self._todo.disk_mib:
+                    await set_up_disk(agent, self._todo.disk_mib, timeout_s=timeout_s)
                 await begin_ways(running, request.network, timeout_s=timeout_s)
                 await thaw(
                     agent,

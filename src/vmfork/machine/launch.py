@@ -24,7 +24,7 @@ from vmfork.machine.isolation import decide_containment
 from vmfork.machine.outlet import PASST_MIB, make_link
 from vmfork.machine.room import charge_for, make_folder
 from vmfork.machine.scratch import make_base, open_scratch
-from vmfork.machine.traits import DISK
+from vmfork.machine.traits import DISK, SCRATCH
 from vmfork.units import format_mib
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class Frozen:
     What the file `upper_fd` has lies over that of `memory_fd`, where it is given. With `is_live` the last of these is a
     running machine's copy, and no template's. `card` is what the fork's network card leads to, where its hardware has
     one; with `holds_user_network` QEMU's is in the state, and with `had_no_carrier` a card without a carrier may be. In
-    `scratch_fd` is what was on the disk that the guest writes to, where its hardware has one.
+    `scratch_fd` is what was on the disk that the guest writes to, where its hardware has one. Where it has none,
+    `disk_mib` is the size of one that the fork is given, with nothing on it; 0 is none.
     """
 
     template: str
@@ -75,6 +76,7 @@ class Frozen:
     holds_user_network: bool = False
     had_no_carrier: bool = False
     scratch_fd: int | None = None
+    disk_mib: int = 0
 
 
 async def boot_base(
@@ -114,15 +116,17 @@ async def restore_base(frozen: Frozen, *, binary: QemuBinary, instance: Instance
 
     With `in_place` it writes into the file that it reads its RAM from. Raises `NoRoom` when the host has none for it.
     """
-    facts = MachineFacts(
-        identity=Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
-        hardware=frozen.hardware,
-        image=frozen.image,
-        descent=frozen.descent,
-        make=frozen.make,
-        card=_draw_card(frozen, frozen.card, holds_user_network=frozen.holds_user_network),
-    )
-    return await _restore(facts, frozen, binary=binary, instance=instance, in_place=in_place)
+    with ExitStack() as opened:
+        frozen = await _add_disk(frozen, instance, opened)
+        facts = MachineFacts(
+            identity=Identity.fresh(new_vm_id(), template=frozen.template, reseed=frozen.reseed),
+            hardware=frozen.hardware,
+            image=frozen.image,
+            descent=frozen.descent,
+            make=frozen.make,
+            card=_draw_card(frozen, frozen.card, holds_user_network=frozen.holds_user_network),
+        )
+        return await _restore(facts, frozen, binary=binary, instance=instance, in_place=in_place)
 
 
 async def bring_back(
@@ -253,8 +257,26 @@ def _open_disk(facts: MachineFacts, instance: Instance, opened: ExitStack) -> in
     return opened.enter_context(DiskStore(instance.places.disks).opened(sha256, image=facts.image))
 
 
+async def _add_disk(frozen: Frozen, instance: Instance, opened: ExitStack) -> Frozen:
+    """The same, of machines that have the disk which is asked for.
+
+    QEMU takes state that has nothing of a device (migration/savevm.c asks for no section of any): that device is as it
+    is after a reset, on the bus, and the guest finds it when its kernel is told to look.
+    """
+    if not frozen.disk_mib:
+        return frozen
+    hardware = replace(frozen.hardware, scratch_mib=frozen.disk_mib)
+    return replace(
+        frozen,
+        hardware=hardware,
+        scratch_fd=await _make_scratch(hardware, instance, opened),
+        thaw=replace(frozen.thaw, disk_mib=frozen.disk_mib),
+        make=replace(frozen.make, traits={**frozen.make.traits, SCRATCH: str(frozen.disk_mib)}),
+    )
+
+
 async def _make_scratch(hardware: Hardware, instance: Instance, opened: ExitStack) -> int | None:
-    """What a machine that boots finds on the disk that it writes to, where it has one."""
+    """What a machine finds on the disk that it writes to, where it has one, and nothing was on it before."""
     if not hardware.scratch_mib:
         return None
     fd = await in_thread(lambda _: make_base(instance.places.disks, hardware.scratch_mib))

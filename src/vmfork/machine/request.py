@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from vmfork.config import check_name
+from vmfork.config.values import check_disk_mib
 from vmfork.errors import ConfigError
 from vmfork.machine.card import check_card
 from vmfork.machine.ways import load_ways
@@ -40,7 +41,8 @@ class ForkRequest:
     hooks run: bytes, or text as UTF-8, with mode 0600; a path-like object is a file of the host, whose mode it keeps.
     It is grown to `cpus` CPUs and `memory_mib` MiB; `None` leaves it as it is. It ends after `ttl_s` seconds, and after
     `idle_ttl_s` without a request to its guest; 0 is never. `network` is what it may reach, from before its hooks;
-    `card` what its network card leads to.
+    `card` what its network card leads to. `disk_mib` is the size of its disk, MiB: 0 is none, `None` what it is made
+    from has.
     `allow_guest_fork` machines may live that its own programs make.
     Raises `ConfigError` for an invalid variable, path, size, time, policy or number.
     """
@@ -54,6 +56,7 @@ class ForkRequest:
     network: NetworkPolicy = "none"
     card: CardChoice = "none"
     allow_guest_fork: int = 0
+    disk_mib: int | None = None
 
     def __post_init__(self) -> None:
         if self.network != "none":
@@ -65,6 +68,8 @@ class ForkRequest:
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
                 raise ConfigError(name, size, f"{size!r} is not a whole number", hint=f"give {name} as a number")
+        if self.disk_mib is not None:
+            check_disk_mib(self.disk_mib, field="disk")
         for name in ("ttl_s", "idle_ttl_s"):
             check_ttl(getattr(self, name), field=name)
         check_allowed(self.allow_guest_fork)

@@ -15,7 +15,7 @@ from vmfork.host import kvm
 from vmfork.hypervisor.qemu import choose_cpu_model
 from vmfork.image import ImageStore
 from vmfork.image.derived import is_derived
-from vmfork.machine.card import check_has_card
+from vmfork.machine.card import check_has_card, plan_disk
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.facts import Descent, Make
 from vmfork.machine.growth import plan_growth
@@ -128,6 +128,7 @@ class Source:
     def check_request(self, request: ForkRequest) -> None:
         """Raises `ConfigError` when its machines cannot be what `request` asks."""
         check_has_card(request.card, self.hardware, whose=f"template {self.manifest.name!r}")
+        self._plan_disk(request.disk_mib)
         if request.grows:
             plan_growth(
                 self.hardware,
@@ -141,10 +142,17 @@ class Source:
         if standing.name:
             check_vm_name(standing.name, self._instance.places.vms)
 
-    async def fork_base(self, *, wait_s: float | None = None, card: CardChoice = "none") -> BaseVM:
+    def _plan_disk(self, wanted_mib: int | None) -> int:
+        m = self.manifest
+        return plan_disk(wanted_mib, self.hardware, m.agent_capabilities, whose=f"template {m.name!r}")
+
+    async def fork_base(
+        self, *, wait_s: float | None = None, card: CardChoice = "none", disk_mib: int | None = None
+    ) -> BaseVM:
         """A machine restored from this generation. It has no identity yet: adopt it before use.
 
-        Its card, where it has one, leads to what `card` says. Raises `NoRoom` when the host has none for it after
+        Its card, where it has one, leads to what `card` says. With `disk_mib` it has a disk of that size, which its
+        guest finds when it adopts; `None` is what the template has. Raises `NoRoom` when the host has none for it after
         `wait_s` seconds, by default those of the configuration.
         """
         m, limits = self.manifest, self._config.limits
@@ -168,6 +176,7 @@ class Source:
                 limits=limits,
                 card=card,
                 scratch_fd=scratch_fd,
+                disk_mib=self._plan_disk(disk_mib),
                 make=Make(
                     traits=m.traits,
                     qemu_path=str(binary.path),

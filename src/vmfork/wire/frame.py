@@ -96,6 +96,7 @@ class Opcode(IntEnum):
     TAKE = 28
     SERVE = 29
     ANSWER = 30
+    DISK = 31
 
 
 class BrokerOpcode(IntEnum):

@@ -624,3 +624,16 @@ class CardReading(NamedTuple):
 def parse_card(payload: bytes) -> CardReading:
     """The answer to NET."""
     return CardReading(*map(_words, _fields(payload, 3, "the answer about the network card")))
+
+
+class DiskReading(NamedTuple):
+    """What the guest shows of its disk: what its kernel calls it, and its size; 0 where that is not known."""
+
+    name: str
+    size_bytes: int
+
+
+def parse_disk(payload: bytes) -> DiskReading:
+    """The answer to DISK."""
+    name, size_bytes = _fields(payload, 2, "the answer about the disk")
+    return DiskReading(_words(name), _int(size_bytes, _SIZE))

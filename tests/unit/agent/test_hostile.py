@@ -216,6 +216,7 @@ ANSWERS = {
         "/x", Unpacking(Place(path="/dev/shm/vmfork-none", name="x", operation="copying"))
     ),
     "card": lambda client: client.set_card("020000000001"),
+    "disk": lambda client: client.mount_disk(),
     "clock": lambda client: client.clock(),
     "adopt": lambda client: client.adopt([("fork-id", b"f")]),
     "quiesce": lambda client: client.quiesce(),

@@ -49,6 +49,7 @@ WRONG = {
         [True, 1],
     ),
     "ProgramLimits | None": (5, "x", {"cpu_s": 1}),
+    "Size | None": (1.5, True, b"2G", "much", "", "-1", -1, ["2G"]),
     "float": (*_NO_SECONDS, None),
     "float | None": _NO_SECONDS,
     "GuestPath": _NO_PATH,

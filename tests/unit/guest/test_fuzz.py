@@ -62,6 +62,7 @@ SEEDS = [
     encode_request(14, Opcode.CLOCK, b"1000000000000000000"),
     encode_request(15, Opcode.CLOCK, b""),
     encode_request(25, Opcode.NET, b"020000000001", b"10.0.2.16", b"24", b"10.0.2.2"),
+    encode_request(26, Opcode.DISK),
     encode_request(16, Opcode.QUIESCE),
     encode_request(17, Opcode.GROWN),
     encode_request(22, Opcode.EXEC, b"arguments,contained", b"", b"", b"1"),

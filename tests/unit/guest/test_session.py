@@ -63,6 +63,7 @@ CAPABILITIES = {
     "left",
     "asks",
     "net",
+    "disk",
 }
 EXEC_CAT = exec_request(7, ["cat"], stdin=True)
 EXEC_SLEEP = exec_request(7, ["sleep", "60"])
@@ -161,6 +162,9 @@ async def test_an_agent_of_the_protocol_before_is_served_and_refuses_what_is_new
             assert "build the image" in told.value.hint
         with pytest.raises(GuestError, match="knows no network card") as told:
             await client.set_card("020000000001")
+        assert "build the image" in told.value.hint
+        with pytest.raises(GuestError, match="takes no disk") as told:
+            await client.mount_disk()
         assert "build the image" in told.value.hint
         status, stdout, _ = await client.exec(Command(["echo", "served"]), timeout_s=20)
         assert (status.exit_code, stdout) == (0, b"served\n")

@@ -10,7 +10,7 @@ from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.errors import ConfigError
 from vmfork.hypervisor.base import Hardware
-from vmfork.machine.card import check_copy, check_has_card
+from vmfork.machine.card import TAKES_DISK, check_copy, check_has_card, plan_disk
 from vmfork.machine.request import ForkRequest
 from vmfork.network.policy import Allow
 from vmfork.wire.frame import PAYLOAD_LIMIT
@@ -85,3 +85,34 @@ def test_a_machine_without_a_card_has_none_that_leads_anywhere(card) -> None:
     with pytest.raises(ConfigError, match="template 't' has no network card") as error:
         check_has_card(card, bare, whose="template 't'")
     assert "--nic" in error.value.hint
+
+
+BARE = Hardware(machine="pc-q35-7.2", accel="tcg", cpu_model="max", cpus=1, memory_mib=256)
+
+
+@pytest.mark.parametrize("size", [-1, 1, 7, 1 << 40, 64.0, True, "64M"])
+def test_a_size_that_no_disk_has_is_refused(size) -> None:
+    with pytest.raises(ConfigError, match="disk"):
+        ForkRequest(disk_mib=size)
+
+
+def test_a_fork_is_given_a_disk_where_it_would_have_none() -> None:
+    for asked, have, given in ((None, 0, 0), (None, 64, 0), (0, 0, 0), (64, 64, 0), (64, 0, 64)):
+        hardware = replace(BARE, scratch_mib=have)
+        assert plan_disk(asked, hardware, {TAKES_DISK}, whose="template 't'") == given
+
+
+@pytest.mark.parametrize(
+    ("asked", "hardware", "capabilities", "said", "hint"),
+    [
+        (2048, replace(BARE, scratch_mib=64), {TAKES_DISK}, "has a disk of 64 MiB, not of 2 GiB", "--disk 2048"),
+        (0, replace(BARE, scratch_mib=64), {TAKES_DISK}, "has a disk of 64 MiB, not none", "without a disk"),
+        (64, replace(BARE, machine="microvm"), {TAKES_DISK}, "is a microvm, which takes no disk", "--machine q35"),
+        (64, BARE, {"exec", "files"}, "agent of template 't' is older", "build the image"),
+    ],
+)
+def test_a_disk_that_it_cannot_have_is_refused_with_what_to_do(asked, hardware, capabilities, said, hint) -> None:
+    with pytest.raises(ConfigError, match="template 't'") as error:
+        plan_disk(asked, hardware, capabilities, whose="template 't'")
+    assert said in str(error.value)
+    assert hint in error.value.hint

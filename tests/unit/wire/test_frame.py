@@ -45,6 +45,7 @@ LITERALS = {
     "CREDIT 4096 for stdout of 7": encode_credit(7, Channel.STDOUT, 4096),
     "RESIZE of 7 to 24 by 80, on 8": resize_request(8, 7, Window(24, 80)),
     "CONNECT to port 80, on 5": connect_request(5, 80),
+    "DISK on stream 4": encode_request(4, Opcode.DISK),
     "TAKE of program 17, on 5": take_request(5, 17),
     "NOTIFY on stream 4, 500 ms": notify_request(4, 0.5),
     "ERROR not-found on stream 3": encode_frame(Kind.ERROR, 3, encode_fields(b"not-found", b"", b"2")),

@@ -29,6 +29,7 @@ PARSERS = [
     message.parse_stat,
     message.parse_outcomes,
     message.parse_card,
+    message.parse_disk,
     message.parse_clock,
     message.parse_output,
     message.parse_counts,
@@ -148,6 +149,7 @@ def test_answers_become_values() -> None:
         ItemOutcome("x", "io", b""),
     )
     assert message.parse_card(encode_fields(b"eth0", b"02", b"")) == ("eth0", "02", "")
+    assert message.parse_disk(encode_fields(b"vda", b"1024")) == ("vda", 1024)
     assert message.parse_clock(encode_fields(b"7", b"8")) == (7, 8)
     assert ClockReading(7, 8, 6, 9).wall_ns == 7
 

@@ -17,9 +17,9 @@ class Board:
 
     `extra` is passed on as is.
     With `has_vmgenid` the guest learns from the machine that it is a fork (ACPI, device `vmgenid`). With `takes_memory`
-    it can be given more while it runs. With `keeps_time` it has a clock beside the TSC, by which the guest finds the
-    TSC's rate and watches it. By `module`, which an image has to bring, the guest's kernel finds its devices. The
-    kernel is told `kernel_args`.
+    it can be given more while it runs, and with `takes_disk` a disk when it is restored, which its guest finds when it
+    looks. With `keeps_time` it has a clock beside the TSC, by which the guest finds the TSC's rate and watches it. By
+    `module`, which an image has to bring, the guest's kernel finds its devices. The kernel is told `kernel_args`.
     """
 
     kind: MachineKind
@@ -31,6 +31,7 @@ class Board:
     extra: tuple[str, ...] = ()
     has_vmgenid: bool
     takes_memory: bool
+    takes_disk: bool
     keeps_time: bool
     module: str = ""
     kernel_args: str = ""
@@ -62,6 +63,7 @@ Q35 = Board(
     scratch=f"virtio-blk-pci,id=scratch,disable-legacy=on,{_SCRATCH}",
     has_vmgenid=True,
     takes_memory=True,
+    takes_disk=True,
     keeps_time=True,
 )  # fmt: skip
 
@@ -80,6 +82,7 @@ MICROVM = Board(
     extra=("-global", "virtio-mmio.force-legacy=off"),
     has_vmgenid=False,
     takes_memory=False,
+    takes_disk=False,
     keeps_time=False,
     module="virtio_mmio",
     # Else a guest that panics resets by way of the firmware, and one that was restored stood still there (QEMU 7.2).
