@@ -7,16 +7,19 @@ import os
 import select
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.issuer import NAME, SERVICE
 from tests.ports import free_port
 from tests.rules.capabilities import find_program
+from vmfork.late import import_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    import pytest
 
     from tests.issuer import Issuer
 
@@ -90,3 +93,28 @@ def _wait_for(fd: int, text: bytes) -> None:
         more = os.read(fd, 65536)
         assert more, seen
         seen += more
+
+
+def lines_to(host: str) -> list[str]:
+    """Connections of this process to the registry, by the kernel's table."""
+    port = f":{int(host.partition(':')[2]):04X}"
+    ours = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            ours.add(os.readlink(link))
+    rows = [row.split() for row in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return [row[2] for row in rows if row[2].endswith(port) and f"socket:[{row[9]}]" in ours]
+
+
+def keep_repositories(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """All repositories that are made from now on: what is kept is not closed by being forgotten."""
+    made: list[object] = []
+    kind = import_late("vmfork.oci.registry", "Repository")
+    make = kind.__init__
+
+    def note(repository: object, *given: object, **more: object) -> None:
+        made.append(repository)
+        make(repository, *given, **more)
+
+    monkeypatch.setattr(kind, "__init__", note)
+    return made

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vmfork.host.compressed import Source
     from vmfork.image import Image
     from vmfork.image.store import ImageStore
+    from vmfork.oci.registry import Repository
 
 # The image of this name is built of Debian's packages, and follows this vmfork.
 KERNEL_FROM = "default"
@@ -304,14 +305,35 @@ def _pull(
     except ImportError as error:
         raise HostError("registries need the library oras", hint="install it: pip install 'vmfork[oci]'") from error
     reference = Reference.parse(work.origin.place)
-    repository = repository_type(reference, plain_http=work.plain_http)
-    data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
-    found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
-    configuration = repository.read(found.manifest.config)
-    total = sum(each.size_bytes for each in found.manifest.layers) or 1
-    have = dict.fromkeys((each.digest for each in found.manifest.layers), 0)
+    with repository_type(reference, plain_http=work.plain_http) as repository:
+        data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
+        found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
+        configuration = repository.read(found.manifest.config)
+        _fetch_layers(found.manifest.layers, repository, folder, work.origin.place, report=report, check=check)
+
+    @contextmanager
+    def opened(layer: Descriptor) -> Iterator[Source]:
+        with (folder / layer.digest.replace(":", "-")).open("rb") as file:
+            yield file
+
+    opens = [(each, lambda each=each: opened(each)) for each in found.manifest.layers]
+    return _apply_all(found.name, configuration, opens, applying, report), found.digest
+
+
+def _fetch_layers(
+    layers: Sequence[Descriptor],
+    repository: Repository,
+    folder: Path,
+    place: str,
+    *,
+    report: Callable[[str, float], None],
+    check: Callable[[], None],
+) -> None:
+    """Each is in a file of the folder, by its digest."""
+    total = sum(each.size_bytes for each in layers) or 1
+    have = dict.fromkeys((each.digest for each in layers), 0)
     if shutil.disk_usage(folder).free < total:
-        raise HostError(f"no space for the layers of {work.origin.place}: {total >> 20} MiB", hint="free some")
+        raise HostError(f"no space for the layers of {place}: {total >> 20} MiB", hint="free some")
 
     def fetch(layer: Descriptor) -> None:
         def note(size: int) -> None:
@@ -324,18 +346,10 @@ def _pull(
 
     with ThreadPoolExecutor(_LANES, thread_name_prefix="vmfork-pull") as pool:
         try:
-            list(pool.map(fetch, {each.digest: each for each in found.manifest.layers}.values()))
+            list(pool.map(fetch, {each.digest: each for each in layers}.values()))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-    @contextmanager
-    def opened(layer: Descriptor) -> Iterator[Source]:
-        with (folder / layer.digest.replace(":", "-")).open("rb") as file:
-            yield file
-
-    opens = [(each, lambda each=each: opened(each)) for each in found.manifest.layers]
-    return _apply_all(found.name, configuration, opens, applying, report), found.digest
 
 
 @dataclass(frozen=True, slots=True)

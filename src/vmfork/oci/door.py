@@ -17,7 +17,7 @@ _NEEDED = ("oras", "requests")
 
 
 def open_repository(reference: Reference, *, plain_http: bool) -> Repository:
-    """The repository that `reference` is in. Raises `HostError` where the extra is not installed."""
+    """The repository that `reference` is in; the caller closes it. Raises `HostError` where the extra is missing."""
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise HostError(

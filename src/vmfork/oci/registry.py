@@ -10,8 +10,8 @@ import os
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
 
 import requests
@@ -19,7 +19,7 @@ from oras.auth import get_auth_backend
 from oras.container import Container
 from requests.adapters import HTTPAdapter
 
-from vmfork.errors import ArtifactError, HostError
+from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.descriptor import digest_of
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
@@ -51,14 +51,27 @@ class Repository:
     """The repository that `reference` is in. May be used by several threads at once, each by connections of its own.
 
     Over plain HTTP with `plain_http`, and where a registry on this host speaks no TLS. Who we are is in Docker's file
-    of credentials (`DOCKER_CONFIG`, else `~/.docker/config.json`).
+    of credentials (`DOCKER_CONFIG`, else `~/.docker/config.json`). It owns these connections until it is closed.
     """
 
     def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
         self.reference = reference
         self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.host))
         self._of_thread = threading.local()
+        self._doors = ExitStack()
+        self._is_closed = False
         self.sent_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No connection is left, of any thread. One that is in use goes once its answer is there."""
+        self._is_closed = True
+        self._doors.close()
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether the content is there."""
@@ -168,7 +181,8 @@ class Repository:
             if answer.status_code in _UNKNOWN:
                 answer = door.introduce(answer, method, url, headers=dict(headers or {}), **options)
         if answer.status_code not in expected:
-            raise self._refused(answer, f"{method} {what.partition('?')[0]}")
+            with answer, self._reaching():  # what is not read to its end holds its connection
+                raise self._refused(answer, f"{method} {what.partition('?')[0]}")
         return answer
 
     def _refused(self, answer: requests.Response, what: str) -> HostError:
@@ -202,9 +216,12 @@ class Repository:
 
     @property
     def _door(self) -> _Door:
-        """That of this thread."""
+        """That of this thread. Raises `Closed`, so that a thread which nobody waits for opens no other."""
+        if self._is_closed:
+            raise Closed(f"the line to {self.reference.host}")
         if not hasattr(self._of_thread, "door"):
             self._of_thread.door = _Door(self.reference, plain_http=self._plain)
+            self._doors.callback(self._of_thread.door.session.close)
         door: _Door = self._of_thread.door
         return door
 
@@ -222,7 +239,8 @@ class _Door:
             self.session.mount(scheme, _Limited(max_retries=_TRIES))
 
     def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
-        """The answer to the same request with who we are, as the registry asked for it."""
+        """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed."""
+        answer.close()
         asked = answer.headers.get("Www-Authenticate", "")
         kind = "basic" if asked.lower().startswith("basic") else "token"
         auth = get_auth_backend(kind, self.session, insecure=self._plain)
@@ -231,7 +249,6 @@ class _Door:
             Container(f"{self._reference.host}/{self._reference.repository}"),
             configs=[os.path.join(folder, "config.json")] if folder else None,
         )
-        answer.close()
         headers, _ = auth.authenticate_request(answer, options.pop("headers"))
         self.headers = {key: value for key, value in headers.items() if key == "Authorization"}
         return self.session.request(method, url, headers=headers, **options)

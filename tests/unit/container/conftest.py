@@ -71,13 +71,13 @@ def files_of(image: Image) -> dict[str, bytes]:
 
 def put_image(layout: LayoutWriter, reference: str, **how: Any) -> dict[str, Any]:
     """The last image of the layout is in a registry; its manifest."""
-    repository = import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference), **how)
     blobs, named = layout.path / "blobs", layout.manifests[-1]
     manifest = (blobs / named["digest"].replace(":", "/")).read_bytes()
     body: dict[str, Any] = json.loads(manifest)
-    for each in (body["config"], *body["layers"]):
-        repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
-    repository.put_manifest(Reference.parse(reference).version, manifest)
+    with import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference), **how) as repository:
+        for each in (body["config"], *body["layers"]):
+            repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
+        repository.put_manifest(Reference.parse(reference).version, manifest)
     return body
 
 

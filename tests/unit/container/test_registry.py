@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.images import LayoutWriter, Member, make_layer
-from tests.issuer import make_certificate
-from tests.registry import HTPASSWD, PASSWORD, USER, Registry, running_registry
+from tests.issuer import make_certificate, running_issuer
+from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
 from tests.unit.container.conftest import CONFIG, LAYERS, files_of, put_image
-from vmfork.errors import ArtifactError, HostError, ImageNotFound
+from vmfork.errors import ArtifactError, Closed, HostError, ImageNotFound
 from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
@@ -82,6 +82,63 @@ async def test_by_tls_where_the_authority_is_known(bring, store, layout, tmp_pat
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
         put_image(layout, reference)
         assert files_of(await bring(reference))["etc/a"] == b"new"
+
+
+async def test_by_a_token_where_the_registry_sends_us_to_an_issuer(
+    bring, store, layout, credentials, tmp_path, monkeypatch
+):
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with (
+        running_issuer(certificate, key, user=USER, password=PASSWORD) as issuer,
+        running_registry(tmp_path / "tokens", tls=(certificate, key), issuer=issuer) as registry,
+    ):
+        reference = f"{registry.host}/team/app:1"
+        with pytest.raises(HostError) as told:
+            await bring(reference)
+        assert "docker login" in told.value.hint
+        assert (bool(issuer.refused), issuer.granted) == (True, [])
+        assert nothing_is_left(store)
+        log_in(credentials, registry.host)
+        put_image(layout, reference)
+        issuer.granted.clear()
+        assert files_of(await bring(reference))["etc/a"] == b"new"
+        # Whoever only reads asks for no more.
+        assert {*issuer.granted} == {"repository:team/app:pull"}
+
+
+@pytest.fixture
+def repositories(monkeypatch):
+    return keep_repositories(monkeypatch)
+
+
+async def test_no_connection_is_left(bring, store, layout, repositories, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        reference = f"{registry.host}/team/app:1"
+        body = put_image(layout, reference)
+        assert files_of(await bring(reference))["etc/a"] == b"new"
+        with pytest.raises(ArtifactError):
+            await bring(f"{registry.host}/team/app:none")
+        for blob in registry.blobs:
+            if body["layers"][1]["digest"].endswith(blob.parent.name):
+                os.truncate(blob, blob.stat().st_size // 2)
+        store.remove("it")
+        with pytest.raises(ArtifactError):
+            await bring(reference)
+        assert len(repositories) == 4
+        assert lines_to(registry.host) == []
+
+
+def test_one_that_is_closed_opens_no_other_line(layout, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        repository = import_late("vmfork.oci.registry", "Repository")(Reference.parse(f"{registry.host}/team/app:1"))
+        assert repository.read_manifest("1")
+        assert len(lines_to(registry.host)) == 1
+        repository.close()
+        assert lines_to(registry.host) == []
+        with pytest.raises(Closed, match=registry.host):
+            repository.read_manifest("1")
 
 
 class Breaking:
@@ -210,15 +267,15 @@ async def test_what_is_no_image_is_refused_by_its_kind(bring, store, layout, tmp
     with running_registry(tmp_path / "registry") as registry:
         reference = f"{registry.host}/team/app:1"
         body = put_image(layout, reference)
-        repository = import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference))
         kind = "application/vnd.example.chart.v1+json"
         data = json.dumps(body | {"config": body["config"] | {"mediaType": kind}}).encode()
         assert Manifest.from_json(data).config.media_type == kind
-        repository.put_manifest("chart", data)
+        odd = json.dumps(body | {"layers": [body["layers"][0] | {"mediaType": "application/vnd.example.disk"}]})
+        with import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference)) as repository:
+            repository.put_manifest("chart", data)
+            repository.put_manifest("odd", odd.encode())
         with pytest.raises(ArtifactError, match=r"chart"):
             await bring(f"{registry.host}/team/app:chart")
-        odd = json.dumps(body | {"layers": [body["layers"][0] | {"mediaType": "application/vnd.example.disk"}]})
-        repository.put_manifest("odd", odd.encode())
         with pytest.raises(ArtifactError, match=r"application/vnd\.example\.disk"):
             await bring(f"{registry.host}/team/app:odd")
         assert nothing_is_left(store)

@@ -45,10 +45,10 @@ async def push_template(
         tsc_khz = await asyncio.to_thread(tsc_of, own)
 
         def work(stop: Event) -> Saved | None:
-            repository = open_repository(reference, plain_http=plain_http)
-            base = _find_base(own.manifest, repository, store, opened)
-            artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base, disks=disks)
-            return None if artifact is None else _finish(repository, artifact)
+            with open_repository(reference, plain_http=plain_http) as repository:
+                base = _find_base(own.manifest, repository, store, opened)
+                artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base, disks=disks)
+                return None if artifact is None else _finish(repository, artifact)
 
         saved = await in_thread(work)
         assert saved is not None  # it was not stopped
@@ -57,13 +57,9 @@ async def push_template(
 
 async def pull_template(reference: Reference, target: Target, *, plain_http: bool) -> Source:
     """The template in the registry is in force. As `arrival.load_template`."""
-    repository, artifact = await asyncio.to_thread(_fetch, reference, plain_http)
-    return await put_in_force(artifact, repository, target, of=str(reference))
-
-
-def _fetch(reference: Reference, plain_http: bool) -> tuple[Repository, Artifact]:
-    repository = open_repository(reference, plain_http=plain_http)
-    return repository, _read(repository, repository.read_manifest(reference.version))
+    with await asyncio.to_thread(open_repository, reference, plain_http=plain_http) as repository:
+        artifact = await asyncio.to_thread(lambda: _read(repository, repository.read_manifest(reference.version)))
+        return await put_in_force(artifact, repository, target, of=str(reference))
 
 
 def _read(repository: Repository, manifest: bytes) -> Artifact:

@@ -98,14 +98,14 @@ async def push_image(name: str, ref: str, *, plain_http: bool, instance: Instanc
     tell = tell_part(f"pushing {name!r}", instance, task="image")
 
     def work(stop: Event) -> Saved | None:
-        repository = open_repository(reference, plain_http=plain_http)
-        artifact = pack(image, store.disks, repository, stop=stop, tell=tell)
-        if artifact is None:
-            return None
-        config, manifest = artifact.to_documents()
-        repository.put(manifest.config, config)
-        data = manifest.to_json()
-        repository.put_manifest(reference.version, data)
+        with open_repository(reference, plain_http=plain_http) as repository:
+            artifact = pack(image, store.disks, repository, stop=stop, tell=tell)
+            if artifact is None:
+                return None
+            config, manifest = artifact.to_documents()
+            repository.put(manifest.config, config)
+            data = manifest.to_json()
+            repository.put_manifest(reference.version, data)
         named = Descriptor.of(data, MANIFEST_TYPE)
         return Saved(digest=named.digest, size_bytes=artifact.size_bytes, sent_bytes=repository.sent_bytes)
 
@@ -118,13 +118,13 @@ async def pull_image(ref: str, target: Target, *, plain_http: bool = False) -> I
     """The image in the registry is in the store, and the name leads to it. As `load_image` and `push_image`."""
     reference = Reference.parse(ref)
 
-    def find() -> tuple[Repository, ImageArtifact]:
-        repository = open_repository(reference, plain_http=plain_http)
+    def find(repository: Repository) -> ImageArtifact:
         data = repository.read_manifest(reference.version)
-        return repository, KIND.read(ImageArtifact, data, repository, source=str(reference))
+        return KIND.read(ImageArtifact, data, repository, source=str(reference))
 
-    repository, artifact = await asyncio.to_thread(find)
-    return await _take_in(artifact, repository, target, source=str(reference))
+    with await asyncio.to_thread(open_repository, reference, plain_http=plain_http) as repository:
+        artifact = await asyncio.to_thread(find, repository)
+        return await _take_in(artifact, repository, target, source=str(reference))
 
 
 async def _take_in(artifact: ImageArtifact, blobs: Blobs, target: Target, *, source: str) -> Image:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.issuer import make_certificate, running_issuer
-from tests.registry import HTPASSWD, PASSWORD, USER, running_registry
+from tests.registry import HTPASSWD, PASSWORD, USER, keep_repositories, lines_to, running_registry
 from tests.unit.store.samples import fill
 from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
 from vmfork.aio import Template
@@ -67,6 +67,19 @@ async def test_pushed_and_pulled_elsewhere_it_is_the_same(build, places, other, 
     assert pulled.manifest.came_from == f"{registry.host}/team/py:1"
     by_digest = await Template.pull(f"{registry.host}/team/py@{pushed.digest}", "again", places=other)
     assert by_digest.manifest.memory_sha256 == template.manifest.memory_sha256
+
+
+async def test_no_connection_is_left(build, other, registry, monkeypatch) -> None:
+    template = await build()
+    made = keep_repositories(monkeypatch)
+    await template.push(f"{registry.host}/team/py:1")
+    await Template.pull(f"{registry.host}/team/py:1", places=other)
+    with pytest.raises(ArtifactError):
+        await Template.pull(f"{registry.host}/team/py:none", places=other)
+    with pytest.raises(TemplateExists):
+        await Template.pull(f"{registry.host}/team/py:1", places=other)
+    assert len(made) == 4
+    assert lines_to(registry.host) == []
 
 
 async def test_what_is_there_is_not_sent_again(build, registry) -> None:
@@ -165,10 +178,10 @@ async def test_by_a_token_where_the_registry_sends_us_to_an_issuer(build, places
 
 async def test_an_artifact_of_a_newer_format_is_refused_by_its_number(build, other, registry) -> None:
     await (await build()).push(f"{registry.host}/team/py:1")
-    repository = Repository(Reference.parse(f"{registry.host}/team/py:1"))
-    manifest = Manifest.from_json(repository.read_manifest("1"))
-    newer = replace(manifest, artifact_type="application/vnd.vmfork.template.v2")
-    repository.put_manifest("2", newer.to_json())
+    with Repository(Reference.parse(f"{registry.host}/team/py:1")) as repository:
+        manifest = Manifest.from_json(repository.read_manifest("1"))
+        newer = replace(manifest, artifact_type="application/vnd.vmfork.template.v2")
+        repository.put_manifest("2", newer.to_json())
     with pytest.raises(ArtifactError, match="a template of format 2, and this vmfork reads format 1") as error:
         await Template.pull(f"{registry.host}/team/py:2", places=other)
     assert "vmfork that made it" in error.value.hint
@@ -245,10 +258,10 @@ async def test_what_is_not_there_or_no_template_is_told(build, other, registry) 
     await build()
     with pytest.raises(ArtifactError, match="has no manifests/none"):
         await Template.pull(f"{registry.host}/team/py:none", places=other)
-    repository = Repository(Reference.parse(f"{registry.host}/team/image:1"))
     config = Descriptor.of(b"{}", "application/vnd.oci.image.config.v1+json")
-    repository.put(config, b"{}")
-    repository.put_manifest("1", Manifest(config=config, layers=()).to_json())
+    with Repository(Reference.parse(f"{registry.host}/team/image:1")) as repository:
+        repository.put(config, b"{}")
+        repository.put_manifest("1", Manifest(config=config, layers=()).to_json())
     with pytest.raises(ArtifactError, match=r"vnd\.oci\.image\.config"):
         await Template.pull(f"{registry.host}/team/image:1", places=other)
 

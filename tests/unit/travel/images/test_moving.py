@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tests.children import exit_code_of, fork_child
-from tests.registry import HTPASSWD, PASSWORD, USER, running_registry
+from tests.registry import HTPASSWD, PASSWORD, USER, keep_repositories, lines_to, running_registry
 from tests.unit.travel.artifacts import changed, digest_of, name_of, read_tar, write_folder
 from vmfork.aio import Image
 from vmfork.config import Instance
@@ -336,6 +336,19 @@ async def test_pushed_and_pulled_elsewhere_it_is_the_same(add_image, here, there
     assert (pulled.digest, pulled.initramfs.read_bytes()) == (image.digest, image.initramfs.read_bytes())
     by_digest = await pull_image(f"{registry.host}/team/py@{pushed.digest}", Target(instance=there, name="again"))
     assert by_digest.digest == image.digest
+
+
+@pushed_and_pulled
+async def test_no_connection_is_left(add_image, here, there, registry, monkeypatch) -> None:
+    add_image()
+    made = keep_repositories(monkeypatch)
+    ref = f"{registry.host}/team/py:1"
+    await push_image("py", ref, plain_http=False, instance=here)
+    await pull_image(ref, Target(instance=there))
+    with pytest.raises(ArtifactError):
+        await pull_image(f"{registry.host}/team/py:none", Target(instance=there))
+    assert len(made) == 3
+    assert lines_to(registry.host) == []
 
 
 @pushed_and_pulled
