@@ -11,15 +11,15 @@ That a node has the template is a reason to prefer it, and none to refuse the ot
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmfork.machine.naming import has_label, label_test
 from vmfork.machine.traits import DISK, SCRATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from random import Random
 
 # So often two nodes are drawn before all are looked at: where nine in ten will do, all but never.
@@ -139,28 +139,29 @@ def place(
         holders = [name for name, offer in nodes.items() if wanted.digest in offer.templates]
 
     find = _make_finder(wanted, constraints)
-    share_mib = wanted.share_mib
-
-    def may(offer: Offer) -> bool:
-        return find(offer) is None
+    share_mib, is_labelled = wanted.share_mib, label_test(constraints.label)
 
     def has_room(offer: Offer) -> bool:
-        return offer.to_give_mib >= share_mib and not offer.strained and find(offer) is None
+        return offer.to_give_mib >= share_mib and not offer.strained
 
-    asked = nodes
-    roomy: Callable[[Offer], bool] = has_room
-    if constraints.node in nodes:
-        asked = {constraints.node: nodes[constraints.node]}
-    elif constraints.spread and (taken := _find_least_taken(nodes, constraints, has_room)):
-        asked, roomy = taken, _is_one
-    if asked is not nodes:
-        holders = [name for name in holders if name in asked]
-    for will_do, waits in ((roomy, False), (may, True)):
-        # Who has the template lacks the fewest bytes; only where nobody of them will do all others are looked at.
-        if found := _better_of_two(wanted, holders, asked, will_do, rng):
-            return Placed(node=found, waits=waits)
-        if able := [*filter(will_do, asked.values())]:
-            return _choose_nearest(wanted, able, rng, waits=waits)
+    def has_both(offer: Offer) -> bool:
+        return is_labelled(offer.labels) and has_room(offer)
+
+    def can(offer: Offer) -> bool:
+        return find(offer) is None
+
+    seems = has_both if constraints.label else has_room
+    named = constraints.node
+    asked: Collection[str] = [named] if named in nodes else nodes
+    if named in nodes or not constraints.spread:
+        groups: Iterable[Collection[str]] = [asked]
+    else:
+        groups = _list_groups(nodes, constraints)
+    for group in groups:
+        if found := _place_among(wanted, group, nodes, holders, seems, can, rng):
+            return found
+    if found := _place_among(wanted, asked, nodes, holders, lambda offer: is_labelled(offer.labels), can, rng):
+        return replace(found, waits=True)
     return _refuse(nodes, constraints, find)
 
 
@@ -238,44 +239,70 @@ def _explain_no_label(constraints: Constraints) -> str:
     return f"it has no label {constraints.label}"
 
 
-def _find_least_taken(
-    nodes: Mapping[str, Offer], constraints: Constraints, will_do: Callable[[Offer], bool]
-) -> dict[str, Offer]:
-    """Of the nodes that will do those of the group that has the fewest machines of the kind."""
+def _list_groups(nodes: Mapping[str, Offer], constraints: Constraints) -> list[list[str]]:
+    """The nodes by what they are spread over, those with the fewest machines of the kind first.
+
+    Nodes that have as few are together where each is a group of its own.
+    """
     key, beside = constraints.spread, constraints.beside
-    groups: dict[str, list[str]] = {}
+    by_count: dict[int, list[str]] = defaultdict(list)
     if key == "node":
-        return _find_least_taken_node(nodes, beside, will_do)
+        for name in nodes:
+            by_count[beside.get(name, 0)].append(name)
+        return [by_count[count] for count in sorted(by_count)]
+    groups: dict[str, list[str]] = defaultdict(list)
     for name, offer in nodes.items():
-        groups.setdefault(offer.labels.get(key, ""), []).append(name)
+        groups[offer.labels.get(key, "")].append(name)
     taken = Counter(dict.fromkeys(groups, 0))
     for name, count in beside.items():
         if name in nodes:
             taken[nodes[name].labels.get(key, "")] += count
-    for group in sorted(groups, key=taken.__getitem__):
-        if found := {name: nodes[name] for name in groups[group] if will_do(nodes[name])}:
-            return found
-    return {}
+    return [groups[group] for group in sorted(groups, key=taken.__getitem__)]
 
 
-def _find_least_taken_node(
-    nodes: Mapping[str, Offer], beside: Mapping[str, int], will_do: Callable[[Offer], bool]
-) -> dict[str, Offer]:
-    """The same where each node is a group of its own: of several that have as few all."""
-    found: dict[str, Offer] = {}
-    least: int | None = None
-    for name, offer in nodes.items():
-        count = beside.get(name, 0)
-        if (least is None or count <= least) and will_do(offer):
-            if count != least:
-                found, least = {}, count
-            found[name] = offer
-    return found
+def _place_among(
+    wanted: Wanted,
+    names: Collection[str],
+    nodes: Mapping[str, Offer],
+    holders: Sequence[str],
+    seems: Callable[[Offer], bool],
+    can: Callable[[Offer], bool],
+    rng: Random,
+) -> Placed | None:
+    """Of these nodes one that `seems` to do, and `can`. The latter is dear, so that it is asked of few."""
+    inside = names if names is nodes else {*names}
+    if len(inside) < len(nodes):
+        holders = [name for name in holders if name in inside]
+    # Who has the template lacks the fewest bytes; only where nobody of them will do all others are looked at.
+    if node := _better_of_two(wanted, holders, nodes, lambda offer: seems(offer) and can(offer), rng):
+        return Placed(node=node)
+    for (lacks_template, lacking_bytes), group in _rank(wanted, names, nodes, seems):
+        if node := _better_of_two(wanted, group, nodes, can, rng):
+            return Placed(node=node, has_template=not lacks_template, lacking_bytes=lacking_bytes)
+    return None
 
 
-def _is_one(_offer: Offer) -> bool:
-    """Of those that were looked at already each will do."""
-    return True
+def _rank(
+    wanted: Wanted, names: Collection[str], nodes: Mapping[str, Offer], seems: Callable[[Offer], bool]
+) -> Iterable[tuple[tuple[bool, int], list[str]]]:
+    """Those that seem to do, by whether they lack the template and how many bytes of it, who lacks the least first."""
+    digest, layers, total = wanted.digest, wanted.layers, wanted.size_bytes
+    known = {frozenset[str](): total}  # many nodes have the same
+    ranks: dict[tuple[bool, int], list[str]] = defaultdict(list)
+    lacking: dict[int, list[str]] = defaultdict(list)
+    for name in names:
+        offer = nodes[name]
+        if not seems(offer):
+            continue
+        if digest in offer.templates:
+            ranks[False, 0].append(name)
+            continue
+        size_bytes = known.get(offer.layers)
+        if size_bytes is None:
+            size_bytes = known[offer.layers] = sum(map(layers.__getitem__, layers.keys() - offer.layers))
+        lacking[size_bytes].append(name)
+    ranks.update({(True, size_bytes): group for size_bytes, group in lacking.items()})
+    return sorted(ranks.items())
 
 
 def _better_of_two(
@@ -294,28 +321,6 @@ def _better_of_two(
         able = [nodes[name] for name in names if name in nodes and will_do(nodes[name])]
         drawn = {offer.name: offer for offer in _draw_two(able, rng)}
     return min(drawn, key=lambda name: filled(wanted, drawn[name]), default=None)
-
-
-def _choose_nearest(wanted: Wanted, able: Sequence[Offer], rng: Random, *, waits: bool) -> Placed:
-    """The one that lacks the fewest bytes; of equals the better of two. One that has the template lacks nothing."""
-    layers, total = wanted.layers, wanted.size_bytes
-    least: tuple[bool, int] = (True, total)
-    nearest: list[Offer] = []
-    known = {frozenset[str](): total}  # many nodes have the same
-    for offer in able:
-        if wanted.digest in offer.templates:
-            lacking = (False, 0)
-        elif offer.layers in known:
-            lacking = (True, known[offer.layers])
-        else:
-            lacking = (True, sum(map(layers.__getitem__, layers.keys() - offer.layers)))
-            known[offer.layers] = lacking[1]
-        if lacking < least:
-            least, nearest = lacking, [offer]
-        elif lacking == least:
-            nearest.append(offer)
-    best = min(_draw_two(nearest, rng), key=lambda offer: filled(wanted, offer))
-    return Placed(node=best.name, has_template=not least[0], lacking_bytes=least[1], waits=waits)
 
 
 def _draw_two(able: Sequence[Offer], rng: Random) -> Sequence[Offer]:

@@ -263,3 +263,61 @@ def test_what_holds_for_any_nodes(nodes, seed) -> None:
             assert found.lacking_bytes == min(lacking)
     listed = [name for name, o in nodes.items() if "d" in o.templates]
     assert place(WANTED, nodes, rng=Random(seed), holders=listed) == found
+
+
+def find_best(nodes: dict[str, Offer], constraints: Constraints) -> tuple[frozenset[str], dict[str, object]] | None:
+    """Looks at all nodes for all there is to know: those between which chance decides, and what is said of them."""
+    able = [
+        each
+        for each in nodes.values()
+        if "7.2.22" in each.emulators
+        and not each.is_draining
+        and each.total_mib >= 100
+        and (not constraints.label or each.labels.get("zone") == constraints.label.partition("=")[2])
+        and constraints.node in ("", each.name)
+    ]
+    roomy = [each for each in able if not each.strained and each.to_give_mib >= 100]
+    among = roomy or able
+    if not among:
+        return None
+    if roomy and constraints.spread and not constraints.node:
+        group_of = {
+            name: name if constraints.spread == "node" else o.labels.get("zone", "") for name, o in nodes.items()
+        }
+        counts = dict.fromkeys(group_of.values(), 0)
+        for name, count in constraints.beside.items():
+            if name in nodes:
+                counts[group_of[name]] += count
+        least = min(counts[group_of[each.name]] for each in roomy)
+        among = [each for each in roomy if counts[group_of[each.name]] == least]
+        if constraints.spread != "node":  # of groups that have as few the first is taken
+            first = next(group for group in counts if group in {group_of[each.name] for each in among})
+            among = [each for each in among if group_of[each.name] == first]
+    lacking = {
+        each.name: sum(size for layer, size in WANTED.layers.items() if layer not in each.layers) for each in among
+    }
+    lacking |= {each.name: -1 for each in among if "d" in each.templates}
+    fewest = min(lacking.values())
+    told = {"has_template": fewest == -1, "lacking_bytes": max(0, fewest), "waits": not roomy}
+    return frozenset(name for name, size in lacking.items() if size == fewest), told
+
+
+@given(any_nodes(), st.data(), st.integers())
+def test_it_decides_as_one_who_looks_at_everything(nodes, data, seed) -> None:
+    zones = st.sampled_from(("", "x", "y"))
+    nodes = {name: replace(each, labels={"zone": data.draw(zones)}) for name, each in nodes.items()}
+    counts = st.dictionaries(st.sampled_from([*nodes, "gone"]), st.integers(1, 2))
+    constraints = Constraints(
+        label=data.draw(st.sampled_from(("", "zone=x"))),
+        node=data.draw(st.sampled_from(("", "", "", *nodes))),
+        spread=data.draw(st.sampled_from(("", "node", "zone"))),
+        beside=data.draw(counts),
+    )
+    found, best = place(WANTED, nodes, rng=Random(seed), constraints=constraints), find_best(nodes, constraints)
+    assert isinstance(found, Refusal) == (best is None)
+    if isinstance(found, Placed) and best is not None:
+        names, told = best
+        assert found.node in names
+        assert found == Placed(node=found.node, **told)
+        if len(names) == 2:
+            assert filled(WANTED, nodes[found.node]) == min(filled(WANTED, nodes[name]) for name in names)
