@@ -18,10 +18,11 @@ from vmfork.admission.charge import Charge
 from vmfork.api.template import Template
 from vmfork.api.vm import VM
 from vmfork.cluster.claims import Claims
+from vmfork.cluster.eviction import Eviction
 from vmfork.cluster.placement import Offer, Wanted
 from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import Packed, take_over
-from vmfork.config import Instance, VMConfig, find_places
+from vmfork.config import Budget, Instance, VMConfig, find_places
 from vmfork.errors import (
     ClusterError,
     ConfigError,
@@ -76,18 +77,27 @@ class Node(Owner):
     CALLS = frozenset({
         "report", "fork", "drop", "renew", "exec", "run_code", "is_dir", "read_file", "write_file", "spool", "put",
         "fork_vm", "close", "pull", "artifact", "layer", "set_draining", "claim", "unclaim", "find_key",
+        "keeps",
     })  # fmt: skip
     STREAMS = frozenset({"stream_exec", "get"})
 
     def __init__(
-        self, name: str, peers: Peers, *, labels: Mapping[str, str], places: Places, config: VMConfig | None = None
+        self,
+        name: str,
+        peers: Peers,
+        *,
+        labels: Mapping[str, str],
+        places: Places,
+        config: VMConfig | None = None,
+        budget: Budget = Budget(),  # noqa: B008 - a frozen value
     ) -> None:
         self.name = name
         self._peers = peers
         self._labels = dict(labels)
-        self._instance = Instance(places)
+        self._instance = Instance(places, budget=budget)
         self._config = config or VMConfig()
         self._packed = Packed(places.home)
+        self._eviction = Eviction(name, self._instance, peers, is_sent=self._packed.is_sent)
         self._machines: dict[str, Machine] = {}
         self._vms: dict[str, VM] = {}
         self._clients: dict[str, str] = {}
@@ -115,9 +125,13 @@ class Node(Owner):
         labels: Mapping[str, str],
         places: Places | None = None,
         config: VMConfig | None = None,
+        budget: Budget = Budget(),  # noqa: B008 - a frozen value
     ) -> Self:
-        """The node, with the machines that outlived the process that made them. `config` is as for `Template.open`."""
-        node = cls(name, peers, labels=labels, places=places or find_places(), config=config)
+        """The node, with the machines that outlived the process that made them. `config` is as for `Template.open`.
+
+        Templates that come from other nodes keep within the `budget`.
+        """
+        node = cls(name, peers, labels=labels, places=places or find_places(), config=config, budget=budget)
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
         return node
@@ -334,11 +348,19 @@ class Node(Owner):
                     peers=self._peers,
                     instance=self._instance,
                     config=self._config,
+                    make_room=self._eviction.make_room,
                 )
             )
             self._pulls[digest] = task
             task.add_done_callback(lambda _: self._pulls.pop(digest, None))
         await asyncio.shield(self._pulls[digest])
+
+    async def keeps(self, digest: str) -> bool:
+        """Whether the template of that digest is in force here, and not about to go for another."""
+        if self._eviction.is_going(digest):
+            return False
+        found = await asyncio.to_thread(self._find_generation, digest)
+        return found is not None and not self._eviction.is_going(digest)
 
     async def artifact(self, digest: str) -> bytes:
         """What the template travels as; its layers can be asked for. Raises `TemplateNotFound`."""

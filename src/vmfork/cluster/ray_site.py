@@ -53,7 +53,7 @@ _ID_LABEL = "ray.io/node-id"
 _NAME_LENGTH = 12
 _GROUPS = {"control": 16, "work": 1000, "pull": 8}
 _LOST = (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError)
-_CONTROL = {"report", "renew", "drop", "close", "is_dir"}
+_CONTROL = {"report", "renew", "drop", "close", "is_dir", "keeps"}
 _PULL = {"artifact", "layer", "pull"}
 # Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
 _LOOK_EVERY_S = 1.0
@@ -106,8 +106,9 @@ class NodeActor:
     def __init__(self, name: str, labels: Mapping[str, str]) -> None:
         _take_back_niceness()
         self._own = _Loop()
-        config = load_settings().vm
-        self._node: Node = self._own.begin(Node.open(name, _Peers(), labels=labels, config=config)).result()
+        settings = load_settings()
+        opening = Node.open(name, _Peers(), labels=labels, config=settings.vm, budget=settings.factory.budget)
+        self._node: Node = self._own.begin(opening).result()
         self._own.begin(self._renew_living())
 
     async def call(self, verb: str, args: Sequence[Any], carried: Mapping[str, str]) -> tuple[bool, Any]:

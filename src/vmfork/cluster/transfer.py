@@ -15,9 +15,11 @@ import asyncio
 import os
 import re
 import shutil
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmfork.cluster.eviction import ORIGIN
 from vmfork.errors import ArtifactError, NodeLost, TemplateNotFound
 from vmfork.host.folders import list_folder, make_private, read_file, write_whole
 from vmfork.host.thread import in_thread
@@ -28,9 +30,10 @@ from vmfork.template.travelling.arrival import Target, put_in_force
 from vmfork.travel.artifact import Artifact
 from vmfork.travel.pack import pack
 from vmfork.travel.sending import check_travels, tsc_of
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
     from threading import Event
 
@@ -43,6 +46,9 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 _LAYER = re.compile("sha256:[0-9a-f]{64}")
 # What layers of templates may take of the disk; the ones used least recently go first.
 BUDGET_BYTES = 8 << 30
+# Whoever takes a template over reads a layer, checks and writes it, and comes for the next, several at a time. Between
+# two it may be as long as this; the first comes after its room was made.
+SENDING_S = 60.0
 
 
 class Packed:
@@ -52,6 +58,12 @@ class Packed:
         self._folder = home / "cluster"
         self._budget_bytes = budget_bytes
         self._under_way: dict[str, asyncio.Task[bytes]] = {}
+        # By digest, when others asked for it last.
+        self._asked_at: dict[str, float] = {}
+
+    def is_sent(self, digest: str) -> bool:
+        """Whether another node takes the template over now, or did not long ago."""
+        return digest in self._under_way or self._asked_at.get(digest, -SENDING_S) + SENDING_S > time.monotonic()
 
     def find(self, digest: str) -> Artifact | None:
         """What the template travels as, where it was packed before."""
@@ -65,6 +77,7 @@ class Packed:
 
         Raises `TemplateNotFound` when that generation is gone, and `TemplateCorrupt`.
         """
+        self._asked_at[digest] = time.monotonic()
         if digest not in self._under_way:
             task = asyncio.ensure_future(self._pack(name, digest, generation, instance))
             self._under_way[digest] = task
@@ -76,6 +89,7 @@ class Packed:
         if not (_DIGEST.fullmatch(digest) and _LAYER.fullmatch(layer)):  # a path into other folders is none
             raise ArtifactError(f"template {digest[:12]}", f"{layer[:80]!r} is no layer of it")
         path = self._folder / digest / layer.rpartition(":")[2]
+        self._asked_at[digest] = time.monotonic()
         try:
             return await asyncio.to_thread(path.read_bytes)
         except OSError as error:
@@ -106,12 +120,12 @@ class Packed:
         return data
 
     def _make_room(self, keep: str) -> None:
-        """What was used least recently is gone, until the rest is within the budget; `keep` stays."""
+        """What was used least recently is gone, until the rest is within the budget; `keep` stays, and what is sent."""
         sizes = {path: sum(each.stat().st_size for each in list_folder(path)) for path in list_folder(self._folder)}
         for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
             if sum(sizes.values()) <= self._budget_bytes:
                 return
-            if path.name != keep:
+            if path.name != keep and not self.is_sent(path.name):
                 shutil.rmtree(path, ignore_errors=True)
                 del sizes[path]
 
@@ -156,11 +170,20 @@ class _Remote:
 
 
 async def take_over(
-    name: str, digest: str, *, sources: Sequence[str], peers: Peers, instance: Instance, config: VMConfig
+    name: str,
+    digest: str,
+    *,
+    sources: Sequence[str],
+    peers: Peers,
+    instance: Instance,
+    config: VMConfig,
+    make_room: Callable[[str, int], Awaitable[None]],
 ) -> None:
     """The template of that digest is in force here under `name`, taken from the first of `sources` that gives it.
 
-    What was in force under that name before is replaced. Raises `TemplateNotFound` when none has it, `TemplateUnfit`
+    What was in force under that name before is replaced. `make_room` is told the name, and the MiB that it needs.
+
+    Raises `TemplateNotFound` when none has it, `TemplateUnfit`
     when it does not fit this host, `ArtifactError` for content that is another, `NodeLost` when all ended, and
     `HostError` when memory is short. What was in force before still is then.
     """
@@ -176,7 +199,8 @@ async def take_over(
             artifact.check(artifact.layers)
         except ValueError as error:
             raise ArtifactError(f"node {source}", str(error)) from error
+        await make_room(name, -(-artifact.manifest.memory_bytes // MIB))
         target = Target(instance=instance, config=config, name=name, replace_it=True, wait_s=60.0)
-        await put_in_force(artifact, _Remote(peers, sources[at:], digest), target, of=f"node {source}")
+        await put_in_force(artifact, _Remote(peers, sources[at:], digest), target, of=f"{ORIGIN}{source}")
         return
     raise failed

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holding:
-    """A template, the memory it holds, when it was last forked (s since 1970), and whether it may go."""
+class Holding:
+    """A template, the memory it holds, when it was last forked (s since 1970), and whether it may go.
+
+    One that `is_free` no machine is a fork of, and the budget does not name; it may go where it can be built again.
+    """
 
     name: str
     mib: int
     used_at: float
+    is_free: bool
     may_go: bool
 
 
@@ -54,9 +58,9 @@ async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:
     budget = instance.budget
     if not budget.mib:
         return
-    others = [each for each in _list_holdings(instance) if each.name != name]
+    others = [each for each in list_holdings(instance) if each.name != name]
     over_mib = sum(each.mib for each in others) + need_mib - budget.mib
-    going: list[_Holding] = []
+    going: list[Holding] = []
     for each in sorted(others, key=lambda each: each.used_at):
         if over_mib - sum(gone.mib for gone in going) > 0 and each.may_go:
             going.append(each)
@@ -74,15 +78,16 @@ async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:
             await TemplateStore(instance.places.templates).remove(each.name)
 
 
-def _list_holdings(instance: Instance) -> list[_Holding]:
+def list_holdings(instance: Instance) -> list[Holding]:
     """What can be read; a template that cannot be is nobody's loss, and is replaced when it is built."""
     store, found = TemplateStore(instance.places.templates), []
     forked = {record.template for record in list_records(instance.places.vms)}
     for name in store.list_names():
         with suppress(TemplateError, StoreBusy):
             mib = -(-store.read_manifest(name).memory_allocated_bytes // MIB)
-            may_go = name not in forked and name not in instance.budget.keep and _can_be_rebuilt(name, instance)
-            found.append(_Holding(name, mib, store.find_last_use(name), may_go))
+            is_free = name not in forked and name not in instance.budget.keep
+            may_go = is_free and _can_be_rebuilt(name, instance)
+            found.append(Holding(name, mib, store.find_last_use(name), is_free, may_go))
     return found
 
 

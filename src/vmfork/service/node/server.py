@@ -16,7 +16,7 @@ from vmfork.cluster.carried import read_request, write_answer, write_error
 from vmfork.cluster.node import Node
 from vmfork.cluster.servers import ServerPeers
 from vmfork.cluster.terms import find_version
-from vmfork.config import find_places
+from vmfork.config import Budget, find_places
 from vmfork.config.servers import is_loopback, parse_address
 from vmfork.errors import ConfigError, HostError, StoreBusy
 from vmfork.host.folders import make_private
@@ -54,7 +54,7 @@ class NodeServer:
     """A node that listens at `address`, `HOST:PORT`, while `run` runs; port 0 takes a free one.
 
     Callers are let in by the token of `access`; where that has none, by a certificate of its authority. By the same
-    `access` the node asks others of its list for their templates.
+    `access` the node asks others of its list for their templates, which keep within the `budget`.
     """
 
     def __init__(
@@ -65,12 +65,14 @@ class NodeServer:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         places: Places | None = None,
+        budget: Budget = Budget(),  # noqa: B008 - a frozen value
     ) -> None:
         self.address = address
         self._access = access
         self._name = name or socket.gethostname()
         self._labels = dict(labels or {})
         self._places = places or find_places()
+        self._budget = budget
         self._quitting = asyncio.Event()
         check_access(address, access)
 
@@ -88,7 +90,7 @@ class NodeServer:
             stack.enter_context(self._claim())
             peers = await stack.enter_async_context(ServerPeers((), self._access))
             node = await stack.enter_async_context(
-                await Node.open(self._name, peers, labels=self._labels, places=self._places)
+                await Node.open(self._name, peers, labels=self._labels, places=self._places, budget=self._budget)
             )
             server = self._make_grpc(node)
             stack.push_async_callback(server.stop, _LAST_WORDS_S)
