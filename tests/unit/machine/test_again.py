@@ -8,6 +8,7 @@ from vmfork.errors import LaunchError
 from vmfork.machine.again import made_again
 
 DIED = LaunchError("the guest panicked: Fatal exception in interrupt (the machine's agent is gone)")
+EARLY = LaunchError("the guest panicked: Attempted to kill the idle task! (the machine's agent is gone)")
 ITS_OWN = LaunchError("the guest panicked: Attempted to kill init! exitcode=0x00000009 (the machine's agent is gone)")
 
 
@@ -35,7 +36,7 @@ class Maker:
         return "made"
 
 
-@pytest.mark.parametrize("error", [DIED, LOOK_UP], ids=["guest", "emulator"])
+@pytest.mark.parametrize("error", [DIED, EARLY, LOOK_UP], ids=["guest", "early", "emulator"])
 async def test_under_emulation_it_is_made_again_and_told(caplog, error) -> None:
     make = Maker(error)
     assert await made_again(make, accel="tcg") == "made"
