@@ -10,9 +10,12 @@ if TYPE_CHECKING:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """The one of `known` that may have been meant, as the beginning of a hint; empty where none is like it."""
+    names = [*known]
+    if not names:
+        return ""
     import difflib  # noqa: PLC0415 - 16 ms, for mistakes alone
 
-    nearest = difflib.get_close_matches(name, [*known], n=1)
+    nearest = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {nearest[0]}? " if nearest else ""
 
 

@@ -60,8 +60,8 @@ class Agent:
     off_s = 0.0
     closed = False
 
-    async def clock(self, set_to, *, timeout_s) -> ClockReading:
-        sent = set_to()
+    async def clock(self, set_to, *, host_clock, timeout_s) -> ClockReading:
+        sent = (set_to or host_clock)()
         return ClockReading(sent + round(self.off_s * 1e9), 1, sent, sent)
 
     async def aclose(self) -> None:
