@@ -11,6 +11,7 @@ from vmfork.border import guarded
 from vmfork.config import Instance, VMConfig, check_name, find_places
 from vmfork.errors import ConfigError
 from vmfork.machine.again import made_again
+from vmfork.machine.disk import read_disk
 from vmfork.machine.request import ForkRequest, Standing
 from vmfork.machine.several import make_several
 from vmfork.machine.trace import failure_traced
@@ -19,7 +20,6 @@ from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
-from vmfork.units import parse_size_mib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -269,7 +269,7 @@ class Template:
             idle_ttl_s=idle_ttl_s,
             network=network,
             card=card,
-            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
+            disk_mib=read_disk(disk),
             allow_guest_fork=allow_guest_fork,
         )
         return await self._fork(request, timeout_s=timeout_s, wait_s=wait_s)
@@ -335,7 +335,7 @@ class Template:
             memory_mib=memory_mib,
             network=network,
             card=card,
-            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
+            disk_mib=read_disk(disk),
             allow_guest_fork=allow_guest_fork,
         )
         standing = Standing(name=name, labels=labels or {}, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s)
@@ -415,7 +415,7 @@ class Template:
             network=network,
             allow_guest_fork=allow_guest_fork,
             card=card,
-            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
+            disk_mib=read_disk(disk),
         )
         failures: list[VMForkError] | None = [] if partial else None
 

@@ -23,6 +23,7 @@ from vmfork.machine.background import find_programs, start_background
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import find_shared, find_waiting, join, stop, take_back
 from vmfork.machine.decoding import find_decoding
+from vmfork.machine.disk import read_disk
 from vmfork.machine.ending import watch_end
 from vmfork.machine.facts import Described
 from vmfork.machine.fit import FIT_LIMIT_S, fit
@@ -39,7 +40,6 @@ from vmfork.machine.ways import find_program_env
 from vmfork.owner import Owner, gives_owner
 from vmfork.progress import ignore_progress
 from vmfork.template.checkpoints import remove_checkpoints
-from vmfork.units import parse_size_mib
 from vmfork.wire.command import NO_LIMITS, Command, Window, check_env, shell_argv
 from vmfork.wire.given import MOST_BYTES, check_content
 
@@ -581,7 +581,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             network=network,
             allow_guest_fork=allow_guest_fork,
             card=card,
-            disk_mib=None if disk is None else parse_size_mib(disk, field="disk"),
+            disk_mib=read_disk(disk),
         )
         wanted = LiveFork(
             count=count,

@@ -183,9 +183,9 @@ async def take_over(
 
     What was in force under that name before is replaced. `make_room` is told the name, and the MiB that it needs.
 
-    Raises `TemplateNotFound` when none has it, `TemplateUnfit`
-    when it does not fit this host, `ArtifactError` for content that is another, `NodeLost` when all ended, and
-    `HostError` when memory is short. What was in force before still is then.
+    Raises `TemplateNotFound` when none has it, `TemplateUnfit` when it does not fit this host, `ArtifactError` for
+    content that is another, `NodeLost` when all ended, and `HostError` when memory is short. What was in force before
+    still is then.
     """
     failed: Exception = TemplateNotFound(name)
     for at, source in enumerate(sources):

@@ -14,7 +14,8 @@ from vmfork.freeze.live import check_asking, check_copyable
 from vmfork.host.passt import locate_passt
 from vmfork.journal import about
 from vmfork.machine.again import made_again
-from vmfork.machine.card import check_copy, check_has_card, plan_disk
+from vmfork.machine.card import check_copy, check_has_card
+from vmfork.machine.disk import plan_disk
 from vmfork.machine.emulator import find_maker
 from vmfork.machine.folder import find_ticket
 from vmfork.machine.growth import plan_growth

@@ -15,7 +15,8 @@ from vmfork.host import kvm
 from vmfork.hypervisor.qemu import choose_cpu_model
 from vmfork.image import ImageStore
 from vmfork.image.derived import is_derived
-from vmfork.machine.card import check_has_card, plan_disk
+from vmfork.machine.card import check_has_card
+from vmfork.machine.disk import plan_disk
 from vmfork.machine.emulator import find_emulator_like
 from vmfork.machine.facts import Descent, Make
 from vmfork.machine.growth import plan_growth

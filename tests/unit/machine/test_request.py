@@ -10,7 +10,8 @@ from vmfork.adopt.card import Card
 from vmfork.adopt.identity import Identity
 from vmfork.errors import ConfigError
 from vmfork.hypervisor.base import Hardware
-from vmfork.machine.card import TAKES_DISK, check_copy, check_has_card, plan_disk
+from vmfork.machine.card import check_copy, check_has_card
+from vmfork.machine.disk import TAKES_DISK, plan_disk
 from vmfork.machine.request import ForkRequest
 from vmfork.network.policy import Allow
 from vmfork.wire.frame import PAYLOAD_LIMIT
