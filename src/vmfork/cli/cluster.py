@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import VerbGroup, json_option
+from vmfork.cli.options import VerbGroup, get_settings, json_option
 from vmfork.cli.show import show_json, show_table
 from vmfork.cluster.cluster import Cluster
 from vmfork.config.endpoint import parse_metrics_address
-from vmfork.config.loader import load_settings
 from vmfork.config.servers import Access, read_servers, read_token
 from vmfork.errors import ConfigError
 from vmfork.late import import_late
@@ -198,7 +197,8 @@ def serve(listen: str, name: str, labels: tuple[str, ...], *, access: Access, as
     own_labels = dict(_split_label(label) for label in labels)
     # gRPC takes 60 ms to load.
     serving = import_late("vmfork.service.node", "NodeServer")
-    server = serving(listen, access, name=name, labels=own_labels, budget=load_settings().factory.budget)
+    settings = get_settings()
+    server = serving(listen, access, name=name, labels=own_labels, config=settings.vm, budget=settings.factory.budget)
 
     def tell(address: str) -> None:
         if as_json:

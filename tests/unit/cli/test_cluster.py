@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import urllib.request
@@ -23,7 +24,9 @@ from tests.unit.service.node.test_server import (
     serving,
     with_certificate,
 )
-from vmfork.errors import NodeRefused
+from vmfork.cluster.servers import ServerPeers
+from vmfork.config.servers import Access
+from vmfork.errors import ConfigError, NodeRefused
 
 # Several commands, one after the other: a process for each would take longer than they do.
 _ALL = """
@@ -185,3 +188,33 @@ async def test_metrics_of_a_list_are_served_until_a_signal(token_file) -> None:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["of its folder", "of --config"])
+async def test_a_server_makes_machines_as_the_file_says(named, token_file, tmp_path) -> None:
+    """Of what `[vm]` says, its emulator is what a node looks at though it has no machine."""
+    folder = tmp_path / "configured"
+    folder.mkdir()
+    written = folder / "vmfork.toml"
+    written.write_text('[vm]\nqemu = "/no/such/qemu"\n')
+    file = ("--config", str(written)) if named else ()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmfork", *file, "cluster", "serve"),
+        *("--listen", "127.0.0.1:0", "--token-file", token_file, "--json"),
+        cwd=tmp_path if named else folder,
+        env={**os.environ, "VMFORK_HOME": str(tmp_path / "home"), "VMFORK_RUNTIME_DIR": str(tmp_path / "run")},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        address = json.loads(await process.stdout.readline())["address"]
+        async with ServerPeers((address,), Access(token="right")) as peers:
+            with pytest.raises(ConfigError, match="/no/such/qemu") as refused:
+                await peers.call(address, "report")
+        assert refused.value.field == "vm.qemu"
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

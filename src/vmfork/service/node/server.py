@@ -30,7 +30,7 @@ from vmfork.service.node.given import check_call
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmfork.config import Places
+    from vmfork.config import Places, VMConfig
     from vmfork.config.servers import Access
     from vmfork.rpc import node_pb2 as pb
 
@@ -54,7 +54,8 @@ class NodeServer:
     """A node that listens at `address`, `HOST:PORT`, while `run` runs; port 0 takes a free one.
 
     Callers are let in by the token of `access`; where that has none, by a certificate of its authority. By the same
-    `access` the node asks others of its list for their templates, which keep within the `budget`.
+    `access` the node asks others of its list for their templates, which keep within the `budget`. `config` is as for
+    `Template.open`: by default no file is read for it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class NodeServer:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         places: Places | None = None,
+        config: VMConfig | None = None,
         budget: Budget = Budget(),  # noqa: B008 - a frozen value
     ) -> None:
         self.address = address
@@ -72,6 +74,7 @@ class NodeServer:
         self._name = name or socket.gethostname()
         self._labels = dict(labels or {})
         self._places = places or find_places()
+        self._config = config
         self._budget = budget
         self._quitting = asyncio.Event()
         check_access(address, access)
@@ -89,9 +92,15 @@ class NodeServer:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._claim())
             peers = await stack.enter_async_context(ServerPeers((), self._access))
-            node = await stack.enter_async_context(
-                await Node.open(self._name, peers, labels=self._labels, places=self._places, budget=self._budget)
+            opening = Node.open(
+                self._name,
+                peers,
+                labels=self._labels,
+                places=self._places,
+                config=self._config,
+                budget=self._budget,
             )
+            node = await stack.enter_async_context(await opening)
             server = self._make_grpc(node)
             stack.push_async_callback(server.stop, _LAST_WORDS_S)
             await server.start()
