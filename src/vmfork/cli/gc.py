@@ -18,6 +18,7 @@ from vmfork.template import checkpoints
 from vmfork.units import format_count
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from vmfork.config import Places
@@ -35,9 +36,9 @@ def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
     is in, and is named.
     """
     places = find_places()
-    store = LayerStore(places.layers)
+    store = LayerStore.of(places)
     layers = [places.layers / layer.name for layer in store.list_all()] if all_layers else []
-    waste, left = [*_find_waste(places), *layers], _find_strangers(places)
+    waste, left = _find_waste(places, layers), _find_strangers(places)
     if not dry_run:
         _sweep(places)
         if all_layers:
@@ -58,10 +59,12 @@ def command(dry_run: bool, all_layers: bool, as_json: bool) -> None:
         click.echo(f"note: left alone, not vmfork's: {path}", err=True)
 
 
-def _find_waste(places: Places) -> list[Path]:
+def _find_waste(places: Places, layers: Sequence[Path]) -> list[Path]:
+    """What a sweep removes, and these layers, with the disks that nothing else needs."""
     stores = TemplateStore(places.templates), TemplateStore(places.layers), ImageStore(places.images)
     found = [path for store in stores for path in store.find_waste()]
-    return [*find_waste(places.vms), *found, *DiskStore(places.disks).find_waste(), *checkpoints.find_waste(places)]
+    found = [*find_waste(places.vms), *found, *checkpoints.find_waste(places), *layers]
+    return [*found, *DiskStore(places.disks).find_waste(without=frozenset(found))]
 
 
 def _find_strangers(places: Places) -> list[Path]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from vmfork.progress import ProgressListener
     from vmfork.rpc.status import ServerStatus
     from vmfork.store import Manifest
+    from vmfork.template.history import TracedStep
     from vmfork.travel.saved import Saved
 
 
@@ -283,7 +284,7 @@ def history(name: str, as_json: bool) -> None:
             step.step,
             format_duration(step.took_s) + (" (before)" if step.reused else ""),
             step.layer[:_DIGEST_SHOWN],
-            format_mib(step.mib) if step.mib else "",
+            _show_size(step) if step.mib else "",
             ", ".join(step.shared_with),
         )
         for number, step in enumerate(steps, 1)
@@ -443,6 +444,10 @@ async def _find_server(config: FactoryConfig, places: Places) -> ServerStatus | 
 
 def _size(have: int, most: int, spell: Callable[[int], str]) -> str:
     return spell(have) if most == have else f"{spell(have)} to {spell(most)}"
+
+
+def _show_size(step: TracedStep) -> str:
+    return format_mib(step.mib) + (f" + {format_mib(step.disk_mib)} of disk" if step.disk_mib else "")
 
 
 async def _examine_all() -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ _TIMES = ("boot_timeout_s", "fork_timeout_s", "hook_timeout_s")
 _WAYS = (
     "persist",
     "layers_mib",
+    "layers_disk_mib",
     "qemu",
     "isolation",
     "require_isolation",
@@ -229,7 +230,8 @@ class VMConfig:
     memory), and nothing is started while its tasks have waited for memory for more than `max_pressure` percent of the
     last 10 s (0: whatever they wait). Where there is no room, it is waited for, `wait_s` seconds at most.
     With `persist` templates that are built or loaded are kept on disk too, and are there after a reboot. What builds
-    keep of recipes' steps, their layers, takes `layers_mib` MiB at most (`None`: a tenth of the host's memory).
+    keep of recipes' steps, their layers, takes `layers_mib` MiB at most (`None`: a tenth of the host's memory), and
+    their disks `layers_disk_mib` (`None`: a tenth of what would be free without them where vmfork keeps images).
     """
 
     image: str = "default"
@@ -260,6 +262,7 @@ class VMConfig:
     wait_s: float = _LIMITS_BY_DEFAULT.wait_s
     persist: bool = False
     layers_mib: int | None = None
+    layers_disk_mib: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.image, field="vm.image")
@@ -290,6 +293,8 @@ class VMConfig:
             raise ConfigError("vm.persist", self.persist, "must be true or false")
         if self.layers_mib is not None:
             _check_whole("vm.layers_mib", self.layers_mib, low=0, high=_ADDRESSABLE_MIB)
+        if self.layers_disk_mib is not None:
+            _check_whole("vm.layers_disk_mib", self.layers_disk_mib, low=0, high=_ADDRESSABLE_MIB)
         _check_number("vm.wait_s", self.wait_s, low=0, high=MAX_DURATION_S)
         if self.aslr not in get_args(ASLR):
             raise ConfigError("vm.aslr", self.aslr, f"{self.aslr!r} is not known", hint="use auto, on or off")

@@ -28,6 +28,7 @@ from vmfork.records import find_value, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DISK, _STAMP, _USERS, _LOCK = "disk", "stamp.json", "users", "lock"
@@ -193,9 +194,9 @@ class DiskStore:
                 discard(path)
             return [*sweep_staging(self.folder), *unneeded]
 
-    def find_waste(self) -> list[Path]:
-        """The folders that a sweep would remove, at this moment."""
-        return [*find_left(self.folder), *self._list_unneeded()]
+    def find_waste(self, *, without: AbstractSet[Path] = frozenset()) -> list[Path]:
+        """The folders that a sweep would remove, at this moment, or once those `without` are gone, which need some."""
+        return [*find_left(self.folder), *self._list_unneeded(without)]
 
     def find_strangers(self) -> list[Path]:
         """What lies beside the disks and is not ours. Nothing of ours touches it."""
@@ -208,11 +209,11 @@ class DiskStore:
     def _list(self) -> list[Path]:
         return list_folder(self.folder)
 
-    def _list_unneeded(self) -> list[Path]:
-        return [path for path in self._list() if _DIGEST.fullmatch(path.name) and self._is_free(path.name)]
+    def _list_unneeded(self, without: AbstractSet[Path] = frozenset()) -> list[Path]:
+        return [path for path in self._list() if _DIGEST.fullmatch(path.name) and self._is_free(path.name, without)]
 
-    def _is_free(self, sha256: str) -> bool:
-        if self.list_users(sha256):
+    def _is_free(self, sha256: str, without: AbstractSet[Path]) -> bool:
+        if any(without.isdisjoint((user, *user.parents)) for user in self.list_users(sha256)):
             return False
         try:
             fd = open_file(self.locate(sha256))

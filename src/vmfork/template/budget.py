@@ -45,7 +45,7 @@ async def stage(
 ) -> Staging:
     """As `store.stage`. Where the host has too little memory for it, layers of recipes went."""
     make = partial(store.stage, name, memory_bytes=memory_bytes, replace=replace, wait_s=wait_s)
-    return await LayerStore(instance.places.layers).giving_way(make)
+    return await LayerStore.of(instance.places).giving_way(make)
 
 
 async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:

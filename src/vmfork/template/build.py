@@ -90,8 +90,15 @@ async def build_template(
         plan = await _prepare(config, recipe, instance)
         if (ram_mib := plan.hardware.memory_mib) > config.memory_mib:
             await make_room(name, ram_mib, instance=instance)
-            await LayerStore(instance.places.layers).giving_way(enlarge)
-        build = Making(plan, recipe, instance, options, layers_mib=config.layers_mib)
+            await LayerStore.of(instance.places).giving_way(enlarge)
+        build = Making(
+            plan,
+            recipe,
+            instance,
+            options,
+            layers_mib=config.layers_mib,
+            layers_disk_mib=config.layers_disk_mib,
+        )
         with staged_disk(plan.hardware, instance) as disk:
             async with _out_of_space_named(staging):
                 facts, todo = await build.make(staging, disk.fd)

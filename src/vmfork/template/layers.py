@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
-from vmfork.errors import VMForkError
+from vmfork.errors import HostError, VMForkError
 from vmfork.host.thread import in_thread
 from vmfork.store.ram_file import copy_ram
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe
-from vmfork.template.scratch import StagedDisk
+from vmfork.template.scratch import staged_disk
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmfork.image import DiskStore
+    from vmfork.config import Instance
     from vmfork.machine.plan import Plan
     from vmfork.machine.running import Running
     from vmfork.store import Staging
@@ -50,34 +50,38 @@ async def keep_layer(
     store: LayerStore,
     done: Sequence[DoneStep],
     layers: Sequence[str],
-    disks: DiskStore,
+    instance: Instance,
 ) -> bool:
     """The machine as it is now is the layer `name`, if there is room for it; it runs on.
 
-    `memory_fd` is the file that it has its RAM in. It stands still while that is copied. Raises what pausing a
-    machine raises; a layer that cannot be kept for want of memory is no error.
+    `memory_fd` is the file that it has its RAM in. It stands still while that is copied, and what is on the disk that
+    it writes to, where it has one. Raises what pausing a machine raises; a layer that cannot be kept for want of memory
+    or space is no error.
     """
+    hardware = running.hardware
     need_mib = -(-os.fstat(memory_fd).st_blocks * 512 // MIB)
-    staging = await store.stage(name, memory_bytes=running.hardware.memory_mib * MIB, need_mib=need_mib)
+    # What its disk takes is known when that is copied.
+    disk_mib = min(hardware.scratch_mib, 1)
+    staging = await store.stage(name, memory_bytes=hardware.memory_mib * MIB, need_mib=need_mib, disk_mib=disk_mib)
     if staging is None:
         return False
     async with staging:
         watchers = await find_watchers(running.agent)
         try:
-            await _copy(running, memory_fd, staging)
-            # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
-            todo = Thaw(watchers=watchers, greets=True)
-            await publish(
-                staging,
-                running.facts,
-                Recipe(),
-                todo=todo,
-                timings={},
-                steps=done,
-                layers=layers,
-                disk=StagedDisk(disks),
-            )
-        except OSError as error:  # its memory was there a moment ago
+            with staged_disk(hardware, instance) as disk:
+                if not await _copy(running, memory_fd, staging, disk.fd):
+                    return False
+                if disk.fd is not None:
+                    disk_mib = -(-os.fstat(disk.fd).st_blocks * 512 // MIB)
+                    if not await store.make_room(need_mib, disk_mib=disk_mib):
+                        _log.info("layer %s was not kept: its disk takes %d MiB", name, disk_mib)
+                        return False
+                # Its client spoke to the agent meanwhile: whoever goes on from here greets it anew.
+                todo = Thaw(watchers=watchers, greets=True)
+                await publish(
+                    staging, running.facts, Recipe(), todo=todo, timings={}, steps=done, layers=layers, disk=disk
+                )
+        except OSError as error:  # its memory was there a moment ago, or the host's disk is full
             if isinstance(error, VMForkError):  # a deadline is a TimeoutError, and that an OSError
                 raise
             _log.info("layer %s was not kept: %s", name, error)
@@ -85,11 +89,24 @@ async def keep_layer(
     return True
 
 
-async def _copy(running: Running, memory_fd: int, staging: Staging) -> None:
-    """The machine is in the staging folder as it was while it stood still, and runs on, also after an error."""
+async def _copy(running: Running, memory_fd: int, staging: Staging, disk_fd: int | None) -> bool:
+    """The machine is in the staging folder as it was while it stood still, and runs on, also after an error.
+
+    What was on its disk then is in `disk_fd`, where it has one. False where the host has no space for that.
+    """
     await running.pause()
     try:
         await running.machine.save_state(staging.state_path)
         await in_thread(lambda _: copy_ram(memory_fd, staging.memory_fd))
+        return disk_fd is None or await _copy_disk(running, disk_fd)
     finally:
         await running.resume(timeout_s=_RESUME_LIMIT_S)
+
+
+async def _copy_disk(running: Running, disk_fd: int) -> bool:
+    try:
+        await running.machine.copy_scratch(disk_fd)
+    except HostError as error:  # the guest writes nothing meanwhile, and so misses nothing
+        _log.info("a layer was not kept: %s", error)
+        return False
+    return True

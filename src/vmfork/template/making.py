@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.adopt.todo import Thaw
-from vmfork.errors import DeadlineExceeded, ExecError, GuestError, LaunchError, VMForkError
+from vmfork.errors import DeadlineExceeded, ExecError, GuestError, LaunchError, TemplateCorrupt, VMForkError
 from vmfork.freeze.freeze import freeze
 from vmfork.host.thread import in_thread
-from vmfork.image import DiskStore
 from vmfork.machine.booted import boot_machine
 from vmfork.machine.broker import stand_alone
 from vmfork.machine.facts import Descent, Make
@@ -27,6 +26,7 @@ from vmfork.store.layers import LayerStore
 from vmfork.store.manifest import DoneStep
 from vmfork.store.ram_file import copy_ram, empty_ram
 from vmfork.template.layers import keep_layer, name_layers
+from vmfork.template.scratch import opened_disk
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
@@ -64,18 +64,24 @@ class Making:
     """
 
     def __init__(
-        self, plan: Plan, recipe: Recipe, instance: Instance, options: BuildOptions, *, layers_mib: int | None
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        instance: Instance,
+        options: BuildOptions,
+        *,
+        layers_mib: int | None,
+        layers_disk_mib: int | None,
     ) -> None:
         self._plan = plan
         self._recipe = recipe
         self._instance = instance
         self._options = options
         self._steps = recipe.all_steps
-        # What a layer is called may not depend on values that are not to be kept. And it has no disk that is written.
-        is_layered = bool(recipe.steps) and not recipe.env and not plan.hardware.scratch_mib
+        # What a layer is called may not depend on values that are not to be kept.
+        is_layered = bool(recipe.steps) and not recipe.env
         self._names = name_layers(plan, recipe.pins) if is_layered else ()
-        self._kept = LayerStore(instance.places.layers, most_mib=layers_mib)
-        self._disks = DiskStore(instance.places.disks)
+        self._kept = LayerStore.of(instance.places, most_mib=layers_mib, most_disk_mib=layers_disk_mib)
         self.timings: dict[str, float] = {}
         self.done: list[DoneStep] = []
         self.layers: list[str] = []
@@ -115,9 +121,10 @@ class Making:
             number, opened = found
             with opened:
                 try:
-                    return await self._go_on(number, opened, staging)
+                    with opened_disk(opened.manifest, self._instance.places) as scratch_fd:
+                        return await self._go_on(number, opened, staging, scratch_fd)
                 # A cache: what cannot be used is made again.
-                except (GuestError, LaunchError, DeadlineExceeded) as error:
+                except (GuestError, LaunchError, DeadlineExceeded, TemplateCorrupt) as error:
                     _log.warning("layer %s could not be used, and is removed: %s", self._names[number], error)
             await self._kept.remove(self._names[number])
             empty_ram(staging.memory_fd)
@@ -140,7 +147,7 @@ class Making:
         for name in self._names:
             await self._kept.remove(name)
 
-    async def _go_on(self, number: int, opened: OpenTemplate, staging: Staging) -> Adopted:
+    async def _go_on(self, number: int, opened: OpenTemplate, staging: Staging, scratch_fd: int | None) -> Adopted:
         plan, kept = self._plan, opened.manifest
         behind = f"step {number}, {describe(self._steps[number - 1])}" if number else "the boot"
         self.report(f"going on behind {behind}")
@@ -153,6 +160,7 @@ class Making:
             state_fd=opened.state_fd,
             thaw=Thaw(watchers=kept.watchers, greets=True),
             limits=plan.limits,
+            scratch_fd=scratch_fd,
             descent=Descent(),
             reseed=plan.reseed,
             make=Make(
@@ -198,7 +206,7 @@ class Making:
         done = [*self.done[:-1], replace(self.done[-1], layer=name)] if number else []
         layers = [*self.layers, name]
         if await keep_layer(
-            name, running, staging.memory_fd, store=self._kept, done=done, layers=layers, disks=self._disks
+            name, running, staging.memory_fd, store=self._kept, done=done, layers=layers, instance=self._instance
         ):
             self.done, self.layers = done, layers
         self._since = time.perf_counter()

@@ -39,7 +39,7 @@ async def remove_template(name: str, *, places: Places) -> None:
     used = {layer for other in others for layer in find_layers(other, places=places)}
     for layer in layers:
         if layer not in used:
-            await LayerStore(places.layers).remove(layer)
+            await LayerStore.of(places).remove(layer)
 
 
 def _forget(name: str, places: Places) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 
 import pytest
 
 from tests.unit.store.samples import build_small
 from vmfork.cli.main import main
 from vmfork.config import find_places
+from vmfork.image import DiskStore
 from vmfork.store import TemplateStore
 from vmfork.store.manifest import DoneStep
 from vmfork.units import MIB
 
+DATA = os.urandom(2 * MIB - (64 << 10))  # the file system takes a little for itself
+DISK = hashlib.sha256(DATA).hexdigest()
 KEPT, GONE = "a" * 64, "b" * 64
 STEPS = (
     DoneStep(step="pip flask", took_s=4.5, layer=KEPT, reused=True),
@@ -30,7 +35,11 @@ def layers(tmp_path, monkeypatch):
     templates, layers = TemplateStore(find_places().templates), TemplateStore(find_places().layers)
     asyncio.run(build_small(templates, "web", steps=STEPS, layers=(KEPT, GONE)))
     asyncio.run(build_small(templates, "shop", steps=STEPS[:1], layers=(KEPT,)))
-    asyncio.run(build_small(layers, KEPT, memory_allocated_bytes=100 * MIB))
+    disks, path = DiskStore(find_places().disks), tmp_path / "disk"
+    path.write_bytes(DATA)
+    disks.add(path, DISK)
+    generation = asyncio.run(build_small(layers, KEPT, memory_allocated_bytes=100 * MIB, disk_mib=64, disk_sha256=DISK))
+    disks.hold_for(layers.folder / KEPT / generation, DISK, image="default")
     yield layers
     templates.clear()
     layers.clear()
@@ -40,15 +49,17 @@ def test_a_template_tells_its_steps_and_what_is_kept_of_each(layers, capsys) -> 
     assert main(["template", "history", "web", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["template"] == "web"
-    assert [(each["step"], each["took_s"], each["mib"], each["shared_with"]) for each in told["steps"]] == [
-        ("pip flask", 4.5, 100, ["shop"]),
-        ("run make", 2.5, 0, []),
-        ("run true", 0.25, 0, []),
+    assert [
+        (each["step"], each["took_s"], each["mib"], each["disk_mib"], each["shared_with"]) for each in told["steps"]
+    ] == [
+        ("pip flask", 4.5, 100, 2, ["shop"]),
+        ("run make", 2.5, 0, 0, []),
+        ("run true", 0.25, 0, 0, []),
     ]
     assert main(["template", "history", "web"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [lines[1].split(), lines[3].split()] == [
-        ["1", "pip", "flask", "4.5", "s", "(before)", "a" * 12, "100", "MiB", "shop"],
+        ["1", "pip", "flask", "4.5", "s", "(before)", "a" * 12, "100", "MiB", "+", "2", "MiB", "of", "disk", "shop"],
         ["3", "run", "true", "250.0", "ms"],
     ]
     assert main(["template", "history", "none", "--json"]) == 1
@@ -56,11 +67,11 @@ def test_a_template_tells_its_steps_and_what_is_kept_of_each(layers, capsys) -> 
 
 
 def test_layers_are_removed_where_that_is_asked_and_no_template_is(layers, capsys) -> None:
-    path = str(layers.folder / KEPT)
+    both = [str(layers.folder / KEPT), str(find_places().disks / DISK)]
     for argv, removed in (
         (["gc", "--json"], []),
-        (["gc", "--layers", "--dry-run", "--json"], [path]),
-        (["gc", "--layers", "--json"], [path]),
+        (["gc", "--layers", "--dry-run", "--json"], both),
+        (["gc", "--layers", "--json"], both),
         (["gc", "--layers", "--json"], []),
     ):
         assert main(argv) == 0
@@ -73,5 +84,6 @@ def test_layers_are_removed_where_that_is_asked_and_no_template_is(layers, capsy
 def test_the_last_template_that_was_made_of_a_layer_takes_it_along(layers, capsys) -> None:
     assert main(["template", "rm", "web"]) == 0
     assert layers.list_names() == [KEPT]
+    assert DiskStore(find_places().disks).find_waste() == []
     assert main(["template", "rm", "shop"]) == 0
-    assert layers.list_names() == []
+    assert (layers.list_names(), (find_places().disks / DISK).exists()) == ([], False)

@@ -58,10 +58,12 @@ def test_a_pool_may_be_given_as_a_least_and_a_most(tmp_path):
 
 
 def test_what_of_the_host_machines_may_have_is_read_from_both(tmp_path):
-    path = write(tmp_path, "[vm]\novercommit = 2\nreserve_mib = '1G'\nwait_s = '1m'\nlayers_mib = '2G'\n")
+    path = write(
+        tmp_path, "[vm]\novercommit = 2\nreserve_mib = '1G'\nwait_s = '1m'\nlayers_mib = '2G'\nlayers_disk_mib = '1G'\n"
+    )
     got = load_settings(path, {"VMFORK_VM_MAX_PRESSURE": "25.5", "VMFORK_VM_WAIT_S": "90s"})
     assert got.vm.limits == Limits(overcommit=2, reserve_mib=1024, max_pressure=25.5, wait_s=90.0)
-    assert got.vm.layers_mib == 2048
+    assert (got.vm.layers_mib, got.vm.layers_disk_mib) == (2048, 1024)
     assert load_settings(path, {"VMFORK_VM_OVERCOMMIT": "0"}).vm.limits.overcommit == 0
     assert load_settings(path, {"VMFORK_VM_LAYERS_MIB": "0"}).vm.layers_mib == 0
     assert got.vm.is_plain  # it asks for no other machine
@@ -75,6 +77,7 @@ def test_what_of_the_host_machines_may_have_is_read_from_both(tmp_path):
         ("overcommit", "nan"),
         ("reserve_mib", "-1"),
         ("layers_mib", "-1"),
+        ("layers_disk_mib", "-1"),
         ("max_pressure", "101"),
         ("wait_s", "-1s"),
     ],

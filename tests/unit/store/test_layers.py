@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -10,6 +11,7 @@ import pytest
 from tests.unit.store.probe import MEMORY_BYTES
 from tests.unit.store.samples import build_small
 from vmfork.errors import HostError, StoreBusy
+from vmfork.image import DiskStore
 from vmfork.store import layers as module
 from vmfork.store.folder import CURRENT
 from vmfork.store.layers import LayerStore
@@ -128,6 +130,91 @@ async def test_one_that_is_made_just_now_cannot_go_and_the_next_does(three, stor
         assert names(three) == ["b", "a"]
         await three.remove_all()
         assert names(three) == ["b"]
+
+
+@pytest.fixture
+def disks(tmp_path):
+    return DiskStore(tmp_path / "home" / "disks")
+
+
+@pytest.fixture
+def keep_disk(store, disks, tmp_path):
+    """A layer of 1 MiB of memory, and the file of so many MiB that was on its disk."""
+
+    async def keep(name: str, *, used_at: float, disk_mib: int) -> str:
+        data = os.urandom(disk_mib * MIB - (64 << 10))  # the file system takes a little for itself
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = tmp_path / name
+        path.write_bytes(data)
+        disks.add(path, sha256)
+        generation = await build_small(store, name, memory_allocated_bytes=MIB, disk_mib=8, disk_sha256=sha256)
+        disks.hold_for(store.folder / name / generation, sha256, image="default")
+        os.utime(store.folder / name / "lock", (used_at, used_at))
+        return sha256
+
+    return keep
+
+
+async def test_disks_have_a_limit_of_their_own_and_go_with_their_layers(store, disks, keep, keep_disk) -> None:
+    digests = [await keep_disk(name, used_at=used_at, disk_mib=4) for name, used_at in (("a", 1), ("b", 3))]
+    await keep("bare", used_at=0)
+    layers = LayerStore(store.folder, disks=disks, most_mib=1000, most_disk_mib=10)
+    assert [(layer.name, layer.disk_mib) for layer in layers.list_all()] == [("bare", 0), ("a", 4), ("b", 4)]
+    assert await layers.make_room(1, disk_mib=2)
+    assert not await layers.make_room(1, disk_mib=11)  # more than all may take: none goes for it
+    assert names(layers) == ["bare", "a", "b"]
+    assert await layers.make_room(1, disk_mib=3)  # one without a disk helps nobody who is short of that
+    assert names(layers) == ["bare", "b"]
+    assert [disks.locate(sha256).exists() for sha256 in digests] == [False, True]
+    assert await layers.make_room(1000)  # and who is short of memory is helped by any
+    assert names(layers) == []
+    assert (disks.locate(digests[1]).exists(), disks.find_waste()) == (False, [])
+
+
+async def test_no_disk_is_kept_where_disks_may_take_nothing(store, disks, keep_disk) -> None:
+    await keep_disk("a", used_at=1, disk_mib=4)
+    none = LayerStore(store.folder, disks=disks, most_mib=1000, most_disk_mib=0)
+    assert await none.stage("b", memory_bytes=MEMORY_BYTES, need_mib=1, disk_mib=1) is None
+    assert names(none) == ["a"]
+    staging = await none.stage("b", memory_bytes=MEMORY_BYTES, need_mib=1)
+    async with staging:
+        assert names(none) == ["a"]  # of one that has no disk nothing is asked
+
+
+async def test_by_default_disks_take_a_tenth_of_what_would_be_free_without_them(
+    store, disks, keep_disk, monkeypatch
+) -> None:
+    await keep_disk("a", used_at=1, disk_mib=4)
+    monkeypatch.setattr(module.facts, "free_space_bytes", lambda _: 96 * MIB)
+    layers = LayerStore(store.folder, disks=disks, most_mib=1000)
+    assert not await layers.make_room(1, disk_mib=11)
+    assert await layers.make_room(1, disk_mib=6)
+    assert names(layers) == ["a"]
+    assert await layers.make_room(1, disk_mib=7)
+    assert names(layers) == []
+
+
+async def test_a_disk_that_a_machine_reads_or_another_has_too_outlives_its_layer(
+    store, disks, keep_disk, tmp_path
+) -> None:
+    sha256 = await keep_disk("a", used_at=1, disk_mib=1)
+    layers = LayerStore(store.folder, disks=disks)
+    with disks.opened(sha256, image="default") as fd:
+        assert await layers.remove("a")
+        assert hashlib.sha256(os.pread(fd, MIB, 0)).hexdigest() == sha256
+        assert disks.locate(sha256).exists()
+    disks.hold_for(tmp_path, sha256, image="default")  # a template in which nothing was written since
+    disks.sweep()
+    assert disks.locate(sha256).exists()
+
+
+async def test_who_looks_at_no_disk_leaves_it_to_the_next_sweep(store, disks, keep_disk) -> None:
+    sha256 = await keep_disk("a", used_at=1, disk_mib=1)
+    assert await LayerStore(store.folder).give_way()
+    assert disks.find_waste() == [disks.locate(sha256).parent]
+    assert not await LayerStore(store.folder, disks=disks).give_way()
+    disks.sweep()
+    assert not disks.locate(sha256).exists()
 
 
 async def test_what_nobody_can_go_on_from_is_passed_over_goes_first_and_is_made_anew(three, store) -> None:

@@ -35,10 +35,12 @@ def test_another_image_emulator_or_size_is_another_machine_from_the_boot_on() ->
         replace(plan, traits={**plan.traits, "image.kernel": "bb"}),
         replace(plan, hardware=replace(plan.hardware, memory_mib=512)),
         replace(plan, hardware=replace(plan.hardware, cpus=2)),
+        replace(plan, hardware=replace(plan.hardware, scratch_mib=256)),
+        replace(plan, hardware=replace(plan.hardware, scratch_mib=512)),
         replace(plan, reseed=False),
     ]
-    for other in others:
-        assert not set(name_layers(other, PINS)) & set(name_layers(plan, PINS))
+    names = [name for each in (plan, *others) for name in name_layers(each, PINS)]
+    assert len(set(names)) == len(names)
 
 
 def test_a_step_that_changes_leaves_the_names_before_it() -> None:
