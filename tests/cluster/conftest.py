@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -21,6 +22,9 @@ from vmfork.config import Places, VMConfig
 from vmfork.errors import VMNotFound
 from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import TemplateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME = "cluster"
 # A fork of it is made for so long that something can happen meanwhile.
@@ -59,7 +63,8 @@ class Nodes:
             "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
             **(env or {}),
         }
-        node = self.ray_cluster.add_node(env_vars=own, labels=labels, num_cpus=1)
+        with _ended_where_half_made():
+            node = self.ray_cluster.add_node(env_vars=own, labels=labels, num_cpus=1, include_dashboard=False)
         name = node.node_id[:12]
         self.places[name], self.rays[name], self._given[name] = places, node, (env or {}, labels)
         return name
@@ -77,6 +82,47 @@ class Nodes:
         """Machines that are there, by node, whatever the cluster says."""
         return {name: [each.id for each in list_records(self.places[name].vms)] for name in self.rays}
 
+    def clear(self) -> None:
+        """Of machines and templates of all nodes, which have ended, nothing is left."""
+        with ExitStack() as stack:
+            for places in self.places.values():
+                stack.callback(TemplateStore(places.templates).clear)  # as root each is a mount
+                stack.callback(sweep_vms, places.vms)
+
+
+@contextmanager
+def open_nodes() -> Iterator[Nodes]:
+    """Nobody yet. Whoever was added has ended after the block, and nothing is left, however it ends."""
+    ray, utils = import_module("ray"), import_module("ray.cluster_utils")
+    with ExitStack() as stack:
+        root = Path(tempfile.mkdtemp(prefix="vmfork-cluster-", dir="/dev/shm"))
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        nodes = Nodes(utils.Cluster(), root)
+        stack.callback(nodes.clear)
+        stack.callback(nodes.ray_cluster.shutdown)
+        stack.callback(ray.shutdown)
+        yield nodes
+
+
+@contextmanager
+def _ended_where_half_made() -> Iterator[None]:
+    """A node that fails while it starts has ended: Ray's cluster does not know it yet, and leaves it to our own end."""
+    module, begun = import_module("ray._private.node"), []
+
+    class Begun(module.Node):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            begun.append(self)
+            super().__init__(*args, **options)
+
+    try:
+        with patch.object(module, "Node", Begun):
+            yield
+    except BaseException:
+        for node in begun:
+            if hasattr(node, "all_processes"):  # else it came to none
+                node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        raise
+
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> None:
@@ -89,11 +135,7 @@ def nothing_left() -> None:
 @pytest.fixture(scope="session")
 def nodes(instance):
     need("ray", found=True)
-    ray, utils = import_module("ray"), import_module("ray.cluster_utils")
-    root = Path(tempfile.mkdtemp(prefix="vmfork-cluster-", dir="/dev/shm"))
-    cluster = utils.Cluster()
-    made = Nodes(cluster, root)
-    try:
+    with open_nodes() as made:
         # The first builds the image where it is missing; the others need none.
         for number in range(3):
             made.add(made.make_places(str(instance.home) if not number else ""), rack=str(number))
@@ -101,15 +143,8 @@ def nodes(instance):
         asyncio.run(Template.build(NAME, VMConfig(), places=first))
         hook = ["mkdir -p /etc/vmfork/after-fork.d", _SLOW_HOOK, "chmod +x /etc/vmfork/after-fork.d/50-slow"]
         asyncio.run(Template.build(SLOW, VMConfig(), warm_up=hook, places=first))
-        ray.init(address=cluster.address, namespace="vmfork", log_to_driver=False)
+        import_module("ray").init(address=made.ray_cluster.address, namespace="vmfork", log_to_driver=False)
         yield made
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        for places in made.places.values():
-            sweep_vms(places.vms)
-            TemplateStore(places.templates).clear()  # as root each is a mount
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
