@@ -25,6 +25,9 @@
 /* Stream 0 does not exist, so its tokens are free for the two descriptors that belong to no stream. */
 enum { TOKEN_LINE = 0, TOKEN_CHILDREN = 1, MOST_EVENTS = 64, MOST_SIGNAL = 64 };
 
+/* So many rounds may go by before the host is told that its bytes were used up, where nothing else is sent to it. */
+enum { OWED_ROUNDS = 8 };
+
 /* What Linux gives a process at most (fs.nr_open), unless it was told otherwise. */
 enum { LARGEST_DESCRIPTOR = 1 << 20 };
 
@@ -132,6 +135,16 @@ static void note_event(const struct epoll_event *event, int signals)
         streams_event(event->data.u64);
 }
 
+/* Credit that is owed goes out with an answer. Where none comes, it is told once nothing has happened for a while; and
+ * where something always does, such as a program that writes on and on, after some rounds: it stays owed for no longer. */
+static void settle(bool is_idle)
+{
+    static int rounds;
+    rounds = streams_owe() ? rounds + 1 : 0;
+    if (is_idle || rounds > OWED_ROUNDS)
+        streams_settle();
+}
+
 static _Noreturn void serve(int line, enum line kind)
 {
     int signals = take_signals();
@@ -144,11 +157,12 @@ static _Noreturn void serve(int line, enum line kind)
     connection_open(line, kind);
     for (bool busy = true;;) {
         struct epoll_event events[MOST_EVENTS];
-        int count = epoll_wait(epoll, events, MOST_EVENTS, busy ? 0 : -1);
+        int count = epoll_wait(epoll, events, MOST_EVENTS, busy ? 0 : streams_owe() ? OWED_MS : -1);
         if (count < 0 && errno != EINTR)
             fatal_errno("cannot wait for events");
         for (int i = 0; i < count; i++)
             note_event(&events[i], signals);
+        settle(count == 0 && !busy);
         busy = connection_work();
     }
 }

@@ -93,6 +93,7 @@ void stream_take(struct stream *s, uint32_t id)
 {
     s->id = id;
     s->granted = FIRST_CREDIT;
+    s->owed = 0;
     for (size_t i = 0; i < CHANNELS; i++)
         s->credit[i] = FIRST_CREDIT;
 }
@@ -198,6 +199,13 @@ size_t stream_allowance(const struct stream *s, uint8_t channel)
     return s->credit[channel] < LARGEST_CHUNK ? (size_t)s->credit[channel] : LARGEST_CHUNK;
 }
 
+static void settle(struct stream *s)
+{
+    size_t owed = s->owed;
+    s->owed = 0;
+    stream_grant(s, owed);
+}
+
 long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit)
 {
     struct buffer *out = outbox();
@@ -213,6 +221,7 @@ long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit)
     buffer_grow(out, (size_t)got);
     frame_end(out, mark);
     s->credit[channel] -= (uint64_t)got;
+    settle(s);
     return got;
 }
 
@@ -233,4 +242,26 @@ void stream_grant(struct stream *s, size_t length)
     s->granted += (uint32_t)length;
     if (s->id != 0)
         send_credit(s->id, s->kind->channel, (uint32_t)length);
+}
+
+void stream_grant_late(struct stream *s, size_t length)
+{
+    s->owed += (uint32_t)length;
+    if (s->owed >= MOST_OWED)
+        settle(s);
+}
+
+bool streams_owe(void)
+{
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL && streams[i]->owed > 0)
+            return true;
+    return false;
+}
+
+void streams_settle(void)
+{
+    for (size_t i = 0; i < slots; i++)
+        if (streams[i] != NULL)
+            settle(streams[i]);
 }

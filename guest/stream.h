@@ -9,7 +9,7 @@
 #include <sys/types.h>
 
 enum { CHANNEL_CONTENT = 0, CHANNEL_STDOUT = 1, CHANNEL_STDERR = 2, CHANNEL_ARGUMENTS = 3, CHANNELS = 4 };
-enum { FIRST_CREDIT = 65536, LARGEST_CHUNK = 65536 };
+enum { FIRST_CREDIT = 65536, LARGEST_CHUNK = 65536, MOST_OWED = FIRST_CREDIT / 4 };
 
 struct stream;
 
@@ -48,6 +48,8 @@ struct stream {
     /* What the host allows us to send, and what we allow it to. */
     uint64_t credit[CHANNELS];
     uint32_t granted;
+    /* Was used up, and the host is not told yet. */
+    uint32_t owed;
     /* 0 where there is none, or it has ended: its number may be another's by then. */
     pid_t child;
 };
@@ -90,5 +92,10 @@ long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit);
 void stream_send(struct stream *s, uint8_t channel, const void *bytes, size_t length);
 /* The bytes that came were used up: the host may send as many more. Of one that was left, nobody is told. */
 void stream_grant(struct stream *s, size_t length);
+/* The same, told with what is sent next on the stream, at a quarter of the first credit, or when nothing else happens. */
+void stream_grant_late(struct stream *s, size_t length);
+/* Whether any is owed credit, and tells it. */
+bool streams_owe(void);
+void streams_settle(void);
 
 #endif

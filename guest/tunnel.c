@@ -155,7 +155,7 @@ static enum moved write_held(struct stream *s, struct tunnel *t)
         return LOST;
     if (put > 0) {
         buffer_take(&t->held, (size_t)put);
-        stream_grant(s, (size_t)put);
+        stream_grant_late(s, (size_t)put);
     }
     /* Once it is one, until all was taken: the program that stood still takes more than a piece. */
     await_room(s, t, !t->writable || (t->awaits_room && buffer_length(&t->held) > 0));

@@ -224,6 +224,67 @@ async def test_as_much_is_under_way_as_was_asked_for(agent, monkeypatch, window:
     agent.abandon(listening)
 
 
+@pytest.fixture
+async def late_agent(start_agent, compile_variant, root_dir: Path) -> AsyncIterator[AgentClient]:
+    """A client of an agent that gives credit back because nothing else happens after an hour, and so never."""
+    running = start_agent("--root", str(root_dir), binary=compile_variant("late", "-DOWED_MS=3600000"))
+    async with await AgentClient.open(running.sock.dup()) as client:
+        running.sock.close()
+        await client.hello(take_over=False, timeout_s=LIMIT_S)
+        yield client
+
+
+async def answer_questions(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What ends with a question mark is answered; all is taken."""
+    while data := await reader.read(65536):
+        if data.endswith(b"?"):
+            writer.write(b"!")
+
+
+async def wait_taken(connection) -> None:
+    tunnel = tunnel_of(connection)
+    async with asyncio.timeout(LIMIT_S):
+        while not tunnel.all_was_taken:
+            await tunnel.credited.next()
+
+
+async def test_credit_comes_back_with_the_answer_and_at_once_where_much_is_owed(late_agent) -> None:
+    async with served(answer_questions) as port, await late_agent.open_tunnel(port) as connection:
+        tunnel = tunnel_of(connection)
+        await connection.write(b"x" * 100)
+        await late_agent.ping()
+        assert tunnel.credit == tunnel.window - 100
+        await connection.write(b"?")
+        assert await connection.read() == b"!"
+        await late_agent.ping()
+        assert tunnel.credit == tunnel.window
+        await connection.write(b"x" * (FIRST_CREDIT // 2))
+        await wait_taken(connection)
+
+
+async def test_credit_comes_back_while_another_stream_never_rests(late_agent) -> None:
+    async with (
+        served(answer_questions) as port,
+        await late_agent.open_tunnel(port) as connection,
+        await late_agent.start_exec(Command(["yes"])) as process,
+    ):
+
+        async def read_on() -> None:
+            async for _ in process.output():
+                pass
+
+        reading = asyncio.create_task(read_on())
+        await connection.write(b"x")
+        await wait_taken(connection)
+        reading.cancel()
+
+
+async def test_credit_comes_back_where_nothing_else_happens(agent) -> None:
+    async with served(answer_questions) as port, await agent.open_tunnel(port) as connection:
+        await connection.write(b"x")
+        await wait_taken(connection)
+
+
 @pytest.mark.parametrize("window", [1, FIRST_CREDIT - 1, MOST_CREDIT + 1, 2**64])
 async def test_no_more_is_under_way_than_either_side_holds(agent, monkeypatch, window: int) -> None:
     monkeypatch.setattr(agent_ports, "WINDOW", window)
