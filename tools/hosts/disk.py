@@ -27,9 +27,9 @@ from vmfork.image import cpio
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Whatever runs there needs QEMU, Python, and for disks `e2fsprogs`; `procps` is for tests, `python3-venv` for
-# hosts/python.py, `libstdc++6` for gRPC, whose wheel brings no C++ library.
-_PACKAGES = ("busybox-static", "e2fsprogs", "libstdc++6", "mount", "procps", "python3-venv", "qemu-system-x86")
+# Whatever runs there needs QEMU, Python, for disks `e2fsprogs` and for cards `passt`; `procps` is for tests,
+# `python3-venv` for hosts/python.py, `libstdc++6` for gRPC, whose wheel brings no C++ library.
+_PACKAGES = ("busybox-static", "e2fsprogs", "libstdc++6", "mount", "passt", "procps", "python3-venv", "qemu-system-x86")
 _KERNEL = "linux-image-amd64"
 
 _INSIDE = Path(__file__).with_name("inside")

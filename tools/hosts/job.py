@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[2]
 _FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests", "tools")
 # What tests may rely on where KVM works: a skip for want of it is a failure (tests/kvm/conftest.py).
-PROMISED = "working-kvm"
+PROMISED = "working-kvm,passt,own-address"
 _TEST_PACKAGES = ("pytest", "pytest-asyncio")
 _FOLDER = "/job"
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 # What tools/setup installs here, and what tests need that a least Debian has not.
 _PACKAGES = (
-    "cpio", "e2fsprogs", "gcc", "libc6-dev", "libcap2-bin", "lz4", "make", "mmdebstrap", "mount", "openssl", "procps",
-    "python3-venv", "qemu-system-x86", "squashfs-tools", "strace", "tmux",
+    "cpio", "e2fsprogs", "gcc", "libc6-dev", "libcap2-bin", "lz4", "make", "mmdebstrap", "mount", "openssl", "passt",
+    "procps", "python3-venv", "qemu-system-x86", "squashfs-tools", "strace", "tmux",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from vmfork.host.process import ProcessIdentity, identify, spawn
 from vmfork.host.shipped import find_shipped
 
 if TYPE_CHECKING:
+    import asyncio
     import subprocess
 
     from vmfork.host.users import UserLease
@@ -32,7 +33,10 @@ _MAC = "52:55:0a:00:02:02"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passt:
-    """The program; `version` is what it prints of itself, and empty where it does not know (Debian 12)."""
+    """The program; `version` is what it prints of itself, and empty where it does not tell.
+
+    Debian 12's knows none. Debian 13's prints it to a terminal alone: it ends without writing out what it holds.
+    """
 
     path: Path
     version: str
@@ -78,24 +82,29 @@ async def find_passt() -> Passt:
     info = path.stat()
     key = (path, info.st_ino, info.st_mtime_ns)
     if key not in _probed:
-        said = await _ask(path, {})
-        if not said.startswith("passt"):
+        works, said = await _ask(path, {})
+        if not works or (said and not said.startswith("passt")):
             raise HostError(f"{path} does not look like passt", hint=_HINT, log=said)
         # Told of nothing, the library ends whatever it is loaded into.
-        if await _ask(path, {"LD_PRELOAD": str(find_fence())}):
+        still_works, _ = await _ask(path, {"LD_PRELOAD": str(find_fence())})
+        if still_works:
             what = "does not load the library that keeps it from this host's loopback"
             raise HostError(f"{path} {what}", hint="use the distribution's: it is neither static nor has capabilities")
         _probed[key] = Passt(path=path, version="" if _UNKNOWN in said else said.removeprefix("passt").strip())
     return _probed[key]
 
 
-async def _ask(path: Path, env: dict[str, str]) -> str:
-    """The first line that it prints of its version; empty where it prints nothing."""
+async def _ask(path: Path, env: dict[str, str]) -> tuple[bool, str]:
+    """Whether it tells its version without an error, and the first line that it prints of it."""
     try:
-        said = await ask_program(path, "--version", talk=read_output, env=env, limit_s=_PROBE_LIMIT_S, hint=_HINT)
+        return await ask_program(path, "--version", talk=_read_told, env=env, limit_s=_PROBE_LIMIT_S, hint=_HINT)
     except TimeoutError as error:
         raise HostError(f"{path} --version did not end within {_PROBE_LIMIT_S:g} s") from error
-    return said.partition("\n")[0]
+
+
+async def _read_told(child: asyncio.subprocess.Process) -> tuple[bool, str]:
+    said = await read_output(child)
+    return child.returncode == 0, said.partition("\n")[0]
 
 
 class StartedPasst:

@@ -183,13 +183,24 @@ async def test_where_there_is_none_it_is_told_with_what_to_install(monkeypatch) 
         locate_passt()
 
 
-async def test_what_is_no_passt_is_told(tmp_path, monkeypatch) -> None:
-    program = tmp_path / "passt"
-    program.write_text("#!/bin/sh\necho something else\n")
+def put_passt(script: str, folder: Path, monkeypatch) -> None:
+    program = folder / "passt"
+    program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.parametrize("script", ["echo something else", "echo passt 1; exit 1", "exit 1"])
+async def test_what_is_no_passt_is_told(script: str, tmp_path, monkeypatch) -> None:
+    put_passt(script, tmp_path, monkeypatch)
     with pytest.raises(HostError, match="does not look like passt"):
         await find_passt()
+
+
+async def test_one_that_tells_its_version_to_terminals_alone_is_one_of_no_version(tmp_path, monkeypatch) -> None:
+    """As Debian 13's does."""
+    put_passt('[ -t 1 ] && echo "passt 1"; exit 0', tmp_path, monkeypatch)
+    assert (await find_passt()).version == ""
 
 
 @pytest.mark.parametrize(
