@@ -131,6 +131,8 @@ class Packed:
 
 
 class _Folder:
+    takes_several = True
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 

@@ -47,7 +47,7 @@ class ZstdReader:
         return data
 
 
-def compress(data: bytes) -> bytes:
+def compress(data: bytes | memoryview) -> bytes:
     """One frame. Other threads run meanwhile."""
     packed: bytes = _get("compress")(data, _LEVEL)
     return packed

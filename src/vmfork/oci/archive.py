@@ -21,6 +21,8 @@ _VERSION = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
 class Archive:
     """Writes to `file`, which stays its opener's. The same content in the same order gives the same bytes."""
 
+    takes_several = False
+
     def __init__(self, file: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `finish`
         self._there: set[str] = set()

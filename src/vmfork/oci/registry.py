@@ -54,12 +54,15 @@ class Repository:
     of credentials (`DOCKER_CONFIG`, else `~/.docker/config.json`). It owns these connections until it is closed.
     """
 
+    takes_several = True
+
     def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
         self.reference = reference
         self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.host))
         self._of_thread = threading.local()
         self._doors = ExitStack()
         self._is_closed = False
+        self._counting = threading.Lock()
         self.sent_bytes = 0
 
     def __enter__(self) -> Self:
@@ -86,7 +89,8 @@ class Repository:
         joined = "&" if "?" in where else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(data))}
         self._ask("PUT", f"{where}{joined}digest={descriptor.digest}", {201}, data=data, headers=headers)
-        self.sent_bytes += len(data)
+        with self._counting:
+            self.sent_bytes += len(data)
 
     def read(self, descriptor: Descriptor) -> bytes:
         """The content. Raises `ArtifactError` when it is missing, or not what its digest says."""
@@ -163,12 +167,15 @@ class Repository:
         with answer, self._reaching():
             if answer.status_code == 404:
                 raise ArtifactError(str(self.reference), f"the registry has no {what}")
-            data = bytearray()
-            for piece in answer.iter_content(_PIECE):
-                data += piece
-                if len(data) > limit:
+            pieces: list[bytes] = []
+            left = limit
+            # As large as it may be: then it is one, which nobody copies.
+            for piece in answer.iter_content(max(limit, 1)):
+                pieces.append(piece)
+                left -= len(piece)
+                if left < 0:
                     raise ArtifactError(f"{self.reference}: {what}", f"it has more than {limit} bytes")
-        return bytes(data)
+        return b"".join(pieces)
 
     def _ask(
         self, method: str, what: str, expected: set[int], *, headers: Mapping[str, str] | None = None, **options: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import struct
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What is read at a time: other threads run while it is hashed, and a processor keeps it near.
-_STEP = 256 * 1024
 PAGE = 4096
 _ZEROS = bytes(PAGE)
+# What is read at a time: other threads run while it is hashed, and a processor keeps it near.
+_STEP_PAGES = 64
+# A page with its position before it, as it goes into the digest.
+_ITEM = 8 + PAGE
+_POSITIONS = struct.Struct(f">{f'Q{PAGE}x' * _STEP_PAGES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +58,41 @@ def digest_open_ram(fd: int) -> RAMDigest:
 class RAMDigesting:
     """The digest of the RAM file open as `fd`, part by part, so that it can be made while the file is written.
 
-    A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest.
+    A hole may become a page of zeros when a reader maps it, so pages of zeros are left out of the digest. Pages are
+    read to where they are hashed, each behind its position: nobody copies them.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._total = hashlib.sha256()
         self._at = self._allocated = 0
+        self._items = bytearray(_STEP_PAGES * _ITEM)
+        self._view = memoryview(self._items)
+        self._pages = [self._view[at + 8 : at + _ITEM] for at in range(0, len(self._items), _ITEM)]
 
     def go_on(self, end: int) -> None:
-        """What lies before `end` is in the digest; nobody writes there any more."""
+        """What lies before `end` is in the digest; nobody writes there any more. Both ends are a page's."""
+        step = _STEP_PAGES * PAGE
         for start, stop in find_extents(self._fd, self._at, end):
             self._allocated += stop - start
-            for position in range(start, stop, _STEP):
-                data = os.pread(self._fd, min(_STEP, stop - position), position)
-                self._total.update(b"".join(_pages_of_data(data, position)))
+            for position in range(start, stop, step):
+                self._add(position, min(_STEP_PAGES, (stop - position) // PAGE))
         self._at = max(self._at, end)
+
+    def _add(self, position: int, count: int) -> None:
+        """The `count` pages from `position` on are in the digest, without those of zeros."""
+        _POSITIONS.pack_into(self._items, 0, *range(position, position + _STEP_PAGES * PAGE, PAGE))
+        read = os.preadv(self._fd, self._pages[:count], position)
+        if read != count * PAGE:
+            raise OSError(errno.EIO, f"{read} of {count * PAGE} bytes were read at {position} of a RAM file")
+        begin, end = 0, count * _ITEM
+        for at in range(0, end, _ITEM):
+            if self._items.startswith(_ZEROS, at + 8):
+                if begin < at:
+                    self._total.update(self._view[begin:at])
+                begin = at + _ITEM
+        if begin < end:
+            self._total.update(self._view[begin:end])
 
     @property
     def found(self) -> RAMDigest:
@@ -109,12 +132,3 @@ def find_extents(fd: int, begin: int = 0, limit: int = sys.maxsize) -> Iterator[
             return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), limit)
         yield start, end
-
-
-def _pages_of_data(data: bytes, position: int) -> Iterator[bytes]:
-    """The position of each page that is not zeros, and the page."""
-    for offset in range(0, len(data), PAGE):
-        page = data[offset : offset + PAGE]
-        if page != _ZEROS:
-            yield (position + offset).to_bytes(8, "big")
-            yield page

@@ -27,7 +27,13 @@ class Blobs(Protocol):
 
 
 class Sink(Protocol):
-    """Where content goes. What is there already may be left out."""
+    """Where content goes. What is there already may be left out.
+
+    One that `takes_several` is put to by several threads at once; others by one, in the order of what they hold.
+    """
+
+    @property
+    def takes_several(self) -> bool: ...
 
     def put(self, descriptor: Descriptor, data: bytes, /) -> None: ...
 
@@ -134,7 +140,7 @@ def most_packed(raw_bytes: int) -> int:
     return raw_bytes + raw_bytes // 128 + 1024
 
 
-def make_layer(raw: bytes) -> tuple[Layer, bytes]:
+def make_layer(raw: bytes | memoryview) -> tuple[Layer, bytes]:
     """The layer of that content, and what it is as it travels."""
     data = compress(raw)
     return Layer(digest=digest_of(data), size_bytes=len(data), raw_bytes=len(raw)), data

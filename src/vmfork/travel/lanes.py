@@ -18,12 +18,17 @@ T = TypeVar("T")
 _MOST_LANES = 8
 
 
+def count_lanes() -> int:
+    """As many as there are processors for us, and as are of use."""
+    return min(len(os.sched_getaffinity(0)), _MOST_LANES)
+
+
 def in_order(work: Callable[[A], T], items: Iterable[A], *, stop: Event, lanes: int = 0) -> Iterator[T]:
     """What `work` makes of each item; so few are under way at once that memory holds them. None any more after `stop`.
 
-    By default there are as many `lanes` as there are processors for us.
+    By default there are as many `lanes` as `count_lanes` says.
     """
-    lanes = lanes or min(len(os.sched_getaffinity(0)), _MOST_LANES)
+    lanes = lanes or count_lanes()
     under_way: deque[Future[T]] = deque()
     with ThreadPoolExecutor(lanes, thread_name_prefix="vmfork-lane") as pool:
         try:

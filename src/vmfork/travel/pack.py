@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateCorrupt
@@ -17,11 +18,12 @@ from vmfork.travel.artifact import (
     Artifact,
     list_disks,
     list_spans,
+    span_of,
 )
 from vmfork.travel.document import make_layer
 from vmfork.travel.files import send_file
-from vmfork.travel.lanes import in_order
-from vmfork.travel.pages import encode
+from vmfork.travel.lanes import count_lanes, in_order
+from vmfork.travel.pages import encode, largest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,21 +65,36 @@ def pack(
     m, layers = opened.manifest, [] if base is None else [*base.layers]
     there = -1 if base is None else base.memory_fd
     spans = list_spans(m.memory_bytes)
+    # What records are written to is used again: memory that was given back has to be cleared when it is asked for.
+    spare: SimpleQueue[bytearray] = SimpleQueue()
 
-    def work(span: tuple[int, int] | None) -> tuple[Layer, bytes] | None:
-        """The layer of that part of RAM. The whole of it is compared meanwhile, in a lane of its own."""
+    def work(span: tuple[int, int] | None) -> tuple[Layer, bytes | None] | None:
+        """The layer of that part of RAM, with its content unless `sink` has that; or the whole was compared."""
         if span is None:
             _check_memory(opened)
             return None
-        return make_layer(encode(_read(opened.memory_fd, there, *span)))
+        try:
+            buffer = spare.get_nowait()
+        except Empty:
+            buffer = bytearray(largest(span_of(m.memory_bytes)))
+        layer, data = make_layer(encode(_read(opened.memory_fd, there, *span), buffer))
+        spare.put(buffer)
+        if not layer.raw_bytes:
+            return None
+        if not sink.takes_several:
+            return layer, data
+        sink.put(layer.describe(MEMORY_TYPE), data)
+        return layer, None
 
-    for number, packed in enumerate(in_order(work, (None, *spans), stop=stop)):
+    # One more where lanes wait for a sink.
+    lanes = count_lanes() + 1 if sink.takes_several else count_lanes()
+    for number, packed in enumerate(in_order(work, (None, *spans), stop=stop, lanes=lanes)):
         tell(number / (len(spans) + 1))
         if packed is not None:
-            layer, data = packed
-            if layer.raw_bytes:
-                layers.append(layer)
-                sink.put(layer.describe(MEMORY_TYPE), data)
+            layer, content = packed
+            layers.append(layer)
+            if content is not None:
+                sink.put(layer.describe(MEMORY_TYPE), content)
     if stop.is_set():
         return None
     state, data = make_layer(os.pread(opened.state_fd, m.state_bytes, 0))
@@ -124,11 +141,14 @@ def _check_memory(opened: OpenTemplate) -> None:
         raise TemplateCorrupt(opened.manifest.name, "memory", "its content is not what was frozen")
 
 
-def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """What a part of RAM has, and what is there: zeros, or what the file `there` has. Holes of both are left out."""
+def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes | None]]:
+    """What a part of RAM has, and what is there, as `encode` wants it: what the file `there` has, if it is open.
+
+    Holes of both are left out.
+    """
     for position in sorted(_find_steps(fd, begin, end) | _find_steps(there, begin, end)):
         size = min(_STEP, end - position)
-        yield position, os.pread(fd, size, position), bytes(size) if there < 0 else os.pread(there, size, position)
+        yield position, os.pread(fd, size, position), None if there < 0 else os.pread(there, size, position)
 
 
 def _find_steps(fd: int, begin: int, end: int) -> set[int]:

@@ -21,23 +21,28 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("<QII")
 _CONTENT, _CLEARED = 1, 0
+_SAME = -1  # no record's: the page is there already
 _ZEROS = bytes(PAGE)
 # So much is cleared at a time, however much a record says.
 _CLEAR = memoryview(bytes(64 * PAGE))
 
 
-def encode(pieces: Iterable[tuple[int, bytes, bytes]]) -> bytes:
+def encode(pieces: Iterable[tuple[int, bytes, bytes | None]], into: bytearray) -> memoryview:
     """The records of `pieces`, at ascending positions: position, content, and what is there already, as long.
 
-    Pages that are there already are left out.
+    Pages that are there already are left out. `None`: zeros are there. The records are the beginning of `into`, which
+    has room for `largest` of all the pieces.
     """
-    out = bytearray()
+    out, size = memoryview(into), 0
     for position, data, there in pieces:
+        view = memoryview(data)
         for begin, end, kind in _find_runs(data, there):
-            out += _HEAD.pack(position + begin, (end - begin) // PAGE, kind)
+            _HEAD.pack_into(out, size, position + begin, (end - begin) // PAGE, kind)
+            size += _HEAD.size
             if kind == _CONTENT:
-                out += data[begin:end]
-    return bytes(out)
+                out[size : size + end - begin] = view[begin:end]
+                size += end - begin
+    return out[:size]
 
 
 def decode(pieces: Iterable[bytes], memory_bytes: int) -> Iterator[tuple[int, memoryview]]:
@@ -87,19 +92,19 @@ def largest(span_bytes: int) -> int:
     return span_bytes + span_bytes // PAGE * _HEAD.size
 
 
-def _find_runs(data: bytes, there: bytes) -> Iterator[tuple[int, int, int]]:
+def _find_runs(data: bytes, there: bytes | None) -> Iterator[tuple[int, int, int]]:
     """Begin, end and kind of each run of pages of one kind that differ from what is there."""
-    begin, kind = 0, -1
+    begin, kind = 0, _SAME
     for offset in range(0, len(data), PAGE):
-        page = data[offset : offset + PAGE]
-        found = _kind_of(page) if page != there[offset : offset + PAGE] else -1
+        # `startswith` compares where the page lies; a slice would be a copy.
+        found = _CLEARED if data.startswith(_ZEROS, offset) else _CONTENT
+        if there is None:
+            found = found or _SAME
+        elif data.startswith(there[offset : offset + PAGE], offset):
+            found = _SAME
         if found != kind:
-            if kind >= 0:
+            if kind != _SAME:
                 yield begin, offset, kind
             begin, kind = offset, found
-    if kind >= 0:
+    if kind != _SAME:
         yield begin, len(data), kind
-
-
-def _kind_of(page: bytes) -> int:
-    return _CLEARED if page == _ZEROS else _CONTENT

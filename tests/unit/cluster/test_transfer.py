@@ -24,6 +24,8 @@ LANES = min(len(os.sched_getaffinity(0)), 8)
 class Kept(dict[str, bytes]):
     """Layers by digest, as `pack` puts them."""
 
+    takes_several = True
+
     def put(self, descriptor, data: bytes, /) -> None:
         self[descriptor.digest] = data
 

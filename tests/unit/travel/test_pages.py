@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.store.ram_file import PAGE
-from vmfork.travel.pages import decode, encode, largest
+from vmfork.travel.pages import decode, largest
+from vmfork.travel.pages import encode as encode_into
 
 # Few kinds of pages, so that runs of them, zeros and pages that are there already all come up.
 PAGES = st.lists(st.sampled_from([bytes(PAGE), b"a" * PAGE, b"b" * PAGE]), min_size=1, max_size=12).map(b"".join)
+
+
+def encode(pieces) -> bytes:
+    """Into what something else was in before, of just the room that there has to be."""
+    return bytes(encode_into(pieces, bytearray(b"x" * sum(largest(len(data)) for _, data, _ in pieces))))
 
 
 def apply(records: bytes, there: bytes, *, piece: int = 1 << 20) -> bytes:
@@ -51,6 +57,11 @@ def test_what_differs_is_all_that_is_needed(memory, data) -> None:
     same = sum(memory[at : at + PAGE] == there[at : at + PAGE] for at in range(0, len(memory), PAGE))
     content = sum(len(c) for _, c in decode([records], len(memory)))
     assert content <= len(memory) - same * PAGE
+
+
+@given(PAGES)
+def test_where_nothing_is_said_to_be_there_zeros_are(memory) -> None:
+    assert encode([(0, memory, None)]) == encode([(0, memory, bytes(len(memory)))])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), PAGES), min_size=1, max_size=5))
