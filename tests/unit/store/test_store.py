@@ -113,6 +113,15 @@ async def test_templates_are_found_by_their_image_as_far_as_they_can_be_read(sto
     assert store.list_made_of("none") == []
 
 
+async def test_of_two_that_are_used_one_right_after_the_other_the_second_is_the_later(store, build):
+    """The kernel's own stamps are equal for some milliseconds."""
+    for name in ("one", "two"):
+        await build(store, name)
+    store.note_use("two")
+    store.note_use("one")
+    assert store.find_last_use("two") < store.find_last_use("one")
+
+
 def test_a_store_that_was_never_used_is_empty(store):
     assert (store.list_names(), store.sweep()) == ([], [])
     assert not store.folder.exists()
