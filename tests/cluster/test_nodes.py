@@ -10,11 +10,13 @@ from importlib import import_module
 import pytest
 
 import vmfork
-from tests.cluster.conftest import NAME, find_pid, get_node, until
+from tests.cluster.conftest import NAME, SLOW, find_pid, get_node, until
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
-from vmfork.errors import DeadlineExceeded, NoNode, TemplateNotFound, VMNotFound
+from vmfork.errors import DeadlineExceeded, HostError, NoNode, TemplateNotFound, VMNotFound
 from vmfork.machine.folder import list_records
+from vmfork.store import TemplateStore
+from vmfork.units import MIB
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
 
@@ -90,6 +92,42 @@ async def test_nodes_that_want_one_template_at_once_are_each_sent_it_once(cluste
         await template.remove()
         for node in others:
             await (await Template.open("wanted", places=nodes.places[node])).remove()
+
+
+async def test_a_template_that_comes_over_the_budget_of_its_node_takes_the_place_of_the_one_used_least(
+    cluster, nodes
+) -> None:
+    """Of those that came from others: not one that a machine is a fork of, and none where nothing may go."""
+    store = TemplateStore(nodes.places[nodes.names[0]].templates)
+    holding = {name: -(-store.read_manifest(name).memory_allocated_bytes // MIB) for name in (NAME, SLOW)}
+    full = -(-store.read_manifest(NAME).memory_bytes // MIB)
+    # Room for one that is there, and for another that comes, which is counted in full.
+    budget_mib = max(holding.values()) + full
+    assert budget_mib < sum(holding.values()) + full
+    node = nodes.add(nodes.make_places(), {"VMFORK_FACTORY_BUDGET_MIB": str(budget_mib)})
+    there = TemplateStore(nodes.places[node].templates)
+    try:
+        told = await until(cluster, lambda told: node in {each["name"] for each in told["nodes"]})
+        digest = next(each["digest"] for each in told["templates"] if each["name"] == NAME)
+        for name in (NAME, SLOW):
+            await cluster.prefetch(name, nodes=[node])
+        assert there.list_names() == sorted((NAME, SLOW))
+        there.note_use(NAME)
+        await cluster._site.call(node, "pull", "third", digest, [nodes.names[0]])
+        assert there.list_names() == sorted((NAME, "third"))
+        async with cluster.fork(NAME, node=node) as vm:
+            there.note_use("third")
+            await cluster.prefetch(SLOW, nodes=[node])
+            assert there.list_names() == sorted((NAME, SLOW))
+            assert (await vm.exec(["echo", "still"])).stdout == "still\n"
+            async with cluster.fork(SLOW, node=node):
+                with pytest.raises(HostError, match=f"{NAME}.*{SLOW}|{SLOW}.*{NAME}"):
+                    await cluster._site.call(node, "pull", "third", digest, [nodes.names[0]])
+            assert there.list_names() == sorted((NAME, SLOW))
+        assert {NAME, SLOW} <= {*store.list_names()}
+    finally:
+        nodes.kill(node)
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
 
 
 async def test_a_hundred_machines_of_eight_tasks_are_all_there_and_none_is_two(cluster, nodes) -> None:
