@@ -16,11 +16,13 @@ import pytest
 from tests.vm.cli_runner import left_of, vmfork
 from vmfork.aio import Template
 from vmfork.config import VMConfig
+from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.image import DiskStore
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
 from vmfork.template import making
 from vmfork.template.removal import remove_template
+from vmfork.units import MIB
 
 pytestmark = pytest.mark.vm
 
@@ -113,6 +115,28 @@ async def test_without_layers_all_is_done_again_and_where_disks_may_take_nothing
     assert 0 < sum(layer.disk_mib for layer in kept) <= 6  # that of the second step takes 11
     assert template.manifest.steps[1].layer == ""
     await check_disk(template, "first\n")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("root")
+async def test_a_layer_whose_disk_finds_no_space_on_the_host_is_not_kept_and_the_build_goes_on(instance) -> None:
+    steps = [
+        {"run": "head -c 8M /dev/urandom > /scratch/one; sync"},
+        {"run": "head -c 6M /dev/urandom > /scratch/two; sync"},
+        {"run": "rm /scratch/one /scratch/two; sync; fstrim /scratch 2>/dev/null; echo here > /scratch/three; sync"},
+    ]
+    # For what the machine has written, 14 MiB at most, and the first layer's 8; not for the 14 of the second.
+    mount_tmpfs(instance.disks, size_bytes=32 * MIB)
+    try:
+        template, _ = await make(steps)
+        assert [bool(step.layer) for step in template.manifest.steps] == [True, False, False]
+        async with await template.fork() as vm:
+            assert (await vm.shell("ls /scratch; cat /scratch/three", check=True)).stdout == "lost+found\nthree\nhere\n"
+        await remove_template(NAME, places=instance)
+        await LayerStore.of(instance).remove_all()
+        assert [path.name for path in instance.disks.iterdir()] == ["lock"]
+    finally:
+        unmount(instance.disks)
 
 
 # It kills itself while the disk of the second layer that it keeps, that of the first step, is copied.
