@@ -42,7 +42,7 @@ test-packages: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
-# 50 forks at once, 1,000 in a row, 200 MB each way through a port, and 5 minutes of processes that race for one name.
+# 50 forks at once, 1,000 in a row, 100 with a disk, 200 MB each way through a port, and 5 minutes of processes that race for one name.
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak $(SOAK)
 

@@ -51,6 +51,8 @@ PLAN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "network": (4, (*_MACHINE, *_STOPPED, *_HOST)),
     "left": (4, (("library", KILL), ("broker", KILL), ("forwarder", KILL), ("forwarder", STOP), *_HOST)),
     "branch": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_HOST)),
+    "disk": (3, (*_MACHINE, ("copier", KILL), ("copier", STOP), *_HOST)),
+    "disk-kept": (2, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("copier", KILL), *_HOST)),
     "inside": (2, (("library", KILL), ("keeper", KILL), ("qemu", KILL), ("copier", KILL), *_HOST)),
     "freeze": (2, (*_MACHINE, ("copier", KILL), *_HOST)),
     "roll-back": (3, (*_MACHINE, ("copier", KILL), *_HOST)),

@@ -18,6 +18,7 @@ from tests.rules.traces import command_of
 from tests.vm.cli_runner import left_of
 from vmfork.aio import VM, StoreBusy, Template, TemplateNotFound, VMForkError, VMNotFound, find_places
 from vmfork.cli.main import main as command
+from vmfork.image import DiskStore
 from vmfork.machine.base import BaseVM
 from vmfork.machine.ended import FOLDER
 from vmfork.machine.folder import has_broker, sweep_vms
@@ -42,6 +43,7 @@ def look(life: str, generation: str | None, template: str) -> list[str]:
         lambda: _next_works(template),
         lambda: _generations(life, generation),
         _sweep_once,
+        lambda: _disks(life),
     )
     return [said for check in checks if (said := _said_by(check))]
 
@@ -168,3 +170,10 @@ def _sweep_once() -> None:
     assert json.loads(said.getvalue())["left"] == [], said.getvalue()
     left = left_of(places.runtime)
     assert left == [], f"left after a sweep: {left}"
+
+
+def _disks(life: str) -> None:
+    """Of a life that froze one no disk is left which nobody has."""
+    if life.startswith("disk"):
+        disks = DiskStore(find_places().disks)
+        assert (disks.find_waste(), disks.find_strangers()) == ([], []), "disks that nobody has are left after a sweep"

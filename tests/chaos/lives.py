@@ -200,6 +200,43 @@ async def branch(stage: Stage) -> None:
             (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
 
 
+# So much is on it that a copy takes a while, and so large is it.
+_FILL = "head -c 8M /dev/urandom > /scratch/data; cksum < /scratch/data > /root/sum"
+_SAME = 'test "$(cksum < /scratch/data)" = "$(cat /root/sum)"'
+_DISK = "64M"
+
+
+async def _look_at_disk(vm: VM) -> None:
+    (await vm.shell(f"echo 3 > /proc/sys/vm/drop_caches; {_SAME}", timeout_s=LIMIT_S)).check()
+
+
+async def disk(stage: Stage) -> None:
+    """A fork is given a disk, and forked with it while it runs."""
+    template = await Template.open(stage.template)
+    with stage.steps():
+        async with template.fork(disk=_DISK) as vm:
+            (await vm.shell(_FILL, timeout_s=LIMIT_S)).check()
+            (child,) = await vm.fork()
+            async with child:
+                await _look_at_disk(child)
+            await _look_at_disk(vm)
+
+
+async def disk_kept(stage: Stage) -> None:
+    """What is on a machine's disk is gone back to, and frozen: a file of the store, which is gone with the template."""
+    template = await Template.open(stage.template)
+    async with template.fork(disk=_DISK) as vm:
+        (await vm.shell(_FILL, timeout_s=LIMIT_S)).check()
+        with stage.steps():
+            async with vm.checkpoint() as point:
+                (await vm.shell("rm /scratch/data", timeout_s=LIMIT_S)).check()
+                await vm.rollback(point)
+            frozen = await vm.freeze(NEW, replace=True)
+            async with frozen.fork() as again:
+                await _look_at_disk(again)
+            await frozen.remove()
+
+
 # It exits with 1 when it is told of another end than its fork's own; that it is refused, or its fork struck, is none.
 _FORKS_ITSELF = """
 import vmfork_guest as g
@@ -344,6 +381,8 @@ LIVES: Mapping[str, Callable[[Stage], Awaitable[None]]] = {
     "network": network,
     "left": left,
     "branch": branch,
+    "disk": disk,
+    "disk-kept": disk_kept,
     "inside": inside,
     "freeze": freeze,
     "roll-back": go_back,

@@ -39,7 +39,7 @@ def main() -> int:
     os.environ.setdefault("VMFORK_RUNTIME_DIR", str(folder / "run"))
     told: dict[str, Any] = {}
     try:
-        if asked.at_once or asked.in_a_row or asked.through:
+        if asked.at_once or asked.in_a_row or asked.disks or asked.through:
             asyncio.run(_with_template(asked, told))
         if asked.race_s:
             told["race"] = _race(asked.racers, asked.race_s)
@@ -48,13 +48,14 @@ def main() -> int:
         asyncio.run(_remove("soak", "raced"))
         shutil.rmtree(folder)
     print(json.dumps(told, indent=1))
-    return int(bool(told["left"]) or not told.get("in_a_row", {}).get("flat", True))
+    return int(bool(told["left"]) or not all(told[row]["flat"] for row in ("in_a_row", "disks") if row in told))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--at-once", type=int, default=50, help="so many forks of one template at once; 0: none")
     parser.add_argument("--in-a-row", type=int, default=1000, help="so many, one after the other; 0: none")
+    parser.add_argument("--disks", type=int, default=100, help="so many in a row that are given a disk; 0: none")
     parser.add_argument("--through", type=int, default=200, help="so many MB each way through a port; 0: none")
     parser.add_argument("--race-s", type=float, default=300.0, help="how long processes race for one name; 0: not")
     parser.add_argument("--racers", type=int, default=6, help="how many processes do")
@@ -67,6 +68,8 @@ async def _with_template(asked: argparse.Namespace, told: dict[str, Any]) -> Non
         told["at_once"] = await _at_once(template, asked.at_once)
     if asked.in_a_row:
         told["in_a_row"] = await _in_a_row(template, asked.in_a_row)
+    if asked.disks:
+        told["disks"] = await _in_a_row(template, asked.disks, disk="64M", work="head -c 4M /dev/urandom > /scratch/x")
     if asked.through:
         told["through"] = await pass_through(template, asked.through)
 
@@ -86,11 +89,11 @@ async def _at_once(template: Template, count: int) -> dict[str, Any]:
     return {"forks": count, "fork_s": round(forked - begun, 1), "exec_s": round(used - forked, 1)}
 
 
-async def _in_a_row(template: Template, count: int) -> dict[str, Any]:
+async def _in_a_row(template: Template, count: int, *, disk: str | None = None, work: str = "true") -> dict[str, Any]:
     begun, every, samples = time.perf_counter(), max(1, count // _SAMPLES), []
     for done in range(1, count + 1):
-        async with template.fork() as vm:
-            (await vm.exec(["true"], timeout_s=LIMIT_S)).check()
+        async with template.fork(disk=disk) as vm:
+            (await vm.exec(["sh", "-c", work], timeout_s=LIMIT_S)).check()
         if done % every == 0:
             samples.append(_look_at_owner())
     first, last = samples[len(samples) // 4], samples[-1]
