@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.cluster.eviction import ORIGIN
-from vmfork.errors import ArtifactError, NodeLost, TemplateNotFound
+from vmfork.errors import ArtifactError, ConfigError, NodeLost, TemplateNotFound
 from vmfork.host.folders import list_folder, make_private, read_file, write_whole
 from vmfork.host.thread import in_thread
 from vmfork.oci.descriptor import digest_of as digest_of_content
@@ -199,7 +199,7 @@ async def take_over(
         try:
             artifact = read_record(Artifact, data)
             artifact.check(artifact.layers)
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise ArtifactError(f"node {source}", str(error)) from error
         await make_room(name, -(-artifact.manifest.memory_bytes // MIB))
         target = Target(instance=instance, config=config, name=name, replace_it=True, wait_s=60.0)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.store.samples import fill
-from vmfork.cluster.transfer import _Remote
+from vmfork.cluster.transfer import _Remote, take_over
+from vmfork.config import Instance, Places, VMConfig
+from vmfork.errors import ArtifactError
 from vmfork.host.thread import in_thread
+from vmfork.records import write_record
 from vmfork.store import TemplateStore
 from vmfork.store.ram_file import create_ram_file, digest_open_ram
 from vmfork.travel import artifact as artifact_module
@@ -81,3 +85,37 @@ async def test_no_more_than_a_layer_for_each_processor_and_two_are_under_way(tmp
         os.close(fd)
     assert source.written == len(sent.memory)
     assert 1 <= source.most <= LANES + 2
+
+
+async def test_a_node_that_sends_what_is_no_machine_is_named(tmp_path) -> None:
+    places = Places(home=tmp_path / "home", runtime=tmp_path / "run")
+    store = TemplateStore(places.templates)
+    async with await store.stage("one", memory_bytes=MIB) as staging:
+        await staging.commit(fill(staging))
+    try:
+        with store.open("one") as opened:
+            sent = await in_thread(lambda stop: pack(opened, Kept(), stop=stop, tell=lambda _: None, tsc_khz=0))
+    finally:
+        await store.remove("one")
+    assert sent is not None
+    like = sent.manifest
+    strange = replace(sent, manifest=replace(like, memory_mib=576, max_memory_mib=256, memory_bytes=576 * MIB))
+
+    class Sends:
+        async def call(self, _node: str, _verb: str, *_: Any) -> bytes:
+            return write_record(strange)
+
+    async def make_room(_name: str, _need_mib: int) -> None:
+        raise AssertionError
+
+    with pytest.raises(ArtifactError, match=r"node there.*256 MiB is less than memory_mib"):
+        await take_over(
+            "one",
+            "digest",
+            sources=["there"],
+            peers=Sends(),
+            instance=Instance(places),
+            config=VMConfig(),
+            make_room=make_room,
+        )
+    assert store.list_names() == []
