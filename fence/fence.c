@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@ ssize_t fenced_sendto(int fd, const void *bytes, size_t count, int flags, const 
 ssize_t fenced_sendmsg(int fd, const struct msghdr *message, int flags) IN_PLACE_OF("sendmsg");
 int fenced_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags) IN_PLACE_OF("sendmmsg");
 int fenced_bind(int fd, const struct sockaddr *at, socklen_t size) IN_PLACE_OF("bind");
+int fenced_getsockname(int fd, struct sockaddr *at, socklen_t *size) IN_PLACE_OF("getsockname");
 int fenced_listen(int fd, int backlog) IN_PLACE_OF("listen");
 int fenced_wait(int fd, struct epoll_event *events, int most, int timeout_ms) IN_PLACE_OF("epoll_wait");
 
@@ -40,6 +42,9 @@ enum { THIS_HOST = 0, LOOPBACK = 127 };
 enum { DNS = 53 };
 
 static struct given given;
+/* It is told at standard input, which passt never reads: whatever else it was not told of, it closes as it begins
+ * (since 2024). */
+static bool is_coming_up;
 
 static void lower(int what, rlim_t most)
 {
@@ -58,6 +63,9 @@ __attribute__((constructor)) static void begin(void)
     given = read_given();
     if (given.passed < 0 || dup3(given.passed, given.told, O_CLOEXEC) < 0)
         _exit(EXIT_FAILURE);
+    if (dup2(given.ready, STDIN_FILENO) < 0)
+        _exit(EXIT_FAILURE);
+    is_coming_up = true;
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     lower(RLIMIT_CORE, 0);
     lower(RLIMIT_FSIZE, LOG_BYTES);
@@ -117,16 +125,35 @@ int fenced_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
     return let > 0 || count == 0 ? (int)syscall(SYS_sendmmsg, fd, messages, let, flags) : refuse();
 }
 
+/* The port that passt asked for, of each datagram socket (in the order of a network); its descriptors are no more. */
+static in_port_t asked[DESCRIPTORS];
+
+static bool is_of_datagrams(int fd, const struct sockaddr *at, socklen_t size)
+{
+    return size >= sizeof(struct sockaddr_in) && at->sa_family == AF_INET && protocol_of(fd) == IPPROTO_UDP &&
+           fd < DESCRIPTORS;
+}
+
 /* A port that a guest sends datagrams from would be taken on this host: it gets one that the kernel chooses. passt
  * binds a socket of TCP to see whether somebody listens there, and one of ICMP for the number of an echo. */
 int fenced_bind(int fd, const struct sockaddr *at, socklen_t size)
 {
     struct sockaddr_in own;
-    if (size < sizeof own || at->sa_family != AF_INET || protocol_of(fd) != IPPROTO_UDP)
+    if (!is_of_datagrams(fd, at, size))
         return (int)syscall(SYS_bind, fd, at, size);
     memcpy(&own, at, sizeof own);
+    asked[fd] = own.sin_port;
     own.sin_port = 0;
     return (int)syscall(SYS_bind, fd, &own, sizeof own);
+}
+
+/* Since 2025 passt looks where such a socket was bound, and gives up what is not where it asked for. */
+int fenced_getsockname(int fd, struct sockaddr *at, socklen_t *size)
+{
+    int failed = (int)syscall(SYS_getsockname, fd, at, size);
+    if (failed == 0 && is_of_datagrams(fd, at, *size))
+        memcpy((char *)at + offsetof(struct sockaddr_in, sin_port), &asked[fd], sizeof asked[fd]);
+    return failed;
 }
 
 /* Nothing leads into a guest by its card. */
@@ -140,11 +167,10 @@ int fenced_listen(int fd, int backlog)
 /* By its first wait it has come up: sockets, sandbox and filter are made. */
 int fenced_wait(int fd, struct epoll_event *events, int most, int timeout_ms)
 {
-    if (given.ready >= 0) {
-        ssize_t told = write(given.ready, "", 1);
+    if (is_coming_up) {
+        ssize_t told = write(STDIN_FILENO, "", 1);
         (void)told;
-        close(given.ready);
-        given.ready = -1;
+        is_coming_up = false;
     }
     return (int)syscall(SYS_epoll_pwait, fd, events, most, timeout_ms, NULL, 0);
 }

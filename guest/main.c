@@ -136,7 +136,8 @@ static void note_event(const struct epoll_event *event, int signals)
 }
 
 /* Credit that is owed goes out with an answer. Where none comes, it is told once nothing has happened for a while; and
- * where something always does, such as a program that writes on and on, after some rounds: it stays owed for no longer. */
+ * where something always does, such as a program that writes on and on, after some rounds: it stays owed for no longer.
+ */
 static void settle(bool is_idle)
 {
     static int rounds;

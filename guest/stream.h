@@ -92,7 +92,8 @@ long stream_send_from(struct stream *s, uint8_t channel, int fd, size_t limit);
 void stream_send(struct stream *s, uint8_t channel, const void *bytes, size_t length);
 /* The bytes that came were used up: the host may send as many more. Of one that was left, nobody is told. */
 void stream_grant(struct stream *s, size_t length);
-/* The same, told with what is sent next on the stream, at a quarter of the first credit, or when nothing else happens. */
+/* The same, told with what is sent next on the stream, at a quarter of the first credit, or when nothing else happens.
+ */
 void stream_grant_late(struct stream *s, size_t length);
 /* Whether any is owed credit, and tells it. */
 bool streams_owe(void);

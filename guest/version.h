@@ -21,8 +21,8 @@
 #define CAPABILITIES "exec,files,adopt,clock,quiesce,shutdown"
 #endif
 
-/* How long nothing has to happen before the host is told that bytes of a connection were used up. It is told before, with
- * what the program answers: told by itself, it cost a call that goes to and fro an eighth of its time. */
+/* How long nothing has to happen before the host is told that bytes of a connection were used up. It is told before,
+ * with what the program answers: told by itself, it cost a call that goes to and fro an eighth of its time. */
 #ifndef OWED_MS
 #define OWED_MS 10
 #endif
