@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import urllib.request
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,6 +29,9 @@ from tests.unit.service.node.test_server import (
 from vmfork.cluster.servers import ServerPeers
 from vmfork.config.servers import Access
 from vmfork.errors import ConfigError, NodeRefused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 # Several commands, one after the other: a process for each would take longer than they do.
 _ALL = """
@@ -165,15 +170,28 @@ async def test_a_certificate_of_another_authority_is_told_by_each_command(certif
         assert why in each.err
 
 
+@asynccontextmanager
+async def until_a_signal(*command: str, **options) -> AsyncIterator[str]:
+    """The first line of a vmfork command that runs in the block, and ends well by SIGTERM behind it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vmfork", *command, stdout=asyncio.subprocess.PIPE, **options
+    )
+    try:
+        assert process.stdout is not None
+        yield (await process.stdout.readline()).decode()
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_metrics_of_a_list_are_served_until_a_signal(token_file) -> None:
     async with serving(ServedNode("a")) as ((address,), _):
         command = ("cluster", "metrics", "--servers", address, "--token-file", token_file, "--serve", "127.0.0.1:0")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "vmfork", *command, stdout=asyncio.subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            told, _, at = (await process.stdout.readline()).decode().strip().rpartition(" ")
+        async with until_a_signal(*command) as first_line:
+            told, _, at = first_line.strip().rpartition(" ")
             assert told == "metrics at"
             url = at if at.startswith("http") else f"http://{at}/metrics"
 
@@ -182,12 +200,6 @@ async def test_metrics_of_a_list_are_served_until_a_signal(token_file) -> None:
                     return answer.read().decode()
 
             assert f'vmfork_node_ready{{node="{address}"}} 1.0' in await asyncio.to_thread(read)
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["of its folder", "of --config"])
@@ -198,23 +210,11 @@ async def test_a_server_makes_machines_as_the_file_says(named, token_file, tmp_p
     written = folder / "vmfork.toml"
     written.write_text('[vm]\nqemu = "/no/such/qemu"\n')
     file = ("--config", str(written)) if named else ()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "vmfork", *file, "cluster", "serve"),
-        *("--listen", "127.0.0.1:0", "--token-file", token_file, "--json"),
-        cwd=tmp_path if named else folder,
-        env={**os.environ, "VMFORK_HOME": str(tmp_path / "home"), "VMFORK_RUNTIME_DIR": str(tmp_path / "run")},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        address = json.loads(await process.stdout.readline())["address"]
+    env = {**os.environ, "VMFORK_HOME": str(tmp_path / "home"), "VMFORK_RUNTIME_DIR": str(tmp_path / "run")}
+    command = (*file, "cluster", "serve", "--listen", "127.0.0.1:0", "--token-file", token_file, "--json")
+    async with until_a_signal(*command, cwd=tmp_path if named else folder, env=env) as first_line:
+        address = json.loads(first_line)["address"]
         async with ServerPeers((address,), Access(token="right")) as peers:
             with pytest.raises(ConfigError, match="/no/such/qemu") as refused:
                 await peers.call(address, "report")
         assert refused.value.field == "vm.qemu"
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
