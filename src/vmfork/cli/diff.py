@@ -12,7 +12,7 @@ from vmfork.api.template import Template
 from vmfork.api.vm import VM
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import json_option
+from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import printable, show_json
 from vmfork.errors import TemplateNotFound, VMNotFound
 
@@ -52,7 +52,7 @@ async def _enter(text: str, stack: AsyncExitStack) -> VM:
         return await stack.enter_async_context(VM.connect(text))
     except VMNotFound as error:
         try:
-            template = await Template.open(text)
+            template = await Template.open(text, config=get_settings().vm)
         except TemplateNotFound:
             raise error from None
     return await stack.enter_async_context(await template.fork())

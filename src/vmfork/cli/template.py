@@ -299,7 +299,7 @@ def verify(name: str, as_json: bool) -> None:
     """Compare every byte of the template NAME with what was frozen, and the template with this host."""
 
     async def check() -> None:
-        await (await Template.open(name)).verify()
+        await (await _open(name)).verify()
 
     run_async(check())
     if as_json:
@@ -316,7 +316,7 @@ def save(name: str, file: Path, as_json: bool) -> None:
     """Write the template NAME to FILE, for other hosts: a tar of an OCI layout. Secrets in its memory go along."""
 
     async def work(progress: ProgressListener) -> Saved:
-        return await (await Template.open(name)).save(file, progress=progress)
+        return await (await _open(name)).save(file, progress=progress)
 
     with shown_progress() as progress:
         saved = run_async(work(progress))
@@ -335,7 +335,7 @@ def push(name: str, ref: str, plain_http: bool, as_json: bool) -> None:
     """Put the template NAME into a registry as REF: HOST/REPOSITORY:TAG. What is there already is not sent again."""
 
     async def work(progress: ProgressListener) -> Saved:
-        return await (await Template.open(name)).push(ref, plain_http=plain_http, progress=progress)
+        return await (await _open(name)).push(ref, plain_http=plain_http, progress=progress)
 
     with shown_progress() as progress:
         pushed = run_async(work(progress))
@@ -379,7 +379,7 @@ def persist(name: str, as_json: bool) -> None:
     """
 
     async def work(progress: ProgressListener) -> Saved:
-        return await (await Template.open(name)).persist(progress=progress)
+        return await (await _open(name)).persist(progress=progress)
 
     with shown_progress() as progress:
         saved = run_async(work(progress))
@@ -459,6 +459,11 @@ async def _examine_all() -> list[dict[str, Any]]:
     ]
 
 
+async def _open(name: str) -> Template:
+    """The template, for the emulator that `[vm]` names, as `run` opens it."""
+    return await Template.open(name, config=get_settings().vm)
+
+
 async def _examine(name: str, *, must_exist: bool = False) -> dict[str, Any]:
     """The manifest's fields, as far as they can be read, and `state`: `ok`, or the code of the error that `run` meets.
 
@@ -469,11 +474,11 @@ async def _examine(name: str, *, must_exist: bool = False) -> dict[str, Any]:
     places = find_places()
     if must_exist:
         if TemplateStore(places.templates).find_generation(name) is None and name in list_persisted(places):
-            await Template.open(name, config=get_settings().vm)
+            await _open(name)
         TemplateStore(places.templates).read_manifest(name)
     try:
         found |= _describe(TemplateStore(find_places().templates).read_manifest(name))
-        await Template.open(name, config=get_settings().vm)
+        await _open(name)
     except VMForkError as error:
         return found | {"state": error.code, "error": describe_failure(error.code, error.message, command_hint(error))}
     return found | {"state": "ok"}
