@@ -119,7 +119,8 @@ def left_of(runtime: Path) -> list[str]:
     return found + processes_of(runtime)
 
 
-def _belongs(process: Path, runtime: Path) -> bool:
+def belongs(process: Path, runtime: Path) -> bool:
+    """Whether the process, a folder of /proc, is of that runtime folder. Raises `OSError` when it has ended."""
     if f"VMFORK_RUNTIME_DIR={runtime}\0".encode() in (process / "environ").read_bytes():
         return True
     return any(os.readlink(fd).startswith(f"{runtime}/") for fd in (process / "fd").iterdir())
@@ -130,7 +131,7 @@ def processes_of(runtime: Path) -> list[str]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and _belongs(folder, runtime):
+            if int(folder.name) != os.getpid() and belongs(folder, runtime):
                 found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue  # it has ended

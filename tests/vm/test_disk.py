@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.cli_runner import run, vmfork
+from tests.vm.cli_runner import belongs, run, vmfork
 from tests.vm.struck import FORKS, strike_at, was_struck
 from vmfork.aio import VM, Places, Template, VMConfig
 from vmfork.errors import HostError, TemplateCorrupt
@@ -60,13 +60,21 @@ async def told(vm, line: str) -> str:
 
 
 def nameless(places) -> list[str]:
-    """What any process has open in the folder of disks under no name."""
+    """What we or a process of ours have open in the folder of disks under no name. Other runs may share that folder."""
     found = []
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            target = os.readlink(link)
-            if target.startswith(f"{places.disks}/") and target.endswith("(deleted)"):
-                found.append(f"{link} -> {target}")
+            if int(process.name) == os.getpid() or belongs(process, places.runtime):
+                found += [target for target in list_open(process) if target.startswith(f"{places.disks}/")]
+    return [target for target in found if target.endswith("(deleted)")]
+
+
+def list_open(process: Path) -> list[str]:
+    """What each descriptor of the process leads to, while it is open."""
+    found = []
+    for link in (process / "fd").iterdir():
+        with suppress(OSError):
+            found.append(os.readlink(link))
     return found
 
 
