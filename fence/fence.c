@@ -61,9 +61,7 @@ static void lower(int what, rlim_t most)
 __attribute__((constructor)) static void begin(void)
 {
     given = read_given();
-    if (given.passed < 0 || dup3(given.passed, given.told, O_CLOEXEC) < 0)
-        _exit(EXIT_FAILURE);
-    if (dup2(given.ready, STDIN_FILENO) < 0)
+    if (given.passed < 0 || dup3(given.passed, given.told, O_CLOEXEC) < 0 || dup2(given.ready, STDIN_FILENO) < 0)
         _exit(EXIT_FAILURE);
     is_coming_up = true;
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError
+from vmfork.units import MIB
 
 if TYPE_CHECKING:
     import re
@@ -121,6 +122,11 @@ def find_info(path: Path) -> os.stat_result | None:
         if error.errno in ABSENT:
             return None
         raise
+
+
+def count_mib(info: os.stat_result | None) -> int:
+    """MiB that the file takes, rounded up; its holes take none, and neither does one that is not there."""
+    return 0 if info is None else -(-info.st_blocks * 512 // MIB)
 
 
 def list_folder(parent: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from vmfork.errors import (
     TemplateStale,
 )
 from vmfork.host import facts
-from vmfork.host.folders import find_info
+from vmfork.host.folders import count_mib, find_info
 from vmfork.host.thread import in_thread
 from vmfork.image import DiskStore
 from vmfork.store.folder import CURRENT
@@ -110,16 +110,14 @@ class LayerStore:
         try:
             manifest = self._store.read_manifest(name)
         except (TemplateCorrupt, TemplateStale):  # nobody goes on from it, and it takes memory all the same
-            info = find_info(self._store.folder / name / CURRENT / "memory")
-            return Layer(name, 0 if info is None else -(-info.st_blocks * 512 // MIB), 0.0)
+            return Layer(name, count_mib(find_info(self._store.folder / name / CURRENT / "memory")), 0.0)
         mib = -(-manifest.memory_allocated_bytes // MIB)
         return Layer(name, mib, self._store.find_last_use(name), self._measure_disk(manifest))
 
     def _measure_disk(self, manifest: Manifest) -> int:
         if self._disks is None or not manifest.disk_sha256:
             return 0
-        info = find_info(self._disks.locate(manifest.disk_sha256))
-        return 0 if info is None else -(-info.st_blocks * 512 // MIB)
+        return count_mib(find_info(self._disks.locate(manifest.disk_sha256)))
 
     def open_last(self, names: Sequence[str]) -> tuple[int, OpenTemplate] | None:
         """The last of these layers that there is, and its number, for the caller to close; `None` where there is none.

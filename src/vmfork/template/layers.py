@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmfork.adopt.thaw import find_watchers
 from vmfork.adopt.todo import Thaw
 from vmfork.errors import HostError, VMForkError
+from vmfork.host.folders import count_mib
 from vmfork.host.thread import in_thread
 from vmfork.store.ram_file import copy_ram
 from vmfork.template.publish import publish
@@ -59,7 +60,7 @@ async def keep_layer(
     or space is no error.
     """
     hardware = running.hardware
-    need_mib = -(-os.fstat(memory_fd).st_blocks * 512 // MIB)
+    need_mib = count_mib(os.fstat(memory_fd))
     # What its disk takes is known when that is copied.
     disk_mib = min(hardware.scratch_mib, 1)
     staging = await store.stage(name, memory_bytes=hardware.memory_mib * MIB, need_mib=need_mib, disk_mib=disk_mib)
@@ -72,7 +73,7 @@ async def keep_layer(
                 if not await _copy(running, memory_fd, staging, disk.fd):
                     return False
                 if disk.fd is not None:
-                    disk_mib = -(-os.fstat(disk.fd).st_blocks * 512 // MIB)
+                    disk_mib = count_mib(os.fstat(disk.fd))
                     if not await store.make_room(need_mib, disk_mib=disk_mib):
                         _log.info("layer %s was not kept: its disk takes %d MiB", name, disk_mib)
                         return False
