@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,15 @@ class Base:
     memory_fd: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A layer of that kind, and its content as it travels where nobody sent it yet."""
+
+    kind: str
+    layer: Layer
+    left: bytes | None
+
+
 def pack(
     opened: OpenTemplate,
     sink: Sink,
@@ -62,50 +72,54 @@ def pack(
     machines read of `disks` is in layers too, where those are given. Raises `TemplateCorrupt` when its RAM, or a disk,
     is not what was frozen, and `ImageCorrupt` when the latter is missing.
     """
-    m, layers = opened.manifest, [] if base is None else [*base.layers]
+    m, spans = opened.manifest, list_spans(opened.manifest.memory_bytes)
     there = -1 if base is None else base.memory_fd
-    spans = list_spans(m.memory_bytes)
     # What records are written to is used again: memory that was given back has to be cleared when it is asked for.
     spare: SimpleQueue[bytearray] = SimpleQueue()
 
-    def work(span: tuple[int, int] | None) -> tuple[Layer, bytes | None] | None:
-        """The layer of that part of RAM, with its content unless `sink` has that; or the whole was compared."""
-        if span is None:
-            _check_memory(opened)
-            return None
+    def compare() -> None:
+        if digest_open_ram(opened.memory_fd).sha256 != m.memory_sha256:
+            raise TemplateCorrupt(m.name, "memory", "its content is not what was frozen")
+
+    def send_memory(span: tuple[int, int]) -> _Packed | None:
+        """`None` where nothing in that part of RAM differs."""
         try:
             buffer = spare.get_nowait()
         except Empty:
             buffer = bytearray(largest(span_of(m.memory_bytes)))
         layer, data = make_layer(encode(_read(opened.memory_fd, there, *span), buffer))
         spare.put(buffer)
-        if not layer.raw_bytes:
-            return None
-        if not sink.takes_several:
-            return layer, data
-        sink.put(layer.describe(MEMORY_TYPE), data)
-        return layer, None
+        return deliver(MEMORY_TYPE, layer, data) if layer.raw_bytes else None
 
+    def send_state() -> _Packed:
+        return deliver(STATE_TYPE, *make_layer(os.pread(opened.state_fd, m.state_bytes, 0)))
+
+    def deliver(kind: str, layer: Layer, data: bytes) -> _Packed:
+        if not sink.takes_several:
+            return _Packed(kind, layer, data)
+        sink.put(layer.describe(kind), data)
+        return _Packed(kind, layer, None)
+
+    jobs: tuple[Callable[[], _Packed | None], ...]
+    jobs = (compare, *(partial(send_memory, span) for span in spans), send_state)
+    layers: dict[str, list[Layer]] = {MEMORY_TYPE: [] if base is None else [*base.layers], STATE_TYPE: []}
     # One more where lanes wait for a sink.
     lanes = count_lanes() + 1 if sink.takes_several else count_lanes()
-    for number, packed in enumerate(in_order(work, (None, *spans), stop=stop, lanes=lanes)):
-        tell(number / (len(spans) + 1))
+    for number, packed in enumerate(in_order(_call, jobs, stop=stop, lanes=lanes)):
+        tell(number / len(jobs))
         if packed is not None:
-            layer, content = packed
-            layers.append(layer)
-            if content is not None:
-                sink.put(layer.describe(MEMORY_TYPE), content)
+            layers[packed.kind].append(packed.layer)
+            if packed.left is not None:
+                sink.put(packed.layer.describe(packed.kind), packed.left)
     if stop.is_set():
         return None
-    state, data = make_layer(os.pread(opened.state_fd, m.state_bytes, 0))
-    sink.put(state.describe(STATE_TYPE), data)
     sent = [] if disks is None else _send_disks(m, disks, sink, stop=stop, tell=tell)
     if stop.is_set():
         return None
     return Artifact(
         manifest=m,
-        memory=tuple(layers),
-        state=state,
+        memory=tuple(layers[MEMORY_TYPE]),
+        state=layers[STATE_TYPE][0],
         disks=tuple(sent),
         tsc_khz=tsc_khz,
         format=FORMAT if sent else WITHOUT_DISKS,
@@ -136,9 +150,8 @@ def _send_disks(
     return files
 
 
-def _check_memory(opened: OpenTemplate) -> None:
-    if digest_open_ram(opened.memory_fd).sha256 != opened.manifest.memory_sha256:
-        raise TemplateCorrupt(opened.manifest.name, "memory", "its content is not what was frozen")
+def _call(job: Callable[[], _Packed | None]) -> _Packed | None:
+    return job()
 
 
 def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes | None]]:
