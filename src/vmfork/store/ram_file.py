@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 PAGE = 4096
@@ -82,9 +82,7 @@ class RAMDigesting:
     def _add(self, position: int, count: int) -> None:
         """The `count` pages from `position` on are in the digest, without those of zeros."""
         _POSITIONS.pack_into(self._items, 0, *range(position, position + _STEP_PAGES * PAGE, PAGE))
-        read = os.preadv(self._fd, self._pages[:count], position)
-        if read != count * PAGE:
-            raise OSError(errno.EIO, f"{read} of {count * PAGE} bytes were read at {position} of a RAM file")
+        read_pages(self._fd, self._pages[:count], position)
         begin, end = 0, count * _ITEM
         for at in range(0, end, _ITEM):
             if self._items.startswith(_ZEROS, at + 8):
@@ -98,6 +96,13 @@ class RAMDigesting:
     def found(self) -> RAMDigest:
         """The digest of what it went over."""
         return RAMDigest(self._total.hexdigest(), self._allocated)
+
+
+def read_pages(fd: int, into: Sequence[memoryview], position: int) -> None:
+    """What the RAM file has from `position` on, which is no end of it, is in all of `into`. Raises `OSError`."""
+    wanted = sum(map(len, into))
+    if (read := os.preadv(fd, into, position)) != wanted:
+        raise OSError(errno.EIO, f"{read} of {wanted} bytes were read at {position} of a RAM file")
 
 
 def copy_ram(source_fd: int, target_fd: int) -> None:

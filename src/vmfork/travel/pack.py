@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from vmfork.errors import TemplateCorrupt
-from vmfork.store.ram_file import digest_open_ram, find_extents
+from vmfork.store.ram_file import digest_open_ram, find_extents, read_pages
 from vmfork.travel.artifact import (
     DISK_TYPE,
     FORMAT,
@@ -24,7 +24,7 @@ from vmfork.travel.artifact import (
 from vmfork.travel.document import make_layer
 from vmfork.travel.files import send_file
 from vmfork.travel.lanes import count_lanes, in_order
-from vmfork.travel.pages import encode, largest
+from vmfork.travel.pages import Piece, encode, largest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vmfork.travel.document import Layer, Sink
     from vmfork.travel.files import SentFile
 
-# So much is looked at at once: twice that, with what is there already, beside the layer itself.
+# So much is looked at at once, with what is there already beside the layer itself.
 _STEP = 1 << 20
 
 
@@ -87,7 +87,7 @@ def pack(
             buffer = spare.get_nowait()
         except Empty:
             buffer = bytearray(largest(span_of(m.memory_bytes)))
-        layer, data = make_layer(encode(_read(opened.memory_fd, there, *span), buffer))
+        layer, data = make_layer(encode(_list_pieces(opened.memory_fd, there, *span), buffer))
         spare.put(buffer)
         return deliver(MEMORY_TYPE, layer, data) if layer.raw_bytes else None
 
@@ -154,14 +154,16 @@ def _call(job: Callable[[], _Packed | None]) -> _Packed | None:
     return job()
 
 
-def _read(fd: int, there: int, begin: int, end: int) -> Iterator[tuple[int, bytes, bytes | None]]:
-    """What a part of RAM has, and what is there, as `encode` wants it: what the file `there` has, if it is open.
-
-    Holes of both are left out.
-    """
+def _list_pieces(fd: int, there: int, begin: int, end: int) -> Iterator[Piece]:
+    """What a part of RAM has beside what the file `there` has, if that is open. Holes of both are left out."""
     for position in sorted(_find_steps(fd, begin, end) | _find_steps(there, begin, end)):
         size = min(_STEP, end - position)
-        yield position, os.pread(fd, size, position), None if there < 0 else os.pread(there, size, position)
+        fill = partial(_fill, fd, position)
+        yield Piece(position, size, fill, None if there < 0 else os.pread(there, size, position))
+
+
+def _fill(fd: int, position: int, view: memoryview) -> None:
+    read_pages(fd, [view], position)
 
 
 def _find_steps(fd: int, begin: int, end: int) -> set[int]:

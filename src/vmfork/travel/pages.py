@@ -12,12 +12,12 @@ What no record covers stays as it was: zeros at first, or what a lower layer lef
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmfork.store.ram_file import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _HEAD = struct.Struct("<QII")
 _CONTENT, _CLEARED = 1, 0
@@ -27,20 +27,34 @@ _ZEROS = bytes(PAGE)
 _CLEAR = memoryview(bytes(64 * PAGE))
 
 
-def encode(pieces: Iterable[tuple[int, bytes, bytes | None]], into: bytearray) -> memoryview:
-    """The records of `pieces`, at ascending positions: position, content, and what is there already, as long.
+class Piece(NamedTuple):
+    """Pages from `position` on, of `size` bytes in all, which `fill` reads into what it is given.
 
-    Pages that are there already are left out. `None`: zeros are there. The records are the beginning of `into`, which
-    has room for `largest` of all the pieces.
+    `there` is what is there already, as long; `None`: zeros.
+    """
+
+    position: int
+    size: int
+    fill: Callable[[memoryview], None]
+    there: bytes | None
+
+
+def encode(pieces: Iterable[Piece], into: bytearray) -> memoryview:
+    """The records of `pieces`, at ascending positions. Pages that are there already are left out.
+
+    The records are the beginning of `into`, which has room for `largest` of all the pieces. Pages are read to where
+    they belong if nothing is left out; what is behind something that is moves down.
     """
     out, size = memoryview(into), 0
-    for position, data, there in pieces:
-        view = memoryview(data)
-        for begin, end, kind in _find_runs(data, there):
-            _HEAD.pack_into(out, size, position + begin, (end - begin) // PAGE, kind)
+    for piece in pieces:
+        start = size + _HEAD.size
+        piece.fill(out[start : start + piece.size])
+        for begin, end, kind in _find_runs(into, start, piece.size, piece.there):
+            _HEAD.pack_into(out, size, piece.position + begin, (end - begin) // PAGE, kind)
             size += _HEAD.size
             if kind == _CONTENT:
-                out[size : size + end - begin] = view[begin:end]
+                if size < start + begin:
+                    out[size : size + end - begin] = out[start + begin : start + end]
                 size += end - begin
     return out[:size]
 
@@ -92,19 +106,22 @@ def largest(span_bytes: int) -> int:
     return span_bytes + span_bytes // PAGE * _HEAD.size
 
 
-def _find_runs(data: bytes, there: bytes | None) -> Iterator[tuple[int, int, int]]:
-    """Begin, end and kind of each run of pages of one kind that differ from what is there."""
+def _find_runs(data: bytearray, start: int, size: int, there: bytes | None) -> Iterator[tuple[int, int, int]]:
+    """Begin, end and kind of each run of pages of one kind that differ from what is there, from `start` on.
+
+    When it gives a run nobody looks at that any more, nor before it.
+    """
     begin, kind = 0, _SAME
-    for offset in range(0, len(data), PAGE):
+    for offset in range(0, size, PAGE):
         # `startswith` compares where the page lies; a slice would be a copy.
-        found = _CLEARED if data.startswith(_ZEROS, offset) else _CONTENT
+        found = _CLEARED if data.startswith(_ZEROS, start + offset) else _CONTENT
         if there is None:
             found = found or _SAME
-        elif data.startswith(there[offset : offset + PAGE], offset):
+        elif data.startswith(there[offset : offset + PAGE], start + offset):
             found = _SAME
         if found != kind:
             if kind != _SAME:
                 yield begin, offset, kind
             begin, kind = offset, found
     if kind != _SAME:
-        yield begin, len(data), kind
+        yield begin, size, kind

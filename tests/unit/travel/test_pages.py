@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.store.ram_file import PAGE
-from vmfork.travel.pages import decode, largest
+from vmfork.travel.pages import Piece, decode, largest
 from vmfork.travel.pages import encode as encode_into
 
 # Few kinds of pages, so that runs of them, zeros and pages that are there already all come up.
@@ -18,7 +19,12 @@ PAGES = st.lists(st.sampled_from([bytes(PAGE), b"a" * PAGE, b"b" * PAGE]), min_s
 
 def encode(pieces) -> bytes:
     """Into what something else was in before, of just the room that there has to be."""
-    return bytes(encode_into(pieces, bytearray(b"x" * sum(largest(len(data)) for _, data, _ in pieces))))
+    read = [Piece(at, len(data), partial(_fill, data), there) for at, data, there in pieces]
+    return bytes(encode_into(read, bytearray(b"x" * sum(largest(len(data)) for _, data, _ in pieces))))
+
+
+def _fill(data: bytes, view: memoryview) -> None:
+    view[:] = data
 
 
 def apply(records: bytes, there: bytes, *, piece: int = 1 << 20) -> bytes:
