@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from vmfork.image.recipe import find_agent
 from vmfork.machine.prepare import try_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from vmfork.image import Image
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 # The one that users have, and the least there can be.
 FEWEST = {"default": ImageConfig(), "bare": ImageConfig(bare=True)}
 # And one with packages of the user's: servers, and what fills memory with files.
-ALL = {**FEWEST, "packed": ImageConfig(packages=("git", "openssh-server", "sqlite3", "sudo"))}
+PACKED = "packed"
+ALL = {**FEWEST, PACKED: ImageConfig(packages=("git", "openssh-server", "sqlite3", "sudo"))}
 
 
 @contextmanager
@@ -45,6 +47,21 @@ def open_plans(configs: Mapping[str, ImageConfig]) -> Iterator[Mapping[str, Plan
         images = _build_missing(ImageStore(places.images), configs)
         instance = Instance(places)
         yield {image.name: asyncio.run(try_out(image, VMConfig(image=image.name), instance)) for image in images}
+
+
+@contextmanager
+def open_copies(images: Iterable[Image]) -> Iterator[Path]:
+    """In the block the folder is a HOME for tests, with copies of `images` and of what was measured of them.
+
+    Tests add images to it and remove them; what is kept for a week is not theirs to change.
+    """
+    with tempfile.TemporaryDirectory(prefix="vmfork-test-home-") as home:
+        store = ImageStore(Path(home, "images"))
+        store.make()
+        for image in images:
+            shutil.copytree(image.kernel.parent, store.folder / image.digest)
+            store.link(image.name, image.digest)
+        yield Path(home)
 
 
 def _open_home(configs: Mapping[str, ImageConfig]) -> AbstractContextManager[Path]:

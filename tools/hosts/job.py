@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from hosts.image import PACKED
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -29,10 +31,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[2]
 _FILES = ("pyproject.toml", "README.md", "benchmarks", "docs", "tests", "tools")
-# What tests may rely on where KVM works: a skip for want of it is a failure (tests/kvm/conftest.py).
-PROMISED = "working-kvm"
-# And what a test host has, wherever it runs.
-_OF_HOSTS = "passt,own-address"
+# What a test host has, wherever it runs.
+_OF_HOSTS = "passt,own-address,slim-qemu"
 _TEST_PACKAGES = ("pytest", "pytest-asyncio")
 _FOLDER = "/job"
 
@@ -45,8 +45,14 @@ def list_requirements() -> list[str]:
     return [*project["dependencies"], *project["optional-dependencies"]["server"], *test]
 
 
+def promise(images: Iterable[Image]) -> str:
+    """What tests may rely on where KVM works and these images were brought: a skip for want of it is a failure."""
+    has_packed = any(image.name == PACKED for image in images)
+    return "working-kvm,packed-image" if has_packed else "working-kvm"
+
+
 @contextmanager
-def open_job(command: Sequence[str], *, packages: Path, images: Iterable[Image]) -> Iterator[IO[bytes]]:
+def open_job(command: Sequence[str], *, packages: Path, images: Sequence[Image]) -> Iterator[IO[bytes]]:
     """In the block the file holds the job: `command`, to be run in `project`.
 
     `packages` is a folder of installed Python packages; `images` have their least memory measured.
@@ -58,7 +64,7 @@ def open_job(command: Sequence[str], *, packages: Path, images: Iterable[Image])
             for name in _FILES:
                 tar.add(PROJECT / name, f"project/{name}", filter=_leave_out_compiled)
             _add_images(tar, images)
-            _add_file(tar, "run", _write_script(command))
+            _add_file(tar, "run", _write_script(command, promise(images)))
         yield file
 
 
@@ -95,9 +101,9 @@ def _leave_out_compiled(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if info.name.endswith("__pycache__") else info
 
 
-def _write_script(command: Sequence[str]) -> bytes:
+def _write_script(command: Sequence[str], promised: str) -> bytes:
     home = f"{_FOLDER}/home"
     given = {"PYTHONPATH": f"{_FOLDER}/site", "VMFORK_TEST_HOME": home, "VMFORK_HOME": home}
-    given["VMFORK_TEST_GUARANTEED"] = f"{PROMISED},{_OF_HOSTS}"
+    given["VMFORK_TEST_GUARANTEED"] = f"{promised},{_OF_HOSTS}"
     exports = "".join(f"export {name}={value}\n" for name, value in given.items())
     return f"{exports}cd {_FOLDER}/project && exec {shlex.join(command)}\n".encode()

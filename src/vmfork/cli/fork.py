@@ -16,6 +16,7 @@ from vmfork.cli.options import (
     disk_option,
     env_option,
     files_option,
+    get_settings,
     guest_fork_option,
     json_option,
     parse_variables,
@@ -23,6 +24,7 @@ from vmfork.cli.options import (
 from vmfork.cli.show import show_json
 from vmfork.cli.start import check_answered, read_standing, standing_options
 from vmfork.config import LeftPrograms
+from vmfork.host import kvm
 
 if TYPE_CHECKING:
     from vmfork.cli.carry import Baggage
@@ -107,6 +109,8 @@ async def _fork(
 ) -> list[str]:
     """The id of the machine, and those of its forks."""
     async with VM.connect(vm_id) as vm:
+        if vm.accel == "tcg" and get_settings().vm.accel == "auto":
+            kvm.warn_if_forbidden()
         forks = await vm.fork(
             count,
             env=env,

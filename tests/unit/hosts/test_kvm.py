@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -12,8 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hosts import image, job
+
+from tests.unit.image.samples import commit_image
+from vmfork.image import ImageStore, write_least
 
 KVM = Path(__file__).parents[3] / "tools" / "hosts" / "kvm"
+ROAD = Path(__file__).parents[2] / "kvm"
 SAYS = "import os, sys; print(os.environ['VMFORK_TEST_GUARANTEED'], os.getcwd()); sys.exit(3)"
 
 
@@ -40,7 +46,7 @@ def test_where_they_run(tool, monkeypatch, accel, arguments, where) -> None:
     ran = []
     plan = SimpleNamespace(hardware=SimpleNamespace(accel=accel), image="image")
     monkeypatch.setattr(tool, "open_plans", lambda names: nullcontext(dict.fromkeys(names, plan)))
-    monkeypatch.setattr(tool, "run_here", lambda argv: ran.append(("here", argv)) or 5)
+    monkeypatch.setattr(tool, "run_here", lambda argv, *, images: ran.append(("here", argv)) or 5)
     monkeypatch.setattr(tool, "run_in_host", lambda *_, **__: ran.append(("host", ())) or 5)
     monkeypatch.setattr(tool, "count_tests", lambda marked: {"tests/a.py": 1})
     monkeypatch.setattr(tool, "run_at_once", lambda parts: max(part() for part in parts))
@@ -56,7 +62,7 @@ def test_here_they_are_promised_a_kvm_and_their_status_is_given(monkeypatch) -> 
     program = (
         "from importlib.machinery import SourceFileLoader as L; from importlib.util import *; import sys; "
         f"l = L('kvm', {str(KVM)!r}); m = module_from_spec(spec_from_loader('kvm', l)); l.exec_module(m); "
-        f"sys.exit(m.run_here([sys.executable, '-c', {SAYS!r}]))"
+        f"sys.exit(m.run_here([sys.executable, '-c', {SAYS!r}], images=()))"
     )
     done = subprocess.run(
         [sys.executable, "-B", "-c", program],
@@ -70,3 +76,50 @@ def test_here_they_are_promised_a_kvm_and_their_status_is_given(monkeypatch) -> 
     assert promised.split(",")[0] == "mine"
     assert "working-kvm" in promised.split(",")
     assert Path(where) == KVM.parents[2]
+
+
+@pytest.fixture
+def brought(tmp_path):
+    """The images that were built and tried out for the tests, each with its least memory."""
+    store = ImageStore(tmp_path / "kept" / "images")
+    for name in image.ALL:
+        write_least(commit_image(store, name, initramfs=name.encode()).kernel.parent, 300, measured="for a test")
+    return store.list_images()
+
+
+def test_here_they_find_copies_of_the_images_that_were_brought(tool, brought, monkeypatch) -> None:
+    seen = []
+
+    def run(_argv, *, env, **_options):
+        store = ImageStore(Path(env["VMFORK_TEST_HOME"], "images"))
+        seen.append({one.name: one.min_memory_mib for one in store.list_images()})
+        store.remove(image.PACKED)
+        seen.append(env)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.delenv("VMFORK_TEST_HOME", raising=False)
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    assert tool.run_here(["pytest"], images=brought) == 0
+    found, env = seen
+    assert found == dict.fromkeys(image.ALL, 300)
+    assert "packed-image" in env["VMFORK_TEST_GUARANTEED"].split(",")
+    assert not Path(env["VMFORK_TEST_HOME"]).exists()
+    assert all(one.kernel.exists() for one in brought)  # what a test removes is its copy
+
+
+def test_here_they_use_the_images_of_a_folder_that_is_named(tool, brought, tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setenv("VMFORK_TEST_HOME", str(tmp_path))
+    monkeypatch.setattr(tool.subprocess, "run", lambda *_, env, **__: seen.append(env) or SimpleNamespace(returncode=0))
+    assert tool.run_here(["pytest"], images=brought) == 0
+    assert seen[0]["VMFORK_TEST_HOME"] == str(tmp_path)
+
+
+def test_what_a_host_has_and_what_was_brought_may_not_be_skipped_there(brought) -> None:
+    """All that tests of the main road ask for. The image with packages is brought where all of them run."""
+    asked = {name for file in ROAD.glob("*.py") for name in re.findall(r'need\("([\w-]+)"', file.read_text())}
+    for images in brought, [one for one in brought if one.name in image.FEWEST]:
+        script = job._write_script(["pytest"], job.promise(images)).decode()
+        (promised,) = re.findall(r"VMFORK_TEST_GUARANTEED=(\S+)", script)
+        left = set() if len(images) == len(image.ALL) else {"packed-image"}
+        assert asked - set(promised.split(",")) == left
