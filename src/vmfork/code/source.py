@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vmfork.code.frame import MOST_REQUEST
 from vmfork.errors import ConfigError
+from vmfork.hint import suggest
 from vmfork.wire.given import check_path
 
 LANGUAGES = ("python", "bash", "sh", "javascript")
@@ -26,7 +27,7 @@ class Code:
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
-            hint = f"give one of {', '.join(LANGUAGES)}"
+            hint = f"{suggest(self.language, LANGUAGES)}give one of {', '.join(LANGUAGES)}"
             raise ConfigError("language", self.language, f"{self.language!r} is not known", hint=hint)
         for name, value in (("code", self.source), ("context", self.context)):
             _check_text(name, value)

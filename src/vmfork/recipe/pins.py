@@ -27,9 +27,24 @@ def digest_steps(steps: Sequence[Step], context: Context) -> tuple[str, ...]:
     """
     digests, before = [], ""
     for step in steps:
-        before = hashlib.sha256(json.dumps([before, *_list_inputs(step, context)]).encode()).hexdigest()
+        before = _digest_step(step, context, before)
         digests.append(before)
     return tuple(digests)
+
+
+def check_pinned(step: Step, context: Context, pins: Sequence[str]) -> None:
+    """What the step reads is what `digest_steps` found: the last of `pins` is the step's, those before are its former.
+
+    Its files are read again. Raises `ConfigError` when one has changed: what was made would have another's name.
+    """
+    *former, pin = pins
+    if _digest_step(step, context, former[-1] if former else "") != pin:
+        word, value = next(iter(step.to_words().items()))
+        raise ConfigError(word, value, "it changed since the build began", hint="build again when nothing writes there")
+
+
+def _digest_step(step: Step, context: Context, before: str) -> str:
+    return hashlib.sha256(json.dumps([before, *_list_inputs(step, context)]).encode()).hexdigest()
 
 
 def digest_copied(step: Copy, context: Context) -> list[str]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HOOKS = "/etc/vmfork"
 STEP_LIMIT_S = 600.0
 READY_LIMIT_S = 120.0
+# Of a `ready` that waits for a line of a log.
+NOTHING_STARTED = "nothing was started whose log it could be"
 
 Condition = Literal["command", "port", "file", "log"]
 _MOST_SHOWN = 60
@@ -130,7 +132,11 @@ class Run:
 
     def __post_init__(self) -> None:
         _check_line("run", self.line)
-        find_code(self.line)  # what nobody could run is told before a machine is booted for it
+        # What nobody could run is told before a machine is booted for it.
+        if find_code(self.line) is not None and self.secrets:
+            reason = "code in an interpreter that stays would keep them"
+            hint = "give it secret_files, or run a program: python3 file.py"
+            raise ConfigError("secrets", [*self.secrets], reason, hint=hint)
         _check_network(self.network)
         check_env(dict.fromkeys(self.secrets, ""))
         for path in self.secret_files:

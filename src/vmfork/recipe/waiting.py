@@ -12,6 +12,7 @@ from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env
 from vmfork.network.listening import find_listening
 from vmfork.recipe.log import LogSearch
+from vmfork.recipe.step import NOTHING_STARTED
 
 if TYPE_CHECKING:
     from vmfork.machine.running import Running
@@ -30,7 +31,7 @@ async def wait_ready(running: Running, step: Ready, surroundings: Surroundings, 
     program has ended.
     """
     if step.condition == "log" and program is None:
-        raise ConfigError("ready.log", step.value, "nothing was started whose log it could be", hint='give "start"')
+        raise ConfigError("ready.log", step.value, NOTHING_STARTED, hint='give "start"')
     waiting = _Waiting(running, step, surroundings, program)
     end = time.monotonic() + step.timeout_s
     while (left := end - time.monotonic()) > 0:

@@ -27,6 +27,7 @@ from vmfork.config.loader import name_unknown
 from vmfork.errors import ConfigError
 from vmfork.machine.ways import load_ways
 from vmfork.recipe.step import (
+    NOTHING_STARTED,
     READY_LIMIT_S,
     STEP_LIMIT_S,
     Condition,
@@ -79,6 +80,17 @@ def check_order(steps: Sequence[Step], *, field: str = "steps") -> None:
     if late is not None:
         hint = "put it before the others: packages are part of the image that the machine boots"
         raise ConfigError(field, [*late.names], "packages come after another step", hint=hint)
+
+
+def check_logs(steps: Sequence[Step], *, field: str = "steps") -> None:
+    """Raises `ConfigError` when a line of a log is waited for, and no step before it has started a program."""
+    for number, step in enumerate(steps, 1):
+        if isinstance(step, Start):
+            return
+        if isinstance(step, Ready) and step.condition == "log":
+            raise ConfigError(
+                f"{field}: {number}.ready.log", step.value, NOTHING_STARTED, hint='put a step "start" before it'
+            )
 
 
 def read_start(given: object, *, field: str) -> Start:
@@ -180,10 +192,15 @@ _READERS: dict[str, Callable[[str, object, Mapping[str, Any]], Step]] = {
 
 
 def _read_network(field: str, table: Mapping[str, Any]) -> NetworkPolicy:
-    given, ways = table.get("network", "none"), load_ways()
+    given, log_only, ways = table.get("network", "none"), table.get("network_log_only", False), load_ways()
+    if not isinstance(log_only, bool):
+        raise ConfigError(f"{field}.network_log_only", log_only, "must be true or false")
     if isinstance(given, (list, tuple)):
-        policy: NetworkPolicy = ways.Allow(*given, log_only=table.get("network_log_only", False))
+        policy: NetworkPolicy = ways.Allow(*given, log_only=log_only)
         return policy
+    if log_only:
+        hint = 'such as network = ["api.example.org"], or [] where nothing is expected'
+        raise ConfigError(f"{field}.network_log_only", log_only, "is of a list, and network is none", hint=hint)
     try:
         policy = ways.check_policy(given)
     except ConfigError as error:

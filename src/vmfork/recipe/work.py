@@ -16,7 +16,7 @@ from vmfork.machine.of_image import find_image_user
 from vmfork.machine.programs import run_program
 from vmfork.machine.ways import find_program_env, set_network
 from vmfork.recipe.background import Background
-from vmfork.recipe.pins import digest_copied
+from vmfork.recipe.pins import check_pinned, digest_copied
 from vmfork.recipe.step import Copy, Env, Hooks, Packages, Pip, Ready, Run, Start, Step, User, Workdir
 from vmfork.recipe.waiting import wait_ready
 from vmfork.recipe.wheels import ask_python, fetch_wheels, install_wheels
@@ -41,12 +41,21 @@ _HOOK_MODE = 0o755
 class Work:
     """Does steps in a machine, which stays its owner's. `surroundings` are those of the next step.
 
-    `behind` are the steps that were done in it already.
+    `behind` are the steps that were done in it already. `pins` are the digests of those and of all that are to come
+    (recipe/pins.py): what a step reads of this host is what they say, or it fails. Without them that is not looked at.
     """
 
     def __init__(
-        self, running: Running, context: Context, surroundings: Surroundings, *, behind: Sequence[Step] = ()
+        self,
+        running: Running,
+        context: Context,
+        surroundings: Surroundings,
+        *,
+        behind: Sequence[Step] = (),
+        pins: Sequence[str] = (),
     ) -> None:
+        self._pins = pins
+        self._done = len(behind)
         self._running = running
         self._context = context
         self.surroundings = surroundings.after_all(behind)
@@ -76,6 +85,9 @@ class Work:
                     await wait_ready(self._running, step, self.surroundings, self._program)
             case Env() | User():
                 pass
+        self._done += 1
+        if self._pins and isinstance(step, (Copy, Hooks, Pip)):
+            await in_thread(lambda _: check_pinned(step, self._context, self._pins[: self._done]))
         self.surroundings = self.surroundings.after(step)
 
     async def _run(self, step: Run) -> None:

@@ -184,7 +184,7 @@ class Making:
     async def _do_steps(self, adopted: Adopted, staging: Staging) -> None:
         running, first = adopted.running, len(self.done)
         begins = Surroundings(env=self._recipe.env)
-        work = Work(running, self._recipe.context, begins, behind=self._steps[:first])
+        work = Work(running, self._recipe.context, begins, behind=self._steps[:first], pins=self._recipe.pins)
         for number, step in enumerate(self._steps[first:], first + 1):
             self.report(_tell(step))
             begun = time.perf_counter()

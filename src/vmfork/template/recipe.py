@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vmfork.adopt.secrets import Secrets
-from vmfork.config import ImageConfig
+from vmfork.config import ImageConfig, VMConfig
+from vmfork.config.loader import name_unknown
 from vmfork.config.source import absolute_source
 from vmfork.errors import ConfigError
 from vmfork.late import import_late
@@ -16,14 +17,15 @@ from vmfork.machine.ways import load_ways
 from vmfork.recipe.context import Context
 from vmfork.recipe.pins import digest_steps
 from vmfork.recipe.step import READY_LIMIT_S, STEP_LIMIT_S, Ready, Run
-from vmfork.recipe.words import check_order, read_steps
+from vmfork.recipe.words import check_logs, check_order, read_steps
 from vmfork.template.names import NAME_SIZE, name_recipe
 from vmfork.wire.command import check_env
 
 if TYPE_CHECKING:
-    from vmfork.config import VMConfig
     from vmfork.network.policy import NetworkPolicy
     from vmfork.recipe.step import Step
+
+_MACHINE = tuple(field.name for field in fields(VMConfig))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,19 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.network != "none":
             load_ways().check_policy(self.network)
-        for command in (*self.warm_up, self.ready):
+        for command in self.warm_up:
             if not isinstance(command, str) or "\0" in command:
                 raise ConfigError("warm_up", command, "a warm-up command is a line of shell")
+        if not isinstance(self.ready, str) or "\0" in self.ready:
+            hint = 'a table goes into the steps, as the last: {"ready": {"port": 8000}}'
+            raise ConfigError("ready", self.ready, "must be a line of shell", hint=hint)
+        for key in self.vm:
+            if key not in _MACHINE:
+                raise name_unknown(f"vm.{key}", "a recipe has it", "fields of a machine", _MACHINE)
         object.__setattr__(self, "env", check_env(self.env))
         object.__setattr__(self, "steps", _read(self.steps))
         check_order(self.all_steps)
+        check_logs(self.all_steps)
         given = [name for step in self.steps if isinstance(step, Run) for name in step.secrets]
         watched = tuple(dict.fromkeys((*self.secrets.env, *given)))
         object.__setattr__(self, "secrets", replace(self.secrets, env=watched))

@@ -153,6 +153,8 @@ def _read_machine(given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     found = {key: given[key] for key in _MACHINE if key in given}
     for key, name in _SIZES.items():
         if key in given:
+            if name in found:
+                raise ConfigError(f"{prefix}.{key}", given[key], f"{name} says it too", hint="give one of the two")
             found[name] = given[key]
     for key, value in found.items():
         if key.endswith("_mib") and value is not None:

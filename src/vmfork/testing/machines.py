@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
@@ -13,6 +14,7 @@ import pytest
 
 from vmfork import Template, aio
 from vmfork.errors import VMForkError
+from vmfork.hint import suggest
 from vmfork.portal import portal
 from vmfork.testing.recorded import Recorder
 
@@ -31,10 +33,15 @@ _AGENT = "vmfork-agent: "
 class Machines:
     """Owner of the machines of the test `name`. `options` are what it was marked with, the name of a template among it.
 
-    `template` is theirs where nothing else is said.
+    `template` is theirs where nothing else is said. Raises `UsageError` for an option that no fork has.
     """
 
     def __init__(self, name: str, options: dict[str, Any], template: Template | None) -> None:
+        known = ("template", *[each for each in signature(aio.Template.fork).parameters if each != "self"])
+        for option in options:
+            if option not in known:
+                told = f"{suggest(option, known)}it takes {', '.join(known)}"
+                raise pytest.UsageError(f"the mark vmfork has no {option!r}: {told}")
         self._name = name
         self._options = options
         self._template = template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -389,6 +390,15 @@ def test_files_that_were_made_are_named(caller, tmp_path) -> None:
     made = tmp_path / "made"
     code = f"open({str(made)!r}, 'w').write('new')\nimport os\nos.symlink('made', {str(tmp_path / 'link')!r})"
     assert json.loads(caller.run(code, made_in=str(tmp_path))["files"]) == ["made"]
+
+
+def test_figures_that_code_leaves_open_are_shown_as_pictures_and_closed(caller) -> None:
+    need("matplotlib")
+    caller.ask("import matplotlib.pyplot as plot\nfigure = plot.figure()\nfigure.gca().plot([1, 2])\nNone")
+    shown = [json.loads(payload) for kind, payload in caller.frames() if kind is Answer.RESULT]
+    assert [base64.b64decode(each["image/png"])[:8] for each in shown] == [b"\x89PNG\r\n\x1a\n"]
+    assert "Figure" in shown[0]["text/plain"]
+    assert caller.run("plot.get_fignums()")["value"] == "[]"
 
 
 def test_javascript_keeps_its_state_and_ends_when_it_is_interrupted(door, caller) -> None:

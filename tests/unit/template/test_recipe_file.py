@@ -143,6 +143,8 @@ def test_which_template_is_meant_must_be_said_where_there_are_several(tmp_path) 
         ('[template.web]\nhooks = ["x"]', "template.web.hooks: ['x'] is no table"),
         ("[template.web]\nstart = 5", "template.web.start: must be text"),
         ("[template.web]\nready = {port = 0}", "template.web.ready.port: 0 is no port"),
+        ('[template.web]\nready = {log = "up"}', "ready.log: nothing was started"),
+        ('[template.web]\nmemory = "1G"\nmemory_mib = 512', "template.web.memory: memory_mib says it too"),
         ('[template.web]\nmemory = "much"', "template.web.memory_mib: 'much' is not a size"),
         ("[template.web]\ncpus = 0", "vm.cpus: 0 is out of range"),
         ("[template.wbe]", "did you mean wbe"),
@@ -177,6 +179,23 @@ def test_code_that_nobody_could_run_is_refused_before_a_machine_is_booted() -> N
             Recipe(warm_up=[line])
         assert caught.value.field == field
     assert Recipe(warm_up=["#!python\nimport json", "#!/bin/sh\ntrue"]).warm_up
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "told"),
+    [
+        ({"vm": {"memry_mib": 512}}, "vm.memry_mib", "did you mean memory_mib"),
+        ({"ready": {"port": 8000}}, "ready", 'a table goes into the steps, as the last: {"ready": {"port": 8000}}'),
+        ({"steps": [{"ready": {"log": "up"}}, {"start": "x"}]}, "steps: 1.ready.log", "nothing was started"),
+        ({"steps": [{"packages": ["git"]}], "warm_up": ["a\0b"]}, "warm_up", "a line of shell"),
+    ],
+)
+def test_what_a_recipe_in_python_cannot_say_is_refused_by_name(given, field, told) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**given)
+    assert caught.value.field == field
+    assert told in f"{caught.value} {caught.value.hint}"
+    assert Recipe(steps=[{"start": "x"}, {"ready": {"log": "up"}}], vm={"memory_mib": 512}).vm == {"memory_mib": 512}
 
 
 def test_a_section_that_is_misspelt_is_named(tmp_path) -> None:
