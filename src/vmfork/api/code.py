@@ -55,7 +55,8 @@ class GuestCode:
         the event loop; such output is in no result. Output and results together have at most `max_output` bytes; then
         `LimitExceeded` is raised, and the code interrupted.
 
-        With `made_in`, a folder of the guest, `files` has what the code has made or changed below it.
+        With `made_in`, a folder of the guest, `files` has what the code has made or changed below it, a thousand files
+        at most, the first by name. They count for `max_output` too.
 
         Raises `ConfigError` for a language that is not known and for code that is no UTF-8, and `GuestError` when the
         machine has no Python 3, by which all of them are served.

@@ -27,6 +27,7 @@ _RANGES |= {"port": (1, 65_535), "guest_port": (1, 65_535), "size": (1, _LARGEST
 # A terminal's, struct winsize of ioctl_tty(2).
 _RANGES |= {"rows": (1, 65_535), "columns": (1, 65_535)}
 _LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
+_TEXT_HINTS = {"ready": 'give a line of shell; a table goes into the steps: {"ready": {"port": 8000}}'}
 _LINE = 60
 _NAMED_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _WINDOW_HINT = "give both as whole numbers: (24, 80)"
@@ -108,7 +109,7 @@ def _short(value: object) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _refuse(name, value, "text")
+        raise _refuse(name, value, "text", _TEXT_HINTS.get(name, ""))
     return value
 
 

@@ -46,7 +46,9 @@ async def run_code(
     """The code has ended; what it wrote, showed and made, and how it failed, if it did.
 
     After `timeout_s` seconds it is interrupted, and `grace_s` later its interpreter killed; then raises
-    `DeadlineExceeded`, and `LimitExceeded` likewise. On cancel, and after any other error, the same is done behind us.
+    `DeadlineExceeded`, and `LimitExceeded` likewise. That is raised too where the files that it made are more than what
+    is left of `max_output`; then it has ended by itself. On cancel, and after any other error, the same is done behind
+    us.
     """
     begun = time.perf_counter()
     call = _Call(listeners or {}, max_output)
@@ -62,7 +64,10 @@ async def run_code(
         await line.abort()
         raise
     await give_line(running, line)
-    files = await _read_files(running, code.made_in, call.made, call.room)
+    try:
+        files = await _read_files(running, code.made_in, call.made, call.room)
+    except LimitExceeded as error:  # of one file, which says nothing of what the code wrote
+        raise call.make_excess() from error
     return call.make_result(files, time.perf_counter() - begun)
 
 
@@ -166,8 +171,12 @@ class _Call:
     def check_room(self) -> None:
         """Raises `LimitExceeded` when it wrote more than it may."""
         if self.is_over:
-            stdout, stderr = self.written
-            raise LimitExceeded("the code", self._max or 0, stdout=stdout, stderr=stderr, hint=_MOST_HINT)
+            raise self.make_excess()
+
+    def make_excess(self) -> LimitExceeded:
+        """The error that it wrote, showed or made more than it may, with what it wrote."""
+        stdout, stderr = self.written
+        return LimitExceeded("the code", self._max or 0, stdout=stdout, stderr=stderr, hint=_MOST_HINT)
 
     @property
     def room(self) -> int | None:

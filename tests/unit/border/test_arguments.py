@@ -213,3 +213,10 @@ def test_the_blocking_api_is_behind_the_same_border() -> None:
         [sys.executable, "-W", "ignore", "-c", BLOCKING], capture_output=True, check=False, timeout=60
     )
     assert done.stdout == b"timeout_s\n", done.stderr
+
+
+async def test_a_table_in_the_place_of_a_line_of_shell_is_told_where_it_goes() -> None:
+    """A recipe file takes both there."""
+    with pytest.raises(ConfigError, match="is not text") as caught:
+        await aio.Template.build("web", ready={"port": 8000})
+    assert '{"ready": {"port": 8000}}' in caught.value.hint
