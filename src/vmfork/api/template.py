@@ -187,8 +187,9 @@ class Template:
     ) -> Self:
         """The template `name`. It was built first if it was missing, or did not fit this host or `config` any more.
 
-        Its size is kept as it is. With `recipe`, as for `build`, it is also built when it was made by another, or when
-        a file changed that the recipe reads; what the recipe says of the machine comes before `config`. When another
+        Its size is kept as it is. With `recipe`, as for `build`, it is also built when it was made by another, when a
+        file changed that the recipe reads, or when the recipe says another size than it was made of; what the recipe
+        says of the machine comes before `config`. When another
         process is building it, its result is used, after `wait_s` seconds at most.
 
         With `pull`, such as `registry.example/team/py:1`, it is looked for there before it is built, as by `pull`. Why

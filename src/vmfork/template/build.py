@@ -20,7 +20,7 @@ from vmfork.recipe.short import expand_steps
 from vmfork.store import TemplateStore
 from vmfork.store.layers import LayerStore
 from vmfork.template.budget import make_room, stage
-from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
+from vmfork.template.kept import KeptRecipe, find_recipe, is_of_its_size, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
 from vmfork.template.publish import publish
 from vmfork.template.recipe import Recipe, base_of
@@ -136,10 +136,10 @@ async def ensure_template(
 ) -> Source:
     """The template `name`. It was built first if `Source.find` gave none. Its size is kept as it is.
 
-    With `recipe`, one that was made by another does not fit. Without, it is built by `kept`, by default the recipe that
-    it was last made by, and from that recipe's configuration when `config` is `None`, or with `any_kind`. Raises
-    `TemplateNotFound` when the recipe needs what was not kept. When another process is building it, its result is used,
-    after `wait_s` seconds at most.
+    With `recipe`, one that was made by another does not fit, nor one of another size than it says. Without, it is built
+    by `kept`, by default the recipe that it was last made by, and from that recipe's configuration when `config` is
+    `None`, or with `any_kind`. Raises `TemplateNotFound` when the recipe needs what was not kept. When another process
+    is building it, its result is used, after `wait_s` seconds at most.
     """
 
     if recipe is not None and not recipe.pins:
@@ -148,7 +148,9 @@ async def ensure_template(
 
     async def find() -> Source | None:
         found = await Source.find(name, config, instance=instance, any_kind=any_kind)
-        return None if found is None or (recipe is not None and found.recipe != recipe.name) else found
+        if found is None or recipe is None:
+            return found
+        return found if found.recipe == recipe.name and is_of_its_size(name, recipe, places=instance.places) else None
 
     await bring_back(name, config or VMConfig(), instance=instance)
     if recipe is not None and config is not None:

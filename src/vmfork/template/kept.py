@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from vmfork.config import Places
     from vmfork.network.policy import NetworkPolicy
 
+# Of a machine; all else that a recipe says of one is in the traits of its template.
+_SIZES = ("cpus", "memory_mib", "max_cpus", "max_memory_mib")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRecipe:
@@ -167,3 +170,19 @@ def find_recipe(name: str, *, places: Places) -> KeptRecipe | None:
         if isinstance(error, OSError) and error.errno not in NO_FILE:
             raise  # the host refused: the recipe may be whole
         raise TemplateCorrupt(name, str(path), f"its recipe cannot be read: {error}") from error
+
+
+def is_of_its_size(name: str, recipe: Recipe, *, places: Places) -> bool:
+    """Whether the template `name` was made of the size that the recipe says, as far as it says one.
+
+    What it has may be more: an image may need more memory than was said. Of one that nobody can make again, and so says
+    no size, it is true; where what is kept of it is damaged, false.
+    """
+    said = {key: recipe.vm[key] for key in _SIZES if key in recipe.vm}
+    try:
+        kept = find_recipe(name, places=places) if said else None
+    except TemplateCorrupt:
+        return False
+    if kept is None or kept.is_live or kept.came_from:
+        return True
+    return all(getattr(kept.config, key) == size for key, size in said.items())
