@@ -16,6 +16,8 @@ from vmfork.errors import ConfigError
 from vmfork.machine.emulator import SLIM
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm]
+# Its two templates take a minute and more to build: `make test` leaves it to `make test-kvm`.
+of_both = pytest.mark.slow
 
 FULL = "qemu-system-x86_64"
 
@@ -44,6 +46,7 @@ def seccomp_of(vm: VM) -> str:
     return next(line.split()[1] for line in lines if line.startswith("Seccomp:"))
 
 
+@of_both
 async def test_each_froze_its_own_and_the_manifest_says_which(micro) -> None:
     for name, template in micro.items():
         assert template.hardware.accel == "kvm"
@@ -54,6 +57,7 @@ async def test_each_froze_its_own_and_the_manifest_says_which(micro) -> None:
     assert one == other
 
 
+@of_both
 @pytest.mark.parametrize("frozen_by", [SLIM, FULL])
 @pytest.mark.parametrize("opened_by", ["", SLIM, FULL])
 async def test_either_opens_what_the_other_froze(micro, frozen_by, opened_by) -> None:

@@ -138,7 +138,7 @@ CAPABILITIES = {
     "working-kvm": Capability("KVM does not run the guest here: make test-kvm runs this where it does", _always),
     "kvm-for-some": Capability("/dev/kvm is not there, or everybody's", _always),
     "refusing-kvm": Capability("KVM runs the guest here", _always),
-    "packed-image": Capability("no image with packages was brought: make test-kvm brings one", _always),
+    "brought-images": Capability("no images were brought: make test-kvm brings one of each kind", _always),
     "isolation": Capability("this host lets QEMU be kept from nothing: vmfork doctor says why", _always),
     "machine-users": Capability("the user ids that machines get are not known here", _always),
     "wheels": Capability("hatchling, ziglang or pip is not installed", _has_what_makes_wheels),

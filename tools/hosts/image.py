@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 
 # The one that users have, and the least there can be.
 FEWEST = {"default": ImageConfig(), "bare": ImageConfig(bare=True)}
-# And one with packages of the user's: servers, and what fills memory with files.
-PACKED = "packed"
-ALL = {**FEWEST, PACKED: ImageConfig(packages=("git", "openssh-server", "sqlite3", "sudo"))}
+# And one with packages of the user's, servers and what fills memory with files; and one whose root is on a disk.
+PACKED, ON_DISK = "packed", "on-disk"
+ALL = {
+    **FEWEST,
+    PACKED: ImageConfig(packages=("git", "openssh-server", "sqlite3", "sudo")),
+    ON_DISK: ImageConfig(bare=True, root="disk"),
+}
 
 
 @contextmanager
@@ -60,8 +64,20 @@ def open_copies(images: Iterable[Image]) -> Iterator[Path]:
         store.make()
         for image in images:
             shutil.copytree(image.kernel.parent, store.folder / image.digest)
+            if (disk := find_disk(image)) is not None:
+                copy = Path(home, "disk")
+                shutil.copyfile(disk, copy)
+                store.disks.add(copy, image.disk_sha256)
+                store.disks.hold_for(store.folder / image.digest, image.disk_sha256, image=image.name)
             store.link(image.name, image.digest)
         yield Path(home)
+
+
+def find_disk(image: Image) -> Path | None:
+    """The file that the image's root is in, if it is in one."""
+    if not image.disk_sha256:
+        return None
+    return ImageStore(image.kernel.parents[1]).disks.locate(image.disk_sha256)
 
 
 def _open_home(configs: Mapping[str, ImageConfig]) -> AbstractContextManager[Path]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hosts.image import PACKED
+from hosts.image import ALL, find_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -47,8 +47,8 @@ def list_requirements() -> list[str]:
 
 def promise(images: Iterable[Image]) -> str:
     """What tests may rely on where KVM works and these images were brought: a skip for want of it is a failure."""
-    has_packed = any(image.name == PACKED for image in images)
-    return "working-kvm,packed-image" if has_packed else "working-kvm"
+    has_all = ALL.keys() <= {image.name for image in images}
+    return "working-kvm,brought-images" if has_all else "working-kvm"
 
 
 @contextmanager
@@ -86,9 +86,18 @@ def _add_images(tar: tarfile.TarFile, images: Iterable[Image]) -> None:
     for image in images:
         folder = image.kernel.parent
         tar.add(folder, f"home/images/{folder.name}")
-        name = tarfile.TarInfo(f"home/images/names/{image.name}")
-        name.type, name.linkname = tarfile.SYMTYPE, f"../{folder.name}"
-        tar.addfile(name)
+        _add_link(tar, f"home/images/names/{image.name}", f"../{folder.name}")
+        if (disk := find_disk(image)) is not None:
+            place = f"home/disks/{image.disk_sha256}"
+            tar.add(disk, f"{place}/{disk.name}")
+            # It is this image's: no sweep takes it for nobody's.
+            _add_link(tar, f"{place}/users/{image.name}", f"{_FOLDER}/home/images/{folder.name}")
+
+
+def _add_link(tar: tarfile.TarFile, name: str, target: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    tar.addfile(info)
 
 
 def _add_file(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:

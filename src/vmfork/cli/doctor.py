@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import textwrap
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -74,6 +75,8 @@ def command(recheck: bool, verbose: bool, as_json: bool) -> int:
     with shown_progress() as progress:
         checks = run_async(examine(get_settings().vm, find_places(), progress, recheck=recheck))
     able = all(check.level != "fail" for check in checks)
+    if (as_json or not sys.stdout.isatty()) and get_settings().vm.accel == "auto":
+        kvm.warn_if_forbidden()  # whoever reads the report at a terminal reads it there
     if as_json:
         show_json({"ok": able, "checks": [asdict(check) for check in checks]})
     else:

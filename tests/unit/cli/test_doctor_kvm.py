@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,3 +120,22 @@ def test_the_console_is_shown_to_who_asks_for_details(monkeypatch, verbose) -> N
     done = CliRunner().invoke(doctor.command, ["--recheck", *(["-v"] if verbose else [])], standalone_mode=False)
     assert done.return_value == 0, done.output
     assert ("      | SeaBIOS\n      | Booting from ROM..\n" in done.output) == verbose
+
+
+@pytest.mark.parametrize(("accel", "count"), [("auto", 1), ("tcg", 0)])
+@pytest.mark.parametrize("argv", [[], ["--json"]])
+def test_who_may_not_open_kvm_is_told_beside_a_report_that_goes_elsewhere(
+    monkeypatch, caplog, accel, count, argv
+) -> None:
+    async def examine(*_arguments, **_options):
+        return []
+
+    forbidden = Refusal("/dev/kvm may not be opened by me", "sudo usermod -aG kvm me", forbidden=True)
+    monkeypatch.setenv("VMFORK_VM_ACCEL", accel)
+    monkeypatch.setattr(doctor, "examine", examine)
+    monkeypatch.setattr(doctor.kvm, "find_refusal", lambda: forbidden)
+    doctor.kvm.warn_if_forbidden.cache_clear()
+    with caplog.at_level(logging.WARNING, "vmfork"):
+        CliRunner().invoke(doctor.command, argv, catch_exceptions=False)
+    doctor.kvm.warn_if_forbidden.cache_clear()
+    assert [forbidden.todo in record.getMessage() for record in caplog.records] == [True] * count

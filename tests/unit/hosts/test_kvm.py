@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from contextlib import nullcontext
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -83,7 +84,9 @@ def brought(tmp_path):
     """The images that were built and tried out for the tests, each with its least memory."""
     store = ImageStore(tmp_path / "kept" / "images")
     for name in image.ALL:
-        write_least(commit_image(store, name, initramfs=name.encode()).kernel.parent, 300, measured="for a test")
+        disk = b"of files" * (name == image.ON_DISK)
+        made = commit_image(store, name, initramfs=name.encode(), disk=disk)
+        write_least(made.kernel.parent, 300, measured="for a test")
     return store.list_images()
 
 
@@ -93,6 +96,8 @@ def test_here_they_find_copies_of_the_images_that_were_brought(tool, brought, mo
     def run(_argv, *, env, **_options):
         store = ImageStore(Path(env["VMFORK_TEST_HOME"], "images"))
         seen.append({one.name: one.min_memory_mib for one in store.list_images()})
+        assert store.disks.sweep() == []
+        store.verify(image.ON_DISK)
         store.remove(image.PACKED)
         seen.append(env)
         return SimpleNamespace(returncode=0)
@@ -102,7 +107,7 @@ def test_here_they_find_copies_of_the_images_that_were_brought(tool, brought, mo
     assert tool.run_here(["pytest"], images=brought) == 0
     found, env = seen
     assert found == dict.fromkeys(image.ALL, 300)
-    assert "packed-image" in env["VMFORK_TEST_GUARANTEED"].split(",")
+    assert "brought-images" in env["VMFORK_TEST_GUARANTEED"].split(",")
     assert not Path(env["VMFORK_TEST_HOME"]).exists()
     assert all(one.kernel.exists() for one in brought)  # what a test removes is its copy
 
@@ -121,5 +126,17 @@ def test_what_a_host_has_and_what_was_brought_may_not_be_skipped_there(brought) 
     for images in brought, [one for one in brought if one.name in image.FEWEST]:
         script = job._write_script(["pytest"], job.promise(images)).decode()
         (promised,) = re.findall(r"VMFORK_TEST_GUARANTEED=(\S+)", script)
-        left = set() if len(images) == len(image.ALL) else {"packed-image"}
+        left = set() if len(images) == len(image.ALL) else {"brought-images"}
         assert asked - set(promised.split(",")) == left
+
+
+def test_a_disk_gets_into_a_test_host_with_its_image_and_is_held_there(brought, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(job, "_FOLDER", str(tmp_path))
+    with tarfile.open(tmp_path / "job.tar", "w") as tar:
+        job._add_images(tar, brought)
+    with tarfile.open(tmp_path / "job.tar") as tar:
+        tar.extractall(tmp_path, filter="fully_trusted")
+    store = ImageStore(tmp_path / "home" / "images")
+    assert sorted(one.name for one in store.list_images()) == sorted(image.ALL)
+    assert store.disks.sweep() == []
+    store.verify(image.ON_DISK)
