@@ -153,9 +153,12 @@ async def ensure_template(
         return found if found.recipe == recipe.name and is_of_its_size(name, recipe, places=instance.places) else None
 
     await bring_back(name, config or VMConfig(), instance=instance)
-    if recipe is not None and config is not None:
+    if (found := await find()) is not None and found.manifest.came_from:
+        return found  # it is held to no image of this host, and needs none
+    if recipe is not None and config is not None and recipe.base is not None:
         await _ensure_base(config, recipe, instance)  # a template of what its image was is stale
-    if (found := await find()) is not None:
+        found = await find()
+    if found is not None:
         return found
     wanted = config or VMConfig()
     if recipe is None and (kept := kept or find_recipe(name, places=instance.places)) is not None:

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,12 +18,15 @@ from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound, StoreBusy, TemplateExists, TemplateUnfit
+from vmfork.machine.traits import wanted_traits
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
 from vmfork.oci.reference import Reference
 from vmfork.oci.registry import Repository
 from vmfork.store import TemplateStore
 from vmfork.store.ram_file import PAGE, digest_ram
+from vmfork.template import build as building
+from vmfork.template.recipe_file import read_template
 from vmfork.travel.artifact import MEMORY_TYPE
 
 pytestmark = pytest.mark.needs("qemu", "docker-registry", "oras")
@@ -252,6 +256,48 @@ async def test_ensure_opens_else_pulls_else_builds(build, places, other, registr
     assert "was not pulled" in caplog.text
     with pytest.raises(ConfigError, match="ref"):
         await Template.ensure("else", VMConfig(image="none"), pull="none", places=other)
+
+
+RECIPE = """
+[template.py]
+from = "registry.example/team/py:1"
+steps = [{copy = ["note", "/note"]}]
+"""
+
+
+def write_checkout(folder: Path, note: str) -> str:
+    """A recipe and what it reads, as they lie in some checkout; its path."""
+    folder.mkdir()
+    (folder / "note").write_text(note)
+    (folder / "vmfork.toml").write_text(RECIPE)
+    return str(folder / "vmfork.toml")
+
+
+async def test_ensure_pulls_what_the_recipe_makes_and_builds_what_it_does_not(
+    build, other, registry, tmp_path, monkeypatch
+) -> None:
+    async def import_nothing(name: str, **_: object) -> None:
+        raise ImageNotFound(name)
+
+    monkeypatch.setattr(building, "ensure_image", import_nothing)
+    recipe = read_template(Path(write_checkout(tmp_path / "one", "same")), "py")[1]
+    traits = await find_traits()
+    traits |= wanted_traits(recipe.apply_to(VMConfig()), machine=traits["machine"], accel="tcg")
+    template = await build("py", recipe=recipe.name, image=recipe.vm["image"], traits=traits)
+    ref = f"{registry.host}/team/py:1"
+    await template.push(ref)
+    elsewhere = write_checkout(tmp_path / "two", "same")
+    pulled = await Template.ensure("py", recipe=elsewhere, pull=ref, places=other)
+    assert pulled.manifest.memory_sha256 == template.manifest.memory_sha256
+    # It needs no image, and is there from now on, whether the registry is or not.
+    registry.kill()
+    for pull in (ref, None):
+        again = await Template.ensure("py", recipe=elsewhere, pull=pull, places=other)
+        assert again.generation == pulled.generation
+    # Of another recipe it is not: that is built, of an image that is missing here.
+    changed = write_checkout(tmp_path / "three", "another")
+    with pytest.raises(ImageNotFound):
+        await Template.ensure("py", recipe=changed, pull=ref, places=other)
 
 
 async def test_what_is_not_there_or_no_template_is_told(build, other, registry) -> None:
