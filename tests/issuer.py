@@ -33,22 +33,27 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 class Issuer:
-    """`url` is where it is asked. `granted` are the scopes that it gave tokens for; `refused` counts the others."""
+    """`url` is where it is asked. `granted` are the scopes that it gave tokens for; `refused` counts the others.
 
-    def __init__(self, certificate: Path, key: Path, *, user: str, password: str) -> None:
+    One that `is_public` lets everybody read.
+    """
+
+    def __init__(self, certificate: Path, key: Path, *, user: str, password: str, is_public: bool = False) -> None:
         self.certificate = certificate
         self.granted: list[str] = []
         self.refused = 0
         self.url = ""
         self._key = key
+        self._is_public = is_public
         self._basic = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     def answer(self, query: dict[str, list[str]], authorization: str) -> bytes | None:
         """A token for what is asked, or `None` for who is not known."""
-        if authorization != self._basic:
+        scopes = query.get("scope", [])
+        reads = self._is_public and not authorization and all(scope.endswith(":pull") for scope in scopes)
+        if authorization != self._basic and not reads:
             self.refused += 1
             return None
-        scopes = query.get("scope", [])
         self.granted += scopes
         access = []
         for scope in scopes:
@@ -76,9 +81,11 @@ def _encode(data: bytes) -> str:
 
 
 @contextmanager
-def running_issuer(certificate: Path, key: Path, *, user: str, password: str) -> Iterator[Issuer]:
+def running_issuer(
+    certificate: Path, key: Path, *, user: str, password: str, is_public: bool = False
+) -> Iterator[Issuer]:
     """It listens."""
-    issuer = Issuer(certificate, key, user=user, password=password)
+    issuer = Issuer(certificate, key, user=user, password=password, is_public=is_public)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -178,6 +178,7 @@ CAPABILITIES = {
     "anyio": Capability("anyio is not installed", _has_module("anyio")),
     "matplotlib": Capability("matplotlib is not installed", _has_module("matplotlib")),
     "opentelemetry": Capability("OpenTelemetry's SDK is not installed", _has_module("opentelemetry.sdk.trace")),
+    "attributes": Capability("files of this file system have no attributes of users", _always),
     "steady-tsc": Capability("the processor's TSC is not steady", _always),
     "openssl-3": Capability("OpenSSL before 3 does not tell how often it was seeded", _always),
     "debugging": Capability("processes may not be traced here, or their registers are not those of x86-64", _always),

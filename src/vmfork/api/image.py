@@ -135,10 +135,10 @@ class Image:
         """`name` leads to an image with the files of the container image at `source`; a former one is replaced.
 
         `source` is a name in a registry, `oci:PATH[:TAG]` (a layout: a folder or a tar), `docker-archive:FILE[:TAG]`
-        (what `docker save` wrote) or `dir:FOLDER` (a root file system as it lies there). Its kernel is that of image
-        `default`, which is built where it is missing. Its layers may unpack to `max_bytes`. Its files lie in the
-        guest's memory or on a disk, as `root` says (see `ImageConfig`). `plain_http` speaks to the registry without
-        TLS.
+        (what `docker save` wrote), `dir:FOLDER` (a root file system as it lies there), or by `skopeo`
+        `docker-daemon:NAME:TAG` and `containers-storage:NAME`. Its kernel is that of image `default`, which is built
+        where it is missing. Its layers may unpack to `max_bytes`. Its files lie in the guest's memory or on a disk, as
+        `root` says (see `ImageConfig`). `plain_http` speaks to the registry without TLS.
 
         Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile, or for
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.

@@ -158,7 +158,8 @@ def _least(image: Image) -> str:
 def import_one(source: str, name: str, max_size: str | None, root: str | None, plain_http: bool, as_json: bool) -> None:
     """Make the image NAME of a container image.
 
-    SOURCE is a name in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG] or dir:FOLDER.
+    SOURCE is a name in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG], dir:FOLDER, and by skopeo
+    docker-daemon:NAME:TAG or containers-storage:NAME.
     """
     most = parse_size_mib(max_size, field="max_size") * MIB if max_size else MOST_UNPACKED
     with shown_progress() as progress:

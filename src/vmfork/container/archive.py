@@ -52,7 +52,8 @@ def open_archive(path: Path, tag: str) -> Iterator[SavedImage]:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ArtifactError(name, "it is no file")
-        places = find_members(path, fd)
+        # Of a layer that an image has twice, Docker before 25 writes a link in its second place.
+        places = find_members(path, fd, with_links=True)
         config, layers = _read_list(_read_document(fd, places, "manifest.json", name), tag, name)
         yield SavedImage(fd, name, places, _read_document(fd, places, config, name), tuple(layers))
     finally:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmfork.container.layer import is_taken
 from vmfork.container.root import Inode
 from vmfork.errors import ConfigError
 
@@ -91,7 +92,9 @@ def _read_entry(path: Path, info: os.stat_result, applying: Applying, name: str)
                 applying.contents.write(place, at, data)
                 at += len(data)
         inode.content = place
-        inode.xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path) if key != "security.selinux"}
     elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
         inode.device = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    if not stat.S_ISLNK(info.st_mode):
+        names = os.listxattr(path, follow_symlinks=False)
+        inode.xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in names if is_taken(name)}
     return inode

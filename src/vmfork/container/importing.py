@@ -22,7 +22,7 @@ from vmfork.container.archive import open_archive
 from vmfork.container.boot import Boot, write_boot
 from vmfork.container.folder import copy_folder, digest_folder
 from vmfork.container.layer import Applying, Contents
-from vmfork.container.limits import Budget, ImportLimits
+from vmfork.container.limits import Budget, ImportLimits, check_packed
 from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Origin, choose_document, find_in_layout
 from vmfork.container.root import Inode, Root
 from vmfork.container.running import Running, read_configuration
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from vmfork.config.values import RootChoice
+    from vmfork.container.running import Configuration
     from vmfork.host.compressed import Source
     from vmfork.image import Image
     from vmfork.image.store import ImageStore
@@ -243,20 +244,7 @@ def _apply_all(
     report: Callable[[str, float], None],
 ) -> Running:
     """The layers are applied, each compared with its digests. Raises `ArtifactError`."""
-    try:
-        said = read_configuration(configuration)
-    except ValueError as error:
-        raise ArtifactError(name, f"its configuration: {error}") from error
-    if (said.system, said.arch) != (SYSTEM, ARCH):
-        what = f"it is for {said.system or '?'}/{said.arch or '?'}, and guests are {SYSTEM}/{ARCH}"
-        raise ArtifactError(name, what, hint=f"give an image for {SYSTEM}/{ARCH}")
-    if len(said.diff_ids) != len(layers):
-        what = f"its configuration tells of {len(said.diff_ids)} layers, and it has {len(layers)}"
-        raise ArtifactError(name, what)
-    if not layers:
-        raise ArtifactError(name, "it has no layers, so nothing could run in it", hint="give an image with files")
-    if len(layers) > applying.budget.limits.layers:
-        raise ArtifactError(name, f"it has more than {applying.budget.limits.layers} layers (limit layers)")
+    said = _check_configuration(name, configuration, len(layers), applying.budget.limits)
     for number, ((descriptor, opens), diff_id) in enumerate(zip(layers, said.diff_ids, strict=True)):
         report(f"applying layer {number + 1} of {len(layers)}", _APPLIED_SHARE * number / len(layers))
         layer = f"{name}: layer {number + 1} ({descriptor.digest or diff_id})"
@@ -269,6 +257,24 @@ def _apply_all(
         if have != diff_id:
             raise ArtifactError(layer, f"it unpacks to {have}, and the configuration says {diff_id}")
     return said.running
+
+
+def _check_configuration(name: str, configuration: bytes, layers: int, limits: ImportLimits) -> Configuration:
+    """What the image says of itself. Raises `ArtifactError` where that is not of an image of so many layers for us."""
+    try:
+        said = read_configuration(configuration)
+    except ValueError as error:
+        raise ArtifactError(name, f"its configuration: {error}") from error
+    if (said.system, said.arch) != (SYSTEM, ARCH):
+        what = f"it is for {said.system or '?'}/{said.arch or '?'}, and guests are {SYSTEM}/{ARCH}"
+        raise ArtifactError(name, what, hint=f"give an image for {SYSTEM}/{ARCH}")
+    if len(said.diff_ids) != layers:
+        raise ArtifactError(name, f"its configuration tells of {len(said.diff_ids)} layers, and it has {layers}")
+    if not layers:
+        raise ArtifactError(name, "it has no layers, so nothing could run in it", hint="give an image with files")
+    if layers > limits.layers:
+        raise ArtifactError(name, f"it has more than {limits.layers} layers (limit layers)")
+    return said
 
 
 class _Hashed:
@@ -309,6 +315,8 @@ def _pull(
         data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
         found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
         configuration = repository.read(found.manifest.config)
+        _check_configuration(found.name, configuration, len(found.manifest.layers), work.limits)
+        check_packed(sum(each.size_bytes for each in found.manifest.layers), found.name, work.limits)
         _fetch_layers(found.manifest.layers, repository, folder, work.origin.place, report=report, check=check)
 
     @contextmanager

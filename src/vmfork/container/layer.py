@@ -202,4 +202,9 @@ def _read_xattrs(member: tarfile.TarInfo) -> dict[str, bytes]:
         for key, value in member.pax_headers.items()
         if key.startswith(_XATTR)
     }
-    return {key: value for key, value in found.items() if not key.startswith(_NOT_TAKEN)}
+    return {key: value for key, value in found.items() if is_taken(key)}
+
+
+def is_taken(attribute: str) -> bool:
+    """Whether an extended attribute is the image's own."""
+    return not attribute.startswith(_NOT_TAKEN)

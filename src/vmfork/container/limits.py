@@ -54,5 +54,15 @@ class Budget:
             raise _passed(source, "described_bytes", f"its names, links and attributes take more than {size}")
 
 
+def check_packed(size_bytes: int, source: str, limits: ImportLimits) -> None:
+    """Raises `ArtifactError` for layers of which more than `limits` allows comes out, by their size as they are sent.
+
+    gzip and zstd make nothing larger by as much as a 64th.
+    """
+    if size_bytes > limits.unpacked_bytes + (limits.unpacked_bytes >> 6):
+        most = format_bytes(limits.unpacked_bytes)
+        raise _passed(source, "unpacked_bytes", f"its layers have {format_bytes(size_bytes)}, of {most} at most", _MORE)
+
+
 def _passed(source: str, limit: str, reason: str, hint: str = "no honest image has so many") -> ArtifactError:
     return ArtifactError(source, f"{reason} (limit {limit})", hint=hint)

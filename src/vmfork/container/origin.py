@@ -126,6 +126,8 @@ def _read_manifest(data: bytes, media_type: str) -> Manifest:
     manifest = Manifest.from_json(data)
     if manifest.config.media_type not in CONFIGS:
         raise ValueError(f"it is no image, but {manifest.kind!r}")
+    if manifest.config.size_bytes > MOST_DOCUMENT:
+        raise ValueError(f"its configuration has {manifest.config.size_bytes} bytes, more than any")
     for layer in manifest.layers:
         if _LAYER.fullmatch(layer.media_type) is None:
             raise ValueError(f"its layer is of the kind {layer.media_type!r}, which is not known")
@@ -134,15 +136,20 @@ def _read_manifest(data: bytes, media_type: str) -> Manifest:
 
 def _choose_platform(index: bytes) -> Descriptor:
     """The first for this architecture; one that says nothing of it counts where no other does."""
-    platforms: list[dict[str, Any]] = [each.get("platform") or {} for each in json.loads(index)["manifests"]]
-    described = list(zip(read_index(index), platforms, strict=True))
+    described = list(zip(read_index(index), _read_platforms(index), strict=True))
     for wanted in ({"os": SYSTEM, "architecture": ARCH}, {}):
         for descriptor, platform in described:
             has = {key: platform.get(key) for key in ("os", "architecture")} if platform else {}
             if has == wanted:
                 return descriptor
-    there = sorted({f"{each.get('os')}/{each.get('architecture')}" for each in platforms if each})
+    there = sorted({f"{each.get('os')}/{each.get('architecture')}" for _, each in described if each})
     raise ValueError(f"it has no image for {SYSTEM}/{ARCH}: it has {', '.join(there) or 'none'}")
+
+
+def _read_platforms(index: bytes) -> list[dict[str, Any]]:
+    """What an index, which was read, says of each of its manifests; nothing where it says what is no platform."""
+    given = [each.get("platform") for each in json.loads(index)["manifests"]]
+    return [each if isinstance(each, dict) else {} for each in given]
 
 
 def find_in_layout(layout: Layout, tag: str) -> Found:

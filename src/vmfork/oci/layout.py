@@ -12,6 +12,7 @@ with its index.
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 import tarfile
 from contextlib import ExitStack, contextmanager
@@ -163,20 +164,28 @@ class Layout:
         return data
 
 
-def find_members(path: Path, fd: int) -> dict[str, Place]:
-    """Where the tar has its files. One that ends before its end has fewer."""
+def find_members(path: Path, fd: int, *, with_links: bool = False) -> dict[str, Place]:
+    """Where the tar has its files. One that ends before its end has fewer.
+
+    `with_links`: a link to one of them is another name of it.
+    """
     found: dict[str, Place] = {}
+    links: dict[str, str] = {}
     try:
         # Not by its path: what is open is what was looked at.
         with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for number, member in enumerate(tar):
                 if number >= _MOST_MEMBERS:
                     raise ArtifactError(str(path), f"it has more than {_MOST_MEMBERS} members")
+                name = member.name.removeprefix("./")
                 if member.isreg() and not member.issparse():
-                    found[member.name.removeprefix("./")] = Place(member.offset_data, member.size)
+                    found[name] = Place(member.offset_data, member.size)
+                elif with_links and (member.issym() or member.islnk()):
+                    above = posixpath.dirname(name) if member.issym() else ""
+                    links[name] = posixpath.normpath(posixpath.join(above, member.linkname))
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not found:
             raise ArtifactError(
                 str(path), "it is not a tar", hint="give a file that `vmfork template save` made, or an OCI layout"
             ) from error
-    return found
+    return {name: found[target] for name, target in links.items() if target in found} | found

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
-from tests.images import INDEX_TYPE, LayoutWriter, Member, digest, folder, hard, link, make_layer, write_image
+from tests.images import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    LayoutWriter,
+    Member,
+    digest,
+    folder,
+    hard,
+    link,
+    make_layer,
+    write_image,
+)
 from tests.registry import running_registry
+from tests.rules.capabilities import need
 from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of, put_image, save_archive
+from vmfork.container.additions import ATTRIBUTES
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 from vmfork.image import build, recipe
 from vmfork.image.record import Image
+from vmfork.oci.layout import MOST_DOCUMENT
 
 
 def check(image: Image) -> None:
@@ -112,6 +129,47 @@ async def test_what_docker_saved_becomes_an_image(bring, tmp_path):
         await bring(f"docker-archive:{path}:2")
 
 
+async def test_a_layer_that_docker_saved_twice_is_a_link_in_its_second_place(bring, tmp_path):
+    layer, top = make_layer([Member("a", body=b"twice")]), make_layer([Member(".wh.a")])
+    rootfs = {"diff_ids": [digest(layer), digest(top), digest(layer)]}
+    config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+    paths = ["0/layer.tar", "1/layer.tar", "2/layer.tar"]
+    parts = {
+        "0/layer.tar": layer, "1/layer.tar": top, "c.json": json.dumps(config).encode(),
+        "manifest.json": json.dumps([{"Config": "c.json", "RepoTags": None, "Layers": paths}]).encode(),
+    }  # fmt: skip
+    for number, target in enumerate(["../0/layer.tar", "../../0/layer.tar", "/etc/passwd", "layer.tar"]):
+        saved = tmp_path / f"{number}.tar"
+        write_tar(saved, parts, links={"2/layer.tar": target})
+        if not number:
+            assert files_of(await bring(f"docker-archive:{saved}"))["a"] == b"twice"
+        else:  # it leads out of the archive, or to itself
+            assert "has no '2/layer.tar'" in await _told(bring, f"docker-archive:{saved}")
+
+
+def write_tar(path: Path, parts: dict[str, bytes], *, links: dict[str, str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, body in {**parts, **dict.fromkeys(links, b"")}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            if name in links:
+                info.type, info.linkname = tarfile.SYMTYPE, links[name]
+            tar.addfile(info, io.BytesIO(body))
+
+
+async def test_what_a_folder_says_of_folders_and_files_beside_their_content_is_taken(bring, tmp_path):
+    root = tmp_path / "root"
+    (root / "data").mkdir(parents=True)
+    (root / "data/a").touch()
+    try:
+        for path in (root / "data", root / "data/a"):
+            os.setxattr(path, "user.note", path.name.encode())
+    except OSError:
+        need("attributes", found=False)
+    said = files_of(await bring(f"dir:{root}"))[ATTRIBUTES].decode().split("\0")
+    assert said == ["/data", "user.note", b"data".hex(), "/data/a", "user.note", b"a".hex(), ""]
+
+
 async def test_a_folder_becomes_an_image(bring, tmp_path):
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
@@ -136,6 +194,34 @@ async def test_of_an_index_the_image_for_this_architecture_is_taken(bring, tmp_p
             assert "arm" not in files_of(await bring(f"oci:{layout.path}"))
     with pytest.raises(ArtifactError, match="linux/arm64"):
         await bring(f"oci:{layout.path}")
+
+
+def _index(**said: object) -> dict[str, object]:
+    return {"schemaVersion": 2, "mediaType": INDEX_TYPE, **said}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [_index(), _index(manifests=5), _index(manifests=[5]), _index(manifests=[{"platform": "x"}]), [], b"[" * 100_000],
+)
+async def test_an_index_that_makes_no_sense_is_refused(bring, tmp_path, index):
+    layout = LayoutWriter(tmp_path / "in")
+    layout.manifests = [layout.put(index if isinstance(index, bytes) else json.dumps(index).encode(), INDEX_TYPE)]
+    layout.finish()
+    assert await _told(bring, f"oci:{layout.path}")
+
+
+async def test_an_index_of_indexes_without_end_and_a_configuration_of_any_size_are_refused(bring, tmp_path):
+    layout = LayoutWriter(tmp_path / "in")
+    layout.add_image([make_layer([Member("a")])])
+    named = layout.manifests[0]
+    for _ in range(10):
+        named = layout.put_json(_index(manifests=[named]), INDEX_TYPE)
+    layout.manifests = [named]
+    layout.finish()
+    assert "to no image" in await _told(bring, f"oci:{layout.path}")
+    large = write_image(tmp_path / "large", LAYERS, config={"Labels": {"a": "x" * MOST_DOCUMENT}})
+    assert "its configuration has" in await _told(bring, f"oci:{large}")
 
 
 async def _told(bring, source: str, **more: object) -> str:
@@ -172,6 +258,16 @@ async def test_a_layer_that_was_swapped_cut_off_or_lost_is_refused(bring, tmp_pa
         assert told in await _told(bring, f"oci:{tmp_path / 'in'}")
     blob.unlink()
     assert "missing" in await _told(bring, f"oci:{tmp_path / 'in'}")
+
+
+async def test_layers_in_another_order_are_refused(bring, tmp_path):
+    layout = LayoutWriter(tmp_path / "in")
+    named = layout.add_image([make_layer(members) for members in LAYERS])
+    manifest = json.loads((layout.path / "blobs" / named["digest"].replace(":", "/")).read_bytes())
+    manifest["layers"].reverse()
+    layout.manifests = [layout.put_json(manifest, MANIFEST_TYPE)]
+    layout.finish()
+    assert "the configuration says" in await _told(bring, f"oci:{layout.path}")
 
 
 @pytest.mark.parametrize(

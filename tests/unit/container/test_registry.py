@@ -16,7 +16,9 @@ from tests.images import LayoutWriter, Member, make_layer
 from tests.issuer import make_certificate, running_issuer
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
 from tests.unit.container.conftest import CONFIG, LAYERS, files_of, put_image
+from vmfork.container.limits import ImportLimits
 from vmfork.errors import ArtifactError, Closed, HostError, ImageNotFound
+from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
@@ -280,3 +282,79 @@ async def test_what_is_no_image_is_refused_by_its_kind(bring, store, layout, tmp
             await bring(f"{registry.host}/team/app:odd")
         assert nothing_is_left(store)
         assert Descriptor.from_json(body["config"]).size_bytes
+
+
+async def test_what_is_not_for_us_is_refused_before_its_layers_are_fetched(bring, store, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        for tag, more, told in (
+            ("arm", {"arch": "arm64"}, "linux/arm64"),
+            ("none", {"layers": []}, "no layers"),
+            ("count", {"diff_ids": ["sha256:0"]}, "tells of 1 layers"),
+            ("large", {}, "(limit unpacked_bytes)"),
+        ):
+            layout = LayoutWriter(tmp_path / tag)
+            layers = [make_layer(members) for members in more.pop("layers", LAYERS)]
+            layout.add_image(layers, **more)
+            body = put_image(layout, f"{registry.host}/team/app:{tag}")
+            for blob in registry.blobs:
+                if any(each["digest"].endswith(blob.parent.name) for each in body["layers"]):
+                    blob.unlink()
+            limits = ImportLimits(unpacked_bytes=100 if tag == "large" else 1 << 20)
+            with pytest.raises(ArtifactError) as error:
+                await bring(f"{registry.host}/team/app:{tag}", limits=limits)
+            assert told in error.value.reason
+        assert nothing_is_left(store)
+
+
+@pytest.mark.needs("root")
+async def test_a_disk_that_becomes_full_is_told_and_nothing_is_left(bring, store, tmp_path):
+    """The layers are as small as they are sent, and their files are not."""
+    layout = LayoutWriter(tmp_path / "in")
+    layout.add_image([make_layer([Member("large", body=os.urandom(4096) * 1000)])])
+    layout.add_image([make_layer([Member("larger", body=os.urandom(9 << 20))])], tag="more")
+    store.folder.mkdir()
+    assert mount_tmpfs(store.folder, size_bytes=3 << 20)
+    try:
+        with running_registry(tmp_path / "registry") as registry:
+            put_image(layout, f"{registry.host}/team/app:more")
+            with pytest.raises(HostError, match="no space for the layers"):
+                await bring(f"{registry.host}/team/app:more")
+            layout.manifests.pop()
+            put_image(layout, f"{registry.host}/team/app:1")
+            with pytest.raises(HostError, match="no space is left") as error:
+                await bring(f"{registry.host}/team/app:1")
+            assert error.value.hint
+            assert nothing_is_left(store)
+    finally:
+        unmount(store.folder)
+
+
+async def test_whoever_is_not_known_reads_by_a_token_for_everybody(bring, layout, credentials, tmp_path, monkeypatch):
+    """As public registries have it: all that is asked for is a token, and that is given without a name."""
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with (
+        running_issuer(certificate, key, user=USER, password=PASSWORD, is_public=True) as issuer,
+        running_registry(tmp_path / "tokens", tls=(certificate, key), issuer=issuer) as registry,
+    ):
+        reference = f"{registry.host}/team/app:1"
+        log_in(credentials, registry.host)
+        put_image(layout, reference)
+        credentials.write_text("{}")
+        issuer.granted.clear()
+        assert files_of(await bring(reference))["etc/a"] == b"new"
+        assert {*issuer.granted} == {"repository:team/app:pull"}
+
+
+@pytest.mark.parametrize("said", [{"credsStore": "test"}, {"credHelpers": {"HOST": "test"}}])
+async def test_with_a_password_from_a_helper_of_dockers(bring, layout, credentials, tmp_path, monkeypatch, said):
+    helper = tmp_path / "bin" / "docker-credential-test"
+    helper.parent.mkdir()
+    secret = json.dumps({"Username": USER, "Secret": PASSWORD})
+    helper.write_text(f"#!/bin/sh\n[ $1 = get ] && [ $(cat) ] && echo '{secret}'\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    with running_registry(tmp_path / "closed", htpasswd=HTPASSWD) as registry:
+        credentials.write_text(json.dumps(said).replace("HOST", registry.host))
+        put_image(layout, f"{registry.host}/team/app:1")
+        assert files_of(await bring(f"{registry.host}/team/app:1"))["etc/a"] == b"new"

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,6 +17,9 @@ from tests.images import Member, write_image
 from tests.rules.capabilities import find_program
 from tests.unit.container.conftest import apply_layers
 from vmfork.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NAMES = ("a", "b", "c")
 _MTIME = 1_600_000_000
@@ -33,13 +37,38 @@ def _whiteout(path: str) -> str:
     return f"{above}/.wh.{name}".lstrip("/")
 
 
+def _can(make: Callable[[str], None]) -> bool:
+    """Whether it can be done in a folder of this host."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            make(folder)
+        except OSError:
+            return False
+    return True
+
+
+# Those that umoci can make too: devices only root can, and not in every container; attributes not everywhere.
+_MAKES_DEVICES = _can(lambda folder: os.mknod(f"{folder}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3)))
+_HAS_ATTRIBUTES = _can(lambda folder: os.setxattr(folder, "user.a", b"1"))
+kinds = st.sampled_from(["pipe", *(["char", "block"] if _MAKES_DEVICES else [])])
+_SOME = [(("user.a", b"1"),), (("user.a", b"2"), ("user.b", b"\xff\x00"))]
+attributes = st.sampled_from([(), *(_SOME if _HAS_ATTRIBUTES else [])])
+
 members = st.one_of(
     st.builds(
-        lambda p, b, m, u, g: Member(p, body=b, mode=m, uid=u, gid=g),
+        lambda p, b, m, u, g, x: Member(p, body=b, mode=m, uid=u, gid=g, xattrs=x),
         paths,
         st.binary(max_size=4),
         modes,
         owners,
+        owners,
+        attributes,
+    ),
+    st.builds(
+        lambda p, k, m, u: Member(p, k, mode=m, uid=u, device=(0, 0) if k == "pipe" else (1, 3)),
+        paths,
+        kinds,
+        modes,
         owners,
     ),
     st.builds(lambda p, m, u: Member(p, "dir", mode=m, uid=u), paths, modes, owners),
@@ -81,11 +110,13 @@ def _look(root: Path) -> dict[str, tuple[object, ...]]:
             what = path.read_bytes()
         elif kind == stat.S_IFLNK:
             what = os.readlink(path)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            what = (os.major(info.st_rdev), os.minor(info.st_rdev))
         first = name if kind == stat.S_IFDIR else seen.setdefault(info.st_ino, name)
         owner = (info.st_uid, info.st_gid) if _IS_ROOT else ()
         date = int(info.st_mtime) if kind == stat.S_IFREG else 0
-        attributes = {key: os.getxattr(path, key) for key in os.listxattr(path)} if kind == stat.S_IFREG else {}
-        found[name] = (info.st_mode, what, first, owner, date, tuple(sorted(attributes.items())))
+        said = {key: os.getxattr(path, key) for key in os.listxattr(path)} if kind == stat.S_IFREG else {}
+        found[name] = (info.st_mode, what, first, owner, date, tuple(sorted(said.items())))
     return found
 
 
@@ -104,11 +135,13 @@ def _apply(layers_: list[list[Member]]) -> dict[str, tuple[object, ...]] | None:
             what = work.contents.file.read(inode.content.size)
         elif kind == stat.S_IFLNK:
             what = inode.target
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            what = inode.device
         first = name if inode.is_folder else seen.setdefault(id(inode), name)
         owner = (inode.uid, inode.gid) if _IS_ROOT else ()
         date = inode.mtime if kind == stat.S_IFREG else 0
-        attributes = tuple(sorted(inode.xattrs.items())) if kind == stat.S_IFREG else ()
-        found[name] = (inode.mode, what, first, owner, date, attributes)
+        said = tuple(sorted(inode.xattrs.items())) if kind == stat.S_IFREG else ()
+        found[name] = (inode.mode, what, first, owner, date, said)
     return found
 
 
@@ -134,6 +167,7 @@ def test_devices_owners_and_capabilities_are_what_umoci_makes_of_them():
         [
             Member("ping", body=b"x", mode=0o755, uid=5, gid=6, xattrs=(("security.capability", _CAPABILITY),)),
             Member("fifo", "pipe", mode=0o640),
+            *([Member("null", "char", mode=0o666, device=(1, 3))] if _MAKES_DEVICES else []),
             Member("other", "hard", target="ping"),
         ]
     ]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.issuer import make_certificate, running_issuer
-from tests.registry import HTPASSWD, PASSWORD, USER, keep_repositories, lines_to, running_registry
+from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
 from tests.unit.store.samples import fill
 from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound, StoreBusy, TemplateExists, TemplateUnfit
+from vmfork.host import facts
 from vmfork.machine.traits import wanted_traits
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
@@ -223,11 +224,25 @@ async def test_a_layer_that_was_changed_in_the_registry_is_refused(build, other,
     assert TemplateStore(other.templates).list_names() == []
 
 
-async def test_whether_it_fits_is_found_before_layers_are_fetched(build, other, registry, monkeypatch) -> None:
-    await (await build()).push(f"{registry.host}/team/py:1")
+def drop_layers(registry: Registry) -> None:
+    """Whoever asks for one is told that it is missing."""
     for path in registry.blobs:
         if not path.read_bytes().startswith(b"{"):
             path.unlink()
+
+
+async def test_memory_that_is_short_is_told_before_layers_are_fetched(build, other, registry, monkeypatch) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    drop_layers(registry)
+    monkeypatch.setattr(facts, "available_memory_bytes", lambda: 32 * MIB)
+    with pytest.raises(HostError, match="not enough memory"):
+        await Template.pull(f"{registry.host}/team/py:1", places=other)
+    assert TemplateStore(other.templates).list_names() == []
+
+
+async def test_whether_it_fits_is_found_before_layers_are_fetched(build, other, registry, monkeypatch) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    drop_layers(registry)
     monkeypatch.setattr("vmfork.template.travelling.arrival.find_misfit", lambda *_: ("qemu.version", "7.2.1", "7.2.2"))
     with pytest.raises(TemplateUnfit):
         await Template.pull(f"{registry.host}/team/py:1", places=other)
