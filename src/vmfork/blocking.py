@@ -1952,9 +1952,9 @@ class ClusterVM:
         """The content of the guest's file, as `VM.read_file` gives it."""
         return portal.run(self._twin.read_file(path, max_bytes=max_bytes))
 
-    def write_file(self, path: GuestPath, content: bytes | str, *, mode: int | None = None) -> None:
+    def write_file(self, path: GuestPath, data: bytes | str, *, mode: int | None = None) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
-        portal.run(self._twin.write_file(path, content, mode=mode))
+        portal.run(self._twin.write_file(path, data, mode=mode))
 
     def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
         """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there."""
@@ -2079,6 +2079,12 @@ class Cluster:
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: Literal[False] = False,
@@ -2094,6 +2100,12 @@ class Cluster:
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool,
@@ -2108,6 +2120,12 @@ class Cluster:
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool = False,
@@ -2123,6 +2141,12 @@ class Cluster:
                     spread=spread,
                     env=env,
                     files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    network=network,
+                    card=card,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                     partial=partial,

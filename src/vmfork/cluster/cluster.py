@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 import uuid
+from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -15,6 +16,7 @@ from vmfork.cluster.terms import SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
 from vmfork.config.servers import Access
 from vmfork.errors import (
+    ClusterError,
     DeadlineExceeded,
     HostError,
     NodeLost,
@@ -34,7 +36,7 @@ from vmfork.wire.given import check_file
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmfork.cluster.terms import Decision, Machine, Site
+    from vmfork.cluster.terms import Decision, Held, Machine, Report, Site
     from vmfork.config import CardChoice
     from vmfork.network.policy import NetworkPolicy
     from vmfork.wire.given import GivenFile, HostPath, PlacedFile
@@ -161,6 +163,12 @@ class Cluster(Owner):
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: Literal[False] = False,
@@ -176,6 +184,12 @@ class Cluster(Owner):
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool,
@@ -190,6 +204,12 @@ class Cluster(Owner):
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        card: CardChoice = "none",
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool = False,
@@ -197,10 +217,13 @@ class Cluster(Owner):
         """`count` machines, each as `fork` gives it, made several at a time.
 
         When one fails, all are closed and its error is raised, with those of others in `siblings`. With `partial` those
-        that could be had are given, and behind them the errors. Raises `NoNode` at once for more than the nodes could
-        have if they had no others.
+        that could be had are given, and behind them the errors. Raises `NoNode` at once where no node can have one, and
+        for more than the nodes could have if they had no others.
         """
-        options = {"env": env, "files": await _read_files(files), "timeout_s": timeout_s}
+        options = {
+            "env": env, "files": await _read_files(files), "cpus": cpus, "memory_mib": memory_mib, "ttl_s": ttl_s,
+            "idle_ttl_s": idle_ttl_s, "network": network, "card": card, "timeout_s": timeout_s,
+        }  # fmt: skip
         _check(options)
         constraints = Constraints(label=label, spread=spread)
         await self._site.ask("check_many", template, count, constraints)
@@ -235,21 +258,35 @@ class Cluster(Owner):
         """The node has no machine of the cluster, and gets none; what templates it alone had another has, too.
 
         Raises `NoNode` for one that is not there. Raises `DeadlineExceeded` where machines still run there after
-        `timeout_s` seconds; the node gets none all the same.
+        `timeout_s` seconds, and `ClusterError` with the names of templates that no other node takes, once it has no
+        machine; the node gets none all the same.
         """
         alone = await self._site.ask("drain", node)
         told = await self._site.ask("tell")
-        for name, digest, sources in alone:
-            for other, report in told["reports"].items():
-                if other != node and not report.offer.is_draining:
-                    with suppress(TemplateUnfit, HostError):
-                        await self._site.call(other, "pull", name, digest, sources)
-                        break
+        others = [
+            name
+            for name, report in told["reports"].items()
+            if name != node and not report.offer.is_draining and not report.offer.hindrance
+        ]
+        stay = [name for name, digest, sources in alone if not await self._save(name, digest, sources, others)]
         deadline = asyncio.get_running_loop().time() + timeout_s
         while (await self._site.call(node, "report")).machines:
             if asyncio.get_running_loop().time() >= deadline:
                 raise DeadlineExceeded(f"draining node {node}", timeout_s, hint="close its machines")
             await asyncio.sleep(0.2)  # its machines end without telling us
+        if stay:
+            raise ClusterError(
+                f"node {node} is drained, and alone has {', '.join(stay)}, which no other node takes",
+                hint="keep them before it goes (vmfork template save), or add a node that they fit and drain again",
+            )
+
+    async def _save(self, template: str, digest: str, sources: Sequence[str], nodes: Sequence[str]) -> bool:
+        """Whether one of the nodes has taken the template over."""
+        for node in nodes:
+            with suppress(VMForkError):  # it does not fit there, or has no room, or its disk stays where it is
+                await self._site.call(node, "pull", template, digest, sources)
+                return True
+        return False
 
     async def undrain(self, node: str) -> None:
         """The node gets machines again."""
@@ -262,23 +299,13 @@ class Cluster(Owner):
         """
         told = await self._site.ask("tell")
         reports = [report for _, report in sorted(told["reports"].items())]
-        templates: dict[tuple[str, str], dict[str, Any]] = {}
+        templates: dict[tuple[str, str], dict[str, Held]] = defaultdict(dict)
         for report in reports:
             for held in report.held:
-                known = templates.setdefault(
-                    (held.name, held.wanted.digest),
-                    {
-                        "name": held.name,
-                        "digest": held.wanted.digest,
-                        "created_at": held.created_at,
-                        "size_bytes": held.wanted.size_bytes,
-                        "nodes": [],
-                    },
-                )
-                known["nodes"].append(report.offer.name)
+                templates[held.name, held.wanted.digest][report.offer.name] = held
         return {
             "nodes": [_tell_node(report) for report in reports],
-            "templates": [templates[each] for each in sorted(templates)],
+            "templates": [_tell_template(templates[each]) for each in sorted(templates)],
             "machines": [
                 {"id": m.id, "node": m.node, "template": m.template, "key": m.key, "lasts": m.lasts,
                  "created_at": m.created_at}
@@ -294,6 +321,7 @@ class Cluster(Owner):
         for report in told["reports"].values():
             for machine in report.machines:
                 if vm in (machine.id, machine.key):
+                    self._begin_renewing(machine.node)  # it may be forked
                     return ClusterVM(machine, self._site)
         raise VMNotFound(vm, "no node has a machine of that id or key")
 
@@ -423,7 +451,19 @@ async def _close(vm: ClusterVM) -> None:
     await vm.aclose()
 
 
-def _tell_node(report: Any) -> dict[str, Any]:
+def _tell_template(held_by: Mapping[str, Held]) -> dict[str, Any]:
+    # A node that has packed it knows what it travels as, in layers; others tell how much memory it is, as one.
+    held = max(held_by.values(), key=lambda held: len(held.wanted.layers))
+    return {
+        "name": held.name,
+        "digest": held.wanted.digest,
+        "created_at": held.created_at,
+        "size_bytes": held.wanted.size_bytes,
+        "nodes": [*held_by],
+    }
+
+
+def _tell_node(report: Report) -> dict[str, Any]:
     offer = report.offer
     return {
         "name": offer.name,

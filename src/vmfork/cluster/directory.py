@@ -80,16 +80,20 @@ class Directory:
         offers = self._offers(ask.avoid)
         found = place(held.wanted, offers, rng=self._rng, constraints=constraints, holders=holders)
         if isinstance(found, Refusal):
-            raise NoNode(found.reason, reasons=found.reasons, hint=found.hint)
+            raise _as_error(found)
         return self._decide(found.node, held, ask.key, waits=found.waits)
 
     async def check_many(self, template: str, count: int, constraints: Constraints) -> None:
-        """Raises `NoNode` for more machines than the nodes could have if they had no others."""
+        """Raises `NoNode` where no node can have one, and for more than the nodes could have if they had no others."""
         await self._looked()
         if self._known.find_held(template) is None:
             await self.look()
-        most = count_most(self._get_held(template).wanted, self._known.offers, constraints)
+        wanted, offers = self._get_held(template).wanted, self._known.offers
+        most = count_most(wanted, offers, constraints)
         if count > most:
+            found = place(wanted, offers, rng=self._rng, constraints=constraints)
+            if isinstance(found, Refusal):  # not one could be had
+                raise _as_error(found)
             raise NoNode(
                 f"{count} machines were asked for, and the nodes that may have them hold {most} at most",
                 hint="ask for fewer, give them less memory, or add nodes",
@@ -225,3 +229,7 @@ class Directory:
     def _check_node(self, node: str) -> None:
         if node not in self._known.reports:
             raise NoNode(f"no node is named {node!r}", hint=f"there are {', '.join(sorted(self._known.reports))}")
+
+
+def _as_error(refusal: Refusal) -> NoNode:
+    return NoNode(refusal.reason, reasons=refusal.reasons, hint=refusal.hint)

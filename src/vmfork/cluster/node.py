@@ -315,6 +315,7 @@ class Node(Owner):
     async def fork_vm(self, vm_id: str, count: int, key: str, client: str, options: Mapping[str, Any]) -> list[Machine]:
         """Forks of a machine that runs here, which runs on."""
         vm = await self._get(vm_id)
+        self._leases[client] = time.monotonic() + LEASE_S  # another program than the one that made it may ask
         forks = await vm.fork(count, **options)
         self._counts["forks"] += len(forks)
         return [self._keep(each, f"{key}-{number}", client, lasts=False) for number, each in enumerate(forks)]
@@ -349,6 +350,7 @@ class Node(Owner):
                     instance=self._instance,
                     config=self._config,
                     make_room=self._eviction.make_room,
+                    find_own=self._packed.find_layer,
                 )
             )
             self._pulls[digest] = task
@@ -521,7 +523,8 @@ class Node(Owner):
             return None
         digest = digest_of(m)
         packed = self._packed.find(digest)
-        layers = {"memory": m.memory_allocated_bytes}
+        # What it travels as is known once it is packed. Until then it is one piece, which no other template has.
+        layers = {digest: m.memory_allocated_bytes}
         if packed is not None:
             layers = {each.digest: each.size_bytes for each in packed.layers}
         wanted = Wanted(

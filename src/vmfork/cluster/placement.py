@@ -52,8 +52,8 @@ class Wanted:
 class Constraints:
     """Where a machine may be.
 
-    `label` is `KEY=VALUE` or `KEY`, `node` the name of one. `spread` is `node`, or the key of a label: of what it names
-    one with the fewest machines of `beside` (node: how many) is taken that has room.
+    `label` is `KEY=VALUE` or `KEY`, `node` the name of one. `spread` is `node`, or the key of a label that some node
+    has: of what it names one with the fewest machines of `beside` (node: how many) is taken that has room.
     """
 
     label: str = ""
@@ -156,6 +156,8 @@ def place(
     if named in nodes or not constraints.spread:
         groups: Iterable[Collection[str]] = [asked]
     else:
+        if (refusal := _check_spread(nodes, constraints.spread)) is not None:
+            return refusal
         groups = _list_groups(nodes, constraints)
     for group in groups:
         if found := _place_among(wanted, group, nodes, holders, seems, can, rng):
@@ -237,6 +239,15 @@ def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> s
 
 def _explain_no_label(constraints: Constraints) -> str:
     return f"it has no label {constraints.label}"
+
+
+def _check_spread(nodes: Mapping[str, Offer], key: str) -> Refusal | None:
+    """What is said where nobody has the label: all nodes would be one group, and nothing be spread."""
+    if key == "node" or not nodes or any(key in offer.labels for offer in nodes.values()):
+        return None
+    labels = {label for offer in nodes.values() for label in offer.labels}
+    hint = f"spread over node, or a label that there is: {_list_some(labels)}" if labels else "spread over node"
+    return Refusal(reason=f"no node has a label {key} to spread over", hint=hint)
 
 
 def _list_groups(nodes: Mapping[str, Offer], constraints: Constraints) -> list[list[str]]:

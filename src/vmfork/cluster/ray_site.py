@@ -5,7 +5,7 @@ namespace vmfork     vmfork-directory        detached, no CPU, restarted
                      vmfork-node:NODE        the same, pinned by the label ray.io/node-id; NODE is the beginning of that
 groups of each       control                 what must be answered whatever else goes on
                      work                    forks, programs, files: a long one keeps nobody from control
-                     pull                    layers of templates
+                     pull                    layers of templates, as they are given
 ```
 An actor runs all that is vmfork's on one event loop of its own: Ray has one for each group.
 Errors of vmfork's come back as values, so that they are what they were. Nothing is tried again by Ray: whoever asked
@@ -56,8 +56,10 @@ _ID_LABEL = "ray.io/node-id"
 _NAME_LENGTH = 12
 _GROUPS = {"control": 16, "work": 1000, "pull": 8}
 _LOST = (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError)
-_CONTROL = {"report", "renew", "drop", "close", "is_dir", "keeps"}
-_PULL = {"artifact", "layer", "pull"}
+_CONTROL = {"report", "renew", "drop", "close", "keeps", "set_draining"}
+# What is given, and not what is taken: that waits for others, and two nodes that take from each other would wait for
+# ever once neither had a call left to give by.
+_PULL = {"artifact", "layer"}
 # These carry so much that one copy less of it counts for more.
 _LARGE = {"layer", "spool", "read_file", "write_file"}
 # Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
@@ -211,7 +213,7 @@ class _Peers:
         self._actors: dict[str, Any] = {}
         self._looked_at = 0.0
         self._alive: frozenset[str] = frozenset()
-        self._looking = asyncio.Lock()
+        self._looking = threading.Lock()  # handles of one process may be used from several event loops
 
     async def list_nodes(self) -> Sequence[str]:
         """The names of all nodes that live."""
@@ -290,11 +292,18 @@ class _Peers:
                     cancel()
 
     async def _is_alive(self, node: str) -> bool:
-        async with self._looking:
-            if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
-                self._alive = frozenset(await asyncio.to_thread(self._read_nodes))
+        if not self._has_looked():
+            await asyncio.to_thread(self._look)
+        return node in self._alive
+
+    def _look(self) -> None:
+        with self._looking:
+            if not self._has_looked():  # others may have looked meanwhile
+                self._alive = frozenset(self._read_nodes())
                 self._looked_at = time.monotonic()
-            return node in self._alive
+
+    def _has_looked(self) -> bool:
+        return time.monotonic() - self._looked_at < _LOOK_EVERY_S
 
     def _read_nodes(self) -> dict[str, dict[str, str]]:
         return {

@@ -5,8 +5,9 @@ HOME/cluster/DIGEST/     0700; a template's layers, named by the digest of their
     artifact.json        written last
     HEX                  a layer
 ```
-Whoever takes a template over reads each layer from a node that has it, compares it with its digest, writes it into RAM,
-and forgets it: no more than a layer for each processor is in memory at once.
+Whoever takes a template over reads each layer from a node that has it, or from what it packed itself where that is the
+same, compares it with its digest, writes it into RAM, and forgets it: no more than a layer for each processor is in
+memory at once.
 """
 
 from __future__ import annotations
@@ -95,6 +96,15 @@ class Packed:
         except OSError as error:
             raise ArtifactError(f"template {digest[:12]}", f"its layer {layer} is missing") from error
 
+    def find_layer(self, layer: str) -> bytes | None:
+        """The content of a layer that was packed here, of whichever template, as it is on the disk."""
+        if _LAYER.fullmatch(layer):
+            for folder in list_folder(self._folder):
+                if _DIGEST.fullmatch(folder.name):  # else it is not whole yet
+                    with suppress(OSError):
+                        return (folder / layer.rpartition(":")[2]).read_bytes()
+        return None
+
     async def _pack(self, name: str, digest: str, generation: str, instance: Instance) -> bytes:
         if (known := self.find(digest)) is not None:
             await asyncio.to_thread(os.utime, self._folder / digest)
@@ -141,15 +151,24 @@ class _Folder:
 
 
 class _Remote:
-    """The layers of a template of other nodes. Read in threads, while the loop carries the calls."""
+    """The layers of a template of other nodes. Read in threads, while the loop carries the calls.
 
-    def __init__(self, peers: Peers, sources: Sequence[str], digest: str) -> None:
+    What `find_own` finds, and is what its digest says, does not travel.
+    """
+
+    def __init__(
+        self, peers: Peers, sources: Sequence[str], digest: str, *, find_own: Callable[[str], bytes | None]
+    ) -> None:
         self._peers = peers
         self._sources = [*sources]
         self._digest = digest
+        self._find_own = find_own
         self._loop = asyncio.get_running_loop()
 
     def read(self, descriptor: Descriptor, /) -> bytes:
+        own = self._find_own(descriptor.digest)
+        if own is not None and digest_of_content(own) == descriptor.digest:
+            return own
         data = asyncio.run_coroutine_threadsafe(self._fetch(descriptor.digest), self._loop).result()
         if len(data) != descriptor.size_bytes or digest_of_content(data) != descriptor.digest:
             raise ArtifactError(f"node {self._sources[0]}", f"layer {descriptor.digest} is not what its digest says")
@@ -180,10 +199,12 @@ async def take_over(
     instance: Instance,
     config: VMConfig,
     make_room: Callable[[str, int], Awaitable[None]],
+    find_own: Callable[[str], bytes | None],
 ) -> None:
     """The template of that digest is in force here under `name`, taken from the first of `sources` that gives it.
 
-    What was in force under that name before is replaced. `make_room` is told the name, and the MiB that it needs.
+    What was in force under that name before is replaced. `make_room` is told the name, and the MiB that it needs;
+    `find_own` gives layers by their digest that are here already.
 
     Raises `TemplateNotFound` when none has it, `TemplateUnfit` when it does not fit this host, `ArtifactError` for
     content that is another, `NodeLost` when all ended, and `HostError` when memory is short. What was in force before
@@ -203,6 +224,7 @@ async def take_over(
             raise ArtifactError(f"node {source}", str(error)) from error
         await make_room(name, -(-artifact.manifest.memory_bytes // MIB))
         target = Target(instance=instance, config=config, name=name, replace_it=True, wait_s=60.0)
-        await put_in_force(artifact, _Remote(peers, sources[at:], digest), target, of=f"{ORIGIN}{source}")
+        remote = _Remote(peers, sources[at:], digest, find_own=find_own)
+        await put_in_force(artifact, remote, target, of=f"{ORIGIN}{source}")
         return
     raise failed

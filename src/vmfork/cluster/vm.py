@@ -148,10 +148,10 @@ class ClusterVM(Owner):
         content: bytes = await self._call("read_file", os.fspath(path), {"max_bytes": max_bytes})
         return content
 
-    async def write_file(self, path: GuestPath, content: bytes | str, *, mode: int | None = None) -> None:
+    async def write_file(self, path: GuestPath, data: bytes | str, *, mode: int | None = None) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
-        data = content.encode() if isinstance(content, str) else content
-        await self._call("write_file", os.fspath(path), data, {"mode": mode})
+        content = data.encode() if isinstance(data, str) else data
+        await self._call("write_file", os.fspath(path), content, {"mode": mode})
 
     async def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
         """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there.

@@ -27,6 +27,7 @@ class FakeNode:
         self.machines: dict[str, Machine] = {}
         self.made = 0
         self.renewed: list[str] = []
+        self.orders: list[Order] = []
         self.version = "1"
         self.counts: dict[str, float] = {}
         self.is_lost = False
@@ -55,6 +56,7 @@ class FakeNode:
         return Report(offer=offer, version=self.version, held=self.held, machines=machines, counts=self.counts)
 
     async def fork(self, order: Order) -> Machine:
+        self.orders.append(order)
         if self.gate is not None:
             await self.gate.wait()
         if self.is_unfit:

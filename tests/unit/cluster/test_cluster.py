@@ -6,14 +6,17 @@ import asyncio
 import pickle
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from tests.unit.cluster.fakes import HELD, WANTED, FakeNode, FakeSite
+from vmfork.cluster import cluster as cluster_module
 from vmfork.cluster.cluster import Cluster
 from vmfork.cluster.terms import Ask, Machine
 from vmfork.cluster.vm import ClusterVM
 from vmfork.errors import (
+    ClusterError,
     ConfigError,
     ExecError,
     HostError,
@@ -155,6 +158,34 @@ async def test_more_than_the_cluster_could_hold_is_told_at_once() -> None:
         assert sum(node.made for node in site.nodes.values()) == 0
 
 
+async def test_what_nobody_can_have_is_told_of_many_as_of_one_with_what_would_do() -> None:
+    site = three(labels={"zone": "west"})
+    async with Cluster(site) as cluster:
+        for constraints in ({"label": "zone=east"}, {"spread": "rack"}):
+            told = []
+            for asked in (cluster.fork("py", **constraints), cluster.fork_many("py", 2, **constraints)):
+                with pytest.raises(NoNode) as refused:
+                    await asked
+                told.append((refused.value.reason, refused.value.reasons, refused.value.hint))
+            assert told[0] == told[1]
+            assert "zone" in told[0][2]
+    assert sum(node.made for node in site.nodes.values()) == 0
+
+
+async def test_what_many_are_given_reaches_their_node() -> None:
+    site = FakeSite(FakeNode("a"))
+    given = {"env": {"A": "b"}, "cpus": 2, "memory_mib": 300, "ttl_s": 5.0, "idle_ttl_s": 6.0, "network": "none"}
+    async with Cluster(site) as cluster:
+        await cluster.fork_many("py", 2, card="restricted", **given)
+        orders = site.nodes["a"].orders
+        assert len(orders) == 2
+        for order in orders:
+            assert {name: order.options[name] for name in given} == given
+            assert order.options["card"] == "restricted"
+        with pytest.raises(ConfigError):
+            await cluster.fork_many("py", 2, memory_mib=-1)
+
+
 async def test_one_that_fails_closes_all_and_partial_keeps_the_rest() -> None:
     site = three()
     site.nodes["a"].is_unfit = site.nodes["b"].is_unfit = site.nodes["c"].is_unfit = True
@@ -204,6 +235,50 @@ async def test_a_drained_node_gets_nothing_and_its_template_is_saved() -> None:
         assert states == {"a": "draining", "b": "ready"}
         await cluster.undrain("a")
         assert (await cluster.fork("py", node="a")).node == "a"
+
+
+async def test_a_template_that_nobody_else_takes_is_told_once_the_node_is_drained() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False), FakeNode("c", holds=False))
+    site.nodes["b"].is_unfit, site.nodes["c"].version = True, "0.0.9"
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", node="a")
+        draining = asyncio.ensure_future(cluster.drain("a", timeout_s=30.0))
+        while not site.nodes["a"].is_draining:
+            await asyncio.sleep(0)
+        await vm.aclose()
+        with pytest.raises(ClusterError, match="alone has py") as told:
+            await draining
+        assert told.value.hint
+        assert not site.nodes["c"].held  # of another vmfork
+        site.nodes["b"].is_unfit = False
+        await cluster.drain("a", timeout_s=30.0)
+        assert site.nodes["b"].held
+
+
+async def test_a_template_travels_as_whoever_packed_it_says_whatever_the_order_of_names() -> None:
+    """The others know its memory alone."""
+    memory = replace(HELD, wanted=replace(WANTED, layers={"d": 5000}))
+    packed = replace(HELD, wanted=replace(WANTED, layers={"x": 700, "y": 300}))
+    for number in range(3):
+        site = three()
+        for at, node in enumerate(site.nodes.values()):
+            node.held = (packed if at == number else memory,)
+        async with Cluster(site) as cluster:
+            (told,) = (await cluster.status())["templates"]
+            assert (told["size_bytes"], told["nodes"]) == (1000, ["a", "b", "c"])
+
+
+async def test_a_program_that_found_a_machine_is_heard_of_by_its_node(monkeypatch) -> None:
+    """Forks of it belong to this program, whoever made it."""
+    monkeypatch.setattr(cluster_module, "_RENEW_EVERY_S", 0.0)
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False))
+    site.nodes["a"].machines["1"] = Machine(id="1", node="a", template="py", key="k", lasts=True)
+    async with Cluster(site) as cluster:
+        await cluster.find("k")
+        while not site.nodes["a"].renewed:
+            await asyncio.sleep(0)
+        assert {*site.nodes["a"].renewed} == {"program"}
+        assert not site.nodes["b"].renewed
 
 
 async def test_status_and_find() -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.unit.store.samples import build_small
+from vmfork.admission.rule import Promised, Readings
 from vmfork.cluster import node
 from vmfork.cluster.node import Node
 from vmfork.cluster.terms import Machine, Order
 from vmfork.config import Places
-from vmfork.errors import ClusterError, VMNotFound
+from vmfork.errors import ClusterError, NoRoom, VMNotFound
+from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,3 +131,147 @@ async def test_a_machine_that_nobody_waits_for_is_not_made(tmp_path, monkeypatch
             await asked
         assert not one._asked
         assert not one._tickets
+
+
+class Host:
+    """Room for `free` machines, which `fork` makes, as `Template.fork` does: at once, or while there is time."""
+
+    def __init__(self, free: int = 0) -> None:
+        self.free = free
+        self.asked: list[str] = []
+        self.given: list[str] = []
+        self._changed = asyncio.Condition()
+
+    def ask(self, name: str):
+        async def fork(wait_s: float) -> str:
+            async with self._changed:
+                self.asked.append(name)
+                try:
+                    async with asyncio.timeout(wait_s or None):
+                        await self._changed.wait_for(lambda: self.free > 0 or not wait_s)
+                except TimeoutError:
+                    raise NoRoom("memory", "the host has none") from None
+                if not self.free:
+                    raise NoRoom("memory", "the host has none")
+                self.free -= 1
+                self.given.append(name)
+                return name
+
+        return fork
+
+    async def make_room(self, count: int = 1) -> None:
+        async with self._changed:
+            self.free += count
+            self._changed.notify_all()
+
+
+async def until_they_wait(one: Node, count: int) -> None:
+    while one._in_line < count:
+        await asyncio.sleep(0)
+
+
+async def test_room_is_given_to_who_came_first(tmp_path) -> None:
+    host, later = Host(1), asyncio.get_running_loop().time() + 600.0
+    async with await open_node(tmp_path) as one:
+        assert await one._wait_in_line(host.ask("at once"), later) == "at once"
+        waiting = []
+        for number in range(5):
+            waiting.append(asyncio.ensure_future(one._wait_in_line(host.ask(f"{number}"), later)))
+            await until_they_wait(one, number + 1)
+        waiting[1].cancel()  # who gives up keeps nobody behind from coming up
+        for given in (1, 2, 3):
+            await host.make_room()
+            while len(host.given) <= given:
+                await asyncio.sleep(0)
+        # One who comes while others wait does not overtake them, though there is room that nobody has taken yet.
+        while host.asked[-1] != "4":
+            await asyncio.sleep(0)
+        host.free = 2  # it will be told later
+        waiting.append(asyncio.ensure_future(one._wait_in_line(host.ask("last"), later)))
+        await until_they_wait(one, 2)
+        assert host.given[-1] == "3"
+        await host.make_room(0)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert host.given == ["at once", "0", "2", "3", "4", "last"]
+        assert one._in_line == 0
+
+
+async def test_who_waits_in_vain_is_told_why_and_how_many_were_before(tmp_path) -> None:
+    host, loop = Host(), asyncio.get_running_loop()
+    async with await open_node(tmp_path) as one:
+        with pytest.raises(NoRoom, match="the host has none"):
+            await one._wait_in_line(host.ask("at once"), loop.time())
+        first = asyncio.ensure_future(one._wait_in_line(host.ask("first"), loop.time() + 600.0))
+        await until_they_wait(one, 1)
+        with pytest.raises(NoRoom, match="1 callers who came before wait for room on node one") as told:
+            await one._wait_in_line(host.ask("second"), loop.time() + 0.01)
+        assert "wait_s" in told.value.hint
+        await host.make_room()
+        assert await first == "first"
+        with pytest.raises(NoRoom, match="the host has none"):
+            await one._wait_in_line(host.ask("third"), loop.time() + 0.01)
+        assert one._in_line == 0
+
+
+async def test_a_node_whose_tasks_wait_for_memory_says_so_and_how_much_it_can_promise(tmp_path, monkeypatch) -> None:
+    readings = Readings(available_mib=5000, total_mib=8000, pressure_percent=0.0)
+    asked = []
+
+    def count(_vms, charge, _limits):
+        asked.append(charge.share_mib)
+        return 7, Promised(), readings
+
+    monkeypatch.setattr(node, "count_room", count)
+    async with await open_node(tmp_path) as one:
+        assert one._read_room(100) == (8000, 700, "")
+        readings = replace(readings, pressure_percent=one._config.limits.max_pressure + 1)
+        total, to_give, strained = one._read_room(100)
+        assert (total, to_give, asked) == (8000, 700, [100, 100])
+        assert "wait for memory" in strained
+
+
+async def test_two_templates_that_were_never_packed_have_nothing_in_common(tmp_path) -> None:
+    """Else a node that has the one seemed to lack nothing of the other."""
+    places = Places(home=tmp_path / "home", runtime=tmp_path / "run")
+    store = TemplateStore(places.templates)
+    await build_small(store, "one", memory_sha256="aa")
+    await build_small(store, "other", memory_sha256="bb")
+    try:
+        async with await open_node(tmp_path) as here:
+            held = await here._list_held()
+        layers = [{*each.wanted.layers} for each in held.values()]
+        assert layers[0] & layers[1] == set()
+        assert all(each.wanted.size_bytes == 4096 for each in held.values())
+    finally:
+        for name in store.list_names():
+            await store.remove(name)
+
+
+async def test_forks_of_a_machine_belong_to_whoever_asked_and_live_though_another_made_it(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    closed = []
+
+    def make(vm_id: str) -> SimpleNamespace:
+        async def fork(count: int) -> list[SimpleNamespace]:
+            return [make(f"{vm_id}.{number}") for number in range(count)]
+
+        async def aclose() -> None:
+            closed.append(vm_id)
+
+        facts = SimpleNamespace(created_at="now")
+        return SimpleNamespace(id=vm_id, template="py", facts=facts, fork=fork, aclose=aclose)
+
+    async with await open_node(tmp_path) as one:
+        one._keep(make("1"), "k", "maker", lasts=True)
+        one._leases["seen"] = 0.0
+        forks = await one.fork_vm("1", 2, "forks", "finder", {})
+        while "seen" in one._leases:  # it was looked at who is forgotten
+            await asyncio.sleep(0.01)
+        assert [each.id for each in forks] == ["1.0", "1.1"]
+        assert closed == []
+        assert one.list_clients() == {"finder"}
+        one._leases["finder"] = 0.0
+        while len(closed) < 2:
+            await asyncio.sleep(0.01)

@@ -180,6 +180,16 @@ def test_spread_over_a_label_counts_what_its_nodes_have_together() -> None:
     assert found.node == "w1"
 
 
+def test_spread_over_a_label_that_nobody_has_is_refused_with_those_there_are() -> None:
+    found = decide(offer("a", labels={"zone": "x"}), offer("b"), constraints=Constraints(spread="rack"))
+    assert found == Refusal(
+        reason="no node has a label rack to spread over", hint="spread over node, or a label that there is: zone"
+    )
+    assert decide(offer("a"), constraints=Constraints(spread="rack")) == Refusal(
+        reason="no node has a label rack to spread over", hint="spread over node"
+    )
+
+
 def test_spread_is_advice_where_only_one_has_room() -> None:
     nodes = [offer("a", to_give_mib=0), offer("b")]
     found = decide(*nodes, constraints=Constraints(spread="node", beside={"b": 7}))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.unit.store.samples import fill
-from vmfork.cluster.transfer import _Remote, take_over
+from vmfork.cluster.transfer import Packed, _Remote, take_over
 from vmfork.config import Instance, Places, VMConfig
 from vmfork.errors import ArtifactError
 from vmfork.host.thread import in_thread
@@ -21,6 +21,11 @@ from vmfork.travel import artifact as artifact_module
 from vmfork.travel.pack import pack
 from vmfork.travel.unpack import unpack
 from vmfork.units import MIB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmfork.travel.artifact import Artifact
 
 LANES = min(len(os.sched_getaffinity(0)), 8)
 
@@ -40,6 +45,7 @@ class Source:
     def __init__(self, layers: Kept) -> None:
         self.layers = layers
         self.asked = 0
+        self.layers_asked: list[str] = []
         self.written = 0
         self.most = 0
         self._changing = threading.Lock()
@@ -48,6 +54,7 @@ class Source:
         assert verb == "layer"
         with self._changing:
             self.asked += 1
+            self.layers_asked.append(layer)
             self.most = max(self.most, self.asked - self.written)
         return self.layers[layer]
 
@@ -56,48 +63,85 @@ class Source:
             self.written += 1
 
 
-@pytest.mark.parametrize("size_mib", [2, 8])
-async def test_no_more_than_a_layer_for_each_processor_and_two_are_under_way(tmp_path, monkeypatch, size_mib) -> None:
-    """One more waits for its turn, and one is being written."""
-    monkeypatch.setattr(artifact_module, "_SPAN", MIB // 16)
-    store = TemplateStore(tmp_path / "templates")
+async def pack_noise(store: TemplateStore, size_mib: int, layers: Kept) -> Artifact:
+    """The artifact of a template of so much RAM that cannot be compressed; its layers are in `layers`."""
     async with await store.stage("one", memory_bytes=size_mib * MIB) as staging:
         os.pwrite(staging.memory_fd, os.urandom(size_mib * MIB), 0)
         await staging.commit(fill(staging))
-    layers = Kept()
     try:
         with store.open("one") as opened:
             sent = await in_thread(lambda stop: pack(opened, layers, stop=stop, tell=lambda _: None, tsc_khz=0))
     finally:
         await store.remove("one")
     assert sent is not None
-    assert len(sent.memory) == size_mib * 16
-    source = Source(layers)
-    remote = _Remote(source, ["there"], "digest")
-    fd = create_ram_file(tmp_path / "memory", size_bytes=size_mib * MIB)
+    return sent
+
+
+async def receive(sent: Artifact, remote: _Remote, path: Path, *, tell=lambda _: None) -> bool:
+    """Whether the RAM that came is what was sent."""
+    size_bytes = sent.manifest.memory_bytes
+    fd = create_ram_file(path, size_bytes=size_bytes)
     try:
-        found = await in_thread(
-            lambda stop: unpack(sent, remote, memory_fd=fd, of="there", stop=stop, tell=source.note_written)
-        )
+        found = await in_thread(lambda stop: unpack(sent, remote, memory_fd=fd, of="there", stop=stop, tell=tell))
         assert found is not None
-        assert found[0] == digest_open_ram(fd)
+        return found[0] == digest_open_ram(fd) and found[0].sha256 == sent.manifest.memory_sha256
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("size_mib", [2, 8])
+async def test_no_more_than_a_layer_for_each_processor_and_two_are_under_way(tmp_path, monkeypatch, size_mib) -> None:
+    """One more waits for its turn, and one is being written."""
+    monkeypatch.setattr(artifact_module, "_SPAN", MIB // 16)
+    layers = Kept()
+    sent = await pack_noise(TemplateStore(tmp_path / "templates"), size_mib, layers)
+    assert len(sent.memory) == size_mib * 16
+    source = Source(layers)
+    remote = _Remote(source, ["there"], "digest", find_own=lambda _: None)
+    assert await receive(sent, remote, tmp_path / "memory", tell=source.note_written)
     assert source.written == len(sent.memory)
     assert 1 <= source.most <= LANES + 2
+
+
+async def test_layers_that_the_node_packed_itself_do_not_travel_unless_they_are_damaged(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(artifact_module, "_SPAN", MIB // 2)
+    layers = Kept()
+    sent = await pack_noise(TemplateStore(tmp_path / "templates"), 2, layers)
+    whole, damaged, unfinished, *others = (each.digest for each in sent.memory)
+    packed = tmp_path / "home" / "cluster"
+    for folder, layer, content in (
+        ("a" * 64, whole, layers[whole]),
+        ("b" * 64, damaged, layers[damaged][:-1] + b"?"),
+        (f".{'c' * 64}", unfinished, layers[unfinished]),
+    ):
+        (packed / folder).mkdir(parents=True)
+        (packed / folder / layer.rpartition(":")[2]).write_bytes(content)
+    own = Packed(tmp_path / "home")
+    source = Source(layers)
+    remote = _Remote(source, ["there"], "digest", find_own=own.find_layer)
+    assert await receive(sent, remote, tmp_path / "memory")
+    assert {*source.layers_asked} == {damaged, unfinished, *others, sent.state.digest}
+    assert own.find_layer("../../etc/passwd") is None
+
+
+async def test_a_layer_that_is_not_what_its_digest_says_is_refused_with_the_node_that_sent_it(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(artifact_module, "_SPAN", MIB // 2)
+    layers = Kept()
+    sent = await pack_noise(TemplateStore(tmp_path / "templates"), 2, layers)
+    layer = sent.memory[1].digest
+    for wrong in (layers[layer][:-1] + b"?", layers[layer][:-1], layers[sent.memory[0].digest]):
+        remote = _Remote(Source(Kept({**layers, layer: wrong})), ["there"], "digest", find_own=lambda _: None)
+        with pytest.raises(ArtifactError, match=f"node there.*{layer}"):
+            await receive(sent, remote, tmp_path / "memory")
+        (tmp_path / "memory").unlink()
 
 
 async def test_a_node_that_sends_what_is_no_machine_is_named(tmp_path) -> None:
     places = Places(home=tmp_path / "home", runtime=tmp_path / "run")
     store = TemplateStore(places.templates)
-    async with await store.stage("one", memory_bytes=MIB) as staging:
-        await staging.commit(fill(staging))
-    try:
-        with store.open("one") as opened:
-            sent = await in_thread(lambda stop: pack(opened, Kept(), stop=stop, tell=lambda _: None, tsc_khz=0))
-    finally:
-        await store.remove("one")
-    assert sent is not None
+    sent = await pack_noise(store, 1, Kept())
     like = sent.manifest
     strange = replace(sent, manifest=replace(like, memory_mib=576, max_memory_mib=256, memory_bytes=576 * MIB))
 
@@ -117,5 +161,6 @@ async def test_a_node_that_sends_what_is_no_machine_is_named(tmp_path) -> None:
             instance=Instance(places),
             config=VMConfig(),
             make_room=make_room,
+            find_own=lambda _: None,
         )
     assert store.list_names() == []
