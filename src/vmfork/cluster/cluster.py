@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # A third of the time after which a node ends the machines of a program that it has not heard of.
 _RENEW_EVERY_S = 10.0
-# A node that ends is told as ended some seconds later; so long its machines are asked for again.
+# A node that ends is told as ended some seconds later; so long it is asked again, from its first loss on.
 _LOST_LIMIT_S = 60.0
 _AGAIN_S = 0.5
 _CLOSE_LIMIT_S = 30.0
@@ -347,7 +347,7 @@ class Cluster(Owner):
         own_key = key or ticket
         avoid: frozenset[str] = frozenset()
         failed: VMForkError | None = None
-        deadline = time.monotonic() + _LOST_LIMIT_S
+        losses: dict[str, float] = {}
         while True:
             ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid, is_shared=bool(key))
             try:
@@ -355,7 +355,7 @@ class Cluster(Owner):
             except NoNode as error:
                 if failed is not None:
                     raise failed from None
-                if SILENT not in error.reasons or time.monotonic() >= deadline:
+                if SILENT not in error.reasons or _is_too_late(losses, ""):
                     raise
                 await asyncio.sleep(_AGAIN_S)  # its process may be on its way back
                 await self._site.ask("look")
@@ -368,7 +368,7 @@ class Cluster(Owner):
             try:
                 machine: Machine = await self._site.call(decision.node, "fork", order)
             except NodeLost:
-                if time.monotonic() >= deadline:
+                if _is_too_late(losses, decision.node):
                     raise
                 await self._site.ask("release", own_key)
                 await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
@@ -431,6 +431,12 @@ async def _join(address: str) -> Site:
             "a cluster needs Ray", hint="install vmfork with its extra: pip install 'vmfork[ray]'"
         ) from error
     return found
+
+
+def _is_too_late(losses: dict[str, float], node: str) -> bool:
+    """Whether the node was found lost first so long ago that it is not asked again."""
+    now = time.monotonic()
+    return now - losses.setdefault(node, now) >= _LOST_LIMIT_S
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -100,7 +100,8 @@ class Node(Owner):
         self._eviction = Eviction(name, self._instance, peers, is_sent=self._packed.is_sent)
         self._machines: dict[str, Machine] = {}
         self._vms: dict[str, VM] = {}
-        self._clients: dict[str, str] = {}
+        # By machine that does not last: the programs that asked for it. It ends with the last of them.
+        self._clients: dict[str, set[str]] = {}
         self._leases: dict[str, float] = {}
         self._asked: dict[str, asyncio.Task[Machine]] = {}
         # By key: the tickets of those who wait for the machine, or have it.
@@ -195,7 +196,7 @@ class Node(Owner):
         self._tickets[order.key].add(order.ticket)
         for machine in self._machines.values():
             if machine.key == order.key:
-                return machine
+                return self._hand_out(machine, order.client)
         if order.key not in self._asked:
             if self._is_draining:
                 self._tickets.pop(order.key, None)
@@ -203,7 +204,13 @@ class Node(Owner):
             task = asyncio.ensure_future(self._make(order))
             self._asked[order.key] = task
             task.add_done_callback(lambda _: self._has_made(order.key))
-        return await asyncio.shield(self._asked[order.key])
+        return self._hand_out(await asyncio.shield(self._asked[order.key]), order.client)
+
+    def _hand_out(self, machine: Machine, client: str) -> Machine:
+        """The machine, which is that program's as well."""
+        if machine.id in self._clients:
+            self._clients[machine.id].add(client)
+        return machine
 
     def _has_made(self, key: str) -> None:
         task = self._asked.pop(key)
@@ -233,7 +240,7 @@ class Node(Owner):
 
     def list_clients(self) -> frozenset[str]:
         """The programs that have machines here which end with them."""
-        return frozenset(self._clients.values())
+        return frozenset().union(*self._clients.values())
 
     async def find_key(self, key: str) -> Machine | None:
         """The machine of that key, once it is made where it is being made; `None` where there is none."""
@@ -457,7 +464,7 @@ class Node(Owner):
         )
         self._machines[vm.id], self._vms[vm.id] = machine, vm
         if not lasts:
-            self._clients[vm.id] = client
+            self._clients[vm.id] = {client}
         return machine
 
     async def _get(self, vm_id: str) -> VM:
@@ -486,13 +493,14 @@ class Node(Owner):
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             now = time.monotonic()
-            for vm_id in [each for each, client in self._clients.items() if self._leases.get(client, 0.0) < now]:
+            living = {each for each, until in self._leases.items() if until >= now}
+            for vm_id in [each for each, clients in self._clients.items() if living.isdisjoint(clients)]:
                 with suppress(VMForkError):
                     await self.close(vm_id)
             for token in [each for each in self._spooled if self._leases[each] < now]:
                 self._spooled.pop(token).close()
             # Of a client that has a machine the next round asks again: it was not closed.
-            kept = {*self._clients.values()}
+            kept = self.list_clients()
             self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}
 
     async def _list_held(self) -> dict[str, Held]:

@@ -405,6 +405,8 @@ async def open_site(address: str) -> RaySite:
     try:
         await asyncio.to_thread(lambda: ray.init(**options, logging_level=logging.ERROR))
     except RuntimeError as error:
+        if "connect to GCS" in str(error):  # as where nobody listens at the address
+            raise _no_cluster(address, "nobody answers there") from error
         if "ersion mismatch" not in str(error):
             raise
         told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -413,9 +415,13 @@ async def open_site(address: str) -> RaySite:
             hint="run the same versions of Python and Ray as its nodes do",
         ) from error
     except ConnectionError as error:
-        hint = "start one (ray start --head), give its address, or use Cluster.local()"
-        raise HostError(f"no Ray cluster runs at {address}: {error}", hint=hint) from error
+        raise _no_cluster(address, str(error)) from error
     return RaySite(owns_ray=True)
+
+
+def _no_cluster(address: str, why: str) -> HostError:
+    hint = "start one (ray start --head), give its address, or use Cluster.local()"
+    return HostError(f"no Ray cluster runs at {address}: {why}", hint=hint)
 
 
 _joined: list[RaySite] = []

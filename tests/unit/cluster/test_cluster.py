@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +81,39 @@ async def test_a_node_that_ends_while_it_makes_one_is_replaced() -> None:
         node.dies_after_making = node.name != "c"
     async with Cluster(site) as cluster:
         assert {(await cluster.fork("py")).node for _ in range(6)} == {"c"}
+
+
+async def test_a_node_that_ends_after_a_long_wait_is_replaced_and_one_that_never_comes_back_is_given_up(
+    monkeypatch,
+) -> None:
+    """What was waited for before the first loss is not counted."""
+    now = 0.0
+    monkeypatch.setattr(cluster_module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(cluster_module, "time", SimpleNamespace(monotonic=lambda: now))
+
+    class Dies(FakeNode):
+        def __init__(self, name: str, *, after_s: float, stays: bool) -> None:
+            super().__init__(name)
+            self.after_s, self.stays = after_s, stays
+
+        async def fork(self, order) -> Machine:
+            nonlocal now
+            now += self.after_s
+            self.is_lost = not self.stays
+            raise NodeLost(self.name)
+
+    site = FakeSite(*(Dies(name, after_s=100.0, stays=False) for name in "ab"), FakeNode("c"))
+    async with Cluster(site) as cluster:
+        for _ in range(3):
+            now = 0.0
+            assert (await cluster.fork("py", spread="node")).node == "c"
+        assert now == 0.0  # the others are gone by then
+        assert site.nodes["a"].is_lost
+        assert site.nodes["b"].is_lost
+    async with Cluster(FakeSite(Dies("a", after_s=7.0, stays=True))) as cluster:
+        with pytest.raises(NodeLost):
+            await cluster.fork("py")
+    assert 60.0 <= now <= 80.0
 
 
 async def test_a_machine_of_a_lost_node_is_named_and_closing_it_is_no_error() -> None:

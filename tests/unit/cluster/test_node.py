@@ -275,3 +275,31 @@ async def test_forks_of_a_machine_belong_to_whoever_asked_and_live_though_anothe
         one._leases["finder"] = 0.0
         while len(closed) < 2:
             await asyncio.sleep(0.01)
+
+
+async def test_a_machine_that_two_programs_asked_for_ends_with_the_last_of_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    closed = []
+
+    async def make(self, order) -> Machine:
+        async def aclose() -> None:
+            closed.append(order.key)
+
+        vm = SimpleNamespace(id="1", template="py", facts=SimpleNamespace(created_at="now"), aclose=aclose)
+        return self._keep(vm, order.key, order.client, lasts=order.lasts)
+
+    monkeypatch.setattr(Node, "_make", make)
+    async with await open_node(tmp_path) as one:
+        orders = [replace(order_of(client), client=client) for client in ("first", "meanwhile", "later")]
+        await asyncio.gather(*(one.fork(each) for each in orders[:2]))
+        await one.fork(orders[2])
+        assert one.list_clients() == {"first", "meanwhile", "later"}
+        for ended in ("first", "later"):
+            one._leases |= {ended: 0.0, "seen": 0.0}
+            while "seen" in one._leases:
+                await asyncio.sleep(0.01)
+            assert closed == []
+        one._leases["meanwhile"] = 0.0
+        while not closed:
+            await asyncio.sleep(0.01)
+        assert not one.list_clients()
