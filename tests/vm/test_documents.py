@@ -21,7 +21,7 @@ import pytest
 
 from tests.documents import GOES_ON, PAGES, ROOT, Block, read_blocks
 from tests.ports import free_port
-from tests.rules.capabilities import need
+from tests.rules.capabilities import find_static_busybox, need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
 
 # Images are built on the way, under emulation.
@@ -29,6 +29,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.needs("make"), pytest.mark.limit_s(120
 
 _BLOCK_LIMIT_S = 600
 _RUN = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
+# A new image is tried out before it is used: under KVM, and for its least memory.
+_BOXED = [pytest.mark.slow, pytest.mark.needs("busybox")]
+_PARAMS = [
+    pytest.param(page, id=str(page.relative_to(ROOT)), marks=_BOXED if "command -v busybox" in page.read_text() else [])
+    for page in _RUN
+]
 # What differs from run to run, and from host to host: ids and keys, whatever is measured, and how the guest is run.
 _DIFFER = ((r"\b[0-9a-f]{12,}\b", "ID"), (r"\b\d+\.\d+\b", "N"), (r"\b(?:kvm|tcg)\b", "ACCEL"))
 _MAKE = shutil.which("make") or "make"
@@ -122,6 +128,8 @@ def make_commands(folder: Path) -> Path:
     programs = {"vmfork": COMMAND, "python": (sys.executable,), "make": make}
     if shutil.which("curl") is None:
         programs["curl"] = (sys.executable, "-c", _CURL)
+    if (busybox := find_static_busybox()) is not None:
+        shutil.copy(busybox, folder / "busybox")  # pages make images of it
     for name, argv in programs.items():
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
         (folder / name).chmod(0o755)
@@ -168,7 +176,7 @@ def reader(tmp_path, default):
         vmfork("gc", "--layers").check()
 
 
-@pytest.mark.parametrize("page", _RUN, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", _PARAMS)
 def test_a_reader_meets_no_failure(reader, page) -> None:
     for block in read_blocks(page):
         reader.follow(block)

@@ -124,7 +124,14 @@ async def boxed(tmp_path):
     """A folder with a recipe that begins from an image like busybox, whose programs are a user's."""
     busybox = find_static_busybox()
     assert busybox is not None
-    box = [*box_members(busybox, "app:x:1000:1000::/data:/bin/sh"), folder("data", 0o755, uid=1000, gid=1000)]
+    box = [
+        *box_members(busybox, "app:x:1000:1000::/data:/bin/sh"),
+        folder("data", 0o755, uid=1000, gid=1000),
+        Member("dev/full", "char", mode=0o666, device=(1, 7)),
+        Member(
+            "bin/busybox-bound", body=busybox.read_bytes(), mode=0o755, xattrs=(("security.capability", _CAPABILITY),)
+        ),
+    ]
     config = {
         "Env": ["PATH=/bin", "GREETING=hello"],
         "WorkingDir": "/data",
@@ -157,6 +164,9 @@ async def test_a_recipe_begins_from_an_image_whose_command_its_forks_run(boxed):
         assert await vm.read_file("/data/told") == b"app in /data: hello\nnoted"
         assert (await vm.exec(await vm.image_argv(["sh"]))).stdout == "said sh\n"
         assert (await vm.exec(["cat", "note"])).stdout == "noted"
+        status = (await vm.exec(["busybox-bound", "cat", "/proc/self/status"])).stdout
+        assert f"CapEff:\t{1 << 10:016x}" in status  # a user's, which has what the attribute of its file says
+        assert (await vm.exec(["stat", "-c", "%F %t,%T", "/dev/full"])).stdout == "character special file 1,7\n"
 
 
 _WORKS = r"""

@@ -11,7 +11,7 @@ from vmfork.config import ImageConfig, Instance, find_places
 from vmfork.container.dockerfile import build_dockerfile
 from vmfork.container.importing import KERNEL_FROM, check_import, import_image
 from vmfork.container.limits import ImportLimits
-from vmfork.errors import ImageInUse
+from vmfork.errors import ConfigError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.prepare import ensure_image
@@ -144,6 +144,8 @@ class Image:
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
         """
         check_import(source, name, root)  # before the kernel's image is built
+        if max_bytes < 1:
+            raise ConfigError("max_bytes", max_bytes, f"{max_bytes} bytes are no image", hint="8G is the default")
         where = places or find_places()
         kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
         record = await import_image(

@@ -100,3 +100,26 @@ def test_an_image_goes_by_a_file_to_another_instance(tmp_path, monkeypatch):
         run("push", "py", "none", home="there")
     with pytest.raises(ConfigError, match="ref"):
         run("pull", "none", home="there")
+
+
+@pytest.mark.parametrize(
+    ("argv", "field"),
+    [
+        (["python:3.13", "app"], "source"),
+        (["./root", "app"], "source"),
+        (["oci:none", "app"], "source"),
+        (["dir:root", "default"], "image"),
+        (["dir:root", "a b"], "image"),
+        (["dir:root", "app", "--max-size", "0"], "max_"),
+        (["dir:root", "app", "--max-size", "much"], "max_"),
+        (["dir:root", "app", "--root", "floppy"], "image.root"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused_before_anything_is_built(argv, field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VMFORK_HOME", str(tmp_path / "home"))
+    (tmp_path / "root").mkdir()
+    done = CliRunner().invoke(verbs.command, ["import", *argv])
+    assert isinstance(done.exception, ConfigError)
+    assert done.exception.field.startswith(field)
+    assert not (tmp_path / "home").exists()
