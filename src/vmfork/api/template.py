@@ -88,9 +88,14 @@ class Template:
         packages: Sequence[str] = (),
         files: Mapping[str, HostPath] | None = None,
         pip: Sequence[str] = (),
+        hooks: Mapping[str, Any] | None = None,
+        start: str = "",
+        ready: str | Mapping[str, Any] = "",
+        memory: Size | None = None,
+        max_memory: Size | None = None,
+        disk: Size | None = None,
         folder: HostPath = ".",
         warm_up: Sequence[str] = (),
-        ready: str = "",
         env: Mapping[str, str] | None = None,
         secret_paths: Sequence[GuestPath] = (),
         secret_env: Sequence[str] = (),
@@ -107,12 +112,16 @@ class Template:
     ) -> Self:
         """A machine was booted, its steps, `warm_up` commands and `ready` succeeded, and it is frozen as `name`.
 
-        A step is a table of a word and what it is about, such as `{"copy": ["app/", "/srv/app"]}`: `packages`, `pip`,
-        `copy`, `hooks`, `run`, `env`, `workdir`, `user`, `start` or `ready` (docs/guides/recipes.md). Before them come
-        the short forms `packages` (of Debian), `files` (path in the guest: file or folder here) and `pip`
-        (requirements, or files of them); `warm_up` and `ready` come last. What is copied lies in `folder`. `recipe`, a
-        `Recipe` or a file that has the section [template.NAME], says all of that, and what it says of the machine comes
-        before `config`.
+        The words are those of a recipe file (docs/guides/recipes.md). A step is a table of a word and what it is about,
+        such as `{"copy": ["app/", "/srv/app"]}`: `packages`, `pip`, `copy`, `hooks`, `run`, `env`, `workdir`, `user`,
+        `start` or `ready`. Before them come the short forms `packages` (of Debian), `files` (path in the guest: file or
+        folder here) and `pip` (requirements, or files of them); behind them `hooks`, `start`, a `ready` that is a table
+        (`{"port": 8000}`), `warm_up`, and a `ready` that is a line of shell. What is copied lies in `folder`. `memory`,
+        `max_memory` and `disk` are sizes (`"512M"`, or a number of MiB), and come before those of `config`.
+
+        `recipe` says all of that: a `Recipe`, or a file that has the section [template.NAME]. What it says of the
+        machine comes before `config`. Where no `config` is given, it is what [vm] of that file says; its [image] and
+        [image.NAME] say what the image is made of. The environment is not asked.
 
         The image `default` is built where it is missing; any other must exist (`ImageNotFound`). With `from_` it is a
         container image, which is imported where it is missing or its source has changed: see `Image.import_oci`. A
@@ -132,16 +141,21 @@ class Template:
         """
         check_name(name)
         _, building = _load_making()
-        base, named = building.base_of(from_, Path(folder)) if from_ else (None, {})
         short = building.Recipe(
-            base=base,
-            vm=named,
+            from_=from_ or None,
+            memory=memory,
+            max_memory=max_memory,
+            disk=disk,
             steps=building.expand_steps(steps, packages=packages, files=files or {}, pip=pip, folder=folder),
             folder=folder,
-            warm_up=warm_up,
+            hooks=hooks,
+            start=start or None,
             ready=ready,
-            env=env or {},
-            secrets=building.Secrets(paths=secret_paths, env=secret_env, allowed=allow_secrets),
+            warm_up=warm_up,
+            env=env,
+            secret_paths=secret_paths,
+            secret_env=secret_env,
+            allow_secrets=allow_secrets,
             network=network,
             step_timeout_s=step_timeout_s,
             ready_timeout_s=ready_timeout_s,
@@ -151,7 +165,9 @@ class Template:
             raise ConfigError("recipe", recipe, "it says all of how the template is made", hint=hint)
         if from_ and config is not None and config.image != VMConfig().image:
             raise ConfigError("from_", from_, f"the configuration names an image too: {config.image!r}")
-        made_by = short if recipe is None else await asyncio.to_thread(_read_recipe, recipe, name)
+        made_by = short
+        if recipe is not None:
+            made_by, config = await asyncio.to_thread(_read_recipe, recipe, name, config)
         instance = Instance(places or find_places(), progress)
         build, wanted = building.build_template, made_by.apply_to(config or VMConfig())
         options = building.BuildOptions(cache=cache, keep_failed=keep_failed)
@@ -189,17 +205,19 @@ class Template:
 
         Its size is kept as it is. With `recipe`, as for `build`, it is also built when it was made by another, when a
         file changed that the recipe reads, or when the recipe says another size than it was made of; what the recipe
-        says of the machine comes before `config`. When another
-        process is building it, its result is used, after `wait_s` seconds at most.
+        says of the machine comes before `config`, which [vm] of its file says where none is given. When another process
+        is building it, its result is used, after `wait_s` seconds at most.
 
         With `pull`, such as `registry.example/team/py:1`, it is looked for there before it is built, as by `pull`. Why
         it was not pulled is in the log.
         """
         instance = Instance(places or find_places(), progress)
         if recipe is not None:
-            made_by = await asyncio.to_thread(lambda: _read_recipe(recipe, name).pinned())
+            read, config = await asyncio.to_thread(_read_recipe, recipe, name, config)
+            made_by = await asyncio.to_thread(read.pinned)
             _, building = _load_making()
-            wanted = None if config is None and not made_by.vm else made_by.apply_to(config or VMConfig())
+            says_machine = config is not None or made_by.vm or made_by.base is not None
+            wanted = made_by.apply_to(config or VMConfig()) if says_machine else None
             if pull:
                 await _load_moving().pull_if_missing(
                     name, pull, config=wanted, recipe=made_by.name, instance=instance, wait_s=wait_s
@@ -546,15 +564,18 @@ class Template:
         await self._source.remove()
 
 
-def _read_recipe(recipe: Recipe | HostPath, name: str) -> Recipe:
-    """The recipe, or that of the template in the file at the path. Files are read: call it in a thread."""
+def _read_recipe(recipe: Recipe | HostPath, name: str, config: VMConfig | None) -> tuple[Recipe, VMConfig | None]:
+    """The recipe, or that of the template in the file at the path, and `config`, or what [vm] of the file says.
+
+    Files are read: call it in a thread.
+    """
     _, building = _load_making()
     if isinstance(recipe, building.Recipe):
-        return cast("Recipe", recipe)
+        return cast("Recipe", recipe), config
     if not isinstance(recipe, (str, os.PathLike)):
-        raise ConfigError("recipe", recipe, f"{recipe!r} is no recipe", hint="give a Recipe, or the path of a file")
-    _, read = building.read_template(Path(recipe), name)
-    return cast("Recipe", read)
+        hint = "give a Recipe, or the path of a file; a table of its words is Recipe(**table)"
+        raise ConfigError("recipe", recipe, f"{recipe!r} is no recipe", hint=hint)
+    return cast("tuple[Recipe, VMConfig | None]", building.read_build(Path(recipe), name, config))
 
 
 async def _close(vm: VM) -> None:

@@ -27,7 +27,6 @@ _RANGES |= {"port": (1, 65_535), "guest_port": (1, 65_535), "size": (1, _LARGEST
 # A terminal's, struct winsize of ioctl_tty(2).
 _RANGES |= {"rows": (1, 65_535), "columns": (1, 65_535)}
 _LIST_HINTS = {"argv": "give a list of strings, or a line of shell to shell()"}
-_TEXT_HINTS = {"ready": 'give a line of shell; a table goes into the steps: {"ready": {"port": 8000}}'}
 _LINE = 60
 _NAMED_KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _WINDOW_HINT = "give both as whole numbers: (24, 80)"
@@ -109,7 +108,7 @@ def _short(value: object) -> str:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise _refuse(name, value, "text", _TEXT_HINTS.get(name, ""))
+        raise _refuse(name, value, "text")
     return value
 
 
@@ -175,6 +174,12 @@ def _content(name: str, value: Any) -> Any:
 def _table(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise _refuse(name, value, "a dictionary")
+    return value
+
+
+def _text_or_table(name: str, value: Any) -> Any:
+    if not isinstance(value, (str, Mapping)):
+        raise _refuse(name, value, "text or a dictionary")
     return value
 
 
@@ -263,6 +268,8 @@ CHECKS: dict[str, Check] = {
     "bytes | str": _content,
     "bytes | str | None": _or_none(_content),
     "Mapping[str, str] | None": _or_none(_table),
+    "Mapping[str, Any] | None": _or_none(_table),
+    "str | Mapping[str, Any]": _text_or_table,
     "Mapping[str, GivenFile] | None": _or_none(_table),
     "Sequence[str]": _list_of(_text),
     "Sequence[Mapping[str, Any]]": _list_of(_table),

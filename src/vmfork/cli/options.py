@@ -13,7 +13,6 @@ from vmfork.cli.show import json_document
 from vmfork.config.instance import Instance
 from vmfork.config.loader import load_settings
 from vmfork.config.places import find_places
-from vmfork.config.values import VMConfig
 from vmfork.errors import ConfigError
 from vmfork.units import parse_duration_s
 
@@ -94,17 +93,21 @@ memory_option = click.option("--memory", metavar="SIZE", help="Guest RAM: 256M, 
 disk_option = click.option("--disk", metavar="SIZE", help="A disk of SIZE at /scratch, gone with the machine: 2G.")
 
 
-def get_settings(overrides: Mapping[str, Any] | None = None, *, config_file: Path | None = None) -> Settings:
-    """The settings in force for the command that runs. Its own file comes before that of `vmfork --config`."""
+def get_settings(
+    overrides: Mapping[str, Any] | None = None, *, config_file: Path | None = None, recipe_file: Path | None = None
+) -> Settings:
+    """The settings in force for the command that runs. Its own file comes before that of `vmfork --config`.
+
+    What `recipe_file` says of machines and of images comes before what the configuration does.
+    """
     path = config_file or click.get_current_context().find_root().params.get("config_file")
-    return load_settings(path, None, overrides)
+    return load_settings(path, None, overrides, recipe_file=recipe_file)
 
 
 async def prepare_image(settings: Settings, progress: ProgressListener) -> None:
     """The image to boot is made of what the settings say that it is made of, if they say that."""
     name = settings.vm.image
-    made_of = settings.image_if_given if name == VMConfig().image else settings.images.get(name)
-    if made_of is not None:
+    if (made_of := settings.find_made_of(name)) is not None:
         from vmfork.machine.prepare import ensure_image  # noqa: PLC0415 - most commands need none
 
         await ensure_image(name, made_of=made_of, instance=Instance(find_places(), progress))

@@ -159,7 +159,8 @@ def build(
                 "vm.reseed": reseed,
             }.items()
             if value is not None
-        }
+        },
+        recipe_file=recipe_file,
     )
     files = dict(map(_parse_copy, copies))
     ready_limit_s = READY_LIMIT_S if ready_timeout is None else parse_duration_s(ready_timeout, field="ready-timeout")

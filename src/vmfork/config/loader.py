@@ -78,6 +78,15 @@ class Settings:
         given = any(self.origins[f"image.{key}"] != DEFAULT for key in SECTIONS["image"])
         return self.image if given else None
 
+    def find_made_of(self, image: str) -> ImageConfig | None:
+        """What the image is made of, if the settings say that; else any will do."""
+        return self.image_if_given if image == VMConfig().image else self.images.get(image)
+
+    @property
+    def vm_if_given(self) -> VMConfig | None:
+        """What a machine is; `None` when no field of it was given."""
+        return self.vm if any(self.origins[f"vm.{key}"] != DEFAULT for key in SECTIONS["vm"]) else None
+
     def values(self) -> dict[str, Any]:
         """Every dotted field and its value, in the order of the sections."""
         return {f"{name}.{key}": getattr(getattr(self, name), key) for name, keys in SECTIONS.items() for key in keys}
@@ -87,13 +96,15 @@ def load_settings(
     path: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    recipe_file: str | os.PathLike[str] | None = None,
 ) -> Settings:
     """The settings in force: those of the commands. A file named by `path` or `VMFORK_CONFIG` must exist.
 
     Without either, `./vmfork.toml` is read, else the user's, or the system's for root; none of them need be there.
 
-    `overrides` maps dotted fields to values given as arguments; `None` there means not given. Raises `ConfigError`,
-    naming the field or the file that is wrong.
+    `overrides` maps dotted fields to values given as arguments; `None` there means not given. [vm] and [image.NAME] of
+    `recipe_file` come before those of the first file. Raises `ConfigError`, naming the field or the file that is wrong.
     """
     env = os.environ if environ is None else environ
     file = find_file(None if path is None else Path(path), env)
@@ -103,6 +114,11 @@ def load_settings(
         body = read_toml(file, field="config")
         images = read_images(body, file)
         given |= {field: (value, str(file)) for field, value in _read_file(body, file).items()}
+    if recipe_file is not None and (nearer := Path(recipe_file)).is_file():  # what comes by a pipe comes once
+        body = read_toml(nearer, field="recipe")
+        images |= read_images(body, nearer)
+        said = _read_file(body, nearer)
+        given |= {field: (value, str(nearer)) for field, value in said.items() if field.startswith("vm.")}
     given |= _read_environ(env)
     given |= {field: (value, ARGUMENT) for field, value in (overrides or {}).items() if value is not None}
     origins = {

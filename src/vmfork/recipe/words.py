@@ -98,8 +98,11 @@ def read_start(given: object, *, field: str) -> Start:
     return Start(line=_line(field, given))
 
 
-def read_ready(given: object, *, field: str) -> Ready:
-    """The step of a recipe's `ready`: a command, or a table with one condition."""
+def read_ready(given: object, *, field: str, network: NetworkPolicy = "none", limit_s: float = READY_LIMIT_S) -> Ready:
+    """The step of a recipe's `ready`: a command, or a table with one condition.
+
+    `network` and `limit_s` are for a table that says none of its own.
+    """
     if isinstance(given, str):
         return Ready(condition="command", value=_line(field, given))
     if not isinstance(given, Mapping):
@@ -116,8 +119,8 @@ def read_ready(given: object, *, field: str) -> Ready:
     return Ready(
         condition=condition,
         value=_CHECKS[condition](f"{field}.{condition}", table[condition]),
-        network=_read_network(field, table),
-        timeout_s=_read_timeout(field, table, READY_LIMIT_S),
+        network=_read_network(field, table) if {*_NETWORK} & table.keys() else network,
+        timeout_s=_read_timeout(field, table, limit_s),
     )
 
 

@@ -7,7 +7,6 @@ import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from vmfork.adopt.secrets import Secrets
 from vmfork.config import VMConfig
 from vmfork.errors import HostError, ImageNotFound, LaunchError, MachineEnded, TemplateExists
 from vmfork.host.thread import in_thread
@@ -23,8 +22,8 @@ from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, find_recipe, is_of_its_size, keeping_recipe
 from vmfork.template.making import BuildOptions, Making
 from vmfork.template.publish import publish
-from vmfork.template.recipe import Recipe, base_of
-from vmfork.template.recipe_file import read_template
+from vmfork.template.recipe import Recipe
+from vmfork.template.recipe_file import read_build
 from vmfork.template.scratch import staged_disk
 from vmfork.template.source import Source
 from vmfork.template.travelling.persisted import bring_back, follow
@@ -40,12 +39,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildOptions",
     "Recipe",
-    "Secrets",
-    "base_of",
     "build_template",
     "ensure_template",
     "expand_steps",
-    "read_template",
+    "read_build",
 ]
 
 _log = logging.getLogger("vmfork")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmfork import Recipe, Template
 from vmfork.api.template import DEFAULT
@@ -12,7 +12,7 @@ from vmfork.errors import ConfigError
 from vmfork.host.folders import make_private
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmfork.config import VMConfig
     from vmfork.wire.given import HostPath
@@ -26,7 +26,7 @@ def build_once(
     *,
     recipe: Recipe | HostPath | None = None,
     warm_up: Sequence[str] = (),
-    ready: str = "",
+    ready: str | Mapping[str, Any] = "",
 ) -> Template:
     """The template `name`, of which `config`, and `recipe` or `warm_up` and `ready`, are true.
 
@@ -38,7 +38,7 @@ def build_once(
         if recipe is not None:
             hint = "put the steps into the recipe, or leave it away"
             raise ConfigError("recipe", recipe, "it says all of how the template is made", hint=hint)
-        recipe = Recipe(warm_up=tuple(warm_up), ready=ready)
+        recipe = Recipe(warm_up=warm_up, ready=ready)
     folder = find_places().home / "testing"
     make_private(folder)
     # Two that find a template of another recipe would both build it anew, and the first's would be gone.

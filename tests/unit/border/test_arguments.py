@@ -59,6 +59,8 @@ WRONG = {
     "bytes | str": (*_NO_CONTENT, None),
     "bytes | str | None": _NO_CONTENT,
     "Mapping[str, str] | None": (*_NO_TABLE, {"A": 5}, {5: "a"}, {"A": None}),
+    "Mapping[str, Any] | None": (*_NO_TABLE, {}),
+    "str | Mapping[str, Any]": (5, b"x", None, ["x"], {}),
     "Mapping[str, GivenFile] | None": (*_NO_TABLE, {"/a": 5}, {5: "a"}, {"a": "not absolute"}, {"/a": Path("/none")}),
     "Sequence[str]": _NO_LIST,
     "Sequence[GuestPath]": _NO_LIST,
@@ -213,10 +215,3 @@ def test_the_blocking_api_is_behind_the_same_border() -> None:
         [sys.executable, "-W", "ignore", "-c", BLOCKING], capture_output=True, check=False, timeout=60
     )
     assert done.stdout == b"timeout_s\n", done.stderr
-
-
-async def test_a_table_in_the_place_of_a_line_of_shell_is_told_where_it_goes() -> None:
-    """A recipe file takes both there."""
-    with pytest.raises(ConfigError, match="is not text") as caught:
-        await aio.Template.build("web", ready={"port": 8000})
-    assert '{"ready": {"port": 8000}}' in caught.value.hint
