@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -34,6 +35,7 @@ from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 from vmfork.image import build, recipe
 from vmfork.image.record import Image
 from vmfork.oci.layout import MOST_DOCUMENT
+from vmfork.progress import Progress
 
 
 def check(image: Image) -> None:
@@ -320,3 +322,32 @@ async def test_an_image_is_pulled_from_a_registry(bring, tmp_path):
             if each.stat().st_size == body["layers"][0]["size"]:
                 each.write_bytes(b"x" * each.stat().st_size)
         assert await _told(bring, reference)
+
+
+async def test_progress_is_told_up_to_the_end(bring, tmp_path):
+    told: list[Progress] = []
+    await bring(f"oci:{write_image(tmp_path / 'in', LAYERS)}", progress=told.append)
+    assert [each.step for each in told] == [
+        "reading the image", "applying layer 1 of 2", "applying layer 2 of 2", "packing the image", "done",
+    ]  # fmt: skip
+    fractions = [each.fraction for each in told]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("step", ["reading the image", "applying layer 2", "packing the image"])
+async def test_when_it_is_cancelled_the_name_leads_where_it_led(bring, store, tmp_path, step):
+    former = await bring(f"oci:{write_image(tmp_path / 'former', LAYERS[:1])}")
+
+    def cancel(progress: Progress) -> None:
+        if progress.step.startswith(step):
+            task.cancel()
+
+    # More than is done before the cancel is seen.
+    large = [folder("many"), *(Member(f"many/{number}", body=b"x" * 5000) for number in range(4000))]
+    layout = write_image(tmp_path / "in", [*LAYERS, large])
+    task = asyncio.ensure_future(bring(f"oci:{layout}", progress=cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.open("it") == former
+    assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]

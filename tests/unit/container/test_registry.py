@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -23,6 +24,7 @@ from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
 from vmfork.oci.reference import Reference
+from vmfork.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,6 +252,19 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(bring, store, l
         with pytest.raises(HostError, match="cannot be reached") as told:
             await bring(f"{registry.host}/team/app:1")
         assert told.value.hint
+        assert nothing_is_left(store)
+
+
+async def test_when_it_is_cancelled_while_layers_come_nothing_is_left(bring, store, layout, tmp_path):
+    def cancel(progress: Progress) -> None:
+        if progress.step == "fetching layers" and not task.cancelling():
+            task.cancel()
+
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        task = asyncio.ensure_future(bring(f"{registry.host}/team/app:1", progress=cancel))
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert nothing_is_left(store)
 
 
