@@ -14,11 +14,13 @@ def make_wheel(
     tag: str = "py3-none-any",
     files: dict[str, str] | None = None,
     needs: tuple[str, ...] = (),
+    extras: tuple[str, ...] = (),
     scripts: str = "",
 ) -> Path:
     """A wheel of a package with one module of its name, and of `files`; {info} and {data} are its own folders."""
     info, data = f"{name}-{version}.dist-info", f"{name}-{version}.data"
     said = "".join(f"Requires-Dist: {each}\n" for each in needs)
+    said += "".join(f"Provides-Extra: {each}\n" for each in extras)
     content = {
         f"{name}.py": f'VERSION = "{version}"\n\n\ndef main():\n    print("{name}", VERSION)\n',
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{said}",

@@ -1,7 +1,7 @@
 """Python packages for a guest: found and fetched by this host's pip, as it is configured, and installed there.
 
-The guest needs neither pip nor a network. What it needs is told by its own Python: version, platform, C library. pip
-decides by markers (`; python_version < "3.13"`) as if for the Python that it runs with itself.
+The guest needs neither pip nor a network. What it needs is told by its own Python: version, platform, C library, and
+what decides markers (`; python_version < "3.13"`), which pip is told in the place of its own (python/run_pip.py).
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import asyncio
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ConfigError, DeadlineExceeded, ExecError, HostError
@@ -25,7 +27,7 @@ from vmfork.recipe.requirements import WHEEL, is_file
 from vmfork.wire.command import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vmfork.machine.running import Running
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
 _PLACE = "/run/vmfork-wheels"
 # The last lines of pip's output, which name what it did not find.
 _NO_PACKAGE = re.compile(r"No matching distribution found for (.+)")
-# musl says its version where its loader is run alone, and nowhere else.
-_ASK = (
-    "import glob, json, os, subprocess, sys;"
-    "libc = os.confstr('CS_GNU_LIBC_VERSION') if 'CS_GNU_LIBC_VERSION' in os.confstr_names else '';"
-    "loaders = [] if libc else sorted(glob.glob('/lib/ld-musl-*.so.1'));"
-    "libc = subprocess.run(loaders[:1], stderr=subprocess.PIPE).stderr.decode() if loaders else libc;"
-    "print(json.dumps([sys.version_info[:2], os.uname().machine, libc]))"
+# Of a file with `--hash` all that is installed has to have one. The packages stand in the lines below, indented.
+_NO_HASH = re.compile(
+    r"(?:In --require-hashes mode|Hashes are required in --require-hashes mode).*\n((?:[ \t]+\S.*\n?)+)"
 )
+# As python/run_pip.py ends where it did not run pip.
+_CANNOT_BE_TOLD = 70
+_LONGEST_LINE = 4096
+_PYTHON = re.compile(r"python[\d.]*")
 # Images may have another user, who may not write there.
 _USER = "root"
 _ASK_LIMIT_S = 60.0
@@ -53,18 +55,31 @@ _LEGACY = ("manylinux2014", "manylinux2010", "manylinux1")
 
 @dataclass(frozen=True, slots=True)
 class GuestPython:
-    """What wheels have to fit: version, machine, and the minor version of glibc 2 or of musl 1, whichever it has."""
+    """What wheels have to fit: the minor version of glibc 2 or of musl 1, whichever it has, and its environment.
 
-    major: int
-    minor: int
-    machine: str
-    glibc: int | None
+    That has the variables of markers (PEP 508): `python_full_version`, `platform_machine` and the others.
+    """
+
+    environment: Mapping[str, str]
+    glibc: int | None = None
     musl: int | None = None
+
+    @property
+    def version(self) -> str:
+        """Major and minor: 3.13."""
+        return self.environment["python_version"]
+
+    @property
+    def machine(self) -> str:
+        """As uname says it: x86_64."""
+        return self.environment["platform_machine"]
 
     def to_options(self) -> list[str]:
         """What tells pip to look for wheels for this Python in the place of its own."""
-        version = f"{self.major}{self.minor}"
-        options = ["--implementation", "cp", "--python-version", f"{self.major}.{self.minor}", "--abi", f"cp{version}"]
+        release = re.match(r"\d+(\.\d+)*", self.environment["python_full_version"])  # pip: none of "rc1", "+"
+        full = release[0] if release else self.version
+        abi = f"cp{self.version.replace('.', '')}"
+        options = ["--implementation", "cp", "--python-version", full, "--abi", abi]
         for platform in self._list_platforms():
             options += ["--platform", f"{platform}_{self.machine}"]
         return options
@@ -81,24 +96,33 @@ class GuestPython:
 async def ask_python(running: Running) -> GuestPython:
     """What the guest's Python says of itself. Raises `ConfigError` when it has none."""
     try:
-        result = await run_program(running, Command(["python3", "-c", _ASK], user=_USER), timeout_s=_ASK_LIMIT_S)
+        command = Command(["python3", "-c", _read_script("describe.py")], user=_USER)
+        result = await run_program(running, command, timeout_s=_ASK_LIMIT_S)
     except ExecError as error:
         hint = 'put {packages = ["python3"]} before it, or take an image that has it'
         raise ConfigError("pip", "python3", "the guest has no python3", hint=hint) from error
-    (major, minor), machine, libc = json.loads(result.check().stdout)
+    return read_python(result.check().stdout)
+
+
+def read_python(said: str) -> GuestPython:
+    """What python/describe.py wrote."""
+    told = json.loads(said)
+    libc = told["libc"]
     glibc, musl = re.fullmatch(r"glibc 2\.(\d+)", libc), re.search(r"^musl libc\b.*\nVersion 1\.(\d+)", libc)
-    return GuestPython(major, minor, machine, int(glibc[1]) if glibc else None, int(musl[1]) if musl else None)
+    return GuestPython(told["environment"], int(glibc[1]) if glibc else None, int(musl[1]) if musl else None)
 
 
 async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder: Path) -> None:
-    """The wheels of what the step wants, and of all that needs, are in the folder.
+    """The wheels of what the step wants, and of all that needs, are in the folder; markers are decided for that Python.
 
-    Raises `ConfigError` for what does not exist as a wheel for that Python, before pip is run for what it would build,
-    `HostError` when there is no pip or it failed otherwise, and `DeadlineExceeded`. No process is left on any path.
+    Raises `ConfigError` for what does not exist as a wheel for that Python, for what has no hash where one is asked
+    for, and before pip is run for what it would build; `HostError` when there is no pip, it cannot be told of another
+    Python, or it failed otherwise; and `DeadlineExceeded`. No process is left on any path.
     """
     is_needed = wants_package(step, context)
     argv = [
-        *find_pip(),
+        *(pip := find_pip()),
+        *("-c", _read_script("run_pip.py"), json.dumps(dict(python.environment))),
         *("download", "--quiet", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"),
         *python.to_options(),
         *("--dest", str(folder)),
@@ -108,21 +132,60 @@ async def fetch_wheels(step: Pip, python: GuestPython, context: Context, folder:
     if exit_code == 0:
         _check_fetched(folder, is_needed=is_needed, log=log)
         return
-    if found := _NO_PACKAGE.search(log):
-        reason = f"no wheel of {found[1]} is for Python {python.major}.{python.minor} on {python.machine}"
-        hint = "look at the name and the version; packages that have no wheel cannot be installed so"
-        error = ConfigError("pip", found[1], reason, hint=hint)
+    if exit_code == _CANNOT_BE_TOLD:
+        reason = f"the pip of {shlex.join(pip)} cannot be told for which Python it is to decide by markers"
+        raise HostError(reason, hint="give that Python another version of pip", log=log)
+    if error := _find_reason(log, python):
         error.add_note(log)
         raise error
     raise HostError(f"pip could not fetch the packages (exit status {exit_code})", hint="see its output", log=log)
 
 
+def _find_reason(log: str, python: GuestPython) -> ConfigError | None:
+    """What is wrong with what is asked for, where pip says so in its output."""
+    if found := _NO_PACKAGE.search(log):
+        wanted, _, marker = (part.strip() for part in found[1].partition(";"))
+        where = f", where {marker}" if marker else ""
+        reason = f"no wheel of {wanted} is for Python {python.version} on {python.machine}{where}"
+        hint = "look at the name and the version; packages that have no wheel cannot be installed so"
+        return ConfigError("pip", found[1], reason, hint=hint)
+    if found := _NO_HASH.search(log):
+        lines = [line.strip() for line in found[1].splitlines()]
+        lacking = [line.partition(" --hash=")[0].partition(" from ")[0] for line in lines]
+        reason = f"no version with a hash is given for {', '.join(lacking)}"
+        hint = f"write the file for Python {python.version}, or for all: with hashes it has to have all that is needed"
+        return ConfigError("pip", lacking[0], reason, hint=hint)
+    return None
+
+
 def find_pip() -> list[str]:
-    """The command that runs this user's pip: of the Python that runs us, else of PATH. Raises `HostError`."""
+    """The command of the Python that runs this user's pip: the one that runs us, else that of PATH. Raises `HostError`.
+
+    Of PATH it is the one in the first line of `pip3` or `pip`, else, as with a wrapper in shell, the `python3`
+    beside that, or the one on PATH.
+    """
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
-    found = shutil.which("pip3")
-    return [found or find_tool("pip", "which fetches Python packages", hint="install it: python3-pip")]
+        return [sys.executable]
+    script = shutil.which("pip3") or find_tool("pip", "which fetches Python packages", hint="install it: python3-pip")
+    if command := _read_interpreter(script):
+        return command
+    beside = shutil.which("python3", path=str(PurePosixPath(script).parent))
+    return [beside or find_tool("python3", f"which runs {script}", hint="install it: python3-pip")]
+
+
+def _read_interpreter(script: str) -> list[str]:
+    """The command in its first line, where that runs a Python; else nothing."""
+    try:
+        with open(script, "rb") as file:
+            line = file.readline(_LONGEST_LINE).decode(errors="replace")
+        command = shlex.split(line.removeprefix("#!")) if line.startswith("#!") else []
+    except (OSError, ValueError):
+        return []
+    return command if any(_PYTHON.fullmatch(PurePosixPath(word).name) for word in command) else []
+
+
+def _read_script(name: str) -> str:
+    return (resources.files("vmfork.recipe") / "python" / name).read_text()
 
 
 async def install_wheels(running: Running, folder: Path, *, timeout_s: float) -> None:
@@ -130,8 +193,7 @@ async def install_wheels(running: Running, folder: Path, *, timeout_s: float) ->
     agent = running.agent
     try:
         await agent.put(Packing(str(folder)), _PLACE, parents=True, timeout_s=timeout_s)
-        script = (resources.files("vmfork.recipe") / "python" / "install_wheels.py").read_text()
-        command = Command(["python3", "-c", script, _PLACE], user=_USER)
+        command = Command(["python3", "-c", _read_script("install_wheels.py"), _PLACE], user=_USER)
         (await run_program(running, command, timeout_s=timeout_s)).check()
     finally:
         if agent.lost is None:

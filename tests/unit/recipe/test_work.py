@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
     """A recipe's folder. Wheels are none, and nobody looks for them."""
 
     async def ask_python(_running) -> GuestPython:
-        return GuestPython(3, 13, "x86_64", 41)
+        return GuestPython({}, 41)
 
     async def fetch_wheels(*_given) -> None:
         pass
