@@ -152,11 +152,14 @@ class Context:
         self._worker.line.send(RUN, json.dumps(asked).encode())
 
     def _change(self, env: dict[str, str]) -> dict[str, str | None]:
-        """What is others in the interpreter's environment than when it was last told; None for what is gone."""
-        before, self._env = {**os.environ, **self._env}, env
-        after = {**os.environ, **env}
-        gone = dict.fromkeys(before.keys() - after.keys())
-        return {**gone, **{key: value for key, value in after.items() if before.get(key) != value}}
+        """What is others in the interpreter's environment than when it was last told; None for what is gone.
+
+        What it was not told is what this process has.
+        """
+        before, self._env = self._env, env
+        back = {key: os.environ.get(key) for key in before.keys() - env.keys() if os.environ.get(key) != before[key]}
+        told = {key: value for key, value in env.items() if before.get(key, os.environ.get(key)) != value}
+        return {**back, **told}
 
     def on_output(self, kind: int, data: bytes) -> None:
         """What comes while no call runs was written by something that one left running, and is nobody's."""

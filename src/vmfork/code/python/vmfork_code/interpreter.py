@@ -190,23 +190,36 @@ def _name(count: int) -> str:
 
 
 def _compile(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
-    """Its statements, and its last expression, where it has them."""
-    expression = _compile_expression(source, name)
-    return _compile_lines(source, name) if expression is None else (None, expression)
+    """Its statements, and its last expression, where it has them.
 
-
-def _compile_expression(source: str, name: str) -> types.CodeType | None:
-    """One line, if it is one expression, as it is most often. By way of a tree it takes three times as long."""
-    if "\n" in source or source[:1].isspace():
-        return None
+    By way of a tree it takes three times as long, and more in a fork, whose emulator has not met any of this yet.
+    """
+    begin = _find_last(source)
     try:
-        code: types.CodeType = compile(source, name, "eval", _FLAGS, dont_inherit=True)
+        # By itself a space before an expression is none too many.
+        if not source[begin : begin + 1].isspace():
+            expression = _compile_text("\n" * source.count("\n", 0, begin) + source[begin:], name, "eval")
+            # Both are whole: what is before that line does not go on in it.
+            return _compile_text(source[:begin], name, "exec") if begin else None, expression
     except SyntaxError:
-        return None
+        pass  # the last expression may have several lines that begin so; or the tree tells what is wrong
+    return _compile_tree(source, name)
+
+
+def _find_last(source: str) -> int:
+    """Where the last line begins that begins with no space."""
+    end = len(source.rstrip())
+    while (begin := source.rfind("\n", 0, end) + 1) and source[begin : begin + 1].isspace():
+        end = begin - 1
+    return begin
+
+
+def _compile_text(source: str, name: str, mode: str) -> types.CodeType:
+    code: types.CodeType = compile(source, name, mode, _FLAGS, dont_inherit=True)
     return code
 
 
-def _compile_lines(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+def _compile_tree(source: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
     tree = compile(source, name, "exec", _FLAGS | ast.PyCF_ONLY_AST, dont_inherit=True)
     last = tree.body[-1] if tree.body else None
     expression = ast.Expression(tree.body.pop().value) if isinstance(last, ast.Expr) else None
