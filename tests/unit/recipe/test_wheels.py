@@ -224,7 +224,9 @@ async def test_a_pip_that_is_set_to_another_python_is_told_too(places, monkeypat
     assert await fetch_names(("greet",), places) == ["greet-1.0", "new-1.0"]
 
 
-async def test_modules_that_lie_in_the_recipes_folder_are_not_run(places):
+@pytest.mark.parametrize("also", ["", "."])
+async def test_modules_that_lie_in_the_recipes_folder_are_not_run(places, monkeypatch, also: str):
+    monkeypatch.setenv("PYTHONPATH", also)
     make_wheel(places / "wheels", "greet")
     for name in ("pip", "json", "runpy"):
         (places / "recipe" / f"{name}.py").write_text(f"open({str(places / 'run')!r}, 'w').close()\n")

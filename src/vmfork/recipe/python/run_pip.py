@@ -7,12 +7,13 @@ packaging 26.4, and relied on by pex too. Where that is not so this ends with st
 """
 
 # With `-c` the current folder is the first that is looked in, and it is a recipe's: its files have any name.
+# These two have been imported when a Python begins.
+import os
 import sys
 
-sys.path[:] = [place for place in sys.path if place]
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
 
 import json  # noqa: E402
-import os  # noqa: E402
 import runpy  # noqa: E402
 
 CANNOT_BE_TOLD = 70
