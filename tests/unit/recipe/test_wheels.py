@@ -208,13 +208,12 @@ async def test_a_file_with_hashes_has_what_the_guests_python_asks_for_or_is_refu
         assert "Python 3.31" in refused.value.hint
 
 
-async def test_what_the_guests_python_asks_for_and_is_nowhere_is_named_with_its_marker(places):
+async def test_what_the_guests_python_asks_for_and_is_nowhere_is_named_with_what_needs_it(places):
+    """Older versions of pip say its marker, newer ones do not."""
     make_wheel(places / "wheels", "greet", needs=(f"gone>=2; {GUEST}",))
-    with pytest.raises(
-        ConfigError, match=rf"no wheel of gone>=2 is for Python 3\.31 on x86_64, where {GUEST}"
-    ) as refused:
+    with pytest.raises(ConfigError, match=r"no wheel of gone>=2 .*is for Python 3\.31 on x86_64") as refused:
         await fetch_names(("greet",), places)
-    assert "from greet" in "".join(refused.value.__notes__)
+    assert "(from greet)" in "".join(refused.value.__notes__)
 
 
 async def test_a_pip_that_is_set_to_another_python_is_told_too(places, monkeypatch):

@@ -2,8 +2,8 @@
 
 The arguments are that Python's environment as describe.py writes it, and those of pip. `pip download` has options for
 which Python wheels are looked for, and none for which one `; python_version >= "3.13"` is decided (pypa/pip #11010).
-All that decides in it asks `default_environment` of the `packaging` that it brings: so in pip 23.0, 23.2, 24.2 and in
-packaging 26.4, and relied on by pex too. Where that is not so this ends with status 70 and does not run pip.
+All that decides in it asks `default_environment` of the `packaging` that it brings: so in pip 23.0, 23.2, 24.2 and
+26.3, and relied on by pex too. Where that is not so this ends with status 70 and does not run pip.
 """
 
 # With `-c` the current folder is the first that is looked in, and it is a recipe's: its files have any name.
