@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -35,5 +36,8 @@ async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable
         stop.set()
         interrupt()
         while not task.done():
-            await asyncio.wait([task])
+            with suppress(asyncio.CancelledError):  # whoever asks twice waits as well
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # that it was stopped is no news: asyncio would log it with its traceback
         raise

@@ -6,6 +6,7 @@ requests have no time limit, and wait two minutes in all before they fail: they 
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import ssl
@@ -93,9 +94,17 @@ class Repository:
             self.sent_bytes += len(data)
 
     def read(self, descriptor: Descriptor) -> bytes:
-        """The content. Raises `ArtifactError` when it is missing, or not what its digest says."""
+        """The content. Raises `ArtifactError` when it is missing, or not what its digest says.
+
+        Where the line breaks it is read again, and gone on with as by `download`.
+        """
         what = f"blobs/{descriptor.digest}"
-        data = self._read(what, descriptor.size_bytes, {})
+        try:
+            data = self._read(what, descriptor.size_bytes, {})
+        except HostError:
+            file = io.BytesIO()
+            self.download(descriptor, file, lambda _size: None)
+            data = file.getvalue()
         if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
             raise ArtifactError(f"{self.reference}: {what}", "its content is not what its digest says")
         return data
@@ -282,4 +291,4 @@ def _reason(error: Exception) -> object:
 
 
 def _login(host: str) -> str:
-    return f"log in with a tool that writes Docker's file of credentials: docker login {host}, skopeo login, oras login"
+    return f"log in with a tool that writes Docker's file of credentials: docker login {host}, or oras login {host}"

@@ -237,6 +237,32 @@ async def test_a_layer_goes_on_where_the_line_broke(bring, tmp_path):
         assert not any(b"Range: bytes=0-" in asked for asked in ranges)
 
 
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_what_is_read_at_once_is_read_on_where_the_line_broke(tmp_path, times):
+    data = os.urandom(4 << 20)
+    described = Descriptor.of(data, "application/octet-stream")
+    with running_registry(tmp_path / "registry") as registry, breaking(registry, after=3 << 19, times=times) as line:
+        repository_type = import_late("vmfork.oci.registry", "Repository")
+        with repository_type(Reference.parse(f"{registry.host}/team/app:1")) as repository:
+            repository.put(described, data)
+        with repository_type(Reference.parse(f"{line.host}/team/app:1")) as repository:
+            assert repository.read(described) == data
+        # The second begins anew, since nobody keeps what came; the others go on.
+        ranges = [b"Range: bytes=" in asked for asked in line.asked if asked.startswith(b"GET")]
+        assert ranges == [False, False, True, True][: times + 1]
+
+
+def test_one_that_cannot_be_reached_is_told_as_that_at_once(tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        host = registry.host
+    repository_type = import_late("vmfork.oci.registry", "Repository")
+    with (
+        repository_type(Reference.parse(f"{host}/team/app:1"), plain_http=True) as repository,
+        pytest.raises(HostError, match="cannot be reached"),
+    ):
+        repository.read(Descriptor.of(b"data", "application/octet-stream"))
+
+
 async def test_a_registry_that_is_killed_half_way_leaves_nothing(bring, store, layout, tmp_path, monkeypatch):
     repository_type = import_late("vmfork.oci.registry", "Repository")
     download, turn = repository_type.download, threading.Lock()
