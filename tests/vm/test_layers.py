@@ -110,6 +110,26 @@ async def test_the_command_forgets_what_was_kept_and_leaves_a_failed_steps_machi
 
 
 @pytest.mark.slow
+async def test_ensuring_a_recipe_whose_last_step_changed_redoes_that_alone(instance) -> None:
+    told: list[str] = []
+
+    async def ensure(*last: str) -> Template:
+        told.clear()
+        recipe = Recipe(steps=[TWO[0], {"run": last[0] if last else TWO[1]["run"]}])
+        return await Template.ensure("layered", recipe=recipe, progress=lambda each: told.append(each.step))
+
+    made = await ensure()
+    assert told_by(told)[0].startswith("booting")
+    assert (await ensure()).manifest.generation == made.manifest.generation
+    assert told_by(told) == []
+    template = await ensure("echo three > /root/two")
+    assert told_by(told)[0].startswith("going on behind step 1")
+    assert [step.reused for step in template.manifest.steps] == [True, False]
+    async with await template.fork() as vm:
+        assert (await vm.shell("cat /root/one /root/two", check=True)).stdout == "one\nthree\n"
+
+
+@pytest.mark.slow
 async def test_what_two_templates_are_made_of_goes_with_the_last(instance) -> None:
     await make("layered", TWO)
     other, told = await make("layered-other", TWO)

@@ -470,7 +470,7 @@ async def open_monitor(folder: Path) -> Monitor:
     # (docs/decisions/0001).
     from vmfork.hypervisor.qemu.monitor import Monitor  # noqa: PLC0415
 
-    return await Monitor.open(connect_unix(folder / QMP_SOCKET))
+    return await Monitor.open(lambda: connect_unix(folder / QMP_SOCKET))
 
 
 def _beside(passt: StartedPasst | None, folder: Path) -> Beside | None:

@@ -9,19 +9,21 @@ from collections import deque
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from qemu.qmp import ExecuteError, QMPClient
+from qemu.qmp import ConnectError, ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
+from qemu.qmp.qmp_client import NegotiationError
 
 from vmfork.errors import DeadlineExceeded, HostError, VMForkError
 from vmfork.hypervisor.base import HANGS
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from qemu.qmp.message import Message
 
 _CONNECT_LIMIT_S = 20.0
+_GREETINGS = 5
 _COMMAND_LIMIT_S = 30.0
 
 # The package logs every lost connection as an error; ours are lost when a machine ends, which is no error.
@@ -39,8 +41,22 @@ class Monitor:
         self.transcript: deque[str] = deque(maxlen=50)
 
     @classmethod
-    async def open(cls, connected: socket.socket) -> Self:
-        """A monitor whose greeting was read and whose capabilities are negotiated. The socket is its own, or closed."""
+    async def open(cls, connect: Callable[[], socket.socket]) -> Self:
+        """A monitor whose greeting was read and whose capabilities are negotiated, over a socket that `connect` gave.
+
+        Between taking the capabilities and saying so QEMU may tell an event, such as the end of a job (seen with 10.0),
+        which the package takes for a refusal: then QEMU is asked anew. The socket is the monitor's own, or closed.
+        """
+        for left in reversed(range(_GREETINGS)):
+            try:
+                return await cls._greet(connect())
+            except QMPError as error:
+                if not left or not isinstance(error, ConnectError) or not isinstance(error.exc, NegotiationError):
+                    raise HostError(f"QEMU's monitor did not answer: {error}") from error
+        raise AssertionError  # the last of them returned or raised
+
+    @classmethod
+    async def _greet(cls, connected: socket.socket) -> Self:
         client = QMPClient("vmfork")
         with ExitStack() as on_failure:
             # A connect that is cancelled before its first step never had the socket. Any other has closed it already,
@@ -50,8 +66,6 @@ class Monitor:
                 await asyncio.wait_for(client.connect(connected), _CONNECT_LIMIT_S)
             except TimeoutError as error:
                 raise DeadlineExceeded("connecting to QEMU's monitor", _CONNECT_LIMIT_S, hint=HANGS) from error
-            except QMPError as error:
-                raise HostError(f"QEMU's monitor did not answer: {error}") from error
             on_failure.pop_all()
         return cls(client)
 
