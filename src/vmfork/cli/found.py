@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmfork.cli.complete import shared_vms
+from vmfork.cli.loop import run_async
 from vmfork.config import find_places
 from vmfork.errors import VMNotFound
-from vmfork.machine.folder import forget_ended, has_broker, is_paused, list_ended, list_records, sweep_vms
-from vmfork.machine.naming import NEITHER, choose
+from vmfork.machine.folder import (
+    forget_ended,
+    has_broker,
+    is_paused,
+    list_ended,
+    list_records,
+    sweep_ended,
+    sweep_vms,
+)
+from vmfork.machine.naming import NEITHER, choose, find_ending
 from vmfork.template import checkpoints
 
 if TYPE_CHECKING:
@@ -27,15 +37,22 @@ id_argument = click.argument("vm_id", metavar="ID", shell_complete=shared_vms)
 def find(text: str) -> tuple[VMRecord, End | None]:
     """The record of the machine that `text` names, and how it ended if it has. A living one is found first.
 
-    Raises `VMNotFound`, and `ConfigError` when several ids begin so.
+    One that ends at this moment is waited for. Raises `VMNotFound`, and `ConfigError` when several ids begin so.
     """
     vms = _sweep()
-    try:
+    with suppress(VMNotFound):
         return choose(list_records(vms), text), None
-    except VMNotFound:
-        ended = list_ended(vms)[::-1]
-        record = choose([record for record, _ in ended], text, missing=NEITHER)
-        return next(each for each in ended if each[0] is record)
+    with suppress(VMNotFound):
+        return _find_ended(vms, text)
+    with suppress(VMNotFound):
+        run_async(sweep_ended(vms / find_ending(vms, text).id))
+    return _find_ended(vms, text)
+
+
+def _find_ended(vms: Path, text: str) -> tuple[VMRecord, End]:
+    ended = list_ended(vms)[::-1]
+    record = choose([record for record, _ in ended], text, missing=NEITHER)
+    return next(each for each in ended if each[0] is record)
 
 
 def list_machines(*, with_ended: bool) -> Sequence[tuple[VMRecord, End | None]]:

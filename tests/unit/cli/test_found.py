@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
 import vmfork
 from tests.at_terminal import AtTerminal
+from tests.unit.machine.test_ended import leave, vms  # noqa: F401 - a fixture
 from tests.vm.cli_runner import COMMAND
 from vmfork.cli.main import main
 from vmfork.errors import VMNotFound
+from vmfork.host.lock import FileLock
+from vmfork.machine.folder import LOCK
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +32,21 @@ def test_the_verb_says_so(capsys, verb, text) -> None:
     assert f"error: there is no VM '{text}'" in shown.err
     assert "owner" not in shown.err
     assert "hint: vmfork ps -a" in shown.err
+
+
+@pytest.mark.parametrize("verb", ["show", "wait"])
+def test_one_that_ends_at_this_moment_is_told_of_once_it_has(vms, capsys, verb) -> None:  # noqa: F811
+    """Its process has ended, and its keeper has its folder still: it is neither among the living nor the ended."""
+    vm_id = leave(vms)
+    keeper = FileLock.try_acquire(vms / vm_id / LOCK, must_exist=True)
+    assert keeper is not None
+    end = threading.Timer(0.5, keeper.close)
+    end.start()
+    try:
+        assert main([verb, vm_id, "--json"]) == 0
+    finally:
+        end.join()
+    assert json.loads(capsys.readouterr().out)["reason"] == "it was stopped"
 
 
 def test_exec_says_so(capsys) -> None:
