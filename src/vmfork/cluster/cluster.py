@@ -145,11 +145,10 @@ class Cluster(Owner):
         Raises `TemplateNotFound` for one that no node has, `NoNode` when no node can have it, saying why, `NoRoom`, and
         what `Template.fork` raises. After any of them, and on cancel, nothing is left.
         """
-        options = {
-            "env": env, "files": await _read_files(files), "cpus": cpus, "memory_mib": memory_mib, "ttl_s": ttl_s,
-            "idle_ttl_s": idle_ttl_s, "network": network, "card": card, "timeout_s": timeout_s,
-        }  # fmt: skip
-        _check(options)
+        options = await _read_options(
+            files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
+            card=card, timeout_s=timeout_s,
+        )  # fmt: skip
         constraints = Constraints(label=label, node=node, spread=spread)
         return await self._fork(template, options, constraints, key=key, lasts=lasts, wait_s=wait_s)
 
@@ -220,11 +219,10 @@ class Cluster(Owner):
         that could be had are given, and behind them the errors. Raises `NoNode` at once where no node can have one, and
         for more than the nodes could have if they had no others.
         """
-        options = {
-            "env": env, "files": await _read_files(files), "cpus": cpus, "memory_mib": memory_mib, "ttl_s": ttl_s,
-            "idle_ttl_s": idle_ttl_s, "network": network, "card": card, "timeout_s": timeout_s,
-        }  # fmt: skip
-        _check(options)
+        options = await _read_options(
+            files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
+            card=card, timeout_s=timeout_s,
+        )  # fmt: skip
         constraints = Constraints(label=label, spread=spread)
         await self._site.ask("check_many", template, count, constraints)
         failures: list[VMForkError] | None = [] if partial else None
@@ -439,18 +437,18 @@ def _is_too_late(losses: dict[str, float], node: str) -> bool:
     return now - losses.setdefault(node, now) >= _LOST_LIMIT_S
 
 
-def _check(options: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for what no fork can be given, before anybody is asked."""
-    given = {name: value for name, value in options.items() if name != "timeout_s" and value is not None}
-    ForkRequest(**given)
+async def _read_options(files: Mapping[str, GivenFile] | None, **given: Any) -> dict[str, Any]:
+    """What each fork is made with. Raises `ConfigError` for what none can be given, before anybody is asked.
+
+    What a file of this host holds goes along in place of its name: the node has other files.
+    """
+    options = {**given, "files": await asyncio.to_thread(_read_files, files or {})}
+    ForkRequest(**{name: value for name, value in options.items() if name != "timeout_s" and value is not None})
+    return options
 
 
-async def _read_files(files: Mapping[str, GivenFile] | None) -> dict[str, PlacedFile]:
-    """What a file of this host holds goes along in place of its name: the node has other files."""
-    given = files or {}
-    return await asyncio.to_thread(
-        lambda: {path: check_file(content, field=f"files: {path}") for path, content in given.items()}
-    )
+def _read_files(files: Mapping[str, GivenFile]) -> dict[str, PlacedFile]:
+    return {path: check_file(content, field=f"files: {path}") for path, content in files.items()}
 
 
 async def _close(vm: ClusterVM) -> None:

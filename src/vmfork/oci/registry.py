@@ -96,17 +96,15 @@ class Repository:
     def read(self, descriptor: Descriptor) -> bytes:
         """The content. Raises `ArtifactError` when it is missing, or not what its digest says.
 
-        Where the line breaks it is read again, and gone on with as by `download`.
+        Where the line breaks it goes on from there, as `download`.
         """
-        what = f"blobs/{descriptor.digest}"
-        try:
-            data = self._read(what, descriptor.size_bytes, {})
-        except HostError:
-            file = io.BytesIO()
-            self.download(descriptor, file, lambda _size: None)
-            data = file.getvalue()
-        if len(data) != descriptor.size_bytes or digest_of(data) != descriptor.digest:
-            raise ArtifactError(f"{self.reference}: {what}", "its content is not what its digest says")
+        file = io.BytesIO()
+        self.download(descriptor, file, lambda _size: None)
+        data = file.getvalue()
+        if digest_of(data) != descriptor.digest:
+            raise ArtifactError(
+                f"{self.reference}: blobs/{descriptor.digest}", "its content is not what its digest says"
+            )
         return data
 
     def download(self, descriptor: Descriptor, file: IO[bytes], check: Callable[[int], None]) -> None:
@@ -154,7 +152,16 @@ class Repository:
 
     def read_manifest(self, version: str, accept: tuple[str, ...] = (MANIFEST_TYPE, INDEX_TYPE)) -> bytes:
         """The manifest of that tag or digest. Raises `ArtifactError` when there is none."""
-        data = self._read(f"manifests/{version}", MOST_DOCUMENT, {"Accept": ", ".join(accept)})
+        what = f"manifests/{version}"
+        answer = self._ask("GET", what, {200, 404}, headers={"Accept": ", ".join(accept)}, stream=True)
+        data = b""
+        with answer, self._reaching():
+            if answer.status_code == 404:
+                raise ArtifactError(str(self.reference), f"the registry has no {what}")
+            for piece in answer.iter_content(_PIECE):
+                data += piece
+                if len(data) > MOST_DOCUMENT:
+                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {MOST_DOCUMENT} bytes")
         if ":" in version and digest_of(data) != version:
             raise ArtifactError(str(self.reference), "its manifest is not what its digest says")
         return data
@@ -170,21 +177,6 @@ class Repository:
         """The manifest is there, under that tag. All that it names must be there."""
         headers = {"Content-Type": MANIFEST_TYPE}
         self._ask("PUT", f"manifests/{version}", {201}, data=data, headers=headers)
-
-    def _read(self, what: str, limit: int, headers: dict[str, str]) -> bytes:
-        answer = self._ask("GET", what, {200, 404}, headers=headers, stream=True)
-        with answer, self._reaching():
-            if answer.status_code == 404:
-                raise ArtifactError(str(self.reference), f"the registry has no {what}")
-            pieces: list[bytes] = []
-            left = limit
-            # As large as it may be: then it is one, which nobody copies.
-            for piece in answer.iter_content(max(limit, 1)):
-                pieces.append(piece)
-                left -= len(piece)
-                if left < 0:
-                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {limit} bytes")
-        return b"".join(pieces)
 
     def _ask(
         self, method: str, what: str, expected: set[int], *, headers: Mapping[str, str] | None = None, **options: Any
