@@ -38,7 +38,8 @@ _LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+(gzip|zstd))?"
     r"|docker\.image\.rootfs(\.foreign)?\.diff\.tar(\.(gzip|zstd))?)"
 )
-_HINT = "give oci:FOLDER[:TAG], docker-archive:FILE, dir:FOLDER, or a name in a registry, such as registry.example/py:1"
+_LOCAL = "oci:FOLDER[:TAG], docker-archive:FILE, dir:FOLDER"
+_HINT = f"give {_LOCAL}, or a name in a registry, such as registry.example/py:1"
 _MOST_NESTED = 4
 
 
@@ -70,7 +71,7 @@ class Origin:
         try:
             Reference.parse(text)
         except ConfigError as error:
-            raise ConfigError("source", text, error.reason, hint=_HINT) from None
+            raise ConfigError("source", text, error.reason, hint=f"{error.hint}; or {_LOCAL}") from None
         return cls("registry", text)
 
 

@@ -1,7 +1,7 @@
 """A repository of a registry: content is put there and read by its digest, manifests by a tag too.
 
-`oras` answers when a registry asks who we are, by password or token, from Docker's file of credentials. Its own
-requests have no time limit, and wait two minutes in all before they fail: they are made here.
+`oras` answers when a registry asks who we are, by password or token (credentials.py finds them). Its own requests have
+no time limit, and wait two minutes in all before they fail: they are made here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from urllib.parse import urljoin
 
 import requests
 from oras.auth import get_auth_backend
-from oras.container import Container
 from requests.adapters import HTTPAdapter
 
 from vmfork.errors import ArtifactError, Closed, HostError
+from vmfork.oci.credentials import find_credentials
 from vmfork.oci.descriptor import digest_of
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
@@ -59,7 +59,7 @@ class Repository:
 
     def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
         self.reference = reference
-        self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.host))
+        self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.server))
         self._of_thread = threading.local()
         self._doors = ExitStack()
         self._is_closed = False
@@ -220,7 +220,7 @@ class Repository:
 
     @property
     def _base(self) -> str:
-        return f"{'http' if self._plain else 'https'}://{self.reference.host}/v2/"
+        return f"{'http' if self._plain else 'https'}://{self.reference.server}/v2/"
 
     @property
     def _door(self) -> _Door:
@@ -252,11 +252,9 @@ class _Door:
         asked = answer.headers.get("Www-Authenticate", "")
         kind = "basic" if asked.lower().startswith("basic") else "token"
         auth = get_auth_backend(kind, self.session, insecure=self._plain)
-        folder = os.environ.get("DOCKER_CONFIG")
-        auth.load_configs(
-            Container(f"{self._reference.host}/{self._reference.repository}"),
-            configs=[os.path.join(folder, "config.json")] if folder else None,
-        )
+        found = find_credentials(self._reference)
+        if found is not None:
+            auth.set_basic_auth(*found)
         headers, _ = auth.authenticate_request(answer, options.pop("headers"))
         self.headers = {key: value for key, value in headers.items() if key == "Authorization"}
         return self.session.request(method, url, headers=headers, **options)

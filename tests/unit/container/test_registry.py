@@ -398,3 +398,33 @@ async def test_with_a_password_from_a_helper_of_dockers(bring, layout, credentia
         credentials.write_text(json.dumps(said).replace("HOST", registry.host))
         put_image(layout, f"{registry.host}/team/app:1")
         assert files_of(await bring(f"{registry.host}/team/app:1"))["etc/a"] == b"new"
+
+
+async def test_a_helper_of_dockers_that_is_missing_is_told_as_that(bring, layout, credentials, tmp_path):
+    with running_registry(tmp_path / "closed", htpasswd=HTPASSWD) as registry:
+        credentials.write_text(json.dumps({"credsStore": "gone"}))
+        with pytest.raises(HostError, match="docker-credential-gone was not found"):
+            await bring(f"{registry.host}/team/app:1")
+
+
+async def test_by_docker_hubs_names_from_one_that_plays_it(bring, layout, credentials, tmp_path, monkeypatch):
+    """Where its server is, a registry on the loopback is asked: the hub itself cannot be reached by tests."""
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with (
+        running_issuer(certificate, key, user=USER, password=PASSWORD) as issuer,
+        running_registry(tmp_path / "hub", tls=(certificate, key), issuer=issuer) as registry,
+    ):
+        monkeypatch.setattr("vmfork.oci.reference.HUB_SERVER", registry.host)
+        log_in(credentials, "https://index.docker.io/v1/")
+        put_image(layout, "docker.io/app:1")
+        issuer.granted.clear()
+        for text in ("docker.io/app:1", "docker.io/library/app:1"):
+            image = await bring(text)
+            assert files_of(image)["etc/a"] == b"new"
+            assert text in image.sources
+        assert {*issuer.granted} == {"repository:library/app:pull"}
+        log_in(credentials, registry.host)
+        with pytest.raises(HostError, match=r"docker\.io .*does not know us|docker\.io lets us not") as told:
+            await bring("docker.io/app:1")
+        assert "docker login docker.io" in told.value.hint

@@ -1,0 +1,62 @@
+"""Docker Hub's names are read as Docker reads them; what may be one is told by its whole name."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmfork.container.origin import Origin
+from vmfork.errors import ConfigError
+from vmfork.oci.reference import Reference
+
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("text", "repository", "told"),
+    [
+        ("docker.io/python:3.11-slim", "library/python", "docker.io/library/python:3.11-slim"),
+        ("docker.io/library/python:3.11", "library/python", "docker.io/library/python:3.11"),
+        ("docker.io/team/app", "team/app", "docker.io/team/app:latest"),
+        ("docker.io/team/app/part:1", "team/app/part", "docker.io/team/app/part:1"),
+        ("index.docker.io/python", "library/python", "docker.io/library/python:latest"),
+        (f"docker.io/python@{DIGEST}", "library/python", f"docker.io/library/python@{DIGEST}"),
+    ],
+)
+def test_names_of_docker_hub_lead_to_its_server(text, repository, told) -> None:
+    reference = Reference.parse(text)
+    assert (reference.server, reference.repository, str(reference)) == ("registry-1.docker.io", repository, told)
+    assert not reference.is_local
+    assert Reference.parse(str(reference)) == reference
+    assert reference.at("2").server == "registry-1.docker.io"
+
+
+@pytest.mark.parametrize("text", ["registry.example/python", "registry-1.docker.io/library/python", "localhost/python"])
+def test_other_hosts_are_asked_themselves_for_what_was_written(text) -> None:
+    reference = Reference.parse(text)
+    assert f"{reference.server}/{reference.repository}" == text
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("python", "docker.io/library/python:latest"),
+        ("python:3.11-slim", "docker.io/library/python:3.11-slim"),
+        ("team/app:1", "docker.io/team/app:1"),
+        (f"python@{DIGEST}", f"docker.io/library/python@{DIGEST}"),
+    ],
+)
+def test_a_name_without_a_host_is_refused_with_the_whole_name(text, meant) -> None:
+    with pytest.raises(ConfigError) as error:
+        Reference.parse(text)
+    assert error.value.hint.endswith(f"on Docker Hub it is {meant}")
+    with pytest.raises(ConfigError) as error:
+        Origin.parse(text)
+    assert meant in error.value.hint
+    assert "oci:FOLDER" in error.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "./app", "/tmp/app", "App", "a b", "http://registry.example/app", "app:", "../x"])
+def test_what_is_no_name_there_either_is_not_led_there(text) -> None:
+    with pytest.raises(ConfigError) as error:
+        Reference.parse(text)
+    assert "docker.io" not in error.value.hint
