@@ -120,7 +120,9 @@ def _ask(helper: object, key: str, path: Path) -> tuple[str, str] | None:
         raise _refuse(path, f"names {helper!r} as a helper")
     argv = [find_tool(program, f"which {path} names to log in", hint=f"install it, or take it out of {path}"), "get"]
     try:
-        done = subprocess.run(argv, input=key.encode(), capture_output=True, timeout=_HELPER_LIMIT_S, check=False)
+        done = subprocess.run(
+            argv, input=key.encode(), capture_output=True, timeout=_HELPER_LIMIT_S, check=False, env=dict(os.environ)
+        )
     except OSError as error:
         raise HostError(f"cannot run {program}: {error.strerror}", hint=hint) from error
     except subprocess.TimeoutExpired as error:

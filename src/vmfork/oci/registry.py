@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
 
@@ -44,8 +44,29 @@ _BROKEN_LINES = 5
 class _Limited(HTTPAdapter):
     """Every request has a time limit, and is sent again where the connection broke before an answer."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._is_closed = False
+
     def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
-        return super().send(request, **(options | {"timeout": _LIMITS_S}))
+        try:
+            return super().send(request, **(options | {"timeout": _LIMITS_S}))
+        finally:
+            if self._is_closed:  # meanwhile, by another thread
+                self.close()
+
+    def close(self) -> None:
+        """No connection is left but what a request is in, and that goes with its answer.
+
+        urllib3 (2.8) forgets its pools, and their connections stay as long as someone else knows them: an error does,
+        by its traceback.
+        """
+        self._is_closed = True
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - they cannot be iterated otherwise
+                with suppress(KeyError):
+                    manager.pools[key].close()
+        super().close()
 
 
 class Repository:
@@ -63,7 +84,7 @@ class Repository:
         self._of_thread = threading.local()
         self._doors = ExitStack()
         self._is_closed = False
-        self._counting = threading.Lock()
+        self._changing = threading.Lock()
         self.sent_bytes = 0
 
     def __enter__(self) -> Self:
@@ -74,7 +95,8 @@ class Repository:
 
     def close(self) -> None:
         """No connection is left, of any thread. One that is in use goes once its answer is there."""
-        self._is_closed = True
+        with self._changing:
+            self._is_closed = True
         self._doors.close()
 
     def has(self, descriptor: Descriptor) -> bool:
@@ -90,7 +112,7 @@ class Repository:
         joined = "&" if "?" in where else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(data))}
         self._ask("PUT", f"{where}{joined}digest={descriptor.digest}", {201}, data=data, headers=headers)
-        with self._counting:
+        with self._changing:
             self.sent_bytes += len(data)
 
     def read(self, descriptor: Descriptor) -> bytes:
@@ -225,11 +247,12 @@ class Repository:
     @property
     def _door(self) -> _Door:
         """That of this thread. Raises `Closed`, so that a thread which nobody waits for opens no other."""
-        if self._is_closed:
-            raise Closed(f"the line to {self.reference.host}")
-        if not hasattr(self._of_thread, "door"):
-            self._of_thread.door = _Door(self.reference, plain_http=self._plain)
-            self._doors.callback(self._of_thread.door.session.close)
+        with self._changing:
+            if self._is_closed:
+                raise Closed(f"the line to {self.reference.host}")
+            if not hasattr(self._of_thread, "door"):
+                self._of_thread.door = _Door(self.reference, plain_http=self._plain)
+                self._doors.callback(self._of_thread.door.session.close)
         door: _Door = self._of_thread.door
         return door
 

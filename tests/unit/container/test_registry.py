@@ -8,7 +8,9 @@ import json
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,6 +145,66 @@ def test_one_that_is_closed_opens_no_other_line(layout, tmp_path):
         assert lines_to(registry.host) == []
         with pytest.raises(Closed, match=registry.host):
             repository.read_manifest("1")
+
+
+def test_an_error_that_somebody_keeps_keeps_no_line(layout, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        with import_late("vmfork.oci.registry", "Repository")(Reference.parse(f"{registry.host}/team/app:1")) as there:
+            with pytest.raises(ArtifactError) as missing:
+                there.read_manifest("none")
+            with pytest.raises(HostError) as refused:
+                there.put_manifest("2", b"no manifest")
+            assert len(lines_to(registry.host)) == 1
+        assert lines_to(registry.host) == []
+        assert (missing.value.reason, "answered" in str(refused.value)) == ("the registry has no manifests/none", True)
+
+
+@contextmanager
+def asking_slowly(asked: threading.Event, answers: threading.Event) -> Iterator[str]:
+    """The host of a registry that asks who we are once `answers` is set, and has everything for who says so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            is_known = "Authorization" in self.headers
+            if not is_known:
+                asked.set()
+                answers.wait()
+            self.send_response(200 if is_known else 401)
+            self.send_header("WWW-Authenticate", 'Basic realm="test"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        answers.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_request_that_is_under_way_when_all_is_closed_leaves_no_line(credentials):
+    asked, answers = threading.Event(), threading.Event()
+    # The thread goes on, and with it what it knows.
+    with asking_slowly(asked, answers) as host, ThreadPoolExecutor(1) as pool:
+        log_in(credentials, host)
+        repository_type = import_late("vmfork.oci.registry", "Repository")
+        repository = repository_type(Reference.parse(f"{host}/team/app:1"), plain_http=True)
+        has = pool.submit(repository.has, Descriptor.of(b"data", "application/octet-stream"))
+        asked.wait()
+        repository.close()
+        answers.set()
+        assert has.result()
+        assert lines_to(host) == []
 
 
 class Breaking:
@@ -280,7 +342,7 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(bring, store, l
         assert nothing_is_left(store)
 
 
-async def test_when_it_is_cancelled_while_layers_come_nothing_is_left(bring, store, layout, tmp_path):
+async def test_when_it_is_cancelled_while_layers_come_nothing_is_left(bring, store, layout, repositories, tmp_path):
     def cancel(progress: Progress) -> None:
         if progress.step == "fetching layers" and not task.cancelling():
             task.cancel()
@@ -291,6 +353,7 @@ async def test_when_it_is_cancelled_while_layers_come_nothing_is_left(bring, sto
         with pytest.raises(asyncio.CancelledError):
             await task
         assert nothing_is_left(store)
+        assert (len(repositories), lines_to(registry.host)) == (2, [])
 
 
 async def test_a_layer_that_was_cut_off_in_the_registry_is_refused(bring, store, layout, tmp_path):

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
 from vmfork.oci.reference import Reference
 from vmfork.oci.registry import Repository
+from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.store.ram_file import PAGE, digest_ram
 from vmfork.template import build as building
@@ -85,6 +87,25 @@ async def test_no_connection_is_left(build, other, registry, monkeypatch) -> Non
         await Template.pull(f"{registry.host}/team/py:1", places=other)
     assert len(made) == 4
     assert lines_to(registry.host) == []
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_when_it_is_cancelled_no_connection_is_left(way, build, other, registry, monkeypatch) -> None:
+    template, ref = await build(), f"{registry.host}/team/py:1"
+    if way == "pull":
+        await template.push(ref)
+    made = keep_repositories(monkeypatch)
+
+    def cancel(progress: Progress) -> None:
+        if progress.fraction and not task.cancelling():
+            task.cancel()
+
+    work = template.push if way == "push" else partial(Template.pull, places=other)
+    task = asyncio.ensure_future(work(ref, progress=cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (len(made), lines_to(registry.host)) == (1, [])
+    assert TemplateStore(other.templates).list_names() == []
 
 
 async def test_what_is_there_is_not_sent_again(build, registry) -> None:
