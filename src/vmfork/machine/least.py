@@ -71,8 +71,10 @@ async def ensure_least(plan: Plan, *, instance: Instance) -> Plan:
         instance.progress(Progress(task="memory", step="measuring the least memory that the image boots in"))
         least = await _measure(plan, instance)
         by = f"QEMU {plan.binary.version}, {plan.hardware.accel}, {plan.hardware.machine}"
-        with suppress(OSError):  # measured again next time
+        try:
             write_least(image.kernel.parent, least, measured=f"booted with {_CPUS} CPUs by {by}")
+        except OSError as error:
+            _log.warning("what image %s needs is not kept, and is measured again next time: %s", image.name, error)
     instance.progress(Progress(task="memory", step=f"the guest needs {format_mib(least)} or more"))
     _log.info("image %s needs %d MiB or more", image.name, least)
     return replace(plan, image=replace(image, min_memory_mib=least))
