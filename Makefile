@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-packages test-cluster test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-check bench-docs clean
+.PHONY: demo test test-packages test-cluster test-debian13 test-ordinary test-kvm chaos soak check fuzz wheels bench bench-asked bench-check bench-docs clean
 
 $(STAMP): pyproject.toml tools/setup tools/build.py $(wildcard guest/*.[ch] keeper/*.[ch] preload/*.[ch] broker/*.[ch] copier/*.[ch] fence/*.[ch])
 	tools/setup $(VENV)
@@ -63,13 +63,19 @@ wheels: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --peers install --json benchmarks/last.json
 
+# What needs more than a whole run has: Ray, an image with NumPy, large disks.
+bench-asked: $(STAMP)
+	$(BIN)/python -m pip install --quiet 'ray>=2.49'
+	$(BIN)/python -m benchmarks.suite --asked --json benchmarks/last-asked.json
+
 # After `make bench`: fails where a ratio is worse than in the committed run, beyond noise.
 bench-check: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --from benchmarks/last.json --check benchmarks/baseline.json
 
-# From the committed run: after `mv benchmarks/last.json benchmarks/baseline.json`.
+# From the committed runs: after `mv benchmarks/last.json benchmarks/baseline.json`, and the same of `last-asked.json`.
 bench-docs: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --from benchmarks/baseline.json --plots docs/performance --report .
+	$(BIN)/python -m benchmarks.suite --from benchmarks/baseline-asked.json --report .
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.suite.compare import Change
+    from benchmarks.suite.measure import Measure
     from benchmarks.suite.result import RowResult, RunResult
 
 # Exit status of a check that found a ratio worse than the baseline's, or a measurement that failed.
@@ -39,6 +40,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.command("suite", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="A look in a few minutes: few rounds, small sizes.")
 @click.option("--only", "names", multiple=True, metavar="NAME", help="Run this measurement. Repeatable.")
+@click.option("--asked", is_flag=True, help="Run all that is in no whole run.")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Take N rounds of each, if there is time.")
 @click.option("--json", "json_file", type=_file, metavar="FILE", help="Write the result, with all samples.")
 @click.option("--plots", "plots", type=_folder, metavar="DIR", help="Draw the result (SVG).")
@@ -53,6 +55,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 def command(
     quick: bool,
     names: tuple[str, ...],
+    asked: bool,
     rounds: int | None,
     json_file: Path | None,
     plots: Path | None,
@@ -68,13 +71,20 @@ def command(
     Sides that are compared take turns in one run; all in all it takes 15 minutes at most. Exit status 5 with --check
     when a ratio got worse beyond noise, or a measurement failed.
     """
+    if asked and names:
+        raise ConfigError("asked", "true", "--asked and --only both say what to run", hint="give one of them")
     if list_only:
-        show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in find_measures(names or [""])])
+        listed = find_measures(names or ([] if asked else [""]), asked_for=asked)
+        show_table(("NAME", "MEASURES"), [(measure.name, measure.title) for measure in listed])
         return 0
     if compare:
         return _compare(read_result(compare[0]), read_result(compare[1]))
     held = None if baseline is None else read_result(baseline)
-    result = read_result(given) if given is not None else _run(names, quick=quick, rounds=rounds, peers=peers)
+    result = (
+        read_result(given)
+        if given is not None
+        else _run(find_measures(names, asked_for=asked), quick=quick, rounds=rounds, peers=peers)
+    )
     if json_file is not None:
         result.write(json_file)
     show_run(result)
@@ -85,8 +95,7 @@ def command(
     return 0 if held is None else _check(held, result)
 
 
-def _run(names: Sequence[str], *, quick: bool, rounds: int | None, peers: str) -> RunResult:
-    measures = find_measures(names)
+def _run(measures: Sequence[Measure], *, quick: bool, rounds: int | None, peers: str) -> RunResult:
     with shown_progress() as progress:
 
         async def work() -> RunResult:

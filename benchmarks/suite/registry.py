@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 
-def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
-    """Those of a whole run, or of `names`, each a name or its beginning; of "" all.
+def find_measures(names: Collection[str] = (), *, asked_for: bool = False) -> Sequence[Measure]:
+    """Those of a whole run, or of `names`, each a name or its beginning; of "" all. With `asked_for` the others.
 
     Raises `ConfigError` when one matches nothing.
     """
@@ -27,7 +27,7 @@ def find_measures(names: Collection[str] = ()) -> Sequence[Measure]:
     # Peers last: they are slow, and where time runs out it is their rows that are missing.
     found.sort(key=lambda measure: (measure.name.startswith("peer-"), measure.name))
     if not names:
-        return [measure for measure in found if not measure.is_asked_for]
+        return [measure for measure in found if measure.is_asked_for == asked_for]
     for name in names:
         if not any(measure.name.startswith(name) for measure in found):
             known = ", ".join(measure.name for measure in found)

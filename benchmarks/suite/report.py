@@ -5,6 +5,7 @@
 ...                                missed   what missed its target, by how much, and what bounds it
 <!-- /bench -->                    short    the figures that a reader looks for first
                                    source   where and when it was measured
+<!-- bench:NAME:asked -->    the same of a run of what is in no whole run
 ```
 """
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from benchmarks.suite.result import RowResult, RunResult
 
 DOCUMENTS = ("README.md", "docs/performance.md")
-_PLACE = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- bench:(\w+)(?::(\w+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+_ASKED = "asked"
 
 _SHORT = (
     "fork.first-exec-time", "fork.first-exec", "fork.ready", "peer-boot.time", "peer-boot.speedup",
@@ -34,7 +36,7 @@ _SHORT = (
 
 
 def fill_documents(result: RunResult, folder: Path) -> Sequence[Path]:
-    """Every place in the documents below `folder` says what `result` says; gives those documents."""
+    """Every place for such runs in the documents below `folder` says what `result` says; gives those documents."""
     filled = []
     for name in DOCUMENTS:
         path = folder / name
@@ -45,15 +47,18 @@ def fill_documents(result: RunResult, folder: Path) -> Sequence[Path]:
 
 
 def fill(text: str, result: RunResult) -> str:
-    """`text` with every place in it filled. Raises `ConfigError` for a place of an unknown name."""
+    """`text` with every place in it filled that is for such a run. Raises `ConfigError` for one of an unknown name."""
 
     def write(match: re.Match[str]) -> str:
-        name = match.group(2)
-        if name not in _PARTS:
+        begin, name, of, end = match.groups()
+        if name not in _PARTS or of not in (None, _ASKED):
+            wrong = name if name not in _PARTS else of
             raise ConfigError(
-                "report", name, f"no part of a report is called {name!r}", hint=f"use {', '.join(_PARTS)}"
+                "report", wrong, f"no part of a report is called {wrong!r}", hint=f"use {', '.join(_PARTS)}"
             )
-        return f"{match.group(1)}{_PARTS[name](result)}\n{match.group(3)}"
+        if (of == _ASKED) != result.is_asked_for:
+            return match.group()
+        return f"{begin}{_PARTS[name](result)}\n{end}"
 
     return _PLACE.sub(write, text)
 

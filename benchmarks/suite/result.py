@@ -1,7 +1,7 @@
 """One run as a file: the machine, raw samples by side, the figures made of them, their targets and verdicts.
 
 ```
-{"format": 1, "mode": "default", "started_at": "2026-01-31T12:00:00+00:00", "duration_s": 612.3,
+{"format": 1, "mode": "default", "is_asked_for": false, "started_at": "2026-01-31T12:00:00+00:00", "duration_s": 612.3,
  "machine":  {"cores", "memory_mib", "kernel", "cpu", "load"},
  "versions": {"vmfork", "python", "qemu", "guest_kernel"},
  "accel": "tcg",
@@ -98,7 +98,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """One run of the suite."""
+    """One run of the suite. `is_asked_for`: of measurements that are in no whole run."""
 
     mode: str
     started_at: str
@@ -108,6 +108,7 @@ class RunResult:
     accel: str
     measures: Mapping[str, MeasureResult]
     rows: tuple[RowResult, ...]
+    is_asked_for: bool = False
     format: int = field(default=FORMAT, metadata=VERSION)
 
     def row(self, key: str) -> RowResult | None:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from benchmarks.suite.context import Context
     from benchmarks.suite.measure import Measure
 
-# Bounds a whole run, whatever the measurements ask for.
+# Bounds a whole run, whatever the measurements ask for; and one of what is in no whole run, which makes more first.
 LIMIT_S = 840.0
+ASKED_LIMIT_S = 1800.0
 _QUICK_SHARE = 0.25
 
 
@@ -33,10 +34,12 @@ async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
     # If not even this template can be built, there is nothing to measure: that ends the run.
     template = await context.build(VMConfig(memory_mib=MEMORY_MIB))
     found: dict[str, MeasureResult] = {}
+    is_asked_for = all(measure.is_asked_for for measure in measures)
+    limit_s = ASKED_LIMIT_S if is_asked_for else LIMIT_S
     for measure in measures:
-        left_s = LIMIT_S - (time.monotonic() - begun)
+        left_s = limit_s - (time.monotonic() - begun)
         if left_s <= 0:
-            status = f"the run's {LIMIT_S / 60:g} minutes were over"
+            status = f"the run's {limit_s / 60:g} minutes were over"
             found[measure.name] = MeasureResult(title=measure.title, unit=measure.unit, status=status)
             continue
         share = _QUICK_SHARE if context.quick else 1.0
@@ -55,6 +58,7 @@ async def run_suite(context: Context, measures: Sequence[Measure]) -> RunResult:
             "guest_kernel": ImageStore(context.places.images).open(manifest.image).kernel_release,
         },
         accel=manifest.traits["accel"],
+        is_asked_for=is_asked_for,
         measures=found,
         rows=tuple(judge(measure, row, found[measure.name]) for measure in measures for row in measure.rows),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.unit.benchmarks.samples import RAW, run_of
 from vmfork.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-BASELINE = ROOT / "benchmarks" / "baseline.json"
+RUNS = sorted((ROOT / "benchmarks").glob("baseline*.json"))
 
 
 def place(name: str, content: str = "old\n") -> str:
@@ -40,9 +41,17 @@ def test_where_it_was_measured_is_told():
     assert "QEMU 7.2.22 with TCG" in text
 
 
-def test_an_unknown_place_is_refused():
+@pytest.mark.parametrize("name", ["nonsense", "table:nonsense"])
+def test_an_unknown_place_is_refused(name):
     with pytest.raises(ConfigError, match="no part of a report is called 'nonsense'"):
-        fill(place("nonsense"), run_of())
+        fill(place(name), run_of())
+
+
+def test_what_is_in_no_whole_run_has_places_of_its_own():
+    both, asked = place("table") + place("table:asked"), replace(run_of(), is_asked_for=True)
+    assert fill(both, run_of()) == fill(place("table"), run_of()) + place("table:asked")
+    assert fill(both, asked) == place("table") + fill(place("table:asked"), asked)
+    assert "| fork, over raw | 1.10 | " in fill(both, asked)
 
 
 def test_documents_without_a_place_are_left_alone(tmp_path):
@@ -51,9 +60,10 @@ def test_documents_without_a_place_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_documents_say_what_the_committed_run_says(name):
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.stem)
+def test_the_documents_say_what_the_committed_runs_say(run, name):
     text = (ROOT / name).read_text()
-    assert fill(text, read_result(BASELINE)) == text
+    assert fill(text, read_result(run)) == text
 
 
 def test_every_picture_is_shown_and_every_shown_one_is_there():
