@@ -143,7 +143,7 @@ class Node(Owner):
             raise ConfigError("verb", verb, f"a node does not know {verb!r}")
         return await getattr(self, verb)(*args)
 
-    async def stream(self, verb: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
         """What the call of that name gives, piece by piece."""
         if verb not in self.STREAMS:
             raise ConfigError("verb", verb, f"a node does not know {verb!r}")

@@ -7,7 +7,8 @@ groups of each       control                 what must be answered whatever else
                      work                    forks, programs, files: a long one keeps nobody from control
                      pull                    layers of templates, as they are given
 ```
-An actor runs all that is vmfork's on one event loop of its own: Ray has one for each group.
+An actor runs all that is vmfork's on one event loop, that of the group `work`: Ray has one for each group, and a call
+that passes from one to another waits for two threads to wake.
 Errors of vmfork's come back as values, so that they are what they were. Nothing is tried again by Ray: whoever asked
 does, by the same key. A call and its answer are one value of bytes each: Ray pickles, sends and unpickles each argument
 by itself, and takes half a millisecond longer for that (decision 64).
@@ -21,8 +22,9 @@ import os
 import pickle
 import threading
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray import cloudpickle
@@ -47,6 +49,8 @@ from vmfork.machine.trace import carry, continued
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+
+T = TypeVar("T")
 
 _log = logging.getLogger("vmfork")
 
@@ -75,15 +79,32 @@ _ACTOR = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
 _NAMED = {"namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
 
 
-class _Loop:
+def _start_loop() -> asyncio.AbstractEventLoop:
     """An event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="vmfork-cluster", daemon=True).start()
+    return loop
+
+
+class _Home:
+    """The event loop that all of an actor's own runs on."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name="vmfork-cluster", daemon=True).start()
+        self._found: Future[asyncio.AbstractEventLoop] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def begin(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+    def settle(self) -> None:
+        """It is the running one; where that is not Python's own (Ray takes uvloop where it is installed), a new one."""
+        running = asyncio.get_running_loop()
+        self._found.set_result(running if isinstance(running, asyncio.SelectorEventLoop) else _start_loop())
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, once it has run there; it waits until there is one."""
+        if self._loop is None:
+            self._loop = await asyncio.wrap_future(self._found)
+        if self._loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
 
 async def _told(work: Coroutine[Any, Any, Any], carried: Mapping[str, str]) -> tuple[bool, Any]:
@@ -112,17 +133,20 @@ class NodeActor:
 
     def __init__(self, name: str, labels: Mapping[str, str]) -> None:
         _take_back_niceness()
-        self._own = _Loop()
-        settings = load_settings()
-        opening = Node.open(name, _Peers(), labels=labels, config=settings.vm, budget=settings.factory.budget)
-        self._node: Node = self._own.begin(opening).result()
-        self._own.begin(self._renew_living())
+        self._name, self._labels, self._settings = name, dict(labels), load_settings()
+        self._home, self._opening = _Home(), asyncio.Lock()
+        self._node: Node | None = None
+        # Nobody else need know that it has begun, or begun again.
+        ray.get_runtime_context().current_actor.begin.options(concurrency_group="work").remote()
+
+    async def begin(self) -> None:
+        """The actor's own runs where this does."""
+        self._home.settle()
+        await self._home.run(_told(self._open(), {}))
 
     async def call(self, verb: str, args: Sequence[Any], carried: Mapping[str, str]) -> tuple[bool, Any]:
         """Whether it went well, and what it gave, or the error."""
-        work = _told(self._node.serve(verb, *args), carried)
-        answer: tuple[bool, Any] = await asyncio.wrap_future(self._own.begin(work))
-        return answer
+        return await self._home.run(_told(self._serve(verb, args), carried))
 
     async def call_packed(self, packed: bytes) -> bytes:
         """The same, of what `call` is given."""
@@ -132,54 +156,70 @@ class NodeActor:
         self, verb: str, args: Sequence[Any], carried: Mapping[str, str]
     ) -> AsyncIterator[tuple[bool, Any]]:
         """The same for each piece; an error is the last."""
-        pieces = self._node.stream(verb, *args)
+        pieces = self._stream(verb, args)
         try:
             while True:
-                told = await asyncio.wrap_future(self._own.begin(_told(_next(pieces), carried)))
+                told = await self._home.run(_told(_next(pieces), carried))
                 if told == (True, None):
                     return
                 yield told
                 if not told[0]:
                     return
         finally:
-            self._own.begin(_close(pieces))
+            await self._home.run(_close(pieces))
 
     async def pid(self) -> int:
         """The process id of the actor."""
         return os.getpid()
 
-    async def _renew_living(self) -> None:
+    async def _open(self) -> Node:
+        """The node; one that could not be opened is tried again."""
+        async with self._opening:
+            if self._node is None:
+                budget = self._settings.factory.budget
+                self._node = await Node.open(
+                    self._name, _Peers(), labels=self._labels, config=self._settings.vm, budget=budget
+                )
+                self._watch = asyncio.ensure_future(self._renew_living(self._node))
+        return self._node
+
+    async def _serve(self, verb: str, args: Sequence[Any]) -> Any:
+        return await (self._node or await self._open()).serve(verb, *args)
+
+    async def _stream(self, verb: str, args: Sequence[Any]) -> AsyncGenerator[Any, None]:
+        async with aclosing((self._node or await self._open()).stream(verb, *args)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _renew_living(self, node: Node) -> None:
         """A program lives as long as Ray says so: it may have passed its machines on, and make no call by itself."""
         while True:
             await asyncio.sleep(_JOBS_EVERY_S)
-            if clients := self._node.list_clients():
+            if clients := node.list_clients():
                 try:
                     living = await asyncio.to_thread(_read_jobs)
                 except Exception as error:  # noqa: BLE001 - what it raises is not written down; programs renew as well
                     _log.warning("Ray does not tell which programs live: %r", error)
                     continue
                 for client in clients & living:
-                    await self._node.renew(client)
+                    await node.renew(client)
 
 
 class DirectoryActor:
     """The actor that has the directory."""
 
     def __init__(self) -> None:
-        self._own = _Loop()
+        self._directory = Directory(_Peers(starts_nodes=True), version=find_version())
+        ray.get_runtime_context().current_actor.begin.remote()
 
-        async def begin() -> Directory:
-            directory = Directory(_Peers(starts_nodes=True), version=find_version())
-            self._watch = asyncio.ensure_future(directory.keep_looking())
-            return directory
-
-        self._directory: Directory = self._own.begin(begin()).result()
+    async def begin(self) -> None:
+        """It looks for nodes, as long as the actor lives."""
+        self._watch = asyncio.ensure_future(self._directory.keep_looking())
 
     async def call_packed(self, packed: bytes) -> bytes:
         """Whether it went well, and what it gave, or the error, of a verb and its arguments."""
         verb, args = _unpack(packed)
-        work = _told(getattr(self._directory, verb)(*args), {})
-        return _pack(await asyncio.wrap_future(self._own.begin(work)))
+        return _pack(await _told(getattr(self._directory, verb)(*args), {}))
 
     async def pid(self) -> int:
         """The process id of the actor."""
@@ -275,7 +315,7 @@ class _Peers:
         return self._actors[node]
 
     async def _wait(self, ref: Any, node: str) -> Any:
-        return await self._wait_for(_value_of(ref), node, cancel=lambda: ray.cancel(ref))
+        return await self._wait_for(asyncio.wrap_future(ref.future()), node, cancel=lambda: ray.cancel(ref))
 
     async def _wait_for(self, work: Any, node: str, *, cancel: Any = lambda: None) -> Any:
         """The answer. A call to an actor whose node has ended would wait for ever: the actor is pinned to it."""
@@ -337,10 +377,6 @@ def _read_jobs() -> frozenset[str]:
 
 def _get_actor(name: str) -> Any:
     return ray.get_actor(name, namespace=_NAMESPACE)
-
-
-async def _value_of(ref: Any) -> Any:
-    return await ref
 
 
 class RaySite(_Peers):

@@ -224,7 +224,7 @@ class _Calls:
             verb, arguments = read_request(request)
             check_call(verb, arguments)
             with continued(_read_carried(context)):
-                async with aclosing(self._node.stream(verb, *arguments)) as pieces:  # type: ignore[type-var]
+                async with aclosing(self._node.stream(verb, *arguments)) as pieces:
                     async for piece in pieces:
                         await context.write(write_answer(piece))
         except Exception as error:  # noqa: BLE001 - as above
