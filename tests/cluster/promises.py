@@ -14,6 +14,7 @@ import pytest
 
 import vmfork
 from tests.recorded_spans import read_told, record_spans
+from vmfork.aio import Template
 from vmfork.errors import NoNode, TemplateNotFound, VMNotFound
 
 
@@ -113,6 +114,24 @@ async def what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template, n
         await vm.exec(["true"], check=True)
     assert {"vmfork.fork", "vmfork.exec"} <= {name for name, told in before if told == trace_id}
     assert {name for name, _ in read_told(folder) - before} == {"vmfork.exec"}  # of a trace of its own
+
+
+async def the_disk_of_a_template_goes_with_it(cluster, template, places, node) -> None:
+    """`places` are those of the node that has the template; `node` is another. Leaves `with-disk` on both."""
+    async with await (await Template.open(template, places=places)).fork(disk="64M") as vm:
+        await vm.write_file("/scratch/text", "from there")
+        await vm.freeze("with-disk", replace=True, places=places)
+    while "with-disk" not in {each["name"] for each in (await cluster.status())["templates"]}:
+        await asyncio.sleep(0.1)  # it is looked at each second
+    async with cluster.fork("with-disk", node=node) as vm:
+        assert vm.node == node
+        assert await vm.read_file("/scratch/text") == b"from there"
+        await vm.write_file("/scratch/text", "its own")
+        (fork,) = await vm.fork()
+        async with fork:
+            assert await fork.read_file("/scratch/text") == b"its own"
+    async with cluster.fork("with-disk", node=node) as vm:
+        assert await vm.read_file("/scratch/text") == b"from there"
 
 
 PROMISES = (

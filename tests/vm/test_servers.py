@@ -16,13 +16,18 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import make_authority, make_certificate
-from tests.cluster.promises import PROMISES, what_a_node_does_is_in_the_trace_of_whoever_asked
+from tests.cluster.promises import (
+    PROMISES,
+    the_disk_of_a_template_goes_with_it,
+    what_a_node_does_is_in_the_trace_of_whoever_asked,
+)
 from tests.recorded_spans import trace_processes
 from tests.rules.capabilities import need
 from tests.vm.served import Servers
-from vmfork.aio import Cluster
+from vmfork.aio import Cluster, Template
 from vmfork.config import Places
 from vmfork.errors import NodeLost, VMNotFound
+from vmfork.image import DiskStore
 
 pytestmark = [pytest.mark.vm]
 
@@ -86,6 +91,17 @@ async def test_what_a_server_does_is_in_the_trace_of_whoever_asked(cluster, serv
     need("opentelemetry")
     first = next(iter(servers.processes))
     await what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template_name, first, spans)
+
+
+async def test_the_disk_of_a_template_goes_with_it(cluster, servers, instance, template_name) -> None:
+    last = [*servers.processes][-1]
+    try:
+        await the_disk_of_a_template_goes_with_it(cluster, template_name, instance, last)
+    finally:
+        for places in (instance, servers.places[last]):
+            if "with-disk" in await Template.list(places=places):
+                await (await Template.open("with-disk", places=places)).remove()
+    assert DiskStore(servers.places[last].disks).find_waste() == []
 
 
 def test_commands_ask_a_list(servers, options, tmp_path) -> None:

@@ -281,7 +281,7 @@ class Cluster(Owner):
     async def _save(self, template: str, digest: str, sources: Sequence[str], nodes: Sequence[str]) -> bool:
         """Whether one of the nodes has taken the template over."""
         for node in nodes:
-            with suppress(VMForkError):  # it does not fit there, or has no room, or its disk stays where it is
+            with suppress(VMForkError):  # it does not fit there, or has no room
                 await self._site.call(node, "pull", template, digest, sources)
                 return True
         return False

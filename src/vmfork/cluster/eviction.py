@@ -8,6 +8,7 @@ came from a node                      may go where another node says that it has
 any other                             stays
 ```
 Who asks others has said before that its own is about to go: of two that ask each other one at most lets it go.
+The budget is memory's, which disks take none of. A disk goes with the last template, image or machine that needs it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from vmfork.cluster.terms import digest_of
 from vmfork.errors import StoreBusy, TemplateError, VMForkError
+from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
 from vmfork.template.budget import list_holdings
@@ -112,3 +115,4 @@ class Eviction:
             self._instance.progress(Progress(task="template", step=told))
             with suppress(TemplateError, StoreBusy):
                 await store.remove(name)
+        await in_thread(lambda _: DiskStore(self._instance.places.disks).sweep())

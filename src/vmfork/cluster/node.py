@@ -21,7 +21,7 @@ from vmfork.cluster.claims import Claims
 from vmfork.cluster.eviction import Eviction
 from vmfork.cluster.placement import Offer, Wanted
 from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
-from vmfork.cluster.transfer import Packed, take_over
+from vmfork.cluster.transfer import AT_ONCE, Packed, take_over
 from vmfork.config import Budget, Instance, VMConfig, find_places
 from vmfork.errors import (
     ClusterError,
@@ -36,6 +36,7 @@ from vmfork.errors import (
 )
 from vmfork.host import facts, kvm
 from vmfork.hypervisor.qemu import find_qemu
+from vmfork.image import DiskStore
 from vmfork.machine.folder import list_charged, list_records
 from vmfork.machine.naming import has_label
 from vmfork.machine.room import charge_for_fork, count_room
@@ -107,6 +108,7 @@ class Node(Owner):
         # By key: the tickets of those who wait for the machine, or have it.
         self._tickets: dict[str, set[str]] = defaultdict(set)
         self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._pulls_at_once = asyncio.Semaphore(AT_ONCE)
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
         self._claims = Claims()
         self._is_draining = False
@@ -342,27 +344,32 @@ class Node(Owner):
             await vm.aclose()
 
     async def pull(self, name: str, digest: str, sources: Sequence[str]) -> None:
-        """The template is in force here. Several who ask at once wait for one transfer."""
+        """The template is in force here. Several who ask at once wait for one transfer.
+
+        Of several templates two come at a time.
+        """
         held = await asyncio.to_thread(self._find_held, name)
         if held is not None and held.wanted.digest == digest:
             return
         if digest not in self._pulls:
             self._counts["pulls"] += 1
-            task = asyncio.ensure_future(
-                take_over(
-                    name,
-                    digest,
-                    sources=[each for each in sources if each != self.name],
-                    peers=self._peers,
-                    instance=self._instance,
-                    config=self._config,
-                    make_room=self._eviction.make_room,
-                    find_own=self._packed.find_layer,
-                )
-            )
+            task = asyncio.ensure_future(self._pull(name, digest, sources))
             self._pulls[digest] = task
             task.add_done_callback(lambda _: self._pulls.pop(digest, None))
         await asyncio.shield(self._pulls[digest])
+
+    async def _pull(self, name: str, digest: str, sources: Sequence[str]) -> None:
+        async with self._pulls_at_once:
+            await take_over(
+                name,
+                digest,
+                sources=[each for each in sources if each != self.name],
+                peers=self._peers,
+                instance=self._instance,
+                config=self._config,
+                make_room=self._eviction.make_room,
+                find_own=self._packed.find_layer,
+            )
 
     async def keeps(self, digest: str) -> bool:
         """Whether the template of that digest is in force here, and not about to go for another."""
@@ -530,17 +537,12 @@ class Node(Owner):
         if m.host_boot_id != facts.boot_id():
             return None
         digest = digest_of(m)
-        packed = self._packed.find(digest)
-        # What it travels as is known once it is packed. Until then it is one piece, which no other template has.
-        layers = {digest: m.memory_allocated_bytes}
-        if packed is not None:
-            layers = {each.digest: each.size_bytes for each in packed.layers}
         wanted = Wanted(
             digest=digest,
             traits=m.traits,
             agent_protocol=m.agent_protocol,
             share_mib=charge_for_fork(hardware_of(m), self._config.limits).share_mib,
-            layers=layers,
+            layers=self._packed.list_pieces(m, digest, DiskStore(self._instance.places.disks)),
         )
         return Held(name=name, created_at=m.created_at, wanted=wanted)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmfork.machine.naming import has_label, label_test
-from vmfork.machine.traits import DISK, SCRATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,7 +32,8 @@ class Wanted:
     """What a machine of a template asks of its node.
 
     `digest` names the template wherever it is. `traits` are those that its emulator must have, `share_mib` is what one
-    machine is counted with. `layers` are what the template travels as: digest and size in bytes.
+    machine is counted with. `layers` are what the template travels as, its disks being one each: digest and size in
+    bytes.
     """
 
     digest: str
@@ -170,8 +170,6 @@ def place(
 def find_misfit(wanted: Wanted, offer: Offer) -> str | None:
     """What keeps the node from ever having such a machine, or `None`. The node itself looks closer."""
     traits = wanted.traits
-    if _stays(wanted) and wanted.digest not in offer.templates:
-        return "the template's machines have a disk, which stays on its host"
     for trait, has in _TRAITS:
         value = traits.get(trait)
         if value and not has(offer, value):
@@ -201,7 +199,7 @@ def filled(wanted: Wanted, offer: Offer) -> float:
 def _make_finder(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], str | None]:
     """As `_find_hindrance`. Nodes of one kind are looked at once: a decision may go through all there are."""
     known: dict[tuple[object, ...], str | None] = {}
-    is_plain = not constraints.node and not _stays(wanted)
+    is_plain = not constraints.node
     has_wanted, no_label = label_test(constraints.label), _explain_no_label(constraints)
 
     def find(offer: Offer) -> str | None:
@@ -217,11 +215,6 @@ def _make_finder(wanted: Wanted, constraints: Constraints) -> Callable[[Offer], 
         return known[kind]
 
     return find
-
-
-def _stays(wanted: Wanted) -> bool:
-    """The template's machines have a disk, its root's or their own: it does not travel."""
-    return DISK in wanted.traits or wanted.traits.get(SCRATCH, "0") != "0"
 
 
 def _find_hindrance(wanted: Wanted, offer: Offer, constraints: Constraints) -> str | None:

@@ -139,5 +139,6 @@ def find_version() -> str:
 
 
 def digest_of(m: Manifest) -> str:
-    """Names what was frozen, wherever it is: its RAM, the state of its devices, and what it fits."""
-    return hashlib.sha256(f"{m.memory_sha256} {m.state_sha256} {m.fingerprint}".encode()).hexdigest()
+    """Names what was frozen, wherever it is: its RAM, the state of its devices, its own disk, and what it fits."""
+    disk = f" {m.disk_sha256}" if m.disk_sha256 else ""
+    return hashlib.sha256(f"{m.memory_sha256} {m.state_sha256} {m.fingerprint}{disk}".encode()).hexdigest()

@@ -6,8 +6,8 @@ HOME/cluster/DIGEST/     0700; a template's layers, named by the digest of their
     HEX                  a layer
 ```
 Whoever takes a template over reads each layer from a node that has it, or from what it packed itself where that is the
-same, compares it with its digest, writes it into RAM, and forgets it: no more than a layer for each processor is in
-memory at once.
+same, compares it with its digest, writes it into RAM, or into a disk that its machines read, and forgets it: no more
+than a layer for each processor is in memory at once. A disk that lies among those of the node already is not read.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmfork.cluster.eviction import ORIGIN
-from vmfork.errors import ArtifactError, ConfigError, NodeLost, TemplateNotFound
+from vmfork.errors import (
+    ArtifactError,
+    ConfigError,
+    ImageCorrupt,
+    NodeLost,
+    TemplateCorrupt,
+    TemplateNotFound,
+)
 from vmfork.host.folders import list_folder, make_private, read_file, write_whole
 from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.oci.descriptor import digest_of as digest_of_content
 from vmfork.records import read_record, write_record
 from vmfork.store import TemplateStore
 from vmfork.template.travelling.arrival import Target, put_in_force
-from vmfork.travel.artifact import Artifact
+from vmfork.travel.artifact import Artifact, list_disks
 from vmfork.travel.pack import pack
-from vmfork.travel.sending import check_travels, tsc_of
+from vmfork.travel.sending import tsc_of
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
@@ -41,15 +49,19 @@ if TYPE_CHECKING:
     from vmfork.cluster.terms import Peers
     from vmfork.config import Instance, VMConfig
     from vmfork.oci.descriptor import Descriptor
+    from vmfork.store import Manifest
 
 _ARTIFACT = "artifact.json"
 _DIGEST = re.compile("[0-9a-f]{64}")
 _LAYER = re.compile("sha256:[0-9a-f]{64}")
-# What layers of templates may take of the disk; the ones used least recently go first.
+# What layers of templates, those of their disks too, may take of the disk; the ones used least recently go first.
 BUDGET_BYTES = 8 << 30
 # Whoever takes a template over reads a layer, checks and writes it, and comes for the next, several at a time. Between
 # two it may be as long as this; the first comes after its room was made.
 SENDING_S = 60.0
+# Each of these has a lane for each processor, and one of the few threads that the event loop has for all: where all of
+# them wait for layers of others, no node can give any.
+AT_ONCE = 2
 
 
 class Packed:
@@ -59,6 +71,7 @@ class Packed:
         self._folder = home / "cluster"
         self._budget_bytes = budget_bytes
         self._under_way: dict[str, asyncio.Task[bytes]] = {}
+        self._at_once = asyncio.Semaphore(AT_ONCE)
         # By digest, when others asked for it last.
         self._asked_at: dict[str, float] = {}
 
@@ -73,10 +86,28 @@ class Packed:
         except (OSError, ValueError):
             return None
 
+    def list_pieces(self, m: Manifest, digest: str, disks: DiskStore) -> dict[str, int]:
+        """What the template of that manifest travels as: digests, and sizes in bytes.
+
+        Its RAM is one piece, which no other template has, until it is packed. A disk always is one, by its content:
+        where that is there already, for whichever template or image, it does not travel.
+        """
+        if (packed := self.find(digest)) is None:
+            pieces = {digest: m.memory_allocated_bytes}
+            for _, sha256 in list_disks(m):
+                with suppress(OSError, ValueError):  # it is missing: whoever packs or forks the template is told
+                    pieces[sha256] = disks.locate(sha256).stat().st_size
+            return pieces
+        return {
+            **{each.digest: each.size_bytes for each in (*packed.memory, packed.state)},
+            **{disk.sha256: sum(each.size_bytes for each in disk.layers) for disk in packed.disks},
+        }
+
     async def pack(self, name: str, digest: str, *, generation: str, instance: Instance) -> bytes:
         """The artifact of the template, as JSON, its layers in the folder. Several who ask at once wait for one.
 
-        Raises `TemplateNotFound` when that generation is gone, and `TemplateCorrupt`.
+        Raises `TemplateNotFound` when that generation is gone, `TemplateCorrupt`, and `ImageCorrupt` when a disk is
+        missing.
         """
         self._asked_at[digest] = time.monotonic()
         if digest not in self._under_way:
@@ -109,25 +140,29 @@ class Packed:
         if (known := self.find(digest)) is not None:
             await asyncio.to_thread(os.utime, self._folder / digest)
             return write_record(known)
+        async with self._at_once:
+            artifact = await self._pack_anew(name, digest, generation, instance)
+        await asyncio.to_thread(self._make_room, digest)
+        return write_record(artifact)
+
+    async def _pack_anew(self, name: str, digest: str, generation: str, instance: Instance) -> Artifact:
         new = make_private(make_private(self._folder) / f".{digest}")
         try:
             with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
-                check_travels(opened.manifest)
                 tsc_khz = await asyncio.to_thread(tsc_of, opened)
+                disks = DiskStore(instance.places.disks)
 
                 def work(stop: Event) -> Artifact | None:
-                    return pack(opened, _Folder(new), stop=stop, tell=lambda _: None, tsc_khz=tsc_khz)
+                    return pack(opened, _Folder(new), stop=stop, tell=lambda _: None, tsc_khz=tsc_khz, disks=disks)
 
                 artifact = await in_thread(work)
             assert artifact is not None  # it was not stopped
-            data = write_record(artifact)
-            write_whole(new / _ARTIFACT, data)
+            write_whole(new / _ARTIFACT, write_record(artifact))
             shutil.rmtree(self._folder / digest, ignore_errors=True)
             new.rename(self._folder / digest)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        await asyncio.to_thread(self._make_room, digest)
-        return data
+        return artifact
 
     def _make_room(self, keep: str) -> None:
         """What was used least recently is gone, until the rest is within the budget; `keep` stays, and what is sent."""
@@ -203,18 +238,20 @@ async def take_over(
 ) -> None:
     """The template of that digest is in force here under `name`, taken from the first of `sources` that gives it.
 
-    What was in force under that name before is replaced. `make_room` is told the name, and the MiB that it needs;
-    `find_own` gives layers by their digest that are here already.
+    What its machines read beside its RAM is among the disks here, and stays as long as it does. What was in force under
+    that name before is replaced. `make_room` is told the name, and the MiB that it needs; `find_own` gives layers by
+    their digest that are here already.
 
-    Raises `TemplateNotFound` when none has it, `TemplateUnfit` when it does not fit this host, `ArtifactError` for
-    content that is another, `NodeLost` when all ended, and `HostError` when memory is short. What was in force before
-    still is then.
+    Raises `TemplateNotFound` when none has it, `TemplateCorrupt` and `ImageCorrupt` when the last that has it has it
+    no more as it was frozen, `TemplateUnfit` when it does not fit this host, `ArtifactError` for
+    content that is another, `NodeLost` when all ended, and `HostError` when memory, or space for a disk, is short. What
+    was in force before still is then.
     """
     failed: Exception = TemplateNotFound(name)
     for at, source in enumerate(sources):
         try:
             data: bytes = await peers.call(source, "artifact", digest)
-        except (NodeLost, TemplateNotFound) as error:
+        except (NodeLost, TemplateNotFound, TemplateCorrupt, ImageCorrupt) as error:
             failed = error
             continue
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from vmfork.errors import ArtifactError
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
 from vmfork.host.whole import written_whole
@@ -14,7 +13,6 @@ from vmfork.machine.board import needs_tsc
 from vmfork.oci.archive import Archive
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
-from vmfork.travel.artifact import list_disks
 from vmfork.travel.fit import hardware_of
 from vmfork.travel.pack import pack
 from vmfork.travel.saved import Saved
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from vmfork.config import Instance
-    from vmfork.store import Manifest, OpenTemplate
+    from vmfork.store import OpenTemplate
     from vmfork.travel.artifact import Artifact
 
 
@@ -51,16 +49,6 @@ async def save_template(name: str, path: Path, *, generation: str, instance: Ins
             saved = await in_thread(work)
             assert saved is not None  # it was not stopped
     return saved
-
-
-def check_travels(m: Manifest) -> None:
-    """Raises `ArtifactError` for a template that no node takes over from another: its forks read a disk."""
-    if list_disks(m):
-        raise ArtifactError(
-            f"template {m.name!r}",
-            "its machines have a disk, which stays on this host",
-            hint="push it to a registry, and pull it where it is needed",
-        )
 
 
 def tell_part(step: str, instance: Instance, *, task: str = "template") -> Callable[[float], None]:

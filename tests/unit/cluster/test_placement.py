@@ -115,21 +115,14 @@ def test_a_guest_that_has_seen_its_hosts_cpu_needs_that_one() -> None:
     assert found.node == "same"
 
 
-def test_a_template_whose_root_is_on_a_disk_stays_where_it_is() -> None:
-    wanted = replace(WANTED, traits={**TRAITS, "image.disk": "a digest"})
-    full, empty = offer("has", **HOLDS, to_give_mib=0), offer("other")
-    assert place(wanted, table(full, empty), rng=Random(0)) == Placed(node="has", waits=True)
-    refused = place(wanted, table(empty), rng=Random(0))
-    assert isinstance(refused, Refusal)
-    assert "have a disk" in refused.reason
-
-
-def test_a_template_whose_machines_have_a_disk_of_their_own_goes_to_its_holder_whoever_was_looked_at_before() -> None:
-    wanted = replace(WANTED, traits={**TRAITS, SCRATCH: "64"})
-    nodes = table(offer("empty"), offer("has", **HOLDS), offer("other"))
-    for changes, waits in (({}, False), ({"to_give_mib": 0}, True)):
-        nodes["has"] = offer("has", **HOLDS, **changes)
-        assert place(wanted, nodes, rng=Random(0)) == Placed(node="has", waits=waits)
+def test_a_template_whose_machines_have_disks_goes_to_where_the_largest_part_of_it_is() -> None:
+    traits = {**TRAITS, "image.disk": "root", SCRATCH: "64"}
+    wanted = replace(WANTED, traits=traits, layers={"root": 900, "scratch": 50, "d": 50})
+    full, empty = offer("has", **HOLDS, to_give_mib=0), offer("empty")
+    of_the_same_image = offer("same image", layers=frozenset({"root", "another"}))
+    found = place(wanted, table(full, empty, of_the_same_image), rng=Random(0))
+    assert found == Placed(node="same image", has_template=False, lacking_bytes=100)
+    assert place(wanted, table(empty), rng=Random(0)) == Placed(node="empty", has_template=False, lacking_bytes=1000)
 
 
 def test_a_label_and_a_node_are_kept_to() -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.registry import running_registry
+from tests.unit.template.disks import SCRATCH_MIB, add_disk, empty_image, find_disk_fields, list_disks
 from tests.unit.template.sparse import find_traits
 from tests.unit.travel.artifacts import Parts, changed, name_of
 from vmfork.aio import Template
-from vmfork.config import Places
 from vmfork.errors import ArtifactError, HostError, ImageCorrupt, TemplateCorrupt
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.host.zstd import compress
-from vmfork.hypervisor.qemu import write_empty
 from vmfork.image import DiskStore
 from vmfork.machine.traits import DISK, SCRATCH
 from vmfork.oci.layout import Layout
@@ -27,39 +25,12 @@ from vmfork.travel.files import SPAN
 pytestmark = pytest.mark.needs("qemu")
 
 MIB = 1 << 20
-SCRATCH_MIB = 64
-
-
-def add_disk(places: Places, content: bytes) -> str:
-    """A disk of that content is among those of the instance."""
-    places.disks.mkdir(parents=True, exist_ok=True)
-    path = places.disks / "new"
-    path.write_bytes(content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    DiskStore(places.disks).add(path, sha256)
-    return sha256
-
-
-def empty_image() -> bytes:
-    fd = os.memfd_create("image")
-    try:
-        write_empty(fd, SCRATCH_MIB)
-        return os.pread(fd, os.fstat(fd).st_size, 0) + b"what was written"
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture
 async def template(build, places) -> Template:
     """One whose root is on a disk of several pieces, and that has a disk of its own."""
-    root = add_disk(places, os.urandom(SPAN) + b"root" * 1000)
-    scratch = add_disk(places, empty_image())
-    return await build(
-        traits={**await find_traits(), DISK: root, SCRATCH: str(SCRATCH_MIB)},
-        disk_mib=SCRATCH_MIB,
-        disk_sha256=scratch,
-        format=4,
-    )
+    return await build(**await find_disk_fields(places, os.urandom(SPAN) + b"root" * 1000))
 
 
 @pytest.fixture
@@ -70,11 +41,6 @@ async def saved(template, tmp_path) -> Path:
 
 def disks_of(template: Template) -> set[str]:
     return {template.manifest.traits[DISK], template.manifest.disk_sha256}
-
-
-def list_disks(places: Places) -> set[str]:
-    """What lies among the disks, whatever it is."""
-    return {path.name for path in places.disks.iterdir()} - {"lock"} if places.disks.exists() else set()
 
 
 async def test_they_are_there_and_stay_as_long_as_the_template(template, saved, other) -> None:
