@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
+from vmfork.api.vm import FORK_LIMIT_S, HOOK_LIMIT_S
 from vmfork.container.importing import KERNEL_FROM
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
@@ -1898,6 +1899,42 @@ class ClusterVM:
             )
         )
 
+    def shell(
+        self,
+        script: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        input: bytes | str | None = None,
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+        check: bool = False,
+    ) -> ExecResult:
+        """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
+        return portal.run(
+            self._twin.shell(
+                script,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                clean_env=clean_env,
+                limits=limits,
+                encoding=encoding,
+                errors=errors,
+                max_output=max_output,
+                timeout_s=timeout_s,
+                grace_s=grace_s,
+                check=check,
+            )
+        )
+
     def run_code(
         self,
         code: str,
@@ -1905,6 +1942,7 @@ class ClusterVM:
         *,
         context: str | None = None,
         restart: bool = False,
+        made_in: GuestPath = "",
         max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         grace_s: float = 5.0,
@@ -1917,6 +1955,7 @@ class ClusterVM:
                 language,
                 context=context,
                 restart=restart,
+                made_in=made_in,
                 max_output=max_output,
                 timeout_s=timeout_s,
                 grace_s=grace_s,
@@ -1958,17 +1997,77 @@ class ClusterVM:
             finally:
                 portal.finish(_close(pieces))
 
-    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES) -> bytes:
+    def image_argv(self, arguments: Sequence[str] = (), *, timeout_s: float = 30.0) -> Sequence[str]:
+        """What the container image that this machine was made of runs, as `VM.image_argv` gives it."""
+        return portal.run(self._twin.image_argv(arguments, timeout_s=timeout_s))
+
+    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = 60.0) -> bytes:
         """The content of the guest's file, as `VM.read_file` gives it."""
-        return portal.run(self._twin.read_file(path, max_bytes=max_bytes))
+        return portal.run(self._twin.read_file(path, max_bytes=max_bytes, timeout_s=timeout_s))
 
-    def write_file(self, path: GuestPath, data: bytes | str, *, mode: int | None = None) -> None:
+    def write_file(
+        self,
+        path: GuestPath,
+        data: bytes | str,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        timeout_s: float = 60.0,
+    ) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
-        portal.run(self._twin.write_file(path, data, mode=mode))
+        portal.run(self._twin.write_file(path, data, mode=mode, parents=parents, timeout_s=timeout_s))
 
-    def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
+    def stat(self, path: GuestPath) -> FileStat:
+        """What the guest's file system says of `path`, as `VM.stat` gives it."""
+        return portal.run(self._twin.stat(path))
+
+    def exists(self, path: GuestPath) -> bool:
+        """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
+        return portal.run(self._twin.exists(path))
+
+    def is_dir(self, path: GuestPath) -> bool:
+        """Whether there is a folder at the guest's `path`, or a link to one."""
+        return portal.run(self._twin.is_dir(path))
+
+    def list_dir(
+        self,
+        path: GuestPath,
+        *,
+        recursive: bool = False,
+        glob: str | None = None,
+        max_bytes: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+    ) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`, as `VM.list_dir` gives them."""
+        return portal.run(
+            self._twin.list_dir(path, recursive=recursive, glob=glob, max_bytes=max_bytes, timeout_s=timeout_s)
+        )
+
+    def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
+        """Nothing is at the guest's `path`, as by `VM.remove`."""
+        portal.run(self._twin.remove(path, recursive=recursive, timeout_s=timeout_s))
+
+    def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
+        """The guest has a folder at `path`."""
+        portal.run(self._twin.make_dir(path, mode=mode, parents=parents))
+
+    def move(self, path: GuestPath, to: GuestPath) -> None:
+        """What was at the guest's `path` is at `to`, at once, as by `VM.move`."""
+        portal.run(self._twin.move(path, to))
+
+    def chmod(self, path: GuestPath, mode: int) -> None:
+        """The guest's file or folder at `path` has that mode, such as 0o755. A link is followed."""
+        portal.run(self._twin.chmod(path, mode))
+
+    def chown(self, path: GuestPath, *, user: str = "", group: str = "") -> None:
+        """The guest's file or folder at `path` is `user`'s, and `group`'s, as by `VM.chown`."""
+        portal.run(self._twin.chown(path, user=user, group=group))
+
+    def put(
+        self, local: HostPath, guest: GuestPath, *, parents: bool = False, timeout_s: float | None = None
+    ) -> Copied:
         """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there."""
-        return portal.run(self._twin.put(local, guest, timeout_s=timeout_s))
+        return portal.run(self._twin.put(local, guest, parents=parents, timeout_s=timeout_s))
 
     def get(
         self, guest: GuestPath, local: HostPath, *, max_bytes: int | None = MOST_COPIED, timeout_s: float | None = None
@@ -1976,11 +2075,114 @@ class ClusterVM:
         """Here is a copy of the guest's file or folder `guest` at `local`; of a file, in the folder there."""
         return portal.run(self._twin.get(guest, local, max_bytes=max_bytes, timeout_s=timeout_s))
 
+    def pause(self) -> None:
+        """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
+        portal.run(self._twin.pause())
+
+    def resume(self, *, timeout_s: float = 60.0) -> None:
+        """The guest runs on, with its node's wall clock, as by `VM.resume`."""
+        portal.run(self._twin.resume(timeout_s=timeout_s))
+
+    def ping(self, *, timeout_s: float = 5.0) -> float:
+        """The agent answered its node; the round trip between these in seconds."""
+        return portal.run(self._twin.ping(timeout_s=timeout_s))
+
+    def stats(self) -> Stats:
+        """What it takes of its node now, and what went through it, as `VM.stats` gives it."""
+        return portal.run(self._twin.stats())
+
+    def console_tail(self) -> str:
+        """The end of what the guest wrote to its serial console."""
+        return portal.run(self._twin.console_tail())
+
+    @overload
     def fork(
-        self, count: int = 1, *, env: Mapping[str, str] | None = None, timeout_s: float = 30.0
-    ) -> Sequence[ClusterVM]:
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: Literal[False] = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM]: ...
+
+    @overload
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: bool,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM | VMForkError]: ...
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: bool = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM | VMForkError]:
         """`count` forks of this machine as it is now, on its node; it runs on. As `VM.fork`."""
-        return [ClusterVM(each) for each in portal.run(self._twin.fork(count, env=env, timeout_s=timeout_s))]
+        return [
+            ClusterVM(each) if isinstance(each, aio.ClusterVM) else each
+            for each in portal.run(
+                self._twin.fork(
+                    count,
+                    env=env,
+                    files=files,
+                    cpus=cpus,
+                    memory_mib=memory_mib,
+                    ttl_s=ttl_s,
+                    idle_ttl_s=idle_ttl_s,
+                    network=network,
+                    allow_guest_fork=allow_guest_fork,
+                    card=card,
+                    disk=disk,
+                    programs=programs,
+                    hooks=hooks,
+                    partial=partial,
+                    timeout_s=timeout_s,
+                    hook_timeout_s=hook_timeout_s,
+                )
+            )
+        ]
 
     def close(self) -> None:
         """The machine is gone. One that went with its node is no error. Closing again does nothing."""
@@ -2052,6 +2254,8 @@ class Cluster:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
     ) -> ClusterVM:
@@ -2073,6 +2277,8 @@ class Cluster:
                     idle_ttl_s=idle_ttl_s,
                     network=network,
                     card=card,
+                    disk=disk,
+                    allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                 )
@@ -2095,6 +2301,8 @@ class Cluster:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: Literal[False] = False,
@@ -2116,6 +2324,8 @@ class Cluster:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool,
@@ -2136,6 +2346,8 @@ class Cluster:
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool = False,
@@ -2157,6 +2369,8 @@ class Cluster:
                     idle_ttl_s=idle_ttl_s,
                     network=network,
                     card=card,
+                    disk=disk,
+                    allow_guest_fork=allow_guest_fork,
                     timeout_s=timeout_s,
                     wait_s=wait_s,
                     partial=partial,

@@ -116,6 +116,49 @@ async def what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template, n
     assert {name for name, _ in read_told(folder) - before} == {"vmfork.exec"}  # of a trace of its own
 
 
+async def a_machine_has_the_files_and_states_of_one_of_this_host(cluster, template, tmp_path) -> None:
+    async with cluster.fork(template, disk="64M", allow_guest_fork=1) as vm:
+        assert await vm.exists("/scratch/lost+found")  # of a file system of its own
+        await vm.make_dir("/root/a/b", parents=True)
+        await vm.write_file("/root/a/c/d", "text", mode=0o600, parents=True)
+        told = await vm.stat("/root/a/c/d")
+        assert (told.type, told.mode, told.size) == ("file", 0o600, 4)
+        assert await vm.is_dir("/root/a/b")
+        assert [(each.name, each.type) for each in await vm.list_dir("/root/a")] == [("b", "dir"), ("c", "dir")]
+        assert [each.name for each in await vm.list_dir("/root/a", recursive=True, glob="d")] == ["c/d"]
+        await vm.move("/root/a/c/d", "/root/a/e")
+        await vm.chmod("/root/a/e", 0o640)
+        await vm.chown("/root/a/e", user="1", group="2")
+        assert (await vm.shell("stat -c '%a %u %g' /root/a/e")).stdout == "640 1 2\n"
+        assert (await vm.run_code("open('made', 'w').write('by code')", made_in="/root")).files
+        await vm.remove("/root/a", recursive=True)
+        assert not await vm.exists("/root/a")
+        with pytest.raises(vmfork.GuestFileError, match="/root/a"):
+            await vm.stat("/root/a")
+        (tmp_path / "given").write_text("given")
+        await vm.put(tmp_path / "given", "/new/folder/of", parents=True)
+        assert await vm.read_file("/new/folder/of") == b"given"
+        index = "import vmfork_guest as g; index = g.fork(1); index and g.exit(7); print(g.wait().status)"
+        assert (await vm.exec(["python3", "-c", index])).stdout == "7\n"
+
+        assert (await vm.stats()).own_bytes > 0
+        assert await vm.ping() > 0
+        await vm.shell("echo to the console > /dev/console")
+        while "to the console" not in await vm.console_tail():
+            await asyncio.sleep(0.05)
+        await vm.pause()
+        waiting = asyncio.ensure_future(vm.exec(["true"]))
+        given = {"/root/more": b"more"}
+        (fork,) = await vm.fork(env={"WHO": "fork"}, files=given)  # as it stands; it runs itself
+        async with fork:
+            assert (await fork.shell("echo $WHO; cat /root/more")).stdout == "fork\nmore"
+        assert not waiting.done()
+        await vm.resume()
+        assert (await waiting).ok
+        with pytest.raises(vmfork.ConfigError, match="disk"):
+            await vm.fork(disk="96M")
+
+
 async def the_disk_of_a_template_goes_with_it(cluster, template, places, node) -> None:
     """`places` are those of the node that has the template; `node` is another. Leaves `with-disk` on both."""
     async with await (await Template.open(template, places=places)).fork(disk="64M") as vm:
@@ -136,6 +179,7 @@ async def the_disk_of_a_template_goes_with_it(cluster, template, places, node) -
 
 PROMISES = (
     a_machine_does_what_one_of_this_host_does,
+    a_machine_has_the_files_and_states_of_one_of_this_host,
     what_a_program_writes_comes_in_pieces,
     files_go_and_come_back,
     one_key_is_one_machine,

@@ -23,9 +23,11 @@ from vmfork.hint import Hint
 from vmfork.machine.decoding import Decoding
 from vmfork.machine.event import ProgramEvent
 from vmfork.machine.result import ExecResult
+from vmfork.machine.use import Stats
 from vmfork.network.policy import Allow
 from vmfork.rpc import node_pb2 as pb
 from vmfork.wire.given import PlacedFile
+from vmfork.wire.message import DirEntry, FileStat
 
 # An error's fields that are no data, such as what a caller had given, travel as they are shown.
 _SHOWN = 200
@@ -39,7 +41,7 @@ _CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Held, Machine, Order, Report, Offer, Wanted, CodeFailure, CodeOutput, CodeResult, ProgramLimits, Copied,
-        Decoding, ProgramEvent, ExecResult,
+        Decoding, ProgramEvent, ExecResult, Stats, FileStat, DirEntry,
     )
 }  # fmt: skip
 _ERRORS: dict[str, type[VMForkError]] = {

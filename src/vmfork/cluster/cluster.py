@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vmfork.border import guarded
+from vmfork.cluster.asked import read_fork_options
 from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
@@ -27,11 +28,9 @@ from vmfork.errors import (
     VMNotFound,
 )
 from vmfork.late import import_late
-from vmfork.machine.request import ForkRequest
 from vmfork.machine.several import make_several
 from vmfork.owner import Owner, gives_owner
 from vmfork.rpc.packages import check_packages
-from vmfork.wire.given import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
     from vmfork.cluster.terms import Decision, Held, Machine, Report, Site
     from vmfork.config import CardChoice
     from vmfork.network.policy import NetworkPolicy
-    from vmfork.wire.given import GivenFile, HostPath, PlacedFile
+    from vmfork.units import Size
+    from vmfork.wire.given import GivenFile, HostPath
 
 # A third of the time after which a node ends the machines of a program that it has not heard of.
 _RENEW_EVERY_S = 10.0
@@ -131,6 +131,8 @@ class Cluster(Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
     ) -> ClusterVM:
@@ -140,14 +142,15 @@ class Cluster(Owner):
         has the `label` (`KEY=VALUE` or `KEY`), on `node`, or, with `spread` (`node`, or the key of a label), where the
         fewest of its template are. It ends within half a minute when this program does, unless it `lasts`: then it ends
         by its time to live, or when it is closed. Without room anywhere, room is waited for, `wait_s` seconds at most,
-        behind whoever came before. When a node ends meanwhile, another makes the machine.
+        behind whoever came before. When a node ends meanwhile, another makes the machine. What programs in it fork by
+        `vmfork_guest.fork()` is on its node, ends with it, and is no machine that the cluster tells of.
 
         Raises `TemplateNotFound` for one that no node has, `NoNode` when no node can have it, saying why, `NoRoom`, and
         what `Template.fork` raises. After any of them, and on cancel, nothing is left.
         """
-        options = await _read_options(
+        options = await read_fork_options(
             files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
-            card=card, timeout_s=timeout_s,
+            card=card, disk=disk, allow_guest_fork=allow_guest_fork, timeout_s=timeout_s,
         )  # fmt: skip
         constraints = Constraints(label=label, node=node, spread=spread)
         return await self._fork(template, options, constraints, key=key, lasts=lasts, wait_s=wait_s)
@@ -168,6 +171,8 @@ class Cluster(Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: Literal[False] = False,
@@ -189,6 +194,8 @@ class Cluster(Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool,
@@ -209,6 +216,8 @@ class Cluster(Owner):
         idle_ttl_s: float = 0.0,
         network: NetworkPolicy = "none",
         card: CardChoice = "none",
+        disk: Size | None = None,
+        allow_guest_fork: int = 0,
         timeout_s: float | None = None,
         wait_s: float = 60.0,
         partial: bool = False,
@@ -219,9 +228,9 @@ class Cluster(Owner):
         that could be had are given, and behind them the errors. Raises `NoNode` at once where no node can have one, and
         for more than the nodes could have if they had no others.
         """
-        options = await _read_options(
+        options = await read_fork_options(
             files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
-            card=card, timeout_s=timeout_s,
+            card=card, disk=disk, allow_guest_fork=allow_guest_fork, timeout_s=timeout_s,
         )  # fmt: skip
         constraints = Constraints(label=label, spread=spread)
         await self._site.ask("check_many", template, count, constraints)
@@ -435,20 +444,6 @@ def _is_too_late(losses: dict[str, float], node: str) -> bool:
     """Whether the node was found lost first so long ago that it is not asked again."""
     now = time.monotonic()
     return now - losses.setdefault(node, now) >= _LOST_LIMIT_S
-
-
-async def _read_options(files: Mapping[str, GivenFile] | None, **given: Any) -> dict[str, Any]:
-    """What each fork is made with. Raises `ConfigError` for what none can be given, before anybody is asked.
-
-    What a file of this host holds goes along in place of its name: the node has other files.
-    """
-    options = {**given, "files": await asyncio.to_thread(_read_files, files or {})}
-    ForkRequest(**{name: value for name, value in options.items() if name != "timeout_s" and value is not None})
-    return options
-
-
-def _read_files(files: Mapping[str, GivenFile]) -> dict[str, PlacedFile]:
-    return {path: check_file(content, field=f"files: {path}") for path, content in files.items()}
 
 
 async def _close(vm: ClusterVM) -> None:

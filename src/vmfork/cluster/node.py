@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from vmfork.copied import Copied
     from vmfork.machine.event import ProgramEvent
     from vmfork.machine.result import ExecResult
+    from vmfork.machine.use import Stats
+    from vmfork.wire.message import DirEntry, FileStat
 
 # A machine that does not last ends when nothing was heard of its program for so long.
 LEASE_S = 30.0
@@ -76,9 +78,10 @@ class Node(Owner):
     """
 
     CALLS = frozenset({
-        "report", "fork", "drop", "renew", "exec", "run_code", "is_dir", "read_file", "write_file", "spool", "put",
-        "fork_vm", "close", "pull", "artifact", "layer", "set_draining", "claim", "unclaim", "find_key",
-        "keeps",
+        "report", "fork", "drop", "renew", "exec", "run_code", "image_argv", "read_file", "write_file", "stat",
+        "exists", "is_dir", "list_dir", "remove", "make_dir", "move", "chmod", "chown", "spool", "put", "pause",
+        "resume", "ping", "stats", "console_tail", "fork_vm", "close", "pull", "artifact", "layer", "set_draining",
+        "claim", "unclaim", "find_key", "keeps",
     })  # fmt: skip
     STREAMS = frozenset({"stream_exec", "get"})
 
@@ -286,14 +289,56 @@ class Node(Owner):
             async for event in events:
                 yield event
 
-    async def is_dir(self, vm_id: str, path: str) -> bool:
-        return await (await self._get(vm_id)).is_dir(path)
+    async def image_argv(self, vm_id: str, arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+        return [*await (await self._get(vm_id)).image_argv(arguments, **options)]
 
     async def read_file(self, vm_id: str, path: str, options: Mapping[str, Any]) -> bytes:
         return await (await self._get(vm_id)).read_file(path, **options)
 
     async def write_file(self, vm_id: str, path: str, content: bytes, options: Mapping[str, Any]) -> None:
         await (await self._get(vm_id)).write_file(path, content, **options)
+
+    async def stat(self, vm_id: str, path: str) -> FileStat:
+        return await (await self._get(vm_id)).stat(path)
+
+    async def exists(self, vm_id: str, path: str) -> bool:
+        return await (await self._get(vm_id)).exists(path)
+
+    async def is_dir(self, vm_id: str, path: str) -> bool:
+        return await (await self._get(vm_id)).is_dir(path)
+
+    async def list_dir(self, vm_id: str, path: str, options: Mapping[str, Any]) -> list[DirEntry]:
+        return [*await (await self._get(vm_id)).list_dir(path, **options)]
+
+    async def remove(self, vm_id: str, path: str, options: Mapping[str, Any]) -> None:
+        await (await self._get(vm_id)).remove(path, **options)
+
+    async def make_dir(self, vm_id: str, path: str, options: Mapping[str, Any]) -> None:
+        await (await self._get(vm_id)).make_dir(path, **options)
+
+    async def move(self, vm_id: str, path: str, to: str) -> None:
+        await (await self._get(vm_id)).move(path, to)
+
+    async def chmod(self, vm_id: str, path: str, mode: int) -> None:
+        await (await self._get(vm_id)).chmod(path, mode)
+
+    async def chown(self, vm_id: str, path: str, options: Mapping[str, Any]) -> None:
+        await (await self._get(vm_id)).chown(path, **options)
+
+    async def pause(self, vm_id: str) -> None:
+        await (await self._get(vm_id)).pause()
+
+    async def resume(self, vm_id: str, options: Mapping[str, Any]) -> None:
+        await (await self._get(vm_id)).resume(**options)
+
+    async def ping(self, vm_id: str, options: Mapping[str, Any]) -> float:
+        return await (await self._get(vm_id)).ping(**options)
+
+    async def stats(self, vm_id: str) -> Stats:
+        return await (await self._get(vm_id)).stats()
+
+    async def console_tail(self, vm_id: str) -> str:
+        return (await self._get(vm_id)).console_tail()
 
     async def spool(self, token: str, piece: bytes) -> None:
         """A piece of a tar that `put` is to take, behind those before it; forgotten where no more comes, nor `put`."""
@@ -321,13 +366,19 @@ class Node(Owner):
                 yield piece
         yield copied
 
-    async def fork_vm(self, vm_id: str, count: int, key: str, client: str, options: Mapping[str, Any]) -> list[Machine]:
-        """Forks of a machine that runs here, which runs on."""
+    async def fork_vm(
+        self, vm_id: str, count: int, key: str, client: str, options: Mapping[str, Any]
+    ) -> list[Machine | VMForkError]:
+        """Forks of a machine that runs here, which runs on; behind them errors, where some may fail."""
         vm = await self._get(vm_id)
         self._leases[client] = time.monotonic() + LEASE_S  # another program than the one that made it may ask
         forks = await vm.fork(count, **options)
-        self._counts["forks"] += len(forks)
-        return [self._keep(each, f"{key}-{number}", client, lasts=False) for number, each in enumerate(forks)]
+        made = [
+            each if isinstance(each, VMForkError) else self._keep(each, f"{key}-{number}", client, lasts=False)
+            for number, each in enumerate(forks)
+        ]
+        self._counts["forks"] += sum(isinstance(each, Machine) for each in made)
+        return made
 
     async def close(self, vm_id: str) -> None:
         """The machine is gone. One that is gone already is no error."""

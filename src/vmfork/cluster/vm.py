@@ -8,15 +8,18 @@ import tarfile
 import tempfile
 import uuid
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from vmfork.api.vm import FORK_LIMIT_S, HOOK_LIMIT_S
 from vmfork.border import guarded
+from vmfork.cluster.asked import read_fork_options
 from vmfork.cluster.joined import find_site
 from vmfork.cluster.node import PIECE_BYTES
 from vmfork.copied import Copied
-from vmfork.errors import NodeLost
+from vmfork.errors import NodeLost, VMForkError
 from vmfork.late import import_late
 from vmfork.owner import Owner
+from vmfork.wire.command import shell_argv
 from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_local
 
 if TYPE_CHECKING:
@@ -24,10 +27,18 @@ if TYPE_CHECKING:
 
     from vmfork.cluster.terms import Machine, Site
     from vmfork.code.result import CodeResult
-    from vmfork.config import ProgramLimits
+    from vmfork.config import CardChoice, LeftPrograms, ProgramLimits
     from vmfork.machine.event import ProgramEvent
     from vmfork.machine.result import ExecResult
-    from vmfork.wire.given import GuestPath, HostPath
+    from vmfork.machine.use import Stats
+    from vmfork.network.policy import NetworkPolicy
+    from vmfork.units import Size
+    from vmfork.wire.given import GivenFile, GuestPath, HostPath
+    from vmfork.wire.message import DirEntry, FileStat
+
+# As `VM` has them.
+_FILE_LIMIT_S = 60.0
+_RESUME_LIMIT_S = 60.0
 
 
 @guarded
@@ -97,6 +108,29 @@ class ClusterVM(Owner):
         result: ExecResult = await self._call("exec", [os.fspath(part) for part in argv], options)
         return result.check() if check else result
 
+    async def shell(
+        self,
+        script: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: GuestPath = "",
+        user: str = "",
+        input: bytes | str | None = None,  # noqa: A002
+        clean_env: bool = False,
+        limits: ProgramLimits | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        max_output: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+        grace_s: float = 0.0,
+        check: bool = False,
+    ) -> ExecResult:
+        """`script` was run by the guest's `/bin/sh`; otherwise as `exec`."""
+        return await self.exec(
+            shell_argv(script), env=env, cwd=cwd, user=user, input=input, clean_env=clean_env, limits=limits,
+            encoding=encoding, errors=errors, max_output=max_output, timeout_s=timeout_s, grace_s=grace_s, check=check,
+        )  # fmt: skip
+
     async def run_code(
         self,
         code: str,
@@ -104,6 +138,7 @@ class ClusterVM(Owner):
         *,
         context: str | None = None,
         restart: bool = False,
+        made_in: GuestPath = "",
         max_output: int | None = MOST_BYTES,
         timeout_s: float | None = None,
         grace_s: float = 5.0,
@@ -111,8 +146,8 @@ class ClusterVM(Owner):
     ) -> CodeResult:
         """The code has ended; what it gave, as `VM.run_code` gives it. Raises what that raises, and `NodeLost`."""
         options = {
-            "context": context, "restart": restart, "max_output": max_output, "timeout_s": timeout_s,
-            "grace_s": grace_s,
+            "context": context, "restart": restart, "made_in": os.fspath(made_in), "max_output": max_output,
+            "timeout_s": timeout_s, "grace_s": grace_s,
         }  # fmt: skip
         result: CodeResult = await self._call("run_code", code, language, options)
         return result.check() if check else result
@@ -143,20 +178,89 @@ class ClusterVM(Owner):
             async for event in events:
                 yield event
 
-    async def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES) -> bytes:
+    async def image_argv(self, arguments: Sequence[str] = (), *, timeout_s: float = 30.0) -> Sequence[str]:
+        """What the container image that this machine was made of runs, as `VM.image_argv` gives it."""
+        argv: Sequence[str] = await self._call("image_argv", [*arguments], {"timeout_s": timeout_s})
+        return argv
+
+    async def read_file(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = _FILE_LIMIT_S
+    ) -> bytes:
         """The content of the guest's file, as `VM.read_file` gives it."""
-        content: bytes = await self._call("read_file", os.fspath(path), {"max_bytes": max_bytes})
+        options = {"max_bytes": max_bytes, "timeout_s": timeout_s}
+        content: bytes = await self._call("read_file", os.fspath(path), options)
         return content
 
-    async def write_file(self, path: GuestPath, data: bytes | str, *, mode: int | None = None) -> None:
+    async def write_file(
+        self,
+        path: GuestPath,
+        data: bytes | str,
+        *,
+        mode: int | None = None,
+        parents: bool = False,
+        timeout_s: float = _FILE_LIMIT_S,
+    ) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
         content = data.encode() if isinstance(data, str) else data
-        await self._call("write_file", os.fspath(path), content, {"mode": mode})
+        options = {"mode": mode, "parents": parents, "timeout_s": timeout_s}
+        await self._call("write_file", os.fspath(path), content, options)
 
-    async def put(self, local: HostPath, guest: GuestPath, *, timeout_s: float | None = None) -> Copied:
+    async def stat(self, path: GuestPath) -> FileStat:
+        """What the guest's file system says of `path`, as `VM.stat` gives it."""
+        told: FileStat = await self._call("stat", os.fspath(path))
+        return told
+
+    async def exists(self, path: GuestPath) -> bool:
+        """Whether there is something at the guest's `path`; a link counts, wherever it leads."""
+        is_there: bool = await self._call("exists", os.fspath(path))
+        return is_there
+
+    async def is_dir(self, path: GuestPath) -> bool:
+        """Whether there is a folder at the guest's `path`, or a link to one."""
+        is_folder: bool = await self._call("is_dir", os.fspath(path))
+        return is_folder
+
+    async def list_dir(
+        self,
+        path: GuestPath,
+        *,
+        recursive: bool = False,
+        glob: str | None = None,
+        max_bytes: int | None = MOST_BYTES,
+        timeout_s: float | None = None,
+    ) -> Sequence[DirEntry]:
+        """The entries of the guest's folder `path`, as `VM.list_dir` gives them."""
+        options = {"recursive": recursive, "glob": glob, "max_bytes": max_bytes, "timeout_s": timeout_s}
+        entries: Sequence[DirEntry] = await self._call("list_dir", os.fspath(path), options)
+        return entries
+
+    async def remove(self, path: GuestPath, *, recursive: bool = False, timeout_s: float | None = None) -> None:
+        """Nothing is at the guest's `path`, as by `VM.remove`."""
+        await self._call("remove", os.fspath(path), {"recursive": recursive, "timeout_s": timeout_s})
+
+    async def make_dir(self, path: GuestPath, *, mode: int = 0o755, parents: bool = False) -> None:
+        """The guest has a folder at `path`."""
+        await self._call("make_dir", os.fspath(path), {"mode": mode, "parents": parents})
+
+    async def move(self, path: GuestPath, to: GuestPath) -> None:
+        """What was at the guest's `path` is at `to`, at once, as by `VM.move`."""
+        await self._call("move", os.fspath(path), os.fspath(to))
+
+    async def chmod(self, path: GuestPath, mode: int) -> None:
+        """The guest's file or folder at `path` has that mode, such as 0o755. A link is followed."""
+        await self._call("chmod", os.fspath(path), mode)
+
+    async def chown(self, path: GuestPath, *, user: str = "", group: str = "") -> None:
+        """The guest's file or folder at `path` is `user`'s, and `group`'s, as by `VM.chown`."""
+        await self._call("chown", os.fspath(path), {"user": user, "group": group})
+
+    async def put(
+        self, local: HostPath, guest: GuestPath, *, parents: bool = False, timeout_s: float | None = None
+    ) -> Copied:
         """The guest has a copy of our file or folder `local` at `guest`; of a file, in the folder there.
 
-        As `VM.put`: a folder that is there is added to. It travels as a tar, a piece at a time.
+        As `VM.put`: a folder that is there is added to. With `parents`, missing folders were made. It travels as a tar,
+        a piece at a time.
         """
         source, path = check_local(local), os.fspath(guest)
         is_folder, token = await asyncio.to_thread(os.path.isdir, source), uuid.uuid4().hex
@@ -164,6 +268,8 @@ class ClusterVM(Owner):
             folder, name = path, "." if is_folder else os.path.basename(source)
         else:
             folder, name = os.path.split(path.rstrip("/"))
+            if parents and folder:
+                await self.make_dir(folder, parents=True)
         with tempfile.TemporaryFile(prefix="vmfork-cluster-") as spool:
             await asyncio.to_thread(_write_tar, spool, source, name)
             while piece := await asyncio.to_thread(spool.read, PIECE_BYTES):
@@ -199,18 +305,105 @@ class ClusterVM(Owner):
             await asyncio.to_thread(_read_tar, spool, target, into=into)
         return copied
 
+    async def pause(self) -> None:
+        """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
+        await self._call("pause")
+
+    async def resume(self, *, timeout_s: float = _RESUME_LIMIT_S) -> None:
+        """The guest runs on, with its node's wall clock, as by `VM.resume`."""
+        await self._call("resume", {"timeout_s": timeout_s})
+
+    async def ping(self, *, timeout_s: float = 5.0) -> float:
+        """The agent answered its node; the round trip between these in seconds."""
+        took_s: float = await self._call("ping", {"timeout_s": timeout_s})
+        return took_s
+
+    async def stats(self) -> Stats:
+        """What it takes of its node now, and what went through it, as `VM.stats` gives it."""
+        told: Stats = await self._call("stats")
+        return told
+
+    async def console_tail(self) -> str:
+        """The end of what the guest wrote to its serial console."""
+        told: str = await self._call("console_tail")
+        return told
+
+    @overload
     async def fork(
         self,
         count: int = 1,
         *,
         env: Mapping[str, str] | None = None,
-        timeout_s: float = 30.0,
-    ) -> Sequence[ClusterVM]:
-        """`count` forks of this machine as it is now, on its node; it runs on. As `VM.fork`."""
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: Literal[False] = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM]: ...
+
+    @overload
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: bool,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM | VMForkError]: ...
+
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, GivenFile] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        ttl_s: float = 0.0,
+        idle_ttl_s: float = 0.0,
+        network: NetworkPolicy = "none",
+        allow_guest_fork: int = 0,
+        card: CardChoice = "none",
+        disk: Size | None = None,
+        programs: LeftPrograms = "keep",
+        hooks: bool = False,
+        partial: bool = False,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
+    ) -> Sequence[ClusterVM | VMForkError]:
+        """`count` forks of this machine as it is now, on its node; it runs on. As `VM.fork`.
+
+        They end when this program does, as machines of `Cluster.fork` that do not last.
+        """
+        options = await read_fork_options(
+            files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
+            card=card, disk=disk, allow_guest_fork=allow_guest_fork, timeout_s=timeout_s,
+        )  # fmt: skip
+        options |= {"programs": programs, "hooks": hooks, "partial": partial, "hook_timeout_s": hook_timeout_s}
         site, key = self._site(), uuid.uuid4().hex
-        options = {"env": env, "timeout_s": timeout_s}
-        made: Sequence[Machine] = await self._call("fork_vm", count, key, site.client, options)
-        return [ClusterVM(machine, site) for machine in made]
+        made: Sequence[Machine | VMForkError] = await self._call("fork_vm", count, key, site.client, options)
+        return [each if isinstance(each, VMForkError) else ClusterVM(each, site) for each in made]
 
     async def aclose(self) -> None:
         """The machine is gone. One that went with its node is no error. Closing again does nothing."""

@@ -20,9 +20,11 @@ from vmfork.errors import Closed, ClusterError, ConfigError, InternalError, Node
 from vmfork.hint import Hint
 from vmfork.machine.event import ProgramEvent
 from vmfork.machine.result import ExecResult
+from vmfork.machine.use import Stats
 from vmfork.network.policy import Allow
 from vmfork.rpc import node_pb2 as pb
 from vmfork.wire.given import PlacedFile
+from vmfork.wire.message import DirEntry, FileStat
 
 WANTED = Wanted(digest="d", traits={"accel": "tcg"}, agent_protocol=7, share_mib=100, layers={"a": 1 << 40})
 RESULT = ExecResult(argv=("a", "\udcff"), exit_code=3, duration_s=0.5, stdout_bytes=b"\0\xff", cpu_s=0.25)
@@ -41,6 +43,12 @@ VALUES = [
     ),
     RESULT, ProgramEvent("stdout", b"x", "x"), ProgramEvent("end", result=RESULT), ProgramLimits(memory_mib=5),
     Copied(files=2, skipped=("/dev/x",)),
+    Stats(
+        cpu_s=0.5, own_bytes=1, shared_bytes=2, siblings_bytes=3, layer_bytes=4, sent_bytes=5, received_bytes=6,
+        programs=7,
+    ),
+    FileStat(type="link", mode=0o777, size=3, mtime_ns=-1, uid=1, gid=2, target="b\udcff"),
+    [DirEntry(name="a", type="dir", mode=0o755, size=0, mtime_ns=1)],
     CodeResult(value="1", results=(CodeOutput({"image/png": b"\0", "application/json": [1]}),), files={"a": b"b"}),
     CodeResult(error=CodeFailure("ValueError", "no", "trace")),
 ]  # fmt: skip
@@ -81,6 +89,13 @@ def test_an_error_keeps_its_hint_for_commands_and_what_else_went_wrong() -> None
         read_answer(write_error(error), of="a:1")
     assert came.value.hint.command == "run it"
     assert came.value.siblings[0].machines == ("1",)
+
+
+def test_errors_are_carried_among_values() -> None:
+    machine = Machine(id="1", node="a", template="py")
+    first, second = carry([machine, NodeLost("a:1", ["1"])])
+    assert first == machine
+    assert (type(second), second.machines) == (NodeLost, ("1",))
 
 
 def test_an_error_about_something_that_is_no_data_shows_it() -> None:

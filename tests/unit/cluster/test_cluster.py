@@ -182,6 +182,11 @@ async def test_constraints_that_nobody_meets_are_told_at_once() -> None:
             await cluster.fork("py", node="z")
         with pytest.raises(ConfigError):
             await cluster.fork("py", env={"A=B": "c"})
+        for wrong in ({"disk": "2 sheep"}, {"disk": 1}, {"allow_guest_fork": -1}):
+            with pytest.raises(ConfigError, match=next(iter(wrong))):
+                await cluster.fork("py", **wrong)
+            with pytest.raises(ConfigError, match=next(iter(wrong))):
+                await cluster.fork_many("py", 2, **wrong)
 
 
 async def test_more_than_the_cluster_could_hold_is_told_at_once() -> None:

@@ -277,6 +277,28 @@ async def test_forks_of_a_machine_belong_to_whoever_asked_and_live_though_anothe
             await asyncio.sleep(0.01)
 
 
+async def test_of_several_forks_of_a_machine_those_that_could_be_had_are_kept(tmp_path) -> None:
+    def make(vm_id: str) -> SimpleNamespace:
+        async def fork(count: int, **options) -> list[object]:
+            assert options == {"partial": True}
+            return [make("2"), NoRoom("memory", "the host has none")]
+
+        async def aclose() -> None:
+            pass
+
+        return SimpleNamespace(
+            id=vm_id, template="py", facts=SimpleNamespace(created_at="now"), fork=fork, aclose=aclose
+        )
+
+    async with await open_node(tmp_path) as one:
+        one._keep(make("1"), "k", "maker", lasts=False)
+        made, failed = await one.fork_vm("1", 2, "forks", "maker", {"partial": True})
+        assert (made.id, made.key) == ("2", "forks-0")
+        assert isinstance(failed, NoRoom)
+        assert one._counts["forks"] == 1
+        assert {*one._machines} == {"1", "2"}
+
+
 async def test_a_machine_that_two_programs_asked_for_ends_with_the_last_of_them(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
     closed = []

@@ -15,18 +15,27 @@ if TYPE_CHECKING:
 
 # The options that `ClusterVM` and `Cluster` send. Others of the same methods name descriptors, or listeners, of a host.
 _PROGRAM = {"env", "cwd", "user", "clean_env", "limits", "encoding", "errors", "timeout_s", "grace_s"}
+_FORK = {
+    "env", "files", "cpus", "memory_mib", "ttl_s", "idle_ttl_s", "network", "card", "disk", "allow_guest_fork",
+    "timeout_s",
+}  # fmt: skip
 _OPTIONS = {
     "exec": _PROGRAM | {"input", "max_output"},
     "stream_exec": _PROGRAM,
-    "run_code": {"context", "restart", "max_output", "timeout_s", "grace_s"},
-    "read_file": {"max_bytes"},
-    "write_file": {"mode"},
+    "run_code": {"context", "restart", "made_in", "max_output", "timeout_s", "grace_s"},
+    "image_argv": {"timeout_s"},
+    "read_file": {"max_bytes", "timeout_s"},
+    "write_file": {"mode", "parents", "timeout_s"},
+    "list_dir": {"recursive", "glob", "max_bytes", "timeout_s"},
+    "remove": {"recursive", "timeout_s"},
+    "make_dir": {"mode", "parents"},
+    "chown": {"user", "group"},
     "put": {"timeout_s"},
     "get": {"max_bytes", "timeout_s"},
-    "fork_vm": {"env", "timeout_s"},
-    "fork": {
-        "env", "files", "cpus", "memory_mib", "ttl_s", "idle_ttl_s", "network", "card", "timeout_s", "wait_s",
-    },
+    "resume": {"timeout_s"},
+    "ping": {"timeout_s"},
+    "fork_vm": _FORK | {"programs", "hooks", "partial", "hook_timeout_s"},
+    "fork": _FORK,
 }  # fmt: skip
 # What leads nowhere; others reach networks of this host past any list.
 _CARDS = ("none", "restricted")
@@ -42,12 +51,13 @@ def check_call(verb: str, arguments: Sequence[Any]) -> None:
         if not isinstance(order, Order):
             raise ConfigError("order", order, "is no order for a machine")
         options = order.options
+    elif verb in _OPTIONS:
+        options = arguments[-1]
+    if verb in ("fork", "fork_vm"):
         if (card := options.get("card", "none")) not in _CARDS:
             reason = "a card that reaches what this host reaches is not given to callers from elsewhere"
             raise ConfigError("card", card, reason, hint="take restricted, or network=vmfork.Allow(...)")
         _check_network(options.get("network", "none"))
-    elif verb in _OPTIONS:
-        options = arguments[-1]
     unknown = {*options} - _OPTIONS.get(verb, set())
     if unknown:
         raise ConfigError(min(unknown), "", f"callers from elsewhere cannot say that of {verb}")

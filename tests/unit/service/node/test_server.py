@@ -217,6 +217,11 @@ async def test_what_is_raised_and_what_is_large_is_carried() -> None:
         ("fork", (order(places=1),), "places"),
         ("fork", (order(network=Allow("127.0.0.1:5432")),), "the host's loopback"),
         ("fork", (order(network=Allow("a.example", "10.1.0.0/16")),), "private"),
+        ("fork_vm", ("1", 1, "k", "c", {"card": "open"}), "reaches"),
+        ("fork_vm", ("1", 1, "k", "c", {"network": Allow("10.1.0.0/16")}), "private"),
+        ("fork_vm", ("1", 1, "k", "c", {"lasting": True}), "lasting"),
+        ("fork_vm", ("1", 1, "k", "c", {"places": 1}), "places"),
+        ("list_dir", ("1", "/", {"places": 1}), "places"),
     ],
 )
 async def test_callers_get_machines_and_nothing_of_the_host(verb, arguments, why) -> None:
