@@ -22,7 +22,7 @@ VAGUE = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", 
 # The modules that import by name, through `late.py`; what their tables name counts as imported.
 LAZY = {
     "__init__.py", "aio.py", "cli/main.py", "api/vm.py", "api/code.py", "host/zstd.py", "oci/door.py",
-    "testing/plugin.py", "cluster/cluster.py", "cluster/vm.py", "cli/cluster.py",
+    "testing/plugin.py", "cluster/cluster.py", "cluster/joined.py", "cli/cluster.py",
     "container/importing.py",  # registries need the extra `oci`
     "machine/prepare.py", "template/recipe_machine.py",  # container images, which few machines and recipes are of
 }  # fmt: skip

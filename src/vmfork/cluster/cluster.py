@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vmfork.border import guarded
 from vmfork.cluster.asked import read_fork_options
+from vmfork.cluster.joined import load_from_ray
 from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
@@ -19,7 +20,6 @@ from vmfork.config.servers import Access
 from vmfork.errors import (
     ClusterError,
     DeadlineExceeded,
-    HostError,
     NodeLost,
     NoNode,
     TemplateNotFound,
@@ -428,15 +428,7 @@ class Cluster(Owner):
 
 
 async def _join(address: str) -> Site:
-    try:
-        # An optional extra, and it takes a second to load.
-        found: Site = await import_late("vmfork.cluster.ray_site", "open_site")(address)
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise HostError(
-            "a cluster needs Ray", hint="install vmfork with its extra: pip install 'vmfork[ray]'"
-        ) from error
+    found: Site = await load_from_ray("open_site")(address)
     return found
 
 

@@ -466,7 +466,9 @@ _joined: list[RaySite] = []
 def join_site() -> RaySite:
     """The cluster that this process belongs to. Raises `Closed` where Ray does not run in it."""
     if not ray.is_initialized():
-        raise Closed("the cluster of this handle", "Ray does not run in this process")
+        error = Closed("the cluster of this handle", "Ray does not run in this process")
+        error.hint = "join the cluster here first (vmfork.Cluster.connect), or use the handle in a task or actor of it"
+        raise error
     if not _joined:
         _joined.append(RaySite())
     return _joined[0]

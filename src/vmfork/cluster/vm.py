@@ -17,7 +17,6 @@ from vmfork.cluster.joined import find_site
 from vmfork.cluster.node import PIECE_BYTES
 from vmfork.copied import Copied
 from vmfork.errors import NodeLost, VMForkError
-from vmfork.late import import_late
 from vmfork.owner import Owner
 from vmfork.wire.command import shell_argv
 from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_local
@@ -415,8 +414,7 @@ class ClusterVM(Owner):
     def _site(self) -> Site:
         if self._given is None:
             # Only a copy that was passed on comes here: its list is open in this process, or what carried it is.
-            found: Site = find_site(self.node) or import_late("vmfork.cluster.ray_site", "join_site")()
-            self._given = found
+            self._given = find_site(self.node)
         return self._given
 
     async def _call(self, verb: str, *args: Any) -> Any:

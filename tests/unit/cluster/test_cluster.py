@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +19,6 @@ from vmfork.errors import (
     ClusterError,
     ConfigError,
     ExecError,
-    HostError,
     NodeLost,
     NoNode,
     TemplateNotFound,
@@ -360,14 +358,6 @@ async def test_of_two_templates_of_one_name_the_later_counts() -> None:
     site = FakeSite(FakeNode("a"), FakeNode("b"))
     site.nodes["b"].held = (later,)
     assert (await site.directory.place(Ask(template="py", key="k"))).node == "b"
-
-
-async def test_without_ray_the_extra_is_named(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "vmfork.cluster.ray_site", raising=False)
-    with pytest.raises(HostError, match="needs Ray") as refused:
-        await Cluster.connect()
-    assert "vmfork[ray]" in refused.value.hint
 
 
 async def test_six_that_are_spread_are_two_on_each_though_their_nodes_have_not_told_of_them() -> None:
