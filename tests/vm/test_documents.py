@@ -15,12 +15,14 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 from tests.documents import GOES_ON, PAGES, ROOT, Block, read_blocks
 from tests.ports import free_port
+from tests.registry import Registry, running_registry
 from tests.rules.capabilities import find_static_busybox, need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
 
@@ -31,10 +33,16 @@ _BLOCK_LIMIT_S = 600
 _RUN = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
 # A new image is tried out before it is used: under KVM, and for its least memory.
 _BOXED = [pytest.mark.slow, pytest.mark.needs("busybox")]
-_PARAMS = [
-    pytest.param(page, id=str(page.relative_to(ROOT)), marks=_BOXED if "command -v busybox" in page.read_text() else [])
-    for page in _RUN
-]
+_REGISTRY = "registry.example"
+_BY_REGISTRY = pytest.mark.needs("docker-registry", "oras")
+
+
+def _marks_of(page: Path) -> list[pytest.MarkDecorator]:
+    by_registry = any(_REGISTRY in block.text for block in read_blocks(page) if block.mark != "not run")
+    return [*(_BOXED if "command -v busybox" in page.read_text() else ()), *([_BY_REGISTRY] if by_registry else ())]
+
+
+_PARAMS = [pytest.param(page, id=str(page.relative_to(ROOT)), marks=_marks_of(page)) for page in _RUN]
 # What differs from run to run, and from host to host: ids and keys, whatever is measured, and how the guest is run.
 _DIFFER = ((r"\b[0-9a-f]{12,}\b", "ID"), (r"\b\d+\.\d+\b", "N"), (r"\b(?:kvm|tcg)\b", "ACCEL"))
 _MAKE = shutil.which("make") or "make"
@@ -106,7 +114,14 @@ class Reader:
     def _own(self, text: str) -> str:
         """A port of this host may be another's; other hosts are this one."""
         text = re.sub(r"\b(?:first|second)\.example\b", "localhost", text)
+        if _REGISTRY in text:
+            text = text.replace(_REGISTRY, self._registry.host)
         return re.sub(r"\b(127\.0\.0\.1|localhost):(?:9100|7300)\b", rf"\1:{self.port}", text)
+
+    @cached_property
+    def _registry(self) -> Registry:
+        """One that runs from now on, in the place of the page's."""
+        return self.going_on.enter_context(running_registry(self.folder / ".registry"))
 
     def _shape(self, block: Block, lines: list[str]) -> list[str]:
         """What must be alike; nothing where the page shows none."""

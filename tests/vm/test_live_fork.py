@@ -28,6 +28,7 @@ from vmfork.freeze import fork as forking
 from vmfork.freeze import live
 from vmfork.host import copier, facts
 from vmfork.machine.use import layer_bytes, read_uses, shared_bytes
+from vmfork.template.removal import list_persisted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -882,7 +883,7 @@ async def test_what_it_writes_is_in_the_fork_however_the_kernel_notes_it(fork, m
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-async def test_the_commands_fork_and_freeze_what_runs(template) -> None:
+async def test_the_commands_fork_and_freeze_what_runs(template, instance) -> None:
     async with await template.start() as vm:
         made = []
         try:
@@ -908,6 +909,10 @@ async def test_the_commands_fork_and_freeze_what_runs(template) -> None:
                 assert 0 < each["own_bytes"] < each["memory_mib"] << 20
                 assert each["siblings_bytes"] <= each["layer_bytes"]
             assert vmfork("freeze", vm.id, "live-command").status == 1
+            assert "live-command" not in list_persisted(instance)
+            kept = {"VMFORK_VM_PERSIST": "true"}
+            vmfork("freeze", vm.id, "live-command", "--replace", env=kept).check()
+            assert "live-command" in list_persisted(instance)
             for wrong in (("fork", vm.id, "-n", "0"), ("fork", vm.id, "-n", "10000"), ("freeze", vm.id, "no/name")):
                 refused = vmfork(*wrong)
                 assert (refused.status, refused.raw) == (2, b"")

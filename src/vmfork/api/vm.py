@@ -657,6 +657,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         secret_env: Sequence[str] = (),
         allow_secrets: bool = False,
         replace: bool = False,
+        persist: bool = False,
         wait_s: float = 0.0,
         hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
@@ -667,7 +668,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         programs that were started by `exec` or `start`, and connections to ports, have ended; whatever else runs, goes
         on. The VM is not disturbed, as by `fork`. With `hooks` those of before a freeze run in it; the forks run those
         of after a fork, as every template's do. `secret_paths`, `secret_env`, `allow_secrets`, `replace` and `wait_s`
-        are as for `Template.build`.
+        are as for `Template.build`. With `persist`, or where what had that name before was, it is kept on disk too.
 
         Raises `TemplateExists` without `replace`, `StoreBusy`, `SecretsPresent`, `HookError`, `ConfigError` for a VM
         that cannot be copied, and `HostError` when memory is short, before it was paused. After any of them, and on
@@ -684,6 +685,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
             hooks=hooks,
             hook_timeout_s=hook_timeout_s,
             replace=replace,
+            persist=persist,
             wait_s=wait_s,
         )
         # A template makes VMs, so its module stands above this one.

@@ -7,7 +7,7 @@ import click
 from vmfork.api.vm import VM
 from vmfork.cli.complete import shared_vms
 from vmfork.cli.loop import run_async
-from vmfork.cli.options import json_option
+from vmfork.cli.options import get_settings, json_option
 from vmfork.cli.show import show_json
 
 
@@ -34,12 +34,14 @@ def command(
 
     The template needs neither ID nor the template that ID is a fork of.
     """
+    is_kept = get_settings().vm.persist
 
     async def work() -> str:
         async with VM.connect(vm_id) as vm:
             template = await vm.freeze(
                 name,
                 replace=replace,
+                persist=is_kept,
                 hooks=hooks,
                 secret_paths=secret_paths,
                 secret_env=secret_env,

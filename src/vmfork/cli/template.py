@@ -376,7 +376,8 @@ def pull(ref: str, name: str, replace: bool, plain_http: bool, as_json: bool) ->
 def persist(name: str, as_json: bool) -> None:
     """Keep the template NAME on disk too: it is there after a reboot, and so is what replaces it, until it is removed.
 
-    Its first use then brings it back to memory. With `persist = true` in [vm], each that is built or loaded is kept so.
+    Its first use then brings it back to memory. With `persist = true` in [vm], each that is built, loaded or frozen is
+    kept so.
     """
 
     async def work(progress: ProgressListener) -> Saved:

@@ -45,11 +45,13 @@ async def freeze_running(
     hooks: bool,
     hook_timeout_s: float,
     replace: bool,
+    persist: bool,
     wait_s: float,
 ) -> Source:
     """The machine as it was at one moment is in force as the template `name`, and runs on.
 
     The template needs neither the machine nor its template. With `hooks` those of before a freeze ran in the machine.
+    With `persist` it is kept on disk too.
     Raises `TemplateExists` without `replace`, `StoreBusy`, `SecretsPresent`, `HookError`, and `HostError` when memory
     is short or the machine could not be copied. After any of them, and on cancel, the machine runs on, and what was
     there before under that name is in force.
@@ -75,7 +77,7 @@ async def freeze_running(
                 recipe = Recipe(secrets=secrets)
                 await publish(staging, running.facts, recipe, todo=todo, timings=timings, disk=disk)
     source = await Source.open(name, config=VMConfig(), instance=instance)
-    await follow(source, config=VMConfig(), instance=instance)
+    await follow(source, config=VMConfig(persist=persist), instance=instance)
     return source
 
 
