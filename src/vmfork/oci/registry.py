@@ -7,6 +7,7 @@ no time limit, and wait two minutes in all before they fail: they are made here.
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import ssl
@@ -85,6 +86,9 @@ class Repository:
         self._doors = ExitStack()
         self._is_closed = False
         self._changing = threading.Lock()
+        self._asking = threading.Lock()
+        self._is_new: bool | None = None
+        self._put: set[str] = set()
         self.sent_bytes = 0
 
     def __enter__(self) -> Self:
@@ -104,8 +108,8 @@ class Repository:
         return self._ask("HEAD", f"blobs/{descriptor.digest}", {200, 404}).status_code == 200
 
     def put(self, descriptor: Descriptor, data: bytes) -> None:
-        """The content is there. It was sent if it was not."""
-        if self.has(descriptor):
+        """The content is there. It was sent if it was not, or may not have been."""
+        if self._need_not_send(descriptor):
             return
         answer = self._ask("POST", "blobs/uploads/", {202})
         where = urljoin(answer.url, answer.headers.get("Location", ""))
@@ -114,6 +118,31 @@ class Repository:
         self._ask("PUT", f"{where}{joined}digest={descriptor.digest}", {201}, data=data, headers=headers)
         with self._changing:
             self.sent_bytes += len(data)
+            self._put.add(descriptor.digest)
+
+    def _need_not_send(self, descriptor: Descriptor) -> bool:
+        """Whether the content is there. Where nobody can know but by a question for each, that is asked.
+
+        A repository is new that has no tag and lacks the first content that is put: it has nothing, and one question in
+        three of a push is saved. What a push left there that broke off is found by its first content. Where that was
+        the one that did not arrive, what did is sent once more.
+        """
+        if descriptor.digest in self._put:
+            return True
+        with self._asking:
+            if self._is_new is None:
+                is_there = self.has(descriptor)
+                self._is_new = not is_there and not self._has_tags()
+                return is_there
+        return not self._is_new and self.has(descriptor)
+
+    def _has_tags(self) -> bool:
+        """Whether the repository has a tag; also where that is not told."""
+        try:
+            data = self._find_document("tags/list?n=1", "application/json")
+            return data is not None and bool(json.loads(data)["tags"])
+        except (HostError, ArtifactError, ValueError, TypeError, KeyError, RecursionError):
+            return True
 
     def read(self, descriptor: Descriptor) -> bytes:
         """The content. Raises `ArtifactError` when it is missing, or not what its digest says.
@@ -175,15 +204,9 @@ class Repository:
     def read_manifest(self, version: str, accept: tuple[str, ...] = (MANIFEST_TYPE, INDEX_TYPE)) -> bytes:
         """The manifest of that tag or digest. Raises `ArtifactError` when there is none."""
         what = f"manifests/{version}"
-        answer = self._ask("GET", what, {200, 404}, headers={"Accept": ", ".join(accept)}, stream=True)
-        data = b""
-        with answer, self._reaching():
-            if answer.status_code == 404:
-                raise ArtifactError(str(self.reference), f"the registry has no {what}")
-            for piece in answer.iter_content(_PIECE):
-                data += piece
-                if len(data) > MOST_DOCUMENT:
-                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {MOST_DOCUMENT} bytes")
+        data = self._find_document(what, ", ".join(accept))
+        if data is None:
+            raise ArtifactError(str(self.reference), f"the registry has no {what}")
         if ":" in version and digest_of(data) != version:
             raise ArtifactError(str(self.reference), "its manifest is not what its digest says")
         return data
@@ -194,6 +217,17 @@ class Repository:
             return self.read_manifest(version)
         except ArtifactError:
             return None
+
+    def _find_document(self, what: str, accept: str) -> bytes | None:
+        """`None` where there is none. Raises `ArtifactError` for one that is larger than any."""
+        answer = self._ask("GET", what, {200, 404}, headers={"Accept": accept}, stream=True)
+        data = b""
+        with answer, self._reaching():
+            for piece in answer.iter_content(_PIECE):  # what was read to its end leaves its connection for the next
+                data += piece
+                if len(data) > MOST_DOCUMENT:
+                    raise ArtifactError(f"{self.reference}: {what}", f"it has more than {MOST_DOCUMENT} bytes")
+        return None if answer.status_code == 404 else data
 
     def put_manifest(self, version: str, data: bytes) -> None:
         """The manifest is there, under that tag. All that it names must be there."""

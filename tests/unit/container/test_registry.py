@@ -31,6 +31,8 @@ from vmfork.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmfork.oci.registry import Repository
+
 pytestmark = pytest.mark.needs("docker-registry", "oras")
 
 
@@ -311,6 +313,75 @@ def test_what_is_read_at_once_is_read_on_where_the_line_broke(tmp_path, times):
             assert repository.read(described) == data
         ranges = [b"Range: bytes=" in asked for asked in line.asked if asked.startswith(b"GET")]
         assert ranges == [False, True, True, True][: times + 1]
+
+
+DATA = [f"content {number}".encode() for number in range(6)]
+
+
+@contextmanager
+def putting(registry: Registry) -> Iterator[tuple[Repository, list[str]]]:
+    """A repository as another process has it, and the requests by it, to which `Breaking` listens."""
+    asked: list[str] = []
+    with breaking(registry, after=0, times=0) as line:
+        repository = import_late("vmfork.oci.registry", "Repository")(
+            Reference.parse(f"{line.host}/team/app:1"), plain_http=True
+        )
+        with repository:
+            yield repository, asked
+        begins = [data.split(b" ")[0].decode() for data in line.asked]
+        asked += [begin for begin in begins if begin in ("HEAD", "GET", "POST", "PUT")]
+
+
+def put_all(repository: Repository, data: list[bytes]) -> None:
+    for each in data:
+        repository.put(Descriptor.of(each, "application/octet-stream"), each)
+
+
+def test_a_new_repository_is_asked_once_whether_it_has_what_is_put(tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        with putting(registry) as (repository, asked):
+            put_all(repository, [*DATA, DATA[2]])
+            assert repository.sent_bytes == sum(map(len, DATA))
+        assert asked == ["HEAD", "GET", *(["POST", "PUT"] * len(DATA))]
+        assert {blob.read_bytes() for blob in registry.blobs} == {*DATA}
+
+
+def test_what_a_push_left_that_broke_off_is_not_sent_again(tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        with putting(registry) as (repository, _):
+            put_all(repository, DATA[:4])
+        with putting(registry) as (repository, asked):
+            put_all(repository, DATA)
+            assert repository.sent_bytes == sum(map(len, DATA[4:]))
+        assert asked == ["HEAD"] * 4 + ["HEAD", "POST", "PUT"] * 2
+
+
+def test_where_the_first_did_not_arrive_the_others_are_sent_once_more(tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        with putting(registry) as (repository, _):
+            put_all(repository, DATA[1:4])
+        with putting(registry) as (repository, asked):
+            put_all(repository, DATA)
+        assert asked.count("HEAD") == 1
+        assert {blob.read_bytes() for blob in registry.blobs} == {*DATA}
+
+
+def test_a_repository_with_a_tag_is_asked_for_each(layout, tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        there = len(registry.blobs)
+        with putting(registry) as (repository, asked):
+            put_all(repository, DATA[:2])
+        assert asked == ["HEAD", "GET", "POST", "PUT", "HEAD", "POST", "PUT"]
+        assert len(registry.blobs) == there + 2
+
+
+def test_several_that_put_at_once_ask_a_new_one_once(tmp_path):
+    with running_registry(tmp_path / "registry") as registry:
+        with putting(registry) as (repository, asked), ThreadPoolExecutor(len(DATA)) as pool:
+            list(pool.map(lambda each: put_all(repository, [each]), DATA))
+        assert sorted(asked) == sorted(["HEAD", "GET", *(["POST", "PUT"] * len(DATA))])
+        assert {blob.read_bytes() for blob in registry.blobs} == {*DATA}
 
 
 def test_one_that_cannot_be_reached_is_told_as_that_at_once(tmp_path):
