@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+import errno
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import TemplateExists, TemplateUnfit
+from vmfork.errors import HostError, TemplateExists, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
@@ -26,6 +27,7 @@ from vmfork.travel.unpack import unpack
 from vmfork.units import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vmfork.config import Instance
@@ -76,22 +78,22 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
         raise TemplateExists(name)
     await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
     tell = tell_part(f"loading {name!r}", instance)
-    async with (
-        await stage(
+    with _out_of_space_named(store.folder):
+        staging = await stage(
             store,
             name,
             memory_bytes=m.memory_bytes,
             instance=instance,
             replace=target.replace_it,
             wait_s=target.wait_s,
-        ) as staging,
-        fetched_disks(artifact, blobs, of=of, instance=instance),
-    ):
+        )
+    async with staging, fetched_disks(artifact, blobs, of=of, instance=instance):
         fd = staging.memory_fd
-        found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
-        assert found is not None  # it was not stopped
-        memory, state = found
-        _write(staging.state_path, state)
+        with _out_of_space_named(staging.memory_path.parent):
+            found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
+            assert found is not None  # it was not stopped
+            memory, state = found
+            _write(staging.state_path, state)
         here = replace(
             m,
             name=name,
@@ -126,6 +128,20 @@ async def _check_fit(artifact: Artifact, target: Target, *, of: str) -> QemuBina
     if misfit is not None:
         raise TemplateUnfit(m.name, *misfit, source=of)
     return binary
+
+
+@contextmanager
+def _out_of_space_named(folder: Path) -> Iterator[None]:
+    """There was room when it began. Where templates have no tmpfs of their own others may have taken it since."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise HostError(
+            f"the file system of {folder} ran full while the template was written there",
+            hint="make room there, or set VMFORK_RUNTIME_DIR to a larger tmpfs",
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -20,6 +20,7 @@ from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound, StoreBusy, TemplateExists, TemplateUnfit
 from vmfork.host import facts
+from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.machine.traits import wanted_traits
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.manifest import Manifest
@@ -259,6 +260,63 @@ async def test_memory_that_is_short_is_told_before_layers_are_fetched(build, oth
     with pytest.raises(HostError, match="not enough memory"):
         await Template.pull(f"{registry.host}/team/py:1", places=other)
     assert TemplateStore(other.templates).list_names() == []
+
+
+@pytest.fixture
+def small(other, monkeypatch):
+    """The other instance is an ordinary user's, who has no tmpfs of their own, on one of 80 MiB that others fill."""
+    monkeypatch.setattr("vmfork.store.staging.mount_tmpfs", lambda *_, **__: False)
+    other.runtime.mkdir(mode=0o700)
+    assert mount_tmpfs(other.runtime, size_bytes=80 * MIB)
+    yield other.runtime
+    unmount(other.runtime)
+
+
+def fill_up(folder: Path, *, left_bytes: int = 0) -> None:
+    with (folder / "of-others").open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(MIB))
+        file.truncate(file.tell() - left_bytes)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("left_bytes", "told"), [(0, "ran full"), (MIB, "the template needs 72 MiB")])
+async def test_a_shared_tmpfs_that_is_full_is_told_before_layers_are_fetched(
+    build, other, registry, small, left_bytes, told
+) -> None:
+    await (await build()).push(f"{registry.host}/team/py:1")
+    drop_layers(registry)
+    fill_up(small, left_bytes=left_bytes)
+    with pytest.raises(HostError, match=told) as error:
+        await Template.pull(f"{registry.host}/team/py:1", places=other)
+    assert "VMFORK_RUNTIME_DIR" in error.value.hint
+    assert [*other.templates.iterdir()] == []
+
+
+@pytest.mark.needs("root")
+async def test_a_shared_tmpfs_that_others_fill_meanwhile_is_told_and_nothing_is_left(
+    build, other, registry, small, monkeypatch
+) -> None:
+    ref = f"{registry.host}/team/py:1"
+    await (await build()).push(ref)
+    read = Repository.read
+
+    def fill_behind(repository: Repository, descriptor: Descriptor) -> bytes:
+        data = read(repository, descriptor)
+        if descriptor.media_type == MEMORY_TYPE and not (small / "of-others").exists():
+            fill_up(small)
+        return data
+
+    monkeypatch.setattr(Repository, "read", fill_behind)
+    with pytest.raises(HostError, match=r"the file system of .*/templates/py/.* ran full") as error:
+        await Template.pull(ref, places=other)
+    assert "VMFORK_RUNTIME_DIR" in error.value.hint
+    assert [*other.templates.iterdir()] == []
+    # Once there is room again, it is pulled as if nothing had been.
+    (small / "of-others").unlink()
+    monkeypatch.undo()
+    await (await Template.pull(ref, "later", places=other)).verify()
 
 
 async def test_whether_it_fits_is_found_before_layers_are_fetched(build, other, registry, monkeypatch) -> None:
