@@ -165,14 +165,23 @@ class Packed:
         return artifact
 
     def _make_room(self, keep: str) -> None:
-        """What was used least recently is gone, until the rest is within the budget; `keep` stays, and what is sent."""
-        sizes = {path: sum(each.stat().st_size for each in list_folder(path)) for path in list_folder(self._folder)}
-        for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
-            if sum(sizes.values()) <= self._budget_bytes:
+        """What was used least recently is gone, until the rest is within the budget; `keep` stays, and what is sent.
+
+        So does what is packed just now. Of what a process left there that was killed meanwhile nothing need stay.
+        """
+        found = {}
+        for path in list_folder(self._folder):
+            if path.name.startswith(".") and path.name[1:] in self._under_way:
+                continue
+            with suppress(FileNotFoundError):  # it is packed anew just now
+                found[path] = path.stat().st_mtime, sum(each.stat().st_size for each in list_folder(path))
+        size = sum(each for _, each in found.values())
+        for path in sorted(found, key=lambda path: found[path]):
+            if size <= self._budget_bytes:
                 return
             if path.name != keep and not self.is_sent(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-                del sizes[path]
+                size -= found[path][1]
 
 
 class _Folder:

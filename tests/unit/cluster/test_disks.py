@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,32 @@ async def test_they_come_with_it_a_few_pieces_at_a_time_and_stay_as_long_as_it_d
     await store.remove("py")
     disks.sweep()
     assert list_disks(places_of(b)) == set()
+
+
+async def test_one_that_is_packed_while_another_makes_room_is_whole(joined, monkeypatch) -> None:
+    a, _ = joined.nodes.values()
+    digests = {name: await build(a, name) for name in ("first", "second")}
+    is_packed, go_on = threading.Event(), threading.Event()
+    pack = transfer.pack
+
+    def pack_held(opened, *args, **options):
+        artifact = pack(opened, *args, **options)
+        if opened.manifest.name == "first":
+            is_packed.set()
+            assert go_on.wait(60)
+        return artifact
+
+    monkeypatch.setattr(transfer, "pack", pack_held)
+    monkeypatch.setattr(a._packed, "_budget_bytes", 0)
+    packing = asyncio.ensure_future(a.artifact(digests["first"]))
+    try:
+        assert await asyncio.to_thread(is_packed.wait, 60)
+        await a.artifact(digests["second"])
+    finally:
+        go_on.set()
+    artifact = read_record(Artifact, await packing)
+    for layer in artifact.layers:
+        assert len(await a.layer(digests["first"], layer.digest)) == layer.size_bytes
 
 
 async def test_one_that_is_there_for_another_template_does_not_travel_and_counts_as_there(joined) -> None:
