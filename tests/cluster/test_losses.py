@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import NAME, SLOW, find_pid, get_node, until
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
-from vmfork.errors import NodeLost, VMNotFound
+from vmfork.errors import NodeLost, TemplateNotFound, VMNotFound
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
 
@@ -79,14 +79,19 @@ async def test_a_node_is_killed_while_it_runs_a_program(cluster, nodes) -> None:
     node = nodes.names[-1]
     vm = await cluster.fork(NAME, node=node)
     running = asyncio.ensure_future(vm.exec(["sleep", "600"]))
+    events = vm.stream(["sh", "-c", "echo one; exec sleep 600"])
+    assert (await anext(events)).data == b"one\n"
+    streaming = asyncio.ensure_future(anext(events))
     await until(cluster, lambda told: vm.id in {each["id"] for each in told["machines"]})
     nodes.kill(node)
     try:
-        with pytest.raises(NodeLost) as lost:
-            async with asyncio.timeout(SECONDS):
-                await running
-        assert (lost.value.node, lost.value.machines) == (node, (vm.id,))
-        assert vm.id in str(lost.value)
+        for call in (running, streaming):
+            with pytest.raises(NodeLost) as lost:
+                async with asyncio.timeout(SECONDS):
+                    await call
+            assert (lost.value.node, lost.value.machines) == (node, (vm.id,))
+            assert vm.id in str(lost.value)
+        await events.aclose()
         vms = await cluster.fork_many(NAME, 4)
         assert node not in {each.node for each in vms}
         await until(cluster, lambda told: node not in {each["name"] for each in told["nodes"]})
@@ -151,3 +156,43 @@ async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, anothe
             if "sent" in await Template.list(places=nodes.places[node]):
                 await (await Template.open("sent", places=nodes.places[node])).remove()
         nodes.revive(source)
+
+
+async def test_a_node_is_killed_while_a_template_comes_to_it(cluster, nodes) -> None:
+    """Whoever waits is told; what was half there is in force nowhere, and comes whole once the node is back."""
+    source, *_, target = nodes.names
+    template = await Template.build("coming", VMConfig(), places=nodes.places[source], replace=True)
+    places, back = nodes.places[target], ""
+    try:
+        await until(cluster, lambda told: "coming" in {each["name"] for each in told["templates"]})
+        pulling = asyncio.ensure_future(cluster.prefetch("coming", nodes=[target]))
+        pid = await find_pid(target)
+        while not pulling.done() and not [*(places.templates / "coming").glob("*/memory")]:
+            await asyncio.sleep(0.005)
+        os.kill(pid, signal.SIGSTOP)
+        assert not pulling.done()
+        nodes.kill(target)
+        os.kill(pid, signal.SIGKILL)  # while it is stopped it does not notice that its node has ended, and stays
+        with pytest.raises(NodeLost) as lost:
+            async with asyncio.timeout(SECONDS):
+                await pulling
+        assert lost.value.node == target
+        assert await _find_whole(places, "coming") is None
+        back = nodes.revive(target)
+        await until(cluster, lambda told: back in {each["name"] for each in told["nodes"] if each["state"] == "ready"})
+        async with cluster.fork("coming", node=back, wait_s=SECONDS) as vm:
+            assert (await vm.exec(["echo", "whole"])).stdout == "whole\n"
+        assert (await _find_whole(places, "coming")).manifest.memory_sha256 == template.manifest.memory_sha256
+    finally:
+        if not back and target not in nodes.rays:
+            nodes.revive(target)
+        await template.remove()
+        if (arrived := await _find_whole(places, "coming")) is not None:
+            await arrived.remove()
+
+
+async def _find_whole(places: Places, name: str) -> Template | None:
+    try:
+        return await Template.open(name, places=places)
+    except TemplateNotFound:
+        return None

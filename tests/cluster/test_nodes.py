@@ -203,6 +203,32 @@ async def test_a_handle_works_in_any_task(cluster) -> None:
     assert await ray.remote(num_cpus=0)(ask).remote(vm) == "from a task\n"
 
 
+async def test_a_handle_works_in_an_actor_that_keeps_it_and_one_that_an_actor_made_works_here(cluster) -> None:
+    ray = import_module("ray")
+
+    class Keeper:
+        def __init__(self, vm) -> None:
+            self.vm = vm
+
+        def say(self, text: str) -> str:
+            return self.vm.shell(f"echo {text} >> /root/said; cat /root/said", check=True).stdout
+
+        def fork(self):
+            (fork,) = self.vm.fork()
+            return fork
+
+    vm = await asyncio.to_thread(lambda: vmfork.Cluster.connect().fork(NAME))
+    keeper = ray.remote(num_cpus=0)(Keeper).remote(vm)
+    try:
+        assert await keeper.say.remote("one") == "one\n"
+        assert await keeper.say.remote("two") == "one\ntwo\n"
+        fork = await keeper.fork.remote()
+        assert await asyncio.to_thread(lambda: fork.read_file("/root/said")) == b"one\ntwo\n"
+        assert fork.node == vm.node
+    finally:
+        ray.kill(keeper)
+
+
 async def test_a_node_is_drained(cluster, nodes) -> None:
     first, second, _ = nodes.names
     # Only the second has it in force: it is built with the image of the first.
