@@ -50,6 +50,12 @@ def find_musl() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+def find_glibc() -> tuple[Path, Path] | None:
+    """This host's loader and C library of GNU, where programs of it look for the one, and Debian has the other."""
+    loader, library = Path("/lib64/ld-linux-x86-64.so.2"), Path("/lib/x86_64-linux-gnu/libc.so.6")
+    return (loader, library) if loader.exists() and library.exists() else None
+
+
 def find_static_busybox() -> Path | None:
     """One that needs nothing else of an image."""
     return next((path for place in ("bin", "usr/bin") if (path := UNPACKED / place / "busybox").exists()), None)
@@ -164,6 +170,7 @@ CAPABILITIES = {
     "buildah": Capability("buildah is not installed", _has_program("buildah")),
     "skopeo": Capability("skopeo is not installed", _has_program("skopeo")),
     "musl": Capability("musl is not there: make test brings it", lambda: bool(find_musl())),
+    "glibc": Capability("glibc is not where Debian has it", lambda: bool(find_glibc())),
     "stock-python": Capability("this Python is Debian's, which looks for modules elsewhere than others", _always),
     "ray": Capability("Ray is not installed: make test-cluster brings it", _has_module("ray")),
     "oras": Capability("oras is not installed", _has_module("oras")),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.images import Member, box_members, folder, hard, link, make_by_umoci, make_layer, write_image
-from tests.rules.capabilities import find_musl, find_program, find_static_busybox, need
+from tests.rules.capabilities import find_glibc, find_musl, find_program, find_static_busybox, need
 from tests.vm.cli_runner import vmfork
 from tests.vm.least import boots_in_its_least
 from tests.wheels import make_wheel
@@ -221,6 +221,37 @@ async def test_an_image_of_musl_like_alpine_does_its_work(tmp_path):
             done = await vm.exec(argv, input="b\na\nlast\n", check=True)
             assert done.stdout == "app 3 last\n"
             assert (await vm.shell("echo b a | wc -w", check=True)).stdout == "2\n"
+    finally:
+        await template.remove()
+        await (await Image.open(template.manifest.image)).remove()
+
+
+@pytest.mark.slow
+@pytest.mark.needs("glibc", "wheels")
+async def test_an_image_of_glibc_without_a_shell_does_its_work(tmp_path):
+    """As distroless images are: a program that is linked to glibc, that, a user, and nothing else."""
+    found = find_glibc()
+    assert found is not None
+    (tmp_path / "works.c").write_text(_WORKS)
+    # As old as any that is in use: it runs with the one of this host.
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.28", "-O2"]
+    subprocess.run([*zig, "-o", str(tmp_path / "works"), str(tmp_path / "works.c")], check=True, capture_output=True)
+    program = (tmp_path / "works").read_bytes()
+    assert b"/lib64/ld-linux-x86-64.so.2" in program
+    base = [
+        *(Member(str(path).lstrip("/"), body=path.read_bytes(), mode=0o755) for path in found),
+        Member("etc/passwd", body=b"root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532::/:/sbin/nologin\n"),
+    ]
+    config = {"User": "65532", "Entrypoint": ["/app/works"], "WorkingDir": "/"}
+    write_image(tmp_path / "in", [base, [Member("app/works", body=program, mode=0o755)]], config=config)
+    template = await Template.build("distroless", from_=f"oci:{tmp_path / 'in'}:latest")
+    try:
+        async with await template.fork() as vm, await template.fork() as other:
+            for each, text in ((vm, "b\na\nlast\n"), (other, "one\n")):
+                done = await each.exec(await each.image_argv(), input=text, check=True)
+                assert done.stdout == f"nonroot {text.count(chr(10))} {text.splitlines()[-1]}\n"
+            with pytest.raises(ExecError):
+                await vm.shell("true")
     finally:
         await template.remove()
         await (await Image.open(template.manifest.image)).remove()
