@@ -13,6 +13,7 @@ from tests.vm.cli_runner import vmfork
 from vmfork.adopt.clock import SKEW_LIMIT_S
 from vmfork.aio import VM, Factory, Template
 from vmfork.config import FactoryConfig, VMConfig
+from vmfork.host import facts
 
 pytestmark = [pytest.mark.vm, pytest.mark.kvm, pytest.mark.slow, pytest.mark.limit_s(900)]
 
@@ -44,6 +45,23 @@ async def test_a_kvm_that_was_demanded_is_had_on_every_road(demanded) -> None:
     settings = {"VMFORK_VM_ACCEL": "kvm"}
     done = await asyncio.to_thread(vmfork, "run", "-t", demanded, "--", "sh", "-c", "echo out; exit 3", env=settings)
     assert (done.status, done.out) == (3, "out\n")
+
+
+async def test_one_that_is_portable_is_at_home_on_another_cpu(working_kvm, tmp_path, monkeypatch) -> None:
+    await asyncio.to_thread(lambda: vmfork("template", "build", "portable", "--portable").check())
+    template = await Template.open("portable")
+    assert (template.hardware.accel, template.hardware.cpu_model.partition(",")[0]) == ("kvm", "qemu64")
+    await template.save(tmp_path / "portable.tar")
+    monkeypatch.setattr(facts, "cpu_name", lambda: "Another CPU (6-1-1, flags 0)")
+    arrived = await Template.load(tmp_path / "portable.tar", "arrived")
+    try:
+        for each in (template, arrived):
+            async with await each.fork() as vm:
+                assert vm.accel == "kvm"
+                assert (await vm.exec(["true"], timeout_s=60)).ok
+    finally:
+        await arrived.remove()
+        await template.remove()
 
 
 async def test_a_fork_paused_for_minutes_has_the_time_of_now_and_no_complaints(demanded) -> None:

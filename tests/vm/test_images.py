@@ -227,6 +227,7 @@ async def test_an_image_of_musl_like_alpine_does_its_work(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.limit_s(600)
 @pytest.mark.needs("glibc", "wheels")
 async def test_an_image_of_glibc_without_a_shell_does_its_work(tmp_path):
     """As distroless images are: a program that is linked to glibc, that, a user, and nothing else."""
