@@ -29,6 +29,18 @@ with vmfork.Cluster.local() as cluster:
     print(len(cluster.status()["machines"]), ray.is_initialized())
 print(ray.is_initialized())
 """
+SHUT_DOWN = """
+import ray, vmfork, vmfork.errors
+cluster = vmfork.Cluster.local()
+vm = cluster.fork("alone")
+ray.shutdown()
+for call in (lambda: vm.exec(["true"]), cluster.status, lambda: cluster.fork("alone")):
+    try:
+        call()
+    except vmfork.errors.Closed as error:
+        print(error, ray.is_initialized())
+cluster.close()
+"""
 
 
 @pytest.fixture
@@ -50,6 +62,12 @@ def test_a_cluster_of_this_host_begins_and_ends_with_its_block(places) -> None:
     asyncio.run(Template.build("alone", VMConfig(), places=places))
     assert run(places, "-c", LOCAL).splitlines() == ["from alone", "1 True", "False"]
     assert list_records(places.vms) == []
+
+
+def test_where_ray_was_shut_down_it_is_told_and_does_not_begin_again(places) -> None:
+    asyncio.run(Template.build("alone", VMConfig(), places=places))
+    told = run(places, "-c", SHUT_DOWN).splitlines()
+    assert told == ["the cluster is closed: Ray was shut down in this process False"] * 3
 
 
 def test_a_node_is_killed_in_the_middle_of_a_map_of_200_and_200_answers_are_right(places) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from contextlib import asynccontextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +19,9 @@ from vmfork.errors import DeadlineExceeded, HostError, NoNode, TemplateNotFound,
 from vmfork.machine.folder import list_records
 from vmfork.store import TemplateStore
 from vmfork.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
 
@@ -193,14 +198,25 @@ async def test_the_same_key_from_eight_tasks_is_one_machine(cluster) -> None:
     assert [each["id"] for each in (await cluster.status())["machines"]] == [ids[0]]
 
 
+@asynccontextmanager
+async def connected() -> AsyncIterator[vmfork.Cluster]:
+    """The blocking form, whose handles are for those who block."""
+    own = await asyncio.to_thread(vmfork.Cluster.connect)
+    try:
+        yield own
+    finally:
+        await asyncio.to_thread(own.close)
+
+
 async def test_a_handle_works_in_any_task(cluster) -> None:
     ray = import_module("ray")
 
     def ask(vm) -> str:
         return vm.exec(["echo", "from a task"]).stdout
 
-    vm = await asyncio.to_thread(lambda: vmfork.Cluster.connect().fork(NAME))
-    assert await ray.remote(num_cpus=0)(ask).remote(vm) == "from a task\n"
+    async with connected() as own:
+        vm = await asyncio.to_thread(own.fork, NAME)
+        assert await ray.remote(num_cpus=0)(ask).remote(vm) == "from a task\n"
 
 
 async def test_a_handle_works_in_an_actor_that_keeps_it_and_one_that_an_actor_made_works_here(cluster) -> None:
@@ -217,16 +233,17 @@ async def test_a_handle_works_in_an_actor_that_keeps_it_and_one_that_an_actor_ma
             (fork,) = self.vm.fork()
             return fork
 
-    vm = await asyncio.to_thread(lambda: vmfork.Cluster.connect().fork(NAME))
-    keeper = ray.remote(num_cpus=0)(Keeper).remote(vm)
-    try:
-        assert await keeper.say.remote("one") == "one\n"
-        assert await keeper.say.remote("two") == "one\ntwo\n"
-        fork = await keeper.fork.remote()
-        assert await asyncio.to_thread(lambda: fork.read_file("/root/said")) == b"one\ntwo\n"
-        assert fork.node == vm.node
-    finally:
-        ray.kill(keeper)
+    async with connected() as own:
+        vm = await asyncio.to_thread(own.fork, NAME)
+        keeper = ray.remote(num_cpus=0)(Keeper).remote(vm)
+        try:
+            assert await keeper.say.remote("one") == "one\n"
+            assert await keeper.say.remote("two") == "one\ntwo\n"
+            fork = await keeper.fork.remote()
+            assert await asyncio.to_thread(lambda: fork.read_file("/root/said")) == b"one\ntwo\n"
+            assert fork.node == vm.node
+        finally:
+            ray.kill(keeper)
 
 
 async def test_a_node_is_drained(cluster, nodes) -> None:

@@ -18,6 +18,7 @@ from vmfork.cluster.terms import SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
 from vmfork.config.servers import Access
 from vmfork.errors import (
+    Closed,
     ClusterError,
     DeadlineExceeded,
     NodeLost,
@@ -423,6 +424,8 @@ class Cluster(Owner):
                     await self._site.call(node, "renew", self._site.client)
                 except NodeLost:
                     self._nodes.discard(node)
+                except Closed:  # what carries calls has ended, and our machines end by themselves
+                    return
                 except VMForkError:
                     continue
 

@@ -307,6 +307,7 @@ class _Peers:
                     ray.cancel(pieces)
 
     async def _find(self, node: str) -> Any:
+        _need_ray()
         if node not in self._actors:
             try:
                 self._actors[node] = await asyncio.to_thread(_get_actor, f"vmfork-node:{node}")
@@ -346,6 +347,7 @@ class _Peers:
         return time.monotonic() - self._looked_at < _LOOK_EVERY_S
 
     def _read_nodes(self) -> dict[str, dict[str, str]]:
+        _need_ray()
         return {
             each["NodeID"][:_NAME_LENGTH]: {**each.get("Labels", {}), _ID_LABEL: each["NodeID"]}
             for each in ray.nodes()
@@ -375,6 +377,12 @@ def _read_jobs() -> frozenset[str]:
     return frozenset(str(each["JobID"]) for each in state.job_table() if not each["IsDead"])
 
 
+def _need_ray() -> None:
+    """Raises `Closed` where Ray was shut down in this process: asked for anything, it would begin anew by itself."""
+    if not ray.is_initialized():
+        raise Closed("the cluster", "Ray was shut down in this process")
+
+
 def _get_actor(name: str) -> Any:
     return ray.get_actor(name, namespace=_NAMESPACE)
 
@@ -398,6 +406,7 @@ class RaySite(_Peers):
 
     async def ask(self, verb: str, *args: Any) -> Any:
         """What the directory's call of that name gives. While it is restarted it is asked again."""
+        _need_ray()
         deadline = time.monotonic() + _DIRECTORY_LIMIT_S
         while True:
             try:
