@@ -246,6 +246,7 @@ class Cluster(Owner):
     async def prefetch(self, template: str, *, nodes: Sequence[str] | None = None) -> Sequence[str]:
         """The template is on these nodes, by default on all that it fits; gives those that it was brought to.
 
+        Machines that are asked for from now on are placed on all of them.
         Raises `TemplateNotFound`, `NoNode` for a node that is not there, and, for a node that was named, what keeps the
         template from it.
         """
@@ -260,7 +261,10 @@ class Cluster(Owner):
                 return ""
             return node
 
-        return [node for node in await asyncio.gather(*(pull(*target) for target in targets)) if node]
+        brought = [node for node in await asyncio.gather(*(pull(*target) for target in targets)) if node]
+        if brought:
+            await self._site.ask("look")  # the nodes tell of it themselves, but up to a second later
+        return brought
 
     async def drain(self, node: str, *, timeout_s: float = 3600.0) -> None:
         """The node has no machine of the cluster, and gets none; what templates it alone had another has, too.

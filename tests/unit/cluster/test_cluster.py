@@ -256,6 +256,8 @@ async def test_prefetch_brings_it_to_all_that_it_fits() -> None:
     site.nodes["c"].is_unfit = True
     async with Cluster(site) as cluster:
         assert await cluster.prefetch("py") == ["b"]
+        known = site.directory._known
+        assert {*known.list_holders(known.find_held("py").wanted.digest)} == {"a", "b"}
         with pytest.raises(TemplateUnfit):
             await cluster.prefetch("py", nodes=["c"])
         with pytest.raises(NoNode):
