@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
-from vmfork.api.vm import FORK_LIMIT_S, HOOK_LIMIT_S
+from vmfork.api.limits import FILE_LIMIT_S, FORK_LIMIT_S, HOOK_LIMIT_S, RESUME_LIMIT_S
 from vmfork.container.importing import KERNEL_FROM
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
@@ -627,7 +627,7 @@ class VM:
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
         portal.run(self._twin.pause())
 
-    def resume(self, *, timeout_s: float = 60.0) -> None:
+    def resume(self, *, timeout_s: float = RESUME_LIMIT_S) -> None:
         """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still)."""
         portal.run(self._twin.resume(timeout_s=timeout_s))
 
@@ -674,8 +674,8 @@ class VM:
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: Literal[False] = False,
-        timeout_s: float = 30.0,
-        hook_timeout_s: float = 30.0,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> Sequence[VM]: ...
 
@@ -700,8 +700,8 @@ class VM:
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool,
-        timeout_s: float = 30.0,
-        hook_timeout_s: float = 30.0,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> Sequence[VM | VMForkError]: ...
 
@@ -725,8 +725,8 @@ class VM:
         programs: LeftPrograms = "keep",
         hooks: bool = False,
         partial: bool = False,
-        timeout_s: float = 30.0,
-        hook_timeout_s: float = 30.0,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> Sequence[VM | VMForkError]:
         """`count` running VMs that go on where this one is now, each with an identity of its own; this one runs on."""
@@ -772,7 +772,7 @@ class VM:
             finally:
                 portal.finish(_close(pieces))
 
-    def allow_guest_fork(self, most: int, *, timeout_s: float = 30.0, places: Places | None = None) -> None:
+    def allow_guest_fork(self, most: int, *, timeout_s: float = FORK_LIMIT_S, places: Places | None = None) -> None:
         """Programs of this VM may fork it from now on (`vmfork_guest.fork()`), to `most` machines beside it."""
         portal.run(self._twin.allow_guest_fork(most, timeout_s=timeout_s, places=places))
 
@@ -787,7 +787,7 @@ class VM:
         replace: bool = False,
         persist: bool = False,
         wait_s: float = 0.0,
-        hook_timeout_s: float = 30.0,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> Template:
         """This VM as it is now is in force as the template `name`; the VM runs on."""
@@ -818,7 +818,7 @@ class VM:
         lasting: bool = False,
         name: str = "",
         hooks: bool = False,
-        hook_timeout_s: float = 30.0,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> Checkpoint:
         """This VM as it is now, to come back to by `rollback`; the VM runs on."""
@@ -841,8 +841,8 @@ class VM:
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
         network: NetworkPolicy | None = None,
-        timeout_s: float = 30.0,
-        hook_timeout_s: float = 30.0,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> None:
         """This VM goes on where it was at the checkpoint, under its id, as a fork of it would."""
@@ -867,8 +867,8 @@ class VM:
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
         network: NetworkPolicy = "none",
-        timeout_s: float = 30.0,
-        hook_timeout_s: float = 30.0,
+        timeout_s: float = FORK_LIMIT_S,
+        hook_timeout_s: float = HOOK_LIMIT_S,
         places: Places | None = None,
     ) -> VM:
         """A VM that was started on its own and has ended by itself is at its checkpoint, as by `rollback`."""
@@ -1005,7 +1005,9 @@ class VM:
             )
         )
 
-    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = 60.0) -> bytes:
+    def read_file(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = FILE_LIMIT_S
+    ) -> bytes:
         """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read."""
         return portal.run(self._twin.read_file(path, max_bytes=max_bytes, timeout_s=timeout_s))
 
@@ -1016,7 +1018,7 @@ class VM:
         *,
         mode: int | None = None,
         parents: bool = False,
-        timeout_s: float = 60.0,
+        timeout_s: float = FILE_LIMIT_S,
     ) -> None:
         """The guest's file at the absolute `path` holds `data` (text as UTF-8), as after a shell's `>`."""
         portal.run(self._twin.write_file(path, data, mode=mode, parents=parents, timeout_s=timeout_s))
@@ -1055,7 +1057,7 @@ class VM:
         """The guest has a folder at `path`."""
         portal.run(self._twin.make_dir(path, mode=mode, parents=parents))
 
-    def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = 60.0) -> Watch:
+    def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = FILE_LIMIT_S) -> Watch:
         """What happens to the guest's file or folder `path` is told from now on, by `events` of what this gives."""
         return Watch(portal.run(self._twin.watch(path, recursive=recursive, timeout_s=timeout_s)))
 
@@ -2003,7 +2005,9 @@ class ClusterVM:
         """What the container image that this machine was made of runs, as `VM.image_argv` gives it."""
         return portal.run(self._twin.image_argv(arguments, timeout_s=timeout_s))
 
-    def read_file(self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = 60.0) -> bytes:
+    def read_file(
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = FILE_LIMIT_S
+    ) -> bytes:
         """The content of the guest's file, as `VM.read_file` gives it."""
         return portal.run(self._twin.read_file(path, max_bytes=max_bytes, timeout_s=timeout_s))
 
@@ -2014,7 +2018,7 @@ class ClusterVM:
         *,
         mode: int | None = None,
         parents: bool = False,
-        timeout_s: float = 60.0,
+        timeout_s: float = FILE_LIMIT_S,
     ) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
         portal.run(self._twin.write_file(path, data, mode=mode, parents=parents, timeout_s=timeout_s))
@@ -2081,7 +2085,7 @@ class ClusterVM:
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
         portal.run(self._twin.pause())
 
-    def resume(self, *, timeout_s: float = 60.0) -> None:
+    def resume(self, *, timeout_s: float = RESUME_LIMIT_S) -> None:
         """The guest runs on, with its node's wall clock, as by `VM.resume`."""
         portal.run(self._twin.resume(timeout_s=timeout_s))
 

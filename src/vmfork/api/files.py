@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmfork.api.limits import FILE_LIMIT_S
 from vmfork.border import guarded
 from vmfork.errors import ConfigError, GuestFileError
 from vmfork.host.packing import Packing, base_name, check_source, measure
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from vmfork.wire.given import GuestPath, HostPath, OpenFile
     from vmfork.wire.message import DirEntry, FileStat
 
-_LIMIT_S = 60.0
-
 
 @guarded
 class GuestFiles(ABC):
@@ -44,7 +43,7 @@ class GuestFiles(ABC):
         """The line to the guest's agent. Raises `Closed`."""
 
     async def read_file(
-        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = _LIMIT_S
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = FILE_LIMIT_S
     ) -> bytes:
         """The content of the guest's file at the absolute `path`. Raises `GuestFileError` when it cannot be read.
 
@@ -59,7 +58,7 @@ class GuestFiles(ABC):
         *,
         mode: int | None = None,
         parents: bool = False,
-        timeout_s: float = _LIMIT_S,
+        timeout_s: float = FILE_LIMIT_S,
     ) -> None:
         """The guest's file at the absolute `path` holds `data` (text as UTF-8), as after a shell's `>`.
 
@@ -122,7 +121,7 @@ class GuestFiles(ABC):
         await self._live_agent().make_dir(check_path(path), mode=mode, parents=parents)
 
     @gives_owner
-    async def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = _LIMIT_S) -> Watch:
+    async def watch(self, path: GuestPath, *, recursive: bool = False, timeout_s: float = FILE_LIMIT_S) -> Watch:
         """What happens to the guest's file or folder `path` is told from now on, by `events` of what this gives.
 
         Of a folder that is what happens to the names in it; with `recursive`, in all below it too, but for what is

@@ -13,6 +13,7 @@ from vmfork.adopt.clock import skew_bound_s
 from vmfork.adopt.secrets import Secrets
 from vmfork.api.code import GuestCode
 from vmfork.api.files import GuestFiles
+from vmfork.api.limits import FORK_LIMIT_S, HOOK_LIMIT_S, RESUME_LIMIT_S
 from vmfork.api.network import GuestNetwork
 from vmfork.api.ports import GuestPorts
 from vmfork.border import guarded
@@ -72,9 +73,6 @@ if TYPE_CHECKING:
     from vmfork.units import Size
     from vmfork.wire.given import GivenFile, GuestPath
 
-_RESUME_LIMIT_S = 60.0
-FORK_LIMIT_S = 30.0
-HOOK_LIMIT_S = 30.0
 MOST_DIFFERENCES = 1000
 
 
@@ -388,7 +386,7 @@ class VM(GuestCode, GuestFiles, GuestPorts, GuestNetwork, Described, Owner):
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
         await self._running.pause()
 
-    async def resume(self, *, timeout_s: float = _RESUME_LIMIT_S) -> None:
+    async def resume(self, *, timeout_s: float = RESUME_LIMIT_S) -> None:
         """The guest runs on, with the host's wall clock (its CLOCK_MONOTONIC stood still).
 
         Raises `GuestError` when the guest's clock could not be proven to be the host's within `timeout_s` seconds. The

@@ -10,7 +10,7 @@ import uuid
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from vmfork.api.vm import FORK_LIMIT_S, HOOK_LIMIT_S
+from vmfork.api.limits import FILE_LIMIT_S, FORK_LIMIT_S, HOOK_LIMIT_S, RESUME_LIMIT_S
 from vmfork.border import guarded
 from vmfork.cluster.asked import read_fork_options
 from vmfork.cluster.joined import find_site
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from vmfork.units import Size
     from vmfork.wire.given import GivenFile, GuestPath, HostPath
     from vmfork.wire.message import DirEntry, FileStat
-
-# As `VM` has them.
-_FILE_LIMIT_S = 60.0
-_RESUME_LIMIT_S = 60.0
 
 
 @guarded
@@ -183,7 +179,7 @@ class ClusterVM(Owner):
         return argv
 
     async def read_file(
-        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = _FILE_LIMIT_S
+        self, path: GuestPath, *, max_bytes: int | None = MOST_BYTES, timeout_s: float = FILE_LIMIT_S
     ) -> bytes:
         """The content of the guest's file, as `VM.read_file` gives it."""
         options = {"max_bytes": max_bytes, "timeout_s": timeout_s}
@@ -197,7 +193,7 @@ class ClusterVM(Owner):
         *,
         mode: int | None = None,
         parents: bool = False,
-        timeout_s: float = _FILE_LIMIT_S,
+        timeout_s: float = FILE_LIMIT_S,
     ) -> None:
         """The guest's file has the content, as by `VM.write_file`."""
         content = data.encode() if isinstance(data, str) else data
@@ -308,7 +304,7 @@ class ClusterVM(Owner):
         """The guest stands still; its memory stays. Calls into it wait until `resume`, or for their deadline."""
         await self._call("pause")
 
-    async def resume(self, *, timeout_s: float = _RESUME_LIMIT_S) -> None:
+    async def resume(self, *, timeout_s: float = RESUME_LIMIT_S) -> None:
         """The guest runs on, with its node's wall clock, as by `VM.resume`."""
         await self._call("resume", {"timeout_s": timeout_s})
 
