@@ -841,8 +841,8 @@ class Closed(VMForkError):
     code = "closed"
     mendable = True
 
-    def __init__(self, what: str, reason: str = "", *, how: str = "is closed") -> None:
-        super().__init__(f"{what} {how}" + (f": {reason}" if reason else ""))
+    def __init__(self, what: str, reason: str = "", *, how: str = "is closed", hint: str = "") -> None:
+        super().__init__(f"{what} {how}" + (f": {reason}" if reason else ""), hint=hint)
         self.what = what
         self.how = how
 

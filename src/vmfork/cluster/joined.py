@@ -42,9 +42,11 @@ def find_site(node: str) -> Site:
         if node in site.servers:
             return site
     if ":" in node:  # the address of a server; nodes of Ray's are named by their ids
-        error = Closed("the cluster of this handle", f"this process has no list open that names {node}")
-        error.hint = "open the list here (vmfork.Cluster.at), and keep it open while the handle is used"
-        raise error
+        raise Closed(
+            "the cluster of this handle",
+            f"this process has no list open that names {node}",
+            hint="open the list here (vmfork.Cluster.at), and keep it open while the handle is used",
+        )
     found: Site = load_from_ray("join_site")()
     return found
 

@@ -380,7 +380,7 @@ def _read_jobs() -> frozenset[str]:
 def _need_ray() -> None:
     """Raises `Closed` where Ray was shut down in this process: asked for anything, it would begin anew by itself."""
     if not ray.is_initialized():
-        raise Closed("the cluster", "Ray was shut down in this process")
+        raise Closed("the cluster", "Ray was shut down in this process", hint="join it again: vmfork.Cluster.connect()")
 
 
 def _get_actor(name: str) -> Any:
@@ -475,9 +475,11 @@ _joined: list[RaySite] = []
 def join_site() -> RaySite:
     """The cluster that this process belongs to. Raises `Closed` where Ray does not run in it."""
     if not ray.is_initialized():
-        error = Closed("the cluster of this handle", "Ray does not run in this process")
-        error.hint = "join the cluster here first (vmfork.Cluster.connect), or use the handle in a task or actor of it"
-        raise error
+        raise Closed(
+            "the cluster of this handle",
+            "Ray does not run in this process",
+            hint="join the cluster here first (vmfork.Cluster.connect), or use the handle in a task or actor of it",
+        )
     if not _joined:
         _joined.append(RaySite())
     return _joined[0]
