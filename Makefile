@@ -72,10 +72,11 @@ bench-asked: $(STAMP)
 bench-check: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --from benchmarks/last.json --check benchmarks/baseline.json
 
-# From the committed runs: after `mv benchmarks/last.json benchmarks/baseline.json`, or last-asked.json, to baseline-asked.json.
+# From the committed runs: after `mv benchmarks/last.json benchmarks/baseline.json`, or the same of those -asked.json.
 bench-docs: $(STAMP)
-	$(BIN)/python -m benchmarks.suite --from benchmarks/baseline.json --plots docs/performance
-	for run in benchmarks/baseline*.json; do $(BIN)/python -m benchmarks.suite --from $$run --report . || exit; done
+	for run in benchmarks/baseline*.json; do \
+	    $(BIN)/python -m benchmarks.suite --from $$run --plots docs/performance --report . || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -68,7 +68,8 @@ def command(
 ) -> int:
     """Measure what forking costs here: every figure with its interval and its target.
 
-    Sides that are compared take turns in one run; all in all it takes 15 minutes at most. Exit status 5 with --check
+    Sides that are compared take turns in one run. All in all it takes 15 minutes at most; with --asked no measurement
+    begins after 30. Exit status 5 with --check
     when a ratio got worse beyond noise, or a measurement failed.
     """
     if asked and names:
