@@ -28,6 +28,7 @@ from vmfork.aio import Cluster, Template
 from vmfork.config import Places
 from vmfork.errors import NodeLost, VMNotFound
 from vmfork.image import DiskStore
+from vmfork.store import TemplateStore
 
 pytestmark = [pytest.mark.vm]
 
@@ -82,6 +83,10 @@ async def cluster(servers, certificates):
         }
 
 
+def get_node(told, name):
+    return next(each for each in told["nodes"] if each["name"] == name)
+
+
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
 async def test_a_list_of_servers_keeps(promise, cluster, template_name, tmp_path) -> None:
     await promise(cluster, template_name, tmp_path)
@@ -118,6 +123,49 @@ def test_commands_ask_a_list(servers, options, tmp_path) -> None:
     refused = ask("nodes", "--ca", options[1])
     assert refused.returncode == 1
     assert f"error: node {next(iter(servers.processes))} cannot be used" in refused.stderr
+
+
+async def test_machines_wait_on_a_node_that_is_to_keep_some(servers, certificates, template_name) -> None:
+    """Once the template is there. What waits is given first, with an identity of its own, and ends when it drains."""
+    first = next(iter(servers.processes))
+    root = Path(tempfile.mkdtemp(prefix="vmfork-servers-", dir="/dev/shm"))
+    settings = {"VMFORK_FACTORY_TEMPLATES": template_name, "VMFORK_FACTORY_CACHE": "1"}
+    pooled = servers.start(Places(home=root / "home", runtime=root / "run"), label="rack=3", more_env=settings)
+    try:
+        async with Cluster.at([first, pooled], **certificates) as cluster:
+
+            async def until_pooled(count: int) -> dict:
+                async with asyncio.timeout(SECONDS):
+                    while (node := get_node(await cluster.status(), pooled))["pooled"] != count:
+                        await asyncio.sleep(0.1)
+                return node
+
+            assert (await until_pooled(0))["machines"] == 0
+            await cluster.prefetch(template_name, nodes=[pooled])
+            told = await until_pooled(1)
+            assert (told["machines"], len(servers.list_machines(pooled))) == (0, 1)
+            assert (await cluster.status())["machines"] == []  # it is nobody's yet
+            one = await cluster.fork(template_name, env={"WHO": "one"}, files={"/root/given": b"x"}, key="k")
+            assert one.node == pooled  # of two that have the template, where one is ready
+            other = await cluster.fork(template_name, node=pooled, disk="64M")
+            told = await until_pooled(1)
+            assert (told["counts"]["forks"], told["counts"]["from_pool"]) == (2, 1)
+            assert (await one.exec(["sh", "-c", "echo $WHO; cat /root/given"])).stdout == "one\nx"
+            assert (await cluster.fork(template_name, key="k")).id == one.id
+            ids = [
+                (await vm.exec(["cat", "/proc/sys/kernel/random/boot_id", "/etc/hostname"])).stdout
+                for vm in (one, other)
+            ]
+            assert len({*"".join(ids).split()}) == 4
+            await asyncio.gather(one.aclose(), other.aclose())
+            await cluster.drain(pooled)
+            assert (await until_pooled(0))["state"] == "draining"
+            assert servers.list_machines(pooled) == []
+            await cluster.undrain(pooled)
+    finally:
+        servers.end(pooled)
+        TemplateStore(servers.places[pooled].templates).clear()
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.mark.slow

@@ -115,9 +115,9 @@ def nodes(where: _Where, *, as_json: bool) -> None:
         show_json(found)
         return
     show_table(
-        ["NODE", "STATE", "TEMPLATES", "MACHINES", "WAITING", "TO GIVE", "QEMU", "ACCELERATOR"],
+        ["NODE", "STATE", "TEMPLATES", "MACHINES", "POOLED", "WAITING", "TO GIVE", "QEMU", "ACCELERATOR"],
         [
-            [node["name"], node["state"], node["templates"], node["machines"], node["waiting"],
+            [node["name"], node["state"], node["templates"], node["machines"], node["pooled"], node["waiting"],
              format_mib(node["to_give_mib"]), ",".join(node["emulators"]), ",".join(node["accels"])]
             for node in found
         ],
@@ -198,7 +198,7 @@ def serve(listen: str, name: str, labels: tuple[str, ...], *, access: Access, as
     # gRPC takes 60 ms to load.
     serving = import_late("vmfork.service.node", "NodeServer")
     settings = get_settings()
-    server = serving(listen, access, name=name, labels=own_labels, config=settings.vm, budget=settings.factory.budget)
+    server = serving(listen, access, name=name, labels=own_labels, config=settings.factory)
 
     def tell(address: str) -> None:
         if as_json:

@@ -470,6 +470,7 @@ def _tell_node(report: Report) -> dict[str, Any]:
         "accels": sorted(offer.accels),
         "templates": len(offer.templates),
         "machines": len(report.machines),
+        "pooled": sum(offer.pooled.values()),
         "being_made": len(report.asked),
         "waiting": offer.waiting,
         "total_mib": offer.total_mib,

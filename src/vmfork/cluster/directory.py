@@ -29,6 +29,8 @@ _log = logging.getLogger("vmfork")
 # What is known of a node is so old at most, while it answers.
 LOOK_EVERY_S = 1.0
 _REPORT_LIMIT_S = 20.0
+# A look waits so long for a node at most: one that is cut off is no reason to know less of the others.
+_LOOK_LIMIT_S = 3.0
 # A report that was on its way when a machine was settled does not have it. After so long all that come do.
 _SETTLED_S = 60.0
 # So many nodes that have a template are told to one that has it not: should one end, the next is asked.
@@ -49,6 +51,7 @@ class Directory:
         self._settled: dict[str, tuple[Machine, float]] = {}
         self._lost: dict[str, tuple[str, ...]] = {}
         self._first_look: asyncio.Task[None] | None = None
+        self._hearing: dict[str, asyncio.Task[None]] = {}
         self._looking = asyncio.Lock()
 
     async def keep_looking(self) -> None:
@@ -58,13 +61,28 @@ class Directory:
                 await self.look()
             await asyncio.sleep(LOOK_EVERY_S)  # nodes that come tell nobody
 
+    async def aclose(self) -> None:
+        """No node is asked any more."""
+        tasks = [*self._hearing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def look(self) -> None:
-        """All nodes were asked now. Of one that did not answer the last word holds, as long as it is there."""
+        """All nodes were asked now. Of one that did not answer the last word holds, as long as it is there.
+
+        One that lets us wait takes no machine until it answers, which is heard whenever it comes.
+        """
         async with self._looking:
             names = await self._peers.list_nodes()
             for name in self._known.find_gone({*names}):
                 self._forget(name)
-            await asyncio.gather(*(self._hear(name) for name in names))
+            asked = {name: self._begin_hearing(name) for name in names}
+            if asked:
+                await asyncio.wait(asked.values(), timeout=_LOOK_LIMIT_S)
+            for name, task in asked.items():
+                if not task.done():
+                    self._set_silent(name, f"no answer within {_LOOK_LIMIT_S:g} s")
             self._forget_settled()
 
     async def place(self, ask: Ask) -> Decision:
@@ -110,6 +128,10 @@ class Directory:
                 return other
         self._settled[machine.key] = machine, time.monotonic()
         return machine
+
+    async def note_end(self, machine: Machine) -> None:
+        """The machine has ended: its node tells so up to a second later, and its room can be given now."""
+        self._known.note_end(machine)
 
     async def _still_has(self, machine: Machine) -> bool:
         await self._hear(machine.node)
@@ -170,12 +192,22 @@ class Directory:
         if not self._first_look.done():
             await asyncio.shield(self._first_look)
 
+    def _begin_hearing(self, name: str) -> asyncio.Task[None]:
+        """The call under way to the node that was late, or a new one."""
+        if name not in self._hearing:
+            task = self._hearing[name] = asyncio.ensure_future(self._hear(name))
+            task.add_done_callback(lambda _: self._hearing.pop(name))
+        return self._hearing[name]
+
+    def _set_silent(self, name: str, why: str) -> None:
+        if self._known.set_silent(name):
+            _log.warning("node %s does not tell what it has: %s", name, why)
+
     async def _hear(self, name: str) -> None:
         try:
             report = await asyncio.wait_for(self._peers.call(name, "report"), _REPORT_LIMIT_S)
         except (VMForkError, TimeoutError) as error:
-            if self._known.set_silent(name):
-                _log.warning("node %s does not tell what it has: %s", name, str(error))
+            self._set_silent(name, str(error))
         else:
             if report.version != self._version:
                 other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"

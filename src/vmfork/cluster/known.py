@@ -32,10 +32,11 @@ PROMISE_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A machine of `template` is to be made on `node`, until `until` of the monotonic clock."""
+    """A machine of `template`, of that `digest`, is to be made on `node`, until `until` of the monotonic clock."""
 
     node: str
     template: str
+    digest: str
     share_mib: int
     until: float
 
@@ -62,9 +63,12 @@ class Known:
 
     def hear(self, report: Report) -> None:
         """The node of the report has told it; what it was promised and tells of is promised no more."""
+        self._silent.discard(report.offer.name)
+        self._take_in(report)
+
+    def _take_in(self, report: Report) -> None:
         name = report.offer.name
         self._drop(name)
-        self._silent.discard(name)
         self.reports[name] = report
         for machine in report.machines:
             self._machines[machine.key][name] = machine
@@ -81,6 +85,22 @@ class Known:
         for key in told & self._promised[name]:
             self._take_back(key)
         self._offer_anew(name)
+
+    def note_end(self, machine: Machine) -> None:
+        """The machine has ended, as its node will tell."""
+        promise, report = self.promises.get(machine.key), self.reports.get(machine.node)
+        if promise is not None and promise.node == machine.node:
+            self.take_back(machine.key)
+        held = self.find_held(machine.template)
+        if report is None or held is None or machine not in report.machines:
+            return
+        offer = replace(
+            report.offer,
+            running=report.offer.running - 1,
+            to_give_mib=report.offer.to_give_mib + held.wanted.share_mib,
+        )
+        left = tuple(each for each in report.machines if each != machine)
+        self._take_in(replace(report, offer=offer, machines=left))
 
     def forget(self, name: str) -> Report:
         """The node has ended; gives its last word."""
@@ -116,7 +136,7 @@ class Known:
         if node in self._machines.get(key, ()) or node in self._asked.get(key, ()):
             return
         until = time.monotonic() + PROMISE_S
-        self.promises[key] = Promise(node, held.name, held.wanted.share_mib, until)
+        self.promises[key] = Promise(node, held.name, held.wanted.digest, held.wanted.share_mib, until)
         self._promised[node].add(key)
         self._beside[held.name][node] += 1
         self._offer_anew(node)
@@ -201,8 +221,16 @@ class Known:
             return
         offer, keys = report.offer, self._promised[name]
         if keys:
-            promised_mib = sum(self.promises[key].share_mib for key in keys)
-            offer = replace(offer, running=offer.running + len(keys), to_give_mib=offer.to_give_mib - promised_mib)
+            promised = [self.promises[key] for key in keys]
+            taken, to_give_mib = Counter(each.digest for each in promised), sum(each.share_mib for each in promised)
+            offer = replace(
+                offer,
+                running=offer.running + len(keys),
+                to_give_mib=offer.to_give_mib - to_give_mib,
+                pooled={
+                    digest: count - taken[digest] for digest, count in offer.pooled.items() if count > taken[digest]
+                },
+            )
         if name in self._silent:
             offer = replace(offer, hindrance=SILENT)
         if name in self._draining:

@@ -20,9 +20,10 @@ from vmfork.api.vm import VM
 from vmfork.cluster.claims import Claims
 from vmfork.cluster.eviction import Eviction
 from vmfork.cluster.placement import Offer, Wanted
+from vmfork.cluster.pools import Pools
 from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import AT_ONCE, Packed, take_over
-from vmfork.config import Budget, Instance, VMConfig, find_places
+from vmfork.config import FactoryConfig, Instance, find_places
 from vmfork.errors import (
     ClusterError,
     ConfigError,
@@ -65,8 +66,9 @@ _ENDED_S = 5.0
 # What room is told in where no template says what a machine is counted with: a default fork's.
 _SHARE_MIB, _TASKS = 162, 6
 PIECE_BYTES = 4 << 20
-# What a node counts since its process began; `fork_seconds` is all that `forks` from templates took together.
-COUNTS = ("forks", "forks_failed", "fork_seconds", "programs", "pulls", "sent_bytes")
+# What a node counts since its process began; `fork_seconds` is all that `forks` from templates took together, of which
+# those `from_pool` had waited.
+COUNTS = ("forks", "forks_failed", "fork_seconds", "from_pool", "programs", "pulls", "sent_bytes")
 # The labels by which a node's process finds machines again that outlived the one before it.
 _MARK, _KEY = "vmfork-cluster", "vmfork-cluster-key"
 
@@ -92,14 +94,14 @@ class Node(Owner):
         *,
         labels: Mapping[str, str],
         places: Places,
-        config: VMConfig | None = None,
-        budget: Budget = Budget(),  # noqa: B008 - a frozen value
+        config: FactoryConfig,
     ) -> None:
         self.name = name
         self._peers = peers
         self._labels = dict(labels)
-        self._instance = Instance(places, budget=budget)
-        self._config = config or VMConfig()
+        self._instance = Instance(places, budget=config.budget)
+        self._config = config.vm
+        self._pools = Pools(config, places)
         self._packed = Packed(places.home)
         self._eviction = Eviction(name, self._instance, peers, is_sent=self._packed.is_sent)
         self._machines: dict[str, Machine] = {}
@@ -130,14 +132,15 @@ class Node(Owner):
         *,
         labels: Mapping[str, str],
         places: Places | None = None,
-        config: VMConfig | None = None,
-        budget: Budget = Budget(),  # noqa: B008 - a frozen value
+        config: FactoryConfig | None = None,
     ) -> Self:
-        """The node, with the machines that outlived the process that made them. `config` is as for `Template.open`.
+        """The node, with the machines that outlived the process that made them.
 
-        Templates that come from other nodes keep within the `budget`.
+        Of `config`: its `vm` is as for `Template.open`, templates that come from other nodes keep within its `budget`,
+        and `cache` machines of each template that it names are kept ready while that is in force here.
         """
-        node = cls(name, peers, labels=labels, places=places or find_places(), config=config, budget=budget)
+        own = config or FactoryConfig()
+        node = cls(name, peers, labels=labels, places=places or find_places(), config=own)
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
         return node
@@ -165,6 +168,9 @@ class Node(Owner):
             await self.close(vm_id)
         share_mib = min((each.wanted.share_mib for each in held.values()), default=_SHARE_MIB)
         total, to_give, strained = await asyncio.to_thread(self._read_room, share_mib)
+        # Machines that wait give way to whoever asks: their room is to give as well.
+        pooled = {name: count for name, count in self._pools.count_ready().items() if count and name in held}
+        pooled_mib = sum(count * held[name].wanted.share_mib for name, count in pooled.items())
         offer = Offer(
             name=self.name,
             labels=self._labels,
@@ -175,9 +181,10 @@ class Node(Owner):
             templates=frozenset(each.wanted.digest for each in held.values()),
             layers=frozenset(layer for each in held.values() for layer in each.wanted.layers),
             total_mib=total,
-            to_give_mib=to_give,
+            to_give_mib=to_give + pooled_mib,
             strained=strained,
-            running=len(await asyncio.to_thread(list_charged, self._instance.places.vms)),
+            running=len(await asyncio.to_thread(list_charged, self._instance.places.vms)) - sum(pooled.values()),
+            pooled={held[name].wanted.digest: count for name, count in pooled.items()},
             waiting=self._in_line,
             load=os.getloadavg()[0] / (os.cpu_count() or 1),
             is_draining=self._is_draining,
@@ -255,8 +262,10 @@ class Node(Owner):
         return next((machine for machine in self._machines.values() if machine.key == key), None)
 
     async def set_draining(self, is_draining: bool) -> None:
-        """Whether no new machine is made here. Forgotten when the node's process ends."""
+        """Whether no new machine is made here, and none waits. Forgotten when the node's process ends."""
         self._is_draining = is_draining
+        if is_draining:
+            await self._pools.give_way()
 
     async def claim(self, key: str, node: str, instead_of: str = "") -> str:
         """The node where the machine of the key is to be, of which this node is the home."""
@@ -421,6 +430,7 @@ class Node(Owner):
                 make_room=self._eviction.make_room,
                 find_own=self._packed.find_layer,
             )
+        await self._follow()
 
     async def keeps(self, digest: str) -> bool:
         """Whether the template of that digest is in force here, and not about to go for another."""
@@ -449,6 +459,7 @@ class Node(Owner):
             task.cancel()
         await asyncio.gather(*self._asked.values(), *self._pulls.values(), return_exceptions=True)
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._pools.aclose)
             for vm in self._vms.values():
                 closing.push_async_callback(vm.aclose)
             self._vms.clear()
@@ -467,7 +478,10 @@ class Node(Owner):
 
         begun = time.monotonic()
         try:
-            vm = await self._wait_in_line(fork, deadline)
+            # One that lasts has a process of its own to keep it, from its beginning on.
+            ready = None if order.lasts else await self._pools.take(order.template, order.options)
+            self._counts["from_pool"] += ready is not None
+            vm = ready or await self._wait_in_line(fork, deadline)
         except VMForkError:
             self._counts["forks_failed"] += 1
             raise
@@ -481,7 +495,7 @@ class Node(Owner):
             try:
                 found: VM = await fork(0.0)
             except NoRoom:
-                if time.monotonic() >= deadline:
+                if not await self._pools.give_way() and time.monotonic() >= deadline:
                     raise
             else:
                 return found
@@ -557,9 +571,15 @@ class Node(Owner):
                     await self.close(vm_id)
             for token in [each for each in self._spooled if self._leases[each] < now]:
                 self._spooled.pop(token).close()
+            await self._follow()
             # Of a client that has a machine the next round asks again: it was not closed.
             kept = self.list_clients()
             self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}
+
+    async def _follow(self) -> None:
+        """Machines wait of what is in force here now."""
+        if not self._is_draining:
+            await self._pools.follow(await self._list_held())
 
     async def _list_held(self) -> dict[str, Held]:
         """The templates in force here whose RAM is of this boot of the host, by name."""

@@ -1,7 +1,8 @@
 """On which node a machine is to be: values in, a decision out.
 
 ```
-fits, may be asked, room     has the template   the better of two drawn at random: the one that is filled less
+fits, may be asked, room     has the template   of two drawn at random one with a machine ready, or the one that is
+                                                filled less
 fits, may be asked, room     lacks some of it   the one that lacks the fewest bytes; of equals as above
 fits, may be asked, no room                     as above, and whoever asked waits there
 none                                            `Refusal`, with what stands against each
@@ -69,6 +70,8 @@ class Offer:
     `emulators` are the versions of QEMU that it has, `protocols` those of agents that it speaks. `host_cpu` is its CPU
     where a guest sees that. `to_give_mib` can still be promised of its `total_mib`; `strained` says why it takes no
     machine although it has memory. `running` machines are there or were promised to be, `waiting` callers ask for one.
+    Of templates of some digests so many machines are `pooled`, ready for whoever asks; they take nothing of what it has
+    to give.
     `load` is how many tasks want each of its CPUs. `hindrance` is why it takes no machine at all, as one of another
     vmfork does.
     """
@@ -86,6 +89,7 @@ class Offer:
     strained: str = ""
     running: int = 0
     waiting: int = 0
+    pooled: Mapping[str, int] = field(default_factory=dict)
     load: float = 0.0
     hindrance: str = ""
     is_draining: bool = False
@@ -324,7 +328,9 @@ def _better_of_two(
     if len(drawn) < 2:
         able = [nodes[name] for name in names if name in nodes and will_do(nodes[name])]
         drawn = {offer.name: offer for offer in _draw_two(able, rng)}
-    return min(drawn, key=lambda name: filled(wanted, drawn[name]), default=None)
+    return min(
+        drawn, key=lambda name: (not drawn[name].pooled.get(wanted.digest), filled(wanted, drawn[name])), default=None
+    )
 
 
 def _draw_two(able: Sequence[Offer], rng: Random) -> Sequence[Offer]:

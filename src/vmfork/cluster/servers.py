@@ -147,6 +147,7 @@ class ServersSite(ServerPeers):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._directory.aclose()
         await super().aclose()
 
     async def _try(self, node: str) -> VMForkError | None:

@@ -7,7 +7,7 @@ import os
 import tarfile
 import tempfile
 import uuid
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from vmfork.api.limits import FILE_LIMIT_S, FORK_LIMIT_S, HOOK_LIMIT_S, RESUME_LIMIT_S
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from vmfork.units import Size
     from vmfork.wire.given import GivenFile, GuestPath, HostPath
     from vmfork.wire.message import DirEntry, FileStat
+
+# Whoever closes a machine waits for nobody who is on his way back.
+_NOTE_LIMIT_S = 1.0
 
 
 @guarded
@@ -406,6 +409,8 @@ class ClusterVM(Owner):
             await self._call("close")
         except NodeLost:
             return
+        with suppress(VMForkError, TimeoutError):  # else it learns it from the node
+            await asyncio.wait_for(self._site().ask("note_end", self._machine), _NOTE_LIMIT_S)
 
     def _site(self) -> Site:
         if self._given is None:

@@ -12,7 +12,10 @@ import pytest
 
 from tests.unit.cluster.fakes import HELD, WANTED, FakeNode, FakeSite
 from vmfork.cluster import cluster as cluster_module
+from vmfork.cluster import directory as directory_module
+from vmfork.cluster import vm as vm_module
 from vmfork.cluster.cluster import Cluster
+from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import Ask, Machine
 from vmfork.cluster.vm import ClusterVM
 from vmfork.errors import (
@@ -392,3 +395,72 @@ async def test_a_node_of_another_vmfork_is_refused_by_name() -> None:
         assert {(await cluster.fork("py")).node for _ in range(4)} == {"b"}
         with pytest.raises(NoNode, match=r"it runs vmfork 0\.0\.9, and the directory 1"):
             await cluster.fork("py", node="a")
+
+
+async def test_what_ended_is_known_before_its_node_tells() -> None:
+    """Else a burst behind another is spread by machines that are no more."""
+    site = three()
+    async with Cluster(site) as cluster:
+        vms = await cluster.fork_many("py", 9)
+        await site.directory.look()
+        known = site.directory._known
+        assert sum(known.count_beside("py").values()) == 9
+        await asyncio.gather(*(vm.aclose() for vm in vms))
+        assert not known.count_beside("py")
+        assert {each.running for each in known.offers.values()} == {0}
+        assert {each.to_give_mib for each in known.offers.values()} == {10_000}
+
+
+async def test_a_machine_is_closed_though_the_directory_is_away(monkeypatch) -> None:
+    monkeypatch.setattr(vm_module, "_NOTE_LIMIT_S", 0.01)
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py")
+
+        async def ask(verb: str, *args: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(site, "ask", ask)
+        await vm.aclose()
+    assert site.list_machines() == []
+
+
+async def test_a_node_that_lets_us_wait_is_no_reason_to_know_less_of_others(monkeypatch) -> None:
+    monkeypatch.setattr(directory_module, "_LOOK_LIMIT_S", 0.05)
+    site, answers = three(), asyncio.Event()
+    report = site.nodes["a"].report
+
+    async def late():
+        await answers.wait()
+        return await report()
+
+    monkeypatch.setattr(site.nodes["a"], "report", late)
+    directory = site.directory
+    for _ in range(2):
+        site.nodes["b"].total_mib += 1
+        await directory.look()
+        assert directory._known.offers["b"].total_mib == site.nodes["b"].total_mib
+    placed = [await directory.place(Ask(template="py", key=f"k{number}")) for number in range(6)]
+    assert "a" not in {each.node for each in placed}
+    with pytest.raises(NoNode) as told:
+        await directory.place(Ask(template="py", key="there", constraints=Constraints(node="a")))
+    assert "a" in str(told.value)
+    answers.set()
+    while (found := directory._known.offers.get("a")) is None or found.hindrance:
+        await asyncio.sleep(0)  # what it says is heard when it comes, without another look
+    assert (await directory.place(Ask(template="py", key="there", constraints=Constraints(node="a")))).node == "a"
+
+
+async def test_a_directory_that_is_closed_leaves_no_call_behind(monkeypatch) -> None:
+    monkeypatch.setattr(directory_module, "_LOOK_LIMIT_S", 0.01)
+    site = three()
+    begun = asyncio.all_tasks()
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(site.nodes["a"], "report", never)
+    await site.directory.look()
+    assert asyncio.all_tasks() > begun
+    await site.directory.aclose()
+    assert asyncio.all_tasks() == begun

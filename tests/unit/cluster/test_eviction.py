@@ -15,7 +15,7 @@ from vmfork.cluster.eviction import Eviction
 from vmfork.cluster.node import Node
 from vmfork.cluster.terms import digest_of
 from vmfork.cluster.transfer import Packed
-from vmfork.config import Budget, Instance, Places
+from vmfork.config import Budget, FactoryConfig, Instance, Places
 from vmfork.errors import ArtifactError, NodeLost
 from vmfork.store import TemplateStore
 from vmfork.template import budget as budget_module
@@ -140,7 +140,7 @@ async def test_two_that_have_it_from_each_other_do_not_both_let_it_go(tmp_path) 
         store = TemplateStore(places.templates)
         same = {"memory_sha256": "dd", "memory_allocated_bytes": 100 * MIB}
         await build_small(store, "shared", came_from=f"node {other}", **same)
-        nodes[name] = await Node.open(name, EachOther(), labels={}, places=places, budget=Budget(100))
+        nodes[name] = await Node.open(name, EachOther(), labels={}, places=places, config=FactoryConfig(budget_mib=100))
     digests = [
         digest_of(TemplateStore(each._instance.places.templates).read_manifest("shared")) for each in nodes.values()
     ]

@@ -35,7 +35,14 @@ def reports(draw) -> Report:
     )
     held = tuple(held_as(each, draw(st.sampled_from("12"))) for each in draw(st.sets(templates)))
     asked = tuple(draw(st.sets(keys, max_size=2)))
-    offer = Offer(name=name, templates=frozenset(each.wanted.digest for each in held), total_mib=900, to_give_mib=700)
+    offer = Offer(
+        name=name,
+        templates=frozenset(each.wanted.digest for each in held),
+        total_mib=900,
+        to_give_mib=700,
+        running=len(machines),
+        pooled=draw(st.dictionaries(st.sampled_from(["p1", "q1"]), st.integers(1, 3))),
+    )
     return Report(offer=offer, held=held, machines=machines, asked=asked)
 
 
@@ -46,7 +53,23 @@ steps = st.one_of(
     st.tuples(st.just("drain"), nodes, st.booleans()),
     st.tuples(st.just("promise"), keys, nodes, templates),
     st.tuples(st.just("take_back"), keys),
+    st.tuples(st.just("end"), nodes, keys),
 )
+
+
+def end(known: Known, told: dict[str, Report], node: str, key: str) -> None:
+    """A machine of the key that the node has told of ended."""
+    report, held = told[node], known.find_held
+    for machine in (each for each in report.machines if each.key == key):
+        known.note_end(machine)
+        if (found := held(machine.template)) is not None:
+            offer = replace(
+                report.offer,
+                running=report.offer.running - 1,
+                to_give_mib=report.offer.to_give_mib + found.wanted.share_mib,
+            )
+            left = tuple(each for each in report.machines if each != machine)
+            told[node] = replace(report, offer=offer, machines=left)
 
 
 @given(st.lists(steps, max_size=30))
@@ -73,6 +96,8 @@ def test_it_is_what_follows_from_the_last_reports(done) -> None:
                 known.promise(key, name, held_as(template, "1"))
             case "take_back", key:
                 known.take_back(key)
+            case "end", name, key if name in told:
+                end(known, told, name, key)
     assert known.reports == told
     machines = [each for report in told.values() for each in report.machines]
     for key in KEYS:
@@ -87,8 +112,11 @@ def test_it_is_what_follows_from_the_last_reports(done) -> None:
             assert found in ({each.node for each in there} or {*on_its_way} or {None})
     for name, offer in known.offers.items():
         promised = [each for each in known.promises.values() if each.node == name]
-        assert offer.running == len(promised)
-        assert offer.to_give_mib == 700 - sum(each.share_mib for each in promised)
+        said = told[name].offer
+        assert offer.running == said.running + len(promised)
+        assert offer.to_give_mib == said.to_give_mib - sum(each.share_mib for each in promised)
+        taken = Counter(each.digest for each in promised)
+        assert offer.pooled == {each: n - taken[each] for each, n in said.pooled.items() if n > taken[each]}
         assert offer.hindrance == (SILENT if name in silent else "")
         assert offer.is_draining == (name in draining)
     assert known.offers.keys() == told.keys()

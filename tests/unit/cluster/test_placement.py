@@ -46,6 +46,13 @@ def test_a_node_that_has_the_template_comes_first_though_it_is_fuller(seed) -> N
     assert decide(full, offer("a"), offer("b"), seed=seed) == Placed(node="has")
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_of_two_that_have_the_template_one_with_a_machine_ready_comes_first(seed) -> None:
+    ready = offer("ready", **HOLDS, running=5, to_give_mib=500, pooled={"d": 1})
+    other = offer("other", **HOLDS, pooled={"another": 3})
+    assert decide(ready, other, seed=seed) == Placed(node="ready")
+
+
 def test_a_holder_without_room_is_no_reason_to_refuse() -> None:
     found = decide(offer("has", **HOLDS, to_give_mib=99), offer("other"))
     assert found == Placed(node="other", has_template=False, lacking_bytes=1000)

@@ -20,6 +20,7 @@ _PREFIX = "vmfork_node_"
 
 _GAUGES = {
     "machines": "Machines of the cluster that run there.",
+    "pooled": "Machines that are kept ready for whoever asks.",
     "being_made": "Machines that are being made.",
     "waiting": "Callers that wait for room.",
     "templates": "Templates that are in force.",
@@ -29,6 +30,7 @@ _TOLD = {
     "forks": "Machines that were made.",
     "forks_failed": "Machines that could not be made.",
     "fork_seconds": "Seconds that machines made from templates took together.",
+    "from_pool": "Machines that were ready when they were asked for.",
     "programs": "Programs and code that were run.",
     "pulls": "Templates that were asked of other nodes.",
     "sent_bytes": "Bytes of templates that were given to other nodes.",

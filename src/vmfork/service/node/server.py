@@ -16,7 +16,7 @@ from vmfork.cluster.carried import read_request, write_answer, write_error
 from vmfork.cluster.node import Node
 from vmfork.cluster.servers import ServerPeers
 from vmfork.cluster.terms import find_version
-from vmfork.config import Budget, find_places
+from vmfork.config import find_places
 from vmfork.config.servers import is_loopback, parse_address
 from vmfork.errors import ConfigError, HostError, StoreBusy
 from vmfork.host.folders import make_private
@@ -30,7 +30,7 @@ from vmfork.service.node.given import check_call
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vmfork.config import Places, VMConfig
+    from vmfork.config import FactoryConfig, Places
     from vmfork.config.servers import Access
     from vmfork.rpc import node_pb2 as pb
 
@@ -66,8 +66,7 @@ class NodeServer:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         places: Places | None = None,
-        config: VMConfig | None = None,
-        budget: Budget = Budget(),  # noqa: B008 - a frozen value
+        config: FactoryConfig | None = None,
     ) -> None:
         self.address = address
         self._access = access
@@ -75,7 +74,6 @@ class NodeServer:
         self._labels = dict(labels or {})
         self._places = places or find_places()
         self._config = config
-        self._budget = budget
         self._quitting = asyncio.Event()
         check_access(address, access)
 
@@ -92,14 +90,7 @@ class NodeServer:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._claim())
             peers = await stack.enter_async_context(ServerPeers((), self._access))
-            opening = Node.open(
-                self._name,
-                peers,
-                labels=self._labels,
-                places=self._places,
-                config=self._config,
-                budget=self._budget,
-            )
+            opening = Node.open(self._name, peers, labels=self._labels, places=self._places, config=self._config)
             node = await stack.enter_async_context(await opening)
             server = self._make_grpc(node)
             stack.push_async_callback(server.stop, _LAST_WORDS_S)
