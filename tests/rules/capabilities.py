@@ -173,6 +173,7 @@ CAPABILITIES = {
     "glibc": Capability("glibc is not where Debian has it", lambda: bool(find_glibc())),
     "stock-python": Capability("this Python is Debian's, which looks for modules elsewhere than others", _always),
     "ray": Capability("Ray is not installed: make test-cluster brings it", _has_module("ray")),
+    "ip": Capability("ip of iproute2 is not installed", _has_program("ip")),
     "oras": Capability("oras is not installed", _has_module("oras")),
     "node": Capability("Node.js is not installed", _has_program("node")),
     "strace": Capability("strace is not installed: make test installs it", _has_program("strace")),

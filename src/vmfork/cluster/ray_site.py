@@ -6,6 +6,7 @@ namespace vmfork     vmfork-directory        detached, no CPU, restarted
 groups of each       control                 what must be answered whatever else goes on
                      work                    forks, programs, files: a long one keeps nobody from control
                      pull                    layers of templates, as they are given
+                     life                    nothing but an answer: whether it can be reached at all
 ```
 An actor runs all that is vmfork's on one event loop, that of the group `work`: Ray has one for each group, and a call
 that passes from one to another waits for two threads to wake.
@@ -58,7 +59,7 @@ _NAMESPACE = "vmfork"
 _DIRECTORY = "vmfork-directory"
 _ID_LABEL = "ray.io/node-id"
 _NAME_LENGTH = 12
-_GROUPS = {"control": 16, "work": 1000, "pull": 8}
+_GROUPS = {"control": 16, "work": 1000, "pull": 8, "life": 1}
 _LOST = (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError)
 _CONTROL = {"report", "renew", "drop", "close", "keeps", "set_draining"}
 # What is given, and not what is taken: that waits for others, and two nodes that take from each other would wait for
@@ -68,6 +69,8 @@ _PULL = {"artifact", "layer"}
 _LARGE = {"layer", "spool", "read_file", "write_file"}
 # Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
 _LOOK_EVERY_S = 1.0
+# A node that is asked for a sign of life, and gives none for so long, is cut off. Ray waits for about a minute.
+_SILENT_S = 10.0
 _DIRECTORY_LIMIT_S = 60.0
 # Less than a third of the time after which a node ends the machines of a program that it has not heard of.
 _JOBS_EVERY_S = 8.0
@@ -172,14 +175,15 @@ class NodeActor:
         """The process id of the actor."""
         return os.getpid()
 
+    async def answer(self) -> None:
+        """It can be reached."""
+
     async def _open(self) -> Node:
         """The node; one that could not be opened is tried again."""
         async with self._opening:
             if self._node is None:
-                budget = self._settings.factory.budget
-                self._node = await Node.open(
-                    self._name, _Peers(), labels=self._labels, config=self._settings.vm, budget=budget
-                )
+                config = self._settings.factory
+                self._node = await Node.open(self._name, _Peers(), labels=self._labels, config=config)
                 self._watch = asyncio.ensure_future(self._renew_living(self._node))
         return self._node
 
@@ -251,8 +255,11 @@ class _Peers:
     def __init__(self, *, starts_nodes: bool = False) -> None:
         self._starts_nodes = starts_nodes
         self._actors: dict[str, Any] = {}
+        self._session = _find_session()
         self._looked_at = 0.0
         self._alive: frozenset[str] = frozenset()
+        # By node, what it is asked for as a sign of life, and since when.
+        self._asked: dict[str, tuple[Future[None], float]] = {}
         self._looking = threading.Lock()  # handles of one process may be used from several event loops
 
     async def list_nodes(self) -> Sequence[str]:
@@ -307,7 +314,7 @@ class _Peers:
                     ray.cancel(pieces)
 
     async def _find(self, node: str) -> Any:
-        _need_ray()
+        self._need_ray()
         if node not in self._actors:
             try:
                 self._actors[node] = await asyncio.to_thread(_get_actor, f"vmfork-node:{node}")
@@ -323,8 +330,7 @@ class _Peers:
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
-                if not await self._is_alive(node):
-                    raise NodeLost(node, reason="the node has ended")
+                await self._check_life(node)
             return task.result()
         finally:
             if not task.done():
@@ -332,10 +338,39 @@ class _Peers:
                 with suppress(Exception):
                     cancel()
 
-    async def _is_alive(self, node: str) -> bool:
+    async def _check_life(self, node: str) -> None:
+        """Raises `NodeLost` where it has ended, or can be reached no more."""
         if not self._has_looked():
             await asyncio.to_thread(self._look)
-        return node in self._alive
+        if node not in self._alive:
+            raise NodeLost(node, reason="the node has ended")
+        if await asyncio.to_thread(self._measure_silence, node) > _SILENT_S:
+            raise NodeLost(node, reason=f"it did not answer for {_SILENT_S:g} s")
+
+    def _measure_silence(self, node: str) -> float:
+        """Seconds for which the node has owed us a sign of life. One whose process is on its way owes none."""
+        with self._looking:
+            asked, since = self._asked.get(node, (None, 0.0))
+            if asked is None or asked.done():
+                self._ask_for_life(node)
+                return 0.0
+            silent_s = time.monotonic() - since
+            if silent_s > _SILENT_S and not self._runs(node):
+                self._asked[node] = asked, time.monotonic()
+                return 0.0
+            return silent_s
+
+    def _ask_for_life(self, node: str) -> None:
+        with suppress(RayError, KeyError):  # what Ray knows to have ended it tells by itself
+            asked = self._actors[node].answer.options(concurrency_group="life").remote()
+            self._asked[node] = asked.future(), time.monotonic()
+
+    def _runs(self, node: str) -> bool:
+        """Whether the node's process is there, as far as Ray knows, and not being begun."""
+        with suppress(KeyError):
+            told = state.actor_table(self._actors[node]._actor_id.hex())  # noqa: SLF001 - no other way
+            return bool(told.get("State") == "ALIVE")
+        return False
 
     def _look(self) -> None:
         with self._looking:
@@ -347,12 +382,18 @@ class _Peers:
         return time.monotonic() - self._looked_at < _LOOK_EVERY_S
 
     def _read_nodes(self) -> dict[str, dict[str, str]]:
-        _need_ray()
+        self._need_ray()
         return {
             each["NodeID"][:_NAME_LENGTH]: {**each.get("Labels", {}), _ID_LABEL: each["NodeID"]}
             for each in ray.nodes()
             if each["Alive"]
         }
+
+    def _need_ray(self) -> None:
+        """Raises `Closed` where Ray was shut down in this process: asked for anything, it would begin by itself."""
+        if _find_session() != self._session:
+            hint = "join it again: vmfork.Cluster.connect()"
+            raise Closed("the cluster", "Ray was shut down in this process", hint=hint)
 
     def _start(self, name: str, labels: Mapping[str, str]) -> None:
         if name in self._actors:
@@ -377,10 +418,9 @@ def _read_jobs() -> frozenset[str]:
     return frozenset(str(each["JobID"]) for each in state.job_table() if not each["IsDead"])
 
 
-def _need_ray() -> None:
-    """Raises `Closed` where Ray was shut down in this process: asked for anything, it would begin anew by itself."""
-    if not ray.is_initialized():
-        raise Closed("the cluster", "Ray was shut down in this process", hint="join it again: vmfork.Cluster.connect()")
+def _find_session() -> str:
+    """Names this process in the cluster that it is in now; empty where it is in none."""
+    return str(ray.get_runtime_context().get_worker_id()) if ray.is_initialized() else ""
 
 
 def _get_actor(name: str) -> Any:
@@ -406,7 +446,7 @@ class RaySite(_Peers):
 
     async def ask(self, verb: str, *args: Any) -> Any:
         """What the directory's call of that name gives. While it is restarted it is asked again."""
-        _need_ray()
+        self._need_ray()
         deadline = time.monotonic() + _DIRECTORY_LIMIT_S
         while True:
             try:
@@ -469,7 +509,8 @@ def _no_cluster(address: str, why: str) -> HostError:
     return HostError(f"no Ray cluster runs at {address}: {why}", hint=hint)
 
 
-_joined: list[RaySite] = []
+# By session: what a program joined before it shut Ray down is no more.
+_joined: dict[str, RaySite] = {}
 
 
 def join_site() -> RaySite:
@@ -480,6 +521,8 @@ def join_site() -> RaySite:
             "Ray does not run in this process",
             hint="join the cluster here first (vmfork.Cluster.connect), or use the handle in a task or actor of it",
         )
-    if not _joined:
-        _joined.append(RaySite())
-    return _joined[0]
+    session = _find_session()
+    if session not in _joined:
+        _joined.clear()
+        _joined[session] = RaySite()
+    return _joined[session]
