@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from vmfork import aio
 from vmfork.agent.exchange import CHUNK_SIZE
 from vmfork.api.limits import FILE_LIMIT_S, FORK_LIMIT_S, HOOK_LIMIT_S, RESUME_LIMIT_S
-from vmfork.container.importing import KERNEL_FROM
+from vmfork.config import DEFAULT_IMAGE
 from vmfork.machine.fit import FIT_LIMIT_S
 from vmfork.portal import portal
 from vmfork.progress import ignore_progress
@@ -1278,7 +1278,7 @@ class Image:
     @classmethod
     def build(
         cls,
-        name: str = KERNEL_FROM,
+        name: str = DEFAULT_IMAGE,
         config: ImageConfig | None = None,
         *,
         rebuild: bool = False,
@@ -1289,7 +1289,7 @@ class Image:
         return cls(portal.run(aio.Image.build(name, config, rebuild=rebuild, progress=progress, places=places)))
 
     @classmethod
-    def open(cls, name: str = KERNEL_FROM, *, places: Places | None = None) -> Self:
+    def open(cls, name: str = DEFAULT_IMAGE, *, places: Places | None = None) -> Self:
         """The image of that name. Raises `ImageNotFound` and `ImageCorrupt`."""
         return cls(portal.run(aio.Image.open(name, places=places)))
 

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from vmfork.aio import VM, Allow, Factory, FactoryConfig, ImageConfig, Network, Places, Template, VMConfig, find_places
 from vmfork.cli.forwarder import leave_answerer, leave_forwarder, leave_network
-from vmfork.config import Instance
+from vmfork.config import DEFAULT_IMAGE, Instance
 from vmfork.image.build import build_image
 from vmfork.image.store import ImageStore
 from vmfork.machine.base import BaseVM
 from vmfork.machine.folder import VMFolder, new_vm_id, sweep_vms
-from vmfork.machine.prepare import DEFAULT_IMAGE
 from vmfork.network.address import HostAddress
 from vmfork.store import TemplateStore
 from vmfork.template import making

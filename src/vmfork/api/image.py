@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmfork.border import guarded
-from vmfork.config import ImageConfig, Instance, find_places
+from vmfork.config import DEFAULT_IMAGE, ImageConfig, Instance, find_places
 from vmfork.container.dockerfile import build_dockerfile
-from vmfork.container.importing import KERNEL_FROM, check_import, import_image
+from vmfork.container.importing import check_import, import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.errors import ConfigError, ImageInUse
 from vmfork.image import ImageStore
@@ -87,7 +87,7 @@ class Image:
     @classmethod
     async def build(
         cls,
-        name: str = KERNEL_FROM,
+        name: str = DEFAULT_IMAGE,
         config: ImageConfig | None = None,
         *,
         rebuild: bool = False,
@@ -108,7 +108,7 @@ class Image:
         return cls(await build_image(name, made_of, store=store, progress=progress, rebuild=rebuild), where)
 
     @classmethod
-    async def open(cls, name: str = KERNEL_FROM, *, places: Places | None = None) -> Self:
+    async def open(cls, name: str = DEFAULT_IMAGE, *, places: Places | None = None) -> Self:
         """The image of that name. Raises `ImageNotFound` and `ImageCorrupt`."""
         where = places or find_places()
         return cls(await asyncio.to_thread(ImageStore(where.images).open, name), where)
@@ -147,7 +147,7 @@ class Image:
         if max_bytes < 1:
             raise ConfigError("max_bytes", max_bytes, f"{max_bytes} bytes are no image", hint="8G is the default")
         where = places or find_places()
-        kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
+        kernel = await ensure_image(DEFAULT_IMAGE, instance=Instance(where, progress))
         record = await import_image(
             source,
             name,
@@ -182,7 +182,7 @@ class Image:
         it led before.
         """
         where = places or find_places()
-        kernel = await ensure_image(KERNEL_FROM, instance=Instance(where, progress))
+        kernel = await ensure_image(DEFAULT_IMAGE, instance=Instance(where, progress))
         record = await build_dockerfile(
             Path(file),
             name,

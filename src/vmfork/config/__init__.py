@@ -4,6 +4,7 @@ from vmfork.config.instance import Budget, Instance
 from vmfork.config.places import Places, find_places, layers_beside
 from vmfork.config.program import ProgramLimits
 from vmfork.config.values import (
+    DEFAULT_IMAGE,
     NAME,
     Accelerator,
     CardChoice,
@@ -16,6 +17,7 @@ from vmfork.config.values import (
 )
 
 __all__ = [
+    "DEFAULT_IMAGE",
     "NAME",
     "Accelerator",
     "Budget",

@@ -31,6 +31,8 @@ LeftPrograms = Literal["keep", "end"]
 CardChoice = Literal["none", "restricted", "open", "passt"]
 
 NAME_LIMIT = 64
+# The image of this name is built of Debian's packages, and follows this vmfork. Container images take its kernel.
+DEFAULT_IMAGE = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _SUITE = re.compile(r"[a-z][a-z0-9-]*")
@@ -234,7 +236,7 @@ class VMConfig:
     their disks `layers_disk_mib` (`None`: a tenth of what would be free without them where vmfork keeps images).
     """
 
-    image: str = "default"
+    image: str = DEFAULT_IMAGE
     cpus: int = 1
     memory_mib: int = Unsaid(256)
     max_cpus: int = 0

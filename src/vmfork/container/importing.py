@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.config import check_name
+from vmfork.config import DEFAULT_IMAGE, check_name
 from vmfork.config.source import LOCAL_KINDS, TOOL_KINDS
 from vmfork.config.values import check_root
 from vmfork.container.additions import VERSION, Additions, read_kernel
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from vmfork.image.store import ImageStore
     from vmfork.oci.registry import Repository
 
-# The image of this name is built of Debian's packages, and follows this vmfork.
-KERNEL_FROM = "default"
 _LANES = 4
 _PIECE = 1 << 20
 # Shares of the whole: fetching and applying, then packing.
@@ -74,7 +72,7 @@ class Import:
 def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
     """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
     check_name(name, field="image")
-    if name == KERNEL_FROM:
+    if name == DEFAULT_IMAGE:
         raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
     if check_root(root) == "disk":
         disk.find_sqfstar()

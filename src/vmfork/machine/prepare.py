@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from vmfork.config import ImageConfig
+from vmfork.config import DEFAULT_IMAGE, ImageConfig
 from vmfork.errors import ConfigError, ImageCorrupt, ImageNotFound
 from vmfork.host import facts
 from vmfork.image import ImageStore
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from vmfork.config import Instance, VMConfig
     from vmfork.image import Image
     from vmfork.machine.plan import Plan
-
-DEFAULT_IMAGE = "default"
 
 
 async def prepare(config: VMConfig, instance: Instance) -> Plan:
