@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,20 @@ def _node(places: Places, *options: str, inside: str = "") -> Iterator[None]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        end = time.monotonic() + 60
+        while left := _list_processes(f"VMFORK_RUNTIME_DIR={places.runtime}"):  # agents notice that their parent ended
+            assert time.monotonic() < end, left
+            time.sleep(0.1)
+
+
+def _list_processes(variable: str) -> list[str]:
+    """Those that have it in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has just ended
+            if variable.encode() in environ.read_bytes().split(b"\0"):
+                found.append(environ.parent.name)
+    return found
 
 
 @contextmanager
