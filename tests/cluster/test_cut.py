@@ -75,20 +75,16 @@ def _run(*argv: str) -> None:
 @contextmanager
 def _network() -> Iterator[str]:
     """A namespace that is joined to this host's by one line; its name."""
-    name = f"vmfork-cut-{os.getpid()}"
-    here, there = f"vfc{os.getpid() % 100_000}a", f"vfc{os.getpid() % 100_000}b"
+    name, here = f"vmfork-cut-{os.getpid()}", f"vfcut{os.getpid()}"
     with ExitStack() as stack:
         _run("ip", "netns", "add", name)
         stack.callback(_run, "ip", "netns", "del", name)
-        _run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        _run("ip", "link", "add", here, "type", "veth", "peer", "name", "far", "netns", name)
         _run("ip", "addr", "add", f"{_HERE}/30", "dev", here)
         _run("ip", "link", "set", here, "up")
-        for command in (
-            ["addr", "add", f"{_THERE}/30", "dev", there],
-            ["link", "set", there, "up"],
-            ["link", "set", "lo", "up"],
-        ):
-            _run("ip", "-n", name, *command)
+        _run("ip", "-n", name, "addr", "add", f"{_THERE}/30", "dev", "far")
+        _run("ip", "-n", name, "link", "set", "lo", "up")
+        _run("ip", "-n", name, "link", "set", "far", "up")
         yield name
 
 
@@ -165,9 +161,10 @@ def test_a_node_whose_network_is_cut_is_lost_within_seconds(instance) -> None:
             assert program.stdin is not None
             assert program.stdout is not None
             assert program.stdout.readline() == "ready\n"
-            _run("ip", "-n", name, "link", "set", f"vfc{os.getpid() % 100_000}b", "down")
+            _run("ip", "-n", name, "link", "set", "far", "down")
             told, _ = program.communicate("cut\n", timeout=300)
         finally:
+            _run("ip", "-n", name, "link", "set", "far", "up")  # else it says for a minute to nobody that it ends
             program.kill()
             program.wait()
     found = json.loads(told)
