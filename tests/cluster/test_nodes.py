@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -284,3 +285,31 @@ async def _find(name: str, places: Places) -> Template | None:
         return await Template.open(name, places=places)
     except TemplateNotFound:
         return None
+
+
+async def test_machines_wait_on_a_node_that_is_to_keep_some_and_end_with_its_process(cluster, nodes) -> None:
+    settings = {"VMFORK_FACTORY_TEMPLATES": NAME, "VMFORK_FACTORY_CACHE": "1"}
+    node = nodes.add(nodes.make_places(), settings)
+
+    async def until_one_waits(but: str = "") -> str:
+        def waits(told) -> bool:
+            return get_node(told, node)["pooled"] == 1 and but not in nodes.list_left()[node]
+
+        await until(cluster, waits)
+        (found,) = nodes.list_left()[node]
+        return found
+
+    try:
+        await until(cluster, lambda told: node in {each["name"] for each in told["nodes"]})
+        await cluster.prefetch(NAME, nodes=[node])
+        waiting = await until_one_waits()
+        async with cluster.fork(NAME, node=node) as vm:
+            assert vm.id == waiting
+            assert (await vm.exec(["echo", "ready"])).stdout == "ready\n"
+            assert get_node(await cluster.status(), node)["counts"]["from_pool"] == 1
+        waiting = await until_one_waits(but=waiting)
+        os.kill(await find_pid(node), signal.SIGKILL)
+        await until_one_waits(but=waiting)
+    finally:
+        nodes.kill(node)
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
