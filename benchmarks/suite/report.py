@@ -28,7 +28,8 @@ DOCUMENTS = ("README.md", "docs/performance.md")
 _PLACE = re.compile(r"(<!-- bench:(\w+)(?::(\w+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 _ASKED = "asked"
 
-_SHORT = (
+# What a reader looks for first; its measurements come first in a run.
+SHORT = (
     "fork.first-exec-time", "fork.first-exec", "fork.ready", "peer-boot.time", "peer-boot.speedup",
     "peer-loadvm.speedup", "peer-libvirt.speedup", "peer-quicksand.speedup", "concurrency.16", "rate.concurrency-4",
     "ram.8g", "memory.raw", "memory.pss", "pool.take", "pool.time", "cli.overhead", "import.vmfork",
@@ -79,7 +80,7 @@ def _full_table(result: RunResult) -> str:
 
 
 def _short_table(result: RunResult) -> str:
-    found = [row for key in _SHORT if (row := result.row(key)) is not None]
+    found = [row for key in SHORT if (row := result.row(key)) is not None]
     return _table(
         ("measured", "median", "target"), [(row.text, format_value(row), format_target(row)) for row in found]
     )

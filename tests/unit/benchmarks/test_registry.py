@@ -11,6 +11,7 @@ from benchmarks.suite import measures
 from benchmarks.suite.figures import AT
 from benchmarks.suite.peers import quicksand_driver, raw_tunnel
 from benchmarks.suite.registry import find_measures
+from benchmarks.suite.report import SHORT
 from vmfork.bench import raw
 from vmfork.errors import ConfigError
 
@@ -100,6 +101,13 @@ def test_a_whole_run_fits_its_time():
     assert sum(measure.budget_s for measure in whole) <= 14 * 60
     asked_for = ["cluster", "code", "container", "disk", "placement", "pushed"]
     assert [measure.name for measure in ALL if measure not in whole] == asked_for
+
+
+def test_what_readme_tells_is_measured_first():
+    """Where time runs out, others are missing."""
+    told = [any(row.key in SHORT for row in measure.rows) for measure in find_measures()]
+    assert told == sorted(told, reverse=True)
+    assert {key for measure in find_measures() for key in (row.key for row in measure.rows)} >= {*SHORT}
 
 
 @pytest.mark.parametrize("measure", ALL, ids=lambda measure: measure.name)
