@@ -88,20 +88,22 @@ def _network() -> Iterator[str]:
         yield name
 
 
+def _env(folder: Path) -> dict[str, str]:
+    """Of nodes and program. Ray writes the token of its clusters to the home folder, and reads it there."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    return {**inherited, "PYTHONPATH": path, "HOME": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 @contextmanager
-def _node(places: Places, *options: str, inside: str = "") -> Iterator[None]:
+def _node(places: Places, env: dict[str, str], *options: str, inside: str = "") -> Iterator[None]:
     """One of Ray's, with all that it starts."""
-    env = {
-        **os.environ,
-        "VMFORK_HOME": str(places.home),
-        "VMFORK_RUNTIME_DIR": str(places.runtime),
-        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
-    }
+    own = {**env, "VMFORK_HOME": str(places.home), "VMFORK_RUNTIME_DIR": str(places.runtime)}
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
     argv = ["ip", "netns", "exec", inside, *ray] if inside else ray
     log = places.runtime / "ray.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(argv, env=env, stdout=out, stderr=out)
+        process = subprocess.Popen(argv, env=own, stdout=out, stderr=out)
     try:
         yield
     finally:
@@ -124,8 +126,8 @@ def _list_processes(variable: str) -> list[str]:
 
 
 @contextmanager
-def _cluster(instance: Places) -> Iterator[tuple[str, str]]:
-    """Its address, and the namespace that its second node is in."""
+def _cluster(instance: Places) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Its address, the namespace that its second node is in, and the environment of who joins it."""
     with ExitStack() as stack:
         root = Path(tempfile.mkdtemp(prefix="vmfork-cluster-", dir="/dev/shm"))
         stack.callback(shutil.rmtree, root, ignore_errors=True)
@@ -138,12 +140,12 @@ def _cluster(instance: Places) -> Iterator[tuple[str, str]]:
             stack.callback(sweep_vms, places.vms)
         name = stack.enter_context(_network())
         asyncio.run(Template.build(NAME, VMConfig(), places=near))
-        address = f"{_HERE}:{_free_port()}"
-        stack.enter_context(_node(near, "--head", f"--port={address.split(':')[1]}", f"--node-ip-address={_HERE}"))
-        stack.enter_context(
-            _node(far, f"--address={address}", f"--node-ip-address={_THERE}", "--labels=rack=far", inside=name)
-        )
-        yield address, name
+        env, address = _env(root), f"{_HERE}:{_free_port()}"
+        head = ["--head", f"--port={address.split(':')[1]}", f"--node-ip-address={_HERE}"]
+        stack.enter_context(_node(near, env, *head))
+        joins = [f"--address={address}", f"--node-ip-address={_THERE}", "--labels=rack=far"]
+        stack.enter_context(_node(far, env, *joins, inside=name))
+        yield address, name, env
 
 
 def _free_port() -> int:
@@ -153,20 +155,17 @@ def _free_port() -> int:
 
 
 def test_a_node_whose_network_is_cut_is_lost_within_seconds(instance) -> None:
-    with _cluster(instance) as (address, name):
-        program = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, address, NAME], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert program.stdin is not None
-            assert program.stdout is not None
-            assert program.stdout.readline() == "ready\n"
-            _run("ip", "-n", name, "link", "set", "far", "down")
-            told, _ = program.communicate("cut\n", timeout=300)
-        finally:
-            _run("ip", "-n", name, "link", "set", "far", "up")  # else it says for a minute to nobody that it ends
-            program.kill()
-            program.wait()
+    with _cluster(instance) as (address, name, env), ExitStack() as stack:
+        argv = [sys.executable, "-c", _PROGRAM, address, NAME]
+        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        program = stack.enter_context(subprocess.Popen(argv, env=env, text=True, **piped))
+        stack.callback(program.kill)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        _run("ip", "-n", name, "link", "set", "far", "down")
+        # Else its end is told to nobody for a minute.
+        stack.callback(_run, "ip", "-n", name, "link", "set", "far", "up")
+        told, _ = program.communicate("cut\n", timeout=300)
     found = json.loads(told)
     assert found["told"] == [[True, True]] * 3
     assert max(found["took"]) < _SECONDS

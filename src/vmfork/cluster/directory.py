@@ -30,7 +30,7 @@ _log = logging.getLogger("vmfork")
 LOOK_EVERY_S = 1.0
 _REPORT_LIMIT_S = 20.0
 # A look waits so long for a node at most: one that is cut off is no reason to know less of the others.
-_LOOK_LIMIT_S = 3.0
+_LOOK_LIMIT_S = 10.0
 # A report that was on its way when a machine was settled does not have it. After so long all that come do.
 _SETTLED_S = 60.0
 # So many nodes that have a template are told to one that has it not: should one end, the next is asked.
