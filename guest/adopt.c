@@ -56,9 +56,9 @@ static void store_line(const char *file, struct field value, unsigned file_mode,
     char path[PATH_MAX], line[NAME_MAX_LENGTH + 2];
     int length = snprintf(line, sizeof line, "%.*s\n", (int)value.length, (const char *)value.bytes);
     /* The folders are there but the first time: looking for them at every fork costs a third of storing the line. */
-    bool done = path_rooted(file, path, sizeof path) && replace_file(path, line, (size_t)length, file_mode);
+    bool done = path_rooted(file, path, sizeof path) && renew_file(path, line, (size_t)length, file_mode);
     if (!done && errno == ENOENT)
-        done = make_parents(path) && replace_file(path, line, (size_t)length, file_mode);
+        done = make_parents(path) && renew_file(path, line, (size_t)length, file_mode);
     if (!done)
         fail_errno(o);
     else

@@ -109,6 +109,23 @@ bool replace_file(const char *path, const void *bytes, size_t length, unsigned m
     return done;
 }
 
+/* Whether what is open is what `replace_file` would make of as many bytes, but for these. */
+static bool is_alike(int fd, size_t length, unsigned mode)
+{
+    struct stat is;
+    return fstat(fd, &is) == 0 && S_ISREG(is.st_mode) && is.st_nlink == 1 && is.st_uid == geteuid() &&
+           (is.st_mode & 07777) == mode && is.st_size == (off_t)length;
+}
+
+bool renew_file(const char *path, const void *bytes, size_t length, unsigned mode)
+{
+    int fd = open(path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    bool done = fd >= 0 && is_alike(fd, length, mode) && write_all(fd, bytes, length);
+    if (fd >= 0)
+        close(fd);
+    return done || replace_file(path, bytes, length, mode);
+}
+
 static bool write_into(const char *path, int flags, const void *bytes, size_t length)
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC | flags);
@@ -126,12 +143,19 @@ bool overwrite_file(const char *path, const void *bytes, size_t length)
     return write_into(path, 0, bytes, length);
 }
 
+/* The file is no longer than that; one that is not is left alone. */
+static bool shorten(int fd, size_t length)
+{
+    struct stat is;
+    return fstat(fd, &is) == 0 && (is.st_size <= (off_t)length || ftruncate(fd, (off_t)length) == 0);
+}
+
 bool rewrite_file(const char *path, const void *bytes, size_t length)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0)
         return false;
-    bool done = write_all(fd, bytes, length) && ftruncate(fd, (off_t)length) == 0;
+    bool done = write_all(fd, bytes, length) && shorten(fd, length);
     int error = errno;
     close(fd);
     errno = error;
