@@ -1,7 +1,7 @@
-"""Nodes and directory as actors of Ray: one on each node, pinned to it, and one directory anywhere.
+"""Nodes and directory as actors of Ray: one on each node, pinned to it, and one directory.
 
 ```
-namespace vmfork     vmfork-directory        detached, no CPU, restarted
+namespace vmfork     vmfork-directory        detached, no CPU, restarted; beside the head
                      vmfork-node:NODE        the same, pinned by the label ray.io/node-id; NODE is the beginning of that
 groups of each       control                 what must be answered whatever else goes on
                      work                    forks, programs, files: a long one keeps nobody from control
@@ -39,6 +39,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vmfork.border import translating
 from vmfork.cluster.directory import Directory
@@ -58,6 +59,8 @@ _log = logging.getLogger("vmfork")
 _NAMESPACE = "vmfork"
 _DIRECTORY = "vmfork-directory"
 _ID_LABEL = "ray.io/node-id"
+# What the node of the head alone has.
+_HEAD = "node:__internal_head__"
 _NAME_LENGTH = 12
 _GROUPS = {"control": 16, "work": 1000, "pull": 8, "life": 1}
 _LOST = (RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError)
@@ -476,8 +479,11 @@ class RaySite(_Peers):
 
 
 def _start_directory() -> Any:
+    """Beside the head, where that can be: whoever is cut off from it has no cluster, and the others have a directory."""
     kind = ray.remote(max_concurrency=1000, **_ACTOR)(DirectoryActor)
-    return kind.options(name=_DIRECTORY, **_NAMED).remote()
+    heads = [each["NodeID"] for each in ray.nodes() if each["Alive"] and _HEAD in each["Resources"]]
+    near = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
+    return kind.options(name=_DIRECTORY, **near, **_NAMED).remote()
 
 
 async def open_site(address: str) -> RaySite:
