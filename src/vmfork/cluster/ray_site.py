@@ -479,7 +479,7 @@ class RaySite(_Peers):
 
 
 def _start_directory() -> Any:
-    """Beside the head, where that can be: whoever is cut off from it has no cluster, and the others have a directory."""
+    """Beside the head, where that can be: who is cut off from it has no cluster, and the others have a directory."""
     kind = ray.remote(max_concurrency=1000, **_ACTOR)(DirectoryActor)
     heads = [each["NodeID"] for each in ray.nodes() if each["Alive"] and _HEAD in each["Resources"]]
     near = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
