@@ -51,24 +51,27 @@ static bool is_line(struct field f)
     return true;
 }
 
-static void store_line(const char *file, struct field value, unsigned file_mode, struct outcome *o)
+typedef bool writer(const char *path, const void *bytes, size_t length, unsigned mode);
+
+static void store_line(const char *file, struct field value, unsigned file_mode, writer *store, struct outcome *o)
 {
     char path[PATH_MAX], line[NAME_MAX_LENGTH + 2];
     int length = snprintf(line, sizeof line, "%.*s\n", (int)value.length, (const char *)value.bytes);
     /* The folders are there but the first time: looking for them at every fork costs a third of storing the line. */
-    bool done = path_rooted(file, path, sizeof path) && renew_file(path, line, (size_t)length, file_mode);
+    bool done = path_rooted(file, path, sizeof path) && store(path, line, (size_t)length, file_mode);
     if (!done && errno == ENOENT)
-        done = make_parents(path) && renew_file(path, line, (size_t)length, file_mode);
+        done = make_parents(path) && store(path, line, (size_t)length, file_mode);
     if (!done)
         fail_errno(o);
     else
         read_text(path, o->evidence, sizeof o->evidence);
 }
 
+/* These are replaced by rename: programs watch the folder, and learn by one event that they were forked. */
 static void adopt_generation(struct field value, struct outcome *o)
 {
     if (field_is_hex(value, ID_LENGTH))
-        store_line("/run/vmfork/generation", value, 0644, o);
+        store_line("/run/vmfork/generation", value, 0644, replace_file, o);
     else
         fail_with(o, "invalid");
 }
@@ -76,7 +79,7 @@ static void adopt_generation(struct field value, struct outcome *o)
 static void adopt_fork_id(struct field value, struct outcome *o)
 {
     if (is_line(value))
-        store_line("/run/vmfork/fork-id", value, 0644, o);
+        store_line("/run/vmfork/fork-id", value, 0644, replace_file, o);
     else
         fail_with(o, "invalid");
 }
@@ -84,7 +87,7 @@ static void adopt_fork_id(struct field value, struct outcome *o)
 static void adopt_template(struct field value, struct outcome *o)
 {
     if (is_line(value))
-        store_line("/run/vmfork/template", value, 0644, o);
+        store_line("/run/vmfork/template", value, 0644, replace_file, o);
     else
         fail_with(o, "invalid");
 }
@@ -92,7 +95,7 @@ static void adopt_template(struct field value, struct outcome *o)
 static void adopt_machine_id(struct field value, struct outcome *o)
 {
     if (field_is_hex(value, ID_LENGTH))
-        store_line("/etc/machine-id", value, 0444, o);
+        store_line("/etc/machine-id", value, 0444, renew_file, o);
     else
         fail_with(o, "invalid");
 }
@@ -179,7 +182,7 @@ static void adopt_boot_id(struct field value, struct outcome *o)
     }
     if (rewrite_boot_id(value, o))
         return;
-    store_line("/run/vmfork/boot-id", value, 0444, o);
+    store_line("/run/vmfork/boot-id", value, 0444, replace_file, o);
     if (strcmp(o->code, "ok") != 0)
         return;
     if (!cover_boot_id())

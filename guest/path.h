@@ -20,8 +20,7 @@ bool beside(const char *path, char *out, size_t size);
 /* The file's whole content is now these bytes. False with errno set; the old file is untouched then. */
 bool replace_file(const char *path, const void *bytes, size_t length, unsigned mode);
 /* The same, under the same inode where the file had as many bytes, that mode, and no other name: of a line no reader
- * sees a mixture. A fork, in which no code has been emulated before, is spared the 2 ms of making and renaming a file.
- */
+ * sees a mixture. A fork, in which no code has been emulated before, is spared making and renaming a file. */
 bool renew_file(const char *path, const void *bytes, size_t length, unsigned mode);
 /* The bytes are written over the beginning of a file that exists. False with errno set. */
 bool overwrite_file(const char *path, const void *bytes, size_t length);

@@ -42,14 +42,25 @@ async def test_items_land_in_their_files_and_are_read_back_from_there(agent, roo
     assert os.listdir(root_dir / "etc") == ["machine-id"]
 
 
-async def test_a_line_is_written_where_the_one_before_was(agent, root_dir: Path) -> None:
-    """As in each fork of a template: making and renaming files anew costs one 2 ms, and more on a root on a disk."""
-    path = root_dir / "run" / "vmfork" / "generation"
-    await outcome(agent, "generation", GENERATION)
+async def test_the_id_of_a_machine_is_written_where_the_one_before_was(agent, root_dir: Path) -> None:
+    """As in each fork of a template: to make and rename a file costs it more, most of all on a root on a disk."""
+    path = root_dir / "etc" / "machine-id"
+    await outcome(agent, "machine-id", b"a" * 32)
     before = path.stat().st_ino
-    assert await outcome(agent, "generation", b"f" * 32) == ItemOutcome("generation", "ok", b"f" * 32)
+    assert await outcome(agent, "machine-id", b"f" * 32) == ItemOutcome("machine-id", "ok", b"f" * 32)
     assert (path.stat().st_ino, path.read_bytes()) == (before, b"f" * 32 + b"\n")
-    assert os.listdir(path.parent) == ["generation"]
+    assert os.listdir(path.parent) == ["machine-id"]
+
+
+@pytest.mark.parametrize("key", ["generation", "fork-id", "template"])
+async def test_what_programs_watch_is_replaced_by_rename(agent, root_dir: Path, key) -> None:
+    """So that one event tells them of their fork; what is read is whole, and who reads the old goes on with it."""
+    path = root_dir / "run" / "vmfork" / key
+    await outcome(agent, key, b"a" * 32)
+    with path.open("rb") as old:
+        await outcome(agent, key, b"f" * 32)
+        assert old.read() == b"a" * 32 + b"\n"
+    assert path.read_bytes() == b"f" * 32 + b"\n"
 
 
 def link(path: Path, other: Path) -> None:
