@@ -40,7 +40,9 @@ def ray(monkeypatch) -> Ray:
     state.state = None
     for name in _ERRORS:
         setattr(errors, name, type(name, (Exception,), {}))
-    for each in (module, ModuleType("ray._private"), state, errors):
+    strategies = ModuleType("ray.util.scheduling_strategies")
+    strategies.NodeAffinitySchedulingStrategy = None
+    for each in (module, ModuleType("ray._private"), state, errors, ModuleType("ray.util"), strategies):
         monkeypatch.setitem(sys.modules, each.__name__, each)
     monkeypatch.delitem(sys.modules, "vmfork.cluster.ray_site", raising=False)
     yield found
