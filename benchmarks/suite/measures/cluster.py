@@ -36,7 +36,6 @@ _FORK_MIB = 170
 _MORE = 1.2
 _PIECE = 4 << 20
 _WARM = 5
-_TURNS = ("call", "own", "far")
 
 
 class _Bare:
@@ -132,16 +131,16 @@ async def _measure_calls(context: Context, samples: Samples, template: Template,
                 for _ in range(_WARM):
                     await own.exec(["true"])
                     await far.exec(["true"])
+                turns = {
+                    "call": bare.ping.remote,
+                    "own": lambda: own.exec(["true"]),
+                    "far": lambda: far.exec(["true"]),
+                }
                 calls = []
                 # Each comes after each of the others as often: what follows on a call to Ray finds Ray's threads awake,
                 # and what follows on a program of this process finds them asleep.
-                for order in permutations(_TURNS):
-                    took = {
-                        turn: await _time(
-                            bare.ping.remote() if turn == "call" else (own if turn == "own" else far).exec(["true"])
-                        )
-                        for turn in order
-                    }
+                for order in permutations(turns):
+                    took = {turn: await _time(turns[turn]()) for turn in order}
                     samples.add("exec", took["far"])
                     samples.add("exec-allowed", took["own"] + _MORE * took["call"])
                     samples.add("call", took["call"])

@@ -578,7 +578,7 @@ class Node(Owner):
 
     async def _follow(self) -> None:
         """Machines wait of what is in force here now."""
-        if not self._is_draining:
+        if self._pools.are_wanted and not self._is_draining:
             await self._pools.follow(await self._list_held())
 
     async def _list_held(self) -> dict[str, Held]:

@@ -48,13 +48,16 @@ class Pools(Owner):
         self._rests_until = 0.0
         self._changing = asyncio.Lock()
 
+    @property
+    def are_wanted(self) -> bool:
+        """Whether the configuration keeps any."""
+        return bool(self._names)
+
     async def follow(self, templates: Collection[str]) -> None:
         """Of those `templates`, which are in force here, there are pools, as far as they are to have some; no others.
 
         One that cannot be opened is tried again the next time.
         """
-        if not self._names:
-            return
         async with self._changing:
             await self._close(self._factories.keys() - {*templates})
             if time.monotonic() < self._rests_until:
@@ -89,17 +92,16 @@ class Pools(Owner):
 
     async def give_way(self) -> bool:
         """None waits any more, and for some time none will. Whether any did."""
-        if not self._names:
-            return False
         had = any(self.count_ready().values())
-        self._rests_until = time.monotonic() + REST_S
-        async with self._changing:
-            await self._close({*self._factories})
+        await self._rest(time.monotonic() + REST_S)
         return had
 
     async def aclose(self) -> None:
         """As `give_way`, for good."""
-        self._rests_until = float("inf")
+        await self._rest(float("inf"))
+
+    async def _rest(self, until: float) -> None:
+        self._rests_until = until
         async with self._changing:
             await self._close({*self._factories})
 
