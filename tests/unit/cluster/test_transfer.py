@@ -103,6 +103,10 @@ async def test_no_more_than_a_layer_for_each_processor_and_two_are_under_way(tmp
     assert 1 <= source.most <= LANES + 2
 
 
+def damage(layer: bytes) -> bytes:
+    return layer[:-1] + bytes((layer[-1] ^ 1,))
+
+
 async def test_layers_that_the_node_packed_itself_do_not_travel_unless_they_are_damaged(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(artifact_module, "_SPAN", MIB // 2)
     layers = Kept()
@@ -111,7 +115,7 @@ async def test_layers_that_the_node_packed_itself_do_not_travel_unless_they_are_
     packed = tmp_path / "home" / "cluster"
     for folder, layer, content in (
         ("a" * 64, whole, layers[whole]),
-        ("b" * 64, damaged, layers[damaged][:-1] + b"?"),
+        ("b" * 64, damaged, damage(layers[damaged])),
         (f".{'c' * 64}", unfinished, layers[unfinished]),
     ):
         (packed / folder).mkdir(parents=True)
@@ -131,7 +135,7 @@ async def test_a_layer_that_is_not_what_its_digest_says_is_refused_with_the_node
     layers = Kept()
     sent = await pack_noise(TemplateStore(tmp_path / "templates"), 2, layers)
     layer = sent.memory[1].digest
-    for wrong in (layers[layer][:-1] + b"?", layers[layer][:-1], layers[sent.memory[0].digest]):
+    for wrong in (damage(layers[layer]), layers[layer][:-1], layers[sent.memory[0].digest]):
         remote = _Remote(Source(Kept({**layers, layer: wrong})), ["there"], "digest", find_own=lambda _: None)
         with pytest.raises(ArtifactError, match=f"node there.*{layer}"):
             await receive(sent, remote, tmp_path / "memory")
