@@ -15,6 +15,7 @@ from benchmarks.suite.figures import NotRun, Row, Samples, Target, milliseconds
 from benchmarks.suite.measure import Measure
 from vmfork.bench import raw
 from vmfork.bench.fork import open_arguments, time_fork
+from vmfork.image import ImageStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,10 @@ async def run(context: Context) -> Samples:
     disk = _make_disk(context.scratch("loadvm"))
     async with await context.boot() as vm:
         booted = open_arguments(vm.argv)
+    # The machine was passed both opened; nobody passes them here.
+    image = ImageStore(context.places.images).open(template.manifest.image)
+    booted[booted.index("-kernel") + 1] = str(image.kernel)
+    booted[booted.index("-initrd") + 1] = str(image.initramfs)
     booted += ["-drive", f"if=none,id=state,format=qcow2,file={disk},cache=writeback"]
     # The kernel stays: without it the machine has one ROM less than the snapshot. The initramfs is only read.
     restored = list(booted)
