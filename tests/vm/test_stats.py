@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,11 @@ async def test_of_a_machine_of_ones_own(any_vm) -> None:
     assert after.cpu_s >= before.cpu_s > 0
     assert after.own_bytes > 0
     assert (after.shared_bytes > 0) is bool(any_vm.template)
+
+
+async def test_a_fork_has_no_huge_pages_which_would_be_its_own_to_their_ends(any_vm) -> None:
+    status = Path(f"/proc/{any_vm.pid}/status").read_text()
+    assert f"THP_enabled:\t{int(not any_vm.template)}\n" in status
 
 
 async def test_of_a_machine_that_has_clients_all_of_them_count(template) -> None:

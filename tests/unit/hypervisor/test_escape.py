@@ -149,6 +149,7 @@ async def test_in_a_root_of_its_own_nothing_gets_out(shared, tmp_path, containme
     assert [line for line in told if line.startswith("variable")] == [
         "variable LD_PRELOAD",
         "variable VMFORK_KEEPER_FD",
+        "variable VMFORK_SMALL_PAGES",
     ]
     assert not Path("/etc/vmfork-escape").exists()
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 KVM = "/dev/kvm"
 RESOLVERS = "/etc/resolv.conf"
-# Read by preload/: preload.c, memory.c and overlay.c.
+# Read by preload/: preload.c, memory.c, overlay.c and pages.c.
 _KVM_VARIABLE = "VMFORK_KVM_FD"
 _KEEPER_VARIABLE = "VMFORK_KEEPER_FD"
 _LAYERS_VARIABLE = "VMFORK_LAYERS"
+_PAGES_VARIABLE = "VMFORK_SMALL_PAGES"
 
 
 def make_jail(
@@ -61,6 +62,7 @@ def make_environment(launch: Launch, *, kvm_fd: int | None, keeper_fd: int) -> d
         _KEEPER_VARIABLE: str(keeper_fd),
         **({} if kvm_fd is None else {_KVM_VARIABLE: str(kvm_fd)}),
         **({_LAYERS_VARIABLE: ",".join(map(str, layers))} if len(layers) > 1 else {}),
+        **({_PAGES_VARIABLE: "1"} if layers else {}),
     }
 
 
