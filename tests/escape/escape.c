@@ -73,7 +73,8 @@ static void try_template(int fd, const char *path)
     char *mapped = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
     tell("template-made-writable", mapped == MAP_FAILED ? -1 : mprotect(mapped, 4096, PROT_READ | PROT_WRITE));
     tell("template-opened-to-all", fchmod(fd, 0666));
-    tell("template-linked", linkat(fd, "", AT_FDCWD, "/tmp/escape", AT_EMPTY_PATH));
+    tell("template-linked", linkat(fd, "", AT_FDCWD, "/tmp/vmfork-escape", AT_EMPTY_PATH));
+    unlink("/tmp/vmfork-escape");
     int pipes[2];
     if (pipe(pipes) == 0 && write(pipes[1], "escape", 6) == 6) {
         loff_t start = 0;
