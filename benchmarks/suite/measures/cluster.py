@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import permutations
@@ -43,6 +44,12 @@ class _Bare:
 
     async def ping(self) -> None:
         return None
+
+    async def last(self, wanted_s: float) -> float:
+        """How long it slept, in s."""
+        begun = time.perf_counter()
+        await asyncio.sleep(wanted_s)
+        return time.perf_counter() - begun
 
 
 class _Sender:
@@ -109,9 +116,10 @@ async def _wait_for_nodes(cluster: Cluster) -> None:
 
 
 async def _time(work: Any) -> float:
+    """How long it took, in s, less what it says that it slept."""
     begun = time.perf_counter()
-    await work
-    return time.perf_counter() - begun
+    slept = await work
+    return time.perf_counter() - begun - (slept if isinstance(slept, float) else 0.0)
 
 
 async def _measure_calls(context: Context, samples: Samples, template: Template, cluster: Cluster, node: str) -> None:
@@ -128,11 +136,13 @@ async def _measure_calls(context: Context, samples: Samples, template: Template,
             async with cluster.fork(template.name, node=node) as far:
                 await far.exec(["true"], check=True)
                 first = time.perf_counter() - begun
+                warm = []
                 for _ in range(_WARM):
-                    await own.exec(["true"])
+                    warm.append(await _time(own.exec(["true"])))
                     await far.exec(["true"])
                 turns = {
                     "call": bare.ping.remote,
+                    "lasting": partial(bare.last.remote, median(warm)),
                     "own": lambda: own.exec(["true"]),
                     "far": lambda: far.exec(["true"]),
                 }
@@ -143,7 +153,9 @@ async def _measure_calls(context: Context, samples: Samples, template: Template,
                     took = {turn: await _time(turns[turn]()) for turn in order}
                     samples.add("exec", took["far"])
                     samples.add("exec-allowed", took["own"] + _MORE * took["call"])
+                    samples.add("exec-lasting", took["own"] + _MORE * took["lasting"])
                     samples.add("call", took["call"])
+                    samples.add("lasting", took["lasting"])
                     calls.append(took["call"])
         return {"first": first, "first-allowed": own_first + 2 * _MORE * median(calls)}
 
@@ -248,8 +260,16 @@ MEASURE = Measure(
             target=Target(at_most=1),
             bounds=_RAYS,
         ),
+        Row(
+            key="cluster.exec-lasting",
+            text="exec over a cluster, over a node's own and 1.2 times one bare call that lasts as long",
+            kind="ratio",
+            of="exec",
+            to="exec-lasting",
+        ),
         milliseconds("cluster.exec-time", "exec on a warm VM of a cluster", of="exec"),
         milliseconds("cluster.call", "a bare call to an actor of Ray's", of="call"),
+        milliseconds("cluster.lasting", "a bare call that sleeps as long, less what it slept", of="lasting"),
         Row(
             key="cluster.lost",
             text="of 60 forks at once over 3 nodes, lost",
