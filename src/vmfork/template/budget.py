@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmfork.errors import HostError, StoreBusy, TemplateError, TemplateNotFound
+from vmfork.host.thread import in_thread
+from vmfork.image import DiskStore
 from vmfork.machine.folder import list_records
 from vmfork.progress import Progress
 from vmfork.store import TemplateStore
@@ -76,6 +78,8 @@ async def make_room(name: str, need_mib: int, *, instance: Instance) -> None:
         instance.progress(Progress(task="template", step=step))
         with suppress(TemplateNotFound, StoreBusy):
             await TemplateStore(instance.places.templates).remove(each.name)
+    if going:
+        await in_thread(lambda _: DiskStore(instance.places.disks).sweep())
 
 
 def list_holdings(instance: Instance) -> list[Holding]:

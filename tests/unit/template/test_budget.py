@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
@@ -10,6 +11,7 @@ import pytest
 from tests.unit.store.samples import build_small
 from vmfork.config import Budget, FactoryConfig, Instance, Places, VMConfig
 from vmfork.errors import HostError
+from vmfork.image import DiskStore
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template import budget as budget_module
@@ -61,6 +63,19 @@ async def test_the_one_used_least_recently_goes_and_its_recipe_stays(places, mak
     assert names(places) == ["oldest"]
     assert [re.findall("'(.*)'", step) for step in told] == [["middle"], ["newest"]]
     assert find_recipe("middle", places=places) == KeptRecipe(config=VMConfig())
+
+
+async def test_disks_that_nobody_needs_any_more_go_with_them(places, make, tmp_path) -> None:
+    await make("old", used_at=10)
+    disks, content = DiskStore(places.disks), tmp_path / "disk"
+    content.write_bytes(b"its root")
+    digest = hashlib.sha256(b"its root").hexdigest()
+    disks.add(content, digest)  # no template has it: as when the last one that did is gone
+    instance = Instance(places, ignore_progress, Budget(150))
+    await make_room("old", 100, instance=instance)
+    assert disks.locate(digest).exists()
+    await make_room("new", 100, instance=instance)
+    assert not disks.locate(digest).exists()
 
 
 async def test_what_is_forked_named_or_could_not_be_built_again_stays(places, make, monkeypatch) -> None:
