@@ -28,6 +28,9 @@ FILE_SYSTEM = "squashfs"
 NAME = "disk"
 _PROGRAM = "sqfstar"
 _PIPE_SIZE = 1 << 20
+# Where a file system says where its root's inode is and where inodes begin, where an inode has its date, and how much
+# lies between two headers of inodes (Linux, fs/squashfs/squashfs_fs.h).
+_ROOT, _INODES, _DATE, _BETWEEN, _HEADER = 32, 64, 8, 8192, 2
 
 
 def find_sqfstar() -> str:
@@ -45,7 +48,7 @@ def build_argv(program: str, path: Path) -> list[str]:
         program,
         *("-quiet", "-no-progress", "-exit-on-error"),
         *("-noI", "-noD", "-noF", "-noX", "-no-fragments"),
-        *("-mkfs-time", str(EPOCH), "-root-time", str(EPOCH), "-root-mode", "755", "-root-uid", "0", "-root-gid", "0"),
+        *("-mkfs-time", str(EPOCH), "-root-mode", "755", "-root-uid", "0", "-root-gid", "0"),
         str(path),
     ]
 
@@ -69,6 +72,20 @@ class _Line:
             if sent == 0:
                 raise OSError("the file ended within what lies in it")
             at += sent
+
+
+def _date_root(path: Path) -> None:
+    """The root has the recipe's date: sqfstar 4.5.1 takes `-root-time`, and gives it the present."""
+    with path.open("r+b") as file:
+
+        def read_number(at: int) -> int:
+            file.seek(at)
+            return int.from_bytes(file.read(8), "little")
+
+        root, inodes = read_number(_ROOT), read_number(_INODES)
+        for at, byte in enumerate(EPOCH.to_bytes(4, "little"), (root & 0xFFFF) + _DATE):
+            file.seek(inodes + (root >> 16) + at + _HEADER * (1 + at // _BETWEEN))
+            file.write(bytes((byte,)))
 
 
 def write_disk(tree: Tree, path: Path, check: Callable[[float], None]) -> None:
@@ -108,3 +125,4 @@ def write_disk(tree: Tree, path: Path, check: Callable[[float], None]) -> None:
                 f"{_PROGRAM} failed (exit status {process.returncode})", hint="see its log below", log=said
             )
     path.with_suffix(".log").unlink()
+    _date_root(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
 import tempfile
@@ -71,6 +72,24 @@ def test_it_holds_the_tree_with_owners_modes_and_links(tmp_path):
 @pytest.mark.needs("sqfstar")
 def test_the_same_tree_is_the_same_file(tmp_path):
     assert make(tmp_path / "one").read_bytes() == make(tmp_path / "two").read_bytes()
+
+
+@pytest.mark.needs("sqfstar")
+@pytest.mark.parametrize("last", [0, 20, 25, 26, 27, 28, 36])
+def test_the_root_has_a_date_of_its_own_wherever_its_inode_lies(tmp_path, last):
+    """With so many links it lies at the end of 8 KiB of inodes, with its date on both sides of that at 25 to 27."""
+    lengths = (*[57] * 100, last) if last else ()
+    links = [(f"{at:03}", b"", {"type": tarfile.SYMTYPE, "linkname": "x" * n}) for at, n in enumerate(lengths)]
+    path = tmp_path / "disk"
+    with laid(*MEMBERS[:1], *links) as tree:
+        disk.write_disk(tree, path, lambda _fraction: None)
+    listed = subprocess.run(
+        ["unsquashfs", "-lln", path], capture_output=True, check=True, env={**os.environ, "TZ": "UTC"}
+    ).stdout.decode()
+    dates = {line.split()[5]: line.split()[3:5] for line in listed.splitlines() if "squashfs-root" in line}
+    assert dates["squashfs-root"] == ["2025-08-09", "00:00"]
+    assert len(dates) == 2 + len(links)
+    assert {*map(tuple, dates.values())} == {("2025-08-09", "00:00"), ("1970-01-01", "00:00")}
 
 
 @pytest.mark.needs("sqfstar")
