@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import posixpath
 import stat
 import tarfile
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vmfork.image import cpio
 
@@ -48,6 +47,15 @@ class Node:
     @property
     def size(self) -> int:
         return self.body.size if isinstance(self.body, Slice) else len(self.body)
+
+
+class Sink(Protocol):
+    """What a tar is written to."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def copy(self, source: BinaryIO, part: Slice) -> None:
+        """As `write` with what the slice of `source` holds."""
 
 
 class Tree:
@@ -206,36 +214,32 @@ class Tree:
             )
         return writer.finish()
 
-    def write_tar(self, tar: tarfile.TarFile, check: Callable[[float], None]) -> None:
-        """`tar` holds the tree, parents before children. `check(fraction)` is called before every entry."""
+    def write_tar(self, sink: Sink, check: Callable[[float], None]) -> None:
+        """`sink` was given the tree as a tar, parents before children. `check(fraction)` is called before every one."""
         first: dict[str, str] = {}
         paths = list(self)
         for number, path in enumerate(paths):
             check(number / len(paths))
-            node = self._nodes[path]
+            node, body = self._nodes[path], None
             member = tarfile.TarInfo(path)
             member.mode, member.mtime, member.uid, member.gid = stat.S_IMODE(node.mode), node.mtime, node.uid, node.gid
             if stat.S_ISDIR(node.mode):
                 member.type = tarfile.DIRTYPE
-                tar.addfile(member)
             elif stat.S_ISLNK(node.mode):
                 member.type, member.linkname = tarfile.SYMTYPE, self.read(path).decode("utf-8", "surrogateescape")
-                tar.addfile(member)
             elif (there := first.setdefault(node.inode, path) if node.inode else path) != path:
                 member.type, member.linkname = tarfile.LNKTYPE, there
-                tar.addfile(member)
             elif (kind := _DEVICES.get(stat.S_IFMT(node.mode))) is not None:
                 member.type, (member.devmajor, member.devminor) = kind, node.device
-                tar.addfile(member)
             else:
-                member.size = node.size
-                tar.addfile(member, self._open(node.body))
-
-    def _open(self, body: bytes | Slice) -> BinaryIO:
-        if isinstance(body, bytes):
-            return io.BytesIO(body)
-        self._source.seek(body.offset)
-        return self._source
+                member.size, body = node.size, node.body
+            sink.write(member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+            if isinstance(body, Slice):
+                sink.copy(self._source, body)
+            elif body is not None:
+                sink.write(body)
+            sink.write(bytes(-member.size % tarfile.BLOCKSIZE))
+        sink.write(bytes(2 * tarfile.BLOCKSIZE))
 
     def _group_hard_links(self) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}

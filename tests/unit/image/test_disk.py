@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tarfile
+import tempfile
+from contextlib import contextmanager
 
 import pytest
 
 from tests.unit.image.test_tree import make_tar, read_tree
 from vmfork.errors import HostError, ImageError
 from vmfork.image import disk, recipe
+from vmfork.image.tree import Slice
 
 MEMBERS = (
     ("etc", b"", {"type": tarfile.DIRTYPE, "mode": 0o750, "uid": 1000, "mtime": 7}),
@@ -22,9 +26,30 @@ MEMBERS = (
 )
 
 
+@contextmanager
+def laid(*members):
+    """The tree of a tar that lies in a file."""
+    with tempfile.TemporaryFile() as file:
+        file.write(make_tar(*members).getvalue())
+        file.seek(0)
+        yield read_tree(file)
+
+
 def make(path):
-    disk.write_disk(read_tree(make_tar(*MEMBERS)), path, lambda _fraction: None)
+    with laid(*MEMBERS) as tree:
+        disk.write_disk(tree, path, lambda _fraction: None)
     return path
+
+
+class Kept(bytearray):
+    """What a tree was written to."""
+
+    def write(self, data: bytes) -> None:
+        self.extend(data)
+
+    def copy(self, source: io.BytesIO, part: Slice) -> None:
+        source.seek(part.offset)
+        self.extend(source.read(part.size))
 
 
 @pytest.mark.needs("sqfstar")
@@ -50,6 +75,24 @@ def test_the_same_tree_is_the_same_file(tmp_path):
 
 
 @pytest.mark.needs("sqfstar")
+@pytest.mark.parametrize("last", [0, 20, 25, 26, 27, 28, 36])
+def test_the_root_has_a_date_of_its_own_wherever_its_inode_lies(tmp_path, last):
+    """With so many links it lies at the end of 8 KiB of inodes, with its date on both sides of that at 25 to 27."""
+    lengths = (*[57] * 100, last) if last else ()
+    links = [(f"{at:03}", b"", {"type": tarfile.SYMTYPE, "linkname": "x" * n}) for at, n in enumerate(lengths)]
+    path = tmp_path / "disk"
+    with laid(*MEMBERS[:1], *links) as tree:
+        disk.write_disk(tree, path, lambda _fraction: None)
+    listed = subprocess.run(
+        ["unsquashfs", "-lln", path], capture_output=True, check=True, env={**os.environ, "TZ": "UTC"}
+    ).stdout.decode()
+    dates = {line.split()[5]: line.split()[3:5] for line in listed.splitlines() if "squashfs-root" in line}
+    assert dates["squashfs-root"] == ["2025-08-09", "00:00"]
+    assert len(dates) == 2 + len(links)
+    assert {*map(tuple, dates.values())} == {("2025-08-09", "00:00"), ("1970-01-01", "00:00")}
+
+
+@pytest.mark.needs("sqfstar")
 def test_a_disk_that_is_full_is_told(tmp_path):
     (tmp_path / "disk").symlink_to("/dev/full")
     with pytest.raises(ImageError, match="sqfstar failed") as caught:
@@ -60,9 +103,9 @@ def test_a_disk_that_is_full_is_told(tmp_path):
 @pytest.mark.needs("sqfstar")
 def test_one_that_ends_while_it_is_written_to_is_told(tmp_path):
     """More than a pipe takes: whoever writes meets its end."""
-    large = read_tree(make_tar(*((str(number), bytes([number]) * 3_000_000, {}) for number in range(4))))
+    members = ((str(number), bytes([number]) * 3_000_000, {}) for number in range(4))
     (tmp_path / "disk").symlink_to("/dev/full")
-    with pytest.raises(ImageError, match="sqfstar failed"):
+    with laid(*members) as large, pytest.raises(ImageError, match="sqfstar failed"):
         disk.write_disk(large, tmp_path / "disk", lambda _fraction: None)
 
 
@@ -83,10 +126,10 @@ def test_who_is_stopped_has_ended_the_program(tmp_path):
             super().__init__(*args, **kwargs)
             started.append(self)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, laid(*MEMBERS) as tree:
         patch.setattr(subprocess, "Popen", Watched)
         with pytest.raises(Stopped):
-            disk.write_disk(read_tree(make_tar(*MEMBERS)), tmp_path / "disk", stop)
+            disk.write_disk(tree, tmp_path / "disk", stop)
     assert [process.poll() is not None for process in started] == [True]
 
 
@@ -99,10 +142,9 @@ def test_without_the_program_the_way_out_is_named(monkeypatch, tmp_path):
 
 
 def test_a_tar_of_a_tree_is_read_as_the_tree(tmp_path):
-    tree, file = read_tree(make_tar(*MEMBERS)), io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        tree.write_tar(tar, lambda _fraction: None)
-    again = read_tree(io.BytesIO(file.getvalue()))
+    tree, kept = read_tree(make_tar(*MEMBERS)), Kept()
+    tree.write_tar(kept, lambda _fraction: None)
+    again = read_tree(io.BytesIO(kept))
     assert [*again] == [*tree]
     for path in tree:
         have, want = again.get(path), tree.get(path)
