@@ -61,6 +61,7 @@ async def test_a_machine_says_how_it_is_kept_and_is_kept_so(any_vm, instance) ->
         b"LD_PRELOAD",
         b"VMFORK_KEEPER_FD",
         b"VMFORK_KVM_FD",
+        b"VMFORK_SMALL_PAGES",
     }
     if "user" in isolation.parts:
         assert int(status["Uid"].split()[0]) >= 2_100_000_000
