@@ -139,12 +139,13 @@ class Cluster(Owner):
     ) -> ClusterVM:
         """A machine of the template, on a node that has it, or that it was brought to. As `Template.fork`.
 
-        The same `key` gives the same machine as long as that lives, and else a new one: never two. It is on a node that
-        has the `label` (`KEY=VALUE` or `KEY`), on `node`, or, with `spread` (`node`, or the key of a label), where the
-        fewest of its template are. It ends within half a minute when this program does, unless it `lasts`: then it ends
-        by its time to live, or when it is closed. Without room anywhere, room is waited for, `wait_s` seconds at most,
-        behind whoever came before. When a node ends meanwhile, another makes the machine. What programs in it fork by
-        `vmfork_guest.fork()` is on its node, ends with it, and is no machine that the cluster tells of.
+        The same `key` gives the same machine as long as that lives, and else a new one: never two on nodes that can be
+        reached. It is on a node that has the `label` (`KEY=VALUE` or `KEY`), on `node`, or, with `spread` (`node`, or
+        the key of a label), where the fewest of its template are. It ends within half a minute when this program does,
+        unless it `lasts`: then it ends by its time to live, or when it is closed. Without room anywhere, room is waited
+        for, `wait_s` seconds at most, behind whoever came before. When a node ends meanwhile, another makes the
+        machine. What programs in it fork by `vmfork_guest.fork()` is on its node, ends with it, and is no machine that
+        the cluster tells of.
 
         Raises `TemplateNotFound` for one that no node has, `NoNode` when no node can have it, saying why, `NoRoom`, and
         what `Template.fork` raises. After any of them, and on cancel, nothing is left.
