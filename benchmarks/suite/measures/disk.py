@@ -197,7 +197,7 @@ _PRIVATE_BOUNDS = "QEMU has one device more, 0.5 MiB with what it translates for
 _GUEST_BOUNDS = (
     "What the first program reads was read before the freeze: nothing of the disk is in pages of the fork's own."
 )
-_MAKE_BOUNDS = "The heads of the tar are written anew, in Python: a guest does without some of it. Files go by the kernel."
+_MAKE_BOUNDS = "Heads of the tar are written anew in Python: a guest does without some of it. Files go by the kernel."
 
 
 def _ratio(key: str, text: str, size: int, at_most: float, bounds: str) -> Row:
