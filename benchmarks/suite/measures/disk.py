@@ -193,7 +193,7 @@ def _rows(size: int) -> tuple[Row, ...]:
 
 
 _FORK_BOUNDS = "A fork writes its identity through an overlay, whose code was never translated in it before."
-_PRIVATE_BOUNDS = "QEMU has one device more, 0.5 MiB with what it translates for it; the guest has less of its own."
+_PRIVATE_BOUNDS = "QEMU has one device more, and what it translates for it; the guest has less of its own."
 _GUEST_BOUNDS = (
     "What the first program reads was read before the freeze: nothing of the disk is in pages of the fork's own."
 )

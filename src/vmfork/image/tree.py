@@ -220,8 +220,9 @@ class Tree:
         paths = list(self)
         for number, path in enumerate(paths):
             check(number / len(paths))
-            node, body = self._nodes[path], None
+            node = self._nodes[path]
             member = tarfile.TarInfo(path)
+            body: bytes | Slice = b""
             member.mode, member.mtime, member.uid, member.gid = stat.S_IMODE(node.mode), node.mtime, node.uid, node.gid
             if stat.S_ISDIR(node.mode):
                 member.type = tarfile.DIRTYPE
@@ -236,7 +237,7 @@ class Tree:
             sink.write(member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
             if isinstance(body, Slice):
                 sink.copy(self._source, body)
-            elif body is not None:
+            else:
                 sink.write(body)
             sink.write(bytes(-member.size % tarfile.BLOCKSIZE))
         sink.write(bytes(2 * tarfile.BLOCKSIZE))
