@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmfork.host import zstd
+from vmfork.late import import_late
+from vmfork.oci.descriptor import Descriptor
+from vmfork.oci.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -139,6 +142,32 @@ def write_image(path: Path, layers: Iterable[Iterable[Member]], **more: Any) -> 
     """`path` is a layout with one image."""
     LayoutWriter(path).add_image([make_layer(members) for members in layers], **more)
     return path
+
+
+def put_image(layout: LayoutWriter, reference: str, **how: Any) -> dict[str, Any]:
+    """The last image of the layout is in a registry; its manifest."""
+    blobs, named = layout.path / "blobs", layout.manifests[-1]
+    manifest = (blobs / named["digest"].replace(":", "/")).read_bytes()
+    body: dict[str, Any] = json.loads(manifest)
+    with import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference), **how) as repository:
+        for each in (body["config"], *body["layers"]):
+            repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
+        repository.put_manifest(Reference.parse(reference).version, manifest)
+    return body
+
+
+def save_archive(path: Path, members: Iterable[Iterable[Member]]) -> None:
+    """`path` is what `docker save app:1` writes of an image of these layers."""
+    layers = {f"{number}/layer.tar": make_layer(each) for number, each in enumerate(members)}
+    rootfs = {"diff_ids": [digest(layer) for layer in layers.values()]}
+    config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
+    listed = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": [*layers]}]
+    parts = {**layers, "c.json": json.dumps(config).encode(), "manifest.json": json.dumps(listed).encode()}
+    with tarfile.open(path, "w") as tar:
+        for name, body in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
 
 
 # Of busybox, what the images of tests call by name.

@@ -23,7 +23,6 @@ VAGUE = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", 
 LAZY = {
     "__init__.py", "aio.py", "cli/main.py", "api/vm.py", "api/code.py", "host/zstd.py", "oci/door.py",
     "testing/plugin.py", "cluster/cluster.py", "cluster/joined.py", "cli/cluster.py",
-    "container/importing.py",  # registries need the extra `oci`
     "machine/prepare.py", "template/recipe_machine.py",  # container images, which few machines and recipes are of
 }  # fmt: skip
 # A template gives machines, and a machine a template: their modules name each other for type checking.

@@ -33,8 +33,8 @@ from vmfork.host.thread import check_wanted, in_thread
 from vmfork.image import disk, lz4, recipe
 from vmfork.image.build import commit, explained, lock_subject
 from vmfork.image.record import RECORD_NAME, encode_record
-from vmfork.late import import_late
 from vmfork.oci.descriptor import Descriptor, digest_of
+from vmfork.oci.door import open_repository
 from vmfork.oci.layout import Layout
 from vmfork.oci.reference import Reference
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -304,12 +304,8 @@ def _pull(
     check: Callable[[], None],
 ) -> tuple[Running, str]:
     """The image in a registry: its layers are fetched side by side into files, then applied."""
-    try:
-        repository_type = import_late("vmfork.oci.registry", "Repository")
-    except ImportError as error:
-        raise HostError("registries need the library oras", hint="install it: pip install 'vmfork[oci]'") from error
     reference = Reference.parse(work.origin.place)
-    with repository_type(reference, plain_http=work.plain_http) as repository:
+    with open_repository(reference, plain_http=work.plain_http) as repository:
         data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
         found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
         configuration = repository.read(found.manifest.config)

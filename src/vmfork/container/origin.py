@@ -38,6 +38,7 @@ _LAYER = re.compile(
     r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+(gzip|zstd))?"
     r"|docker\.image\.rootfs(\.foreign)?\.diff\.tar(\.(gzip|zstd))?)"
 )
+REGISTRY = "registry"
 _LOCAL = "oci:FOLDER[:TAG], docker-archive:FILE, dir:FOLDER"
 _HINT = f"give {_LOCAL}, or a name in a registry, such as registry.example/py:1"
 _MOST_NESTED = 4
@@ -45,7 +46,7 @@ _MOST_NESTED = 4
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`kind` is one of the above, or `registry`. `place` is a path or a reference."""
+    """`kind` is one of the above, or `REGISTRY`. `place` is a path or a reference."""
 
     kind: str
     place: str
@@ -72,7 +73,7 @@ class Origin:
             Reference.parse(text)
         except ConfigError as error:
             raise ConfigError("source", text, error.reason, hint=f"{error.hint}; or {_LOCAL}") from None
-        return cls("registry", text)
+        return cls(REGISTRY, text)
 
 
 def _split_tag(rest: str) -> tuple[str, str]:

@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 _NEEDED = ("oras", "requests")
 
 
-def open_repository(reference: Reference, *, plain_http: bool) -> Repository:
-    """The repository that `reference` is in; the caller closes it. Raises `HostError` where the extra is missing."""
+def check_extra() -> None:
+    """Raises `HostError` where the extra is missing."""
     missing = [package for package in _NEEDED if find_spec(package) is None]
     if missing:
         raise HostError(
             f"registries need {', '.join(missing)}",
             hint="install vmfork with its extra: pip install 'vmfork[oci]'; or save to a file, and use skopeo",
         )
+
+
+def open_repository(reference: Reference, *, plain_http: bool) -> Repository:
+    """The repository that `reference` is in; the caller closes it. Raises `HostError` where the extra is missing."""
+    check_extra()
     repository: Repository = import_late("vmfork.oci.registry", "Repository")(reference, plain_http=plain_http)
     return repository
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import stat
-import tarfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import LayoutWriter, Member, digest, folder, hard, make_layer
+from tests.images import Member, folder, hard, make_layer
 from vmfork.container.importing import import_image
 from vmfork.container.layer import Applying, Contents
 from vmfork.container.limits import Budget, ImportLimits
 from vmfork.container.root import Root
 from vmfork.image import ImageStore, cpio, lz4
 from vmfork.image.record import Image
-from vmfork.late import import_late
-from vmfork.oci.descriptor import Descriptor
-from vmfork.oci.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
 
 _RELEASE = "6.12.1-test"
@@ -67,32 +61,6 @@ def bring(store, kernel):
 def files_of(image: Image) -> dict[str, bytes]:
     """What its guest would have; of names that are one file the last has the content."""
     return {name: body for name, _, body in cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))}
-
-
-def put_image(layout: LayoutWriter, reference: str, **how: Any) -> dict[str, Any]:
-    """The last image of the layout is in a registry; its manifest."""
-    blobs, named = layout.path / "blobs", layout.manifests[-1]
-    manifest = (blobs / named["digest"].replace(":", "/")).read_bytes()
-    body: dict[str, Any] = json.loads(manifest)
-    with import_late("vmfork.oci.registry", "Repository")(Reference.parse(reference), **how) as repository:
-        for each in (body["config"], *body["layers"]):
-            repository.put(Descriptor.from_json(each), (blobs / each["digest"].replace(":", "/")).read_bytes())
-        repository.put_manifest(Reference.parse(reference).version, manifest)
-    return body
-
-
-def save_archive(path: Path, members: Iterable[Iterable[Member]]) -> None:
-    """`path` is what `docker save app:1` writes of an image of these layers."""
-    layers = {f"{number}/layer.tar": make_layer(each) for number, each in enumerate(members)}
-    rootfs = {"diff_ids": [digest(layer) for layer in layers.values()]}
-    config = {"architecture": "amd64", "os": "linux", "rootfs": rootfs}
-    listed = [{"Config": "c.json", "RepoTags": ["app:1"], "Layers": [*layers]}]
-    parts = {**layers, "c.json": json.dumps(config).encode(), "manifest.json": json.dumps(listed).encode()}
-    with tarfile.open(path, "w") as tar:
-        for name, body in parts.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
 
 
 @pytest.fixture

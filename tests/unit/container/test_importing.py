@@ -22,11 +22,13 @@ from tests.images import (
     hard,
     link,
     make_layer,
+    put_image,
+    save_archive,
     write_image,
 )
 from tests.registry import running_registry
 from tests.rules.capabilities import need
-from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of, put_image, save_archive
+from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of
 from vmfork.container.additions import ATTRIBUTES
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits

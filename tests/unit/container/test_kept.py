@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.images import LayoutWriter, Member, make_layer, write_image
+from tests.images import LayoutWriter, Member, make_layer, put_image, save_archive, write_image
 from tests.registry import running_registry
-from tests.unit.container.conftest import LAYERS, files_of, put_image, save_archive
+from tests.unit.container.conftest import LAYERS, files_of
 from vmfork.container import kept
 from vmfork.container.kept import ensure_imported, name_source
 from vmfork.errors import ArtifactError, ConfigError, ImageNotFound

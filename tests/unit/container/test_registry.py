@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import LayoutWriter, Member, make_layer
+from tests.images import LayoutWriter, Member, make_layer, put_image
 from tests.issuer import make_certificate, running_issuer
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
-from tests.unit.container.conftest import CONFIG, LAYERS, files_of, put_image
+from tests.unit.container.conftest import CONFIG, LAYERS, files_of
 from vmfork.container.limits import ImportLimits
 from vmfork.errors import ArtifactError, Closed, HostError, ImageNotFound
 from vmfork.host.tmpfs import mount_tmpfs, unmount
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from vmfork.oci.registry import Repository
 
 pytestmark = pytest.mark.needs("docker-registry", "oras")
+
+# Bytes: more than a configuration has.
+_LAYER = 1 << 16
+_MEET_LIMIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -286,6 +290,25 @@ def breaking(registry: Registry, *, after: int, times: int) -> Iterator[Breaking
         yield line
     finally:
         line.close()
+
+
+async def test_layers_come_side_by_side(bring, tmp_path, monkeypatch):
+    repository_type = import_late("vmfork.oci.registry", "Repository")
+    download, together = repository_type.download, threading.Barrier(4)
+
+    def meet(repository: Repository, layer: Descriptor, *more: object) -> None:
+        if layer.size_bytes > _LAYER:
+            together.wait(_MEET_LIMIT_S)  # where one came after the other, they would never be four
+        download(repository, layer, *more)
+
+    monkeypatch.setattr(repository_type, "download", meet)
+    bodies = {f"file-{number}": os.urandom(_LAYER) for number in range(4)}
+    layout = LayoutWriter(tmp_path / "several")
+    layout.add_image([make_layer([Member(name, body=body)]) for name, body in bodies.items()])
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        found = files_of(await bring(f"{registry.host}/team/app:1"))
+    assert {name: found[name] for name in bodies} == bodies
 
 
 async def test_a_layer_goes_on_where_the_line_broke(bring, tmp_path):

@@ -235,6 +235,31 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, other, r
         await template.push(ref)
 
 
+async def test_a_registry_that_is_killed_within_a_push_has_no_template_and_is_pushed_to_again(
+    build, places, other, registry, monkeypatch
+) -> None:
+    template, put = await build(), Repository.put
+
+    def kill_behind(repository: Repository, descriptor: Descriptor, data: bytes) -> None:
+        put(repository, descriptor, data)
+        if descriptor.media_type == MEMORY_TYPE:
+            registry.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "put", kill_behind)
+        with pytest.raises(HostError, match="cannot be reached") as error:
+            await template.push(f"{registry.host}/team/py:1")
+    assert error.value.hint
+    assert lines_to(registry.host) == []
+    with running_registry(registry.folder) as again:  # with what arrived
+        assert again.blobs
+        with pytest.raises(ArtifactError, match="has no manifests/1"):
+            await Template.pull(f"{again.host}/team/py:1", places=other)
+        await template.push(f"{again.host}/team/py:1")
+        await (await Template.pull(f"{again.host}/team/py:1", places=other)).verify()
+    assert ram_of("py", other) == ram_of("py", places)
+
+
 async def test_a_layer_that_was_changed_in_the_registry_is_refused(build, other, registry) -> None:
     await (await build()).push(f"{registry.host}/team/py:1")
     for path in registry.blobs:
