@@ -28,10 +28,10 @@ test-kvm: $(STAMP)
 	$(BIN)/pytest tests/hosts -q
 	$(BIN)/python tools/hosts/kvm
 
-# A cluster of Ray with three nodes on this host, one of which is killed; installs Ray, which is large.
+# Three nodes on this host, of Ray and of a list, which are killed in turn; installs Ray, which is large.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pip install --quiet 'ray>=2.49'
-	$(BIN)/pytest tests/cluster -q
+	$(BIN)/pytest tests/cluster tests/vm/test_servers.py -q
 
 # Twenty popular packages, each in an image of its own, does its first real act in a fork, and an editor is used at a
 # terminal: about half an hour under TCG.

@@ -17,6 +17,9 @@ from tests.recorded_spans import read_told, record_spans
 from vmfork.aio import Template
 from vmfork.errors import NoNode, TemplateNotFound, VMNotFound
 
+# Calls under way at once: more than a machine has processors, or a pool of threads workers.
+_LONG = 40
+
 
 async def a_machine_does_what_one_of_this_host_does(cluster, template, tmp_path) -> None:
     async with cluster.fork(template, env={"WHO": "me"}, files={"/root/given": b"x"}) as vm:
@@ -47,6 +50,22 @@ async def what_a_program_writes_comes_in_pieces(cluster, template, tmp_path) -> 
         pieces = [event async for event in vm.stream(["sh", "-c", "echo two >&2; exit 4"])]
         assert [(event.kind, event.data) for event in pieces[:-1]] == [("stderr", b"two\n")]
         assert pieces[-1].result.exit_code == 4
+
+
+async def programs_that_run_long_hold_up_nothing(cluster, template, tmp_path) -> None:
+    async with cluster.fork(template) as vm:
+        running = [asyncio.ensure_future(vm.exec(["sleep", "600"])) for _ in range(_LONG)]
+        count = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -cx 600"
+        while (await vm.shell(count)).stdout != f"{_LONG}\n":
+            await asyncio.sleep(0.1)
+        assert vm.id in {each["id"] for each in (await cluster.status())["machines"]}
+        async with cluster.fork(template, node=vm.node) as other:
+            assert (await other.exec(["echo", "at once"])).stdout == "at once\n"
+        assert await vm.ping() > 0
+        assert not any(each.done() for each in running)
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def files_go_and_come_back(cluster, template, tmp_path) -> None:
@@ -88,6 +107,10 @@ async def a_template_goes_to_all_and_machines_are_spread(cluster, template, tmp_
     assert Counter(vm.node for vm in vms) == dict.fromkeys(names, 1)
     boots = await asyncio.gather(*(vm.exec(["cat", "/proc/sys/kernel/random/boot_id"]) for vm in vms))
     assert len({each.stdout for each in boots}) == len(names)
+    await asyncio.gather(*(vm.aclose() for vm in vms))
+    node = max(names)
+    vms = await cluster.fork_many(template, 2, node=node)
+    assert [vm.node for vm in vms] == [node] * 2
     await asyncio.gather(*(vm.aclose() for vm in vms))
 
 
@@ -178,6 +201,7 @@ async def the_disk_of_a_template_goes_with_it(cluster, template, places, node) -
 
 
 PROMISES = (
+    programs_that_run_long_hold_up_nothing,
     a_machine_does_what_one_of_this_host_does,
     a_machine_has_the_files_and_states_of_one_of_this_host,
     what_a_program_writes_comes_in_pieces,

@@ -28,7 +28,7 @@ async def ask(nodes, *arguments: str) -> str:
 async def test_they_tell_what_is_there(cluster, nodes) -> None:
     async with cluster.fork(NAME, key="shown") as vm:
         status = json.loads(await ask(nodes, "status", "--json"))
-        assert {each["name"] for each in status["nodes"]} == {*nodes.rays}
+        assert {each["name"] for each in status["nodes"]} == {*nodes.names}
         assert [each["id"] for each in status["machines"]] == [vm.id]
         assert vm.node in await ask(nodes, "nodes")
         (template,) = (each for each in json.loads(await ask(nodes, "templates", "--json")) if each["name"] == NAME)
@@ -37,4 +37,4 @@ async def test_they_tell_what_is_there(cluster, nodes) -> None:
         assert line.split()[1:4] == [vm.node, NAME, "shown"]
         families = {each.name: each for each in text_string_to_metric_families(await ask(nodes, "metrics"))}
         machines = {each.labels["node"]: each.value for each in families["vmfork_node_machines"].samples}
-        assert machines == {node: float(node == vm.node) for node in nodes.rays}
+        assert machines == {node: float(node == vm.node) for node in nodes.names}

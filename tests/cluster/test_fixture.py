@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(30
 # processes of a node run already.
 _FAILS = """
 import os, sys
-from tests.cluster.conftest import open_nodes
+from tests.cluster.nodes import open_ray_nodes
 from tests.rules.orphans import Orphans
 
 def children():
@@ -26,7 +26,7 @@ def children():
 
 orphans, begun = Orphans(), []
 try:
-    with open_nodes() as nodes:
+    with open_ray_nodes() as nodes:
         root = nodes.root
         for number in range(int(sys.argv[1])):
             nodes.add(nodes.make_places())

@@ -6,22 +6,23 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import pytest
 
-from tests.cluster.conftest import NAME, SLOW, find_pid, get_node, until
+from tests.cluster.conftest import NAME, SLOW, get_node, over_both, until
 from vmfork.aio import Template
 from vmfork.config import Places, VMConfig
 from vmfork.errors import NodeLost, TemplateNotFound, VMNotFound
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.limit_s(900)]
 
 # Seconds, on a host that may be busy: where nothing tells that a node has ended, nobody is answered at all.
 SECONDS = 30.0
 DRIVER = """
-import sys, time, vmfork
-cluster = vmfork.Cluster.connect(sys.argv[1])
+import time, vmfork
+cluster = {joining}
 brief = cluster.fork("cluster", key="brief")
 cluster.fork("cluster", key="long", lasts=True, ttl_s=3600.0)
 cluster.fork("cluster", key="short", lasts=True, ttl_s=20.0)
@@ -30,12 +31,25 @@ time.sleep(3600)
 """
 
 
+@over_both
 async def test_the_process_of_a_node_is_killed(cluster, nodes) -> None:
-    """What does not last is gone, what lasts is found again by the process that Ray starts; neither is there twice."""
+    """What does not last is gone, what lasts is found again by the process that is started; neither is there twice.
+
+    Whoever was calling is told at once.
+    """
     node = nodes.names[0]
     lasting = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
     brief = await cluster.fork(NAME, key="brief", node=node)
-    os.kill(await find_pid(node), signal.SIGKILL)
+    running = asyncio.ensure_future(brief.exec(["sleep", "600"]))
+    events = brief.stream(["sh", "-c", "echo one; exec sleep 600"])
+    assert (await anext(events)).data == b"one\n"
+    await nodes.restart(node)
+    for call in (running, anext(events)):
+        with pytest.raises(NodeLost) as lost:
+            async with asyncio.timeout(SECONDS):
+                await call
+        assert (lost.value.node, lost.value.machines) == (node, (brief.id,))
+    await events.aclose()
     again = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
     assert again.id == lasting.id
     assert (await again.exec(["echo", "still"])).stdout == "still\n"
@@ -46,6 +60,7 @@ async def test_the_process_of_a_node_is_killed(cluster, nodes) -> None:
     assert len((await cluster.status())["machines"]) == 2
 
 
+@pytest.mark.needs("ray")
 async def test_the_directory_is_killed_under_load(cluster) -> None:
     directory = import_module("ray").get_actor("vmfork-directory", namespace="vmfork")
     kept = await cluster.fork(NAME, key="kept")
@@ -57,10 +72,12 @@ async def test_the_directory_is_killed_under_load(cluster) -> None:
     assert found == {kept.id, *(vm.id for vm in vms)}
 
 
+@over_both
 async def test_a_program_is_killed(cluster, nodes) -> None:
     """Its machines end, those that last by their time to live."""
-    address = nodes.ray_cluster.address
-    driver = await asyncio.create_subprocess_exec(sys.executable, "-c", DRIVER, address, stdout=asyncio.subprocess.PIPE)
+    driver = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DRIVER.format(joining=nodes.joining), stdout=asyncio.subprocess.PIPE
+    )
     try:
         assert driver.stdout is not None
         brief = (await driver.stdout.readline()).decode().strip()
@@ -74,6 +91,7 @@ async def test_a_program_is_killed(cluster, nodes) -> None:
         assert (await vm.exec(["echo", "lives"])).stdout == "lives\n"
 
 
+@over_both
 async def test_a_node_is_killed_while_it_runs_a_program(cluster, nodes) -> None:
     await cluster.prefetch(NAME)
     node = nodes.names[-1]
@@ -100,6 +118,7 @@ async def test_a_node_is_killed_while_it_runs_a_program(cluster, nodes) -> None:
         nodes.revive(node)
 
 
+@over_both
 async def test_a_node_is_killed_while_it_forks(cluster, nodes) -> None:
     """What was being made there is made elsewhere, once for each key."""
     await cluster.prefetch(SLOW)
@@ -119,6 +138,7 @@ async def test_a_node_is_killed_while_it_forks(cluster, nodes) -> None:
         nodes.revive(node)
 
 
+@over_both
 @pytest.mark.parametrize("another_has_it", [True, False])
 async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, another_has_it) -> None:
     """It comes from the next that has it; where nobody has, whoever asked is told."""
@@ -134,13 +154,13 @@ async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, anothe
         await site.call(other, "pull", "sent", digest, [source])
         sources.append(other)
     pulling = asyncio.ensure_future(site.call(first, "pull", "sent", digest, sources))
-    pid = await find_pid(source)
+    pid = await nodes.find_pid(source)
     while not pulling.done() and not [*(target.templates / "sent").glob("*/memory")]:
         await asyncio.sleep(0.005)
     os.kill(pid, signal.SIGSTOP)
     assert not pulling.done()
     nodes.kill(source)
-    os.kill(pid, signal.SIGKILL)  # while it is stopped it does not notice that its node has ended, and stays
+    _kill_stopped(pid)
     try:
         if another_has_it:
             await pulling
@@ -152,12 +172,13 @@ async def test_a_node_is_killed_while_it_sends_a_template(cluster, nodes, anothe
             assert not [*(target.templates / "sent").glob("*/memory")]
     finally:
         await template.remove()
-        for node in {first, other} & {*nodes.rays}:
+        for node in {first, other} & {*nodes.names}:
             if "sent" in await Template.list(places=nodes.places[node]):
                 await (await Template.open("sent", places=nodes.places[node])).remove()
         nodes.revive(source)
 
 
+@over_both
 async def test_a_node_is_killed_while_a_template_comes_to_it(cluster, nodes) -> None:
     """Whoever waits is told; what was half there is in force nowhere, and comes whole once the node is back."""
     source, *_, target = nodes.names
@@ -166,13 +187,13 @@ async def test_a_node_is_killed_while_a_template_comes_to_it(cluster, nodes) -> 
     try:
         await until(cluster, lambda told: "coming" in {each["name"] for each in told["templates"]})
         pulling = asyncio.ensure_future(cluster.prefetch("coming", nodes=[target]))
-        pid = await find_pid(target)
+        pid = await nodes.find_pid(target)
         while not pulling.done() and not [*(places.templates / "coming").glob("*/memory")]:
             await asyncio.sleep(0.005)
         os.kill(pid, signal.SIGSTOP)
         assert not pulling.done()
         nodes.kill(target)
-        os.kill(pid, signal.SIGKILL)  # while it is stopped it does not notice that its node has ended, and stays
+        _kill_stopped(pid)
         with pytest.raises(NodeLost) as lost:
             async with asyncio.timeout(SECONDS):
                 await pulling
@@ -184,11 +205,17 @@ async def test_a_node_is_killed_while_a_template_comes_to_it(cluster, nodes) -> 
             assert (await vm.exec(["echo", "whole"])).stdout == "whole\n"
         assert (await _find_whole(places, "coming")).manifest.memory_sha256 == template.manifest.memory_sha256
     finally:
-        if not back and target not in nodes.rays:
+        if not back and target not in nodes.names:
             nodes.revive(target)
         await template.remove()
         if (arrived := await _find_whole(places, "coming")) is not None:
             await arrived.remove()
+
+
+def _kill_stopped(pid: int) -> None:
+    """While it is stopped it does not notice that its node has ended, and stays."""
+    with suppress(ProcessLookupError):  # a server is its node
+        os.kill(pid, signal.SIGKILL)
 
 
 async def _find_whole(places: Places, name: str) -> Template | None:

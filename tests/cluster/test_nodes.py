@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmfork
-from tests.cluster.conftest import NAME, SLOW, find_pid, get_node, until
+from tests.cluster.conftest import NAME, SLOW, get_node, over_both, until
+from tests.cluster.nodes import joined
 from vmfork.aio import Template
 from vmfork.cluster.transfer import Packed
 from vmfork.config import Places, VMConfig
@@ -60,14 +61,14 @@ async def test_machines_are_no_nicer_than_ray_itself(cluster, nodes) -> None:
     """Its workers are by 15, which on a busy host leaves a guest a fraction of what others get."""
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     async with cluster.fork(NAME) as vm:
-        assert os.getpriority(os.PRIO_PROCESS, await find_pid(vm.node)) == mine
+        assert os.getpriority(os.PRIO_PROCESS, await nodes.find_pid(vm.node)) == mine
         (record,) = list_records(nodes.places[vm.node].vms)
         assert os.getpriority(os.PRIO_PROCESS, record.process.pid) == mine
 
 
 async def test_a_template_goes_to_all_and_machines_are_spread(cluster, nodes) -> None:
     await cluster.prefetch(NAME)
-    held = {NAME: {*nodes.rays}}
+    held = {NAME: {*nodes.names}}
     await until(
         cluster, lambda told: held.items() <= {each["name"]: {*each["nodes"]} for each in told["templates"]}.items()
     )
@@ -78,13 +79,16 @@ async def test_a_template_goes_to_all_and_machines_are_spread(cluster, nodes) ->
     await asyncio.gather(*(vm.aclose() for vm in vms))
 
 
+@over_both
 async def test_nodes_that_want_one_template_at_once_are_each_sent_it_once(cluster, nodes) -> None:
     first, *others = nodes.names
     own = nodes.places[first]
     template = await Template.build("wanted", VMConfig(), places=own)
     try:
         before = await until(cluster, lambda told: "wanted" in {each["name"] for each in told["templates"]})
-        vms = await asyncio.gather(*(cluster.fork("wanted", node=node) for node in others for _ in range(2)))
+        async with joined(nodes) as another:  # who has another directory, where there is none for all
+            asking = (who.fork("wanted", node=node) for node in others for who in (cluster, another))
+            vms = await asyncio.gather(*asking)
         assert Counter(vm.node for vm in vms) == dict.fromkeys(others, 2)
         await asyncio.gather(*(vm.aclose() for vm in vms))
         told = await cluster.status()
@@ -141,7 +145,7 @@ async def test_a_template_that_comes_over_the_budget_of_its_node_takes_the_place
         assert {NAME, SLOW} <= {*store.list_names()}
     finally:
         nodes.kill(node)
-        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.names})
 
 
 async def test_a_hundred_machines_of_eight_tasks_are_all_there_and_none_is_two(cluster, nodes) -> None:
@@ -160,7 +164,7 @@ async def test_a_hundred_machines_of_eight_tasks_are_all_there_and_none_is_two(c
     counts = [13] * 4 + [12] * 4
     seen = [each for part in await asyncio.gather(*(task.remote(*each) for each in enumerate(counts))) for each in part]
     assert len({vm for vm, _, _ in seen}) == len({boot for _, _, boot in seen}) == 100
-    assert {node for _, node, _ in seen} == {*nodes.rays}
+    assert {node for _, node, _ in seen} == {*nodes.names}
     assert (await cluster.status())["machines"] == []
 
 
@@ -316,8 +320,8 @@ async def test_machines_wait_on_a_node_that_is_to_keep_some_and_end_with_its_pro
             assert (await vm.exec(["echo", "ready"])).stdout == "ready\n"
             assert get_node(await cluster.status(), node)["counts"]["from_pool"] == 1
         waiting = await until_one_waits(but=waiting)
-        os.kill(await find_pid(node), signal.SIGKILL)
+        os.kill(await nodes.find_pid(node), signal.SIGKILL)
         await until_one_waits(but=waiting)
     finally:
         nodes.kill(node)
-        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.names})

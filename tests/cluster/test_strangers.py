@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import NAME, get_node, until
+from tests.cluster.conftest import NAME, get_node, over_both, until
+from tests.cluster.nodes import joined
 from tests.cluster.promises import what_a_node_does_is_in_the_trace_of_whoever_asked
 from tests.recorded_spans import trace_processes
 from tests.rules.capabilities import need
 from vmfork.errors import NoNode, NoRoom
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.needs("ray"), pytest.mark.limit_s(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.limit_s(900)]
 
 CONNECT = """
 import sys, vmfork
@@ -33,6 +34,7 @@ def prepend(folder: Path) -> str:
     return os.pathsep.join(filter(None, (str(folder), os.getcwd(), os.environ.get("PYTHONPATH"))))
 
 
+@over_both
 async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) -> None:
     emulator = tmp_path / "qemu"
     real = shutil.which("qemu-system-x86_64")
@@ -52,24 +54,26 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
         )
     )
     try:
-        await until(cluster, lambda told: {full, old, elsewhere} <= {each["name"] for each in told["nodes"]})
-        with pytest.raises(NoRoom) as refused:
-            await cluster.fork(NAME, node=full, wait_s=0.0)
-        assert refused.value.hint
-        with pytest.raises(NoNode, match=r"qemu\.version"):
-            await cluster.fork(NAME, node=old)
-        with pytest.raises(NoNode, match=r"it runs vmfork 0\.0\.9"):
-            await cluster.fork(NAME, node=elsewhere)
-        assert "0.0.9" in get_node(await cluster.status(), elsewhere)["state"]
-        vms = await cluster.fork_many(NAME, 3)
-        assert {full, old, elsewhere}.isdisjoint(vm.node for vm in vms)
-        await asyncio.gather(*(vm.aclose() for vm in vms))
+        async with joined(nodes) as joining:
+            await until(joining, lambda told: {full, old, elsewhere} <= {each["name"] for each in told["nodes"]})
+            with pytest.raises(NoRoom) as refused:
+                await joining.fork(NAME, node=full, wait_s=0.0)
+            assert refused.value.hint
+            with pytest.raises(NoNode, match=r"qemu\.version"):
+                await joining.fork(NAME, node=old)
+            with pytest.raises(NoNode, match=r"it runs vmfork 0\.0\.9"):
+                await joining.fork(NAME, node=elsewhere)
+            assert "0.0.9" in get_node(await joining.status(), elsewhere)["state"]
+            vms = await joining.fork_many(NAME, 3)
+            assert {full, old, elsewhere}.isdisjoint(vm.node for vm in vms)
+            await asyncio.gather(*(vm.aclose() for vm in vms))
     finally:
         for node in (full, old, elsewhere):
             nodes.kill(node)
-        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.names})
 
 
+@pytest.mark.needs("ray")
 async def test_what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, nodes, tmp_path) -> None:
     need("opentelemetry")
     node = nodes.add(nodes.make_places(), trace_processes(tmp_path))
@@ -78,9 +82,10 @@ async def test_what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, nodes,
         await what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, NAME, node, tmp_path)
     finally:
         nodes.kill(node)
-        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.rays})
+        await until(cluster, lambda told: {each["name"] for each in told["nodes"]} == {*nodes.names})
 
 
+@pytest.mark.needs("ray")
 async def test_a_program_of_another_python_is_told_so(cluster, nodes) -> None:
     """Ray compares with what the head wrote down."""
     gcs = import_module("ray")._private.worker.global_worker.gcs_client

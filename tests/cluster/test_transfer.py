@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.conftest import NAME, find_pid, get_node, until
+from tests.cluster.conftest import NAME, get_node, until
 from vmfork.store import TemplateStore
 from vmfork.store.ram_file import digest_ram
 from vmfork.units import MIB
@@ -101,7 +101,7 @@ async def test_a_template_of_any_size_passes_through_little_memory(cluster, node
         named = next(each["digest"] for each in told["templates"] if each["name"] == "large")
         sent_before = get_node(told, source)["counts"]["sent_bytes"]
         await cluster._site.call(source, "artifact", named)  # packed before, in a memory that is not looked at
-        pids = {"source": await find_pid(source), "target": await find_pid(target)}
+        pids = {"source": await nodes.find_pid(source), "target": await nodes.find_pid(target)}
         peaks = await asyncio.to_thread(Peaks, [*pids.values()])
         try:
             assert await cluster.prefetch("large", nodes=[target]) == [target]

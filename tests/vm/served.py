@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.certificates import make_authority, make_certificate
 from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import TemplateStore
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 _END_LIMIT_S = 120.0
 
 
+def make_access(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """A certificate for either end of a line, and its authority: as `Cluster.at` is given them, and as options."""
+    authority = make_authority(folder, "authority")
+    pair = make_certificate(folder, "end", authority)
+    access = {"ca": authority.certificate, "certificate": pair.certificate, "key": pair.key}
+    return access, ["--ca", access["ca"], "--cert", access["certificate"], "--key", access["key"]]
+
+
 @dataclass
 class Servers:
     """Those that run, by their addresses. `access` are options by which they let callers in."""
@@ -32,11 +41,16 @@ class Servers:
     places: dict[str, Places] = field(default_factory=dict)
 
     def start(
-        self, places: Places, *, listen: str = "127.0.0.1:0", label: str = "", more_env: Mapping[str, str] | None = None
+        self,
+        places: Places,
+        *,
+        listen: str = "127.0.0.1:0",
+        labels: Mapping[str, str] | None = None,
+        more_env: Mapping[str, str] | None = None,
     ) -> str:
         """The address of one more."""
         command = [sys.executable, "-m", "vmfork", "cluster", "serve", "--listen", listen, "--json", *self.access]
-        command += ["--label", label] if label else []
+        command += [f"--label={key}={value}" for key, value in (labels or {}).items()]
         env = {**os.environ, "VMFORK_HOME": str(places.home), "VMFORK_RUNTIME_DIR": str(places.runtime)}
         env |= more_env or {}
         log = self.logs / f"server-{len(self.places)}.log"

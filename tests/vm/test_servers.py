@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import make_authority, make_certificate
 from tests.cluster.promises import (
     PROMISES,
     the_disk_of_a_template_goes_with_it,
@@ -23,7 +22,7 @@ from tests.cluster.promises import (
 )
 from tests.recorded_spans import trace_processes
 from tests.rules.capabilities import need
-from tests.vm.served import Servers
+from tests.vm.served import Servers, make_access
 from vmfork.aio import Cluster, Template
 from vmfork.config import Places
 from vmfork.errors import NodeLost, VMNotFound
@@ -37,17 +36,18 @@ SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """Options of an end of a line: authority, certificate, key."""
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = make_authority(folder, "authority")
-    pair = make_certificate(folder, "end", authority)
-    return {"ca": authority.certificate, "certificate": pair.certificate, "key": pair.key}
+def access(tmp_path_factory):
+    return make_access(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
-def options(certificates) -> list[str]:
-    return ["--ca", certificates["ca"], "--cert", certificates["certificate"], "--key", certificates["key"]]
+def certificates(access) -> dict[str, str]:
+    return access[0]
+
+
+@pytest.fixture(scope="module")
+def options(access) -> list[str]:
+    return access[1]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def servers(instance, template_name, options, spans, tmp_path_factory):
     running = Servers(options, tmp_path_factory.mktemp("servers"))
     try:
         tracing = trace_processes(spans) if find_spec("opentelemetry") else {}
-        running.start(instance, label="rack=1", more_env=tracing)
-        running.start(other, label="rack=2")
+        running.start(instance, labels={"rack": "1"}, more_env=tracing)
+        running.start(other, labels={"rack": "2"})
         yield running
     finally:
         running.close(keep=instance)
@@ -130,7 +130,7 @@ async def test_machines_wait_on_a_node_that_is_to_keep_some(servers, certificate
     first = next(iter(servers.processes))
     root = Path(tempfile.mkdtemp(prefix="vmfork-servers-", dir="/dev/shm"))
     settings = {"VMFORK_FACTORY_TEMPLATES": template_name, "VMFORK_FACTORY_CACHE": "1"}
-    pooled = servers.start(Places(home=root / "home", runtime=root / "run"), label="rack=3", more_env=settings)
+    pooled = servers.start(Places(home=root / "home", runtime=root / "run"), labels={"rack": "3"}, more_env=settings)
     try:
         async with Cluster.at([first, pooled], **certificates) as cluster:
 
@@ -203,7 +203,7 @@ async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_l
                 await call
         assert (lost.value.node, lost.value.machines) == (address, (brief.id,))
         assert brief.id in str(lost.value)
-    servers.start(servers.places[address], listen=address, label="rack=2")
+    servers.start(servers.places[address], listen=address, labels={"rack": "2"})
     again = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
     assert again.id == lasting.id
     assert (await again.exec(["echo", "still"])).stdout == "still\n"

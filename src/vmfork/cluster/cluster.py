@@ -164,6 +164,7 @@ class Cluster(Owner):
         count: int,
         *,
         label: str = "",
+        node: str = "",
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
@@ -187,6 +188,7 @@ class Cluster(Owner):
         count: int,
         *,
         label: str = "",
+        node: str = "",
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
@@ -209,6 +211,7 @@ class Cluster(Owner):
         count: int,
         *,
         label: str = "",
+        node: str = "",
         spread: str = "",
         env: Mapping[str, str] | None = None,
         files: Mapping[str, GivenFile] | None = None,
@@ -234,7 +237,7 @@ class Cluster(Owner):
             files, env=env, cpus=cpus, memory_mib=memory_mib, ttl_s=ttl_s, idle_ttl_s=idle_ttl_s, network=network,
             card=card, disk=disk, allow_guest_fork=allow_guest_fork, timeout_s=timeout_s,
         )  # fmt: skip
-        constraints = Constraints(label=label, spread=spread)
+        constraints = Constraints(label=label, node=node, spread=spread)
         await self._site.ask("check_many", template, count, constraints)
         failures: list[VMForkError] | None = [] if partial else None
 
