@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.image.builds import LEAST, copy_image, find_processes
-from vmfork.image.build import build_image
+from vmfork.aio import Image
 from vmfork.image.store import ImageStore
 
 
 @pytest.fixture(scope="session")
 def built(instance, tmp_path_factory):
     """A store and the image `one` in it, for those who change neither: a copy of `bare`, which other tests boot."""
-    bare = asyncio.run(build_image("bare", LEAST, store=ImageStore(instance.images)))
+    asyncio.run(Image.build("bare", LEAST, places=instance))
+    bare = ImageStore(instance.images).open("bare")
     store = ImageStore(tmp_path_factory.mktemp("built") / "images")
     copy_image(bare, store)
     return store.folder, store.open("one")

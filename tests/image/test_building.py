@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from tests.image.builds import (
     wait_ended,
     wait_step,
 )
-from vmfork.config import ImageConfig
+from vmfork.aio import Image
+from vmfork.config import ImageConfig, Places
 from vmfork.errors import HostError
 from vmfork.image import write_least
 from vmfork.image.build import build_image
@@ -49,7 +51,14 @@ async def test_the_second_build_starts_nothing(built, tmp_path, monkeypatch):
     # The same packages, asked for by name.
     spelt = ImageConfig(packages=("dash", "coreutils"), bare=True)
     assert await build_image("one", spelt, store=ImageStore(images_dir), progress=steps.append) == image
+    # By the public name, in both of its forms.
+    places = Places(home=images_dir.parent, runtime=tmp_path / "runtime")
+    found = await Image.build("one", spelt, places=places, progress=steps.append)
     assert steps == []
+    also = await asyncio.to_thread(vmfork.Image.build, "two", LEAST, places=places, progress=steps.append)
+    assert (found.digest, also.digest, also.name) == (image.digest, image.digest, "two")
+    assert [step.step for step in steps] == ["done"]  # a name is new
+    ImageStore(images_dir).remove("two")
     with pytest.raises(HostError, match="mmdebstrap was not found"):
         await build_image("one", ImageConfig(packages=("sed",), bare=True), store=ImageStore(images_dir))
 

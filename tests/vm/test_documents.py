@@ -23,7 +23,7 @@ import pytest
 from tests.documents import GOES_ON, PAGES, ROOT, Block, read_blocks
 from tests.ports import free_port
 from tests.registry import Registry, running_registry
-from tests.rules.capabilities import find_static_busybox, need
+from tests.rules.capabilities import find_program, find_static_busybox, need
 from tests.vm.cli_runner import COMMAND, Running, vmfork
 
 # Images are built on the way, under emulation.
@@ -33,13 +33,16 @@ _BLOCK_LIMIT_S = 600
 _RUN = [page for page in PAGES if any(block.mark != "not run" for block in read_blocks(page))]
 # A new image is tried out before it is used: under KVM, and for its least memory.
 _BOXED = [pytest.mark.slow, pytest.mark.needs("busybox")]
+_BY_UMOCI = pytest.mark.needs("umoci")
 _REGISTRY = "registry.example"
 _BY_REGISTRY = pytest.mark.needs("docker-registry", "oras")
 
 
 def _marks_of(page: Path) -> list[pytest.MarkDecorator]:
     by_registry = any(_REGISTRY in block.text for block in read_blocks(page) if block.mark != "not run")
-    return [*(_BOXED if "command -v busybox" in page.read_text() else ()), *([_BY_REGISTRY] if by_registry else ())]
+    text = page.read_text()
+    boxed = _BOXED if "command -v busybox" in text else []
+    return [*boxed, *([_BY_UMOCI] if "$ umoci" in text else ()), *([_BY_REGISTRY] if by_registry else ())]
 
 
 _PARAMS = [pytest.param(page, id=str(page.relative_to(ROOT)), marks=_marks_of(page)) for page in _RUN]
@@ -145,6 +148,8 @@ def make_commands(folder: Path) -> Path:
         programs["curl"] = (sys.executable, "-c", _CURL)
     if (busybox := find_static_busybox()) is not None:
         shutil.copy(busybox, folder / "busybox")  # pages make images of it
+    if (umoci := find_program("umoci")) is not None:
+        programs["umoci"] = (umoci,)
     for name, argv in programs.items():
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
         (folder / name).chmod(0o755)

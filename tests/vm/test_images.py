@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
@@ -14,12 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import Member, box_members, folder, hard, link, make_by_umoci, make_layer, write_image
+from tests.images import (
+    LayoutWriter,
+    Member,
+    box_members,
+    folder,
+    hard,
+    link,
+    make_by_umoci,
+    make_layer,
+    put_image,
+    save_archive,
+    write_image,
+)
+from tests.registry import running_registry
 from tests.rules.capabilities import find_glibc, find_musl, find_program, find_static_busybox, need
 from tests.vm.cli_runner import vmfork
 from tests.vm.least import boots_in_its_least
 from tests.wheels import make_wheel
+from vmfork import blocking
 from vmfork.aio import Image, Template, VMConfig
+from vmfork.config import ImageConfig
 from vmfork.errors import ExecError
 from vmfork.image.recipe import find_agent
 
@@ -56,7 +72,7 @@ async def imported(request, tmp_path):
                 hard("app/again", "app/agent"),
                 Member("app/wait", body=_WAITS, mode=0o755),
                 link("bin", "app"),
-                Member("app/bound", body=b"x", mode=0o755, xattrs=(("security.capability", _CAPABILITY),)),
+                Member("app/bound", body=_WAITS, mode=0o755, xattrs=(("security.capability", _CAPABILITY),)),
             ],
         ],
         config={
@@ -91,6 +107,10 @@ async def test_an_image_of_one_static_program_runs_as_a_fork(imported):
         assert b"Uid:\t1234\t1234" in told
         assert b"Gid:\t77\t77" in told
         assert b"GREETING=hello there\0" in environ
+        assert b"CapEff:\t0000000000000000" in told
+        async with await vm.start(["bound"]) as process:  # what the attribute of its file says, wherever that lies
+            told = await vm.read_file(f"/proc/{process.pid}/status")
+        assert b"CapEff:\t%016x" % (1 << 10) in told
         with pytest.raises(ExecError):
             await vm.shell("true")
         assert await vm.image_argv() == ("again", "--version")
@@ -121,9 +141,13 @@ ready = {log = "^app$"}
 
 @pytest.fixture
 async def boxed(tmp_path):
-    """A folder with a recipe that begins from an image like busybox, whose programs are a user's."""
+    """A folder with a recipe that begins from an image like busybox, whose programs are a user's.
+
+    Of all that is made meanwhile nothing is left.
+    """
     busybox = find_static_busybox()
     assert busybox is not None
+    templates, images = {*await Template.list()}, {*await Image.list()}
     box = [
         *box_members(busybox, "app:x:1000:1000::/data:/bin/sh"),
         folder("data", 0o755, uid=1000, gid=1000),
@@ -139,21 +163,21 @@ async def boxed(tmp_path):
         "Entrypoint": ["/bin/echo", "said"],
         "Cmd": ["by", "the image"],
     }
-    write_image(tmp_path / "in", [box], config=config)
+    layout = LayoutWriter(tmp_path / "in")
+    layout.add_image([make_layer(box)], config=config)
+    save_archive(tmp_path / "saved.tar", [box])
     (tmp_path / "note").write_text("noted")
     (tmp_path / "vmfork.toml").write_text(BOXED)
-    yield tmp_path
-    for name in await Template.list():
-        if name == "boxed":
-            await (await Template.open(name)).remove()
-    for name in await Image.list():
-        if name.startswith("in.from-"):
-            await (await Image.open(name)).remove(force=True)
+    yield layout
+    for name in {*await Template.list()} - templates:
+        await (await Template.open(name)).remove()
+    for name in {*await Image.list()} - images - {"default"}:
+        await (await Image.open(name)).remove(force=True)
 
 
 @pytest.mark.needs("busybox")
 async def test_a_recipe_begins_from_an_image_whose_command_its_forks_run(boxed):
-    recipe = str(boxed / "vmfork.toml")
+    recipe = str(boxed.path.parent / "vmfork.toml")
     built = json.loads(vmfork("template", "build", "-f", recipe, "--json").check().out)
     assert built["image"].startswith("in.from-")
     assert vmfork("run", "-t", "boxed").check().out == "said by the image\n"
@@ -167,6 +191,31 @@ async def test_a_recipe_begins_from_an_image_whose_command_its_forks_run(boxed):
         status = (await vm.exec(["busybox-bound", "cat", "/proc/self/status"])).stdout
         assert f"CapEff:\t{1 << 10:016x}" in status  # a user's, which has what the attribute of its file says
         assert (await vm.exec(["stat", "-c", "%F %t,%T", "/dev/full"])).stdout == "character special file 1,7\n"
+
+
+@pytest.mark.needs("busybox", "docker-registry", "oras")
+async def test_the_command_line_has_it_from_everywhere_and_runs_it(boxed, tmp_path):
+    def run(*argv: str) -> str:
+        return vmfork(*argv, cwd=tmp_path).check().out
+
+    with running_registry(tmp_path / "registry") as registry:
+        ref = f"{registry.host}/team/box:1"
+        put_image(boxed, ref)
+        sources = {"by-registry": ref, "by-layout": "oci:in:latest", "by-archive": "docker-archive:saved.tar:1"}
+        made = {name: json.loads(run("image", "import", at, name, "--json")) for name, at in sources.items()}
+        assert run("image", "import", ref, "plainly", "--plain-http").startswith("image plainly: ")
+    assert made["by-registry"]["digest"] == made["by-layout"]["digest"] != made["by-archive"]["digest"]
+    assert run("run", "--image", "by-registry") == "said by the image\n"
+    assert run("template", "build", "from", "--from", "oci:in:latest").startswith("template from")
+    assert run("run", "-t", "from") == "said by the image\n"
+    # By a name of its own in the file of the project, and in Python.
+    (tmp_path / "vmfork.toml").write_text('[image.app]\nfrom = "oci:in:latest"\n')
+    assert run("image", "build", "app").startswith("image app: ")
+    config = ImageConfig(source=f"oci:{tmp_path / 'in'}:latest")
+    app = await Image.build("app", config)
+    again = await asyncio.to_thread(blocking.Image.build, "again", config)
+    digests = {each["name"]: each["digest"] for each in json.loads(run("image", "ls", "--json"))}
+    assert {app.digest, again.digest, digests["app"]} == {made["by-layout"]["digest"]}
 
 
 _WORKS = r"""

@@ -16,8 +16,8 @@ from vmfork.store import TemplateStore
 
 pytestmark = pytest.mark.needs("qemu", "docker-registry", "oras")
 
-# MiB of noise, which no packing makes smaller, and what a process may have beyond what it has once all is loaded: layers
-# of 16 MiB are in work in each of three lanes, as they are, as they are packed, and as they are sent.
+# MiB of noise, which no packing makes smaller, and what a process may have beyond what it has once all is loaded. Three
+# layers of 16 MiB are in work at once, each as it is, as it is packed, and as it is sent.
 _CONTENT, _OWN = 256, 160
 
 # What the kernel counts there is memory that is written and nobody else's: neither files nor a template's pages.
