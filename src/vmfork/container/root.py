@@ -95,8 +95,8 @@ class Root:
         *above, name = path
         entries = self._open_folder(above, name, layer).entries
         entries.pop(name, None)
-        if self._find_folder(target[:-1]) is not holder:
-            raise PathError(f"it is a hard link to {'/'.join(target)!r}, which was in the folder that it replaces")
+        if self._find_folder(target[:-1]) is not holder or holder.entries.get(target[-1]) is not found:
+            raise PathError(f"it is a hard link to {'/'.join(target)!r}, which it replaces")
         entries[name] = Entry(found.inode, layer)
 
     def hide(self, path: Sequence[str], layer: int) -> None:

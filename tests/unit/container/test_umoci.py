@@ -29,6 +29,8 @@ _CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00" + bytes(12)
 paths = st.lists(st.sampled_from(_NAMES), min_size=1, max_size=3).map("/".join)
 targets = st.one_of(paths, paths.map("/".__add__), paths.map("../".__add__))
 modes = st.sampled_from([0o644, 0o600, 0o755, 0o700, 0o4755, 0o1777, 0o2750])
+# A user who is not root looks into no folder without the right to.
+folder_modes = modes if _IS_ROOT else modes.filter(lambda mode: mode & 0o700 == 0o700)
 owners = st.sampled_from([0, 7, 65_534] if _IS_ROOT else [0])
 
 
@@ -71,7 +73,7 @@ members = st.one_of(
         modes,
         owners,
     ),
-    st.builds(lambda p, m, u: Member(p, "dir", mode=m, uid=u), paths, modes, owners),
+    st.builds(lambda p, m, u: Member(p, "dir", mode=m, uid=u), paths, folder_modes, owners),
     st.builds(lambda p, t: Member(p, "link", target=t, mode=0o777), paths, targets),
     st.builds(lambda p: Member(_whiteout(p)), paths),
     st.builds(lambda p: Member(f"{p}/.wh..wh..opq"), paths),
@@ -149,6 +151,9 @@ def _apply(layers_: list[list[Member]]) -> dict[str, tuple[object, ...]] | None:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(layers)
 @example([[Member("a/a/a"), Member("a", "hard", target="a/a/a")]])
+@example([[Member("a")], [Member("a", "hard", target="a")]])
+@example([[Member("a/b"), Member("c", "link", target="a"), Member("c/b", "hard", target="a/b")]])
+@example([[Member("a"), Member("b", "hard", target="a"), Member("a", "hard", target="b")]])
 def test_layers_give_the_tree_that_umoci_makes_of_them(given_layers):
     assert _apply(given_layers) == _unpack(given_layers)
 
