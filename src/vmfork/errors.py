@@ -713,11 +713,14 @@ class ClusterError(VMForkError):
 
 
 class NodeLost(ClusterError):
-    """`node` ended, or can be reached no more, and `machines` (ids) with it. What was under way there is not known."""
+    """`node` ended, or can be reached no more, and `machines` (ids) with it. What was under way there is not known.
+
+    One that `is_cut` off gives no sign of life, and may run on with all that it has.
+    """
 
     code = "node-lost"
 
-    def __init__(self, node: str, machines: Sequence[str] = (), reason: str = "") -> None:
+    def __init__(self, node: str, machines: Sequence[str] = (), reason: str = "", *, is_cut: bool = False) -> None:
         named = f", and with it {', '.join(machines)}" if machines else ""
         super().__init__(
             f"node {node} was lost{named}" + (f": {reason}" if reason else ""),
@@ -726,6 +729,7 @@ class NodeLost(ClusterError):
         self.node = node
         self.machines = tuple(machines)
         self.reason = reason
+        self.is_cut = is_cut
 
 
 class NodeRefused(ClusterError):

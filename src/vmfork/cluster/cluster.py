@@ -334,7 +334,8 @@ class Cluster(Owner):
     async def find(self, vm: str) -> ClusterVM:
         """A handle to the machine of that id or key, whoever asked for it. Raises `VMNotFound` when none has it."""
         told = await self._site.ask("tell")
-        for report in told["reports"].values():
+        # What a node has that is cut off may have been made anew by another.
+        for report in sorted(told["reports"].values(), key=lambda each: each.offer.hindrance == SILENT):
             for machine in report.machines:
                 if vm in (machine.id, machine.key):
                     self._begin_renewing(machine.node)  # it may be forked
@@ -383,9 +384,11 @@ class Cluster(Owner):
             self._begin_renewing(decision.node)
             try:
                 machine: Machine = await self._site.call(decision.node, "fork", order)
-            except NodeLost:
+            except NodeLost as error:
                 if _is_too_late(losses, decision.node):
                     raise
+                if error.is_cut and error.node == decision.node:  # that it had the machine of the key counts no more
+                    failed, avoid = error, avoid | {decision.node}
                 await self._site.ask("release", own_key)
                 await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
                 # Where its process alone has ended, and comes back, it tells whether it still has the machine.

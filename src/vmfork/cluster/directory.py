@@ -9,14 +9,14 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from vmfork.cluster.known import Known
 from vmfork.cluster.placement import Refusal, count_most, place
 from vmfork.cluster.terms import Ask, Decision, Machine
-from vmfork.errors import NoNode, TemplateNotFound, VMForkError
+from vmfork.errors import NodeLost, NoNode, TemplateNotFound, VMForkError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +39,15 @@ _SOURCES = 4
 _MOST_LOST = 100
 
 
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """The machine of a key, since `at` of the monotonic clock; `is_sure` once no other node was found to have one."""
+
+    machine: Machine
+    at: float
+    is_sure: bool
+
+
 class Directory:
     """Tells where a machine is to be, and where machines and templates are."""
 
@@ -47,11 +56,10 @@ class Directory:
         self._version = version
         self._rng = rng or Random()  # noqa: S311 - who gets which node is no secret
         self._known = Known()
-        # By key, with when that was.
-        self._settled: dict[str, tuple[Machine, float]] = {}
+        self._settled: dict[str, _Settled] = {}  # by key
         self._lost: dict[str, tuple[str, ...]] = {}
         self._first_look: asyncio.Task[None] | None = None
-        self._hearing: dict[str, asyncio.Task[None]] = {}
+        self._hearing: dict[str, asyncio.Task[Exception | None]] = {}
         self._looking = asyncio.Lock()
 
     async def keep_looking(self) -> None:
@@ -120,13 +128,17 @@ class Directory:
     async def settle(self, machine: Machine) -> Machine:
         """The machine that counts for its key: this one, or one that another node had made before."""
         self._known.take_back(machine.key)
-        settled, _ = self._settled.setdefault(machine.key, (machine, time.monotonic()))
-        for other in (settled, *self._known.list_machines(machine.key)):
+        settled = self._settled.setdefault(machine.key, _Settled(machine, time.monotonic(), is_sure=False))
+        if settled.is_sure and settled.machine.id == machine.id:
+            return machine  # what a node has that was cut off meanwhile, and is back, counts no more
+        for other in (settled.machine, *self._known.list_machines(machine.key)):
             # A node has one for a key at most: an earlier one of the same node has ended.
             if other.node != machine.node and await self._still_has(other):
-                self._settled[machine.key] = other, time.monotonic()
-                return other
-        self._settled[machine.key] = machine, time.monotonic()
+                return self._settle(other)
+        return self._settle(machine)
+
+    def _settle(self, machine: Machine) -> Machine:
+        self._settled[machine.key] = _Settled(machine, time.monotonic(), is_sure=True)
         return machine
 
     async def note_end(self, machine: Machine) -> None:
@@ -134,7 +146,9 @@ class Directory:
         self._known.note_end(machine)
 
     async def _still_has(self, machine: Machine) -> bool:
-        await self._hear(machine.node)
+        error = await self._hear(machine.node)
+        if isinstance(error, NodeLost) and error.is_cut:
+            return False
         report = self._known.reports.get(machine.node)
         return report is not None and any(each.id == machine.id for each in report.machines)
 
@@ -192,7 +206,7 @@ class Directory:
         if not self._first_look.done():
             await asyncio.shield(self._first_look)
 
-    def _begin_hearing(self, name: str) -> asyncio.Task[None]:
+    def _begin_hearing(self, name: str) -> asyncio.Task[Exception | None]:
         """The call under way to the node that was late, or a new one."""
         if name not in self._hearing:
             task = self._hearing[name] = asyncio.ensure_future(self._hear(name))
@@ -203,16 +217,18 @@ class Directory:
         if self._known.set_silent(name):
             _log.warning("node %s does not tell what it has: %s", name, why)
 
-    async def _hear(self, name: str) -> None:
+    async def _hear(self, name: str) -> Exception | None:
+        """What the node has is known; else why not."""
         try:
             report = await asyncio.wait_for(self._peers.call(name, "report"), _REPORT_LIMIT_S)
         except (VMForkError, TimeoutError) as error:
             self._set_silent(name, str(error))
-        else:
-            if report.version != self._version:
-                other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"
-                report = replace(report, offer=replace(report.offer, hindrance=other))
-            self._known.hear(report)
+            return error
+        if report.version != self._version:
+            other = f"it runs vmfork {report.version or '(unknown)'}, and the directory {self._version}"
+            report = replace(report, offer=replace(report.offer, hindrance=other))
+        self._known.hear(report)
+        return None
 
     def _forget(self, name: str) -> None:
         gone = self._known.forget(name)
@@ -220,21 +236,21 @@ class Directory:
         self._lost[name] = tuple(machine.id for machine in gone.machines)
         while len(self._lost) > _MOST_LOST:
             del self._lost[next(iter(self._lost))]
-        for key in [key for key, (machine, _) in self._settled.items() if machine.node == name]:
+        for key in [key for key, settled in self._settled.items() if settled.machine.node == name]:
             del self._settled[key]
 
     def _forget_settled(self) -> None:
         """Machines that were settled some time ago, and that their nodes do not tell of, have ended."""
         before = time.monotonic() - _SETTLED_S
-        for key, (machine, at) in [*self._settled.items()]:
-            if at < before and machine not in self._known.list_machines(key):
+        for key, settled in [*self._settled.items()]:
+            if settled.at < before and settled.machine not in self._known.list_machines(key):
                 del self._settled[key]
 
     def _find(self, key: str) -> str | None:
         """The node that the machine of that key is on, or on its way to."""
         settled = self._settled.get(key)
-        if settled is not None and settled[0].node in self._known.reports:
-            return settled[0].node
+        if settled is not None and settled.machine.node in self._known.reports:
+            return settled.machine.node
         return self._known.find_node(key)
 
     def _decide(self, node: str, held: Held, key: str, *, waits: bool = False) -> Decision:

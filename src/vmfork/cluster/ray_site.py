@@ -348,7 +348,7 @@ class _Peers:
         if node not in self._alive:
             raise NodeLost(node, reason="the node has ended")
         if await asyncio.to_thread(self._measure_silence, node) > _SILENT_S:
-            raise NodeLost(node, reason=f"it did not answer for {_SILENT_S:g} s")
+            raise NodeLost(node, reason=f"it did not answer for {_SILENT_S:g} s", is_cut=True)
 
     def _measure_silence(self, node: str) -> float:
         """Seconds for which the node has owed us a sign of life. One whose process is on its way owes none."""

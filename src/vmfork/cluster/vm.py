@@ -425,7 +425,7 @@ class ClusterVM(Owner):
         try:
             return await self._site().call(self.node, verb, *args)
         except NodeLost as error:
-            raise NodeLost(self.node, (self.id,), error.reason) from error
+            raise NodeLost(self.node, (self.id,), error.reason, is_cut=error.is_cut) from error
 
     async def _stream(self, verb: str, *args: Any) -> AsyncGenerator[Any, None]:
         try:
@@ -433,7 +433,7 @@ class ClusterVM(Owner):
                 async for piece in pieces:
                     yield piece
         except NodeLost as error:
-            raise NodeLost(self.node, (self.id,), error.reason) from error
+            raise NodeLost(self.node, (self.id,), error.reason, is_cut=error.is_cut) from error
 
 
 def _write_tar(spool: Any, source: str, name: str) -> None:

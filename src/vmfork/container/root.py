@@ -88,7 +88,7 @@ class Root:
         """`path` is one more name of what is at `target`. Raises `PathError` when nothing is, or a folder."""
         holder = self._find_folder(target[:-1]) if target else None
         found = holder.entries.get(target[-1]) if holder is not None else None
-        if found is None:
+        if holder is None or found is None:
             raise PathError(f"it is a hard link to {'/'.join(target)!r}, which is not there")
         if found.inode.is_folder:
             raise PathError(f"it is a hard link to {'/'.join(target)!r}, which is a folder")

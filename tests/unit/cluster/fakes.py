@@ -33,13 +33,14 @@ class FakeNode:
         self.is_lost = False
         self.is_unfit = False
         self.is_silent = False
+        self.is_cut = False
         self.is_draining = False
         self.dies_after_making = False
         self.gate: asyncio.Event | None = None
 
     async def serve(self, verb: str, *args: Any) -> Any:
-        if self.is_lost or self.is_silent:
-            raise NodeLost(self.name)
+        if self.is_lost or self.is_silent or self.is_cut:
+            raise NodeLost(self.name, is_cut=self.is_cut)
         return await getattr(self, verb)(*args)
 
     async def report(self) -> Report:

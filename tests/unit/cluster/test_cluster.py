@@ -117,6 +117,30 @@ async def test_a_node_that_ends_after_a_long_wait_is_replaced_and_one_that_never
     assert 60.0 <= now <= 80.0
 
 
+async def test_the_machine_of_a_key_is_made_anew_at_once_where_its_node_is_cut_off(monkeypatch) -> None:
+    """It may run on there, and counts no more, also when its node is back."""
+    monkeypatch.setattr(cluster_module, "_LOST_LIMIT_S", 0.5)
+    site = three()
+    async with Cluster(site) as cluster:
+        lost = await cluster.fork("py", key="k")
+        await cluster.status()  # its node has told of it
+        site.nodes[lost.node].is_cut = True
+        again = await cluster.fork("py", key="k")
+        assert again.node != lost.node
+        for is_cut in (True, False):
+            site.nodes[lost.node].is_cut = is_cut
+            assert (await cluster.fork("py", key="k")).id == again.id
+        site.nodes[lost.node].is_cut = True
+        assert (await cluster.find("k")).id == again.id
+        with pytest.raises(NodeLost) as told:
+            await lost.exec(["true"])
+        assert told.value.is_cut
+        for node in site.nodes.values():
+            node.is_cut = True
+        with pytest.raises(NodeLost):
+            await cluster.fork("py", key="k")
+
+
 async def test_a_machine_of_a_lost_node_is_named_and_closing_it_is_no_error() -> None:
     site = three()
     async with Cluster(site) as cluster:
