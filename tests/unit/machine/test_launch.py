@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,9 @@ async def test_a_watched_guest_that_hangs(plan, places, monkeypatch) -> None:
     monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
     plan.image.kernel.write_bytes(tiny_kernel(hangs=True))
     error = await failed_boot(plan, places, watch=unless_stuck)
-    assert error.reason == "the guest stood still for 1 s"
+    stood = re.fullmatch(r"the guest stood still for ([\d.]+) s", error.reason)
+    assert stood is not None
+    assert float(stood[1]) >= 1.0  # it is looked at again and again, on a busy host later
     assert GREETING.decode() in error.console_tail
 
 
