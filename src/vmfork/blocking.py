@@ -2409,7 +2409,7 @@ class Cluster:
         return ClusterVM(portal.run(self._twin.find(vm)))
 
     def close(self) -> None:
-        """We have left the cluster. Machines that were not closed, and do not last, end within half a minute."""
+        """We have left the cluster. Machines that were not closed, and do not last, end within 40 s."""
         portal.finish(self._twin.aclose())
 
     def __enter__(self) -> Self:

@@ -141,7 +141,7 @@ class Cluster(Owner):
 
         The same `key` gives the same machine as long as that lives, and else a new one: never two on nodes that can be
         reached. It is on a node that has the `label` (`KEY=VALUE` or `KEY`), on `node`, or, with `spread` (`node`, or
-        the key of a label), where the fewest of its template are. It ends within half a minute when this program does,
+        the key of a label), where the fewest of its template are. It ends within 40 s when this program does,
         unless it `lasts`: then it ends by its time to live, or when it is closed. Without room anywhere, room is waited
         for, `wait_s` seconds at most, behind whoever came before. When a node ends meanwhile, another makes the
         machine. What programs in it fork by `vmfork_guest.fork()` is on its node, ends with it, and is no machine that
@@ -343,7 +343,7 @@ class Cluster(Owner):
         raise VMNotFound(vm, "no node has a machine of that id or key")
 
     async def aclose(self) -> None:
-        """We have left the cluster. Machines that were not closed, and do not last, end within half a minute."""
+        """We have left the cluster. Machines that were not closed, and do not last, end within 40 s."""
         if self._renewing is not None:
             self._renewing.cancel()
             with suppress(asyncio.CancelledError):

@@ -80,6 +80,39 @@ def test_what_an_image_is_made_of_is_found_by_its_name(built, monkeypatch, tmp_p
     assert isinstance(wrong.exception, ConfigError)
 
 
+def test_a_dockerfile_is_built_as_it_is_said_and_takes_no_packages(monkeypatch, tmp_path):
+    asked: list[tuple[object, ...]] = []
+
+    class Built(Exception):
+        pass
+
+    async def build(_kind, file, name, *, context, arguments, rebuild, **_more) -> None:
+        asked.append((str(file), name, str(context), dict(arguments), rebuild))
+        raise Built
+
+    monkeypatch.setattr(verbs.ImportedImage, "build_dockerfile", classmethod(build))
+    monkeypatch.setenv("FROM_HERE", "2")
+    given = ["--context", str(tmp_path), "--build-arg", "A=1", "--build-arg", "FROM_HERE", "--rebuild"]
+    for argv in (["build", "app", "-f", "Dockerfile"], ["build", "app", "-f", "Dockerfile", *given]):
+        assert isinstance(CliRunner().invoke(verbs.command, argv).exception, Built)
+    plain, all_of_it = asked
+    assert plain[:2] == all_of_it[:2] == ("Dockerfile", "app")
+    assert plain[3:] == ({}, False)
+    assert all_of_it[2:] == (str(tmp_path), {"A": "1", "FROM_HERE": "2"}, True)
+    for argv, field in (
+        (["-f", "Dockerfile", "--package", "git"], "package"),
+        (["-f", "Dockerfile", "--bare"], "bare"),
+        (["-f", "Dockerfile", "--suite", "trixie"], "suite"),
+        (["-f", "Dockerfile", "--root", "disk"], "root"),
+        (["--context", "."], "file"),
+        (["--build-arg", "A=1"], "file"),
+    ):
+        refused = CliRunner().invoke(verbs.command, ["build", "app", *argv]).exception
+        assert isinstance(refused, ConfigError)
+        assert refused.field == field
+    assert len(asked) == 2
+
+
 def test_an_image_goes_by_a_file_to_another_instance(tmp_path, monkeypatch):
     def run(*argv: str, home: str) -> tuple[int, str]:
         monkeypatch.setenv("VMFORK_HOME", str(tmp_path / home))

@@ -60,6 +60,32 @@ async def test_a_layout_becomes_an_image(bring, store, tmp_path, packing):
     assert dict(image.environment) == {"PATH": "/x", "A": "b=c"}
 
 
+async def test_no_file_of_the_image_is_changed_by_what_is_added(bring, tmp_path):
+    own = {
+        **dict.fromkeys(("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/machine-id", "init"), b"its own"),
+        "usr/lib/python3.12/site-packages/vmfork_guest.py": b"its own",
+    }
+    layer = [Member(path, body=body, uid=5) for path, body in own.items()]
+    found = files_of(await bring(f"oci:{write_image(tmp_path / 'in', [layer])}"))
+    assert {path: found[path] for path in own} == own
+
+
+async def test_each_python_of_the_image_finds_the_module(bring, tmp_path):
+    places = {
+        "debian": ([Member("usr/bin/python3", body=b"x", mode=0o755)], "usr/lib/python3/dist-packages"),
+        "alpine": ([folder("usr/lib/python3.12/site-packages")], "usr/lib/python3.12/site-packages"),
+        "slim": ([folder("usr/local/lib/python3.13/site-packages")], "usr/local/lib/python3.13/site-packages"),
+        "none": ([Member("bin/sh", body=b"x", mode=0o755)], ""),
+    }
+    for name, (layer, where) in places.items():
+        found = files_of(await bring(f"oci:{write_image(tmp_path / name, [layer])}"))
+        assert [path for path in found if path.endswith("/vmfork_guest.py")] == (
+            [f"{where}/vmfork_guest.py"] if where else []
+        )
+        if where:
+            assert found[f"{where}/vmfork_guest.py"] == recipe.read_guest_module()
+
+
 async def test_the_same_image_is_the_same_content(bring, tmp_path):
     source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
     assert (await bring(source)).digest == (await bring(source)).digest
