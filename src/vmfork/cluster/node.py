@@ -6,6 +6,7 @@ It knows no engine: whatever carries calls to it calls `serve` and `stream`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 import time
@@ -43,6 +44,7 @@ from vmfork.machine.naming import has_label
 from vmfork.machine.room import charge_for_fork, count_room
 from vmfork.owner import Owner
 from vmfork.store import TemplateStore
+from vmfork.template.removal import list_persisted
 from vmfork.travel.fit import hardware_of
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from vmfork.machine.result import ExecResult
     from vmfork.machine.use import Stats
     from vmfork.wire.message import DirEntry, FileStat
+
+_log = logging.getLogger("vmfork")
 
 # A machine that does not last ends when nothing was heard of its program for so long.
 LEASE_S = 30.0
@@ -123,6 +127,7 @@ class Node(Owner):
         self._ended: dict[str, float] = {}
         self._counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._watch: asyncio.Task[None] | None = None
+        self._bringing: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -136,6 +141,7 @@ class Node(Owner):
     ) -> Self:
         """The node, with the machines that outlived the process that made them.
 
+        Templates that its host keeps on disk come back to memory meanwhile.
         Of `config`: its `vm` is as for `Template.open`, templates that come from other nodes keep within its `budget`,
         and `cache` machines of each template that it names are kept ready while that is in force here.
         """
@@ -143,6 +149,7 @@ class Node(Owner):
         node = cls(name, peers, labels=labels, places=places or find_places(), config=own)
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
+        node._bringing = asyncio.ensure_future(node._bring_back())
         return node
 
     async def serve(self, verb: str, *args: Any) -> Any:
@@ -453,8 +460,10 @@ class Node(Owner):
 
     async def aclose(self) -> None:
         """Machines that do not last are gone; those that last run on."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in (self._watch, self._bringing):
+            if watch is not None:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
         for task in (*self._asked.values(), *self._pulls.values()):
             task.cancel()
         await asyncio.gather(*self._asked.values(), *self._pulls.values(), return_exceptions=True)
@@ -575,6 +584,14 @@ class Node(Owner):
             # Of a client that has a machine the next round asks again: it was not closed.
             kept = self.list_clients()
             self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}
+
+    async def _bring_back(self) -> None:
+        """Templates that are kept on disk are in memory after a reboot: only what a node tells of is asked for."""
+        for name in await asyncio.to_thread(list_persisted, self._instance.places):
+            try:
+                await Template.open(name, config=self._config, places=self._instance.places)
+            except VMForkError as error:
+                _log.warning("template %s stays on disk: %s", name, error)
 
     async def _follow(self) -> None:
         """Machines wait of what is in force here now."""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.template.sparse import ram_of
 from vmfork.aio import Template
+from vmfork.cluster.node import Node
 from vmfork.config import Instance, Places, VMConfig
 from vmfork.errors import ArtifactError, TemplateNotFound, TemplateUnfit
 from vmfork.host import facts
@@ -65,6 +66,22 @@ async def test_a_runtime_folder_that_lasts_is_of_another_boot(build, places, mon
     await again.verify()
     monkeypatch.undo()
     await TemplateStore(places.templates).remove("py")
+
+
+async def test_a_node_of_a_cluster_has_it_again_and_another_that_is_damaged_keeps_it_from_nothing(
+    build, places, caplog
+) -> None:
+    for name in ("damaged", "py"):
+        await (await build(name)).persist()
+    path = locate_persisted("damaged", places)
+    path.write_bytes(path.read_bytes()[:-70_000])
+    reboot(places)
+    async with await Node.open("one", {}, labels={}, places=places) as node:
+        while [held.name for held in (await node.report()).held] != ["py"]:
+            await asyncio.sleep(0.05)
+    assert "template damaged stays on disk" in caplog.text
+    async with await Node.open("one", {}, labels={}, places=places):  # ends while it looks
+        pass
 
 
 async def test_many_that_use_it_at_once_bring_it_back_once(build, places) -> None:
