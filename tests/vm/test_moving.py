@@ -10,8 +10,9 @@ import pytest
 
 from tests.registry import running_registry
 from tests.vm.cli_runner import vmfork
-from vmfork.aio import Places, Template
+from vmfork.aio import Places, Template, VMConfig
 from vmfork.host.tmpfs import unmount
+from vmfork.template.removal import list_persisted
 
 pytestmark = pytest.mark.vm
 
@@ -78,6 +79,18 @@ def test_it_goes_by_the_command_line(template_name, other, tmp_path) -> None:
     nowhere = vmfork("template", "load", str(tmp_path / "none"), "--json", env=env)
     assert (nowhere.status, json.loads(nowhere.out)["error"]["code"]) == (2, "config")
     assert vmfork("template", "ls", "--json", env=env).check().out == "[]\n"
+
+
+async def test_what_is_built_and_frozen_is_kept_on_disk_where_that_is_asked_for(instance) -> None:
+    made = [await Template.build("kept-built", VMConfig(persist=True))]
+    try:
+        async with await made[0].fork() as vm:
+            made.append(await vm.freeze("kept-frozen", persist=True))
+        assert {"kept-built", "kept-frozen"} <= {*list_persisted(instance)}
+    finally:
+        for template in made:
+            await template.remove()
+    assert {"kept-built", "kept-frozen"}.isdisjoint(list_persisted(instance))
 
 
 async def test_forks_of_one_that_came_back_after_a_reboot(loaded, other) -> None:

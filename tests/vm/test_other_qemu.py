@@ -65,8 +65,13 @@ async def test_one_of_the_other_that_is_loaded_is_refused_by_what_would_fit(of_o
     await back.remove()
 
 
-async def test_the_other_refuses_a_template_of_this_one(template_name, other_qemu) -> None:
+async def test_the_other_refuses_a_template_of_this_one(template_name, other_qemu, tmp_path) -> None:
     with pytest.raises(TemplateStale, match=r"qemu\.version"):
         await Template.open(template_name, config=VMConfig(qemu=other_qemu))
+    template = await Template.open(template_name)
+    await template.save(tmp_path / "this.tar")
+    with pytest.raises(TemplateUnfit) as caught:
+        await Template.load(tmp_path / "this.tar", "there", config=VMConfig(qemu=other_qemu))
+    assert (caught.value.field, caught.value.have) == ("qemu.version", template.manifest.traits["qemu.version"])
     outcome = vmfork("run", "-t", template_name, "--", "true", env={"VMFORK_VM_QEMU": other_qemu})
     assert (outcome.status, "qemu.version" in outcome.err) == (125, True)

@@ -65,6 +65,14 @@ async def test_it_is_the_same_on_another_instance(build, places, other, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+async def test_what_is_secret_in_it_is_told_there_too(build, other, tmp_path) -> None:
+    """A fork there clears what one here would, and it is known what was frozen with it."""
+    said = {"secret_paths": ("/run/key", "/root/.netrc"), "secret_env": ("TOKEN",), "secrets_found": ("/run/key",)}
+    await (await build(**said)).save(tmp_path / "py.tar")
+    m = (await Template.load(tmp_path / "py.tar", places=other)).manifest
+    assert {name: getattr(m, name) for name in said} == said
+
+
 async def test_saved_twice_it_is_the_same_bytes(build, tmp_path) -> None:
     template = await build()
     digests = {(await template.save(tmp_path / name)).digest for name in ("a", "b")}
