@@ -26,13 +26,15 @@ M = TypeVar("M", bound=tarfile.TarInfo)
 class _Member(tarfile.TarInfo):
     """A header. An invalid one raises `ReadError`: tarfile takes it, and a tar that is cut off, for the end."""
 
+    ENDS: tuple[type[tarfile.HeaderError], ...] = (tarfile.EOFHeaderError,)  # type: ignore[attr-defined] # an empty block
+
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # an empty block, which is the end
-            raise
         except tarfile.HeaderError as error:
+            if isinstance(error, cls.ENDS):
+                raise
             raise tarfile.ReadError(f"it ends before its end, or has an invalid header ({error})") from error
 
     @classmethod
@@ -44,6 +46,12 @@ class _Member(tarfile.TarInfo):
         """What Python 3.13, as Debian 13 has it, calls in place of `frombuf`; 3.11 has no such method."""
         member: Self = super()._frombuf(*args, **options)  # type: ignore[misc]
         return _checked(member)
+
+
+class _MemberOfKnown(_Member):
+    """The same of a tar whose digest is known: it may end behind any member, without a mark of its end."""
+
+    ENDS = (*_Member.ENDS, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 
 
 def _checked(member: M) -> M:
@@ -104,13 +112,16 @@ def open_tar(source: Source) -> tarfile.TarFile:
 
 
 def open_plain_tar(source: Source) -> tarfile.TarFile:
-    """The tar that `source` is, which nothing made smaller; its names are UTF-8, whatever this host's are."""
+    """The tar that `source` is, which nothing made smaller; its names are UTF-8, whatever this host's are.
+
+    It may lack the mark of its end, as layers of `umoci insert` do (0.4.7): whoever reads it compares its digest.
+    """
     with making_sense():
         return _Tar.open(
             fileobj=cast(Any, source),
             mode="r|",
             bufsize=_PIECE_SIZE,
-            tarinfo=_Member,
+            tarinfo=_MemberOfKnown,
             encoding="utf-8",
             errors="surrogateescape",
         )

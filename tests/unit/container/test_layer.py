@@ -246,6 +246,16 @@ def test_a_layer_that_was_cut_off_is_refused(end):
     assert "no layer" in refused(packed[: len(packed) // 2])
 
 
+def test_a_layer_without_the_mark_of_its_end_is_whole_where_its_members_are():
+    """As `umoci insert` writes it; what was cut off there has another digest."""
+    data = make_layer([file("a"), file("b")])
+    assert data[2048:] == bytes(len(data) - 2048)
+    assert list_tree(apply_layers(data[:2048])) == {"a": "a", "b": "b"}
+    assert "no layer" in refused(data[:1536])  # its content is missing
+    header = make_layer([Member("a", xattrs=(("user.a", b"1"),))])[:1024]
+    assert "no layer" in refused(header)  # what it belongs to is
+
+
 def test_what_is_no_tar_is_refused():
     assert "no layer" in refused(b"this is no tar" * 100)
 
