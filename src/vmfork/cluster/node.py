@@ -40,7 +40,6 @@ from vmfork.host import facts, kvm
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import DiskStore
 from vmfork.machine.folder import list_charged, list_records
-from vmfork.machine.naming import has_label
 from vmfork.machine.room import charge_for_fork, count_room
 from vmfork.owner import Owner
 from vmfork.store import TemplateStore
@@ -49,7 +48,7 @@ from vmfork.travel.fit import hardware_of
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from vmfork.cluster.terms import Order, Peers
     from vmfork.code.result import CodeResult
@@ -128,6 +127,7 @@ class Node(Owner):
         self._counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._watch: asyncio.Task[None] | None = None
         self._bringing: asyncio.Task[None] | None = None
+        self._living: Callable[[], Awaitable[Collection[str]]] | None = None
 
     @classmethod
     async def open(
@@ -138,15 +138,18 @@ class Node(Owner):
         labels: Mapping[str, str],
         places: Places | None = None,
         config: FactoryConfig | None = None,
+        living: Callable[[], Awaitable[Collection[str]]] | None = None,
     ) -> Self:
         """The node, with the machines that outlived the process that made them.
 
+        Where it is told which nodes are `living`, by their names, it takes those too that are here of one that is not.
         Templates that its host keeps on disk come back to memory meanwhile.
         Of `config`: its `vm` is as for `Template.open`, templates that come from other nodes keep within its `budget`,
         and `cache` machines of each template that it names are kept ready while that is in force here.
         """
         own = config or FactoryConfig()
         node = cls(name, peers, labels=labels, places=places or find_places(), config=own)
+        node._living = living
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
         node._bringing = asyncio.ensure_future(node._bring_back())
@@ -556,9 +559,13 @@ class Node(Owner):
             self._vms[vm_id] = await VM.connect(vm_id, places=self._instance.places)
         return self._vms[vm_id]
 
-    async def _find_again(self) -> None:
+    async def _find_again(self, *, own: bool = True) -> None:
+        """Machines that last are ours too: those that we made before, and those of nodes that ended."""
+        living = None if self._living is None else {*await self._living()}
         for record in await VM.list(label=_MARK, places=self._instance.places):
-            if has_label(record.labels, f"{_MARK}={self.name}"):
+            of = record.labels[_MARK]
+            is_ours = own if of == self.name else living is not None and of not in living
+            if is_ours and record.id not in self._machines:
                 self._tickets[record.labels.get(_KEY, "")].add("")  # whoever made it
                 self._machines[record.id] = Machine(
                     id=record.id,
@@ -581,6 +588,9 @@ class Node(Owner):
             for token in [each for each in self._spooled if self._leases[each] < now]:
                 self._spooled.pop(token).close()
             await self._follow()
+            if self._living is not None:  # of a node that ended it may be known later
+                with suppress(VMForkError):
+                    await self._find_again(own=False)
             # Of a client that has a machine the next round asks again: it was not closed.
             kept = self.list_clients()
             self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}

@@ -185,8 +185,14 @@ class NodeActor:
         """The node; one that could not be opened is tried again."""
         async with self._opening:
             if self._node is None:
-                config = self._settings.factory
-                self._node = await Node.open(self._name, _Peers(), labels=self._labels, config=config)
+                peers = _Peers()
+                self._node = await Node.open(
+                    self._name,
+                    peers,
+                    labels=self._labels,
+                    config=self._settings.factory,
+                    living=peers.list_nodes,  # Ray gives a host another name whenever it begins there
+                )
                 self._watch = asyncio.ensure_future(self._renew_living(self._node))
         return self._node
 

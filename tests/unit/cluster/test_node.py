@@ -61,6 +61,40 @@ async def test_what_was_dropped_cannot_be_put(tmp_path) -> None:
             await one.put("vm", "token", "/", {})
 
 
+@pytest.mark.parametrize(("knows", "found"), [(False, ["1"]), (True, ["1", "3"])])
+async def test_machines_that_last_are_found_again_and_those_of_a_node_that_is_gone(
+    tmp_path, monkeypatch, knows, found
+) -> None:
+    """Ray gives a host another name whenever it begins there; a server of a list does not know who lives."""
+    records = [
+        SimpleNamespace(
+            id=vm_id, template="py", created_at="", labels={"vmfork-cluster": of, "vmfork-cluster-key": vm_id}
+        )
+        for vm_id, of in (("1", "one"), ("2", "two"), ("3", "gone"))
+    ]
+
+    async def list_all(**_: object) -> list[SimpleNamespace]:
+        return records
+
+    async def list_living() -> list[str]:
+        return living
+
+    living = ["one", "two"]
+    monkeypatch.setattr(node.VM, "list", list_all)
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    places = Places(home=tmp_path / "home", runtime=tmp_path / "run")
+    async with await Node.open("one", {}, labels={}, places=places, living=list_living if knows else None) as one:
+
+        def list_found() -> list[tuple[str, str, bool]]:
+            return [(machine.id, machine.node, machine.lasts) for machine in one._machines.values()]
+
+        assert list_found() == [(vm_id, "one", True) for vm_id in found]
+        living.remove("two")  # that it has ended is known now
+        while knows and len(list_found()) < 3:
+            await asyncio.sleep(0.01)
+        assert len(list_found()) == (3 if knows else 1)
+
+
 async def test_a_program_that_has_no_machine_is_forgotten(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
     async with await open_node(tmp_path) as one:
