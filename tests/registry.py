@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
     from tests.issuer import Issuer
+    from vmfork.oci.descriptor import Descriptor
 
 _BEGIN_LIMIT_S = 60
 # Of a thousand requests; it says two lines of each.
@@ -42,6 +43,19 @@ class Registry:
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def kill_behind(self, monkeypatch: pytest.MonkeyPatch, verb: str, media_type: str) -> None:
+        """From now on it is killed behind the first content of that type that is `put` or `read`, as `verb` says."""
+        kind = import_late("vmfork.oci.registry", "Repository")
+        work = getattr(kind, verb)
+
+        def kill_behind(repository: object, descriptor: Descriptor, *data: bytes) -> object:
+            done = work(repository, descriptor, *data)
+            if descriptor.media_type == media_type:
+                self.kill()
+            return done
+
+        monkeypatch.setattr(kind, verb, kill_behind)
 
     @property
     def blobs(self) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.nodes import joined, open_listed_nodes, open_ray_nodes
+from tests.cluster.nodes import open_listed_nodes, open_ray_nodes
 from tests.rules.capabilities import need
 from vmfork.aio import Template
 from vmfork.config import VMConfig
@@ -76,7 +76,7 @@ over_both = pytest.mark.parametrize(
 @pytest.fixture
 async def cluster(nodes):
     """All nodes are there and ready; after the test no machine is left on any."""
-    async with joined(nodes) as cluster:
+    async with await nodes.join() as cluster:
         await until(
             cluster, lambda told: {each["name"] for each in told["nodes"] if each["state"] == "ready"} == {*nodes.names}
         )

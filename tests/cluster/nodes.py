@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from vmfork.machine.folder import list_records, sweep_vms
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 
 @dataclass
@@ -97,11 +97,11 @@ class Nodes:
                 stack.callback(sweep_vms, places.vms)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RayNodes(Nodes):
     """Those of a cluster of Ray. The first is its head."""
 
-    ray_cluster: Any = None
+    ray_cluster: Any
     rays: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -134,31 +134,26 @@ class RayNodes(Nodes):
         return name
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ListedNodes(Nodes):
     """Servers of a list, whom TLS lets in. Who joins has the list as it is then."""
 
-    servers: Servers | None = None
-    access: dict[str, str] = field(default_factory=dict)
+    servers: Servers
+    access: dict[str, str]
 
     @property
     def names(self) -> list[str]:
-        return [name for name in self.places if name in self._running.processes]
+        return [name for name in self.places if name in self.servers.processes]
 
     @property
     def joining(self) -> str:
         return f"vmfork.Cluster.at({self.names!r}, **{self.access!r})"
 
-    @property
-    def _running(self) -> Servers:
-        assert self.servers is not None
-        return self.servers
-
     def kill(self, name: str) -> None:
-        self._running.kill(name)
+        self.servers.kill(name)
 
     async def find_pid(self, name: str) -> int:
-        return self._running.processes[name].pid
+        return self.servers.processes[name].pid
 
     async def restart(self, name: str) -> None:
         self.kill(name)
@@ -168,13 +163,13 @@ class ListedNodes(Nodes):
         return await Cluster.at(self.names, **self.access)
 
     def _start(self, places: Places, env: dict[str, str], labels: dict[str, str], name: str) -> str:
-        return self._running.start(places, listen=name or "127.0.0.1:0", labels=labels, more_env=env)
+        return self.servers.start(places, listen=name or "127.0.0.1:0", labels=labels, more_env=env)
 
     def end(self) -> None:
         """All have ended, in order where they let that."""
         for name in self.names:
-            self._running.processes[name].send_signal(signal.SIGCONT)
-            self._running.end(name)
+            self.servers.processes[name].send_signal(signal.SIGCONT)
+            self.servers.end(name)
 
 
 @contextmanager
@@ -206,13 +201,6 @@ def open_listed_nodes(folder: Path) -> Iterator[ListedNodes]:
         stack.callback(nodes.clear)
         stack.callback(nodes.end)
         yield nodes
-
-
-@asynccontextmanager
-async def joined(nodes: Nodes) -> AsyncIterator[Cluster]:
-    """One who joins now, for as long as the block."""
-    async with AsyncExitStack() as stack:
-        yield await stack.enter_async_context(await nodes.join())
 
 
 @contextmanager

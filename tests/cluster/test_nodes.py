@@ -14,7 +14,6 @@ import pytest
 
 import vmfork
 from tests.cluster.conftest import NAME, SLOW, get_node, over_both, until
-from tests.cluster.nodes import joined
 from vmfork.aio import Template
 from vmfork.cluster.transfer import Packed
 from vmfork.config import Places, VMConfig
@@ -86,7 +85,7 @@ async def test_nodes_that_want_one_template_at_once_are_each_sent_it_once(cluste
     template = await Template.build("wanted", VMConfig(), places=own)
     try:
         before = await until(cluster, lambda told: "wanted" in {each["name"] for each in told["templates"]})
-        async with joined(nodes) as another:  # who has another directory, where there is none for all
+        async with await nodes.join() as another:  # who has another directory, where there is none for all
             asking = (who.fork("wanted", node=node) for node in others for who in (cluster, another))
             vms = await asyncio.gather(*asking)
         assert Counter(vm.node for vm in vms) == dict.fromkeys(others, 2)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import NAME, get_node, over_both, until
-from tests.cluster.nodes import joined
 from tests.cluster.promises import what_a_node_does_is_in_the_trace_of_whoever_asked
 from tests.recorded_spans import trace_processes
 from tests.rules.capabilities import need
@@ -54,7 +53,7 @@ async def test_strangers_get_no_machine_and_say_why(cluster, nodes, tmp_path) ->
         )
     )
     try:
-        async with joined(nodes) as joining:
+        async with await nodes.join() as joining:
             await until(joining, lambda told: {full, old, elsewhere} <= {each["name"] for each in told["nodes"]})
             with pytest.raises(NoRoom) as refused:
                 await joining.fork(NAME, node=full, wait_s=0.0)

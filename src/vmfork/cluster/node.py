@@ -98,6 +98,7 @@ class Node(Owner):
         labels: Mapping[str, str],
         places: Places,
         config: FactoryConfig,
+        living: Callable[[], Awaitable[Collection[str]]] | None,
     ) -> None:
         self.name = name
         self._peers = peers
@@ -127,7 +128,7 @@ class Node(Owner):
         self._counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self._watch: asyncio.Task[None] | None = None
         self._bringing: asyncio.Task[None] | None = None
-        self._living: Callable[[], Awaitable[Collection[str]]] | None = None
+        self._living = living
 
     @classmethod
     async def open(
@@ -148,8 +149,7 @@ class Node(Owner):
         and `cache` machines of each template that it names are kept ready while that is in force here.
         """
         own = config or FactoryConfig()
-        node = cls(name, peers, labels=labels, places=places or find_places(), config=own)
-        node._living = living
+        node = cls(name, peers, labels=labels, places=places or find_places(), config=own, living=living)
         await node._find_again()
         node._watch = asyncio.ensure_future(node._end_forgotten())
         node._bringing = asyncio.ensure_future(node._bring_back())

@@ -392,9 +392,13 @@ class _Peers:
 
     def _read_nodes(self) -> dict[str, dict[str, str]]:
         self._need_ray()
+        try:
+            told = ray.nodes()
+        except Exception as error:  # what it raises is not written down
+            raise ClusterError(f"Ray does not tell its nodes: {error!r}") from error
         return {
             each["NodeID"][:_NAME_LENGTH]: {**each.get("Labels", {}), _ID_LABEL: each["NodeID"]}
-            for each in ray.nodes()
+            for each in told
             if each["Alive"]
         }
 

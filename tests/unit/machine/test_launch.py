@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -110,13 +109,15 @@ async def test_a_guest_that_resets(plan, places) -> None:
 
 
 async def test_a_watched_guest_that_hangs(plan, places, monkeypatch) -> None:
-    monkeypatch.setattr(stall, "STALL_LIMIT_S", 1.0)
+    async def wait(limit_s: float) -> None:
+        monkeypatch.setattr(stall, "STALL_LIMIT_S", limit_s)
+        error = await failed_boot(plan, places, watch=unless_stuck)
+        # One that goes on for longer at first, as on a busy host, may rest for longer.
+        assert error.reason == f"the guest stood still for {limit_s:g} s"
+        assert GREETING.decode() in error.console_tail
+
     plan.image.kernel.write_bytes(tiny_kernel(hangs=True))
-    error = await failed_boot(plan, places, watch=unless_stuck)
-    stood = re.fullmatch(r"the guest stood still for ([\d.]+) s", error.reason)
-    assert stood is not None
-    assert float(stood[1]) >= 1.0  # it is looked at again and again, on a busy host later
-    assert GREETING.decode() in error.console_tail
+    await with_more_time(wait, 1.0, 20.0)
 
 
 async def test_a_watched_guest_that_prints_is_waited_for(plan, places, monkeypatch) -> None:

@@ -218,15 +218,7 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, other, r
     template = await build()
     ref = f"{registry.host}/team/py:1"
     await template.push(ref)
-    read = Repository.read
-
-    def kill_behind(repository: Repository, descriptor: Descriptor) -> bytes:
-        data = read(repository, descriptor)
-        if descriptor.media_type == MEMORY_TYPE:
-            registry.kill()
-        return data
-
-    monkeypatch.setattr(Repository, "read", kill_behind)
+    registry.kill_behind(monkeypatch, "read", MEMORY_TYPE)
     with pytest.raises(HostError, match="cannot be reached") as error:
         await Template.pull(ref, places=other)
     assert error.value.hint
@@ -238,15 +230,9 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(build, other, r
 async def test_a_registry_that_is_killed_within_a_push_has_no_template_and_is_pushed_to_again(
     build, places, other, registry, monkeypatch
 ) -> None:
-    template, put = await build(), Repository.put
-
-    def kill_behind(repository: Repository, descriptor: Descriptor, data: bytes) -> None:
-        put(repository, descriptor, data)
-        if descriptor.media_type == MEMORY_TYPE:
-            registry.kill()
-
+    template = await build()
     with monkeypatch.context() as patch:
-        patch.setattr(Repository, "put", kill_behind)
+        registry.kill_behind(patch, "put", MEMORY_TYPE)
         with pytest.raises(HostError, match="cannot be reached") as error:
             await template.push(f"{registry.host}/team/py:1")
     assert error.value.hint

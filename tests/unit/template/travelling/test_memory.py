@@ -28,7 +28,7 @@ from vmfork.aio import Template
 from vmfork.config import Places
 from vmfork.hypervisor.qemu import find_qemu
 from vmfork.hypervisor.qemu.abilities import ask_abilities
-from vmfork.oci.registry import Repository
+from vmfork.oci.registry import Repository  # is loaded before the limit
 
 way, where, home, runtime, own = sys.argv[1:]
 places = Places(home=Path(home), runtime=Path(runtime))

@@ -20,8 +20,6 @@ from vmfork.errors import ArtifactError, ConfigError, HostError, ImageCorrupt, I
 from vmfork.host.tmpfs import mount_tmpfs, unmount
 from vmfork.host.zstd import compress
 from vmfork.image import ImageStore
-from vmfork.late import import_late
-from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.layout import Layout
 from vmfork.travel.images import moving
 from vmfork.travel.images.artifact import FILE_TYPE, KIND, TYPE, ImageArtifact
@@ -390,16 +388,9 @@ async def test_a_layer_that_was_changed_or_a_registry_that_ended_leaves_nothing(
 async def test_a_registry_that_is_killed_within_a_push_has_no_image_and_is_pushed_to_again(
     add_image, here, there, registry, monkeypatch
 ) -> None:
-    image, kind = add_image(), import_late("vmfork.oci.registry", "Repository")
-    put = kind.put
-
-    def kill_behind(repository: object, descriptor: Descriptor, data: bytes) -> None:
-        put(repository, descriptor, data)
-        if descriptor.media_type == FILE_TYPE:
-            registry.kill()
-
+    image = add_image()
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "put", kill_behind)
+        registry.kill_behind(patch, "put", FILE_TYPE)
         with pytest.raises(HostError, match="cannot be reached") as error:
             await push_image("py", f"{registry.host}/team/py:1", plain_http=False, instance=here)
     assert error.value.hint
@@ -419,16 +410,7 @@ async def test_a_registry_that_is_killed_within_a_pull_leaves_nothing(
     add_image()
     ref = f"{registry.host}/team/py:1"
     await push_image("py", ref, plain_http=False, instance=here)
-    kind = import_late("vmfork.oci.registry", "Repository")
-    read = kind.read
-
-    def kill_behind(repository: object, descriptor: Descriptor) -> bytes:
-        data: bytes = read(repository, descriptor)
-        if descriptor.media_type == FILE_TYPE:
-            registry.kill()
-        return data
-
-    monkeypatch.setattr(kind, "read", kill_behind)
+    registry.kill_behind(monkeypatch, "read", FILE_TYPE)
     with pytest.raises(HostError, match="cannot be reached") as error:
         await pull_image(ref, Target(instance=there))
     assert error.value.hint
