@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 from vmfork.border import guarded
 from vmfork.config import DEFAULT_IMAGE, ImageConfig, Instance, find_places
-from vmfork.container.dockerfile import build_dockerfile
-from vmfork.container.importing import check_import, import_image
+from vmfork.container.dockerfile import build_dockerfile, check_dockerfile
+from vmfork.container.importing import check_import, check_reader, import_image
 from vmfork.container.limits import ImportLimits
-from vmfork.container.origin import REGISTRY
 from vmfork.errors import ConfigError, ImageInUse
 from vmfork.image import ImageStore
 from vmfork.image.build import build_image
 from vmfork.machine.prepare import ensure_image
-from vmfork.oci.door import check_extra
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
@@ -145,8 +143,7 @@ class Image:
         Raises `ConfigError` for a source that is none, `ArtifactError` for an image that is damaged, hostile, or for
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
         """
-        if check_import(source, name, root).kind == REGISTRY:  # before the kernel's image is built
-            check_extra()
+        check_reader(check_import(source, name, root))  # before the kernel's image is built
         if max_bytes < 1:
             raise ConfigError("max_bytes", max_bytes, f"{max_bytes} bytes are no image", hint="8G is the default")
         where = places or find_places()
@@ -184,12 +181,13 @@ class Image:
         the end of what it wrote, and what `import_oci` raises. After any of them, and on cancel, the name leads where
         it led before.
         """
-        where = places or find_places()
+        where, path, folder = places or find_places(), Path(file), Path(context) if context else None
+        check_dockerfile(path, name, context=folder)  # before the kernel's image is built
         kernel = await ensure_image(DEFAULT_IMAGE, instance=Instance(where, progress))
         record = await build_dockerfile(
-            Path(file),
+            path,
             name,
-            context=Path(context) if context else None,
+            context=folder,
             arguments=arguments,
             kernel=kernel,
             store=ImageStore(where.images),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.container.importing import import_image
+from vmfork.container.importing import check_target, import_image
 from vmfork.errors import ConfigError, HostError
 from vmfork.host.tool import find_tool, run_tool
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -23,6 +23,13 @@ def find_buildah() -> str:
     """Where it is. Raises `HostError` when it is not installed."""
     hint = "install it: apt-get install buildah; or build it elsewhere, and import what that wrote: docker save"
     return find_tool(_PROGRAM, "which builds images of a Dockerfile", hint=hint)
+
+
+def check_dockerfile(file: Path, name: str, *, context: Path | None) -> None:
+    """Raises what `build_dockerfile` raises of what can be seen before anything is built."""
+    check_target(name)
+    _check_paths(file, context or file.parent)
+    find_buildah()
 
 
 async def build_dockerfile(

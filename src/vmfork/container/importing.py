@@ -26,7 +26,7 @@ from vmfork.container.limits import Budget, ImportLimits, check_packed
 from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Origin, choose_document, find_in_layout
 from vmfork.container.root import Inode, Root
 from vmfork.container.running import Running, read_configuration
-from vmfork.container.skopeo import copy_to_layout
+from vmfork.container.skopeo import copy_to_layout, find_skopeo
 from vmfork.errors import ArtifactError, ConfigError, HostError
 from vmfork.host.folders import NO_FILE
 from vmfork.host.thread import check_wanted, in_thread
@@ -34,7 +34,7 @@ from vmfork.image import disk, lz4, recipe
 from vmfork.image.build import commit, explained, lock_subject
 from vmfork.image.record import RECORD_NAME, encode_record
 from vmfork.oci.descriptor import Descriptor, digest_of
-from vmfork.oci.door import open_repository
+from vmfork.oci.door import check_extra, open_repository
 from vmfork.oci.layout import Layout
 from vmfork.oci.reference import Reference
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -69,17 +69,30 @@ class Import:
     root: RootChoice
 
 
-def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
-    """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
+def check_target(name: str) -> None:
+    """Raises `ConfigError` for what no imported image can be called."""
     check_name(name, field="image")
     if name == DEFAULT_IMAGE:
         raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
+
+
+def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
+    """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
+    check_target(name)
     if check_root(root) == "disk":
         disk.find_sqfstar()
     origin = Origin.parse(source)
     if origin.kind in LOCAL_KINDS and not os.path.exists(origin.place):
         raise ConfigError("source", source, f"nothing is at {origin.place}", hint="see where it is, or make it first")
     return origin
+
+
+def check_reader(origin: Origin) -> None:
+    """Raises `HostError` where this host lacks what fetches images from there."""
+    if origin.kind in TOOL_KINDS:
+        find_skopeo(f"{origin.kind}:{origin.place}")
+    elif origin.kind not in LOCAL_KINDS:
+        check_extra()
 
 
 async def import_image(

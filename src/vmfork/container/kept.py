@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vmfork.config.source import LOCAL_KINDS
-from vmfork.container.importing import identify, import_image, name_recipe
+from vmfork.container.importing import check_import, check_reader, identify, import_image, name_recipe
 from vmfork.container.origin import Origin
 from vmfork.errors import ImageCorrupt, ImageNotFound
 from vmfork.host.thread import check_wanted, in_thread
@@ -39,6 +39,13 @@ def name_source(source: str) -> str:
         last = last.partition(":")[0]
     word = _NOT_OF_NAME.sub("-", last).strip("._-")[:_MOST_OF_WORD] or "image"
     return f"{word}.from-{hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:_DIGITS]}"
+
+
+def check_ensured(source: str, name: str, *, store: ImageStore, root: RootChoice = "auto", again: bool = False) -> None:
+    """Raises what `ensure_imported` raises of what can be seen before the image of its kernel is there."""
+    origin = check_import(source, name, root)
+    if again or store.find_digest(name) is None:  # what is there needs nothing that would fetch it
+        check_reader(origin)
 
 
 async def ensure_imported(

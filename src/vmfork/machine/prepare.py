@@ -91,7 +91,8 @@ async def ensure_image(
     """
     store = ImageStore(instance.places.images)
     if made_of is not None and made_of.source:
-        import_late("vmfork.container.importing", "check_import")(made_of.source, name, made_of.root)
+        check_ensured = import_late("vmfork.container.kept", "check_ensured")
+        check_ensured(made_of.source, name, store=store, root=made_of.root, again=again)
         kernel = await ensure_image(DEFAULT_IMAGE, instance=instance)
         ensure_imported = import_late("vmfork.container.kept", "ensure_imported")
         imported: Image = await ensure_imported(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 
 import pytest
 
 from tests.rules.capabilities import find_static_busybox
 from tests.unit.container.conftest import files_of
+from vmfork.aio import Image
+from vmfork.config import ImageConfig, Places
 from vmfork.container.dockerfile import build_dockerfile
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 
@@ -51,6 +54,25 @@ async def test_without_buildah_it_is_named(build, store, tmp_path, monkeypatch):
     assert "apt-get install buildah" in told.value.hint
     with pytest.raises(ImageNotFound):
         store.open("it")
+
+
+async def test_what_cannot_be_is_told_before_the_image_of_the_kernel_is_built(tmp_path, monkeypatch):
+    """That takes a minute, and what it asks for would be told instead."""
+    places, file = Places(home=tmp_path / "home", runtime=tmp_path / "runtime"), tmp_path / "Dockerfile"
+    file.write_text("FROM scratch\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    daemons, dockerfile = "docker-daemon:app:1", partial(Image.build_dockerfile, places=places)
+    for work, kind, told in (
+        (dockerfile(file, "app"), HostError, "buildah was not found"),
+        (dockerfile(file, "default"), ConfigError, "built of packages"),
+        (dockerfile(file, "a/b"), ConfigError, "a/b"),
+        (dockerfile(tmp_path / "none", "app"), ConfigError, "none is no file"),
+        (Image.import_oci(daemons, "app", places=places), HostError, "skopeo was not found"),
+        (Image.build("app", ImageConfig(source=daemons), places=places), HostError, "skopeo was not found"),
+    ):
+        with pytest.raises(kind, match=told):
+            await work
+    assert not places.images.exists()
 
 
 async def test_a_file_or_a_folder_that_is_not_there_is_named(build, tmp_path):

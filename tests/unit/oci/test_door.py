@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.image.samples import commit_image
 from vmfork.aio import Image, Template
-from vmfork.config import Instance, Places
+from vmfork.config import ImageConfig, Instance, Places
+from vmfork.container.kept import check_ensured
 from vmfork.errors import HostError
 from vmfork.image import ImageStore
 from vmfork.oci import door
@@ -31,6 +32,7 @@ async def test_it_is_told_what_is_missing_and_how_to_get_it(missing, tmp_path) -
     image = commit_image(store)
     for work in (
         partial(Image.import_oci, REF, "app", places=places),
+        partial(Image.build, "app", ImageConfig(source=REF), places=places),
         partial(push_image, image.name, REF, plain_http=False, instance=Instance(places)),
         partial(Image.pull, REF, "app", places=places),
         partial(Template.pull, REF, "app", places=places),
@@ -40,3 +42,12 @@ async def test_it_is_told_what_is_missing_and_how_to_get_it(missing, tmp_path) -
         assert "pip install 'vmfork[oci]'" in error.value.hint
     assert [each.name for each in store.list_images()] == [image.name]
     assert not [*store.folder.glob(".staging*")]
+
+
+def test_an_image_that_is_there_needs_no_registry(missing, tmp_path) -> None:
+    store = ImageStore(tmp_path)
+    name = commit_image(store).name
+    check_ensured(REF, name, store=store)
+    for more in ({"name": name, "again": True}, {"name": "other"}):
+        with pytest.raises(HostError, match=f"registries need {missing}"):
+            check_ensured(REF, store=store, **more)
