@@ -49,6 +49,7 @@ async def test_the_process_of_a_node_is_killed(cluster, nodes) -> None:
             async with asyncio.timeout(SECONDS):
                 await call
         assert (lost.value.node, lost.value.machines) == (node, (brief.id,))
+        assert brief.id in str(lost.value)
     await events.aclose()
     again = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
     assert again.id == lasting.id

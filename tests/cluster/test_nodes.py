@@ -65,6 +65,15 @@ async def test_machines_are_no_nicer_than_ray_itself(cluster, nodes) -> None:
         assert os.getpriority(os.PRIO_PROCESS, record.process.pid) == mine
 
 
+async def test_nodes_and_machines_take_none_of_rays_processors(cluster) -> None:
+    ray, all_of = import_module("ray"), {"CPU": 3.0}
+    async with cluster.fork(NAME), asyncio.timeout(60):
+        assert ray.cluster_resources().items() >= all_of.items()
+        # Ray tells what is free a moment later, and tasks of the test before may have just ended.
+        while not ray.available_resources().items() >= all_of.items():
+            await asyncio.sleep(0.5)
+
+
 async def test_a_template_goes_to_all_and_machines_are_spread(cluster, nodes) -> None:
     await cluster.prefetch(NAME)
     held = {NAME: {*nodes.names}}

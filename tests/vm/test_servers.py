@@ -183,32 +183,3 @@ async def test_a_server_that_says_nothing_more_is_lost_within_seconds(cluster, s
         finally:
             servers.processes[address].send_signal(signal.SIGCONT)
         assert (lost.value.node, lost.value.machines) == (address, (vm.id,))
-
-
-# The last, since it ends one of the servers.
-@pytest.mark.slow
-async def test_a_server_that_is_killed_is_lost_and_one_in_its_place_finds_what_lasts(
-    cluster, servers, template_name
-) -> None:
-    """What does not last is gone, what lasts is found again by the server that is started; neither is there twice."""
-    address = [*servers.processes][-1]
-    lasting = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
-    brief = await cluster.fork(template_name, key="brief", node=address)
-    running = asyncio.ensure_future(brief.exec(["sleep", "600"]))
-    await brief.exec(["true"])  # behind it, on one line
-    servers.kill(address)
-    for call in (running, brief.exec(["true"])):
-        with pytest.raises(NodeLost) as lost:
-            async with asyncio.timeout(SECONDS):
-                await call
-        assert (lost.value.node, lost.value.machines) == (address, (brief.id,))
-        assert brief.id in str(lost.value)
-    servers.start(servers.places[address], listen=address, labels={"rack": "2"})
-    again = await cluster.fork(template_name, key="lasts", node=address, lasts=True, ttl_s=600.0)
-    assert again.id == lasting.id
-    assert (await again.exec(["echo", "still"])).stdout == "still\n"
-    with pytest.raises((VMNotFound, NodeLost)):
-        await brief.exec(["true"])
-    assert [each["id"] for each in (await cluster.status())["machines"]] == [lasting.id]
-    await again.aclose()
-    servers.end(address)

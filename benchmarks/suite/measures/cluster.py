@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import permutations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,11 @@ from vmfork.store import TemplateStore
 from vmfork.store.ram_file import find_extents
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
 
     from benchmarks.suite.context import Context
+    from vmfork.machine.result import ExecResult
 
 _NODES = 3
 _COUNT, _QUICK_COUNT = 60, 12
@@ -50,6 +50,20 @@ class _Bare:
         begun = time.perf_counter()
         await asyncio.sleep(wanted_s)
         return time.perf_counter() - begun
+
+
+class _ByHand:
+    """A machine in an actor of one's own: what a call over Ray to a program takes without a cluster of ours."""
+
+    async def fork(self, name: str) -> None:
+        import_module("vmfork.cluster.ray_site").take_back_niceness()  # as a node does
+        self._vm = await (await Template.open(name)).fork()
+
+    async def exec(self, argv: list[str]) -> ExecResult:
+        return await self._vm.exec(argv)
+
+    async def close(self) -> None:
+        await self._vm.aclose()
 
 
 class _Sender:
@@ -126,6 +140,8 @@ async def _measure_calls(context: Context, samples: Samples, template: Template,
     """A fork to its first program, and a warm program: here, over the cluster, and what Ray takes for a call."""
     bare = _pinned(_Bare, node, max_concurrency=1000).remote()
     await bare.ping.remote()
+    by_hand = _pinned(_ByHand, node, max_concurrency=1000).remote()
+    await by_hand.fork.remote(template.name)
 
     async def one() -> dict[str, float]:
         begun = time.perf_counter()
@@ -145,21 +161,24 @@ async def _measure_calls(context: Context, samples: Samples, template: Template,
                     "lasting": partial(bare.last.remote, median(warm)),
                     "own": lambda: own.exec(["true"]),
                     "far": lambda: far.exec(["true"]),
+                    "hand": lambda: by_hand.exec.remote(["true"]),
                 }
                 calls = []
                 # Each comes after each of the others as often: what follows on a call to Ray finds Ray's threads awake,
                 # and what follows on a program of this process finds them asleep.
-                for order in permutations(turns):
+                for order in _balance(turns):
                     took = {turn: await _time(turns[turn]()) for turn in order}
                     samples.add("exec", took["far"])
                     samples.add("exec-allowed", took["own"] + _MORE * took["call"])
                     samples.add("exec-lasting", took["own"] + _MORE * took["lasting"])
+                    samples.add("exec-by-hand", took["hand"])
                     samples.add("call", took["call"])
                     samples.add("lasting", took["lasting"])
                     calls.append(took["call"])
         return {"first": first, "first-allowed": own_first + 2 * _MORE * median(calls)}
 
     await context.interleave(samples, {"calls": one}, rounds=15, quick_rounds=3)
+    await by_hand.close.remote()
 
 
 async def _measure_many(context: Context, samples: Samples, name: str, cluster: Cluster) -> None:
@@ -207,6 +226,13 @@ async def _measure_transfer(
         return took
 
     await context.interleave(samples, {"travel": travel, "by-hand": by_hand}, rounds=6, quick_rounds=2)
+
+
+def _balance(turns: Iterable[str]) -> list[list[str]]:
+    """Orders of five in which each comes after each of the others as often (E. J. Williams, 1949)."""
+    names, first = [*turns], (0, 1, 4, 2, 3)
+    shifted = [[names[(number + shift) % len(names)] for number in first] for shift in range(len(names))]
+    return [*shifted, *(order[::-1] for order in shifted)] * 2
 
 
 def _pinned(kind: type, node: str, **options: Any) -> Any:
@@ -266,6 +292,13 @@ MEASURE = Measure(
             kind="ratio",
             of="exec",
             to="exec-lasting",
+        ),
+        Row(
+            key="cluster.exec-by-hand",
+            text="exec over a cluster, over the same program in a machine of an actor of one's own",
+            kind="ratio",
+            of="exec",
+            to="exec-by-hand",
         ),
         milliseconds("cluster.exec-time", "exec on a warm VM of a cluster", of="exec"),
         milliseconds("cluster.call", "a bare call to an actor of Ray's", of="call"),

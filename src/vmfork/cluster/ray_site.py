@@ -70,6 +70,8 @@ _CONTROL = {"report", "renew", "drop", "close", "keeps", "set_draining"}
 _PULL = {"artifact", "layer"}
 # These carry so much that one copy less of it counts for more.
 _LARGE = {"layer", "spool", "read_file", "write_file"}
+# The module of what a program defines itself, as a pickle names it.
+_PROGRAM = b"__main__"
 # Nothing tells a caller that a node has ended whose answer is due: it is looked at so often.
 _LOOK_EVERY_S = 1.0
 # A node that is asked for a sign of life, and gives none for so long, is cut off. Ray waits for about a minute.
@@ -122,7 +124,7 @@ async def _told(work: Coroutine[Any, Any, Any], carried: Mapping[str, str]) -> t
         return False, error
 
 
-def _take_back_niceness() -> None:
+def take_back_niceness() -> None:
     """Our threads, and so our machines, are as nice as Ray itself, where the host lets us.
 
     Ray makes its workers 15 nicer (`RAY_worker_niceness`): on a busy host a guest would get a thirtieth of the time
@@ -138,7 +140,7 @@ class NodeActor:
     """The actor of one node."""
 
     def __init__(self, name: str, labels: Mapping[str, str]) -> None:
-        _take_back_niceness()
+        take_back_niceness()
         self._name, self._labels, self._settings = name, dict(labels), load_settings()
         self._home, self._opening = _Home(), asyncio.Lock()
         self._node: Node | None = None
@@ -240,7 +242,10 @@ class DirectoryActor:
 
 
 def _pack(told: tuple[Any, ...]) -> bytes:
-    """As Ray would: what a program defines itself goes along."""
+    """As Ray would: what a program defines itself goes along. The rest takes a third by the pickle of Python."""
+    with suppress(pickle.PicklingError, AttributeError, TypeError):  # of what is defined in a function
+        if _PROGRAM not in (plain := pickle.dumps(told)):
+            return plain
     packed: bytes = cloudpickle.dumps(told)
     return packed
 
