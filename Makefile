@@ -63,7 +63,7 @@ wheels: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.suite --peers install --json benchmarks/last.json
 
-# What needs more than a whole run has: Ray, an image with NumPy, large disks.
+# What a whole run has no time for: networks, ports, copies, recipes, the server; Ray, an image with NumPy, large disks.
 bench-asked: $(STAMP)
 	$(BIN)/python -m pip install --quiet 'ray>=2.49'
 	$(BIN)/python -m benchmarks.suite --asked --json benchmarks/last-asked.json

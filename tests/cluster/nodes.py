@@ -115,6 +115,10 @@ class RayNodes(Nodes):
     def kill(self, name: str) -> None:
         self.ray_cluster.remove_node(self.rays.pop(name), allow_graceful=False)
 
+    def stop(self, name: str) -> None:
+        """As `ray stop` on that host: its processes are asked to end."""
+        self.ray_cluster.remove_node(self.rays.pop(name))
+
     async def find_pid(self, name: str) -> int:
         actor = import_module("ray").get_actor(f"vmfork-node:{name}", namespace="vmfork")
         pid: int = await actor.pid.remote()

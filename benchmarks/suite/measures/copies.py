@@ -138,6 +138,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=25.0,
+    is_asked_for=True,
     rows=(
         _large("put", "`put`", of="put", to="raw-in"),
         _large("get", "`get`", of="get", to="raw-out"),

@@ -134,6 +134,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=25.0,
+    is_asked_for=True,
     rows=(
         Row(
             key="network.policy",

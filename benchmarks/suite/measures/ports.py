@@ -142,6 +142,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=20.0,
+    is_asked_for=True,
     rows=(
         milliseconds("ports.connect", "forwarded port: connect to the first byte back", of="forward-connect"),
         milliseconds("ports.echo", "forwarded port: one byte there and back", of="forward-echo"),

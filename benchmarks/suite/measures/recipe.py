@@ -80,6 +80,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=35.0,
+    is_asked_for=True,
     rows=(
         Row(
             key="recipe.change",

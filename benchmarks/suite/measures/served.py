@@ -82,6 +82,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=25.0,
+    is_asked_for=True,
     rows=(
         Row(
             key="served.20",

@@ -72,6 +72,7 @@ MEASURE = Measure(
     unit="s",
     run=run,
     budget_s=30.0,
+    is_asked_for=True,
     rows=(
         Row(
             key="use.exec",
