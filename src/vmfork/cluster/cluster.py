@@ -73,7 +73,7 @@ class Cluster(Owner):
         """The Ray cluster at `address`, by default the one that this process, or this host, belongs to.
 
         On each of its nodes that has vmfork one actor begins to serve. Raises `HostError` where Ray is not installed,
-        or no cluster runs.
+        or no cluster can be joined there, within a minute, and `ConfigError` for what is no address.
         """
         return cls(await _join(address))
 
@@ -442,7 +442,7 @@ class Cluster(Owner):
 
 
 async def _join(address: str) -> Site:
-    found: Site = await load_from_ray("open_site")(address)
+    found: Site = await load_from_ray("ray_joining", "open_site")(address)
     return found
 
 

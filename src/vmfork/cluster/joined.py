@@ -47,15 +47,15 @@ def find_site(node: str) -> Site:
             f"this process has no list open that names {node}",
             hint="open the list here (vmfork.Cluster.at), and keep it open while the handle is used",
         )
-    found: Site = load_from_ray("join_site")()
+    found: Site = load_from_ray("ray_site", "join_site")()
     return found
 
 
-def load_from_ray(name: str) -> Any:
-    """What `ray_site` calls that. Raises `HostError` where Ray is not installed."""
+def load_from_ray(module: str, name: str) -> Any:
+    """What that module beside this one calls `name`. Raises `HostError` where Ray is not installed."""
     try:
         # An optional extra, and it takes a second to load.
-        return import_late("vmfork.cluster.ray_site", name)
+        return import_late(f"vmfork.cluster.{module}", name)
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise

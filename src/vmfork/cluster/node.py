@@ -41,6 +41,7 @@ from vmfork.hypervisor.qemu import find_qemu
 from vmfork.image import DiskStore
 from vmfork.machine.folder import list_charged, list_records
 from vmfork.machine.room import charge_for_fork, count_room
+from vmfork.machine.verdict import find_failure
 from vmfork.owner import Owner
 from vmfork.store import TemplateStore
 from vmfork.template.removal import list_persisted
@@ -185,7 +186,7 @@ class Node(Owner):
             name=self.name,
             labels=self._labels,
             emulators=frozenset({(await find_qemu(self._config.qemu)).version}),
-            accels=frozenset({"tcg"} if kvm.find_refusal() is not None else {"tcg", "kvm"}),
+            accels=frozenset({"tcg", "kvm"} if await asyncio.to_thread(self._may_run_kvm) else {"tcg"}),
             protocols=frozenset(SUPPORTED_PROTOCOLS),
             host_cpu=facts.cpu_name(),
             templates=frozenset(each.wanted.digest for each in held.values()),
@@ -208,6 +209,10 @@ class Node(Owner):
             ended=self._list_ended(),
             counts=dict(self._counts),
         )
+
+    def _may_run_kvm(self) -> bool:
+        """Whether nothing is known that stands against it: the device proves nothing until a guest was tried."""
+        return kvm.find_refusal() is None and find_failure(self._instance.places) is None
 
     async def fork(self, order: Order) -> Machine:
         """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it.

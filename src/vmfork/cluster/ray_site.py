@@ -46,7 +46,7 @@ from vmfork.cluster.directory import Directory
 from vmfork.cluster.node import Node
 from vmfork.cluster.terms import find_version
 from vmfork.config.loader import load_settings
-from vmfork.errors import Closed, ClusterError, HostError, InternalError, NodeLost, VMForkError
+from vmfork.errors import Closed, ClusterError, InternalError, NodeLost, VMForkError
 from vmfork.machine.trace import carry, continued
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("vmfork")
 
-_NAMESPACE = "vmfork"
+NAMESPACE = "vmfork"
 _DIRECTORY = "vmfork-directory"
 _ID_LABEL = "ray.io/node-id"
 # What the node of the head alone has.
@@ -79,12 +79,10 @@ _SILENT_S = 10.0
 _DIRECTORY_LIMIT_S = 60.0
 # Less than a third of the time after which a node ends the machines of a program that it has not heard of.
 _JOBS_EVERY_S = 8.0
-# What passes through it is a layer for each processor; by default Ray takes a third of the memory.
-_LOCAL_STORE_BYTES = 512 << 20
 _AGAIN_S = 0.2
 
 _ACTOR = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-_NAMED = {"namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+_NAMED = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
 
 
 def _start_loop() -> asyncio.AbstractEventLoop:
@@ -442,7 +440,7 @@ def _find_session() -> str:
 
 
 def _get_actor(name: str) -> Any:
-    return ray.get_actor(name, namespace=_NAMESPACE)
+    return ray.get_actor(name, namespace=NAMESPACE)
 
 
 class RaySite(_Peers):
@@ -499,35 +497,6 @@ def _start_directory() -> Any:
     heads = [each["NodeID"] for each in ray.nodes() if each["Alive"] and _HEAD in each["Resources"]]
     near = {"scheduling_strategy": NodeAffinitySchedulingStrategy(heads[0], soft=True)} if heads else {}
     return kind.options(name=_DIRECTORY, **near, **_NAMED).remote()
-
-
-async def open_site(address: str) -> RaySite:
-    """The cluster at `address`; with `local`, one that is started here, and ends with it. Raises `HostError`."""
-    if ray.is_initialized():
-        return RaySite()
-    options: dict[str, Any] = {"address": address, "namespace": _NAMESPACE, "log_to_driver": False}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
-    try:
-        await asyncio.to_thread(lambda: ray.init(**options, logging_level=logging.ERROR))
-    except RuntimeError as error:
-        if "connect to GCS" in str(error):  # as where nobody listens at the address
-            raise _no_cluster(address, "nobody answers there") from error
-        if "ersion mismatch" not in str(error):
-            raise
-        told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise HostError(
-            f"the Ray cluster at {address} is not for this Python: {told}",
-            hint="run the same versions of Python and Ray as its nodes do",
-        ) from error
-    except ConnectionError as error:
-        raise _no_cluster(address, str(error)) from error
-    return RaySite(owns_ray=True)
-
-
-def _no_cluster(address: str, why: str) -> HostError:
-    hint = "start one (ray start --head), give its address, or use Cluster.local()"
-    return HostError(f"no Ray cluster runs at {address}: {why}", hint=hint)
 
 
 # By session: what a program joined before it shut Ray down is no more.

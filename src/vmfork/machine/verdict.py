@@ -36,18 +36,28 @@ def locate_verdict(*, image: Image, binary: QemuBinary, machine: str, cpu_model:
 
     It is another once the host has rebooted, or its kernel or the parameters of KVM's modules have changed.
     """
-    holds_for = (
-        facts.boot_id(),
-        facts.kernel_release(),
-        kvm.read_parameters(),
-        binary.stamp,
-        binary.version,
-        image.digest,
-        board_of(machine).kind,
-        cpu_model,
-    )
-    digest = hashlib.sha256(repr(holds_for).encode()).hexdigest()[:16]
-    return places.home / "verdicts" / f"kvm-{digest}.json"
+    plan = binary.stamp, binary.version, image.digest, board_of(machine).kind, cpu_model
+    return _folder_of(places) / f"{_name_host()}{_digest(plan)}.json"
+
+
+def find_failure(places: Places) -> str | None:
+    """Why KVM ran none of the guests that were tried on this host as it is now; `None` where one ran, or none was."""
+    found = [read_verdict(path) for path in sorted(_folder_of(places).glob(f"{_name_host()}*.json"))]
+    tried = [verdict for verdict in found if verdict is not None]
+    return None if not tried or any(verdict.usable for verdict in tried) else tried[0].reason
+
+
+def _folder_of(places: Places) -> Path:
+    return places.home / "verdicts"
+
+
+def _name_host() -> str:
+    """How names of verdicts begin that hold on this host as it is now."""
+    return f"kvm-{_digest((facts.boot_id(), facts.kernel_release(), kvm.read_parameters()))[:8]}-"
+
+
+def _digest(holds_for: tuple[object, ...]) -> str:
+    return hashlib.sha256(repr(holds_for).encode()).hexdigest()[:16]
 
 
 def read_verdict(path: Path) -> Verdict | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+import socket
 import sys
+import threading
+import time
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 
 from vmfork.aio import Cluster, ClusterVM
 from vmfork.cluster.terms import Machine
-from vmfork.errors import Closed, HostError
+from vmfork.errors import Closed, ConfigError, HostError
 
 _ERRORS = (
     "ActorUnavailableError", "ActorUnschedulableError", "NodeDiedError", "ObjectLostError", "RayActorError",
@@ -19,17 +23,36 @@ _ERRORS = (
 )  # fmt: skip
 
 
+OURS = ("vmfork.cluster.ray_site", "vmfork.cluster.ray_joining")
+
+
 class Ray:
-    """In the place of Ray's modules: what joining touches of them. `init` raises what a test says."""
+    """In the place of Ray's modules: what joining touches of them. `init` raises what a test says, or waits for it."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.addresses: list[str] = []
+        self.found = ""
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.has_shut_down = threading.Event()
 
     def init(self, *, address: str, **_: Any) -> None:
         self.addresses.append(address)
+        self.goes_on.wait()
         if self.error is not None:
             raise self.error
+
+    def shutdown(self) -> None:
+        self.has_shut_down.set()
+
+    def find(self, address: str) -> str:
+        """As Ray looks for it: what was started on this host for `auto`."""
+        if address == "auto" and not self.found:
+            raise ConnectionError("Could not find any running Ray instance.")
+        if address != "auto" and ":" not in address:
+            raise ValueError(f"Invalid address format: {address}")
+        return self.found if address == "auto" else address
 
 
 @pytest.fixture
@@ -37,22 +60,29 @@ def ray(monkeypatch) -> Ray:
     found = Ray()
     module, state, errors = ModuleType("ray"), ModuleType("ray._private.state"), ModuleType("ray.exceptions")
     module.init, module.is_initialized, module.cloudpickle = found.init, lambda: False, pickle
+    module.shutdown = found.shutdown
     state.state = None
     for name in _ERRORS:
         setattr(errors, name, type(name, (Exception,), {}))
-    strategies = ModuleType("ray.util.scheduling_strategies")
+    strategies, services = ModuleType("ray.util.scheduling_strategies"), ModuleType("ray._private.services")
+    services.canonicalize_bootstrap_address = found.find
     strategies.NodeAffinitySchedulingStrategy = None
-    for each in (module, ModuleType("ray._private"), state, errors, ModuleType("ray.util"), strategies):
+    private = ModuleType("ray._private")
+    private.services = services
+    for each in (module, private, services, state, errors, ModuleType("ray.util"), strategies):
         monkeypatch.setitem(sys.modules, each.__name__, each)
-    monkeypatch.delitem(sys.modules, "vmfork.cluster.ray_site", raising=False)
+    for name in OURS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield found
-    sys.modules.pop("vmfork.cluster.ray_site", None)  # it is of what was here in the place of Ray
+    for name in OURS:
+        sys.modules.pop(name, None)  # it is of what was here in the place of Ray
 
 
 @pytest.fixture
 def no_ray(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "vmfork.cluster.ray_site", raising=False)
+    for name in OURS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 def handle(node: str) -> ClusterVM:
@@ -60,27 +90,89 @@ def handle(node: str) -> ClusterVM:
     return pickle.loads(pickle.dumps(ClusterVM(Machine(id="1", node=node, template="py"))))
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (ConnectionError("Could not find any running Ray instance."), "any running Ray instance"),
-        (RuntimeError("Failed to connect to GCS at address 127.0.0.1:1 within 5 seconds."), "nobody answers there"),
-    ],
-)
-async def test_where_no_cluster_runs_that_is_told_with_what_would_do(ray, error, says) -> None:
-    ray.error = error
-    for address in ("auto", "127.0.0.1:1"):
+@pytest.fixture
+def listening() -> str:
+    """An address where somebody listens, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def refusing() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+async def test_where_nobody_answers_that_is_told_at_once_with_what_would_do(ray, refusing) -> None:
+    """Ray itself tries for a quarter of an hour."""
+    for found, address, says in (
+        ("", "auto", "any running Ray instance"),
+        (refusing, "auto", "nobody answers there"),
+        ("", refusing, "nobody answers there"),
+        ("", "127.0.0.1:65536", "nobody answers there"),
+    ):
+        ray.found = found
         with pytest.raises(HostError, match=f"no Ray cluster runs at {address}: .*{says}") as refused:
             await Cluster.connect(address)
         assert "ray start --head" in refused.value.hint
         assert "Cluster.local()" in refused.value.hint
-    assert ray.addresses == ["auto", "127.0.0.1:1"]
+    assert ray.addresses == []
 
 
-async def test_a_cluster_of_another_python_is_told_by_both_versions(ray) -> None:
+async def test_what_is_no_address_is_refused(ray) -> None:
+    for address in ("nowhere", "first.example:port", "", "ray://127.0.0.1:10001"):
+        with pytest.raises(ConfigError) as refused:
+            await Cluster.connect(address)
+        assert (refused.value.value, "HOST:PORT" in refused.value.hint) == (address, True)
+    assert ray.addresses == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("Failed to connect to Ray cluster."), RuntimeError("Failed to connect to GCS within 5 seconds.")],
+)
+async def test_who_is_let_in_by_nobody_is_told_of_the_token(ray, error, listening) -> None:
+    ray.error = error
+    with pytest.raises(HostError, match=f"no Ray cluster runs at {listening}") as refused:
+        await Cluster.connect(listening)
+    assert "RAY_AUTH_MODE=token" in refused.value.hint
+
+
+async def test_what_answers_and_is_no_cluster_is_left_in_time(ray, listening, monkeypatch) -> None:
+    """And at once by whoever is told to end. A cluster that is joined after all is left again."""
+    ray.goes_on.clear()
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await Cluster.connect(listening)
+    monkeypatch.setattr("vmfork.cluster.ray_joining._JOIN_LIMIT_S", 0.2)
+    with pytest.raises(HostError, match=r"let nobody in for 0\.2 s"):
+        await Cluster.connect(listening)
+    assert time.monotonic() - begun < 10
+    assert not ray.has_shut_down.is_set()
+    ray.goes_on.set()
+    assert await asyncio.to_thread(ray.has_shut_down.wait, 10)
+
+
+async def test_one_that_is_started_here_has_ended_when_whoever_began_it_gave_up(ray) -> None:
+    ray.goes_on.clear()
+    starting = asyncio.ensure_future(Cluster.local())
+    while not ray.addresses:
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    await asyncio.sleep(0.05)
+    assert not starting.done()
+    ray.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert ray.has_shut_down.is_set()
+
+
+async def test_a_cluster_of_another_python_is_told_by_both_versions(ray, listening) -> None:
     ray.error = RuntimeError("Version mismatch: The cluster was started with:\n    Python: 3.8.1\nThis process 3.11.7")
     with pytest.raises(HostError, match=r"not for this Python: .*3\.8\.1; This process 3\.11\.7") as refused:
-        await Cluster.connect()
+        await Cluster.connect(listening)
     assert "same versions of Python and Ray" in refused.value.hint
 
 

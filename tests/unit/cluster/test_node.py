@@ -359,3 +359,17 @@ async def test_a_machine_that_two_programs_asked_for_ends_with_the_last_of_them(
         while not closed:
             await asyncio.sleep(0.01)
         assert not one.list_clients()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "failure", "accels"),
+    [(None, None, {"tcg", "kvm"}), (None, "it hangs", {"tcg"}), ("there is none", None, {"tcg"})],
+)
+async def test_kvm_is_offered_where_nothing_is_known_that_stands_against_it(
+    tmp_path, monkeypatch, refusal, failure, accels
+) -> None:
+    """Whoever places a template of KVM's there finds out in vain else: the device proves nothing."""
+    monkeypatch.setattr(node.kvm, "find_refusal", lambda: refusal)
+    monkeypatch.setattr(node, "find_failure", lambda _: failure)
+    async with await open_node(tmp_path) as one:
+        assert (await one.report()).offer.accels == accels

@@ -9,7 +9,7 @@ import pytest
 
 from vmfork.config import Places
 from vmfork.host import facts, kvm
-from vmfork.machine.verdict import Verdict, keep_verdict, locate_verdict, read_verdict
+from vmfork.machine.verdict import Verdict, find_failure, keep_verdict, locate_verdict, read_verdict
 
 PLACES = Places(home=Path("/nowhere"), runtime=Path("/nowhere"))
 PLAN = {"stamp": "1", "version": "7.2.22", "digest": "a", "machine": "pc-q35-7.2", "cpu_model": "host,migratable=on"}
@@ -64,3 +64,23 @@ def test_what_was_proven_is_read_as_it_was_kept(tmp_path) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
     path.write_bytes(b"{")
     assert read_verdict(path) is None
+
+
+def test_kvm_has_failed_where_it_ran_none_of_the_guests_that_were_tried_here(tmp_path, monkeypatch) -> None:
+    places = Places(home=tmp_path, runtime=tmp_path)
+
+    def keep(usable: bool, **more: object) -> None:
+        name = name_verdict(monkeypatch, **more)
+        keep_verdict(Verdict(usable=usable, reason="" if usable else "it hangs"), tmp_path / "verdicts" / name)
+
+    name_verdict(monkeypatch)  # on this host
+    assert find_failure(places) is None
+    keep(True, host={(facts, "boot_id"): "the last"})
+    name_verdict(monkeypatch)
+    assert find_failure(places) is None
+    keep(False)
+    assert find_failure(places) == "it hangs"
+    keep(False, plan={"digest": "b"})
+    assert find_failure(places) == "it hangs"
+    keep(True, plan={"cpu_model": "EPYC"})
+    assert find_failure(places) is None

@@ -15,6 +15,7 @@ from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
 from vmfork.machine.board import needs_tsc
 from vmfork.machine.emulator import find_emulator_like
+from vmfork.machine.verdict import find_failure
 from vmfork.store import TemplateStore
 from vmfork.template.budget import make_room, stage
 from vmfork.template.kept import KeptRecipe, keeping_recipe
@@ -121,6 +122,8 @@ async def _check_fit(artifact: Artifact, target: Target, *, of: str) -> QemuBina
         m.qemu_path, m.traits.get("qemu.version", ""), "", configured=target.config.qemu, places=target.instance.places
     )
     misfit = find_misfit(m, binary)
+    if misfit is None and m.traits["accel"] == "kvm" and not target.is_ours and find_failure(target.instance.places):
+        misfit = "accel", "kvm", "tcg"
     if misfit is None and needs_tsc(hardware_of(m)):
         khz = await asyncio.to_thread(measure_tsc_khz)
         if abs(khz - artifact.tsc_khz) > khz * _MOST_DRIFT:

@@ -327,6 +327,20 @@ async def test_without_kvm_one_that_needs_it_is_refused(saved, other, tmp_path, 
     assert (error.value.field, error.value.want) == ("accel", "tcg")
 
 
+async def test_where_kvm_ran_no_guest_one_that_needs_it_is_refused(saved, other, tmp_path, monkeypatch) -> None:
+    """Its device can be opened, which proves nothing."""
+    monkeypatch.setattr(arrival.find_misfit.__globals__["kvm"], "find_refusal", lambda: None)
+    monkeypatch.setattr(arrival, "find_failure", lambda places: "it hangs" if places == other else None)
+
+    def change(parts):
+        parts.config["manifest"]["traits"] |= {"accel": "kvm", "cpu_model": "Nehalem"}
+
+    with pytest.raises(TemplateUnfit) as error:
+        await Template.load(changed(saved, tmp_path / "layout", change), places=other)
+    assert (error.value.field, error.value.want) == ("accel", "tcg")
+    assert not other.templates.exists()
+
+
 async def test_a_guest_without_a_clock_of_its_own_goes_where_the_processor_counts_alike(
     saved, other, tmp_path, monkeypatch
 ) -> None:
