@@ -17,7 +17,7 @@ from tests.rules.capabilities import find_program
 from vmfork.late import import_late
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -56,6 +56,19 @@ class Registry:
             return done
 
         monkeypatch.setattr(kind, verb, kill_behind)
+
+    def stop_behind(self, monkeypatch: pytest.MonkeyPatch, verb: str, note: Callable[[], None]) -> None:
+        """From now on it says nothing more behind the first content that was `put` or taken, as `verb` says."""
+        kind = import_late("vmfork.oci.registry", "Repository")
+        work = getattr(kind, verb)
+
+        def stop_behind(repository: object, *args: object) -> object:
+            done = work(repository, *args)
+            self.process.send_signal(signal.SIGSTOP)
+            note()
+            return done
+
+        monkeypatch.setattr(kind, verb, stop_behind)
 
     @property
     def blobs(self) -> list[Path]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +131,10 @@ async def import_image(
             if work.origin.kind in TOOL_KINDS:
                 report("fetching by skopeo", 0.0)
                 work = replace(work, origin=Origin.parse(await copy_to_layout(source, folder)))
-            image = await in_thread(lambda stop: _make(work, folder, built, name, stop, report))
+            with ExitStack() as lines:
+                image = await in_thread(
+                    lambda stop: _make(work, folder, built, name, stop, report, lines), interrupt=lines.close
+                )
             lock, _ = await lock_subject(image.digest, store, ignore_progress)
             with lock:
                 await in_thread(lambda _: _commit(store, built, image))
@@ -151,8 +154,16 @@ def _commit(store: ImageStore, built: Path, image: Image) -> None:
 
 
 def _make(
-    work: Import, folder: Path, built: Path, name: str, stop: threading.Event, report: Callable[[str, float], None]
+    work: Import,
+    folder: Path,
+    built: Path,
+    name: str,
+    stop: threading.Event,
+    report: Callable[[str, float], None],
+    lines: ExitStack,
 ) -> Image:
+    """The image in `built`. Lines to registries are in `lines`, which wakes by its end what waits in one."""
+
     def check(_fraction: float = 0.0) -> None:
         check_wanted(stop)
 
@@ -162,7 +173,7 @@ def _make(
     with (folder / "contents").open("w+b") as file:
         root = Root(most_path=work.limits.path_bytes)
         applying = Applying(root, Contents(file), Budget(work.limits), check)
-        running, digest = _fill(work, applying, folder, report, check)
+        running, digest = _fill(work, applying, folder, report, check, lines)
         if running.cwd.startswith("/") and root.find(_names(running.cwd)) is None:
             root.put(_names(running.cwd), Inode(stat.S_IFDIR | 0o755, mtime=recipe.EPOCH), applying.layers + 1)
         Additions(root, applying.contents, applying.layers + 1).add_all(agent, kernel, running)
@@ -203,6 +214,7 @@ def _fill(
     folder: Path,
     report: Callable[[str, float], None],
     check: Callable[[], None],
+    lines: ExitStack,
 ) -> tuple[Running, str]:
     """The root holds the image; how its programs run, and its digest."""
     origin = work.origin
@@ -221,7 +233,7 @@ def _fill(
             unnamed = Descriptor(media_type="", digest="", size_bytes=0)
             layers = [(unnamed, lambda each=each: saved.opened(each)) for each in saved.layers]
             return _apply_all(saved.name, saved.configuration, layers, applying, report), saved.digest
-    return _pull(work, applying, folder, report, check)
+    return _pull(work, applying, folder, report, check, lines)
 
 
 def identify(origin: Origin, check: Callable[[], None] = lambda: None) -> str:
@@ -315,16 +327,18 @@ def _pull(
     folder: Path,
     report: Callable[[str, float], None],
     check: Callable[[], None],
+    lines: ExitStack,
 ) -> tuple[Running, str]:
     """The image in a registry: its layers are fetched side by side into files, then applied."""
     reference = Reference.parse(work.origin.place)
-    with open_repository(reference, plain_http=work.plain_http) as repository:
-        data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
-        found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
-        configuration = repository.read(found.manifest.config)
-        _check_configuration(found.name, configuration, len(found.manifest.layers), work.limits)
-        check_packed(sum(each.size_bytes for each in found.manifest.layers), found.name, work.limits)
-        _fetch_layers(found.manifest.layers, repository, folder, work.origin.place, report=report, check=check)
+    repository = lines.enter_context(open_repository(reference, plain_http=work.plain_http))
+    check()  # nobody may have waited any more before it was there
+    data = repository.read_manifest(reference.version, (*MANIFESTS, *INDEXES))
+    found = choose_document(_Manifests(repository), data, digest_of(data), _type_of(data), work.origin.place)
+    configuration = repository.read(found.manifest.config)
+    _check_configuration(found.name, configuration, len(found.manifest.layers), work.limits)
+    check_packed(sum(each.size_bytes for each in found.manifest.layers), found.name, work.limits)
+    _fetch_layers(found.manifest.layers, repository, folder, work.origin.place, report=report, check=check)
 
     @contextmanager
     def opened(layer: Descriptor) -> Iterator[Source]:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
 T = TypeVar("T")
 
@@ -29,12 +30,21 @@ async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable
     `interrupt` is called on cancel too: it wakes a thread that waits for something.
     """
     stop = threading.Event()
-    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
+
+    def wake() -> None:
+        stop.set()
+        interrupt()
+
+    return await waking(asyncio.to_thread(work, stop), wake)
+
+
+async def waking(work: Coroutine[Any, Any, T], wake: Callable[[], None]) -> T:
+    """The result of `work`, which has ended on cancel too: `wake` ends what it waits in that hears of no cancel."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        stop.set()
-        interrupt()
+        wake()
         while not task.done():
             with suppress(asyncio.CancelledError):  # whoever asks twice waits as well
                 await asyncio.wait([task])

@@ -15,10 +15,13 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
+from weakref import WeakSet
 
 import requests
 from oras.auth import get_auth_backend
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import Retry
 
 from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.credentials import find_credentials
@@ -42,12 +45,59 @@ _UNKNOWN = (401, 403)
 _BROKEN_LINES = 5
 
 
-class _Limited(HTTPAdapter):
-    """Every request has a time limit, and is sent again where the connection broke before an answer."""
+class _Tries(Retry):
+    """So many more, as long as the answer `is_wanted`."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *args: Any, is_wanted: Callable[[], bool], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._is_wanted = is_wanted
+
+    def new(self, **options: Any) -> Self:
+        return super().new(is_wanted=self._is_wanted, **options)
+
+    def increment(self, *args: Any, **options: Any) -> Self:
+        if options.get("error") is not None and not self._is_wanted():
+            raise options["error"]
+        return super().increment(*args, **options)
+
+
+class _Limited(HTTPAdapter):
+    """Every request has a time limit, and is sent again where the connection broke before an answer.
+
+    It knows its connections, so that whoever waits in one can be woken by another thread.
+    """
+
+    def __init__(self) -> None:
         self._is_closed = False
+        self._lines: WeakSet[socket.socket] = WeakSet()
+        super().__init__(max_retries=_Tries(_TRIES, is_wanted=lambda: not self._is_closed))
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = self._kinds()
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = self._kinds()
+        return manager
+
+    def _kinds(self) -> dict[str, type]:
+        """By scheme, pools whose connections are known here."""
+
+        def known(kind: Any) -> type:
+            def connect(line: Any) -> None:
+                if self._is_closed:
+                    raise OSError("the line was closed")
+                kind.connect(line)
+                self._lines.add(line.sock)
+
+            return type(kind.__name__, (kind,), {"connect": connect})
+
+        pools: dict[str, Any] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+        return {
+            scheme: type(pool.__name__, (pool,), {"ConnectionCls": known(pool.ConnectionCls)})
+            for scheme, pool in pools.items()
+        }
 
     def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
         try:
@@ -57,12 +107,15 @@ class _Limited(HTTPAdapter):
                 self.close()
 
     def close(self) -> None:
-        """No connection is left but what a request is in, and that goes with its answer.
+        """No connection is left. A request that another thread waits in fails.
 
         urllib3 (2.8) forgets its pools, and their connections stay as long as someone else knows them: an error does,
         by its traceback.
         """
         self._is_closed = True
+        for line in [*self._lines]:
+            with suppress(OSError, ValueError):  # it is closed already
+                line.shutdown(socket.SHUT_RDWR)
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in manager.pools.keys():  # noqa: SIM118 - they cannot be iterated otherwise
                 with suppress(KeyError):
@@ -98,7 +151,7 @@ class Repository:
         self.close()
 
     def close(self) -> None:
-        """No connection is left, of any thread. One that is in use goes once its answer is there."""
+        """No connection is left, of any thread. What waits in one fails at once."""
         with self._changing:
             self._is_closed = True
         self._doors.close()
@@ -301,7 +354,7 @@ class _Door:
         self.session = requests.Session()
         self.session.trust_env = not plain_http or not reference.is_local  # no proxy leads to this host
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, _Limited(max_retries=_TRIES))
+            self.session.mount(scheme, _Limited())
 
     def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
         """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed."""

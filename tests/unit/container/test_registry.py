@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,7 +200,7 @@ def asking_slowly(asked: threading.Event, answers: threading.Event) -> Iterator[
         server.server_close()
 
 
-def test_a_request_that_is_under_way_when_all_is_closed_leaves_no_line(credentials):
+def test_a_request_that_is_under_way_when_all_is_closed_fails_at_once_and_leaves_no_line(credentials, caplog):
     asked, answers = threading.Event(), threading.Event()
     # The thread goes on, and with it what it knows.
     with asking_slowly(asked, answers) as host, ThreadPoolExecutor(1) as pool:
@@ -208,9 +210,11 @@ def test_a_request_that_is_under_way_when_all_is_closed_leaves_no_line(credentia
         has = pool.submit(repository.has, Descriptor.of(b"data", "application/octet-stream"))
         asked.wait()
         repository.close()
-        answers.set()
-        assert has.result()
+        with pytest.raises(HostError, match="cannot be reached"):
+            has.result(timeout=10)  # which nobody has answered
         assert lines_to(host) == []
+        answers.set()
+    assert caplog.records == []  # as of another try
 
 
 class Breaking:
@@ -434,6 +438,34 @@ async def test_a_registry_that_is_killed_half_way_leaves_nothing(bring, store, l
             await bring(f"{registry.host}/team/app:1")
         assert told.value.hint
         assert nothing_is_left(store)
+
+
+@pytest.mark.parametrize("behind", ["nothing", "a layer"])
+async def test_a_registry_that_says_nothing_more_holds_up_nobody(
+    bring, store, layout, repositories, tmp_path, monkeypatch, behind
+):
+    """It has taken the request, and its line is open. Whoever gives up has ended at once, with nothing left."""
+    with running_registry(tmp_path / "registry") as registry:
+        put_image(layout, f"{registry.host}/team/app:1")
+        silent = threading.Event()
+        if behind == "nothing":
+            registry.process.send_signal(signal.SIGSTOP)
+            silent.set()
+        else:
+            registry.stop_behind(monkeypatch, "download", silent.set)
+        bringing = asyncio.ensure_future(bring(f"{registry.host}/team/app:1", plain_http=True))
+        try:
+            assert await asyncio.to_thread(silent.wait, 60)
+            await asyncio.sleep(1)
+            bringing.cancel()
+            begun = time.monotonic()
+            with pytest.raises(asyncio.CancelledError):
+                await bringing
+            assert time.monotonic() - begun < 10  # a request may wait for two minutes
+        finally:
+            registry.process.send_signal(signal.SIGCONT)
+    with pytest.raises(ImageNotFound):
+        store.open("it")
 
 
 async def test_when_it_is_cancelled_while_layers_come_nothing_is_left(bring, store, layout, repositories, tmp_path):

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ArtifactError, TemplateError
-from vmfork.host.thread import in_thread
+from vmfork.host.thread import in_thread, waking
 from vmfork.image import DiskStore
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.door import open_repository
@@ -44,13 +44,14 @@ async def push_template(
         own = opened.enter_context(store.open(name, generation=generation))
         tsc_khz = await asyncio.to_thread(tsc_of, own)
 
-        def work(stop: Event) -> Saved | None:
-            with open_repository(reference, plain_http=plain_http) as repository:
-                base = _find_base(own.manifest, repository, store, opened)
-                artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base, disks=disks)
-                return None if artifact is None else _finish(repository, artifact)
+        repository = opened.enter_context(await asyncio.to_thread(open_repository, reference, plain_http=plain_http))
 
-        saved = await in_thread(work)
+        def work(stop: Event) -> Saved | None:
+            base = _find_base(own.manifest, repository, store, opened)
+            artifact = pack(own, repository, stop=stop, tell=tell, tsc_khz=tsc_khz, base=base, disks=disks)
+            return None if artifact is None else _finish(repository, artifact)
+
+        saved = await in_thread(work, interrupt=repository.close)
         assert saved is not None  # it was not stopped
     return saved
 
@@ -58,8 +59,12 @@ async def push_template(
 async def pull_template(reference: Reference, target: Target, *, plain_http: bool) -> Source:
     """The template in the registry is in force. As `arrival.load_template`."""
     with await asyncio.to_thread(open_repository, reference, plain_http=plain_http) as repository:
-        artifact = await asyncio.to_thread(lambda: _read(repository, repository.read_manifest(reference.version)))
-        return await put_in_force(artifact, repository, target, of=str(reference))
+
+        async def pull() -> Source:
+            artifact = await in_thread(lambda _: _read(repository, repository.read_manifest(reference.version)))
+            return await put_in_force(artifact, repository, target, of=str(reference))
+
+        return await waking(pull(), repository.close)
 
 
 def _read(repository: Repository, manifest: bytes) -> Artifact:

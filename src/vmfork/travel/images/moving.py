@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmfork.config import check_name
 from vmfork.errors import HostError, ImageCorrupt, ImageExists, StoreBusy
 from vmfork.host.lock import FileLock
-from vmfork.host.thread import in_thread
+from vmfork.host.thread import in_thread, waking
 from vmfork.host.whole import written_whole
 from vmfork.image import Image, ImageStore
 from vmfork.image.build import commit
@@ -97,8 +97,9 @@ async def push_image(name: str, ref: str, *, plain_http: bool, instance: Instanc
     image = await asyncio.to_thread(store.open, name)
     tell = tell_part(f"pushing {name!r}", instance, task="image")
 
-    def work(stop: Event) -> Saved | None:
-        with open_repository(reference, plain_http=plain_http) as repository:
+    with await asyncio.to_thread(open_repository, reference, plain_http=plain_http) as repository:
+
+        def work(stop: Event) -> Saved | None:
             artifact = pack(image, store.disks, repository, stop=stop, tell=tell)
             if artifact is None:
                 return None
@@ -106,10 +107,10 @@ async def push_image(name: str, ref: str, *, plain_http: bool, instance: Instanc
             repository.put(manifest.config, config)
             data = manifest.to_json()
             repository.put_manifest(reference.version, data)
-        named = Descriptor.of(data, MANIFEST_TYPE)
-        return Saved(digest=named.digest, size_bytes=artifact.size_bytes, sent_bytes=repository.sent_bytes)
+            named = Descriptor.of(data, MANIFEST_TYPE)
+            return Saved(digest=named.digest, size_bytes=artifact.size_bytes, sent_bytes=repository.sent_bytes)
 
-    saved = await in_thread(work)
+        saved = await in_thread(work, interrupt=repository.close)
     assert saved is not None  # it was not stopped
     return saved
 
@@ -123,8 +124,12 @@ async def pull_image(ref: str, target: Target, *, plain_http: bool = False) -> I
         return KIND.read(ImageArtifact, data, repository, source=str(reference))
 
     with await asyncio.to_thread(open_repository, reference, plain_http=plain_http) as repository:
-        artifact = await asyncio.to_thread(find, repository)
-        return await _take_in(artifact, repository, target, source=str(reference))
+
+        async def pull() -> Image:
+            artifact = await in_thread(lambda _: find(repository))
+            return await _take_in(artifact, repository, target, source=str(reference))
+
+        return await waking(pull(), repository.close)
 
 
 async def _take_in(artifact: ImageArtifact, blobs: Blobs, target: Target, *, source: str) -> Image:

@@ -6,6 +6,9 @@ import asyncio
 import base64
 import json
 import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -442,3 +445,35 @@ def test_references_are_read_as_docker_reads_them() -> None:
         reference = Reference.parse(text)
         assert (reference.host, reference.repository, reference.version) == said
         assert str(reference) == text or text.endswith("py")
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+@pytest.mark.parametrize("behind", ["nothing", "some content"])
+async def test_a_registry_that_says_nothing_more_holds_up_nobody(
+    build, other, registry, monkeypatch, verb, behind
+) -> None:
+    """Its line is open. Whoever gives up has ended at once."""
+    template, ref, silent = await build(), f"{registry.host}/team/py:1", threading.Event()
+    if verb == "pull":
+        await template.push(ref, plain_http=True)
+    if behind == "nothing":
+        registry.process.send_signal(signal.SIGSTOP)
+        silent.set()
+    else:
+        registry.stop_behind(monkeypatch, "put" if verb == "push" else "read", silent.set)
+    if verb == "push":
+        work = template.push(ref, plain_http=True)
+    else:
+        work = Template.pull(ref, "mine", places=other, plain_http=True)
+    moving = asyncio.ensure_future(work)
+    try:
+        assert await asyncio.to_thread(silent.wait, 60)
+        await asyncio.sleep(1)
+        moving.cancel()
+        begun = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+        assert time.monotonic() - begun < 10  # a request may wait for two minutes
+    finally:
+        registry.process.send_signal(signal.SIGCONT)
+    assert not [*other.templates.glob("mine/current")]
