@@ -68,11 +68,11 @@ def explain_start(command: Command) -> Explain:
             case ErrorCode.TOO_LONG:
                 return ExecError(command.argv[:1], _NOT_EXECUTABLE, failure.message, hint=_TOO_LONG)
             case ErrorCode.NO_DIRECTORY:
-                return GuestError(
-                    f"the folder {command.cwd!r} cannot be entered in the guest", hint="make it first, or give another"
-                )
+                folder = f"the folder {command.cwd!r}" if command.cwd else "the working folder of its image"
+                return GuestError(f"{folder} cannot be entered in the guest", hint="make it first, or give another")
             case ErrorCode.NO_USER:
-                return GuestError(f"the guest has no user {command.user!r}", hint="its users are in its /etc/passwd")
+                user = f"user {command.user!r}" if command.user else "such user as its image names"
+                return GuestError(f"the guest has no {user}", hint="its users are in its /etc/passwd: give one of them")
             case _:
                 return GuestError(f"{name_of(command.argv)} was not started: {failure.message} ({failure.code})")
 

@@ -18,6 +18,7 @@ from vmfork.machine.prepare import ensure_image
 from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.travel.images.moving import Target, load_image, pull_image, push_image, save_image
+from vmfork.wire.given import check_local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -202,7 +203,9 @@ class Image:
         What was in `file` before is replaced at the end. Raises `ImageNotFound` when the name leads nowhere any more,
         `ImageCorrupt` when a file is not what was built, and `HostError`; the former file is as it was then.
         """
-        return await save_image(self.name, Path(file), instance=Instance(self._places, progress))
+        return await save_image(
+            self.name, Path(check_local(file, field="file")), instance=Instance(self._places, progress)
+        )
 
     @classmethod
     async def load(
@@ -222,7 +225,7 @@ class Image:
         """
         where = places or find_places()
         target = Target(instance=Instance(where, progress), name=name, replace_it=replace)
-        return cls(await load_image(Path(file), target), where)
+        return cls(await load_image(Path(check_local(file, field="file")), target), where)
 
     async def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
         """The image is in a registry as `ref`, such as `registry.example/team/image:1`. What is there is not sent.

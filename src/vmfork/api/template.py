@@ -20,6 +20,7 @@ from vmfork.progress import ignore_progress
 from vmfork.store import TemplateStore
 from vmfork.template.removal import locate_persisted
 from vmfork.template.source import Source
+from vmfork.wire.given import check_local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -472,7 +473,9 @@ class Template:
         """
         moving = _load_moving()
         instance = Instance(self._source.instance.places, progress)
-        saved: Saved = await moving.save_template(self.name, Path(file), generation=self.generation, instance=instance)
+        saved: Saved = await moving.save_template(
+            self.name, Path(check_local(file, field="file")), generation=self.generation, instance=instance
+        )
         return saved
 
     @classmethod

@@ -84,6 +84,12 @@ def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
     origin = Origin.parse(source)
     if origin.kind in LOCAL_KINDS and not os.path.exists(origin.place):
         raise ConfigError("source", source, f"nothing is at {origin.place}", hint="see where it is, or make it first")
+    if origin.kind == "dir" and not os.path.isdir(origin.place):
+        hint = "give docker-archive:FILE for what docker save wrote, oci:FILE for a tar of a layout"
+        raise ConfigError("source", source, f"{origin.place} is no folder", hint=hint)
+    if origin.kind == "docker-archive" and os.path.isdir(origin.place):
+        hint = "give oci:FOLDER for a layout, dir:FOLDER for a root file system"
+        raise ConfigError("source", source, f"{origin.place} is a folder", hint=hint)
     return origin
 
 

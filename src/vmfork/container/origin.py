@@ -77,11 +77,16 @@ class Origin:
 
 
 def _split_tag(rest: str) -> tuple[str, str]:
-    """The path, which may have colons where it is there, and the tag."""
-    path, colon, tag = rest.rpartition(":")
-    if not colon or "/" in tag or os.path.lexists(rest):
+    """The path, which may have colons where it is there, and the tag, which may be a whole name."""
+    if os.path.lexists(rest):
         return rest, ""
-    return path, tag
+    path, colon, tag = rest.rpartition(":")
+    there, more = path, colon
+    while more and not os.path.lexists(there):
+        there, more, _ = there.rpartition(":")
+    if more:
+        return there, rest[len(there) + 1 :]
+    return (path, tag) if colon and "/" not in tag else (rest, "")
 
 
 class Blobs(Protocol):

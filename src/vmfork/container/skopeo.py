@@ -33,7 +33,9 @@ async def copy_to_layout(source: str, folder: Path) -> str:
     copied, log = f"oci:{folder / 'copied'}:latest", bytearray()
     exit_code = await run_tool([find_skopeo(source), "copy", "--quiet", source, copied], folder=folder, log=log)
     if exit_code:
-        error = ArtifactError(source, f"skopeo could not fetch it (exit status {exit_code})", hint="see its output")
-        error.add_note(log.decode(errors="replace"))
+        said = log.decode(errors="replace").strip()
+        why = f"skopeo could not fetch it (exit status {exit_code})" + (f": {said.splitlines()[-1]}" if said else "")
+        error = ArtifactError(source, why, hint="see that the tool that has it lists it by that name")
+        error.add_note(said)
         raise error
     return copied

@@ -6,15 +6,15 @@ import os
 import re
 import secrets
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from vmfork.errors import HostError
+from vmfork.errors import ConfigError, HostError
 from vmfork.host.folders import list_folder
 from vmfork.host.lock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @contextmanager
@@ -23,8 +23,9 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
 
     Until then it lies beside `path` under a name with a dot, and locked. One that nobody has locked was left by a
     process that was killed, and is removed by the next that writes `path`. A `durable` one is on the disk before it
-    takes its name.
+    takes its name. A link is followed. Raises `ConfigError` where no file can be at `path`.
     """
+    path = find_place(path)
     sweep_left(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     lock = FileLock.try_acquire(temporary)
@@ -43,6 +44,21 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
             raise
     if durable:
         _sync(path.parent)
+
+
+def find_place(path: Path) -> Path:
+    """Where a file at `path` lies, which is written or replaced. A link is followed.
+
+    Raises `ConfigError` where something else is, or there is no folder for it.
+    """
+    place = Path(os.path.realpath(path))
+    if path.name == "" or place.is_dir():
+        raise ConfigError("file", str(path), f"{path} is a folder", hint="name a file in it")
+    if os.path.lexists(place) and not place.is_file():
+        raise ConfigError("file", str(path), f"{path} is no file that can be replaced", hint="name another")
+    if not place.parent.is_dir():
+        raise ConfigError("file", str(path), f"there is no folder {path.parent}", hint="make it first, or name another")
+    return place
 
 
 def sweep_left(path: Path) -> None:

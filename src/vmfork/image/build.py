@@ -8,13 +8,13 @@ import logging
 import os
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vmfork.config import check_name
-from vmfork.errors import HostError, ImageCorrupt, ImageNotFound, VMForkError
+from vmfork.config import DEFAULT_IMAGE, check_name
+from vmfork.errors import ConfigError, HostError, ImageCorrupt, ImageNotFound, VMForkError
 from vmfork.host.lock import FileLock
 from vmfork.host.thread import check_wanted, in_thread
 from vmfork.image import debootstrap, disk, lz4, recipe, rootfs
@@ -62,6 +62,7 @@ async def build_image(
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
     digest = recipe.compute_digest(config, agent)
+    _check_not_imported(name, store)
     if not rebuild and (image := _find_named(name, digest, store)):
         return image
     with explained(store.folder):
@@ -89,6 +90,16 @@ def explained(folder: Path) -> Iterator[None]:
             f"cannot build an image in {folder}: {error.strerror or error}",
             hint="set VMFORK_HOME to a folder you can write to",
         ) from error
+
+
+def _check_not_imported(name: str, store: ImageStore) -> None:
+    """Raises `ConfigError` where the name leads to what was imported: that is not made of packages."""
+    if name == DEFAULT_IMAGE:
+        return
+    with suppress(ImageNotFound, ImageCorrupt):
+        if source := store.open(name).source:
+            hint = f"give another name, or remove it first: vmfork image rm {name}"
+            raise ConfigError("image", name, f"image {name!r} was imported from {source}", hint=hint)
 
 
 def _find_named(name: str, digest: str, store: ImageStore) -> Image | None:

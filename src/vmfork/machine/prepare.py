@@ -117,4 +117,6 @@ def _read_configuration(name: str, images: Path) -> ImageConfig:
         image = ImageStore(images).open(name)
     except (ImageNotFound, ImageCorrupt):
         return ImageConfig()
+    if image.source:  # it was put there by an earlier vmfork
+        return ImageConfig()
     return ImageConfig(suite=image.suite, packages=image.requested, bare=image.bare, root=image.root)

@@ -44,15 +44,16 @@ class Reference:
         host, slash, rest = text.partition("/")
         if not slash or text.startswith((".", "/")) or _HOST.fullmatch(host) is None:
             raise _refuse(text, "it does not begin with the host of a registry", hint=_hint_for(text))
-        name, at, digest = rest.partition("@")
+        named, at, digest = rest.partition("@")
+        name, colon, tag = named.partition(":")
+        if colon and _TAG.fullmatch(tag) is None:
+            raise _refuse(text, f"{tag!r} is no tag")
         if at:
-            tag = digest
+            tag = digest  # which says more than a tag beside it
             if _DIGEST.fullmatch(digest) is None:
                 raise _refuse(text, f"{digest!r} is no digest")
-        else:
-            name, colon, tag = name.partition(":")
-            if colon and _TAG.fullmatch(tag) is None:
-                raise _refuse(text, f"{tag!r} is no tag")
+        if not _is_port(host.partition(":")[2]):
+            raise _refuse(text, f"{host!r} has no port of a registry")
         if _REPOSITORY.fullmatch(name) is None or len(name) > _MOST_NAME:
             raise _refuse(text, f"{name!r} is no repository")
         if host in _HUB_NAMES:
@@ -82,8 +83,14 @@ class Reference:
         return f"{self.host}/{self.repository}{'@' if self.is_digest else ':'}{self.version}"
 
 
+def _is_port(digits: str) -> bool:
+    return not digits or 0 < int(digits) < 1 << 16
+
+
 def _hint_for(text: str) -> str:
     """What may be meant by a name without a host."""
+    if "://" in text:
+        return f"{_HINT}, without {text.partition('://')[0]}:// before it"
     try:
         return f"{_HINT}; on Docker Hub it is {Reference.parse(f'{HUB}/{text}')}"
     except ConfigError:

@@ -69,11 +69,15 @@ class TemplateStore:
         return sorted(path.name for path in self._folders() if (path / CURRENT).is_symlink())
 
     def list_made_of(self, image: str) -> list[str]:
-        """Names of the templates that were booted from the image of that name, as far as they can be read, sorted."""
+        """Names of the templates that were booted here from the image of that name, as far as they can be read, sorted.
+
+        One that came from elsewhere has the name of an image there.
+        """
         found = []
         for name in self.list_names():
             with suppress(TemplateNotFound, TemplateCorrupt, TemplateElsewhere, TemplateStale, StoreBusy):
-                if self.read_manifest(name).image == image:
+                m = self.read_manifest(name)
+                if m.image == image and not m.came_from:
                     found.append(name)
         return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig
@@ -17,6 +19,8 @@ from vmfork.template.travelling.persisted import bring_back, follow, open_templa
 from vmfork.travel.sending import save_template
 
 _log = logging.getLogger("vmfork")
+
+_LOOK_AGAIN_S = 0.5
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,12 +71,21 @@ async def pull_if_missing(
 
     Where it cannot be had, or does not fit this host, that is logged. Raises `ConfigError` for what is no reference.
     """
-    wanted = config or VMConfig()
+    wanted, deadline = config or VMConfig(), time.monotonic() + wait_s
+    target = Target(instance=instance, config=wanted, name=name, replace_it=True)
     await bring_back(name, wanted, instance=instance)
-    found = await Source.find(name, config, instance=instance)
-    if found is not None and recipe in ("", found.recipe):
-        return
     try:
-        await pull_template(ref, Target(instance=instance, config=wanted, name=name, replace_it=True, wait_s=wait_s))
+        while True:
+            found = await Source.find(name, config, instance=instance)
+            if found is not None and recipe in ("", found.recipe):
+                return
+            try:
+                await pull_template(ref, target)
+            except StoreBusy:  # another makes it now: what that gives will do
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            else:
+                return
     except (ArtifactError, HostError, StoreBusy, TemplateError) as error:
         _log.warning("template %r was not pulled: %s", name, error, extra=about("template.not-pulled", template=name))
