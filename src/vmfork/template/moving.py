@@ -8,10 +8,11 @@ import time
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig
-from vmfork.errors import ArtifactError, HostError, StoreBusy, TemplateError
+from vmfork.errors import ArtifactError, HostError, StoreBusy, TemplateError, TemplateExists
 from vmfork.journal import about
 from vmfork.oci.door import parse_target
 from vmfork.oci.reference import Reference
+from vmfork.store import TemplateStore
 from vmfork.template.source import Source
 from vmfork.template.travelling import arrival, exchange
 from vmfork.template.travelling.arrival import Target
@@ -72,16 +73,18 @@ async def pull_if_missing(
     Where it cannot be had, or does not fit this host, that is logged. Raises `ConfigError` for what is no reference.
     """
     wanted, deadline = config or VMConfig(), time.monotonic() + wait_s
-    target = Target(instance=instance, config=wanted, name=name, replace_it=True)
+    store = TemplateStore(instance.places.templates)
     await bring_back(name, wanted, instance=instance)
     try:
         while True:
             found = await Source.find(name, config, instance=instance)
             if found is not None and recipe in ("", found.recipe):
                 return
+            in_force = await asyncio.to_thread(store.find_generation, name)
+            target = Target(instance=instance, config=wanted, name=name, replace_it=in_force is not None)
             try:
                 await pull_template(ref, target)
-            except StoreBusy:  # another makes it now: what that gives will do
+            except (StoreBusy, TemplateExists):  # another makes it now, or has: what that gives will do
                 if time.monotonic() >= deadline:
                     raise
                 await asyncio.sleep(_LOOK_AGAIN_S)

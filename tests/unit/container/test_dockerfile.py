@@ -126,4 +126,5 @@ async def test_what_podman_and_buildah_have_is_fetched_by_skopeo(bring, store, t
     with pytest.raises(ArtifactError, match="skopeo could not fetch it") as told:
         await bring("containers-storage:localhost/none:1")
     assert any("none" in note for note in told.value.__notes__)
+    assert "none:1" in told.value.reason.partition("): ")[2]
     assert not [path for path in store.folder.iterdir() if path.name.startswith(".staging")]

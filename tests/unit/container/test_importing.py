@@ -29,12 +29,14 @@ from tests.images import (
 from tests.registry import running_registry
 from tests.rules.capabilities import need
 from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of
+from vmfork.config import ImageConfig
 from vmfork.container.additions import ATTRIBUTES
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 from vmfork.image import build, recipe
+from vmfork.image.build import build_image
 from vmfork.image.record import Image
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.progress import Progress
@@ -157,6 +159,42 @@ async def test_what_docker_saved_becomes_an_image(bring, tmp_path):
         assert files_of(await bring(f"docker-archive:{path}{tag}"))["etc/a"] == b"new"
     with pytest.raises(ArtifactError, match="0 of its 1 images"):
         await bring(f"docker-archive:{path}:2")
+
+
+async def test_of_several_that_docker_saved_one_is_chosen_by_its_whole_name(bring, tmp_path):
+    parts, listed = {}, []
+    for number, name in enumerate(("team/a:1", "team/b:1")):
+        layer = make_layer([Member("name", body=name.encode())])
+        config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [digest(layer)]}}
+        parts |= {f"{number}.tar": layer, f"{number}.json": json.dumps(config).encode()}
+        listed.append({"Config": f"{number}.json", "RepoTags": [name], "Layers": [f"{number}.tar"]})
+    path = tmp_path / "both:2.tar"
+    write_tar(path, parts | {"manifest.json": json.dumps(listed).encode()}, links={})
+    for name in ("team/a:1", "team/b:1"):
+        assert files_of(await bring(f"docker-archive:{path}:{name}"))["name"] == name.encode()
+    with pytest.raises(ArtifactError, match="2 of its 2 images"):
+        await bring(f"docker-archive:{path}:1")
+    with pytest.raises(ConfigError, match="nothing is at"):
+        await bring(f"docker-archive:{tmp_path}/none.tar:team/a:1")
+
+
+async def test_a_source_of_another_kind_is_told_before_it_is_read(bring, store, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for source, says in ((f"dir:{tmp_path / 'file'}", "is no folder"), (f"docker-archive:{tmp_path}", "is a folder")):
+        with pytest.raises(ConfigError, match=says) as refused:
+            await bring(source)
+        assert "give " in refused.value.hint
+    assert not store.folder.exists()
+
+
+async def test_packages_do_not_take_the_place_of_what_was_imported(bring, store, tmp_path):
+    (tmp_path / "root").mkdir()
+    image = await bring(f"dir:{tmp_path / 'root'}")
+    for more in ({}, {"rebuild": True}):
+        with pytest.raises(ConfigError, match="was imported from dir:") as refused:
+            await build_image("it", ImageConfig(), store=store, **more)
+        assert "vmfork image rm it" in refused.value.hint
+    assert store.open("it").digest == image.digest
 
 
 async def test_a_layer_that_docker_saved_twice_is_a_link_in_its_second_place(bring, tmp_path):

@@ -37,13 +37,15 @@ def make_image(folder: Path, *, digest: str = DIGEST, name: str = "one", kernel:
     )
 
 
-def commit_image(store: ImageStore, name: str = "py", *, initramfs: bytes = b"initramfs", disk: bytes = b"") -> Image:
+def commit_image(
+    store: ImageStore, name: str = "py", *, initramfs: bytes = b"initramfs", disk: bytes = b"", source: str = ""
+) -> Image:
     """It is in the store under that name, and has the digests that it should have."""
     store.make()
     kernel = b"kernel" * 1000
     digests = [hashlib.sha256(each).hexdigest() for each in (kernel, initramfs, *filter(None, [disk]))]
     made = make_image(store.folder / "of", name=name, digest=name_content(*digests), kernel=kernel)
-    image = replace(made, initramfs_sha256=digests[1], initramfs_bytes=len(initramfs))
+    image = replace(made, initramfs_sha256=digests[1], initramfs_bytes=len(initramfs), source=source)
     if disk:
         image = replace(image, disk_sha256=digests[2], disk_bytes=len(disk))
     with store.staging() as folder:

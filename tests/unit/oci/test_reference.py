@@ -60,3 +60,23 @@ def test_what_is_no_name_there_either_is_not_led_there(text) -> None:
     with pytest.raises(ConfigError) as error:
         Reference.parse(text)
     assert "docker.io" not in error.value.hint
+
+
+def test_beside_a_digest_a_tag_says_nothing() -> None:
+    reference = Reference.parse(f"registry.example/team/app:1.2@{DIGEST}")
+    assert reference == Reference.parse(f"registry.example/team/app@{DIGEST}")
+    for text in (f"registry.example/app:@{DIGEST}", f"registry.example/app:a b@{DIGEST}", "registry.example/app:1@x"):
+        with pytest.raises(ConfigError):
+            Reference.parse(text)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_that_is_none_is_refused(port) -> None:
+    with pytest.raises(ConfigError, match="no port of a registry"):
+        Reference.parse(f"127.0.0.1:{port}/team/app:1")
+
+
+def test_a_scheme_is_left_out() -> None:
+    with pytest.raises(ConfigError) as error:
+        Reference.parse("docker://registry.example/app:1")
+    assert error.value.hint.endswith("without docker:// before it")

@@ -107,6 +107,7 @@ async def test_templates_are_found_by_their_image_as_far_as_they_can_be_read(sto
     await build(store, "two", image="mine")
     await build(store, "one", image="mine")
     await build(store, "three")
+    await build(store, "five", image="mine", came_from="registry.example/team/five:1")  # of an image there
     damaged = await build(store, "four", image="mine")
     (store.folder / "four" / damaged / "manifest.json").write_bytes(b"{")
     assert store.list_made_of("mine") == ["one", "two"]

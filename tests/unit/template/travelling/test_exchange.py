@@ -381,6 +381,23 @@ def write_checkout(folder: Path, note: str) -> str:
     return str(folder / "vmfork.toml")
 
 
+async def test_two_who_ensure_one_at_once_pull_it_once(build, other, registry, monkeypatch) -> None:
+    template, ref = await build(), f"{registry.host}/team/py:1"
+    await template.push(ref)
+    read, layers = Repository.read, []
+
+    def counted(repository, descriptor):
+        if descriptor.media_type == MEMORY_TYPE:
+            layers.append(descriptor.digest)
+            time.sleep(0.2)  # so that the other comes meanwhile
+        return read(repository, descriptor)
+
+    monkeypatch.setattr(Repository, "read", counted)
+    both = await asyncio.gather(*(Template.ensure("py", pull=ref, places=other, wait_s=60.0) for _ in range(2)))
+    assert both[0].generation == both[1].generation
+    assert len(layers) == len({*layers}) > 0
+
+
 async def test_ensure_pulls_what_the_recipe_makes_and_builds_what_it_does_not(
     build, other, registry, tmp_path, monkeypatch
 ) -> None:

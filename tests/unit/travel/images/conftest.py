@@ -27,8 +27,8 @@ def there(tmp_path) -> Instance:
 def add_image(here):
     """Commits an image whose initramfs takes several layers, the last of them not a full one."""
 
-    def add(name: str = "py", *, seed: int = 1, disk: bytes = b"") -> Image:
+    def add(name: str = "py", *, seed: int = 1, disk: bytes = b"", source: str = "") -> Image:
         initramfs = random.Random(seed).randbytes(MIB) * 33 + b"tail!"
-        return commit_image(ImageStore(here.places.images), name, initramfs=initramfs, disk=disk)
+        return commit_image(ImageStore(here.places.images), name, initramfs=initramfs, disk=disk, source=source)
 
     return add

@@ -54,6 +54,17 @@ async def test_it_is_the_same_on_another_instance(add_image, here, there, tmp_pa
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "py.tar").read_bytes()
 
 
+async def test_what_was_imported_is_not_called_default(add_image, here, there, tmp_path) -> None:
+    """That one's kernel and packages are what all others are made with."""
+    for seed, (name, source) in enumerate((("py", ""), ("app", "oci:app"))):
+        image = add_image(name, seed=seed, source=source)
+        await save_image(image.name, tmp_path / f"{name}.tar", instance=here)
+    with pytest.raises(ConfigError, match="built of packages"):
+        await load_image(tmp_path / "app.tar", Target(instance=there, name="default", replace_it=True))
+    assert nothing_is_there(there)
+    assert (await load_image(tmp_path / "py.tar", Target(instance=there, name="default"))).name == "default"
+
+
 async def test_its_disk_goes_along_and_is_held_there(add_image, here, there, tmp_path) -> None:
     content = b"disk" * (5 << 20)
     image = add_image(disk=content)
