@@ -15,7 +15,7 @@ import pytest
 import vmfork
 from tests.recorded_spans import read_told, record_spans
 from vmfork.aio import Template
-from vmfork.errors import NoNode, TemplateNotFound, VMNotFound
+from vmfork.errors import ConfigError, NoNode, TemplateNotFound, VMNotFound
 
 # Calls under way at once: more than a machine has processors, or a pool of threads workers.
 _LONG = 40
@@ -123,6 +123,22 @@ async def what_nobody_has_is_told_at_once(cluster, template, tmp_path) -> None:
         await cluster.fork("no-such-template")
 
 
+async def what_cannot_be_copied_is_told_as_by_a_machine_of_this_host(cluster, template, tmp_path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("x")
+    async with cluster.fork(template) as vm:
+        for source, says in (("fifo", "neither a file nor a folder"), ("none", "cannot be copied")):
+            with pytest.raises(ConfigError, match=says):
+                await vm.put(tmp_path / source, "/root/there")
+            assert not await vm.exists("/root/there")
+        with pytest.raises(vmfork.GuestFileError, match="Not a directory"):
+            await vm.put(tmp_path / "file", "/root/folder/")
+        assert not await vm.exists("/root/folder")
+        with pytest.raises(ConfigError, match="there is no folder"):
+            await vm.get("/etc/hostname", tmp_path / "no" / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "file"]
+
+
 async def what_a_node_does_is_in_the_trace_of_whoever_asked(cluster, template, node, folder) -> None:
     """The node's process tells its spans to `folder` (`tests/recorded_spans.py`). What asks for no trace is in none."""
     record_spans()
@@ -206,6 +222,7 @@ PROMISES = (
     a_machine_has_the_files_and_states_of_one_of_this_host,
     what_a_program_writes_comes_in_pieces,
     files_go_and_come_back,
+    what_cannot_be_copied_is_told_as_by_a_machine_of_this_host,
     one_key_is_one_machine,
     who_is_cancelled_leaves_nothing,
     what_nobody_has_is_told_at_once,

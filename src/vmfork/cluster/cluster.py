@@ -14,7 +14,7 @@ from vmfork.border import guarded
 from vmfork.cluster.asked import read_fork_options
 from vmfork.cluster.joined import load_from_ray
 from vmfork.cluster.placement import Constraints
-from vmfork.cluster.terms import SILENT, Ask, Order
+from vmfork.cluster.terms import LISTED, SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
 from vmfork.config.servers import Access
 from vmfork.errors import (
@@ -60,12 +60,19 @@ class Cluster(Owner):
     """
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self._joined = site
+        self._has_left = False
         self._nodes: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Cluster over {self._site!r}>"
+        return f"<Cluster over {self._joined!r}>"
+
+    @property
+    def _site(self) -> Site:
+        if self._has_left:
+            raise Closed("the cluster", hint="join it again: vmfork.Cluster.connect(), or Cluster.at()")
+        return self._joined
 
     @classmethod
     @gives_owner
@@ -340,15 +347,19 @@ class Cluster(Owner):
                 if vm in (machine.id, machine.key):
                     self._begin_renewing(machine.node)  # it may be forked
                     return ClusterVM(machine, self._site)
-        raise VMNotFound(vm, "no node has a machine of that id or key")
+        raise VMNotFound(vm, "no node has a machine of that id or key", hint=LISTED)
 
     async def aclose(self) -> None:
-        """We have left the cluster. Machines that were not closed, and do not last, end within 40 s."""
+        """We have left the cluster. Machines that were not closed, and do not last, end within 40 s.
+
+        Where this process is in the Ray cluster otherwise, by `ray.init` or as a task of it, they end with the program.
+        """
+        self._has_left = True
         if self._renewing is not None:
             self._renewing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._renewing
-        await self._site.aclose()
+        await self._joined.aclose()
 
     async def _fork(
         self,

@@ -22,7 +22,7 @@ from vmfork.cluster.claims import Claims
 from vmfork.cluster.eviction import Eviction
 from vmfork.cluster.placement import Offer, Wanted
 from vmfork.cluster.pools import Pools
-from vmfork.cluster.terms import Held, Machine, Report, digest_of, find_version
+from vmfork.cluster.terms import LISTED, Held, Machine, Report, digest_of, find_version
 from vmfork.cluster.transfer import AT_ONCE, Packed, take_over
 from vmfork.config import FactoryConfig, Instance, find_places
 from vmfork.errors import (
@@ -559,7 +559,7 @@ class Node(Owner):
     async def _get(self, vm_id: str) -> VM:
         """The machine. Raises `VMNotFound`."""
         if vm_id not in self._machines:
-            raise VMNotFound(vm_id, f"node {self.name} has no machine of that id: it has ended")
+            raise VMNotFound(vm_id, "its node has no machine of that id: it has ended", hint=LISTED)
         if vm_id not in self._vms:
             self._vms[vm_id] = await VM.connect(vm_id, places=self._instance.places)
         return self._vms[vm_id]

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from vmfork.errors import ConfigError
 from vmfork.machine.naming import has_label, label_test
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Constraints:
     node: str = ""
     spread: str = ""
     beside: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.label and not self.label.partition("=")[0]:
+            raise ConfigError("label", self.label, f"{self.label!r} names no label", hint="KEY=VALUE, or KEY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +349,9 @@ def _refuse(nodes: Mapping[str, Offer], constraints: Constraints, find: Callable
         return Refusal(reason=f"no node is named {constraints.node!r}", hint=f"there are {_list_some(nodes)}")
     found = Counter(filter(None, map(find, nodes.values())))
     if constraints.node:
-        return Refusal(reason=f"node {constraints.node!r}: {find(nodes[constraints.node])}", reasons=found)
+        others = _list_some(nodes.keys() - {constraints.node})
+        hint = f"name another, or none: there are {others}" if others else "mend that, or add a node"
+        return Refusal(reason=f"node {constraints.node!r}: {find(nodes[constraints.node])}", reasons=found, hint=hint)
     told = "; ".join(f"{count} of {len(nodes)}: {reason}" for reason, count in found.most_common())
     return Refusal(reason=told, reasons=found, hint=_find_way(nodes, constraints))
 

@@ -21,9 +21,11 @@ from vmfork.cluster.ray_site import NAMESPACE, RaySite
 from vmfork.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 T = TypeVar("T")
+
+_beginning = threading.Lock()
 
 # A host that is there answers, or refuses, at once.
 _ANSWER_LIMIT_S = 5.0
@@ -41,26 +43,48 @@ async def open_site(address: str) -> RaySite:
     Raises `ConfigError` for what is no address, and `HostError` where no cluster can be joined there, within a minute.
     """
     if ray.is_initialized():
+        await _check_same(address)
         return RaySite()
     options = {"address": address, "namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        await _start(**options, include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES)
+        begun = await _start(**options, include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES)
     else:
         await _check_answer(address)
-        await _join(**options)
-    return RaySite(owns_ray=True)
+        begun = await _join(**options)
+    return RaySite(owns_ray=begun)
 
 
-async def _start(**options: Any) -> None:
+def _begin(options: Mapping[str, Any]) -> bool:
+    """This process is in a cluster; whether that was done here, and not by another thread meanwhile."""
+    if not _beginning.acquire(timeout=_JOIN_LIMIT_S):
+        raise HostError("another thread of this process is joining a cluster", hint="try again when it has")
+    try:
+        if ray.is_initialized():
+            return False
+        ray.init(**options)
+        return True
+    finally:
+        _beginning.release()
+
+
+async def _check_same(address: str) -> None:
+    """Raises `HostError` where another cluster is meant than this process is in: it can be in one alone."""
+    here = str(ray.get_runtime_context().gcs_address)
+    if address not in ("auto", here) and (address == "local" or await _find(address) != here):
+        hint = "use that (vmfork.Cluster.connect()), or leave it first: ray.shutdown()"
+        raise HostError(f"this process is in the Ray cluster at {here} already", hint=hint)
+
+
+async def _start(**options: Any) -> bool:
     """Whoever gives up waits until what was begun has ended."""
-    starting = asyncio.ensure_future(asyncio.to_thread(ray.init, **options))
+    starting = asyncio.ensure_future(asyncio.to_thread(_begin, options))
     try:
         with _as_ours(options["address"], _START):
-            await asyncio.shield(starting)
+            return await asyncio.shield(starting)
     except asyncio.CancelledError:
         with suppress(Exception):
-            await starting
-        await asyncio.to_thread(ray.shutdown)
+            if await starting:
+                await asyncio.to_thread(ray.shutdown)
         raise
 
 
@@ -69,13 +93,11 @@ async def _check_answer(address: str) -> None:
     if "://" in address:
         hint = "run the program on a host of the cluster, and give HOST:PORT"
         raise ConfigError("address", address, "Ray's own clients are none of its cluster", hint=hint)
+    host, _, port = (await _find(address)).rpartition(":")
     try:
-        with _as_ours(address, _START):
-            found = await _aside(lambda: services.canonicalize_bootstrap_address(address))
-        host, _, port = str(found).rpartition(":")
         number = int(port)
     except ValueError as error:
-        raise ConfigError("address", address, f"{address!r} is no address", hint="HOST:PORT, or auto") from error
+        raise _no_address(address) from error
     try:
         async with asyncio.timeout(_ANSWER_LIMIT_S):
             _, writer = await asyncio.open_connection(host.strip("[]"), number)
@@ -86,18 +108,32 @@ async def _check_answer(address: str) -> None:
     writer.close()
 
 
-async def _join(**options: Any) -> None:
+async def _find(address: str) -> str:
+    """Host and port, as Ray finds them."""
+    try:
+        with _as_ours(address, _START):
+            return str(await _aside(lambda: services.canonicalize_bootstrap_address(address)))
+    except ValueError as error:
+        raise _no_address(address) from error
+
+
+def _no_address(address: str) -> ConfigError:
+    return ConfigError("address", address, f"{address!r} is no address", hint="HOST:PORT, or auto")
+
+
+async def _join(**options: Any) -> bool:
     address, gave_up = options["address"], threading.Event()
 
-    def join() -> None:
-        ray.init(**options)
-        if gave_up.is_set():
+    def join() -> bool:
+        begun = _begin(options)
+        if begun and gave_up.is_set():
             ray.shutdown()
+        return begun
 
     try:
         with _as_ours(address, _LET_IN):
             async with asyncio.timeout(_JOIN_LIMIT_S):
-                await _aside(join)
+                return await _aside(join)
     except TimeoutError as error:
         raise _no_cluster(address, f"what answers there let nobody in for {_JOIN_LIMIT_S:g} s", _LET_IN) from error
     finally:

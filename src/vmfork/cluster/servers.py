@@ -24,7 +24,7 @@ from vmfork.cluster.joined import join_site, leave_site
 from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import Decision, Machine, Report, find_version
 from vmfork.config.servers import check_servers
-from vmfork.errors import ConfigError, HostError, NodeLost, NodeRefused, NoNode, VMForkError
+from vmfork.errors import Closed, ConfigError, HostError, NodeLost, NodeRefused, NoNode, VMForkError
 from vmfork.machine.trace import carry
 from vmfork.owner import Owner
 from vmfork.rpc.node import NodeClient
@@ -46,6 +46,7 @@ class ServerPeers(Owner):
         self.servers = tuple(servers)
         self._access = access
         self._clients: dict[str, NodeClient] = {}
+        self._is_closed = False
 
     async def list_nodes(self) -> Sequence[str]:
         """The addresses of the list."""
@@ -67,7 +68,8 @@ class ServerPeers(Owner):
             await answers.aclose()
 
     async def aclose(self) -> None:
-        """The lines are gone; calls under way fail."""
+        """The lines are gone; calls under way fail, and those that come raise `Closed`."""
+        self._is_closed = True
         clients, self._clients = self._clients, {}
         await asyncio.gather(*(client.aclose() for client in clients.values()))
 
@@ -75,6 +77,8 @@ class ServerPeers(Owner):
         """Whatever it said."""
 
     def _find(self, node: str) -> NodeClient:
+        if self._is_closed:
+            raise Closed("the list of servers", hint="open it again: vmfork.Cluster.at()")
         if node not in self._clients:
             self._clients[node] = NodeClient(node, self._access)
         return self._clients[node]
@@ -133,7 +137,14 @@ class ServersSite(ServerPeers):
         """What the directory's call of that name gives. One key leads all programs to one node."""
         match verb:
             case "place":
-                return await self._place(*args)
+                try:
+                    return await self._place(*args)
+                except NoNode as error:
+                    node = args[0].constraints.node
+                    if node not in self.missing:
+                        raise
+                    told = f"node {node!r} does not answer: {self.missing[node]}"
+                    raise NoNode(told, reasons=error.reasons, hint="start it, or name another") from error
             case "settle":
                 return await self._settle(*args)
             case "release":

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Why a node that is there takes no machine: its process is gone, or on its way back.
 SILENT = "it does not answer"
+# What to do where a machine is not there.
+LISTED = "Cluster.status() tells those that live, as does vmfork cluster ps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,12 @@ from vmfork.cluster.asked import read_fork_options
 from vmfork.cluster.joined import find_site
 from vmfork.cluster.node import PIECE_BYTES
 from vmfork.copied import Copied
-from vmfork.errors import NodeLost, VMForkError
+from vmfork.errors import ConfigError, GuestFileError, NodeLost, VMForkError
+from vmfork.host.packing import base_name, check_source
 from vmfork.owner import Owner
+from vmfork.wire.code import ErrorCode
 from vmfork.wire.command import shell_argv
-from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_local
+from vmfork.wire.given import MOST_BYTES, MOST_COPIED, check_local, check_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -260,10 +262,13 @@ class ClusterVM(Owner):
         As `VM.put`: a folder that is there is added to. With `parents`, missing folders were made. It travels as a tar,
         a piece at a time.
         """
-        source, path = check_local(local), os.fspath(guest)
+        source, path = check_local(local), check_path(guest, field="guest")
+        await asyncio.to_thread(check_source, source)
         is_folder, token = await asyncio.to_thread(os.path.isdir, source), uuid.uuid4().hex
         if await self._call("is_dir", path):
-            folder, name = path, "." if is_folder else os.path.basename(source)
+            folder, name = path, "." if is_folder else base_name(source)
+        elif path.endswith("/") and not is_folder:
+            raise GuestFileError("copying to", path, ErrorCode.NOT_DIRECTORY, "Not a directory", hint="make it first")
         else:
             folder, name = os.path.split(path.rstrip("/"))
             if parents and folder:
@@ -287,8 +292,12 @@ class ClusterVM(Owner):
 
         As `VM.get`; links that lead out of the copy are errors, and everything is ours.
         """
-        path, target = os.fspath(guest), check_local(local)
+        path, target = check_path(guest, field="guest"), check_local(local)
         into = await asyncio.to_thread(os.path.isdir, target)
+        above = os.path.dirname(target.rstrip("/")) or "."
+        if not into and not await asyncio.to_thread(os.path.isdir, above):
+            hint = "name a place in a folder that is here"
+            raise ConfigError("local", local, f"{target!r} cannot be written: there is no folder {above}", hint=hint)
         if await self._call("is_dir", path) and into:
             path = f"{path.rstrip('/')}/."
         copied = Copied()

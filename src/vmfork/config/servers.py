@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,12 +117,32 @@ class Access:
         return bool(self.ca or self.certificate) or not (self.plaintext or is_loopback(address))
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Authority, certificate and key, `None` where none is given. Raises `ConfigError` for what cannot be read."""
+        """Authority, certificate and key, `None` where none is given.
+
+        Raises `ConfigError` for what cannot be read, and for what is none of these, or not one with the other.
+        """
         ca, certificate, key = (
             _read(name, path).encode() if (path := getattr(self, name)) else None
             for name in ("ca", "certificate", "key")
         )
+        self._check(ca)
         return ca, certificate, key
+
+    def _check(self, ca: bytes | None) -> None:
+        """gRPC says nothing of what is wrong with them."""
+        context, hint = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "give files in PEM"
+        if ca is not None:
+            try:
+                context.load_verify_locations(cadata=ca.decode())
+            except (ssl.SSLError, ValueError) as error:
+                raise ConfigError("ca", self.ca, f"{self.ca} has no certificate of an authority", hint=hint) from error
+        if self.certificate:
+            try:
+                context.load_cert_chain(self.certificate, self.key, password="")  # which is not asked for at a terminal
+            except ssl.SSLError as error:
+                both = f"{self.certificate} and {self.key} are no certificate with its key"
+                reason = (error.reason or "no PEM").replace("_", " ").lower()
+                raise ConfigError("certificate", self.certificate, f"{both}: {reason}", hint=hint) from error
 
 
 def _read(field: str, path: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,3 +193,36 @@ async def test_a_handle_of_a_list_that_is_not_open_here_says_so_with_or_without_
     with pytest.raises(Closed, match=r"no list open that names 127\.0\.0\.1:7300") as refused:
         await handle("127.0.0.1:7300").exec(["true"])
     assert "Cluster.at" in refused.value.hint
+
+
+async def test_another_cluster_than_this_process_is_in_is_refused(ray, monkeypatch) -> None:
+    module = sys.modules["ray"]
+    monkeypatch.setattr(module, "is_initialized", lambda: True)
+    context = SimpleNamespace(gcs_address="127.0.0.1:6379", get_job_id=lambda: "1", get_worker_id=lambda: "w")
+    monkeypatch.setattr(module, "get_runtime_context", lambda: context, raising=False)
+    for join in (lambda: Cluster.connect("127.0.0.2:6379"), Cluster.local):
+        with pytest.raises(HostError, match=r"in the Ray cluster at 127\.0\.0\.1:6379 already") as refused:
+            await join()
+        assert "ray.shutdown()" in refused.value.hint
+    for address in ("auto", "127.0.0.1:6379"):
+        await (await Cluster.connect(address)).aclose()
+    assert ray.addresses == []
+    assert not ray.has_shut_down.is_set()
+
+
+async def test_of_two_who_begin_at_once_one_does(ray, monkeypatch) -> None:
+    """And that one ends it."""
+    ray.goes_on.clear()
+    both = [asyncio.ensure_future(Cluster.local()) for _ in range(2)]
+    while not ray.addresses:
+        await asyncio.sleep(0.01)
+    module = sys.modules["ray"]
+    monkeypatch.setattr(module, "is_initialized", lambda: bool(ray.addresses))
+    context = SimpleNamespace(gcs_address="127.0.0.1:6379", get_job_id=lambda: "1", get_worker_id=lambda: "w")
+    monkeypatch.setattr(module, "get_runtime_context", lambda: context, raising=False)
+    ray.goes_on.set()
+    first, second = await asyncio.gather(*both)
+    assert len(ray.addresses) == 1
+    for cluster, has_ended in ((second, False), (first, True)):
+        await cluster.aclose()
+        assert ray.has_shut_down.is_set() is has_ended

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.cluster.placement import Constraints, Offer, Placed, Refusal, Wanted, count_most, filled, place
+from vmfork.errors import ConfigError
 from vmfork.machine.traits import SCRATCH
 
 TRAITS = {"qemu.version": "7.2.22", "machine": "pc-q35-7.2", "accel": "tcg", "cpu_model": "qemu64"}
@@ -331,3 +332,9 @@ def test_it_decides_as_one_who_looks_at_everything(nodes, data, seed) -> None:
         assert found == Placed(node=found.node, **told)
         if len(names) == 2:
             assert filled(WANTED, nodes[found.node]) == min(filled(WANTED, nodes[name]) for name in names)
+
+
+@pytest.mark.parametrize("label", ["=", "=west"])
+def test_a_label_has_a_name(label) -> None:
+    with pytest.raises(ConfigError, match="names no label"):
+        Constraints(label=label)

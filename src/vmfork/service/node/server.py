@@ -110,14 +110,15 @@ class NodeServer:
 
     def _make_grpc(self, node: Node) -> grpc.aio.Server:
         hold_runtime()
+        credentials = _read_credentials(self._access) if self._access.certificate else None
         _check_free(self.address)
         server = grpc.aio.server(options=_OPTIONS, interceptors=[_Door(self._access.token)])
         add_NodeServicer_to_server(_Calls(node), server)
         host, port = parse_address(self.address)
         shown = f"[{host}]" if ":" in host else host
         try:
-            if self._access.certificate:
-                port = server.add_secure_port(f"{shown}:{port}", _read_credentials(self._access))
+            if credentials is not None:
+                port = server.add_secure_port(f"{shown}:{port}", credentials)
             else:
                 port = server.add_insecure_port(f"{shown}:{port}")
         except RuntimeError as error:

@@ -26,11 +26,13 @@ from vmfork.cluster.terms import Order, find_version
 from vmfork.config import Places
 from vmfork.config.servers import Access
 from vmfork.errors import (
+    Closed,
     ClusterError,
     ConfigError,
     HostError,
     NodeLost,
     NodeRefused,
+    NoNode,
     StoreBusy,
     TemplateNotFound,
     VMNotFound,
@@ -155,6 +157,44 @@ async def test_a_certificate_of_the_authority_lets_in_and_no_other(certificates)
             with pytest.raises(NodeRefused, match=why) as refused:
                 await open_site(addresses, access)
             assert refused.value.node == addresses[0]
+
+
+async def test_what_is_no_certificate_or_not_with_its_key_is_named(certificates, tmp_path) -> None:
+    text, server, caller = tmp_path / "text", certificates["server"], certificates["caller"]
+    text.write_text("no PEM\n")
+    ours = certificates["ours"]
+    for access, field, says in (
+        (Access(ca=str(text)), "ca", "no certificate of an authority"),
+        (Access(ca=ours, certificate=server.certificate, key=caller.key), "certificate", "key values mismatch"),
+        (Access(ca=ours, certificate=str(text), key=caller.key), "certificate", "no certificate with its key"),
+    ):
+        with pytest.raises(ConfigError, match=says) as refused:
+            await open_site(["127.0.0.1:1"], access)
+        assert (refused.value.field, str(refused.value.value) in str(refused.value)) == (field, True)
+        if access.certificate:
+            with pytest.raises(ConfigError, match=says):
+                NodeServer("127.0.0.1:0", access)._make_grpc(ServedNode("a"))
+
+
+async def test_a_list_that_was_left_does_nothing_more() -> None:
+    """A machine that came after would be renewed by nobody."""
+    async with serving(ServedNode("a")) as (addresses, _):
+        async with joined(addresses) as cluster:
+            vm = await cluster.fork("py")
+        for work in (cluster.fork("py"), cluster.status(), cluster.find(vm.id), vm.exec(["true"])):
+            with pytest.raises(Closed):
+                await work
+        await cluster.aclose()
+
+
+async def test_a_server_of_the_list_that_is_down_is_named_with_the_reason() -> None:
+    async with serving(ServedNode("a")) as (addresses, _):
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            down = f"127.0.0.1:{gone.getsockname()[1]}"
+        async with joined([*addresses, down]) as cluster:
+            with pytest.raises(NoNode, match=f"node '{down}' does not answer: ") as refused:
+                await cluster.fork("py", node=down)
+            assert "start it" in refused.value.hint
 
 
 async def test_a_token_over_an_encrypted_line(certificates) -> None:
