@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import select
 import signal
 import subprocess
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,8 @@ from tests.rules.capabilities import find_program
 from vmfork.late import import_late
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import threading
+    from collections.abc import Awaitable, Callable, Iterator
 
     import pytest
 
@@ -74,6 +77,22 @@ class Registry:
     def blobs(self) -> list[Path]:
         """The content that it has."""
         return [*self.folder.glob("docker/registry/v2/blobs/sha256/*/*/data")]
+
+
+async def give_up_behind(registry: Registry, silent: threading.Event, work: Awaitable[object]) -> None:
+    """A second after it said nothing more whoever waits for it gives up, and has ended at once."""
+    waiting = asyncio.ensure_future(work)
+    try:
+        assert await asyncio.to_thread(silent.wait, 60)
+        await asyncio.sleep(1)
+        waiting.cancel()
+        begun = time.monotonic()
+        with suppress(asyncio.CancelledError):
+            await waiting
+        assert waiting.cancelled()
+        assert time.monotonic() - begun < 10  # a request may wait for two minutes
+    finally:
+        registry.process.send_signal(signal.SIGCONT)
 
 
 @contextmanager

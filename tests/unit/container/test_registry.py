@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +18,16 @@ import pytest
 
 from tests.images import LayoutWriter, Member, make_layer, put_image
 from tests.issuer import make_certificate, running_issuer
-from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
+from tests.registry import (
+    HTPASSWD,
+    PASSWORD,
+    USER,
+    Registry,
+    give_up_behind,
+    keep_repositories,
+    lines_to,
+    running_registry,
+)
 from tests.unit.container.conftest import CONFIG, LAYERS, files_of
 from vmfork.container.limits import ImportLimits
 from vmfork.errors import ArtifactError, Closed, HostError, ImageNotFound
@@ -453,17 +461,7 @@ async def test_a_registry_that_says_nothing_more_holds_up_nobody(
             silent.set()
         else:
             registry.stop_behind(monkeypatch, "download", silent.set)
-        bringing = asyncio.ensure_future(bring(f"{registry.host}/team/app:1", plain_http=True))
-        try:
-            assert await asyncio.to_thread(silent.wait, 60)
-            await asyncio.sleep(1)
-            bringing.cancel()
-            begun = time.monotonic()
-            with pytest.raises(asyncio.CancelledError):
-                await bringing
-            assert time.monotonic() - begun < 10  # a request may wait for two minutes
-        finally:
-            registry.process.send_signal(signal.SIGCONT)
+        await give_up_behind(registry, silent, bring(f"{registry.host}/team/app:1", plain_http=True))
     with pytest.raises(ImageNotFound):
         store.open("it")
 

@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.issuer import make_certificate, running_issuer
-from tests.registry import HTPASSWD, PASSWORD, USER, Registry, keep_repositories, lines_to, running_registry
+from tests.registry import (
+    HTPASSWD,
+    PASSWORD,
+    USER,
+    Registry,
+    give_up_behind,
+    keep_repositories,
+    lines_to,
+    running_registry,
+)
 from tests.unit.store.samples import fill
 from tests.unit.template.sparse import FITS, MIB, find_traits, ram_of
 from vmfork.aio import Template
@@ -482,15 +491,5 @@ async def test_a_registry_that_says_nothing_more_holds_up_nobody(
         work = template.push(ref, plain_http=True)
     else:
         work = Template.pull(ref, "mine", places=other, plain_http=True)
-    moving = asyncio.ensure_future(work)
-    try:
-        assert await asyncio.to_thread(silent.wait, 60)
-        await asyncio.sleep(1)
-        moving.cancel()
-        begun = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await moving
-        assert time.monotonic() - begun < 10  # a request may wait for two minutes
-    finally:
-        registry.process.send_signal(signal.SIGCONT)
+    await give_up_behind(registry, silent, work)
     assert not [*other.templates.glob("mine/current")]
