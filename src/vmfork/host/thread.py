@@ -35,16 +35,26 @@ async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable
         stop.set()
         interrupt()
 
-    return await waking(asyncio.to_thread(work, stop), wake)
+    return await _see_through(asyncio.ensure_future(asyncio.to_thread(work, stop)), wake)
 
 
 async def waking(work: Coroutine[Any, Any, T], wake: Callable[[], None]) -> T:
-    """The result of `work`, which has ended on cancel too: `wake` ends what it waits in that hears of no cancel."""
+    """The result of `work`. On cancel it is cancelled and has ended; `wake` ends what its threads wait in."""
     task = asyncio.ensure_future(work)
+
+    def end() -> None:
+        wake()
+        task.cancel()
+
+    return await _see_through(task, end)
+
+
+async def _see_through(task: asyncio.Task[T], end: Callable[[], None]) -> T:
+    """Its result. On cancel `end` is called, and the task has ended."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        wake()
+        end()
         while not task.done():
             with suppress(asyncio.CancelledError):  # whoever asks twice waits as well
                 await asyncio.wait([task])

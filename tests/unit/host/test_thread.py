@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from vmfork.host.thread import check_wanted, in_thread
+from vmfork.host.thread import check_wanted, in_thread, waking
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -58,3 +58,26 @@ async def test_a_thread_that_waits_is_woken() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_work_that_waits_for_a_thread_and_for_more_has_ended_when_whoever_asked_gave_up() -> None:
+    """What it waits for beside the thread may not come at all: another's lock."""
+    closed, never = threading.Event(), asyncio.Event()
+    for wait in (lambda: in_thread(lambda _: closed.wait(60)), never.wait):
+        closed.clear()
+        begun, has_ended = asyncio.Event(), []
+
+        async def work(wait=wait, begun=begun, has_ended=has_ended) -> None:
+            begun.set()
+            try:
+                await wait()
+            finally:
+                has_ended.append(True)
+
+        task = asyncio.ensure_future(waking(work(), closed.set))
+        await begun.wait()
+        task.cancel()
+        async with asyncio.timeout(30):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert has_ended
