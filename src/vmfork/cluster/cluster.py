@@ -371,7 +371,7 @@ class Cluster(Owner):
         lasts: bool = False,
         wait_s: float,
     ) -> ClusterVM:
-        ticket = uuid.uuid4().hex
+        site, ticket = self._site, uuid.uuid4().hex  # who leaves the cluster meanwhile is told by what it carries
         own_key = key or ticket
         avoid: frozenset[str] = frozenset()
         failed: VMForkError | None = None
@@ -379,45 +379,45 @@ class Cluster(Owner):
         while True:
             ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid, is_shared=bool(key))
             try:
-                decision: Decision = await self._site.ask("place", ask)
+                decision: Decision = await site.ask("place", ask)
             except NoNode as error:
                 if failed is not None:
                     raise failed from None
                 if SILENT not in error.reasons or _is_too_late(losses, ""):
                     raise
                 await asyncio.sleep(_AGAIN_S)  # its process may be on its way back
-                await self._site.ask("look")
+                await site.ask("look")
                 continue
             order = Order(
-                template=template, digest=decision.digest, key=own_key, client=self._site.client,
+                template=template, digest=decision.digest, key=own_key, client=site.client,
                 ticket=ticket, sources=decision.sources, lasts=lasts, wait_s=wait_s, options=options,
             )  # fmt: skip
             self._begin_renewing(decision.node)
             try:
-                machine: Machine = await self._site.call(decision.node, "fork", order)
+                machine: Machine = await site.call(decision.node, "fork", order)
             except NodeLost as error:
                 if _is_too_late(losses, decision.node):
                     raise
                 if error.is_cut and error.node == decision.node:  # that it had the machine of the key counts no more
                     failed, avoid = error, avoid | {decision.node}
-                await self._site.ask("release", own_key)
+                await site.ask("release", own_key)
                 await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
                 # Where its process alone has ended, and comes back, it tells whether it still has the machine.
-                await self._site.ask("look")
+                await site.ask("look")
             except (TemplateUnfit, TemplateNotFound, NoNode) as error:
                 failed, avoid = error, avoid | {decision.node}
-                await self._site.ask("release", own_key)
+                await site.ask("release", own_key)
             except BaseException:
                 await self._give_up(decision.node, own_key, ticket)
                 raise
             else:
-                return ClusterVM(await self._settle(machine) if key else machine, self._site)
+                return ClusterVM(await self._settle(machine) if key else machine, site)
 
     async def _settle(self, machine: Machine) -> Machine:
         """The machine that counts; where another was made for the same key before, ours is gone."""
-        known: Machine = await self._site.ask("settle", machine)
+        known: Machine = await self._joined.ask("settle", machine)
         if known.id != machine.id:
-            await ClusterVM(machine, self._site).aclose()
+            await ClusterVM(machine, self._joined).aclose()
         return known
 
     async def _give_up(self, node: str, key: str, ticket: str) -> None:
@@ -425,9 +425,9 @@ class Cluster(Owner):
 
         async def give_up() -> None:
             try:
-                await self._site.call(node, "drop", key, ticket)
+                await self._joined.call(node, "drop", key, ticket)
             finally:
-                await self._site.ask("release", key)
+                await self._joined.ask("release", key)
 
         with suppress(VMForkError, TimeoutError):
             await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(give_up())), _CLOSE_LIMIT_S)

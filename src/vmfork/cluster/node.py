@@ -186,7 +186,7 @@ class Node(Owner):
             name=self.name,
             labels=self._labels,
             emulators=frozenset({(await find_qemu(self._config.qemu)).version}),
-            accels=frozenset({"tcg", "kvm"} if await asyncio.to_thread(self._may_run_kvm) else {"tcg"}),
+            accels=frozenset({"tcg", "kvm"} if await asyncio.to_thread(self._may_run_kvm, held) else {"tcg"}),
             protocols=frozenset(SUPPORTED_PROTOCOLS),
             host_cpu=facts.cpu_name(),
             templates=frozenset(each.wanted.digest for each in held.values()),
@@ -210,9 +210,15 @@ class Node(Owner):
             counts=dict(self._counts),
         )
 
-    def _may_run_kvm(self) -> bool:
-        """Whether nothing is known that stands against it: the device proves nothing until a guest was tried."""
-        return kvm.find_refusal() is None and find_failure(self._instance.places) is None
+    def _may_run_kvm(self, held: Mapping[str, Held]) -> bool:
+        """Whether nothing is known that stands against it: the device proves nothing until a guest was tried.
+
+        Where a template of it is, it ran that one's guest, whatever became of others.
+        """
+        if kvm.find_refusal() is not None:
+            return False
+        has_run = any(each.wanted.traits.get("accel") == "kvm" for each in held.values())
+        return has_run or find_failure(self._instance.places) is None
 
     async def fork(self, order: Order) -> Machine:
         """The machine of the order's key: made now, or before. On cancel it is made all the same: `drop` it.

@@ -135,21 +135,21 @@ class ServersSite(ServerPeers):
 
     async def ask(self, verb: str, *args: Any) -> Any:
         """What the directory's call of that name gives. One key leads all programs to one node."""
-        match verb:
-            case "place":
-                try:
+        try:
+            match verb:
+                case "place":
                     return await self._place(*args)
-                except NoNode as error:
-                    node = args[0].constraints.node
-                    if node not in self.missing:
-                        raise
-                    told = f"node {node!r} does not answer: {self.missing[node]}"
-                    raise NoNode(told, reasons=error.reasons, hint="start it, or name another") from error
-            case "settle":
-                return await self._settle(*args)
-            case "release":
-                await self._release(*args)
-        return await getattr(self._directory, verb)(*args)
+                case "settle":
+                    return await self._settle(*args)
+                case "release":
+                    await self._release(*args)
+            return await getattr(self._directory, verb)(*args)
+        except NoNode as error:  # the directory knows none that was never heard of
+            node = next((each for each in self.missing if repr(each) in str(error)), None)
+            if node is None:
+                raise
+            told = f"node {node!r} does not answer: {self.missing[node]}"
+            raise NoNode(told, reasons=error.reasons, hint="start it, or name another") from error
 
     async def aclose(self) -> None:
         """We have left the list; what was under way fails."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 import stat
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +15,14 @@ from typing import TYPE_CHECKING
 from vmfork.errors import ConfigError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _HINT = "write HOST:PORT, such as first.example:7300 or [::1]:7300"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 # What proxies and logs leave alone in a header; RFC 6750, b64token.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
 _MOST_TOKEN = 4096
+_PEM = re.compile(r"-----BEGIN [A-Z ]*CERTIFICATE-----[ -~\s]*?-----END [A-Z ]*CERTIFICATE-----", re.ASCII)
 
 
 def parse_address(text: str, *, field: str = "servers") -> tuple[str, int]:
@@ -125,24 +127,37 @@ class Access:
             _read(name, path).encode() if (path := getattr(self, name)) else None
             for name in ("ca", "certificate", "key")
         )
-        self._check(ca)
+        self._check(ca, certificate, key)
         return ca, certificate, key
 
-    def _check(self, ca: bytes | None) -> None:
-        """gRPC says nothing of what is wrong with them."""
+    def _check(self, ca: bytes | None, certificate: bytes | None, key: bytes | None) -> None:
+        """gRPC says nothing of what is wrong with them. Files are not read again: one may be a pipe."""
         context, hint = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "give files in PEM"
         if ca is not None:
             try:
-                context.load_verify_locations(cadata=ca.decode())
+                context.load_verify_locations(cadata="\n".join(_PEM.findall(ca.decode())))
             except (ssl.SSLError, ValueError) as error:
                 raise ConfigError("ca", self.ca, f"{self.ca} has no certificate of an authority", hint=hint) from error
-        if self.certificate:
+        if certificate is not None and key is not None:
             try:
-                context.load_cert_chain(self.certificate, self.key, password="")  # which is not asked for at a terminal
+                with _held(certificate) as certificate_path, _held(key) as key_path:
+                    # A password would be asked for at the terminal.
+                    context.load_cert_chain(certificate_path, key_path, password="")
             except ssl.SSLError as error:
                 both = f"{self.certificate} and {self.key} are no certificate with its key"
                 reason = (error.reason or "no PEM").replace("_", " ").lower()
                 raise ConfigError("certificate", self.certificate, f"{both}: {reason}", hint=hint) from error
+
+
+@contextmanager
+def _held(content: bytes) -> Iterator[str]:
+    """A path where it can be read, by this process alone."""
+    fd = os.memfd_create("vmfork-pem", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, content)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _read(field: str, path: str | os.PathLike[str]) -> str:

@@ -24,7 +24,7 @@ def check_wanted(stop: threading.Event) -> None:
         raise StoppedError
 
 
-async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable[[], None] = lambda: None) -> T:
+async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable[[], object] = lambda: None) -> T:
     """The result of `work(stop)`, run in a thread. On cancel `stop` is set and the thread has ended.
 
     `interrupt` is called on cancel too: it wakes a thread that waits for something.
@@ -38,13 +38,15 @@ async def in_thread(work: Callable[[threading.Event], T], *, interrupt: Callable
     return await _see_through(asyncio.ensure_future(asyncio.to_thread(work, stop)), wake)
 
 
-async def waking(work: Coroutine[Any, Any, T], wake: Callable[[], None]) -> T:
+async def waking(work: Coroutine[Any, Any, T], wake: Callable[[], object]) -> T:
     """The result of `work`. On cancel it is cancelled and has ended; `wake` ends what its threads wait in."""
     task = asyncio.ensure_future(work)
 
     def end() -> None:
-        wake()
-        task.cancel()
+        try:
+            wake()
+        finally:
+            task.cancel()
 
     return await _see_through(task, end)
 
@@ -54,10 +56,12 @@ async def _see_through(task: asyncio.Task[T], end: Callable[[], None]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        end()
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # whoever asks twice waits as well
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # that it was stopped is no news: asyncio would log it with its traceback
+        try:
+            end()
+        finally:
+            while not task.done():
+                with suppress(asyncio.CancelledError):  # whoever asks twice waits as well
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # that it was stopped is no news: asyncio would log it with its traceback
         raise

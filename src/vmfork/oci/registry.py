@@ -20,7 +20,6 @@ from weakref import WeakSet
 import requests
 from oras.auth import get_auth_backend
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Retry
 
 from vmfork.errors import ArtifactError, Closed, HostError
@@ -69,35 +68,41 @@ class _Limited(HTTPAdapter):
 
     def __init__(self) -> None:
         self._is_closed = False
-        self._lines: WeakSet[socket.socket] = WeakSet()
+        self._lines: WeakSet[Any] = WeakSet()
+        self._noting = threading.Lock()
         super().__init__(max_retries=_Tries(_TRIES, is_wanted=lambda: not self._is_closed))
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = self._kinds()
+        self._know(self.poolmanager)
 
-    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **options)
-        manager.pool_classes_by_scheme = self._kinds()
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        is_new = proxy not in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **options)
+        if is_new:
+            self._know(manager)
         return manager
 
-    def _kinds(self) -> dict[str, type]:
-        """By scheme, pools whose connections are known here."""
-
-        def known(kind: Any) -> type:
-            def connect(line: Any) -> None:
-                if self._is_closed:
-                    raise OSError("the line was closed")
-                kind.connect(line)
-                self._lines.add(line.sock)
-
-            return type(kind.__name__, (kind,), {"connect": connect})
-
-        pools: dict[str, Any] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
-        return {
-            scheme: type(pool.__name__, (pool,), {"ConnectionCls": known(pool.ConnectionCls)})
-            for scheme, pool in pools.items()
+    def _know(self, manager: Any) -> None:
+        """Connections of the manager are known here, whatever kind it makes."""
+        manager.pool_classes_by_scheme = {
+            scheme: type(pool.__name__, (pool,), {"ConnectionCls": self._make_known(pool.ConnectionCls)})
+            for scheme, pool in manager.pool_classes_by_scheme.items()
         }
+
+    def _make_known(self, kind: Any) -> type:
+        def connect(line: Any) -> None:
+            self._check_open()
+            kind.connect(line)
+            with self._noting:
+                self._lines.add(line.sock)
+            self._check_open()  # whoever closed all meanwhile did not know it
+
+        return type(kind.__name__, (kind,), {"connect": connect})
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise OSError("the line was closed")
 
     def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
         try:
@@ -113,9 +118,13 @@ class _Limited(HTTPAdapter):
         by its traceback.
         """
         self._is_closed = True
-        for line in [*self._lines]:
+        with self._noting:
+            lines = [*self._lines]
+        for line in lines:
+            # Below TLS: what is being sent may not go on without it. TLS within TLS has its socket in another.
+            under = getattr(line, "socket", line)
             with suppress(OSError, ValueError):  # it is closed already
-                line.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(under, socket.SHUT_RDWR)
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in manager.pools.keys():  # noqa: SIM118 - they cannot be iterated otherwise
                 with suppress(KeyError):

@@ -22,6 +22,7 @@ from vmfork.travel.sending import save_template
 _log = logging.getLogger("vmfork")
 
 _LOOK_AGAIN_S = 0.5
+_MOST_PAUSE_S = 30.0
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,14 +73,16 @@ async def pull_if_missing(
 
     Where it cannot be had, or does not fit this host, that is logged. Raises `ConfigError` for what is no reference.
     """
-    wanted, deadline = config or VMConfig(), time.monotonic() + wait_s
+    wanted, deadline, pause_s = config or VMConfig(), time.monotonic() + wait_s, _LOOK_AGAIN_S
     store = TemplateStore(instance.places.templates)
+
+    async def is_there() -> bool:
+        found = await Source.find(name, config, instance=instance)
+        return found is not None and recipe in ("", found.recipe)
+
     await bring_back(name, wanted, instance=instance)
     try:
-        while True:
-            found = await Source.find(name, config, instance=instance)
-            if found is not None and recipe in ("", found.recipe):
-                return
+        while not await is_there():
             in_force = await asyncio.to_thread(store.find_generation, name)
             target = Target(instance=instance, config=wanted, name=name, replace_it=in_force is not None)
             try:
@@ -87,7 +90,10 @@ async def pull_if_missing(
             except (StoreBusy, TemplateExists):  # another makes it now, or has: what that gives will do
                 if time.monotonic() >= deadline:
                     raise
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                until = min(deadline, time.monotonic() + pause_s)
+                while time.monotonic() < until and not await is_there():  # noqa: ASYNC110 - another process may make it
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+                pause_s = min(2 * pause_s, _MOST_PAUSE_S)  # the registry is asked each time
             else:
                 return
     except (ArtifactError, HostError, StoreBusy, TemplateError) as error:

@@ -7,10 +7,12 @@ front are real.
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +178,23 @@ async def test_what_is_no_certificate_or_not_with_its_key_is_named(certificates,
                 NodeServer("127.0.0.1:0", access)._make_grpc(ServedNode("a"))
 
 
+def test_certificates_may_have_words_beside_them_and_be_pipes(certificates) -> None:
+    """As authorities of distributions have, and `--cert <(...)` is."""
+    pair, contents = certificates["server"], []
+    with ExitStack() as stack:
+        for path in (certificates["ours"], pair.certificate, pair.key):
+            content = Path(path).read_bytes()
+            contents.append("# Zertifikate für uns\n".encode() + content if not contents else content)
+        paths = []
+        for content in contents:
+            read, write = os.pipe()
+            stack.callback(os.close, read)
+            os.write(write, content)
+            os.close(write)
+            paths.append(f"/proc/self/fd/{read}")
+        assert Access(ca=paths[0], certificate=paths[1], key=paths[2]).read() == tuple(contents)
+
+
 async def test_a_list_that_was_left_does_nothing_more() -> None:
     """A machine that came after would be renewed by nobody."""
     async with serving(ServedNode("a")) as (addresses, _):
@@ -192,9 +211,15 @@ async def test_a_server_of_the_list_that_is_down_is_named_with_the_reason() -> N
         with socket.create_server(("127.0.0.1", 0)) as gone:
             down = f"127.0.0.1:{gone.getsockname()[1]}"
         async with joined([*addresses, down]) as cluster:
-            with pytest.raises(NoNode, match=f"node '{down}' does not answer: ") as refused:
-                await cluster.fork("py", node=down)
-            assert "start it" in refused.value.hint
+            for work in (
+                cluster.fork("py", node=down),
+                cluster.fork_many("py", 2, node=down),
+                cluster.prefetch("py", nodes=[down]),
+                cluster.drain(down),
+            ):
+                with pytest.raises(NoNode, match=f"node '{down}' does not answer: ") as refused:
+                    await work
+                assert "start it" in refused.value.hint
 
 
 async def test_a_token_over_an_encrypted_line(certificates) -> None:
