@@ -63,12 +63,14 @@ async def test_the_process_of_a_node_is_killed(cluster, nodes) -> None:
 
 @pytest.mark.needs("ray")
 async def test_machines_that_last_outlive_the_stop_of_ray_on_their_host(cluster, nodes) -> None:
-    """The node that begins there next has another name. It takes them, and their key leads to no second one."""
+    """The node that begins there next has another name. It takes them once Ray knows that the one before has ended."""
     node = nodes.names[1]
     lasting = await cluster.fork(NAME, key="lasts", node=node, lasts=True, ttl_s=600.0)
     nodes.stop(node)
     name = nodes.revive(node)
-    await until(cluster, lambda told: any((each["name"], each["state"]) == (name, "ready") for each in told["nodes"]))
+    await until(
+        cluster, lambda told: any((each["id"], each["node"]) == (lasting.id, name) for each in told["machines"])
+    )
     again = await cluster.fork(NAME, key="lasts", lasts=True, ttl_s=600.0)
     assert (again.id, again.node) == (lasting.id, name) != (lasting.id, node)
     assert (await again.exec(["echo", "still"])).stdout == "still\n"

@@ -97,8 +97,8 @@ async def test_nodes_that_want_one_template_at_once_are_each_sent_it_once(cluste
         async with await nodes.join() as another:  # who has another directory, where there is none for all
             asking = (who.fork("wanted", node=node) for node in others for who in (cluster, another))
             vms = await asyncio.gather(*asking)
-        assert Counter(vm.node for vm in vms) == dict.fromkeys(others, 2)
-        await asyncio.gather(*(vm.aclose() for vm in vms))
+            assert Counter(vm.node for vm in vms) == dict.fromkeys(others, 2)
+            await asyncio.gather(*(vm.aclose() for vm in vms))
         told = await cluster.status()
         (held,) = (each for each in (await cluster._site.call(first, "report")).held if each.name == "wanted")
         # What others that were killed meanwhile had packed on these nodes' disks is not sent.
