@@ -49,29 +49,30 @@ class Registry:
 
     def kill_behind(self, monkeypatch: pytest.MonkeyPatch, verb: str, media_type: str) -> None:
         """From now on it is killed behind the first content of that type that is `put` or `read`, as `verb` says."""
-        kind = import_late("vmfork.oci.registry", "Repository")
-        work = getattr(kind, verb)
-
-        def kill_behind(repository: object, descriptor: Descriptor, *data: bytes) -> object:
-            done = work(repository, descriptor, *data)
-            if descriptor.media_type == media_type:
-                self.kill()
-            return done
-
-        monkeypatch.setattr(kind, verb, kill_behind)
+        self._act_behind(monkeypatch, verb, self.kill, media_type=media_type)
 
     def stop_behind(self, monkeypatch: pytest.MonkeyPatch, verb: str, note: Callable[[], None]) -> None:
         """From now on it says nothing more behind the first content that was `put` or taken, as `verb` says."""
+
+        def stop() -> None:
+            self.process.send_signal(signal.SIGSTOP)
+            note()
+
+        self._act_behind(monkeypatch, verb, stop)
+
+    def _act_behind(
+        self, monkeypatch: pytest.MonkeyPatch, verb: str, act: Callable[[], None], *, media_type: str = ""
+    ) -> None:
         kind = import_late("vmfork.oci.registry", "Repository")
         work = getattr(kind, verb)
 
-        def stop_behind(repository: object, *args: object) -> object:
-            done = work(repository, *args)
-            self.process.send_signal(signal.SIGSTOP)
-            note()
+        def acting(repository: object, descriptor: Descriptor, *more: object) -> object:
+            done = work(repository, descriptor, *more)
+            if media_type in ("", descriptor.media_type):
+                act()
             return done
 
-        monkeypatch.setattr(kind, verb, stop_behind)
+        monkeypatch.setattr(kind, verb, acting)
 
     @property
     def blobs(self) -> list[Path]:

@@ -508,7 +508,7 @@ class Template:
             replace_it=replace,
             wait_s=wait_s,
         )
-        return cls(await moving.load_template(Path(file), target))
+        return cls(await moving.load_template(Path(check_local(file, field="file")), target))
 
     async def push(self, ref: str, *, plain_http: bool = False, progress: ProgressListener = ignore_progress) -> Saved:
         """The template is in a registry as `ref`, such as `registry.example/team/py:1`, and still in force here.

@@ -13,6 +13,7 @@ from vmfork.config.values import (
     LeftPrograms,
     Limits,
     VMConfig,
+    check_import_name,
     check_name,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "Places",
     "ProgramLimits",
     "VMConfig",
+    "check_import_name",
     "check_name",
     "find_places",
     "layers_beside",

@@ -93,6 +93,13 @@ def check_name(name: str, *, field: str = "name") -> str:
     return name
 
 
+def check_import_name(name: str) -> str:
+    """`name` itself. Raises `ConfigError` for what no image that was imported can be called."""
+    if check_name(name, field="image") == DEFAULT_IMAGE:
+        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
+    return name
+
+
 def check_disk_mib(disk_mib: int, *, field: str) -> int:
     """`disk_mib` itself. Raises `ConfigError`, naming `field`, when it is the size of no disk; 0 is none."""
     _check_whole(field, disk_mib, low=0, high=MAX_DISK_MIB)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmfork.container.importing import check_target, import_image
+from vmfork.config import check_import_name
+from vmfork.container.importing import import_image
 from vmfork.errors import ConfigError, HostError
 from vmfork.host.tool import find_tool, run_tool
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -27,7 +28,7 @@ def find_buildah() -> str:
 
 def check_dockerfile(file: Path, name: str, *, context: Path | None) -> None:
     """Raises what `build_dockerfile` raises of what can be seen before anything is built."""
-    check_target(name)
+    check_import_name(name)
     _check_paths(file, context or file.parent)
     find_buildah()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.config import DEFAULT_IMAGE, check_name
+from vmfork.config import check_import_name
 from vmfork.config.source import LOCAL_KINDS, TOOL_KINDS
 from vmfork.config.values import check_root
 from vmfork.container.additions import VERSION, Additions, read_kernel
@@ -69,16 +69,9 @@ class Import:
     root: RootChoice
 
 
-def check_target(name: str) -> None:
-    """Raises `ConfigError` for what no imported image can be called."""
-    check_name(name, field="image")
-    if name == DEFAULT_IMAGE:
-        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
-
-
 def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
     """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
-    check_target(name)
+    check_import_name(name)
     if check_root(root) == "disk":
         disk.find_sqfstar()
     origin = Origin.parse(source)

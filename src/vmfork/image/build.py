@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -62,9 +62,9 @@ async def build_image(
     check_name(name, field="image")
     agent = await asyncio.to_thread(recipe.find_agent().read_bytes)
     digest = recipe.compute_digest(config, agent)
-    _check_not_imported(name, store)
-    if not rebuild and (image := _find_named(name, digest, store)):
-        return image
+    found = _find_named(name, digest, store)
+    if found is not None and not rebuild:
+        return found
     with explained(store.folder):
         store.make()
         lock, waited = await lock_subject(digest, store, progress)
@@ -92,22 +92,18 @@ def explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_not_imported(name: str, store: ImageStore) -> None:
-    """Raises `ConfigError` where the name leads to what was imported: that is not made of packages."""
-    if name == DEFAULT_IMAGE:
-        return
-    with suppress(ImageNotFound, ImageCorrupt):
-        if source := store.open(name).source:
-            hint = f"give another name, or remove it first: vmfork image rm {name}"
-            raise ConfigError("image", name, f"image {name!r} was imported from {source}", hint=hint)
-
-
 def _find_named(name: str, digest: str, store: ImageStore) -> Image | None:
-    """The image, when the name leads to one of that recipe already and nothing is to be done."""
+    """The image, when the name leads to one of that recipe already and nothing is to be done.
+
+    Raises `ConfigError` where it leads to what was imported: that is not made of packages.
+    """
     try:
         image = store.open(name)
     except (ImageNotFound, ImageCorrupt):
         return None
+    if image.source and name != DEFAULT_IMAGE:
+        hint = f"give another name, or remove it first: vmfork image rm {name}"
+        raise ConfigError("image", name, f"image {name!r} was imported from {image.source}", hint=hint)
     return image if image.recipe == digest else None
 
 

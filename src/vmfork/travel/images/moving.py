@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmfork.config import DEFAULT_IMAGE, check_name
-from vmfork.errors import ConfigError, HostError, ImageCorrupt, ImageExists, StoreBusy
+from vmfork.config import check_import_name, check_name
+from vmfork.errors import HostError, ImageCorrupt, ImageExists, StoreBusy
 from vmfork.host.lock import FileLock
 from vmfork.host.thread import in_thread, waking
 from vmfork.host.whole import written_whole
@@ -135,8 +135,8 @@ async def pull_image(ref: str, target: Target, *, plain_http: bool = False) -> I
 async def _take_in(artifact: ImageArtifact, blobs: Blobs, target: Target, *, source: str) -> Image:
     """The image that `artifact` describes is in the store. What is there already is not read."""
     name, instance = check_name(target.name or artifact.name, field="image"), target.instance
-    if name == DEFAULT_IMAGE and artifact.record.source:
-        raise ConfigError("image", name, "the image 'default' is built of packages", hint="give another name")
+    if artifact.record.source:
+        check_import_name(name)
     store, digest = ImageStore(instance.places.images), artifact.record.digest
     await asyncio.to_thread(store.make)
     _check_free(store, name, digest, target)

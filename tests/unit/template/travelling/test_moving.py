@@ -521,3 +521,12 @@ async def test_the_layout_is_what_the_specification_of_oci_says(saved) -> None:
     assert (manifest["schemaVersion"], manifest["artifactType"]) == (2, artifact.TYPE)
     for each in (manifest["config"], *manifest["layers"]):
         assert len(files[name_of(each["digest"])]) == each["size"]
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+async def test_what_is_no_path_is_refused_both_ways(saved, places, other, path) -> None:
+    template = (await Template.list(places=places))[0]
+    with pytest.raises(ConfigError, match="is not a path"):
+        await (await Template.open(template, places=places)).save(path)
+    with pytest.raises(ConfigError, match="is not a path"):
+        await Template.load(path, places=other)
