@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from hosts.disk import open_disk
-from hosts.machine import HostFailed, run_job
+from hosts.machine import run_job
+from hosts.watch import HostDied, HostFailed
 
 pytestmark = pytest.mark.vm
 
@@ -70,7 +71,7 @@ def test_what_a_job_writes_is_not_there_for_the_next(disk) -> None:
 
 
 def test_a_host_that_goes_down_is_told_with_its_console(disk) -> None:
-    with job("echo c > /proc/sysrq-trigger") as file, pytest.raises(HostFailed, match="ended without a word") as failed:
+    with job("echo c > /proc/sysrq-trigger") as file, pytest.raises(HostDied, match="ended without a word") as failed:
         run_job(disk, file, limit_s=LIMIT_S)
     assert "sysrq triggered crash" in str(failed.value)
 
@@ -83,8 +84,21 @@ def test_a_job_that_hangs_is_ended_at_the_limit_with_what_it_said(disk, capfd) -
     ):
         run_job(disk, file, limit_s=60)  # on a busy machine a host has started after 40
     assert time.monotonic() - begin < 70
-    assert "stuck" in str(failed.value)
+    assert not isinstance(failed.value, HostDied)
     assert "begun" in capfd.readouterr().out
+    # With what its kernel tells of its tasks, what its CPU did, and what the job said last.
+    for said in "stuck", "sysrq: Show Blocked State", "RIP=", "its job:\n  test host: Linux", "  begun":
+        assert said in str(failed.value), said
+
+
+def test_a_kernel_that_stands_still_is_told_from_a_job_that_hangs(disk, tmp_path) -> None:
+    """Here all that runs in it is stopped; a machine cannot be told to stop its kernel."""
+    with (
+        job("echo begun; kill -STOP -1; sleep 1000") as file,
+        pytest.raises(HostDied, match="stood still for 10 s") as failed,
+    ):
+        run_job(disk, file, limit_s=LIMIT_S, silent_s=10)
+    assert "begun" in str(failed.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)

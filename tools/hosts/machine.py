@@ -6,15 +6,15 @@ is a descriptor; no file has a name that somebody would have to remove.
 
 from __future__ import annotations
 
-import os
-import select
+import socket
 import subprocess
-import sys
 import tarfile
 import tempfile
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
+
+from hosts.watch import SILENT_S, HostDied, HostFailed, Watch, ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,12 +26,8 @@ MEMORY_MIB = 3072
 _CPU = "EPYC,+svm,+npt"
 # The host is for tests alone, and each entry to its kernel costs several times as much with mitigations. Its TSC is
 # this host's, and steady; the timer that its kernel would check it by is late where this host is busy.
-_COMMAND_LINE = "console=ttyS0 panic=-1 mitigations=off tsc=reliable"
+_COMMAND_LINE = "console=ttyS0 panic=-1 mitigations=off tsc=reliable sysrq_always_enabled"
 _TAIL_LINES = 60
-
-
-class HostFailed(Exception):
-    """The test host ended, or was ended, without an exit status of its job. The text tells why, with its console."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +38,17 @@ class Outcome:
     results: Mapping[str, bytes]
 
 
-def run_job(disk: Disk, job: IO[bytes], *, limit_s: float, memory_mib: int = MEMORY_MIB) -> Outcome:
+def run_job(
+    disk: Disk, job: IO[bytes], *, limit_s: float, silent_s: float = SILENT_S, memory_mib: int = MEMORY_MIB
+) -> Outcome:
     """The job has ended by itself, and what it said is on our standard output; or `HostFailed`.
 
     `job` is a tar file with a program `run`. On any way out the machine is gone; it dies with us even if we are killed.
     """
-    with tempfile.TemporaryFile() as console, tempfile.TemporaryFile() as results, tempfile.TemporaryFile() as said:
-        fds = [file.fileno() for file in (console, results, job)]
+    with ExitStack() as stack:
+        console, results, alive, said = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(4))
+        monitor, its_monitor = (stack.enter_context(one) for one in socket.socketpair())
+        fds = [one.fileno() for one in (console, results, alive, job, its_monitor)]
         machine = subprocess.Popen(
             _build_argv(disk, *fds, memory_mib=memory_mib),
             stdin=subprocess.DEVNULL,
@@ -56,20 +56,31 @@ def run_job(disk: Disk, job: IO[bytes], *, limit_s: float, memory_mib: int = MEM
             stderr=said,
             pass_fds=fds,
         )
+        watch = Watch()
+        failed: HostFailed = HostDied("it ended without a word")
+        asked: Sequence[str] = []
         try:
-            in_time = _copy_output(machine, end=time.monotonic() + limit_s)
+            assert machine.stdout is not None
+            with machine.stdout as output:
+                watch.follow(output, alive, limit_s=limit_s, silent_s=silent_s)
+        except HostFailed as error:
+            failed, asked = error, ask(monitor)
         finally:
             machine.kill()
             machine.wait()
         files = _read_results(results)
-        if "status" not in files:
-            why = "it ended without a word" if in_time else f"it was ended after {limit_s:.0f} s"
-            tail = "".join(f"  {line}\n" for file in (said, console) for line in _read_tail(file))
-            raise HostFailed(f"the test host sent no exit status: {why}. The end of its console:\n{tail}")
-        return Outcome(int(files["status"]), files)
+        if "status" in files:
+            return Outcome(int(files["status"]), files)
+        tails = {"console": [*_read_tail(said), *_read_tail(console)], "CPU": asked, "job": watch.read_last()}
+        text = f"the test host sent no exit status: {failed}."
+        for name, lines in tails.items():
+            text += f" The end of its {name}:\n" + "".join(f"  {line}\n" for line in lines)
+        raise type(failed)(text)
 
 
-def _build_argv(disk: Disk, console: int, results: int, job: int, *, memory_mib: int) -> Sequence[str]:
+def _build_argv(
+    disk: Disk, console: int, results: int, alive: int, job: int, monitor: int, *, memory_mib: int
+) -> Sequence[str]:
     return [
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", _CPU),
@@ -84,20 +95,10 @@ def _build_argv(disk: Disk, console: int, results: int, job: int, *, memory_mib:
         *("-device", "virtserialport,chardev=output,name=output"),
         *("-chardev", f"file,id=results,path=/proc/self/fd/{results}"),
         *("-device", "virtserialport,chardev=results,name=results"),
+        *("-chardev", f"file,id=alive,path=/proc/self/fd/{alive}"),
+        *("-device", "virtserialport,chardev=alive,name=alive"),
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=readline"),
     ]
-
-
-def _copy_output(machine: subprocess.Popen[bytes], *, end: float) -> bool:
-    """True when the machine has closed its output before `end`."""
-    assert machine.stdout is not None
-    with machine.stdout as output:
-        while select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
-            data = os.read(output.fileno(), 1 << 16)
-            if not data:
-                return True
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-    return False
 
 
 def _read_results(file: IO[bytes]) -> dict[str, bytes]:
