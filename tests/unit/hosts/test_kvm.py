@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 from hosts import image, job
+from hosts.machine import Outcome
+from hosts.watch import HostDied, HostFailed
 
 from tests.unit.image.samples import commit_image
 from vmfork.image import ImageStore, write_least
@@ -56,6 +58,31 @@ def test_where_they_run(tool, monkeypatch, accel, arguments, where) -> None:
     if where == "here":
         given = arguments[1:] or ["-m", "kvm", "tests/kvm", "tests/vm"]
         assert ran[0][1][-len(given) :] == given
+
+
+DONE = Outcome(0, {})
+
+
+@pytest.mark.parametrize(
+    ("ends", "last"),
+    [([HostDied, DONE], DONE), ([HostDied, HostDied], HostDied), ([HostFailed, DONE], HostFailed), ([DONE], DONE)],
+)
+def test_a_host_that_died_is_made_once_more_and_told_and_tests_that_hang_are_not(tool, capfd, ends, last) -> None:
+    left = list(ends)
+
+    def run() -> Outcome:
+        end = left.pop(0)
+        if end is DONE:
+            return end
+        raise end("its console")
+
+    if last is DONE:
+        assert tool.made_again(run) is DONE
+    else:
+        with pytest.raises(last):
+            tool.made_again(run)
+    assert left == ([DONE] if ends[0] is HostFailed else [])
+    assert ("A TEST HOST DIED" in capfd.readouterr().err) == (ends[0] is HostDied)
 
 
 def test_here_they_are_promised_a_kvm_and_their_status_is_given(monkeypatch) -> None:
