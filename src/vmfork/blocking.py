@@ -1334,6 +1334,8 @@ class Image:
         context: HostPath = "",
         arguments: Mapping[str, str] | None = None,
         rebuild: bool = False,
+        max_bytes: int = 8 << 30,
+        root: RootChoice = "auto",
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
@@ -1341,7 +1343,15 @@ class Image:
         return cls(
             portal.run(
                 aio.Image.build_dockerfile(
-                    file, name, context=context, arguments=arguments, rebuild=rebuild, progress=progress, places=places
+                    file,
+                    name,
+                    context=context,
+                    arguments=arguments,
+                    rebuild=rebuild,
+                    max_bytes=max_bytes,
+                    root=root,
+                    progress=progress,
+                    places=places,
                 )
             )
         )

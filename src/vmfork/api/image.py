@@ -145,8 +145,7 @@ class Image:
         another machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
         """
         check_reader(check_import(source, name, root))  # before the kernel's image is built
-        if max_bytes < 1:
-            raise ConfigError("max_bytes", max_bytes, f"{max_bytes} bytes are no image", hint="8G is the default")
+        limits = _limit(max_bytes)
         where = places or find_places()
         kernel = await ensure_image(DEFAULT_IMAGE, instance=Instance(where, progress))
         record = await import_image(
@@ -154,7 +153,7 @@ class Image:
             name,
             kernel=kernel,
             store=ImageStore(where.images),
-            limits=ImportLimits(unpacked_bytes=max_bytes),
+            limits=limits,
             root=root,
             plain_http=plain_http,
             progress=progress,
@@ -170,20 +169,24 @@ class Image:
         context: HostPath = "",
         arguments: Mapping[str, str] | None = None,
         rebuild: bool = False,
+        max_bytes: int = MOST_UNPACKED,
+        root: RootChoice = "auto",
         progress: ProgressListener = ignore_progress,
         places: Places | None = None,
     ) -> Self:
         """`name` leads to an image of what `buildah` makes of the Dockerfile `file`; a former one is replaced.
 
         Its COPY reads the folder `context`, by default that of `file`; `arguments` are for its ARGs. What buildah built
-        before is taken from its own store, unless `rebuild`. buildah runs as this user has set it up.
+        before is taken from its own store, unless `rebuild`. buildah runs as this user has set it up. `max_bytes` and
+        `root` are those of `import_oci`.
 
         Raises `ConfigError` where there is no such file or folder, `HostError` when buildah is missing or failed, with
         the end of what it wrote, and what `import_oci` raises. After any of them, and on cancel, the name leads where
         it led before.
         """
         where, path, folder = places or find_places(), Path(file), Path(context) if context else None
-        check_dockerfile(path, name, context=folder)  # before the kernel's image is built
+        check_dockerfile(path, name, context=folder, root=root)  # before the kernel's image is built
+        limits = _limit(max_bytes)
         kernel = await ensure_image(DEFAULT_IMAGE, instance=Instance(where, progress))
         record = await build_dockerfile(
             path,
@@ -193,6 +196,8 @@ class Image:
             kernel=kernel,
             store=ImageStore(where.images),
             again=rebuild,
+            limits=limits,
+            root=root,
             progress=progress,
         )
         return cls(record, where)
@@ -263,3 +268,10 @@ class Image:
         if templates and not force:
             raise ImageInUse(self.name, templates)
         await asyncio.to_thread(ImageStore(self._places.images).remove, self.name)
+
+
+def _limit(max_bytes: int) -> ImportLimits:
+    """Raises `ConfigError` for what is no size."""
+    if max_bytes < 1:
+        raise ConfigError("max_bytes", max_bytes, f"{max_bytes} bytes are no image", hint="8G is the default")
+    return ImportLimits(unpacked_bytes=max_bytes)

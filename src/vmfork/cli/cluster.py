@@ -42,9 +42,9 @@ _ACCESS = (
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The cluster that is asked: of Ray at `address`, or of `servers`."""
+    """The cluster that is asked: of Ray at `address`, by default of this host, or of `servers`."""
 
-    address: str
+    address: str | None
     servers: str
     access: Access
 
@@ -67,15 +67,13 @@ def _with_cluster(verb: Callable[..., None]) -> Callable[..., None]:
     """`verb`, given `where` in place of the options that say it."""
 
     @wraps(verb)
-    def call(address: str, servers: str, *, access: Access, **others: Any) -> None:
+    def call(address: str | None, servers: str, *, access: Access, **others: Any) -> None:
         verb(where=_Where(address, servers, access), **others)
 
     wrapped = _with_access(call)
     for option in (
         click.option("--servers", default="", metavar="FILE|LIST", help="Servers: HOST:PORT,... or a file of them."),
-        click.option(
-            "--address", default="auto", metavar="HOST:PORT", help="The Ray cluster; by default the one of this host."
-        ),
+        click.option("--address", metavar="HOST:PORT", help="The Ray cluster; by default the one of this host."),
     ):
         wrapped = option(wrapped)
     return wrapped
@@ -174,7 +172,7 @@ def metrics(at: str | None, *, where: _Where) -> None:
                 told: tuple[str, bytes] = node_metrics(await cluster.status()).registry.render()
                 return told
 
-            async with aclosing(Exposition(endpoint, render)) as exposition:
+            async with aclosing(Exposition(endpoint, render, setting="--serve")) as exposition:
                 await exposition.open()
                 click.echo(f"metrics at {exposition.address}")
                 await ended.wait()
@@ -220,7 +218,10 @@ def _open(where: _Where) -> AbstractAsyncContextManager[Cluster]:
         if where.access != Access():
             reason = "is for servers, and none is named: Ray has a token of its own"
             raise ConfigError("access", "", reason, hint="name them: --servers HOST:PORT,...")
-        return Cluster.connect(where.address)
+        return Cluster.connect("auto" if where.address is None else where.address)
+    if where.address is not None:
+        reason = "is a cluster of Ray's, and servers are named as well"
+        raise ConfigError("address", where.address, reason, hint="leave out one of the two: --address or --servers")
     a = where.access
     servers = read_servers(where.servers)
     return Cluster.at(servers, token=a.token, ca=a.ca, certificate=a.certificate, key=a.key, plaintext=a.plaintext)

@@ -24,8 +24,6 @@ from vmfork.travel.images.moving import Target, load_image, pull_image, push_ima
 from vmfork.units import MIB, format_bytes, format_mib, parse_size_mib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vmfork.config import ImageConfig, VMConfig
     from vmfork.config.values import RootChoice
     from vmfork.image import Image
@@ -43,6 +41,7 @@ root_option = click.option(
     metavar="auto|memory|disk",
     help="Where its files lie: in each guest's memory, or on a disk that all share.",
 )
+max_size_option = click.option("--max-size", metavar="SIZE", help="What its layers may unpack to (default 8G).")
 
 
 @click.group("image", cls=VerbGroup)
@@ -69,6 +68,7 @@ def command() -> None:
     "--context", type=click.Path(path_type=Path), metavar="DIR", help="What its COPY reads (default: its folder)."
 )
 @click.option("--build-arg", "arguments", multiple=True, metavar="K[=V]", help="Set an ARG of it. Repeatable.")
+@max_size_option
 def build(
     name: str,
     packages: tuple[str, ...],
@@ -79,17 +79,29 @@ def build(
     dockerfile: Path | None,
     context: Path | None,
     arguments: tuple[str, ...],
+    max_size: str | None,
 ) -> None:
     """Build the image NAME (default: default), unless it is there.
 
     Where the configuration has [image.NAME], it is made of that.
     """
     if dockerfile is not None:
-        others = {"package": packages, "bare": bare, "suite": suite, "root": root}
-        _build_dockerfile(dockerfile, name, context, parse_variables(arguments), rebuild=rebuild, others=others)
+        given = next((key for key, value in {"package": packages, "bare": bare, "suite": suite}.items() if value), None)
+        if given is not None:
+            raise ConfigError(given, None, "is for an image of packages", hint="say it in the Dockerfile")
+        _build_dockerfile(
+            dockerfile,
+            name,
+            context=context or "",
+            arguments=parse_variables(arguments, field="build_arg", option="--build-arg"),
+            rebuild=rebuild,
+            max_bytes=_parse_most(max_size),
+            root=cast("RootChoice", root or "auto"),
+        )
         return
-    if context is not None or arguments:
-        raise ConfigError("file", None, "--context and --build-arg are for a Dockerfile", hint="name it: -f Dockerfile")
+    if context is not None or arguments or max_size is not None:
+        reason = "--context, --build-arg and --max-size are for a Dockerfile"
+        raise ConfigError("file", None, reason, hint="name it: -f Dockerfile")
     settings = get_settings({"image.suite": suite, "image.bare": bare or None, "image.root": root})
     config = settings.image
     if (named := settings.images.get(name)) is not None:
@@ -106,25 +118,15 @@ def build(
     )
 
 
-def _build_dockerfile(
-    file: Path,
-    name: str,
-    context: Path | None,
-    arguments: Mapping[str, str],
-    *,
-    rebuild: bool,
-    others: Mapping[str, object],
-) -> None:
-    given = next((option for option, value in others.items() if value), None)
-    if given is not None:
-        raise ConfigError(given, others[given], "is for an image of packages", hint="say it in the Dockerfile")
+def _build_dockerfile(file: Path, name: str, **options: Any) -> None:
     with shown_progress() as progress:
-        image = run_async(
-            ImportedImage.build_dockerfile(
-                file, name, context=context or "", arguments=arguments, rebuild=rebuild, progress=progress
-            )
-        )
+        image = run_async(ImportedImage.build_dockerfile(file, name, **options, progress=progress))
     click.echo(f"image {image.name}: {format_bytes(image.size_bytes)}, of {file}")
+
+
+def _parse_most(max_size: str | None) -> int:
+    """In bytes."""
+    return parse_size_mib(max_size, field="max_size") * MIB if max_size else MOST_UNPACKED
 
 
 async def _build(
@@ -151,7 +153,7 @@ def _least(image: Image) -> str:
 @command.command("import")
 @click.argument("source")
 @click.argument("name")
-@click.option("--max-size", metavar="SIZE", help="What its layers may unpack to (default 8G).")
+@max_size_option
 @root_option
 @plain_http_option
 @json_option
@@ -161,7 +163,7 @@ def import_one(source: str, name: str, max_size: str | None, root: str | None, p
     SOURCE is a name in a registry, oci:PATH[:TAG], docker-archive:FILE[:TAG], dir:FOLDER, and by skopeo
     docker-daemon:NAME:TAG or containers-storage:NAME.
     """
-    most = parse_size_mib(max_size, field="max_size") * MIB if max_size else MOST_UNPACKED
+    most = _parse_most(max_size)
     with shown_progress() as progress:
         image = run_async(
             ImportedImage.import_oci(

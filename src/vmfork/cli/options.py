@@ -128,21 +128,24 @@ def given_size(settings: Settings, *, cpus: int | None, memory: str | None) -> S
     }
 
 
-def parse_variables(texts: Iterable[str]) -> dict[str, str]:
-    """The variables of `K=V`, or `K` for our own value of it, of which the last counts. Raises `ConfigError`."""
-    return dict(_parse_variable(text) for text in texts)
+def parse_variables(texts: Iterable[str], *, field: str = "env", option: str = "-e") -> dict[str, str]:
+    """The variables of `K=V`, or `K` for our own value of it, of which the last counts.
+
+    Raises `ConfigError`, about `field`, for which `option` was given.
+    """
+    return dict(_parse_variable(text, field, option) for text in texts)
 
 
-def _parse_variable(text: str) -> tuple[str, str]:
+def _parse_variable(text: str, field: str, option: str) -> tuple[str, str]:
     """Name and value of `K=V`; a bare `K` has our own value."""
     key, equals, value = text.partition("=")
     if not key:
-        hint = "write -e NAME=VALUE, or -e NAME for its value here"
-        raise ConfigError("env", text, f"{text!r} is not K=V", hint=hint)
+        hint = f"write {option} NAME=VALUE, or {option} NAME for its value here"
+        raise ConfigError(field, text, f"{text!r} is not K=V", hint=hint)
     if equals:
         return key, value
     if key not in os.environ:
-        raise ConfigError("env", text, f"{key} is not set here", hint=f"give it a value: -e {key}=VALUE")
+        raise ConfigError(field, text, f"{key} is not set here", hint=f"give it a value: {option} {key}=VALUE")
     return key, os.environ[key]
 
 

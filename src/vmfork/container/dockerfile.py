@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmfork.config import check_import_name
-from vmfork.container.importing import import_image
+from vmfork.container.importing import check_lies, import_image
 from vmfork.errors import ConfigError, HostError
 from vmfork.host.tool import find_tool, run_tool
 from vmfork.progress import Progress, ProgressListener, ignore_progress
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vmfork.config.values import RootChoice
+    from vmfork.container.limits import ImportLimits
     from vmfork.image import Image
     from vmfork.image.store import ImageStore
 
@@ -26,9 +28,10 @@ def find_buildah() -> str:
     return find_tool(_PROGRAM, "which builds images of a Dockerfile", hint=hint)
 
 
-def check_dockerfile(file: Path, name: str, *, context: Path | None) -> None:
+def check_dockerfile(file: Path, name: str, *, context: Path | None, root: RootChoice = "auto") -> None:
     """Raises what `build_dockerfile` raises of what can be seen before anything is built."""
     check_import_name(name)
+    check_lies(root)
     _check_paths(file, context or file.parent)
     find_buildah()
 
@@ -42,12 +45,15 @@ async def build_dockerfile(
     kernel: Image,
     store: ImageStore,
     again: bool = False,
+    limits: ImportLimits | None = None,
+    root: RootChoice = "auto",
     progress: ProgressListener = ignore_progress,
 ) -> Image:
     """`name` leads to an image of what buildah makes of the Dockerfile `file`, with its files in `context`.
 
-    That is by default the file's folder. `arguments` are its ARGs. Steps that were built before are not built again,
-    unless `again`: buildah is used as its user set it up, and keeps what it built in its own store, without a name.
+    That is by default the file's folder. `arguments` are its ARGs; `limits` and `root` are `import_image`'s. Steps that
+    were built before are not built again, unless `again`: buildah is used as its user set it up, and keeps what it
+    built in its own store, without a name.
 
     Raises `ConfigError` where there is no such file, `HostError` when buildah is missing or failed, with the end of
     what it wrote, and what `import_image` raises. After any of them, and on cancel, the name leads where it led before,
@@ -64,15 +70,23 @@ async def build_dockerfile(
         await _run([program, *build, "--iidfile", str(told), "--file", str(path), "."], folder)
         await _run([program, "push", "--quiet", told.read_text().strip(), layout], folder)
         return await import_image(
-            layout, name, kernel=kernel, store=store, told_as=f"dockerfile:{path}", progress=progress
+            layout,
+            name,
+            kernel=kernel,
+            store=store,
+            limits=limits,
+            root=root,
+            told_as=f"dockerfile:{path}",
+            progress=progress,
         )
 
 
 def _check_paths(file: Path, folder: Path) -> tuple[Path, Path]:
     """Both, absolute. Raises `ConfigError` for what is not there."""
-    for path, is_right, what in ((file, file.is_file(), "file"), (folder, folder.is_dir(), "folder")):
+    given = (("dockerfile", file, file.is_file(), "file"), ("context", folder, folder.is_dir(), "folder"))
+    for field, path, is_right, what in given:
         if not is_right:
-            raise ConfigError("dockerfile", str(path), f"{path} is no {what}")
+            raise ConfigError(field, str(path), f"{path} is no {what}", hint=f"name the {what} that it is built of")
     return file.absolute(), folder.absolute()
 
 

@@ -72,8 +72,7 @@ class Import:
 def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
     """Where that source is. Raises what `import_image` raises of what can be seen before anything is read."""
     check_import_name(name)
-    if check_root(root) == "disk":
-        disk.find_sqfstar()
+    check_lies(root)
     origin = Origin.parse(source)
     if origin.kind in LOCAL_KINDS and not os.path.exists(origin.place):
         raise ConfigError("source", source, f"nothing is at {origin.place}", hint="see where it is, or make it first")
@@ -84,6 +83,12 @@ def check_import(source: str, name: str, root: RootChoice = "auto") -> Origin:
         hint = "give oci:FOLDER for a layout, dir:FOLDER for a root file system"
         raise ConfigError("source", source, f"{origin.place} is a folder", hint=hint)
     return origin
+
+
+def check_lies(root: RootChoice) -> None:
+    """Raises `ConfigError` for what is nowhere, `HostError` where this host lacks what makes a disk."""
+    if check_root(root) == "disk":
+        disk.find_sqfstar()
 
 
 def check_reader(origin: Origin) -> None:

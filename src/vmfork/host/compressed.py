@@ -18,14 +18,15 @@ from vmfork.host.zstd import ZstdError, ZstdReader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_KINDS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
-    (b"\x1f\x8b\x08", lambda source: gzip.GzipFile(fileobj=source, mode="rb")),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ", lzma.LZMAFile),
-    (b"\x5d\x00\x00\x80", lzma.LZMAFile),
-    (b"\x28\xb5\x2f\xfd", ZstdReader),
+# By what it begins with; and what undoes it.
+_KINDS: tuple[tuple[bytes, str, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b\x08", "gunzip", lambda source: gzip.GzipFile(fileobj=source, mode="rb")),
+    (b"BZh", "bunzip2", bz2.BZ2File),
+    (b"\xfd7zXZ", "unxz", lzma.LZMAFile),
+    (b"\x5d\x00\x00\x80", "unlzma", lzma.LZMAFile),
+    (b"\x28\xb5\x2f\xfd", "unzstd", ZstdReader),
 )
-_MOST_MAGIC = max(len(magic) for magic, _ in _KINDS)
+_MOST_MAGIC = max(len(magic) for magic, _, _ in _KINDS)
 
 
 class Source(Protocol):
@@ -43,8 +44,14 @@ class DamagedError(Exception):
 def decompressed(source: Source) -> Source:
     """What `source` was before it was made smaller; the same where it was not. Reading it may raise `DamagedError`."""
     begun = _Begun(source)
-    opened = next((opens for magic, opens in _KINDS if begun.begin.startswith(magic)), None)
+    opened = next((opens for magic, _, opens in _KINDS if begun.begin.startswith(magic)), None)
     return begun if opened is None else _Decompressed(opened(begun))
+
+
+def find_undoing(source: Source) -> str:
+    """The program that gives what `source` was before it was made smaller; empty where it was not."""
+    begin = source.read(_MOST_MAGIC)
+    return next((program for magic, program, _ in _KINDS if begin.startswith(magic)), "")
 
 
 class _Begun:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vmfork.errors import ArtifactError
+from vmfork.host.compressed import find_undoing
 from vmfork.host.folders import NO_FILE, open_file
 from vmfork.oci.descriptor import digest_of
 from vmfork.oci.manifest import read_index
@@ -185,7 +186,18 @@ def find_members(path: Path, fd: int, *, with_links: bool = False) -> dict[str, 
                     links[name] = posixpath.normpath(posixpath.join(above, member.linkname))
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not found:
-            raise ArtifactError(
-                str(path), "it is not a tar", hint="give a file that `vmfork template save` made, or an OCI layout"
-            ) from error
+            raise _no_tar(path, fd) from error
     return {name: found[target] for name, target in links.items() if target in found} | found
+
+
+def _no_tar(path: Path, fd: int) -> ArtifactError:
+    with os.fdopen(os.dup(fd), "rb") as file:
+        file.seek(0)
+        program = find_undoing(file)
+    if program:
+        return ArtifactError(str(path), "it is compressed, as a whole", hint=f"undo that first: {program} {path}")
+    return ArtifactError(
+        str(path),
+        "it is not a tar",
+        hint="give a file that `vmfork template save`, `vmfork image save` or `docker save` wrote, or an OCI layout",
+    )

@@ -72,7 +72,7 @@ class Reference:
     @property
     def is_local(self) -> bool:
         """Whether the registry is on this very host: what it is told is seen by nobody on the way."""
-        name = self.server.partition(":")[0]
+        name = self.server.partition(":")[0].lower()
         return name == "localhost" or re.fullmatch(r"127(\.\d{1,3}){3}", name) is not None
 
     def at(self, version: str) -> Reference:

@@ -121,7 +121,7 @@ async def test_who_is_not_let_in_is_told_why_by_each_command(token_file, tmp_pat
     down = f"127.0.0.1:{free_port()}"
     async with serving(ServedNode("a")) as ((address,), _):
         verbs = ("status", "nodes", "templates", "ps", "metrics")
-        *refused, none, shared, gone, nowhere, nameless = await ask(
+        *refused, none, shared, gone, nowhere, nameless, both = await ask(
             *((verb, "--servers", address, "--token-file", wrong) for verb in verbs),
             ("status", "--servers", address, "--token-file", wrong, "--json"),
             ("status", "--servers", address),
@@ -129,6 +129,7 @@ async def test_who_is_not_let_in_is_told_why_by_each_command(token_file, tmp_pat
             ("status", "--servers", down, "--token-file", token_file, "--json"),
             ("status", "--servers", "nonsense", "--token-file", token_file),
             ("status", "--token-file", token_file),
+            ("status", "--servers", address, "--token-file", token_file, "--address", "auto"),
         )
     *shown, told = refused
     for each in shown:
@@ -144,7 +145,8 @@ async def test_who_is_not_let_in_is_told_why_by_each_command(token_file, tmp_pat
     assert "vmfork cluster serve" in gone.told["error"]["hint"]
     assert "'nonsense' is not the address of a server" in nowhere.err
     assert "none is named" in nameless.err
-    assert all(each.status for each in (none, shared, gone, nowhere, nameless))
+    assert "leave out one of the two: --address or --servers" in both.err
+    assert all(each.status for each in (none, shared, gone, nowhere, nameless, both))
 
 
 async def test_a_certificate_of_another_authority_is_told_by_each_command(certificates) -> None:  # noqa: F811

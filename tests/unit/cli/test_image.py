@@ -86,30 +86,38 @@ def test_a_dockerfile_is_built_as_it_is_said_and_takes_no_packages(monkeypatch, 
     class Built(Exception):
         pass
 
-    async def build(_kind, file, name, *, context, arguments, rebuild, **_more) -> None:
-        asked.append((str(file), name, str(context), dict(arguments), rebuild))
+    async def build(_kind, file, name, *, context, arguments, rebuild, max_bytes, root, progress) -> None:
+        asked.append((str(file), name, str(context), dict(arguments), rebuild, max_bytes >> 30, root))
         raise Built
 
     monkeypatch.setattr(verbs.ImportedImage, "build_dockerfile", classmethod(build))
     monkeypatch.setenv("FROM_HERE", "2")
     given = ["--context", str(tmp_path), "--build-arg", "A=1", "--build-arg", "FROM_HERE", "--rebuild"]
+    given += ["--max-size", "16G", "--root", "disk"]
     for argv in (["build", "app", "-f", "Dockerfile"], ["build", "app", "-f", "Dockerfile", *given]):
         assert isinstance(CliRunner().invoke(verbs.command, argv).exception, Built)
     plain, all_of_it = asked
     assert plain[:2] == all_of_it[:2] == ("Dockerfile", "app")
-    assert plain[3:] == ({}, False)
-    assert all_of_it[2:] == (str(tmp_path), {"A": "1", "FROM_HERE": "2"}, True)
+    assert plain[3:] == ({}, False, 8, "auto")
+    assert all_of_it[2:] == (str(tmp_path), {"A": "1", "FROM_HERE": "2"}, True, 16, "disk")
     for argv, field in (
         (["-f", "Dockerfile", "--package", "git"], "package"),
         (["-f", "Dockerfile", "--bare"], "bare"),
         (["-f", "Dockerfile", "--suite", "trixie"], "suite"),
-        (["-f", "Dockerfile", "--root", "disk"], "root"),
+        (["-f", "Dockerfile", "--max-size", "much"], "max_size"),
+        (["--max-size", "1G"], "file"),
         (["--context", "."], "file"),
         (["--build-arg", "A=1"], "file"),
     ):
         refused = CliRunner().invoke(verbs.command, ["build", "app", *argv]).exception
         assert isinstance(refused, ConfigError)
         assert refused.field == field
+    for argument in "=3", "NOT_SET_HERE":
+        wrong = CliRunner().invoke(verbs.command, ["build", "app", "-f", "Dockerfile", "--build-arg", argument])
+        assert isinstance(wrong.exception, ConfigError)
+        assert wrong.exception.field == "build_arg"
+        assert "--build-arg " in wrong.exception.hint
+        assert "-e " not in wrong.exception.hint
     assert len(asked) == 2
 
 

@@ -13,6 +13,7 @@ from tests.unit.container.conftest import files_of
 from vmfork.aio import Image
 from vmfork.config import ImageConfig, Places
 from vmfork.container.dockerfile import build_dockerfile
+from vmfork.container.limits import ImportLimits
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
 
 DOCKERFILE = """
@@ -67,6 +68,8 @@ async def test_what_cannot_be_is_told_before_the_image_of_the_kernel_is_built(tm
         (dockerfile(file, "default"), ConfigError, "built of packages"),
         (dockerfile(file, "a/b"), ConfigError, "a/b"),
         (dockerfile(tmp_path / "none", "app"), ConfigError, "none is no file"),
+        (dockerfile(file, "app", root="nowhere"), ConfigError, "'nowhere' is no root"),
+        (dockerfile(file, "app", root="disk"), HostError, "sqfstar"),
         (Image.import_oci(daemons, "app", places=places), HostError, "skopeo was not found"),
         (Image.build("app", ImageConfig(source=daemons), places=places), HostError, "skopeo was not found"),
     ):
@@ -76,11 +79,21 @@ async def test_what_cannot_be_is_told_before_the_image_of_the_kernel_is_built(tm
 
 
 async def test_a_file_or_a_folder_that_is_not_there_is_named(build, tmp_path):
-    with pytest.raises(ConfigError, match="none is no file"):
+    with pytest.raises(ConfigError, match="none is no file") as no_file:
         await build(tmp_path / "none")
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
-    with pytest.raises(ConfigError, match="none is no folder"):
+    with pytest.raises(ConfigError, match="none is no folder") as no_folder:
         await build(tmp_path / "Dockerfile", context=tmp_path / "none")
+    assert (no_file.value.field, no_folder.value.field) == ("dockerfile", "context")
+
+
+async def test_most_bytes_that_are_none_are_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr("vmfork.api.image.check_dockerfile", lambda *_, **__: None)
+    places = Places(home=tmp_path / "home", runtime=tmp_path / "runtime")
+    with pytest.raises(ConfigError) as told:
+        await Image.build_dockerfile(tmp_path / "Dockerfile", "app", max_bytes=0, places=places)
+    assert told.value.field == "max_bytes"
+    assert not places.home.exists()
 
 
 @pytest.mark.slow
@@ -96,6 +109,11 @@ async def test_what_buildah_makes_is_imported(build, store, tmp_path, storage):
     assert (first.entrypoint, first.command) == (("/bin/busybox", "echo"), ("from a Dockerfile",))
     assert (first.working_dir, first.source) == ("/srv", f"dockerfile:{file}")
     assert (await build(file, context=context, arguments={"WHO": "us"})).digest == first.digest  # of its cache
+    with pytest.raises(ArtifactError, match="unpack"):
+        await build(file, context=context, limits=ImportLimits(unpacked_bytes=1000))
+    on_disk = await build(file, context=context, arguments={"WHO": "us"}, root="disk")
+    assert (first.root_kind, on_disk.root_kind) == ("memory", "disk")
+    first = await build(file, context=context, arguments={"WHO": "us"})
     file.write_text(DOCKERFILE.replace("RUN echo", "RUN false; exit 3; echo"))
     with pytest.raises(HostError, match=r"buildah build failed \(exit status \d+\)") as told:
         await build(file, context=context)

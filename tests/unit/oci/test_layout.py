@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tarfile
 from pathlib import Path
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfork.errors import ArtifactError
+from vmfork.host import zstd
 from vmfork.oci.archive import Archive
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.layout import Layout
@@ -64,6 +68,22 @@ def test_garbage_is_no_layout(data) -> None:
             layout.read_index()
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("pack", "program"),
+    [(gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz"), (zstd.compress, "unzstd")],
+)
+def test_a_tar_that_was_compressed_is_told_with_what_undoes_that(archive, tmp_path, pack, program) -> None:
+    """As `docker save app | gzip` makes one."""
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(pack(archive.read_bytes()))
+    with pytest.raises(ArtifactError, match="it is compressed") as told:
+        Layout.open(packed)
+    assert told.value.hint == f"undo that first: {program} {packed}"
+    packed.write_bytes(b"no tar at all")
+    with pytest.raises(ArtifactError, match="it is not a tar"):
+        Layout.open(packed)
 
 
 def test_links_and_devices_of_a_tar_are_not_content(tmp_path) -> None:

@@ -30,6 +30,12 @@ def test_names_of_docker_hub_lead_to_its_server(text, repository, told) -> None:
     assert reference.at("2").server == "registry-1.docker.io"
 
 
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:5000", "127.0.0.1:5000"])
+def test_a_registry_of_this_very_host_is_known_by_any_of_its_names(host) -> None:
+    assert Reference.parse(f"{host}/python").is_local
+    assert not Reference.parse(f"{host.partition(':')[0]}.example:5000/python").is_local
+
+
 @pytest.mark.parametrize("text", ["registry.example/python", "registry-1.docker.io/library/python", "localhost/python"])
 def test_other_hosts_are_asked_themselves_for_what_was_written(text) -> None:
     reference = Reference.parse(text)

@@ -25,10 +25,20 @@ READER_LIMIT = 16
 
 
 class Exposition:
-    """Owner of the address where metrics are read. `render` gives content type and text for each reader."""
+    """Owner of the address where metrics are read. `render` gives content type and text for each reader.
 
-    def __init__(self, address: MetricsAddress, render: Callable[[], Awaitable[tuple[str, bytes]]]) -> None:
+    `setting` is how the address was named, for errors that ask for another one.
+    """
+
+    def __init__(
+        self,
+        address: MetricsAddress,
+        render: Callable[[], Awaitable[tuple[str, bytes]]],
+        *,
+        setting: str = "[factory] metrics",
+    ) -> None:
         self.address = str(address)
+        self._hint = f"name another address: {setting}"
         self._where = address
         self._render = render
         self._server: asyncio.Server | None = None
@@ -45,7 +55,7 @@ class Exposition:
         except OSError as error:
             raise HostError(
                 f"cannot serve metrics at {self.address}: {os.strerror(error.errno or 0)}",
-                hint="name another address: [factory] metrics",
+                hint=self._hint,
             ) from error
         host, port = self._server.sockets[0].getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -62,7 +72,7 @@ class Exposition:
     async def _open_unix(self) -> asyncio.Server:
         path = self._where.path
         assert path is not None
-        self._claim = Claim.take(path, other="another server", hint="name another: [factory] metrics")
+        self._claim = Claim.take(path, other="another server", hint=self._hint)
         return await asyncio.start_unix_server(self._answer, sock=listen(path))
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -110,8 +110,9 @@ async def test_metrics_are_read_over_http(tmp_path, kind) -> None:
                 await Exposition(parse_metrics_address(f"unix:{path}"), render).open()
         else:
             port = int(exposition.address.rpartition(":")[2])
-            with pytest.raises(HostError, match="in use"):
-                await Exposition(MetricsAddress(host="127.0.0.1", port=port), render).open()
+            with pytest.raises(HostError, match="in use") as told:
+                await Exposition(MetricsAddress(host="127.0.0.1", port=port), render, setting="--serve").open()
+            assert told.value.hint == "name another address: --serve"
     finally:
         await exposition.aclose()
     if kind == "unix":
