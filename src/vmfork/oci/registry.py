@@ -1,7 +1,7 @@
 """A repository of a registry: content is put there and read by its digest, manifests by a tag too.
 
 `oras` answers when a registry asks who we are, by password or token (credentials.py finds them). Its own requests have
-no time limit, and wait two minutes in all before they fail: they are made here.
+no time limit, and wait two minutes in all before they fail: they are made here, by session.py.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ import os
 import socket
 import ssl
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin
-from weakref import WeakSet
 
 import requests
 from oras.auth import get_auth_backend
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.credentials import find_credentials
 from vmfork.oci.descriptor import digest_of
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
+from vmfork.oci.session import LIMITS_S, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,101 +33,10 @@ if TYPE_CHECKING:
     from vmfork.oci.descriptor import Descriptor
     from vmfork.oci.reference import Reference
 
-# To connect, and for each piece of an answer. A registry may take long over the last piece of a layer.
-_LIMITS_S = (10.0, 120.0)
-_TRIES = 3
 _PIECE = 1 << 20
 _UNKNOWN = (401, 403)
 # As often is a download gone on with, when its line broke.
 _BROKEN_LINES = 5
-
-
-class _Tries(Retry):
-    """So many more, as long as the answer `is_wanted`."""
-
-    def __init__(self, *args: Any, is_wanted: Callable[[], bool], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._is_wanted = is_wanted
-
-    def new(self, **options: Any) -> Self:
-        return super().new(is_wanted=self._is_wanted, **options)
-
-    def increment(self, *args: Any, **options: Any) -> Self:
-        if options.get("error") is not None and not self._is_wanted():
-            raise options["error"]
-        return super().increment(*args, **options)
-
-
-class _Limited(HTTPAdapter):
-    """Every request has a time limit, and is sent again where the connection broke before an answer.
-
-    It knows its connections, so that whoever waits in one can be woken by another thread.
-    """
-
-    def __init__(self) -> None:
-        self._is_closed = False
-        self._lines: WeakSet[Any] = WeakSet()
-        self._noting = threading.Lock()
-        super().__init__(max_retries=_Tries(_TRIES, is_wanted=lambda: not self._is_closed))
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self._know(self.poolmanager)
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        is_new = proxy not in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **options)
-        if is_new:
-            self._know(manager)
-        return manager
-
-    def _know(self, manager: Any) -> None:
-        """Connections of the manager are known here, whatever kind it makes."""
-        manager.pool_classes_by_scheme = {
-            scheme: type(pool.__name__, (pool,), {"ConnectionCls": self._make_known(pool.ConnectionCls)})
-            for scheme, pool in manager.pool_classes_by_scheme.items()
-        }
-
-    def _make_known(self, kind: Any) -> type:
-        def connect(line: Any) -> None:
-            self._check_open()
-            kind.connect(line)
-            with self._noting:
-                self._lines.add(line.sock)
-            self._check_open()  # whoever closed all meanwhile did not know it
-
-        return type(kind.__name__, (kind,), {"connect": connect})
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise OSError("the line was closed")
-
-    def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
-        try:
-            return super().send(request, **(options | {"timeout": _LIMITS_S}))
-        finally:
-            if self._is_closed:  # meanwhile, by another thread
-                self.close()
-
-    def close(self) -> None:
-        """No connection is left. A request that another thread waits in fails.
-
-        urllib3 (2.8) forgets its pools, and their connections stay as long as someone else knows them: an error does,
-        by its traceback.
-        """
-        self._is_closed = True
-        with self._noting:
-            lines = [*self._lines]
-        for line in lines:
-            # Below TLS: what is being sent may not go on without it. TLS within TLS has its socket in another.
-            under = getattr(line, "socket", line)
-            with suppress(OSError, ValueError):  # it is closed already
-                socket.socket.shutdown(under, socket.SHUT_RDWR)
-        for manager in (self.poolmanager, *self.proxy_manager.values()):
-            for key in manager.pools.keys():  # noqa: SIM118 - they cannot be iterated otherwise
-                with suppress(KeyError):
-                    manager.pools[key].close()
-        super().close()
 
 
 class Repository:
@@ -360,10 +267,8 @@ class _Door:
         self._reference = reference
         self._plain = plain_http
         self.headers: dict[str, str] = {}
-        self.session = requests.Session()
+        self.session = Session()
         self.session.trust_env = not plain_http or not reference.is_local  # no proxy leads to this host
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, _Limited())
 
     def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
         """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed."""
@@ -386,7 +291,7 @@ def _speaks_tls(host: str) -> bool:
     unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE  # nothing is said over it
     try:
-        with socket.create_connection((name, int(port or 443)), _LIMITS_S[0]) as line, unchecked.wrap_socket(line):
+        with socket.create_connection((name, int(port or 443)), LIMITS_S[0]) as line, unchecked.wrap_socket(line):
             return True
     except ssl.SSLError:
         return False
