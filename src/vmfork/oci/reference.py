@@ -72,8 +72,7 @@ class Reference:
     @property
     def is_local(self) -> bool:
         """Whether the registry is on this very host: what it is told is seen by nobody on the way."""
-        name = self.server.partition(":")[0].lower()
-        return name == "localhost" or re.fullmatch(r"127(\.\d{1,3}){3}", name) is not None
+        return is_this_host(self.server.partition(":")[0].lower())
 
     def at(self, version: str) -> Reference:
         """The same repository, another tag or digest."""
@@ -81,6 +80,10 @@ class Reference:
 
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}{'@' if self.is_digest else ':'}{self.version}"
+
+
+def is_this_host(name: str) -> bool:
+    return name == "localhost" or re.fullmatch(r"127(\.\d{1,3}){3}", name) is not None
 
 
 def _is_port(digits: str) -> bool:

@@ -14,7 +14,6 @@ import ssl
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urljoin
 
 import requests
 from oras.auth import get_auth_backend
@@ -50,6 +49,7 @@ class Repository:
 
     def __init__(self, reference: Reference, *, plain_http: bool = False) -> None:
         self.reference = reference
+        self._plain_http = plain_http
         self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.server))
         self._of_thread = threading.local()
         self._doors = ExitStack()
@@ -81,10 +81,11 @@ class Repository:
         if self._need_not_send(descriptor):
             return
         answer = self._ask("POST", "blobs/uploads/", {202})
-        where = urljoin(answer.url, answer.headers.get("Location", ""))
+        with self._reaching():
+            where = self._door.session.resolve(answer.url, answer.headers.get("Location", ""))
         joined = "&" if "?" in where else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(data))}
-        self._ask("PUT", f"{where}{joined}digest={descriptor.digest}", {201}, data=data, headers=headers)
+        self._ask("PUT", "", {201}, url=f"{where}{joined}digest={descriptor.digest}", data=data, headers=headers)
         with self._changing:
             self.sent_bytes += len(data)
             self._put.add(descriptor.digest)
@@ -204,14 +205,27 @@ class Repository:
         self._ask("PUT", f"manifests/{version}", {201}, data=data, headers=headers)
 
     def _ask(
-        self, method: str, what: str, expected: set[int], *, headers: Mapping[str, str] | None = None, **options: Any
+        self,
+        method: str,
+        what: str,
+        expected: set[int],
+        *,
+        url: str = "",
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> requests.Response:
-        url = what if what.startswith("http") else f"{self._base}{self.reference.repository}/{what}"
+        """The answer about `what` in the repository, or where the registry sent us, `url`.
+
+        Who we are is for the registry alone, whoever else asks: what is uploaded may lie elsewhere, with a right to it
+        in the address.
+        """
+        url = url or f"{self._base}{self.reference.repository}/{what}"
+        what = what or url
         with self._reaching():
             door = self._door
-            given = {**(headers or {}), **door.headers}
+            given = {**(headers or {}), **(door.headers if door.session.is_base(url) else {})}
             answer = door.session.request(method, url, headers=given, **options)
-            if answer.status_code in _UNKNOWN:
+            if answer.status_code in _UNKNOWN and door.session.is_base(answer.url):  # a redirect may have led on
                 answer = door.introduce(answer, method, url, headers=dict(headers or {}), **options)
         if answer.status_code not in expected:
             with answer, self._reaching():  # what is not read to its end holds its connection
@@ -254,7 +268,7 @@ class Repository:
             if self._is_closed:
                 raise Closed(f"the line to {self.reference.host}")
             if not hasattr(self._of_thread, "door"):
-                self._of_thread.door = _Door(self.reference, plain_http=self._plain)
+                self._of_thread.door = _Door(self.reference, self._base, plain_http=self._plain_http)
                 self._doors.callback(self._of_thread.door.session.close)
         door: _Door = self._of_thread.door
         return door
@@ -263,12 +277,12 @@ class Repository:
 class _Door:
     """The connections of one thread, and what it says of who we are once it was asked."""
 
-    def __init__(self, reference: Reference, *, plain_http: bool) -> None:
+    def __init__(self, reference: Reference, base: str, *, plain_http: bool) -> None:
         self._reference = reference
-        self._plain = plain_http
+        self._plain = base.startswith("http:")
         self.headers: dict[str, str] = {}
-        self.session = Session()
-        self.session.trust_env = not plain_http or not reference.is_local  # no proxy leads to this host
+        self.session = Session(base, plain_http=plain_http)
+        self.session.trust_env = not self._plain or not reference.is_local  # no proxy leads to this host
 
     def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
         """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed."""

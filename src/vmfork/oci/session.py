@@ -6,11 +6,16 @@ import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidURL
 from urllib3.util import Retry
+
+from vmfork.errors import HostError
+from vmfork.oci.reference import is_this_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,10 +118,16 @@ class Session(requests.Session):
 
     requests (2.34) asks `~/.netrc` wherever a request has no `auth`, by the host's name without its port: what is there
     goes over the token or the login that a request has already, and its `default` to whomever a redirect leads to.
+
+    What a registry leads to, by a redirect, for an upload or for a token, may be elsewhere. It is spoken to by plain
+    HTTP only where the user meant that: anywhere with `plain_http`, and on this host by a registry at `base` that
+    speaks no TLS either.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: str, *, plain_http: bool) -> None:
         super().__init__()
+        self._base = base
+        self._plain_http = plain_http
         self.auth = lambda request: request
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Limited())
@@ -126,3 +137,47 @@ class Session(requests.Session):
         headers = prepared_request.headers
         if "Authorization" in headers and self.should_strip_auth(response.request.url, prepared_request.url):
             del headers["Authorization"]
+
+    def get_redirect_target(self, resp: Any) -> str | None:
+        where = super().get_redirect_target(resp)
+        return where and self.resolve(resp.url, where)
+
+    def resolve(self, url: str, where: str) -> str:
+        """What `where` names, in the answer of `url`. Raises requests' `InvalidURL` for what names nothing.
+
+        A registry behind a proxy that speaks TLS for it may not know that, and names itself by `http://`. The same host
+        and port go on to be spoken to by TLS: we just did so.
+        """
+        try:
+            found = urlsplit(urljoin(url, where))
+            _ = found.port  # is looked at when it is asked for
+        except ValueError as error:
+            raise InvalidURL(f"it leads to {where!r}: {error}") from error
+        base = urlsplit(self._base)
+        if (found.scheme, found.netloc.lower()) == ("http", base.netloc.lower()):
+            found = found._replace(scheme=base.scheme)
+        return found.geturl()
+
+    def is_base(self, url: str) -> bool:
+        """Whether that is the registry itself: scheme, host and port."""
+        return _origin_of(url) == _origin_of(self._base)
+
+    def send(self, request: Any, **options: Any) -> Any:
+        if not self._may_go_to(request.url):
+            _, host, _ = _origin_of(request.url)
+            raise HostError(
+                f"the registry {urlsplit(self._base).netloc} leads to http://{host}: nothing was sent there",
+                hint="see how it, or the proxy before it, is set up: it should name that by https",
+            )
+        return super().send(request, **options)
+
+    def _may_go_to(self, url: str) -> bool:
+        scheme, host, _ = _origin_of(url)
+        if scheme != "http" or self._plain_http:
+            return True
+        return urlsplit(self._base).scheme == "http" and is_this_host(host)
+
+
+def _origin_of(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -7,7 +7,7 @@ import json
 import ssl
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.issuer import make_certificate
+from vmfork.errors import HostError
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.reference import Reference
 from vmfork.oci.registry import Repository
@@ -93,7 +94,7 @@ def serving(answer: Callable[[Asked], Answer], tls: tuple[Path, Path] | None = N
         context.load_cert_chain(*tls)
         listening.socket = context.wrap_socket(listening.socket, server_side=True)
     server = Server(f"{'http' if tls is None else 'https'}://127.0.0.1:{listening.server_address[1]}", answer)
-    thread = threading.Thread(target=listening.serve_forever)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield server
@@ -164,3 +165,132 @@ def test_a_token_is_not_overridden_by_netrc(home, tls) -> None:
     with serving(answer, tls) as server, open_at(server) as repository:
         assert repository.read(DESCRIBED) == DATA
         assert server.told == {None, "Bearer it"}
+
+
+UPLOADS = "/v2/team/app/blobs/uploads/"
+
+
+def taking(where: Callable[[], str]) -> Callable[[Asked], Answer]:
+    """A registry that knows `me` alone, has nothing, and sends uploads to what `where` says."""
+
+    def answer(asked: Asked) -> Answer:
+        if asked.authorization != basic("me"):
+            return Answer(401, BASIC)
+        if asked.method == "POST":
+            return Answer(202, {"Location": where()})
+        return Answer(201 if asked.method == "PUT" else 404)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [201, 401])
+def test_where_an_upload_goes_elsewhere_nobody_there_is_told_who_we_are(tls, log_in, status) -> None:
+    with (
+        serving(lambda _: Answer(status, BASIC), tls) as elsewhere,
+        serving(taking(lambda: f"{elsewhere.url}/there?key=1"), tls) as server,
+        open_at(server) as repository,
+    ):
+        log_in(server.host)
+        if status == 201:
+            repository.put(DESCRIBED, DATA)
+        else:
+            with pytest.raises(HostError, match="401"):
+                repository.put(DESCRIBED, DATA)
+        expected = Asked("PUT", f"/there?key=1&digest={DESCRIBED.digest}".replace(":", "%3A"), None, DATA)
+        assert [replace(each, path=each.path.replace(":", "%3A")) for each in elsewhere.asked] == [expected]
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_an_upload_goes_nowhere_by_plain_http_where_the_registry_speaks_tls(tls, log_in, name) -> None:
+    with (
+        serving(lambda _: Answer(201)) as elsewhere,
+        serving(taking(lambda: f"{elsewhere.url.replace('127.0.0.1', name)}/there"), tls) as server,
+        open_at(server) as repository,
+    ):
+        log_in(server.host)
+        with pytest.raises(HostError, match=f"leads to http://{name}") as told:
+            repository.put(DESCRIBED, DATA)
+        assert told.value.hint
+        assert elsewhere.asked == []
+
+
+def test_a_registry_that_does_not_know_of_its_tls_is_spoken_to_by_it(tls, log_in) -> None:
+    with serving(taking(lambda: f"HTTP://{server.host}{UPLOADS}1"), tls) as server, open_at(server) as repository:
+        log_in(server.host)
+        repository.put(DESCRIBED, DATA)
+        assert (server.asked[-1].method, server.asked[-1].body) == ("PUT", DATA)
+        assert server.asked[-1].authorization == basic("me")
+
+
+def test_a_redirect_leads_nowhere_by_plain_http_where_the_registry_speaks_tls(tls) -> None:
+    with (
+        serving(lambda _: Answer(200, {}, DATA)) as elsewhere,
+        serving(lambda _: Answer(307, {"Location": f"{elsewhere.url}/there"}), tls) as server,
+        open_at(server) as repository,
+    ):
+        with pytest.raises(HostError, match="leads to http://"):
+            repository.read(DESCRIBED)
+        assert elsewhere.asked == []
+
+
+def test_whom_a_redirect_leads_to_cannot_ask_for_our_login(tls, log_in) -> None:
+    with (
+        serving(lambda _: Answer(401, BASIC), tls) as elsewhere,
+        serving(lambda _: Answer(307, {"Location": f"{elsewhere.url}/there"}), tls) as server,
+        open_at(server) as repository,
+    ):
+        log_in(server.host)
+        with pytest.raises(HostError, match="401"):
+            repository.read(DESCRIBED)
+        assert server.told == elsewhere.told == {None}
+
+
+@pytest.mark.parametrize("way", ["at once", "by a redirect"])
+def test_a_password_goes_to_no_issuer_by_plain_http_where_the_registry_speaks_tls(tls, log_in, way) -> None:
+    def answer(asked: Asked) -> Answer:
+        if asked.path.startswith("/token"):
+            return Answer(307, {"Location": f"{issuer.url}/token"})
+        realm = f"{issuer.url if way == 'at once' else server.url}/token"
+        return Answer(401, {"WWW-Authenticate": f'Bearer realm="{realm}",service="test"'})
+
+    with (
+        serving(lambda _: Answer(200, {}, b'{"token": "it"}')) as issuer,
+        serving(answer, tls) as server,
+        open_at(server) as repository,
+    ):
+        log_in(server.host)
+        with pytest.raises(HostError, match="leads to http://"):
+            repository.read(DESCRIBED)
+        assert issuer.asked == []
+
+
+def test_one_on_this_host_that_speaks_no_tls_leads_to_no_other_host_without_it(log_in) -> None:
+    """Whoever allows plain HTTP allows it on the whole way. The issuer's host is another by its name alone."""
+
+    def answer(asked: Asked) -> Answer:
+        if asked.authorization == "Bearer it":
+            return Answer(200, {}, DATA)
+        realm = f"{issuer.url.replace('127.0.0.1', '0.0.0.0')}/token"
+        return Answer(401, {"WWW-Authenticate": f'Bearer realm="{realm}",service="test"'})
+
+    with serving(lambda _: Answer(200, {}, b'{"token": "it"}')) as issuer, serving(answer) as server:
+        log_in(server.host)
+        with open_at(server) as repository, pytest.raises(HostError, match=r"leads to http://0\.0\.0\.0"):
+            repository.read(DESCRIBED)
+        assert issuer.asked == []
+        with open_at(server, plain_http=True) as repository:
+            assert repository.read(DESCRIBED) == DATA
+        assert issuer.told == {basic("me")}
+
+
+@pytest.mark.parametrize("where", ["https://[/", "https://127.0.0.1:99999/"])
+def test_what_leads_nowhere_is_told_as_that(where) -> None:
+    def answer(asked: Asked) -> Answer:
+        return Answer(307, {"Location": where})
+
+    with serving(answer) as server, open_at(server) as repository:
+        with pytest.raises(HostError, match="leads to 'https"):
+            repository.read(DESCRIBED)
+        server.answer = lambda asked: Answer(202 if asked.method == "POST" else 404, {"Location": where})
+        with pytest.raises(HostError, match="leads to 'https"):
+            repository.put(DESCRIBED, DATA)
