@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 # To connect, and for each piece of an answer. A registry may take long over the last piece of a layer.
 LIMITS_S = (10.0, 120.0)
 _TRIES = 3
+# Those by which a server says `Retry-After` (RFC 9110 10.2.3; 6585 4), and how long we wait for one request in all.
+_LATER = (413, 429, 503)
+_PATIENCE_S = 60.0
+# Of what a server says beside a refusal.
+_MOST_WORDS = 2000
 
 
 class _Tries(Retry):
@@ -44,14 +51,16 @@ class _Tries(Retry):
 class _Limited(HTTPAdapter):
     """Every request has a time limit, and is sent again where the connection broke before an answer.
 
-    It knows its connections, so that whoever waits in one can be woken by another thread.
+    So it is where a server asks us to come back, within limits: urllib3 (2.8) would sleep for up to six hours, three
+    times, and nothing wakes it. It knows its connections, so that whoever waits in one can be woken by another thread.
     """
 
     def __init__(self) -> None:
-        self._is_closed = False
+        self._closed = threading.Event()
         self._lines: WeakSet[Any] = WeakSet()
         self._noting = threading.Lock()
-        super().__init__(max_retries=_Tries(_TRIES, is_wanted=lambda: not self._is_closed))
+        tries = _Tries(_TRIES, is_wanted=lambda: not self._closed.is_set(), respect_retry_after_header=False)
+        super().__init__(max_retries=tries)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
@@ -82,15 +91,35 @@ class _Limited(HTTPAdapter):
         return type(kind.__name__, (kind,), {"connect": connect})
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._closed.is_set():
             raise OSError("the line was closed")
 
     def send(self, request: Any, **options: Any) -> Any:  # type: ignore[override]
         try:
-            return super().send(request, **(options | {"timeout": LIMITS_S}))
+            return self._send(request, options | {"timeout": LIMITS_S})
         finally:
-            if self._is_closed:  # meanwhile, by another thread
+            if self._closed.is_set():  # meanwhile, by another thread
                 self.close()
+
+    def _send(self, request: Any, options: dict[str, Any]) -> Any:
+        """The answer. It is waited for where the server says how long: all that is asked here may be asked twice.
+
+        An upload that was begun and is not gone on with is the registry's to forget. Raises `HostError` when it asks
+        for more than our patience.
+        """
+        patience_s, left = _PATIENCE_S, _TRIES
+        while True:
+            answer = super().send(request, **options)
+            wait_s = _asked_to_wait_s(answer)
+            if wait_s is not None and wait_s > patience_s:
+                with answer:
+                    raise _refuse_to_wait(answer, wait_s)
+            if wait_s is None or not left:
+                return answer
+            answer.close()
+            patience_s, left = patience_s - wait_s, left - 1
+            self._closed.wait(wait_s)
+            self._check_open()
 
     def close(self) -> None:
         """No connection is left. A request that another thread waits in fails.
@@ -98,7 +127,7 @@ class _Limited(HTTPAdapter):
         urllib3 (2.8) forgets its pools, and their connections stay as long as someone else knows them: an error does,
         by its traceback.
         """
-        self._is_closed = True
+        self._closed.set()
         with self._noting:
             lines = [*self._lines]
         for line in lines:
@@ -176,6 +205,39 @@ class Session(requests.Session):
         if scheme != "http" or self._plain_http:
             return True
         return urlsplit(self._base).scheme == "http" and is_this_host(host)
+
+
+def _refuse_to_wait(answer: Any, wait_s: float) -> HostError:
+    said = f"{answer.status_code} {answer.reason}"
+    return HostError(
+        f"{urlsplit(answer.url).netloc} answered with {said}, and asks us to wait for {wait_s:.0f} s",
+        hint="try again then; some let those do more who are logged in",
+        log=words_of(answer),
+    )
+
+
+def words_of(answer: Any) -> str:
+    """The beginning of what the server says, as far as it comes."""
+    data = b""
+    with suppress(requests.RequestException):
+        for piece in answer.iter_content(_MOST_WORDS):
+            data += piece
+            if len(data) >= _MOST_WORDS:
+                break
+    return data[:_MOST_WORDS].decode(errors="replace")
+
+
+def _asked_to_wait_s(answer: Any) -> float | None:
+    """How long the server asks us to wait, by seconds or a date; `None` where it does not, or in no such words."""
+    said = answer.headers.get("Retry-After", "").strip()
+    if answer.status_code not in _LATER or not said:
+        return None
+    if said.isascii() and said.isdecimal():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _origin_of(url: str) -> tuple[str, str, int | None]:

@@ -6,8 +6,11 @@ import base64
 import json
 import ssl
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.issuer import make_certificate
-from vmfork.errors import HostError
+from vmfork.errors import Closed, HostError
 from vmfork.oci.descriptor import Descriptor
 from vmfork.oci.reference import Reference
 from vmfork.oci.registry import Repository
@@ -89,6 +92,7 @@ def serving(answer: Callable[[Asked], Answer], tls: tuple[Path, Path] | None = N
             pass
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.handle_error = lambda *_: None  # whoever asked may have gone
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*tls)
@@ -294,3 +298,84 @@ def test_what_leads_nowhere_is_told_as_that(where) -> None:
         server.answer = lambda asked: Answer(202 if asked.method == "POST" else 404, {"Location": where})
         with pytest.raises(HostError, match="leads to 'https"):
             repository.put(DESCRIBED, DATA)
+
+
+def by_date(wait_s: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=wait_s), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("wait_s", ["0", -5], ids=["seconds", "date"])
+def test_a_registry_that_asks_us_to_wait_a_little_is_asked_again(status, wait_s) -> None:
+    """An upload as well: nothing was begun."""
+
+    def answer(asked: Asked) -> Answer:
+        if server.asked.count(asked) == 1:
+            return Answer(status, {"Retry-After": wait_s if wait_s == "0" else by_date(wait_s)})
+        found = {"POST": Answer(202, {"Location": f"{UPLOADS}1"}), "PUT": Answer(201)}
+        return found.get(asked.method, Answer(404))
+
+    with serving(answer) as server, open_at(server) as repository:
+        repository.put(DESCRIBED, DATA)
+        methods = [each.method for each in server.asked if each.method != "GET"]
+        assert methods == ["HEAD", "HEAD", "POST", "POST", "PUT", "PUT"]
+
+
+@pytest.mark.parametrize("wait_s", ["3600", "9" * 400, 3600], ids=["seconds", "ages", "date"])
+@pytest.mark.parametrize("at", ["the registry", "its issuer"])
+def test_one_that_asks_us_to_wait_for_long_is_told_with_its_words(wait_s, at) -> None:
+    def answer(asked: Asked) -> Answer:
+        if at == "its issuer" and not asked.path.startswith("/token"):
+            return Answer(401, {"WWW-Authenticate": f'Bearer realm="{server.url}/token",service="test"'})
+        said = wait_s if isinstance(wait_s, str) else by_date(wait_s)
+        return Answer(429, {"Retry-After": said}, b"you have pulled enough" + b"." * 9000)
+
+    with serving(answer) as server, open_at(server) as repository:
+        with pytest.raises(HostError, match=r"429 Too Many Requests, and asks us to wait for (3\d{3}|inf) s") as told:
+            repository.read(DESCRIBED)
+        assert server.host in str(told.value)
+        assert told.value.log.startswith("you have pulled enough")
+        assert len(told.value.log) == 2000
+        assert told.value.hint
+
+
+def test_one_that_goes_on_asking_us_to_wait_is_left() -> None:
+    with serving(lambda _: Answer(503, {"Retry-After": "0"}, b"later")) as server, open_at(server) as repository:
+        with pytest.raises(HostError, match="503") as told:
+            repository.read(DESCRIBED)
+        assert told.value.log == "later"
+        assert len(server.asked) == 4
+
+
+def test_our_patience_is_one_for_all_of_its_answers() -> None:
+    with serving(lambda _: Answer(503, {"Retry-After": waits.pop(0)})) as server, open_at(server) as repository:
+        waits = ["1", "59.5", "0"]  # the second is in no words of the standard
+        with pytest.raises(HostError, match=r"answered GET .* with 503"):
+            repository.read(DESCRIBED)
+        waits = ["1", "60"]
+        with pytest.raises(HostError, match="asks us to wait for 60 s"):
+            repository.read(DESCRIBED)
+
+
+def test_whoever_waits_for_a_registry_to_be_asked_again_is_woken_when_all_is_closed() -> None:
+    asked = threading.Event()
+
+    def answer(_: Asked) -> Answer:
+        asked.set()
+        return Answer(503, {"Retry-After": "60"})
+
+    with serving(answer) as server, ThreadPoolExecutor(1) as pool:
+        repository = open_at(server)
+        reading = pool.submit(repository.read, DESCRIBED)
+        assert asked.wait(10)
+        wait_for_end_of(reading, repository)
+        assert len(server.asked) == 1
+
+
+def wait_for_end_of(reading: Future[bytes], repository: Repository) -> None:
+    """It waits, is given up, and has ended at once."""
+    with pytest.raises(TimeoutError):
+        reading.result(timeout=0.5)
+    repository.close()
+    with pytest.raises((HostError, Closed)):
+        reading.result(timeout=10)
