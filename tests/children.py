@@ -13,6 +13,7 @@ from vmfork.portal import portal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def fork_child(body: Callable[[], object]) -> int:
@@ -51,3 +52,13 @@ def exit_code_of(pid: int) -> int:
 def wait_gone(pidfd: int, *, limit_s: float = 10) -> bool:
     """Whether the process of `pidfd` has ended within the limit; it need not be a child."""
     return bool(select.select([pidfd], [], [], limit_s)[0])
+
+
+def read_pipe(path: Path, *, limit_s: float = 10) -> str:
+    """The first that a process says by that named pipe."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert select.select([fd], [], [], limit_s)[0]
+        return os.read(fd, 4096).decode()
+    finally:
+        os.close(fd)

@@ -27,6 +27,7 @@ from vmfork.host.tool import find_tool
 from vmfork.oci.reference import HUB
 
 if TYPE_CHECKING:
+    from vmfork.oci.helper import Helpers
     from vmfork.oci.reference import Reference
 
 # By this it is asked for; the others are what tools beside Docker's write.
@@ -39,18 +40,18 @@ _UNKNOWN = "credentials not found"
 _IDENTITY = "<token>"
 
 
-def find_credentials(reference: Reference) -> tuple[str, str] | None:
+def find_credentials(reference: Reference, helpers: Helpers) -> tuple[str, str] | None:
     """The user and the password, or `None` where nobody is known there.
 
     Raises `HostError` for a file that makes no sense, and for a helper that is missing, fails, or says what it should
-    not.
+    not, and `Closed` when `helpers` are closed meanwhile.
     """
     path = Path(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"), "config.json")
     said = _read(path)
     keys = _keys_of(reference)
-    helpers = _table(said, "credHelpers")
-    helper = next((helpers[key] for key in keys if key in helpers), said.get("credsStore"))
-    found = _ask(helper, keys[0], path) if helper else None
+    named = _table(said, "credHelpers")
+    helper = next((named[key] for key in keys if key in named), said.get("credsStore"))
+    found = _ask(helper, keys[0], path, helpers) if helper else None
     if found is None:
         auths = _table(said, "auths")
         found = next((pair for key in _matching(auths, keys) if (pair := _decode(auths[key], key, path))), None)
@@ -112,7 +113,7 @@ def _decode(entry: object, key: str, path: Path) -> tuple[str, str] | None:
     return user, password.rstrip("\0")  # as Docker reads it
 
 
-def _ask(helper: object, key: str, path: Path) -> tuple[str, str] | None:
+def _ask(helper: object, key: str, path: Path, helpers: Helpers) -> tuple[str, str] | None:
     """What the helper knows; `None` where it does not know that host."""
     program = f"docker-credential-{helper}"
     hint = f"see whether `echo {key} | {program} get` answers, or log in without it: take it out of {path}"
@@ -120,9 +121,7 @@ def _ask(helper: object, key: str, path: Path) -> tuple[str, str] | None:
         raise _refuse(path, f"names {helper!r} as a helper")
     argv = [find_tool(program, f"which {path} names to log in", hint=f"install it, or take it out of {path}"), "get"]
     try:
-        done = subprocess.run(
-            argv, input=key.encode(), capture_output=True, timeout=_HELPER_LIMIT_S, check=False, env=dict(os.environ)
-        )
+        done = helpers.run(argv, key.encode(), limit_s=_HELPER_LIMIT_S)
     except OSError as error:
         raise HostError(f"cannot run {program}: {error.strerror}", hint=hint) from error
     except subprocess.TimeoutExpired as error:

@@ -21,6 +21,7 @@ from oras.auth import get_auth_backend
 from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.credentials import find_credentials
 from vmfork.oci.descriptor import digest_of
+from vmfork.oci.helper import Helpers
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
 from vmfork.oci.session import LIMITS_S, Session
@@ -53,6 +54,8 @@ class Repository:
         self._plain = plain_http or (reference.is_local and not _speaks_tls(reference.server))
         self._of_thread = threading.local()
         self._doors = ExitStack()
+        self._helpers = Helpers()
+        self._doors.callback(self._helpers.close)
         self._is_closed = False
         self._changing = threading.Lock()
         self._asking = threading.Lock()
@@ -67,7 +70,7 @@ class Repository:
         self.close()
 
     def close(self) -> None:
-        """No connection is left, of any thread. What waits in one fails at once."""
+        """No connection is left, of any thread, and no helper. What waits for one fails at once."""
         with self._changing:
             self._is_closed = True
         self._doors.close()
@@ -268,7 +271,7 @@ class Repository:
             if self._is_closed:
                 raise Closed(f"the line to {self.reference.host}")
             if not hasattr(self._of_thread, "door"):
-                self._of_thread.door = _Door(self.reference, self._base, plain_http=self._plain_http)
+                self._of_thread.door = _Door(self.reference, self._base, self._helpers, plain_http=self._plain_http)
                 self._doors.callback(self._of_thread.door.session.close)
         door: _Door = self._of_thread.door
         return door
@@ -277,8 +280,9 @@ class Repository:
 class _Door:
     """The connections of one thread, and what it says of who we are once it was asked."""
 
-    def __init__(self, reference: Reference, base: str, *, plain_http: bool) -> None:
+    def __init__(self, reference: Reference, base: str, helpers: Helpers, *, plain_http: bool) -> None:
         self._reference = reference
+        self._helpers = helpers
         self._plain = base.startswith("http:")
         self.headers: dict[str, str] = {}
         self.session = Session(base, plain_http=plain_http)
@@ -290,7 +294,7 @@ class _Door:
         asked = answer.headers.get("Www-Authenticate", "")
         kind = "basic" if asked.lower().startswith("basic") else "token"
         auth = get_auth_backend(kind, self.session, insecure=self._plain)
-        found = find_credentials(self._reference)
+        found = find_credentials(self._reference, self._helpers)
         if found is not None:
             auth.set_basic_auth(*found)
         headers, _ = auth.authenticate_request(answer, options.pop("headers"))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from vmfork.errors import HostError
+from tests.children import read_pipe, wait_gone
+from vmfork.errors import Closed, HostError
+from vmfork.oci import credentials
 from vmfork.oci.credentials import find_credentials
+from vmfork.oci.helper import Helpers
 from vmfork.oci.reference import Reference
 
 HOST = "registry.example:5000"
@@ -58,7 +62,11 @@ def answer(user: str, secret: str = "secret") -> str:
 
 
 def find(text: str = f"{HOST}/team/app:1") -> tuple[str, str] | None:
-    return find_credentials(Reference.parse(text))
+    helpers = Helpers()
+    try:
+        return find_credentials(Reference.parse(text), helpers)
+    finally:
+        helpers.close()
 
 
 def test_the_folder_that_is_named_stands_in_the_place_of_that_at_home(docker, at_home, monkeypatch) -> None:
@@ -176,3 +184,54 @@ def test_a_file_that_makes_no_sense_is_named(docker, said) -> None:
     with pytest.raises(HostError, match=str(docker)) as error:
         find()
     assert "docker login" in error.value.hint
+
+
+@pytest.fixture
+def slow(docker, helper, tmp_path) -> Path:
+    """The pipe of a helper of all hosts that answers nothing: it says its pid and that of what it started there."""
+    pipe = tmp_path / "pids"
+    os.mkfifo(pipe)
+    helper("all", f"sleep 600 &\necho $$ $! >{pipe}\nwait")
+    docker.write_text(json.dumps({"credsStore": "all"}))
+    return pipe
+
+
+def test_a_helper_that_is_given_up_has_ended_with_what_it_started(slow) -> None:
+    helpers = Helpers()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(find_credentials, Reference.parse(f"{HOST}/app"), helpers)
+        watched = [os.pidfd_open(int(pid)) for pid in read_pipe(slow).split()]
+        helpers.close()
+        with pytest.raises(Closed, match="docker-credential-all was given up"):
+            asking.result(timeout=10)
+    assert [wait_gone(fd) for fd in watched] == [True, True]
+    for fd in watched:
+        os.close(fd)
+    with pytest.raises(Closed):
+        find_credentials(Reference.parse(f"{HOST}/app"), helpers)
+
+
+def test_a_helper_that_takes_too_long_is_named_and_has_ended(slow, monkeypatch) -> None:
+    monkeypatch.setattr(credentials, "_HELPER_LIMIT_S", 1)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(find)
+        watched = [os.pidfd_open(int(pid)) for pid in read_pipe(slow).split()]
+        with pytest.raises(HostError, match="docker-credential-all did not answer within 1 s"):
+            asking.result(timeout=20)
+    assert [wait_gone(fd) for fd in watched] == [True, True]
+    for fd in watched:
+        os.close(fd)
+
+
+def test_what_a_helper_leaves_behind_holds_up_nobody(docker, helper, tmp_path) -> None:
+    """An agent that keeps keys may have its output still."""
+    pipe = tmp_path / "pids"
+    os.mkfifo(pipe)
+    helper("all", f"cat {pipe} &\n{answer('me')}")
+    docker.write_text(json.dumps({"credsStore": "all"}))
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(find)
+        try:
+            assert asking.result(timeout=10) == ("me", "secret")
+        finally:
+            os.close(os.open(pipe, os.O_RDWR))  # what waits to read it finds its end

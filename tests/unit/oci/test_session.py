@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import ssl
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.children import read_pipe, wait_gone
 from tests.issuer import make_certificate
 from vmfork.errors import Closed, HostError
 from vmfork.oci.descriptor import Descriptor
@@ -379,3 +381,21 @@ def wait_for_end_of(reading: Future[bytes], repository: Repository) -> None:
     repository.close()
     with pytest.raises((HostError, Closed)):
         reading.result(timeout=10)
+
+
+def test_a_helper_that_a_request_waits_for_is_ended_when_all_is_closed(home, monkeypatch) -> None:
+    pipe = home / "pid"
+    os.mkfifo(pipe)
+    program = home / "bin" / "docker-credential-slow"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ >{pipe}\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (home / ".docker" / "config.json").write_text('{"credsStore": "slow"}')
+    with serving(lambda _: Answer(401, BASIC)) as server, ThreadPoolExecutor(1) as pool:
+        repository = open_at(server)
+        reading = pool.submit(repository.read, DESCRIBED)
+        helper = os.pidfd_open(int(read_pipe(pipe)))
+        wait_for_end_of(reading, repository)
+        assert wait_gone(helper)
+        os.close(helper)
