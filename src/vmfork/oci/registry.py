@@ -135,7 +135,8 @@ class Repository:
         """`file` has the content behind its beginning, which may be there from an earlier try; it is not compared.
 
         Where the line breaks it goes on from there, a few times. `check(size)` is called with the size that is there,
-        and may raise. Raises `ArtifactError` when the registry has not got it, or has more, and `HostError`.
+        and may raise. Raises `ArtifactError` when the registry has not got it, or has more, `HostError`, and `OSError`
+        where the file takes no more.
         """
         for left in reversed(range(_BROKEN_LINES)):
             have = file.seek(0, os.SEEK_END)
@@ -156,7 +157,7 @@ class Repository:
         what = f"blobs/{descriptor.digest}"
         headers = {"Range": f"bytes={have}-"} if have else {}
         answer = self._ask("GET", what, {200, 206, 404, 416}, headers=headers, stream=True)
-        with answer, self._reaching():
+        with answer:
             if answer.status_code == 404:
                 raise ArtifactError(str(self.reference), f"the registry has no {what}")
             if answer.status_code == 416:  # there is nothing behind what was sent
@@ -167,12 +168,22 @@ class Repository:
                 have = 0
                 file.seek(0)
                 file.truncate()
-            for piece in answer.iter_content(_PIECE):
+            for piece in self._pieces_of(answer):
                 have += len(piece)
                 if have > descriptor.size_bytes:
                     raise ArtifactError(f"{self.reference}: {what}", f"it has more than {descriptor.size_bytes} bytes")
                 file.write(piece)
                 check(have)
+
+    def _pieces_of(self, answer: requests.Response) -> Iterator[bytes]:
+        """What goes wrong on the way is told as the host's; what is done with a piece is not on the way."""
+        pieces = answer.iter_content(_PIECE)
+        while True:
+            with self._reaching():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def read_manifest(self, version: str, accept: tuple[str, ...] = (MANIFEST_TYPE, INDEX_TYPE)) -> bytes:
         """The manifest of that tag or digest. Raises `ArtifactError` when there is none."""
@@ -195,8 +206,8 @@ class Repository:
         """`None` where there is none. Raises `ArtifactError` for one that is larger than any."""
         answer = self._ask("GET", what, {200, 404}, headers={"Accept": accept}, stream=True)
         data = b""
-        with answer, self._reaching():
-            for piece in answer.iter_content(_PIECE):  # what was read to its end leaves its connection for the next
+        with answer:
+            for piece in self._pieces_of(answer):  # what was read to its end leaves its connection for the next
                 data += piece
                 if len(data) > MOST_DOCUMENT:
                     raise ArtifactError(f"{self.reference}: {what}", f"it has more than {MOST_DOCUMENT} bytes")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import io
 import json
 import os
 import ssl
@@ -399,3 +401,33 @@ def test_a_helper_that_a_request_waits_for_is_ended_when_all_is_closed(home, mon
         wait_for_end_of(reading, repository)
         assert wait_gone(helper)
         os.close(helper)
+
+
+class Full(io.BytesIO):
+    """A file whose disk is full."""
+
+    def write(self, _data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_no_fault_of_the_registry() -> None:
+    with serving(lambda _: Answer(200, {}, DATA)) as server, open_at(server) as repository:
+        with pytest.raises(OSError, match="No space left") as told:
+            repository.download(DESCRIBED, Full(), lambda _size: None)
+        assert told.value.errno == errno.ENOSPC
+        assert len(server.asked) == 1
+
+
+def test_a_disk_that_fills_up_while_a_layer_comes_is_not_filled_again() -> None:
+    """Behind its beginning, too: that was taken for a line that broke, and fetched once more."""
+
+    class Filling(Full):
+        def write(self, data: object) -> int:
+            return io.BytesIO.write(self, data) if not self.tell() else super().write(data)
+
+    data = os.urandom(3 << 20)
+    described = Descriptor.of(data, "application/octet-stream")
+    with serving(lambda _: Answer(200, {}, data)) as server, open_at(server) as repository:
+        with pytest.raises(OSError, match="No space left"):
+            repository.download(described, Filling(), lambda _size: None)
+        assert len(server.asked) == 1
