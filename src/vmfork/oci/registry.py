@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import requests
 from oras.auth import get_auth_backend
+from oras.auth.utils import parse_auth_header
 
 from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.credentials import find_credentials
@@ -24,7 +25,7 @@ from vmfork.oci.descriptor import digest_of
 from vmfork.oci.helper import Helpers
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
-from vmfork.oci.session import LIMITS_S, Session
+from vmfork.oci.session import LIMITS_S, Session, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from vmfork.oci.reference import Reference
 
 _PIECE = 1 << 20
-_UNKNOWN = (401, 403)
+# Of what a registry asks for, as it is told.
+_MOST_ASKED = 200
 # As often is a download gone on with, when its line broke.
 _BROKEN_LINES = 5
 
@@ -239,7 +241,7 @@ class Repository:
             door = self._door
             given = {**(headers or {}), **(door.headers if door.session.is_base(url) else {})}
             answer = door.session.request(method, url, headers=given, **options)
-            if answer.status_code in _UNKNOWN and door.session.is_base(answer.url):  # a redirect may have led on
+            if _is_challenge(answer) and door.session.is_base(answer.url):  # a redirect may have led on
                 answer = door.introduce(answer, method, url, headers=dict(headers or {}), **options)
         if answer.status_code not in expected:
             with answer, self._reaching():  # what is not read to its end holds its connection
@@ -249,11 +251,15 @@ class Repository:
     def _refused(self, answer: requests.Response, what: str) -> HostError:
         host = self.reference.host
         if answer.status_code in (401, 403):
-            return HostError(f"the registry {host} lets us not: {what}: {answer.status_code}", hint=_login(host))
+            return HostError(
+                f"the registry {host} lets us not: {what}: {answer.status_code}",
+                hint=_login(host),
+                log=words_of(answer),
+            )
         return HostError(
             f"the registry {host} answered {what} with {answer.status_code} {answer.reason}",
             hint="see what its log says, or try again",
-            log=answer.text[:2000],
+            log=words_of(answer),
         )
 
     @contextmanager
@@ -268,7 +274,7 @@ class Repository:
         except (requests.RequestException, OSError) as error:
             hint = "see that it runs and is reached from here, then try again"
             raise HostError(f"the registry {host} cannot be reached: {_reason(error)}", hint=hint) from error
-        except (ValueError, AttributeError) as error:  # oras: it has nothing to say who we are
+        except (ValueError, AttributeError) as error:  # oras: what an issuer answered is none of its answers
             raise HostError(f"the registry {host} does not know us: {error}", hint=_login(host)) from error
 
     @property
@@ -300,17 +306,37 @@ class _Door:
         self.session.trust_env = not self._plain or not reference.is_local  # no proxy leads to this host
 
     def introduce(self, answer: requests.Response, method: str, url: str, **options: Any) -> requests.Response:
-        """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed."""
-        answer.close()
-        asked = answer.headers.get("Www-Authenticate", "")
-        kind = "basic" if asked.lower().startswith("basic") else "token"
-        auth = get_auth_backend(kind, self.session, insecure=self._plain)
+        """The answer to the same request with who we are, as the registry asked for it by `answer`, which is closed.
+
+        Raises `HostError` where it asks for what nobody has, or in no way that is known here.
+        """
+        host = self._reference.host
+        with answer:
+            said = words_of(answer)
+        asked = answer.headers["Www-Authenticate"]
+        is_basic = asked.lower().startswith("basic")
+        if not is_basic and not parse_auth_header(asked).realm:
+            raise HostError(
+                f"the registry {host} asks who we are by {asked[:_MOST_ASKED]!r}, neither Basic nor of a token",
+                hint="see how it, or the proxy before it, is set up",
+                log=said,
+            )
+        auth = get_auth_backend("basic" if is_basic else "token", self.session, insecure=self._plain)
         found = find_credentials(self._reference, self._helpers)
         if found is not None:
             auth.set_basic_auth(*found)
+        elif is_basic:  # of that kind oras takes ORAS_USER and ORAS_PASS, whichever registry they are for
+            raise HostError(
+                f"the registry {host} asks for a login, and none is known for it", hint=_login(host), log=said
+            )
         headers, _ = auth.authenticate_request(answer, options.pop("headers"))
         self.headers = {key: value for key, value in headers.items() if key == "Authorization"}
         return self.session.request(method, url, headers=headers, **options)
+
+
+def _is_challenge(answer: requests.Response) -> bool:
+    """Whether who we are is asked for. A 403 without that knows us, and says no (RFC 9110 15.5.4)."""
+    return answer.status_code in (401, 403) and "Www-Authenticate" in answer.headers
 
 
 def _speaks_tls(host: str) -> bool:

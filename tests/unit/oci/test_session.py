@@ -431,3 +431,60 @@ def test_a_disk_that_fills_up_while_a_layer_comes_is_not_filled_again() -> None:
         with pytest.raises(OSError, match="No space left"):
             repository.download(described, Filling(), lambda _size: None)
         assert len(server.asked) == 1
+
+
+def test_a_registry_that_forbids_it_is_quoted_and_our_login_is_kept(log_in) -> None:
+    """What is asked once more without a login is answered to nobody, and by other words."""
+
+    def answer(asked: Asked) -> Answer:
+        if asked.authorization != basic("me"):
+            return Answer(401, BASIC, b"who are you")
+        return Answer(403, {}, b"the quota of team is used up" + b"." * 9000) if asked.path == BLOB else Answer(404)
+
+    with serving(answer) as server, open_at(server) as repository:
+        log_in(server.host)
+        for _ in range(2):
+            with pytest.raises(HostError, match="403") as told:
+                repository.read(DESCRIBED)
+            assert told.value.log.startswith("the quota of team is used up")
+            assert len(told.value.log) == 2000
+            assert told.value.hint
+        assert [each.authorization for each in server.asked] == [None, basic("me"), basic("me")]
+
+
+def test_a_registry_that_forbids_us_and_asks_who_we_are_is_told(log_in) -> None:
+    def answer(asked: Asked) -> Answer:
+        return Answer(200, {}, DATA) if asked.authorization == basic("me") else Answer(403, BASIC)
+
+    with serving(answer) as server, open_at(server) as repository:
+        log_in(server.host)
+        assert repository.read(DESCRIBED) == DATA
+
+
+def test_a_login_that_is_refused_is_told_with_the_registrys_words(log_in) -> None:
+    with serving(lambda _: Answer(401, BASIC, b"your account has expired")) as server, open_at(server) as repository:
+        log_in(server.host)
+        with pytest.raises(HostError, match="401") as told:
+            repository.read(DESCRIBED)
+        assert told.value.log == "your account has expired"
+        assert "docker login" in told.value.hint
+
+
+def test_a_registry_that_asks_nobody_for_a_password_is_told_as_that(monkeypatch) -> None:
+    """Nor is it told what `oras` finds in the environment, which is of no registry."""
+    monkeypatch.setenv("ORAS_USER", "other")
+    monkeypatch.setenv("ORAS_PASS", "secret")
+    with serving(lambda _: Answer(401, BASIC, b"who are you")) as server, open_at(server) as repository:
+        with pytest.raises(HostError, match="asks for a login, and none is known") as told:
+            repository.read(DESCRIBED)
+        assert f"docker login {server.host}" in told.value.hint
+        assert told.value.log == "who are you"
+        assert server.told == {None}
+
+
+@pytest.mark.parametrize("challenge", ["Negotiate", 'Bearer service="test"'])
+def test_a_registry_that_asks_in_no_way_that_we_know_is_told_as_that(log_in, challenge) -> None:
+    with serving(lambda _: Answer(401, {"WWW-Authenticate": challenge})) as server, open_at(server) as repository:
+        log_in(server.host)
+        with pytest.raises(HostError, match="asks who we are by"):
+            repository.read(DESCRIBED)
