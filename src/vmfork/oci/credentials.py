@@ -5,9 +5,11 @@ $DOCKER_CONFIG/config.json     where that is set, and nothing else; otherwise
 ~/.docker/config.json
     credHelpers  {HOST: NAME}  docker-credential-NAME knows, for this host; otherwise
     credsStore   NAME          it knows for all; what it does not know, or without either,
-    auths        {HOST: {"auth": base64 of USER:PASSWORD}}
+    auths        {HOST: {"auth": base64 of USER:PASSWORD}}, or {"username": USER, "password": PASSWORD}
+                 {HOST/PATH: ...}  the same, for the repositories below PATH alone (`skopeo login`)
 ```
-Docker Hub's HOST is `https://index.docker.io/v1/` there. Others may have a scheme and a path around theirs too, of old.
+Docker Hub's HOST is `https://index.docker.io/v1/` there. Others may have a scheme and a path around theirs too, of old:
+behind a scheme any path is none, and so are `/v1` and `/v2` (containers/image, pkg/docker/config).
 
 `oras` reads these files as well. It merges both in no certain order (0.2.43: a set), and takes a helper that fails, or
 is not installed, for one that knows nothing: what a registry answers then leads nobody to the reason.
@@ -38,6 +40,10 @@ _HELPER_LIMIT_S = 120
 _UNKNOWN = "credentials not found"
 # Their name for one who has no password, but a token that another service takes (docker/cli, native_store.go).
 _IDENTITY = "<token>"
+# What says so in the file: that token, and one that a registry takes as it is (docker/cli, AuthConfig).
+_TOKENS = ("identitytoken", "registrytoken")
+# Of the two versions of what registries speak, as old tools wrote them behind a host.
+_OLD_PATHS = ("v1", "v2")
 
 
 def find_credentials(reference: Reference, helpers: Helpers) -> tuple[str, str] | None:
@@ -54,7 +60,8 @@ def find_credentials(reference: Reference, helpers: Helpers) -> tuple[str, str] 
     found = _ask(helper, keys[0], path, helpers) if helper else None
     if found is None:
         auths = _table(said, "auths")
-        found = next((pair for key in _matching(auths, keys) if (pair := _decode(auths[key], key, path))), None)
+        matching = _matching(auths, keys, reference.repository)
+        found = next((pair for key in matching if (pair := _decode(auths[key], key, path))), None)
     return found
 
 
@@ -68,14 +75,24 @@ def _keys_of(reference: Reference) -> tuple[str, ...]:
     return (host, *([f"{other}{colon}{port}"] if other else []))
 
 
-def _matching(auths: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    """Entries for that host; those that say it without anything around it come first."""
+def _matching(auths: dict[str, Any], keys: tuple[str, ...], repository: str) -> list[str]:
+    """Entries for that repository: the longest path comes first, and of hosts those without anything around them."""
+
+    def is_for(key: str) -> bool:
+        host, path = _split(key)
+        return host in keys and f"{repository}/".startswith(f"{path}/" if path else "")
+
     exact = [key for key in keys if key in auths]
-    return exact + [key for key in auths if key not in exact and _host_of(key) in keys]
+    found = exact + [key for key in auths if key not in exact and is_for(key)]
+    return sorted(found, key=lambda key: len(_split(key)[1]), reverse=True)  # those of one length stay in their order
 
 
-def _host_of(key: str) -> str:
-    return key.rpartition("://")[2].partition("/")[0]
+def _split(key: str) -> tuple[str, str]:
+    """The host that an entry is for, and the path below which its repositories are."""
+    _, scheme, rest = key.rpartition("://")
+    host, _, path = rest.partition("/")
+    path = path.strip("/")
+    return host, "" if scheme or path in _OLD_PATHS else path
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,16 +118,31 @@ def _table(said: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _decode(entry: object, key: str, path: Path) -> tuple[str, str] | None:
     """`None` for an entry that says nothing: who logs in with a helper has such."""
-    text = entry.get("auth") if isinstance(entry, dict) else None
+    said = entry if isinstance(entry, dict) else {}
+    if any(said.get(name) for name in _TOKENS):
+        raise _refuse_token(path, key)
+    text = said.get("auth")
     if not text:
-        return None
+        return _pair(said, key, path)
     try:
         user, colon, password = base64.b64decode(text, validate=True).decode().partition(":")
     except (ValueError, TypeError) as error:
         raise _refuse(path, f"has an 'auth' for {key} that is not base64 of text") from error
     if not colon:
         raise _refuse(path, f"has an 'auth' for {key} that is not base64 of USER:PASSWORD")
+    if user == _IDENTITY:
+        raise _refuse_token(path, key)
     return user, password.rstrip("\0")  # as Docker reads it
+
+
+def _pair(said: dict[str, Any], key: str, path: Path) -> tuple[str, str] | None:
+    """The user and the password as they are, which Docker reads too and some tools write."""
+    user, password = said.get("username"), said.get("password")
+    if not user or not password:
+        return None
+    if not isinstance(user, str) or not isinstance(password, str):
+        raise _refuse(path, f"has a login for {key} that is no text")
+    return user, password
 
 
 def _ask(helper: object, key: str, path: Path, helpers: Helpers) -> tuple[str, str] | None:
@@ -139,11 +171,16 @@ def _ask(helper: object, key: str, path: Path, helpers: Helpers) -> tuple[str, s
     if not isinstance(user, str) or not isinstance(secret, str):
         raise HostError(f"{program} answered what is no name and password", hint=hint)  # and may be a secret
     if user == _IDENTITY:
-        raise HostError(
-            f"{program} has an identity token for {key}, of which vmfork makes no use",
-            hint="log in with a password or an access token",
-        )
+        raise _refuse_token(program, key)
     return (user, secret) if user or secret else None
+
+
+def _refuse_token(where: object, key: str) -> HostError:
+    """Read as a login it would be one with an empty password, or nobody's."""
+    return HostError(
+        f"{where} has an identity token for {key}, of which vmfork makes no use",
+        hint="log in with a password or an access token",
+    )
 
 
 def _refuse(path: Path, reason: str) -> HostError:

@@ -186,6 +186,51 @@ def test_a_file_that_makes_no_sense_is_named(docker, said) -> None:
     assert "docker login" in error.value.hint
 
 
+def test_a_login_for_a_path_is_for_what_is_below_it_alone(docker) -> None:
+    said = {HOST: auth("all"), f"{HOST}/team": auth("team"), f"{HOST}/team/a": auth("a"), f"{HOST}/team/b": auth("b")}
+    for entries in (said, dict(reversed(said.items()))):
+        docker.write_text(json.dumps({"auths": entries}))
+        for name, user in (
+            ("team/a", "a"), ("team/a/deep", "a"), ("team/ab", "team"), ("team/b", "b"), ("team", "team"),
+            ("teams/a", "all"), ("other", "all"),
+        ):  # fmt: skip
+            assert find(f"{HOST}/{name}:1") == (user, "secret")
+    del said[HOST]
+    docker.write_text(json.dumps({"auths": said}))
+    assert find(f"{HOST}/teams/a:1") is None
+
+
+def test_a_login_for_a_path_of_docker_hub_is_for_that_path(docker) -> None:
+    docker.write_text(json.dumps({"auths": {HUB: auth("all"), "docker.io/team": auth("team")}}))
+    assert find("docker.io/team/app:1") == ("team", "secret")
+    assert find("docker.io/python:1") == ("all", "secret")
+
+
+def test_a_user_and_a_password_as_they_are_make_a_login(docker) -> None:
+    plain = {"username": "me", "password": "a:b"}
+    docker.write_text(json.dumps({"auths": {HOST: plain}}))
+    assert find() == ("me", "a:b")
+    docker.write_text(json.dumps({"auths": {HOST: plain | auth("encoded")}}))
+    assert find() == ("encoded", "secret")
+    for less in ({"username": "me"}, {"password": "secret"}, {"username": "", "password": "secret"}):
+        docker.write_text(json.dumps({"auths": {HOST: less}}))
+        assert find() is None
+    docker.write_text(json.dumps({"auths": {HOST: {"username": "me", "password": 1}}}))
+    with pytest.raises(HostError, match=str(docker)):
+        find()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [auth("me", "") | {"identitytoken": "it"}, {"identitytoken": "it"}, {"registrytoken": "it"}, auth("<token>", "it")],
+)
+def test_a_token_in_the_file_is_refused_as_that_of_a_helper(docker, entry) -> None:
+    docker.write_text(json.dumps({"auths": {HOST: entry}}))
+    with pytest.raises(HostError, match=f"{docker} has an identity token for {HOST}") as error:
+        find()
+    assert "password or an access token" in error.value.hint
+
+
 @pytest.fixture
 def slow(docker, helper, tmp_path) -> Path:
     """The pipe of a helper of all hosts that answers nothing: it says its pid and that of what it started there."""
