@@ -29,7 +29,7 @@ from vmfork.host.tool import find_tool
 from vmfork.oci.reference import HUB
 
 if TYPE_CHECKING:
-    from vmfork.oci.helper import Helpers
+    from vmfork.oci.keychain import Helpers
     from vmfork.oci.reference import Reference
 
 # By this it is asked for; the others are what tools beside Docker's write.

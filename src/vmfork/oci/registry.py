@@ -22,7 +22,7 @@ from oras.auth.utils import parse_auth_header
 from vmfork.errors import ArtifactError, Closed, HostError
 from vmfork.oci.credentials import find_credentials
 from vmfork.oci.descriptor import digest_of
-from vmfork.oci.helper import Helpers
+from vmfork.oci.keychain import Helpers
 from vmfork.oci.layout import MOST_DOCUMENT
 from vmfork.oci.manifest import INDEX_TYPE, MANIFEST_TYPE
 from vmfork.oci.session import LIMITS_S, Session, words_of

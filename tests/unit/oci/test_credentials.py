@@ -14,7 +14,7 @@ from tests.children import read_pipe, wait_gone
 from vmfork.errors import Closed, HostError
 from vmfork.oci import credentials
 from vmfork.oci.credentials import find_credentials
-from vmfork.oci.helper import Helpers
+from vmfork.oci.keychain import Helpers
 from vmfork.oci.reference import Reference
 
 HOST = "registry.example:5000"
