@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -18,11 +19,15 @@ from vmfork.cluster.terms import LISTED, SILENT, Ask, Order
 from vmfork.cluster.vm import ClusterVM
 from vmfork.config.servers import Access
 from vmfork.errors import (
+    ArtifactError,
     Closed,
     ClusterError,
     DeadlineExceeded,
+    HostError,
+    ImageCorrupt,
     NodeLost,
     NoNode,
+    TemplateCorrupt,
     TemplateNotFound,
     TemplateUnfit,
     VMForkError,
@@ -34,7 +39,7 @@ from vmfork.owner import Owner, gives_owner
 from vmfork.rpc.packages import check_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from vmfork.cluster.terms import Decision, Held, Machine, Report, Site
     from vmfork.config import CardChoice
@@ -42,12 +47,23 @@ if TYPE_CHECKING:
     from vmfork.units import Size
     from vmfork.wire.given import GivenFile, HostPath
 
+_log = logging.getLogger("vmfork")
+
 # A third of the time after which a node ends the machines of a program that it has not heard of.
 _RENEW_EVERY_S = 10.0
+# So long a node may take for that: one that is cut off keeps no other from hearing of us.
+_RENEW_LIMIT_S = 10.0
+# So long, and of so many machines, it is kept in mind what a node that could not be asked may have made for nobody.
+_OWED_S = 3600.0
+_MOST_OWED = 1000
 # A node that ends is told as ended some seconds later; so long it is asked again, from its first loss on.
 _LOST_LIMIT_S = 60.0
 _AGAIN_S = 0.5
 _CLOSE_LIMIT_S = 30.0
+# What a node says that cannot make the machine, where another may.
+_REFUSALS = (TemplateUnfit, TemplateNotFound, NoNode)
+# What keeps a template from a node: memory, a budget, a disk, or what it was sent.
+_NOT_BROUGHT = (HostError, ArtifactError, TemplateCorrupt, ImageCorrupt)
 # Forks that are asked for at once. Nodes have their own limits.
 _AT_ONCE = 8
 
@@ -62,7 +78,10 @@ class Cluster(Owner):
     def __init__(self, site: Site) -> None:
         self._joined = site
         self._has_left = False
-        self._nodes: set[str] = set()
+        # The nodes that are told that we live: since when one does not answer, or 0.
+        self._nodes: dict[str, float] = {}
+        # By node, key and ticket of what it may have made for us, who have another; until when that is kept in mind.
+        self._owed: dict[tuple[str, str, str], float] = {}
         self._renewing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -257,24 +276,28 @@ class Cluster(Owner):
     async def prefetch(self, template: str, *, nodes: Sequence[str] | None = None) -> Sequence[str]:
         """The template is on these nodes, by default on all that it fits; gives those that it was brought to.
 
-        Machines that are asked for from now on are placed on all of them.
+        Machines that are asked for from now on are placed on all of them. Where none was named, nodes that it does not
+        fit, or that have no room for it, are left out.
         Raises `TemplateNotFound`, `NoNode` for a node that is not there, and, for a node that was named, what keeps the
-        template from it.
+        template from it, once the others have it.
         """
         targets = await self._site.ask("find_targets", template, nodes)
+        failures: list[VMForkError] = []
 
         async def pull(node: str, digest: str, sources: Sequence[str]) -> str:
             try:
                 await self._site.call(node, "pull", template, digest, sources)
-            except TemplateUnfit:
-                if nodes is not None:
-                    raise
+            except VMForkError as error:
+                _log.warning("template %s was not brought to node %s: %s", template, node, error)
+                failures.append(error)
                 return ""
             return node
 
         brought = [node for node in await asyncio.gather(*(pull(*target) for target in targets)) if node]
         if brought:
             await self._site.ask("look")  # the nodes tell of it themselves, but up to a second later
+        if failures and nodes is not None:
+            raise failures[0]
         return brought
 
     async def drain(self, node: str, *, timeout_s: float = 3600.0) -> None:
@@ -284,6 +307,21 @@ class Cluster(Owner):
         `timeout_s` seconds, and `ClusterError` with the names of templates that no other node takes, once it has no
         machine; the node gets none all the same.
         """
+        await self._move_templates(node)  # while machines run there
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while (report := await self._site.call(node, "report")).machines or report.asked:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise DeadlineExceeded(f"draining node {node}", timeout_s, hint="close its machines")
+            await asyncio.sleep(0.2)  # its machines end without telling us
+        # What came meanwhile, or what whoever had it too has no more.
+        if stay := await self._move_templates(node):
+            raise ClusterError(
+                f"node {node} is drained, and alone has {', '.join(stay)}, which no other node takes",
+                hint="keep them before it goes (vmfork template save), or add a node that they fit and drain again",
+            )
+
+    async def _move_templates(self, node: str) -> Sequence[str]:
+        """The node is drained, and what no other has another takes over; the names of those that none takes."""
         alone = await self._site.ask("drain", node)
         told = await self._site.ask("tell")
         others = [
@@ -291,17 +329,7 @@ class Cluster(Owner):
             for name, report in told["reports"].items()
             if name != node and not report.offer.is_draining and not report.offer.hindrance
         ]
-        stay = [name for name, digest, sources in alone if not await self._save(name, digest, sources, others)]
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while (await self._site.call(node, "report")).machines:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise DeadlineExceeded(f"draining node {node}", timeout_s, hint="close its machines")
-            await asyncio.sleep(0.2)  # its machines end without telling us
-        if stay:
-            raise ClusterError(
-                f"node {node} is drained, and alone has {', '.join(stay)}, which no other node takes",
-                hint="keep them before it goes (vmfork template save), or add a node that they fit and drain again",
-            )
+        return [name for name, digest, sources in alone if not await self._save(name, digest, sources, others)]
 
     async def _save(self, template: str, digest: str, sources: Sequence[str], nodes: Sequence[str]) -> bool:
         """Whether one of the nodes has taken the template over."""
@@ -371,13 +399,42 @@ class Cluster(Owner):
         lasts: bool = False,
         wait_s: float,
     ) -> ClusterVM:
-        site, ticket = self._site, uuid.uuid4().hex  # who leaves the cluster meanwhile is told by what it carries
+        ticket = uuid.uuid4().hex
         own_key = key or ticket
+        asked: set[str] = set()
+        try:
+            machine = await self._ask_nodes(
+                template, options, constraints, own_key, ticket, asked, lasts=lasts, wait_s=wait_s, is_shared=bool(key)
+            )
+            if key:
+                machine = await self._settle(machine)
+        except BaseException:
+            if asked:
+                await self._give_up(asked, own_key, ticket)
+            raise
+        self._owe(asked - {machine.node}, own_key, ticket)
+        return ClusterVM(machine, self._joined)
+
+    async def _ask_nodes(
+        self,
+        template: str,
+        options: Mapping[str, Any],
+        constraints: Constraints,
+        key: str,
+        ticket: str,
+        asked: set[str],
+        *,
+        lasts: bool,
+        wait_s: float,
+        is_shared: bool,
+    ) -> Machine:
+        """What a node has made. In `asked`, also after an error, are nodes that have made it, or may have."""
+        site = self._site  # who leaves the cluster meanwhile is told by what it carries
         avoid: frozenset[str] = frozenset()
         failed: VMForkError | None = None
         losses: dict[str, float] = {}
         while True:
-            ask = Ask(template=template, key=own_key, constraints=constraints, avoid=avoid, is_shared=bool(key))
+            ask = Ask(template=template, key=key, constraints=constraints, avoid=avoid, is_shared=is_shared)
             try:
                 decision: Decision = await site.ask("place", ask)
             except NoNode as error:
@@ -389,10 +446,11 @@ class Cluster(Owner):
                 await site.ask("look")
                 continue
             order = Order(
-                template=template, digest=decision.digest, key=own_key, client=site.client,
+                template=template, digest=decision.digest, created_at=decision.created_at, key=key, client=site.client,
                 ticket=ticket, sources=decision.sources, lasts=lasts, wait_s=wait_s, options=options,
             )  # fmt: skip
             self._begin_renewing(decision.node)
+            asked.add(decision.node)
             try:
                 machine: Machine = await site.call(decision.node, "fork", order)
             except NodeLost as error:
@@ -400,18 +458,18 @@ class Cluster(Owner):
                     raise
                 if error.is_cut and error.node == decision.node:  # that it had the machine of the key counts no more
                     failed, avoid = error, avoid | {decision.node}
-                await site.ask("release", own_key)
+                await site.ask("release", key)
                 await asyncio.sleep(_AGAIN_S)  # nobody tells when its process is back, or that it never will be
                 # Where its process alone has ended, and comes back, it tells whether it still has the machine.
                 await site.ask("look")
-            except (TemplateUnfit, TemplateNotFound, NoNode) as error:
+            except VMForkError as error:
+                if not isinstance(error, _REFUSALS) and not (decision.is_brought and isinstance(error, _NOT_BROUGHT)):
+                    raise
+                asked.discard(decision.node)
                 failed, avoid = error, avoid | {decision.node}
-                await site.ask("release", own_key)
-            except BaseException:
-                await self._give_up(decision.node, own_key, ticket)
-                raise
+                await site.ask("release", key)
             else:
-                return ClusterVM(await self._settle(machine) if key else machine, site)
+                return machine
 
     async def _settle(self, machine: Machine) -> Machine:
         """The machine that counts; where another was made for the same key before, ours is gone."""
@@ -420,20 +478,42 @@ class Cluster(Owner):
             await ClusterVM(machine, self._joined).aclose()
         return known
 
-    async def _give_up(self, node: str, key: str, ticket: str) -> None:
-        """Nothing is made for us any more, as far as the node can be asked. Others who asked by the key have theirs."""
+    async def _give_up(self, nodes: Collection[str], key: str, ticket: str) -> None:
+        """Nothing is made for us any more, as far as the nodes can be asked. Others who asked by the key have theirs.
+
+        What cannot be asked is asked when it can be again.
+        """
+        self._owe(nodes, key, ticket)
 
         async def give_up() -> None:
-            try:
-                await self._joined.call(node, "drop", key, ticket)
-            finally:
-                await self._joined.ask("release", key)
+            await asyncio.gather(*(self._pay(node) for node in nodes))
+            await self._joined.ask("release", key)
 
         with suppress(VMForkError, TimeoutError):
             await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(give_up())), _CLOSE_LIMIT_S)
 
+    def _owe(self, nodes: Collection[str], key: str, ticket: str) -> None:
+        """The nodes are to be told that nothing of theirs is wanted for the ticket."""
+        for node in nodes:
+            self._owed[node, key, ticket] = time.monotonic() + _OWED_S
+        while len(self._owed) > _MOST_OWED:
+            del self._owed[next(iter(self._owed))]
+
+    async def _pay(self, node: str) -> None:
+        """The node was told, unless it cannot be: then later."""
+        now = time.monotonic()
+        for owed, until in [*self._owed.items()]:
+            if owed[0] != node:
+                continue
+            if until > now:
+                try:
+                    await self._joined.call(node, "drop", *owed[1:])
+                except NodeLost:
+                    return
+            self._owed.pop(owed, None)
+
     def _begin_renewing(self, node: str) -> None:
-        self._nodes.add(node)
+        self._nodes.setdefault(node, 0.0)
         if self._renewing is None:
             self._renewing = asyncio.ensure_future(self._renew())
 
@@ -441,15 +521,28 @@ class Cluster(Owner):
         """Nodes hear of us, so that our machines live."""
         while True:
             await asyncio.sleep(_RENEW_EVERY_S)
-            for node in [*self._nodes]:
-                try:
+            nodes = {*self._nodes, *(node for node, _, _ in self._owed)}
+            told = await asyncio.gather(*map(self._renew_at, nodes), return_exceptions=True)
+            if any(isinstance(each, Closed) for each in told):
+                return  # what carries calls has ended, and our machines end by themselves
+
+    async def _renew_at(self, node: str) -> None:
+        """The node has heard of us. One that is lost is asked again for some time: it may only be cut off."""
+        try:
+            async with asyncio.timeout(_RENEW_LIMIT_S):
+                await self._pay(node)
+                if node in self._nodes:
                     await self._site.call(node, "renew", self._site.client)
-                except NodeLost:
-                    self._nodes.discard(node)
-                except Closed:  # what carries calls has ended, and our machines end by themselves
-                    return
-                except VMForkError:
-                    continue
+                    self._nodes[node] = 0.0
+        except NodeLost:
+            now = time.monotonic()
+            since = self._nodes.get(node, 0.0) or now
+            if now - since >= _LOST_LIMIT_S:
+                self._nodes.pop(node, None)
+            elif node in self._nodes:
+                self._nodes[node] = since
+        except TimeoutError:
+            pass
 
 
 async def _join(address: str) -> Site:

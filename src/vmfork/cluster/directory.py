@@ -144,6 +144,9 @@ class Directory:
     async def note_end(self, machine: Machine) -> None:
         """The machine has ended: its node tells so up to a second later, and its room can be given now."""
         self._known.note_end(machine)
+        settled = self._settled.get(machine.key)
+        if settled is not None and settled.machine.id == machine.id:
+            del self._settled[machine.key]
 
     async def _still_has(self, machine: Machine) -> bool:
         error = await self._hear(machine.node)
@@ -158,15 +161,16 @@ class Directory:
         self._settled.pop(key, None)
 
     async def drain(self, node: str) -> Sequence[tuple[str, str, tuple[str, ...]]]:
-        """No machine is placed on the node any more; gives name, digest and sources of what it alone has."""
+        """No machine is placed on the node any more; gives name, digest and sources of what no node has that stays."""
         await self.look()
         self._check_node(node)
         self._known.set_draining(node, drains=True)
         await self._peers.call(node, "set_draining", True)  # other directories learn it from the node
+        stay = {name for name, offer in self._known.offers.items() if not (offer.is_draining or offer.hindrance)}
         return [
             (held.name, held.wanted.digest, (node,))
             for held in self._known.reports[node].held
-            if self._known.list_holders(held.wanted.digest) == (node,) and self._known.find_held(held.name) == held
+            if stay.isdisjoint(self._known.list_holders(held.wanted.digest)) and self._known.is_latest(held)
         ]
 
     async def undrain(self, node: str) -> None:
@@ -260,7 +264,14 @@ class Directory:
         # Drawn: where many nodes want it at once, each asks another.
         drawn = self._rng.sample(holders, min(_SOURCES, len(holders)))
         sources = tuple(name for name in drawn if name != node)
-        return Decision(node=node, digest=digest, sources=sources, waits=waits)
+        return Decision(
+            node=node,
+            digest=digest,
+            created_at=held.created_at,
+            sources=sources,
+            is_brought=node not in holders,
+            waits=waits,
+        )
 
     def _offers(self, avoid: frozenset[str]) -> Mapping[str, Offer]:
         """What nodes offer, less what they were promised since."""

@@ -169,6 +169,11 @@ class Known:
             )
         return self._latest[template]
 
+    def is_latest(self, held: Held) -> bool:
+        """Whether none of its name was frozen later. Of one that two nodes have, what they tell may differ."""
+        latest = self.find_held(held.name)
+        return latest is not None and latest.wanted.digest == held.wanted.digest
+
     def list_holders(self, digest: str) -> tuple[str, ...]:
         """The nodes that have the template of that digest in force."""
         if digest not in self._listed:

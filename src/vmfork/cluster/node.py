@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from vmfork.admission.charge import Charge
@@ -28,6 +28,7 @@ from vmfork.config import FactoryConfig, Instance, find_places
 from vmfork.errors import (
     ClusterError,
     ConfigError,
+    NodeLost,
     NoNode,
     NoRoom,
     StoreBusy,
@@ -49,7 +50,7 @@ from vmfork.travel.fit import hardware_of
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from vmfork.cluster.terms import Order, Peers
     from vmfork.code.result import CodeResult
@@ -64,6 +65,8 @@ _log = logging.getLogger("vmfork")
 
 # A machine that does not last ends when nothing was heard of its program for so long.
 LEASE_S = 30.0
+# What was begun to be sent is forgotten when no more of it came for so long: a piece may take its time on a slow line.
+_SPOOL_S = 300.0
 _LOOK_EVERY_S = 5.0
 # Reports come once a second: so long what has ended is told.
 _ENDED_S = 5.0
@@ -117,11 +120,12 @@ class Node(Owner):
         self._asked: dict[str, asyncio.Task[Machine]] = {}
         # By key: the tickets of those who wait for the machine, or have it.
         self._tickets: dict[str, set[str]] = defaultdict(set)
-        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._pulls_at_once = asyncio.Semaphore(AT_ONCE)
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
         self._claims = Claims()
         self._is_draining = False
+        self._has_ended = False
         self._line = asyncio.Lock()
         self._in_line = 0
         # By key, when what was asked for came to an end.
@@ -227,17 +231,28 @@ class Node(Owner):
         """
         self._leases[order.client] = time.monotonic() + LEASE_S
         self._tickets[order.key].add(order.ticket)
-        for machine in self._machines.values():
-            if machine.key == order.key:
-                return self._hand_out(machine, order.client)
-        if order.key not in self._asked:
-            if self._is_draining:
-                self._tickets.pop(order.key, None)
-                raise NoNode(f"node {self.name} is being drained")
-            task = asyncio.ensure_future(self._make(order))
-            self._asked[order.key] = task
-            task.add_done_callback(lambda _: self._has_made(order.key))
-        return self._hand_out(await asyncio.shield(self._asked[order.key]), order.client)
+        while True:
+            for machine in self._machines.values():
+                if machine.key == order.key:
+                    return self._hand_out(machine, order.client)
+            task = self._asked.get(order.key) or self._begin_making(order)
+            try:
+                return self._hand_out(await asyncio.shield(task), order.client)
+            except asyncio.CancelledError:
+                # Whoever asked before us gave it up as we came: it is made anew, for us.
+                if not _gave_up_another(task) or order.ticket not in self._tickets.get(order.key, ()):
+                    raise
+
+    def _begin_making(self, order: Order) -> asyncio.Task[Machine]:
+        """Raises `NoNode` while the node is drained, and `NodeLost` at its end."""
+        if self._has_ended or self._is_draining:
+            self._tickets.pop(order.key, None)
+            if self._has_ended:
+                raise NodeLost(self.name, reason="it ends")
+            raise NoNode(f"node {self.name} is being drained")
+        task = self._asked[order.key] = asyncio.ensure_future(self._make(order))
+        task.add_done_callback(lambda _: self._has_made(order.key))
+        return task
 
     def _hand_out(self, machine: Machine, client: str) -> Machine:
         """The machine, which is that program's as well."""
@@ -247,7 +262,9 @@ class Node(Owner):
 
     def _has_made(self, key: str) -> None:
         task = self._asked.pop(key)
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled():  # nobody waited for it any more; who came since has a ticket
+            self._ended[key] = time.monotonic()
+        elif task.exception() is not None:
             self._tickets.pop(key, None)
             self._ended[key] = time.monotonic()
 
@@ -265,8 +282,9 @@ class Node(Owner):
         del self._tickets[key]
         if (task := self._asked.get(key)) is not None:
             task.cancel()
-            with suppress(asyncio.CancelledError, VMForkError):
-                await task
+            await asyncio.wait({task})
+        if self._tickets.get(key):  # somebody asked while that ended
+            return
         for machine in [*self._machines.values()]:
             if machine.key == key:
                 await self.close(machine.id)
@@ -278,8 +296,7 @@ class Node(Owner):
     async def find_key(self, key: str) -> Machine | None:
         """The machine of that key, once it is made where it is being made; `None` where there is none."""
         if (task := self._asked.get(key)) is not None:
-            with suppress(VMForkError):
-                await asyncio.shield(task)
+            await asyncio.wait({task})
         return next((machine for machine in self._machines.values() if machine.key == key), None)
 
     async def set_draining(self, is_draining: bool) -> None:
@@ -370,21 +387,34 @@ class Node(Owner):
     async def console_tail(self, vm_id: str) -> str:
         return (await self._get(vm_id)).console_tail()
 
-    async def spool(self, token: str, piece: bytes) -> None:
-        """A piece of a tar that `put` is to take, behind those before it; forgotten where no more comes, nor `put`."""
-        self._leases[token] = time.monotonic() + LEASE_S
-        if token not in self._spooled:
-            self._spooled[token] = tempfile.NamedTemporaryFile(prefix="vmfork-cluster-")  # noqa: SIM115 - till put
-        await asyncio.to_thread(self._spooled[token].write, piece)
+    async def spool(self, token: str, piece: bytes, at: int) -> None:
+        """A piece of a tar that `put` is to take, which begins `at` so many bytes; forgotten where no more comes.
 
-    async def put(self, vm_id: str, token: str, guest: str, options: Mapping[str, Any]) -> Copied:
-        """What was spooled is in the machine's folder `guest`; the spool is gone in any case."""
+        Raises `ClusterError` where what comes before it is not here.
+        """
+        self._leases[token] = time.monotonic() + _SPOOL_S
+        if token not in self._spooled and at == 0:
+            self._spooled[token] = tempfile.NamedTemporaryFile(prefix="vmfork-cluster-")  # noqa: SIM115 - till put
+        await asyncio.to_thread(self._check_spooled(self._spooled.get(token), at).write, piece)
+
+    async def put(self, vm_id: str, token: str, size_bytes: int, guest: str, options: Mapping[str, Any]) -> Copied:
+        """The spooled tar of that size is in the machine's folder `guest`; the spool is gone in any case."""
         self._leases.pop(token, None)
-        if (spooled := self._spooled.pop(token, None)) is None:
-            raise ClusterError(f"node {self.name} has nothing of what was sent: its process began anew meanwhile")
-        with spooled as tar:
+        with ExitStack() as stack:
+            if (spooled := self._spooled.pop(token, None)) is not None:
+                stack.enter_context(spooled)
+            tar = self._check_spooled(spooled, size_bytes)
             tar.seek(0)
             return await (await self._get(vm_id)).put_tar(tar, guest, **options)
+
+    def _check_spooled(
+        self, spooled: tempfile._TemporaryFileWrapper[bytes] | None, size_bytes: int
+    ) -> tempfile._TemporaryFileWrapper[bytes]:
+        """What was spooled, which is that long. Raises `ClusterError` where it is not."""
+        if spooled is None or spooled.tell() != size_bytes:
+            reason = "its process began anew, or nothing more came for too long"
+            raise ClusterError(f"node {self.name} has not all of what was sent: {reason}", hint="copy it again")
+        return spooled
 
     async def get(self, vm_id: str, guest: str, options: Mapping[str, Any]) -> AsyncIterator[bytes | Copied]:
         """A tar of the guest's file or folder in pieces; then what was copied."""
@@ -414,30 +444,35 @@ class Node(Owner):
         """The machine is gone. One that is gone already is no error."""
         machine, vm = self._machines.pop(vm_id, None), self._vms.pop(vm_id, None)
         self._clients.pop(vm_id, None)
+        if machine is not None and machine.lasts:
+            try:
+                with suppress(VMNotFound):
+                    vm = vm or await VM.connect(vm_id, places=self._instance.places)
+                    await vm.stop(grace_s=0.0)
+            except BaseException:
+                self._machines[vm_id] = machine  # it may run on, and is still ours
+                raise
         if machine is not None:
             self._tickets.pop(machine.key, None)
             self._ended[machine.key] = time.monotonic()
-        if machine is not None and machine.lasts:
-            with suppress(VMNotFound):
-                vm = vm or await VM.connect(vm_id, places=self._instance.places)
-                await vm.stop(grace_s=0.0)
         if vm is not None:
             await vm.aclose()
 
     async def pull(self, name: str, digest: str, sources: Sequence[str]) -> None:
-        """The template is in force here. Several who ask at once wait for one transfer.
+        """The template, or a later one of its name, is in force here. Several who ask at once wait for one transfer.
 
         Of several templates two come at a time.
         """
         held = await asyncio.to_thread(self._find_held, name)
         if held is not None and held.wanted.digest == digest:
             return
-        if digest not in self._pulls:
+        wanted = name, digest
+        if wanted not in self._pulls:
             self._counts["pulls"] += 1
             task = asyncio.ensure_future(self._pull(name, digest, sources))
-            self._pulls[digest] = task
-            task.add_done_callback(lambda _: self._pulls.pop(digest, None))
-        await asyncio.shield(self._pulls[digest])
+            self._pulls[wanted] = task
+            task.add_done_callback(lambda _: self._pulls.pop(wanted, None))
+        await asyncio.shield(self._pulls[wanted])
 
     async def _pull(self, name: str, digest: str, sources: Sequence[str]) -> None:
         async with self._pulls_at_once:
@@ -454,8 +489,8 @@ class Node(Owner):
         await self._follow()
 
     async def keeps(self, digest: str) -> bool:
-        """Whether the template of that digest is in force here, and not about to go for another."""
-        if self._eviction.is_going(digest):
+        """Whether the template of that digest is in force here, and stays."""
+        if self._is_draining or self._eviction.is_going(digest):
             return False
         found = await asyncio.to_thread(self._find_generation, digest)
         return found is not None and not self._eviction.is_going(digest)
@@ -474,6 +509,7 @@ class Node(Owner):
 
     async def aclose(self) -> None:
         """Machines that do not last are gone; those that last run on."""
+        self._has_ended = True
         for watch in (self._watch, self._bringing):
             if watch is not None:
                 watch.cancel()
@@ -540,9 +576,12 @@ class Node(Owner):
         return found
 
     async def _open(self, order: Order) -> Template:
-        """The template of the order, which was taken over from another node where it was not here."""
+        """The template of the order, which was taken over from another node where it was not here.
+
+        Where a later one of its name is, that counts: whoever asked had not heard of it.
+        """
         held = await asyncio.to_thread(self._find_held, order.template)
-        if held is None or held.wanted.digest != order.digest:
+        if held is None or (held.wanted.digest != order.digest and held.created_at <= order.created_at):
             if not order.sources:
                 raise TemplateNotFound(order.template)
             await self.pull(order.template, order.digest, order.sources)
@@ -594,13 +633,14 @@ class Node(Owner):
             now = time.monotonic()
             living = {each for each, until in self._leases.items() if until >= now}
             for vm_id in [each for each, clients in self._clients.items() if living.isdisjoint(clients)]:
-                with suppress(VMForkError):
+                with _going_on("machine %s of a program that ended", vm_id):
                     await self.close(vm_id)
             for token in [each for each in self._spooled if self._leases[each] < now]:
                 self._spooled.pop(token).close()
-            await self._follow()
+            with _going_on("machines that are kept ready"):
+                await self._follow()
             if self._living is not None:  # of a node that ended it may be known later
-                with suppress(VMForkError):
+                with _going_on("machines of nodes that ended"):
                     await self._find_again(own=False)
             # Of a client that has a machine the next round asks again: it was not closed.
             kept = self.list_clients()
@@ -664,3 +704,18 @@ class Node(Owner):
         if now is not None and limit and now > limit:
             strained = f"all its tasks wait for memory {now:g} % of the time"
         return readings.total_mib, fitting * share_mib, strained
+
+
+def _gave_up_another(task: asyncio.Task[Machine]) -> bool:
+    """Whether it is `task` that was cancelled, and not whoever waits for it."""
+    ours = asyncio.current_task()
+    return task.cancelled() and not (ours is not None and ours.cancelling())
+
+
+@contextmanager
+def _going_on(what: str, *of: object) -> Iterator[None]:
+    """What fails in the block is told: the rest is done all the same, and all of it again in the next round."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, machines of programs that end are to end
+        _log.warning(f"{what}: %s", *of, error)

@@ -21,7 +21,6 @@ from vmfork.cluster.carried import read_answer, write_request
 from vmfork.cluster.claims import order_homes
 from vmfork.cluster.directory import Directory
 from vmfork.cluster.joined import join_site, leave_site
-from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import Decision, Machine, Report, find_version
 from vmfork.config.servers import check_servers
 from vmfork.errors import Closed, ConfigError, HostError, NodeLost, NodeRefused, NoNode, VMForkError
@@ -143,6 +142,8 @@ class ServersSite(ServerPeers):
                     return await self._settle(*args)
                 case "release":
                     await self._release(*args)
+                case "note_end":
+                    await self._release_machine(*args)
             return await getattr(self._directory, verb)(*args)
         except NoNode as error:  # the directory knows none that was never heard of
             node = next((each for each in self.missing if repr(each) in str(error)), None)
@@ -191,9 +192,9 @@ class ServersSite(ServerPeers):
 
     async def _place_on(self, ask: Ask, node: str) -> Decision:
         """There, or, where that cannot be or the machine is elsewhere, as if nobody had said so."""
-        if node not in ask.avoid:
+        if node not in ask.avoid and ask.constraints.node in ("", node):
             with suppress(NoNode):
-                return await self._directory.place(replace(ask, constraints=Constraints(node=node)))
+                return await self._directory.place(replace(ask, constraints=replace(ask.constraints, node=node)))
         return await self._directory.place(ask)
 
     async def _settle(self, machine: Machine) -> Machine:
@@ -210,6 +211,11 @@ class ServersSite(ServerPeers):
     async def _release(self, key: str) -> None:
         if (node := self._claimed.pop(key, None)) is not None:
             await self._ask_home(key, "unclaim", key, node)
+
+    async def _release_machine(self, machine: Machine) -> None:
+        """Its key leads to no node any more."""
+        if self._claimed.get(machine.key) == machine.node:
+            await self._release(machine.key)
 
     async def _claim(self, key: str, node: str, *, instead_of: str = "") -> str:
         """The node that the key's home says. Where no server answers, ours."""

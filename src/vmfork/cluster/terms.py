@@ -78,11 +78,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """There. `sources` are nodes that have the template, for one that has it not."""
+    """There. `sources` are nodes that have the template, for one that has it not: then it `is_brought` there.
+
+    The template is the one that was frozen at `created_at`.
+    """
 
     node: str
     digest: str
+    created_at: str = ""
     sources: tuple[str, ...] = ()
+    is_brought: bool = False
     waits: bool = False
 
 
@@ -90,11 +95,13 @@ class Decision:
 class Order:
     """A node is to make a machine. `client` is who must live for one that does not last.
 
-    `ticket` names who asks: several may ask for the machine of one key. `options` are those of `Template.fork`.
+    `ticket` names who asks: several may ask for the machine of one key. `options` are those of `Template.fork`. The
+    template is that of the digest, frozen at `created_at`, or a later one that the node has.
     """
 
     template: str
     digest: str
+    created_at: str = ""
     key: str
     client: str
     ticket: str = ""

@@ -248,8 +248,8 @@ async def take_over(
     """The template of that digest is in force here under `name`, taken from the first of `sources` that gives it.
 
     What its machines read beside its RAM is among the disks here, and stays as long as it does. What was in force under
-    that name before is replaced. `make_room` is told the name, and the MiB that it needs; `find_own` gives layers by
-    their digest that are here already.
+    that name before is replaced, unless it was frozen later: then it stays. `make_room` is told the name, and the MiB
+    that it needs; `find_own` gives layers by their digest that are here already.
 
     Raises `TemplateNotFound` when none has it, `TemplateCorrupt` and `ImageCorrupt` when the last that has it has it
     no more as it was frozen, `TemplateUnfit` when it does not fit this host, `ArtifactError` for
@@ -269,7 +269,7 @@ async def take_over(
         except (ValueError, ConfigError) as error:
             raise ArtifactError(f"node {source}", str(error)) from error
         await make_room(name, -(-artifact.manifest.memory_bytes // MIB))
-        target = Target(instance=instance, config=config, name=name, replace_it=True, wait_s=60.0)
+        target = Target(instance=instance, config=config, name=name, replace_it=True, keep_later=True, wait_s=60.0)
         remote = _Remote(peers, sources[at:], digest, find_own=find_own)
         await put_in_force(artifact, remote, target, of=f"{ORIGIN}{source}")
         return

@@ -275,9 +275,11 @@ class ClusterVM(Owner):
                 await self.make_dir(folder, parents=True)
         with tempfile.TemporaryFile(prefix="vmfork-cluster-") as spool:
             await asyncio.to_thread(_write_tar, spool, source, name)
+            sent = 0
             while piece := await asyncio.to_thread(spool.read, PIECE_BYTES):
-                await self._call_node("spool", token, piece)
-        copied: Copied = await self._call("put", token, folder or "/", {"timeout_s": timeout_s})
+                await self._call_node("spool", token, piece, sent)
+                sent += len(piece)
+        copied: Copied = await self._call("put", token, sent, folder or "/", {"timeout_s": timeout_s})
         return copied
 
     async def get(
@@ -413,10 +415,15 @@ class ClusterVM(Owner):
         return [each if isinstance(each, VMForkError) else ClusterVM(each, site) for each in made]
 
     async def aclose(self) -> None:
-        """The machine is gone. One that went with its node is no error. Closing again does nothing."""
+        """The machine is gone. One that went with its node is no error. Closing again does nothing.
+
+        Raises `NodeLost` for one that lasts where its node cannot be asked: it may run on. Close it again later.
+        """
         try:
             await self._call("close")
         except NodeLost:
+            if self._machine.lasts:
+                raise
             return
         with suppress(VMForkError, TimeoutError):  # else it learns it from the node
             await asyncio.wait_for(self._site().ask("note_end", self._machine), _NOTE_LIMIT_S)

@@ -9,7 +9,7 @@ from typing import Any
 from vmfork.cluster.directory import Directory
 from vmfork.cluster.placement import Offer, Wanted
 from vmfork.cluster.terms import Held, Machine, Order, Report
-from vmfork.errors import NodeLost, TemplateUnfit
+from vmfork.errors import NodeLost, TemplateUnfit, VMForkError
 from vmfork.machine.result import ExecResult
 
 WANTED = Wanted(digest="d", share_mib=100, layers={"a": 1000})
@@ -36,6 +36,8 @@ class FakeNode:
         self.is_cut = False
         self.is_draining = False
         self.dies_after_making = False
+        self.fails: VMForkError | None = None
+        self.asked: list[str] = []
         self.gate: asyncio.Event | None = None
 
     async def serve(self, verb: str, *args: Any) -> Any:
@@ -54,7 +56,14 @@ class FakeNode:
             **self.offer,
         )
         machines = tuple(self.machines.values())
-        return Report(offer=offer, version=self.version, held=self.held, machines=machines, counts=self.counts)
+        return Report(
+            offer=offer,
+            version=self.version,
+            held=self.held,
+            machines=machines,
+            asked=tuple(self.asked),
+            counts=self.counts,
+        )
 
     async def fork(self, order: Order) -> Machine:
         self.orders.append(order)
@@ -68,7 +77,9 @@ class FakeNode:
             if machine.key == order.key:
                 return machine
         self.made += 1
-        made = Machine(id=f"{self.name}-{self.made}", node=self.name, template=order.template, key=order.key)
+        made = Machine(
+            id=f"{self.name}-{self.made}", node=self.name, template=order.template, key=order.key, lasts=order.lasts
+        )
         self.machines[made.id] = made
         if self.dies_after_making:
             self.is_lost = True
@@ -80,6 +91,8 @@ class FakeNode:
 
     async def pull(self, name: str, digest: str, sources: Any) -> None:
         assert sources
+        if self.fails is not None:
+            raise self.fails
         if self.is_unfit:
             raise TemplateUnfit(name, "qemu.version", "7", "8", source="x")
         self.held = (HELD,)

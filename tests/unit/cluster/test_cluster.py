@@ -19,9 +19,12 @@ from vmfork.cluster.placement import Constraints
 from vmfork.cluster.terms import Ask, Machine
 from vmfork.cluster.vm import ClusterVM
 from vmfork.errors import (
+    ArtifactError,
     ClusterError,
     ConfigError,
+    DeadlineExceeded,
     ExecError,
+    HostError,
     NodeLost,
     NoNode,
     TemplateNotFound,
@@ -278,6 +281,132 @@ async def test_a_cancelled_fork_leaves_nothing() -> None:
     await cluster.aclose()
 
 
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_one_that_could_not_be_settled_is_left_nowhere(how) -> None:
+    site = three()
+    cluster = Cluster(site)
+    settling = asyncio.Event()
+
+    async def settle(_machine) -> Machine:
+        settling.set()
+        if how == "failed":
+            raise ClusterError("the directory is away")
+        await asyncio.Event().wait()
+
+    site.directory.settle = settle
+    task = asyncio.ensure_future(cluster.fork("py", key="k", lasts=True))
+    await settling.wait()
+    if how == "cancelled":
+        task.cancel()
+    with pytest.raises(ClusterError if how == "failed" else asyncio.CancelledError):
+        await task
+    assert site.list_machines() == []
+    await cluster.aclose()
+
+
+async def test_what_a_node_made_that_was_cut_off_ends_when_it_is_back(monkeypatch) -> None:
+    """Another has made the machine meanwhile; nobody has a handle to the first."""
+    monkeypatch.setattr(cluster_module, "_RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster_module, "_AGAIN_S", 0.0)
+
+    class Cut(FakeNode):
+        async def fork(self, order) -> Machine:
+            made = await super().fork(order)
+            if made.lasts:
+                self.is_cut = True
+                raise NodeLost(self.name, is_cut=True)
+            return made
+
+    site = FakeSite(Cut("a"), FakeNode("b", holds=False))
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", lasts=True)
+        assert vm.node == "b"
+        assert {machine.node for machine in site.list_machines()} == {"a", "b"}
+        site.nodes["a"].is_cut = False
+        async with asyncio.timeout(10.0):
+            while site.nodes["a"].machines:
+                await asyncio.sleep(0)
+        assert [machine.id for machine in site.list_machines()] == [vm.id]
+        assert not cluster._owed
+
+
+async def test_a_machine_that_lasts_is_not_told_as_closed_where_its_node_cannot_be_asked() -> None:
+    site = three()
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", lasts=True)
+        site.nodes[vm.node].is_cut = True
+        with pytest.raises(NodeLost):
+            await vm.aclose()
+        site.nodes[vm.node].is_cut = False
+        await vm.aclose()
+        assert site.list_machines() == []
+
+
+async def test_a_node_that_takes_its_time_keeps_no_other_from_hearing_of_us(monkeypatch) -> None:
+    monkeypatch.setattr(cluster_module, "_RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster_module, "_RENEW_LIMIT_S", 0.01)
+
+    class Slow(FakeNode):
+        async def renew(self, client: str) -> None:
+            await asyncio.Event().wait()
+
+    site = FakeSite(Slow("a"), FakeNode("b"))
+    async with Cluster(site) as cluster:
+        await asyncio.gather(*(cluster.fork("py", node=name) for name in "ab"))
+        async with asyncio.timeout(10.0):
+            while len(site.nodes["b"].renewed) < 3:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_node_that_was_cut_off_for_seconds_hears_of_us_again(monkeypatch) -> None:
+    monkeypatch.setattr(cluster_module, "_RENEW_EVERY_S", 0.0)
+    site = FakeSite(FakeNode("a"))
+    async with Cluster(site) as cluster:
+        await cluster.fork("py")
+        site.nodes["a"].is_cut = True
+        for _ in range(20):
+            await asyncio.sleep(0)
+        site.nodes["a"].is_cut, site.nodes["a"].renewed = False, []
+        async with asyncio.timeout(10.0):
+            while not site.nodes["a"].renewed:
+                await asyncio.sleep(0)
+        monkeypatch.setattr(cluster_module, "_LOST_LIMIT_S", 0.0)
+        site.nodes["a"].is_lost = True
+        async with asyncio.timeout(10.0):
+            while cluster._nodes:
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("error", [HostError("over its budget"), ArtifactError("node a", "a layer is missing")])
+async def test_where_it_cannot_be_brought_another_node_makes_the_machine(error) -> None:
+    """What keeps it from one is no reason for all; what fails a fork where it is, is told as it was."""
+    site = FakeSite(FakeNode("a", total_mib=100), FakeNode("b", holds=False), FakeNode("c", holds=False))
+    site.nodes["b"].fails = error
+    async with Cluster(site) as cluster:
+        await cluster.fork("py", node="a")
+        assert {(await cluster.fork("py")).node for _ in range(4)} == {"c"}
+        with pytest.raises(type(error)):
+            await cluster.fork("py", node="b")
+        site.nodes["c"].held = ()
+        assert await cluster.prefetch("py") == ["c"]
+        site.nodes["c"].held = ()
+        with pytest.raises(type(error)):
+            await cluster.prefetch("py", nodes=["b", "c"])
+        assert site.nodes["c"].held
+
+
+@pytest.mark.parametrize("asked", [{"node": "b"}, {"label": "zone=east"}, {}])
+async def test_the_key_of_a_machine_that_was_closed_leads_nowhere(asked) -> None:
+    """Neither against what is asked for now, nor to where there is no room any more."""
+    site = FakeSite(FakeNode("a", total_mib=100, labels={"zone": "west"}), FakeNode("b", labels={"zone": "east"}))
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", key="k", node="a")
+        await vm.aclose()
+        if not asked:
+            await cluster.fork("py", node="a")  # is full
+        assert (await cluster.fork("py", key="k", **asked)).node == "b"
+
+
 async def test_prefetch_brings_it_to_all_that_it_fits() -> None:
     site = FakeSite(FakeNode("a"), FakeNode("b", holds=False), FakeNode("c", holds=False))
     site.nodes["c"].is_unfit = True
@@ -301,6 +430,30 @@ async def test_a_drained_node_gets_nothing_and_its_template_is_saved() -> None:
         assert states == {"a": "draining", "b": "ready"}
         await cluster.undrain("a")
         assert (await cluster.fork("py", node="a")).node == "a"
+
+
+async def test_of_two_that_are_drained_neither_counts_for_the_other() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b"), FakeNode("c", holds=False))
+    async with Cluster(site) as cluster:
+        await cluster.drain("a", timeout_s=5.0)
+        assert not site.nodes["c"].held
+        await cluster.drain("b", timeout_s=5.0)
+        assert site.nodes["c"].held
+
+
+async def test_what_is_being_made_is_waited_for_and_what_came_meanwhile_is_moved() -> None:
+    site = FakeSite(FakeNode("a"), FakeNode("b", holds=False))
+    site.nodes["a"].asked = ["k"]
+    async with Cluster(site) as cluster:
+        with pytest.raises(DeadlineExceeded):
+            await cluster.drain("a", timeout_s=0.3)
+        assert site.nodes["b"].held
+        draining = asyncio.ensure_future(cluster.drain("a", timeout_s=30.0))
+        await asyncio.sleep(0.3)
+        assert not draining.done()
+        site.nodes["b"].held, site.nodes["a"].asked = (), []
+        await draining
+        assert site.nodes["b"].held
 
 
 async def test_a_template_that_nobody_else_takes_is_told_once_the_node_is_drained() -> None:

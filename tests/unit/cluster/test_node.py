@@ -16,7 +16,7 @@ from vmfork.cluster import node
 from vmfork.cluster.node import Node
 from vmfork.cluster.terms import Machine, Order
 from vmfork.config import Places
-from vmfork.errors import ClusterError, NoRoom, VMNotFound
+from vmfork.errors import ClusterError, HostError, NodeLost, NoRoom, VMNotFound
 from vmfork.store import TemplateStore
 
 if TYPE_CHECKING:
@@ -35,30 +35,47 @@ async def open_node(folder: Path) -> Node:
 
 async def test_what_was_spooled_goes_with_the_put_that_takes_it(tmp_path) -> None:
     async with await open_node(tmp_path) as one:
-        await one.spool("token", b"a")
-        await one.spool("token", b"b")
+        await one.spool("token", b"a", 0)
+        await one.spool("token", b"b", 1)
         assert len(list_spools()) == 1
         with pytest.raises(VMNotFound):
-            await one.put("gone", "token", "/", {})
+            await one.put("gone", "token", 2, "/", {})
         assert not list_spools()
 
 
 async def test_what_nobody_sends_the_rest_of_is_dropped(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
     async with await open_node(tmp_path) as one:
-        await one.spool("kept", b"a")
-        monkeypatch.setattr(node, "LEASE_S", 0.0)
-        await one.spool("left", b"a")
+        await one.spool("kept", b"a", 0)
+        monkeypatch.setattr(node, "_SPOOL_S", 0.0)
+        await one.spool("left", b"a", 0)
         while len(list_spools()) > 1:
             await asyncio.sleep(0.01)
-        await one.spool("kept", b"b")
+        await one.spool("kept", b"b", 1)
     assert not list_spools()
 
 
 async def test_what_was_dropped_cannot_be_put(tmp_path) -> None:
     async with await open_node(tmp_path) as one:
-        with pytest.raises(ClusterError, match="nothing of what was sent"):
-            await one.put("vm", "token", "/", {})
+        with pytest.raises(ClusterError, match="has not all of what was sent"):
+            await one.put("vm", "token", 0, "/", {})
+
+
+async def test_what_lost_its_beginning_is_not_taken_for_a_whole(tmp_path, monkeypatch) -> None:
+    """A tar without its first members is a tar."""
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(node, "_SPOOL_S", 0.0)
+    async with await open_node(tmp_path) as one:
+        await one.spool("token", b"abc", 0)
+        while list_spools():
+            await asyncio.sleep(0.01)
+        with pytest.raises(ClusterError, match="has not all of what was sent"):
+            await one.spool("token", b"def", 3)
+        monkeypatch.setattr(node, "_SPOOL_S", 60.0)
+        await one.spool("token", b"abc", 0)
+        with pytest.raises(ClusterError, match="has not all of what was sent"):
+            await one.put("vm", "token", 6, "/", {})
+        assert not list_spools()
 
 
 @pytest.mark.parametrize(("knows", "found"), [(False, ["1"]), (True, ["1", "3"])])
@@ -165,6 +182,128 @@ async def test_a_machine_that_nobody_waits_for_is_not_made(tmp_path, monkeypatch
             await asked
         assert not one._asked
         assert not one._tickets
+
+
+async def test_who_asks_as_another_gives_up_has_one_made_anew(tmp_path, monkeypatch) -> None:
+    """What was begun for the first takes some time to end; the second comes meanwhile, and so does who settles."""
+    begun, ends = [], asyncio.Event()
+
+    async def make(self, order) -> Machine:
+        begun.append(order.ticket)
+        if order.ticket == "second":
+            return self._machines.setdefault("2", Machine(id="2", node=self.name, template="py", key=order.key))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ends.wait()
+
+    monkeypatch.setattr(Node, "_make", make)
+    async with await open_node(tmp_path) as one:
+        first = asyncio.ensure_future(one.fork(order_of("first")))
+        while not begun:
+            await asyncio.sleep(0)
+        dropping = asyncio.ensure_future(one.drop("k", "first"))
+        await asyncio.sleep(0)
+        second, settling = (asyncio.ensure_future(each) for each in (one.fork(order_of("second")), one.find_key("k")))
+        await asyncio.sleep(0)
+        ends.set()
+        assert (await second).id == "2"
+        found = await settling
+        assert found is None or found.id == "2"
+        await dropping
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert one._tickets["k"] == {"second"}
+        assert [*one._machines] == ["2"]
+        one._machines.clear()
+
+
+async def test_who_is_cancelled_while_it_waits_is_cancelled(tmp_path, monkeypatch) -> None:
+    async def make(self, order) -> Machine:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Node, "_make", make)
+    async with await open_node(tmp_path) as one:
+        asked = asyncio.ensure_future(one.fork(order_of("only")))
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert one._asked  # until it is dropped
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(one.find_key("k"), 0.01)
+    with pytest.raises(NodeLost):
+        await one.fork(order_of("late"))
+
+
+async def test_a_template_that_was_built_anew_here_counts_more_than_what_was_asked_for(tmp_path, monkeypatch) -> None:
+    """Whoever asked had heard of the former one; another node still has that."""
+    pulled, opened = [], []
+
+    async def pull(self, name, digest, sources) -> None:
+        pulled.append(digest)
+
+    async def open_template(name, **_: object) -> str:
+        opened.append(name)
+        return name
+
+    async with await open_node(tmp_path) as one:
+        store = TemplateStore(one._instance.places.templates)
+        await build_small(store, "py")
+        held = one._find_held("py")
+        monkeypatch.setattr(Node, "pull", pull)
+        monkeypatch.setattr(node.Template, "open", open_template)
+        former = replace(order_of("t"), digest="other", created_at="2020-01-01", sources=("two",))
+        await one._open(former)
+        assert (pulled, opened) == ([], ["py"])
+        await one._open(replace(former, sources=()))  # nor is it missing, where no other has the former
+        later = replace(former, created_at="2999-01-01")
+        await one._open(later)
+        assert pulled == ["other"]
+        await one._open(replace(former, digest=held.wanted.digest))
+        assert pulled == ["other"]
+        await store.remove("py")
+
+
+async def test_a_round_that_fails_in_part_does_the_rest_and_comes_again(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    rounds = []
+
+    async def follow(self) -> None:
+        rounds.append(len(rounds))
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(Node, "_follow", follow)
+    async with await open_node(tmp_path) as one:
+        monkeypatch.setattr(node, "LEASE_S", 0.0)
+        await one.renew("ended")
+        while len(rounds) < 3 or "ended" in one._leases:
+            await asyncio.sleep(0.01)
+    assert "too many open files" in caplog.text
+
+
+async def test_a_machine_that_lasts_and_cannot_be_stopped_is_still_ours(tmp_path, monkeypatch) -> None:
+    async def connect(vm_id, **_: object) -> object:
+        raise HostError("no descriptor is left")
+
+    monkeypatch.setattr(node.VM, "connect", connect)
+    async with await open_node(tmp_path) as one:
+        one._machines["1"] = Machine(id="1", node="one", template="py", key="k", lasts=True)
+        with pytest.raises(HostError):
+            await one.close("1")
+        assert (await one.find_key("k")).id == "1"
+        assert one._list_ended() == ()
+
+
+async def test_a_node_that_is_drained_is_no_reason_for_another_to_let_a_template_go(tmp_path) -> None:
+    async with await open_node(tmp_path) as one:
+        store = TemplateStore(one._instance.places.templates)
+        await build_small(store, "py")
+        digest = one._find_held("py").wanted.digest
+        assert await one.keeps(digest)
+        await one.set_draining(True)
+        assert not await one.keeps(digest)
+        await store.remove("py")
 
 
 class Host:

@@ -28,7 +28,7 @@ def other(tmp_path) -> Places:
 def build(places, other):
     async def build(name: str = "py", **changes) -> Template:
         store = TemplateStore(places.templates)
-        async with await store.stage(name, memory_bytes=64 * MIB) as staging:
+        async with await store.stage(name, memory_bytes=64 * MIB, replace=True) as staging:
             for position, data in CONTENT.items():
                 os.pwrite(staging.memory_fd, data, position)
             manifest = fill(staging, **{"traits": await find_traits(), **FITS, **changes})

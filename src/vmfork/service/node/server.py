@@ -18,7 +18,7 @@ from vmfork.cluster.servers import ServerPeers
 from vmfork.cluster.terms import find_version
 from vmfork.config import find_places
 from vmfork.config.servers import is_loopback, parse_address
-from vmfork.errors import ConfigError, HostError, StoreBusy
+from vmfork.errors import ClusterError, ConfigError, HostError, StoreBusy
 from vmfork.host.folders import make_private
 from vmfork.host.lock import FileLock, read_holder
 from vmfork.machine.trace import continued
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # Answers are sent within this. Then callers are cut off.
 _LAST_WORDS_S = 0.5
 HELLO = "hello"
+_GIVEN_UP = ClusterError("what the call waited for was given up", hint="ask again")
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one address would share its callers
@@ -207,6 +208,10 @@ class _Calls:
             check_call(verb, arguments)
             with continued(_read_carried(context)):
                 return write_answer(await self._node.serve(verb, *arguments))
+        except asyncio.CancelledError:
+            if _is_called_off():
+                raise
+            return write_error(_GIVEN_UP)
         except Exception as error:  # noqa: BLE001 - the caller is told whatever it is; the server goes on
             return write_error(translated(error))
 
@@ -219,5 +224,18 @@ class _Calls:
                 async with aclosing(self._node.stream(verb, *arguments)) as pieces:
                     async for piece in pieces:
                         await context.write(write_answer(piece))
+        except asyncio.CancelledError:
+            if _is_called_off():
+                raise
+            await context.write(write_error(_GIVEN_UP))
         except Exception as error:  # noqa: BLE001 - as above
             await context.write(write_error(translated(error)))
+
+
+def _is_called_off() -> bool:
+    """Whether a cancel is of this call, and not of what it waited for.
+
+    gRPC answers nothing to a call that ends by a cancel of its own: its caller would wait for ever.
+    """
+    call = asyncio.current_task()
+    return call is None or call.cancelling() > 0

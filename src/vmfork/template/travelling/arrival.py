@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmfork.config import VMConfig, check_name
-from vmfork.errors import HostError, TemplateExists, TemplateUnfit
+from vmfork.errors import HostError, StoreBusy, TemplateError, TemplateExists, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.thread import in_thread
 from vmfork.host.tsc import measure_tsc_khz
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vmfork.config import Instance
     from vmfork.hypervisor.qemu import QemuBinary
+    from vmfork.store import Manifest, Staging
     from vmfork.travel.document import Blobs
 
 # Two measurements of one processor agree to 1 in 2,000,000 (host/tsc.py). A guest's clock that goes wrong by more than
@@ -44,14 +45,16 @@ _MOST_DRIFT = 0.0001
 class Target:
     """Where a template comes into force: under `name`, by default its own. `config` is as for `Source.open`.
 
-    `replace_it`: whatever has the name; another that is on its way is waited for, `wait_s` seconds at most. One that
-    `is_ours` comes back to where it was frozen, or was loaded: it is what it was, and so is its recipe.
+    `replace_it`: whatever has the name; another that is on its way is waited for, `wait_s` seconds at most. With
+    `keep_later` what has the name and was frozen later stays in force. One that `is_ours` comes back to where it was
+    frozen, or was loaded: it is what it was, and so is its recipe.
     """
 
     instance: Instance
     config: VMConfig
     name: str = ""
     replace_it: bool = False
+    keep_later: bool = False
     wait_s: float = 0.0
     is_ours: bool = False
 
@@ -78,7 +81,6 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
     if not target.replace_it and store.find_generation(name) is not None:
         raise TemplateExists(name)
     await make_room(name, -(-m.memory_bytes // MIB), instance=instance)
-    tell = tell_part(f"loading {name!r}", instance)
     with _out_of_space_named(store.folder):
         staging = await stage(
             store,
@@ -88,8 +90,28 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
             replace=target.replace_it,
             wait_s=target.wait_s,
         )
-    async with staging, fetched_disks(artifact, blobs, of=of, instance=instance):
-        fd = staging.memory_fd
+    async with staging:
+        if not (target.keep_later and _has_later(store, name, m)):
+            await _fill(staging, artifact, blobs, target, binary=binary, of=of)
+    return await Source.open(name, config=target.config, instance=instance)
+
+
+def _has_later(store: TemplateStore, name: str, m: Manifest) -> bool:
+    """Whether what is in force under the name was frozen after `m`, and its RAM is here."""
+    try:
+        there = store.read_manifest(name)
+    except (TemplateError, StoreBusy):
+        return False
+    return there.created_at > m.created_at and there.host_boot_id == facts.boot_id()
+
+
+async def _fill(
+    staging: Staging, artifact: Artifact, blobs: Blobs, target: Target, *, binary: QemuBinary, of: str
+) -> None:
+    """What was sent is in force, in the place of what was before."""
+    name, instance, m, fd = staging.name, target.instance, artifact.manifest, staging.memory_fd
+    tell = tell_part(f"loading {name!r}", instance)
+    async with fetched_disks(artifact, blobs, of=of, instance=instance):
         with _out_of_space_named(staging.memory_path.parent):
             found = await in_thread(lambda stop: unpack(artifact, blobs, memory_fd=fd, of=of, stop=stop, tell=tell))
             assert found is not None  # it was not stopped
@@ -111,7 +133,6 @@ async def put_in_force(artifact: Artifact, blobs: Blobs, target: Target, *, of: 
         with nullcontext() if target.is_ours else keeping_recipe(name, stranger, places=instance.places):
             hold_disks(m, staging.memory_path.parent, instance)
             await staging.commit(here)
-    return await Source.open(name, config=target.config, instance=instance)
 
 
 async def _check_fit(artifact: Artifact, target: Target, *, of: str) -> QemuBinary:

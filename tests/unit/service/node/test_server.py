@@ -75,6 +75,10 @@ class ServedNode(FakeNode):
             raise VMNotFound("1", "it ended")
         if path == "/bug":
             raise KeyError(path)
+        if path == "/given-up":
+            shared = asyncio.ensure_future(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(shared.cancel)
+            await asyncio.shield(shared)
         if path == "/wait":
             self.under_way.set()
             try:
@@ -317,6 +321,23 @@ async def test_a_stream_comes_in_pieces_and_ends_when_it_is_left() -> None:
         await node.ended.wait()
 
 
+async def test_who_waits_for_what_another_gives_up_is_answered() -> None:
+    """gRPC says nothing to a call that ends by a cancel of its own."""
+
+    class GivesUp(ServedNode):
+        async def stream(self, _verb: str, *args):
+            yield 0
+            yield await self.read_file("1", "/given-up", {})
+
+    async with serving(GivesUp("a")) as ((address,), _), ServerPeers((address,), TOKEN) as peers:
+        with pytest.raises(ClusterError, match="given up"):
+            await asyncio.wait_for(peers.call(address, "read_file", "1", "/given-up", {}), 30)
+        pieces = peers.stream(address, "stream_exec", "1", ["true"], {})
+        assert await anext(pieces) == 0
+        with pytest.raises(ClusterError, match="given up"):
+            await asyncio.wait_for(anext(pieces), 30)
+
+
 class TracingNode(ServedNode):
     """Whatever it is asked for is a program that has just ended."""
 
@@ -403,6 +424,17 @@ async def test_one_key_of_two_programs_is_one_machine() -> None:
         assert sum(node.made for node in nodes) == 6
         await first.aclose()
         assert (await other.fork("py", key=key)).id != first.id
+
+
+async def test_the_key_of_a_machine_that_was_closed_leads_to_where_one_is_asked_for_now() -> None:
+    nodes = [ServedNode("a", labels={"zone": "west"}), ServedNode("b", labels={"zone": "east"})]
+    async with serving(*nodes) as (addresses, _), joined(addresses) as one, joined(addresses) as other:
+        vm = await one.fork("py", key="k", node=addresses[0])
+        assert (await other.fork("py", key="k", label="zone=east")).id == vm.id  # as long as it lives
+        await vm.aclose()
+        assert not one._site._claimed
+        assert (await one.fork("py", key="k", label="zone=east")).node == addresses[1]
+        assert (await other.fork("py", key="k", node=addresses[0])).node == addresses[1]
 
 
 async def test_two_that_were_made_for_one_key_become_one() -> None:

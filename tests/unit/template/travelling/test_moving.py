@@ -65,6 +65,21 @@ async def test_it_is_the_same_on_another_instance(build, places, other, tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("is_later", [False, True])
+async def test_what_was_frozen_later_stays_where_that_is_wanted(build, places, tmp_path, is_later) -> None:
+    """As from node to node: whoever sent the former one had not heard of the later one."""
+    made = await build(created_at="2026-01-01T00:00:00.000+00:00")
+    await made.save(tmp_path / "py.tar")
+    there = await build(created_at=f"202{7 if is_later else 5}-01-01T00:00:00.000+00:00")
+    target = arrival.Target(instance=Instance(places), config=VMConfig(), replace_it=True, keep_later=True)
+    found = await arrival.load_template(tmp_path / "py.tar", target)
+    in_force = (await Template.open("py", places=places)).manifest
+    assert found.manifest == in_force
+    assert (in_force.generation == there.manifest.generation) == is_later
+    assert (in_force.created_at == made.manifest.created_at) != is_later
+    assert len([path for path in (places.templates / "py").iterdir() if path.is_dir() and not path.is_symlink()]) == 1
+
+
 async def test_what_is_secret_in_it_is_told_there_too(build, other, tmp_path) -> None:
     """A fork there clears what one here would, and it is known what was frozen with it."""
     said = {"secret_paths": ("/run/key", "/root/.netrc"), "secret_env": ("TOKEN",), "secrets_found": ("/run/key",)}
