@@ -508,8 +508,10 @@ class Cluster(Owner):
             if until > now:
                 try:
                     await self._joined.call(node, "drop", *owed[1:])
-                except NodeLost:
+                except (NodeLost, Closed):
                     return
+                except VMForkError as error:  # it would say so again
+                    _log.warning("node %s may have a machine of nobody's: %s", node, error)
             self._owed.pop(owed, None)
 
     def _begin_renewing(self, node: str) -> None:
