@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING
 from vmfork.container.command import DEFAULTS, encode_command
 from vmfork.container.command import PATH as COMMAND
 from vmfork.container.root import Inode, PathError
-from vmfork.errors import ImageError
-from vmfork.image import cpio, lz4, recipe
+from vmfork.errors import ImageCorrupt, ImageError
+from vmfork.image import cpio, disk, lz4, recipe, rootfs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmfork.container.layer import Contents
     from vmfork.container.root import Root
     from vmfork.container.running import Running
-    from vmfork.image import Image
+    from vmfork.image import DiskStore, Image
 
 INIT = f"/{recipe.AGENT_PATH}"
 # Read by the agent: guest/defaults.c draws it.
 ATTRIBUTES = "etc/vmfork/attributes"
 # Raised with every change that changes what is added.
-VERSION = 2
+VERSION = 3
 _SITE = re.compile(r"usr/(local/)?lib/python3\.\d+/site-packages")
 _MODULE = "vmfork_guest.py"
 
@@ -41,20 +43,29 @@ class Kernel:
     files: dict[str, bytes]
 
 
-def read_kernel(image: Image) -> Kernel:
-    """The kernel of that image, with its modules. Raises `ImageError` when it cannot be read."""
-    home = f"usr/lib/modules/{image.kernel_release}/"
+def read_kernel(image: Image, disks: DiskStore, work: Path) -> Kernel:
+    """The kernel of that image, with its modules and what is loaded of them where a root lies in memory.
+
+    They are where its own root is: in the initramfs, or on a disk, whose initramfs has only what finds it. Of a disk
+    they lie in `work` meanwhile. Raises `ImageError` when one cannot be read or is missing, and `HostError` without the
+    program that reads a disk.
+    """
+    home = f"usr/lib/modules/{image.kernel_release}"
     try:
-        entries = cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))
-        files = {
-            name: body
-            for name, mode, body in entries
-            if stat.S_ISREG(mode) and (name.startswith(home) or name in (recipe.MODULES_LIST, recipe.SCRATCH_LIST))
-        }
-    except ValueError as error:
+        if image.disk_sha256:
+            with disks.opened(image.disk_sha256, image=image.name):
+                files = disk.read_files(disks.locate(image.disk_sha256), home, work)
+        else:
+            entries = cpio.read_entries(lz4.decompress(image.initramfs.read_bytes()))
+            files = {name: body for name, mode, body in entries if stat.S_ISREG(mode) and name.startswith(f"{home}/")}
+        files |= rootfs.list_loaded(files, image.kernel_release)
+    except ImageCorrupt:
+        raise
+    except (ValueError, ImageError) as error:
         raise ImageError(
             f"the kernel of image {image.name!r} cannot be read: {error}",
             hint=f"build it anew: vmfork image build {image.name} --rebuild",
+            log=getattr(error, "log", ""),
         ) from error
     return Kernel(image.kernel.read_bytes(), image.kernel_release, files)
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vmfork.config.values import RootChoice
     from vmfork.container.running import Configuration
     from vmfork.host.compressed import Source
-    from vmfork.image import Image
+    from vmfork.image import DiskStore, Image
     from vmfork.image.store import ImageStore
     from vmfork.oci.registry import Repository
 
@@ -59,11 +59,12 @@ _APPLIED_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What is imported, and how. `source` is told; `kernel` is an image of this store whose kernel it takes."""
+    """What is imported, and how. `source` is told; `kernel` is an image whose kernel it takes, its disk in `disks`."""
 
     origin: Origin
     source: str
     kernel: Image
+    disks: DiskStore
     limits: ImportLimits
     plain_http: bool
     root: RootChoice
@@ -119,7 +120,7 @@ async def import_image(
     machine, and `HostError`. After any of them, and on cancel, everything is as it was before.
     """
     origin = check_import(source, name, root)
-    work = Import(origin, told_as or source, kernel, limits or ImportLimits(), plain_http, root)
+    work = Import(origin, told_as or source, kernel, store.disks, limits or ImportLimits(), plain_http, root)
     lz4.check_library()
     loop = asyncio.get_running_loop()
 
@@ -173,7 +174,7 @@ def _make(
 
     report("reading the image", 0.0)
     agent = recipe.find_agent().read_bytes()
-    kernel = read_kernel(work.kernel)
+    kernel = read_kernel(work.kernel, work.disks, folder / "modules")
     with (folder / "contents").open("w+b") as file:
         root = Root(most_path=work.limits.path_bytes)
         applying = Applying(root, Contents(file), Budget(work.limits), check)
@@ -202,10 +203,14 @@ def _names(path: str) -> list[str]:
 
 
 def name_recipe(digest: str, agent: bytes, kernel: Image, root: RootChoice = "auto") -> str:
-    """Names what an image is made of: the content at its source, this agent, that kernel, what is added, and where."""
+    """Names what an image is made of: the content at its source, this agent, that kernel, what is added, and where.
+
+    The kernel's modules are named by the kernel and by our tables of them: one that lacks a module is refused.
+    """
     inputs = [
         *("import", VERSION, digest, hashlib.sha256(agent).hexdigest(), kernel.kernel_sha256),
         *(hashlib.sha256(recipe.read_guest_module()).hexdigest(), sorted(recipe.MODULES), recipe.BOOT_MODULES),
+        *(recipe.RECIPE_VERSION, recipe.SCRATCH_MODULES, recipe.MAY_LACK),
         *(recipe.FOLDERS, recipe.FILES, recipe.DISK_BOOT_MODULES, recipe.DISK_LATE_MODULES),
         *(root, recipe.DISK_FROM_BYTES),
     ]

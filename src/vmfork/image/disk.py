@@ -7,7 +7,9 @@ is compressed: the host has it once in its page cache, for all machines, and a g
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmfork.errors import ImageError
@@ -17,7 +19,6 @@ from vmfork.image.recipe import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from typing import BinaryIO
 
     from vmfork.image.tree import Slice, Tree
@@ -27,6 +28,7 @@ FILE_SYSTEM = "squashfs"
 # The file, until it has a name by its content.
 NAME = "disk"
 _PROGRAM = "sqfstar"
+_READER = "unsquashfs"
 _PIPE_SIZE = 1 << 20
 # Where a file system says where its root's inode is and where inodes begin, where an inode has its date, and how much
 # lies between two headers of inodes (Linux, fs/squashfs/squashfs_fs.h).
@@ -37,6 +39,37 @@ def find_sqfstar() -> str:
     """The path of sqfstar. Raises `HostError` when it is not installed."""
     hint = "install it: apt-get install squashfs-tools; or keep the root in memory: root = memory"
     return find_tool(_PROGRAM, "and roots on a disk are made with it", hint=hint)
+
+
+def find_unsquashfs() -> str:
+    """The path of unsquashfs. Raises `HostError` when it is not installed."""
+    hint = "install it: apt-get install squashfs-tools; or build the image anew with its root in memory: root = memory"
+    return find_tool(_READER, "and files are read from roots on a disk with it", hint=hint)
+
+
+def read_files(path: Path, inside: str, work: Path) -> dict[str, bytes]:
+    """The files below the folder `inside` of the file system at `path`, by their paths in it; none without that folder.
+
+    They lie in `work` meanwhile, which is not there before, nor afterwards. Raises `HostError` when the program is
+    missing, `ImageError` when it fails, with what it said.
+    """
+    argv = [find_unsquashfs(), "-no-progress", "-no-xattrs", "-dest", str(work), str(path), inside]
+    try:
+        done = subprocess.run(
+            argv,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=bare_environ(),
+        )
+        if done.returncode != 0:
+            said = done.stdout.decode(errors="replace")
+            raise ImageError(f"{_READER} failed (exit status {done.returncode})", hint="see its log below", log=said)
+        found = sorted(Path(folder, name) for folder, _, names in os.walk(work) for name in names)
+        return {str(each.relative_to(work)): each.read_bytes() for each in found if not each.is_symlink()}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def build_argv(program: str, path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from vmfork.image.depmod import encode_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ALIAS = re.compile(rb"\0alias=([^\0]*)(?=\0)")
@@ -33,6 +34,11 @@ def index_modules(paths: Iterable[str]) -> dict[str, str]:
     return {name_of(path): path for path in paths if _SUFFIX.search(path)}
 
 
+def list_built_in(listing: bytes) -> frozenset[str]:
+    """The names of the modules that are built into the kernel, of its `modules.builtin`."""
+    return frozenset(name_of(line) for line in listing.decode().splitlines())
+
+
 def unpack_module(path: str, data: bytes) -> bytes:
     """The module uncompressed, as the kernel takes it: the guest has nothing to decompress."""
     return lzma.decompress(data) if path.endswith(".xz") else data
@@ -45,18 +51,22 @@ def list_depends(module: bytes) -> list[str]:
 
 
 def select_modules(
-    wanted: Iterable[str], index: Mapping[str, str], read: Callable[[str], bytes]
+    wanted: Iterable[str], index: Mapping[str, str], read: Callable[[str], bytes], built_in: AbstractSet[str]
 ) -> tuple[dict[str, bytes], dict[str, list[str]]]:
     """What to carry, by name and unpacked, and what each needs; dependencies come before those who need them.
 
-    A wanted module that is not in `index` is built into the kernel and is passed over.
+    A wanted module of `built_in` is passed over. Raises `ImageError`, naming one that is neither there nor in `index`.
     """
     bodies: dict[str, bytes] = {}
     needs: dict[str, list[str]] = {}
 
     def take(name: str) -> None:
-        if name in bodies or name not in index:
+        if name in bodies:
             return
+        if name not in index:
+            if name in built_in:
+                return
+            raise ImageError(f"the kernel module {name} is missing: it is no file, nor built into the kernel")
         body = unpack_module(index[name], read(index[name]))
         needs[name] = list_depends(body)
         for need in needs[name]:

@@ -69,6 +69,9 @@ DISK_LATE_MODULES = (("virtio_net", "/sys/bus/virtio/devices/virtio2"),)
 # checksum that may be a module, which no program of the guest need load then.
 SCRATCH_MODULES = (("virtio_blk", ""), ("crc32c_generic", ""), ("ext4", ""))
 
+# What a kernel may lack: from Linux 6.16 on there is no such module, and ext4 has the checksum of the kernel itself.
+MAY_LACK = ("crc32c_generic",)
+
 # Python's library is compiled beforehand, which takes a second here and under emulation saves one at the first start
 # of every program in every fork. What few programs import is not worth its memory.
 NOT_COMPILED = (

@@ -156,7 +156,8 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
     home = f"usr/lib/modules/{release}"
     listings = {name: _find_listing(kernel, release, name) for name in _LISTINGS}
     index = modules.index_modules(path for path in kernel if f"lib/modules/{release}/" in path)
-    bodies, needs = modules.select_modules([*recipe.MODULES, *_SCRATCH], index, kernel.read)
+    built_in = _list_built_in(listings["modules.builtin"])
+    bodies, needs = modules.select_modules([*recipe.MODULES, *_SCRATCH], index, kernel.read, built_in)
     order = {modules.name_of(line): number for number, line in enumerate(listings["modules.order"].decode().split())}
     bodies = dict(sorted(bodies.items(), key=lambda entry: order.get(entry[0], len(order))))
     places = {name: "kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
@@ -167,8 +168,31 @@ def _add_modules(tree: Tree, kernel: Tree, release: str) -> None:
     for name, body in files.items():
         tree.add_file(f"{home}/{name}", body)
     places = {name: f"{home}/{place}" for name, place in places.items()}
-    tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.BOOT_MODULES, places, needs))
-    tree.add_file(recipe.SCRATCH_LIST, _list_boot(recipe.SCRATCH_MODULES, places, needs))
+    for path, body in _make_lists(places, needs).items():
+        tree.add_file(path, body)
+
+
+def list_loaded(files: Mapping[str, bytes], release: str) -> dict[str, bytes]:
+    """What the agent loads at boot of an image that has these files of its kernel: paths -> contents.
+
+    Raises `ImageError`, naming the first module that an image has and that is not among them.
+    """
+    index = modules.index_modules(files)
+    built_in = _list_built_in(files.get(f"usr/lib/modules/{release}/modules.builtin", b""))
+    bodies, needs = modules.select_modules([*recipe.MODULES, *_SCRATCH], index, files.__getitem__, built_in)
+    return _make_lists({name: index[name] for name in bodies}, needs)
+
+
+def _list_built_in(listing: bytes) -> frozenset[str]:
+    """The modules that need not be files."""
+    return modules.list_built_in(listing) | {*recipe.MAY_LACK}
+
+
+def _make_lists(places: Mapping[str, str], needs: Mapping[str, list[str]]) -> dict[str, bytes]:
+    return {
+        recipe.MODULES_LIST: _list_boot(recipe.BOOT_MODULES, places, needs),
+        recipe.SCRATCH_LIST: _list_boot(recipe.SCRATCH_MODULES, places, needs),
+    }
 
 
 def _list_boot(wanted: Iterable[tuple[str, str]], places: Mapping[str, str], needs: Mapping[str, list[str]]) -> bytes:
@@ -192,9 +216,12 @@ def split_off(tree: Tree, agent: bytes, release: str, paths: Iterable[str], read
     for path, mode in recipe.FOLDERS:
         boot.add_folder(path, mode)
     home = f"usr/lib/modules/{release}"
+    paths = list(paths)
     index = modules.index_modules(paths)
+    listing = next((path for path in paths if path.endswith(f"/{release}/modules.builtin")), None)
+    built_in = _list_built_in(read(listing) if listing else b"")
     needed = [*recipe.DISK_BOOT_MODULES, *recipe.DISK_LATE_MODULES]
-    bodies, needs = modules.select_modules((name for name, _ in needed), index, read)
+    bodies, needs = modules.select_modules((name for name, _ in needed), index, read, built_in)
     places = {name: f"{home}/kernel/" + index[name].partition("/kernel/")[2].removesuffix(".xz") for name in bodies}
     for name in modules.order_modules((name for name, _ in recipe.DISK_BOOT_MODULES), needs):
         boot.add_file(places[name], bodies[name])

@@ -13,7 +13,7 @@ from vmfork.container.importing import import_image
 from vmfork.container.layer import Applying, Contents
 from vmfork.container.limits import Budget, ImportLimits
 from vmfork.container.root import Root
-from vmfork.image import ImageStore, cpio, lz4
+from vmfork.image import ImageStore, cpio, lz4, recipe
 from vmfork.image.record import Image
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 _RELEASE = "6.12.1-test"
-MODULE = f"usr/lib/modules/{_RELEASE}/kernel/x.ko"
+_HOME = f"usr/lib/modules/{_RELEASE}"
+MODULE = f"{_HOME}/kernel/drivers/net/virtio_net.ko"
 LAYERS = [[folder("etc"), Member("etc/a", body=b"old")], [Member("etc/a", body=b"new", uid=7), hard("b", "etc/a")]]
 CONFIG = {"Env": ["PATH=/x", "A=b=c"], "WorkingDir": "/work/here", "User": "7:8", "Entrypoint": ["/e"], "Cmd": ["c"]}
 
@@ -39,7 +40,8 @@ def kernel(tmp_path):
     (at / "kernel").write_bytes(b"kernel")
     with (at / "initramfs").open("wb") as file, lz4.LegacyWriter(file) as packer:
         writer = cpio.Writer(packer)
-        for path, body in {MODULE: b"module", "etc/vmfork/modules": b"/m\n", "bin/sh": b"not taken"}.items():
+        built_in = "".join(f"kernel/{name}.ko\n" for name in recipe.MODULES if name != "virtio_net").encode()
+        for path, body in {MODULE: b"module", f"{_HOME}/modules.builtin": built_in, "bin/sh": b"not taken"}.items():
             writer.add(path, stat.S_IFREG | 0o644, body)
         writer.finish()
         packer.finish()

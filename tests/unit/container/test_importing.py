@@ -29,13 +29,14 @@ from tests.images import (
 from tests.registry import running_registry
 from tests.rules.capabilities import need
 from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of
+from tests.unit.image import fake_run
 from vmfork.config import ImageConfig
 from vmfork.container.additions import ATTRIBUTES
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
-from vmfork.errors import ArtifactError, ConfigError, HostError, ImageNotFound
-from vmfork.image import build, recipe
+from vmfork.errors import ArtifactError, ConfigError, HostError, ImageError, ImageNotFound
+from vmfork.image import build, disk, recipe
 from vmfork.image.build import build_image
 from vmfork.image.record import Image
 from vmfork.oci.layout import MOST_DOCUMENT
@@ -46,7 +47,7 @@ def check(image: Image) -> None:
     found = files_of(image)
     assert found["etc/a"] == b"new"
     assert found[MODULE] == b"module"
-    assert found["etc/vmfork/modules"] == b"/m\n"
+    assert found["etc/vmfork/modules"].decode() == f"/{MODULE} /sys/bus/virtio/devices/virtio1\n"
     assert "bin/sh" not in found
     assert {"dev", "proc", "sys", "tmp", "work/here", "usr/lib/vmfork/agent"} <= set(found)
     assert image.init == "/usr/lib/vmfork/agent"
@@ -121,6 +122,39 @@ async def test_a_root_on_a_disk_has_the_files_and_the_initramfs_what_finds_it(br
     assert lines["/data/pipe"][0] == "prw-------"
     assert lines["/etc/a"][:3] == lines["/etc/b"][:3] == ["-rwsr-xr-x", "7/8", "9000"]
     assert {"/etc/c -> a", f"/{MODULE}", "/etc/vmfork/defaults", "/work/here"} <= lines.keys()
+
+
+@pytest.mark.needs("sqfstar")
+async def test_an_import_is_the_same_wherever_the_root_of_its_kernels_image_lies(store, tmp_path, monkeypatch):
+    fake_run.stand_in(monkeypatch, tmp_path)
+    source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
+    kernels = [await build_image(root, ImageConfig(root=root), store=store) for root in ("memory", "disk")]
+    assert [kernel.root_kind for kernel in kernels] == ["memory", "disk"]
+    for root in ("memory", "disk"):
+        images = [await import_image(source, "it", kernel=kernel, store=store, root=root) for kernel in kernels]
+        assert images[0].digest == images[1].digest
+        booted = files_of(images[1])
+        if root == "memory":
+            module = fake_run.MODULE.removesuffix(".xz")
+            assert {module, "usr/lib/modules/6.12/modules.dep.bin", recipe.SCRATCH_LIST} <= booted.keys()
+            assert booted[recipe.MODULES_LIST].decode() == f"/{module} /sys/bus/virtio/devices/virtio1\n"
+
+
+@pytest.mark.needs("sqfstar")
+async def test_without_the_program_that_reads_a_disk_it_is_named(store, tmp_path, monkeypatch):
+    fake_run.stand_in(monkeypatch, tmp_path)
+    kernel = await build_image("default", ImageConfig(root="disk"), store=store)
+    monkeypatch.setattr(disk, "_READER", "no-such-program")
+    with pytest.raises(HostError, match="no-such-program") as caught:
+        await import_image(f"oci:{write_image(tmp_path / 'in', LAYERS)}", "it", kernel=kernel, store=store)
+    assert "squashfs-tools" in caught.value.hint
+
+
+async def test_a_kernel_that_lacks_a_module_is_refused_by_its_name(bring, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "MODULES", {**recipe.MODULES, "lost-one": ""})
+    with pytest.raises(ImageError, match=r"'default'.*lost_one") as caught:
+        await bring(f"oci:{write_image(tmp_path / 'in', LAYERS)}")
+    assert "--rebuild" in caught.value.hint
 
 
 @pytest.mark.needs("sqfstar")

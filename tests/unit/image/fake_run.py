@@ -26,6 +26,9 @@ MEMBERS = {
     "./.vmfork/kernel-package": b"linux-image-6.12 6.12-1\n",
     "./.vmfork/kernel/boot/vmlinuz-6.12": b"kernel",
     f"./.vmfork/kernel/{MODULE}": lzma.compress(b"\0depends=\0"),
+    "./.vmfork/kernel/usr/lib/modules/6.12/modules.builtin": "".join(
+        f"kernel/{name}.ko\n" for name in recipe.MODULES if name != "virtio_net"
+    ).encode(),
 }
 
 

@@ -25,6 +25,7 @@ FILES = {
     f"{HOME}/modules.order": b"",
 }
 INDEX = modules.index_modules(FILES)
+BUILT_IN = modules.list_built_in(b"kernel/fs/ext4/ext4.ko\nkernel/drivers/tty/serial-core.ko\n")
 
 
 def test_files_are_known_by_the_kernels_names():
@@ -32,7 +33,7 @@ def test_files_are_known_by_the_kernels_names():
 
 
 def test_a_module_brings_what_it_needs_unpacked():
-    bodies, needs = modules.select_modules(["virtio_net", "virtio-rng"], INDEX, FILES.__getitem__)
+    bodies, needs = modules.select_modules(["virtio_net", "virtio-rng"], INDEX, FILES.__getitem__, BUILT_IN)
     assert list(bodies) == ["failover", "net_failover", "virtio_net", "virtio_rng"]
     assert bodies["failover"].startswith(b"\x7fELF")
     assert needs["virtio_net"] == ["net_failover"]
@@ -40,11 +41,16 @@ def test_a_module_brings_what_it_needs_unpacked():
 
 
 def test_what_is_built_in_is_passed_over():
-    bodies, needs = modules.select_modules(["ext4"], INDEX, FILES.__getitem__)
+    bodies, needs = modules.select_modules(["ext4", "serial_core", "serial-core"], INDEX, FILES.__getitem__, BUILT_IN)
     assert bodies == {}
     assert modules.order_modules(["ext4"], needs) == []
 
 
 def test_a_need_that_is_nowhere_is_an_error():
     with pytest.raises(ImageError, match="broken needs absent"):
-        modules.select_modules(["broken"], INDEX, FILES.__getitem__)
+        modules.select_modules(["broken"], INDEX, FILES.__getitem__, BUILT_IN)
+
+
+def test_a_wanted_module_that_is_neither_a_file_nor_built_in_is_an_error():
+    with pytest.raises(ImageError, match="9p is missing"):
+        modules.select_modules(["ext4", "9p"], INDEX, FILES.__getitem__, BUILT_IN)

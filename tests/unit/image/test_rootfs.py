@@ -26,7 +26,9 @@ def make_told(**files: str) -> Tree:
 
 def finish(tree: Tree, monkeypatch, *, kernel: Tree | None = None, wanted: tuple[str, ...] = ()) -> Tree:
     monkeypatch.setattr(recipe, "MODULES", dict.fromkeys(wanted, ""))
-    rootfs.finish_tree(rootfs.Unpacked(tree, Tree(io.BytesIO()), kernel or Tree(io.BytesIO())), b"agent", "6.12")
+    kernel = kernel or Tree(io.BytesIO())
+    kernel.add_file("usr/lib/modules/6.12/modules.builtin", b"kernel/virtio_blk.ko\nkernel/ext4.ko\n")
+    rootfs.finish_tree(rootfs.Unpacked(tree, Tree(io.BytesIO()), kernel), b"agent", "6.12")
     return tree
 
 
