@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -14,16 +14,20 @@ from vmfork.host.folders import list_folder
 from vmfork.host.lock import FileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 
 @contextmanager
-def written_whole(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
+def written_whole(
+    path: Path, *, durable: bool = False, appearing: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[IO[bytes]]:
     """What the block wrote is at `path`, mode 0600; after an error what was there before is. Raises `OSError`.
 
     Until then it lies beside `path` under a name with a dot, and locked. One that nobody has locked was left by a
     process that was killed, and is removed by the next that writes `path`. A `durable` one is on the disk before it
-    takes its name. A link is followed. Raises `ConfigError` where no file can be at `path`.
+    takes its name, which it does inside `appearing`: what that raises is an error too. A link is followed. Raises
+    `ConfigError` where no file can be at `path`.
     """
     path = find_place(path)
     sweep_left(path)
@@ -38,7 +42,8 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with appearing():
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.config import NAME, check_name
@@ -36,6 +36,7 @@ from vmfork.store.ram_file import digest_open_ram
 from vmfork.store.staging import Staging
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vmfork.store.manifest import Manifest
@@ -123,6 +124,17 @@ class TemplateStore:
             if generation and manifest.generation != generation:
                 raise TemplateNotFound(name)
             return OpenTemplate.of(manifest, folder)
+
+    @contextmanager
+    def kept_in_force(self, name: str, generation: str) -> Iterator[None]:
+        """Nobody replaces or removes that generation inside the block, which must be short: they wait for it.
+
+        Raises `TemplateNotFound` when it is not in force, and `StoreBusy`.
+        """
+        with self._shared(name) as folder:
+            if folder.name != generation:
+                raise TemplateNotFound(name)
+            yield
 
     async def stage(self, name: str, *, memory_bytes: int, replace: bool = False, wait_s: float = 0.0) -> Staging:
         """An empty generation of `name` that only we see, with room for `memory_bytes` of RAM.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from vmfork.config import NAME, check_name
 from vmfork.errors import StoreBusy, TemplateError, TemplateNotFound
 from vmfork.host.folders import list_folder
+from vmfork.host.lock import locked_folder
 from vmfork.host.thread import in_thread
 from vmfork.image import DiskStore
 from vmfork.store import TemplateStore
@@ -19,19 +20,25 @@ if TYPE_CHECKING:
     from vmfork.config import Places
 
 
+# Another process may bring one back, of any size, from a slow disk.
+REVIVAL_LIMIT_S = 600.0
+
+
 async def remove_template(name: str, *, places: Places) -> None:
     """No template of this name exists, in memory or on disk, nor a recipe of it, nor layers of it alone.
 
-    Forks made from it run on. Raises `TemplateNotFound`, after which no recipe is kept either, and `StoreBusy`.
+    Forks made from it run on. Whoever brings one back from disk meanwhile is waited for. Raises `StoreBusy`, and
+    `TemplateNotFound`, after which no recipe is kept either.
     """
     was_persisted, layers = locate_persisted(name, places).exists(), find_layers(name, places=places)
-    try:
-        await TemplateStore(places.templates).remove(name)
-    except TemplateNotFound:
+    async with locked_folder(places.persisted, wait_s=REVIVAL_LIMIT_S) if was_persisted else nullcontext():
+        try:
+            await TemplateStore(places.templates).remove(name)
+        except TemplateNotFound:
+            _forget(name, places)
+            if not was_persisted:
+                raise
         _forget(name, places)
-        if not was_persisted:
-            raise
-    _forget(name, places)
     await in_thread(lambda _: DiskStore(places.disks).sweep())
     if not layers:
         return

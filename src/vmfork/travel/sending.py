@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from vmfork.host.thread import in_thread
@@ -19,6 +20,7 @@ from vmfork.travel.saved import Saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from threading import Event
 
@@ -27,10 +29,19 @@ if TYPE_CHECKING:
     from vmfork.travel.artifact import Artifact
 
 
-async def save_template(name: str, path: Path, *, generation: str, instance: Instance, durable: bool = False) -> Saved:
+async def save_template(
+    name: str,
+    path: Path,
+    *,
+    generation: str,
+    instance: Instance,
+    durable: bool = False,
+    appearing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Saved:
     """The generation is in the file at `path`, a tar of an OCI layout; after an error what was there before is.
 
     A `durable` one is on the disk, for this host alone: what its machines read beside is not in it, and need not be.
+    The file takes its name inside `appearing` (see `written_whole`).
 
     Raises `TemplateNotFound` when the generation is gone, `TemplateCorrupt` when its RAM or a disk is not what was
     frozen, and `ImageCorrupt` when the latter is missing.
@@ -39,7 +50,7 @@ async def save_template(name: str, path: Path, *, generation: str, instance: Ins
     with TemplateStore(instance.places.templates).open(name, generation=generation) as opened:
         disks = None if durable else DiskStore(instance.places.disks)
         tsc_khz = await asyncio.to_thread(tsc_of, opened)
-        with written_whole(path, durable=durable) as file:
+        with written_whole(path, durable=durable, appearing=appearing) as file:
             archive = Archive(file)
 
             def work(stop: Event) -> Saved | None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Callable, Coroutine
 
 import pytest
 
+from tests.unit.template.disks import find_disk_fields
 from tests.unit.template.sparse import ram_of
 from vmfork.aio import Template
 from vmfork.cluster.node import Node
 from vmfork.config import Instance, Places, VMConfig
-from vmfork.errors import ArtifactError, TemplateNotFound, TemplateUnfit
+from vmfork.errors import ArtifactError, ImageCorrupt, TemplateNotFound, TemplateUnfit
 from vmfork.host import facts
 from vmfork.host.tmpfs import unmount
 from vmfork.store import TemplateStore
 from vmfork.template.kept import KeptRecipe, find_recipe, keeping_recipe
 from vmfork.template.removal import list_persisted, locate_persisted
 from vmfork.template.source import Source
-from vmfork.template.travelling.persisted import bring_back
+from vmfork.template.travelling import arrival
+from vmfork.template.travelling.persisted import bring_back, follow
+from vmfork.travel import sending
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -126,6 +130,92 @@ async def test_it_can_be_removed_without_being_brought_back(build, places) -> No
     assert list_persisted(places) == []
     with pytest.raises(TemplateNotFound):
         await template.remove()
+
+
+@pytest.fixture
+def before_it_is_there(monkeypatch):
+    """Once all is written, and before it is at its place, that is done."""
+    pack = sending.pack
+
+    def do(step: Callable[[], Coroutine[None, None, None]]) -> None:
+        def packed(*args, **options):
+            artifact = pack(*args, **options)
+            monkeypatch.setattr(sending, "pack", pack)
+            asyncio.run(step())  # this is a thread of its own
+            return artifact
+
+        monkeypatch.setattr(sending, "pack", packed)
+
+    return do
+
+
+async def test_one_that_is_removed_while_it_is_saved_does_not_come_back(build, places, before_it_is_there) -> None:
+    template = await build()
+    before_it_is_there(template.remove)
+    with pytest.raises(TemplateNotFound):
+        await template.persist()
+    assert [*places.persisted.iterdir()] == []
+    with pytest.raises(TemplateNotFound):
+        await Template.open("py", places=places)
+
+
+async def test_an_older_one_does_not_take_the_place_of_a_newer(build, places, tmp_path, before_it_is_there) -> None:
+    template = await build()
+    await (await build("next")).save(tmp_path / "next.tar")
+
+    async def replace() -> None:
+        newer = await Template.load(tmp_path / "next.tar", "py", replace=True, places=places)
+        await newer.persist()
+
+    before_it_is_there(replace)
+    with pytest.raises(TemplateNotFound):
+        await template.persist()
+    reboot(places)
+    assert (await Template.open("py", places=places)).manifest.came_from == str(tmp_path / "next.tar")
+
+
+async def test_who_publishes_one_that_is_replaced_meanwhile_leaves_what_is_kept_to_the_other(
+    build, places, tmp_path, before_it_is_there
+) -> None:
+    await build()
+    await (await build("next")).save(tmp_path / "next.tar")
+    source = await Source.open("py", config=VMConfig(), instance=Instance(places))
+
+    async def replace() -> None:
+        await Template.load(tmp_path / "next.tar", "py", replace=True, places=places)
+
+    before_it_is_there(replace)
+    await follow(source, config=VMConfig(persist=True), instance=Instance(places))
+    assert list_persisted(places) == []
+
+
+async def test_one_whose_disk_is_gone_is_not_kept(build, places) -> None:
+    fields = await find_disk_fields(places, b"root")
+    template = await build(**fields)
+    shutil.rmtree(places.disks / fields["disk_sha256"])
+    with pytest.raises(ImageCorrupt):
+        await template.persist()
+    assert list_persisted(places) == []
+
+
+async def test_one_that_is_removed_while_it_is_brought_back_is_gone(build, places, monkeypatch) -> None:
+    template = await build()
+    await template.persist()
+    reboot(places)
+    put_in_force, removals = arrival.put_in_force, []
+
+    async def removed_meanwhile(*args, **options):
+        removals.append(asyncio.create_task(template.remove()))
+        for _ in range(10):
+            await asyncio.sleep(0)  # it has begun, and waits
+        return await put_in_force(*args, **options)
+
+    monkeypatch.setattr(arrival, "put_in_force", removed_meanwhile)
+    await Template.open("py", places=places)
+    await removals[0]
+    assert TemplateStore(places.templates).list_names() == []
+    with pytest.raises(TemplateNotFound):
+        await Template.open("py", places=places)
 
 
 async def test_an_emulator_that_was_upgraded_meanwhile_is_named_and_ensure_builds(build, places, monkeypatch) -> None:
