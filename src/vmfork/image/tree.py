@@ -186,7 +186,8 @@ class Tree:
         for number, path in enumerate(paths):
             check(number / len(paths))
             node = self._nodes[path]
-            if not node.inode:
+            # The kernel makes each symbolic link of its own body: without one there would be none (init/initramfs.c).
+            if not node.inode or stat.S_ISLNK(node.mode):
                 writer.add(
                     path,
                     node.mode,

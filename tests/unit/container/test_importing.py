@@ -30,13 +30,14 @@ from tests.registry import running_registry
 from tests.rules.capabilities import need
 from tests.unit.container.conftest import CONFIG, LAYERS, MODULE, files_of
 from tests.unit.image import fake_run
+from tests.unit.image.archive import parse
 from vmfork.config import ImageConfig
 from vmfork.container.additions import ATTRIBUTES
 from vmfork.container.importing import import_image
 from vmfork.container.limits import ImportLimits
 from vmfork.container.origin import Origin
 from vmfork.errors import ArtifactError, ConfigError, HostError, ImageError, ImageNotFound
-from vmfork.image import build, disk, recipe
+from vmfork.image import build, disk, lz4, recipe
 from vmfork.image.build import build_image
 from vmfork.image.record import Image
 from vmfork.oci.layout import MOST_DOCUMENT
@@ -92,6 +93,16 @@ async def test_each_python_of_the_image_finds_the_module(bring, tmp_path):
 async def test_the_same_image_is_the_same_content(bring, tmp_path):
     source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
     assert (await bring(source)).digest == (await bring(source)).digest
+
+
+async def test_each_name_of_a_symbolic_link_leads_where_it_leads(bring, tmp_path):
+    pipe = Member("pipe", "pipe")
+    layer = [Member("a", body=b"a"), link("l", "a"), hard("k", "l"), hard("m", "l"), pipe, hard("pipe2", "pipe")]
+    image = await bring(f"oci:{write_image(tmp_path / 'in', [layer])}")
+    entries = {name: (fields, body) for name, fields, body in parse(lz4.decompress(image.initramfs.read_bytes()))}
+    assert [entries[name][1] for name in "klm"] == [b"a"] * 3
+    assert {entries[name][0]["nlink"] for name in "klm"} == {1}
+    assert entries["pipe"][0]["ino"] == entries["pipe2"][0]["ino"]
 
 
 ON_DISK = [

@@ -67,6 +67,13 @@ def test_hard_links_share_an_inode_and_the_last_has_the_body():
     assert tree.measure() == 2 * 4096
 
 
+def test_each_name_of_a_symbolic_link_has_the_target():
+    link, hard = {"type": tarfile.SYMTYPE, "linkname": "x"}, {"type": tarfile.LNKTYPE, "linkname": "b"}
+    entries = archive(read_tree(make_tar(("b", b"", link), ("a", b"", hard), ("c", b"", hard))))
+    assert [entries[name][1] for name in "abc"] == [b"x"] * 3
+    assert [entries[name][0]["nlink"] for name in "abc"] == [1] * 3
+
+
 @pytest.mark.parametrize(
     ("kept", "reported", "in_force"),
     [(0o600, 0o400, 0o400), (0o755, 0o555, 0o555), (0o644, 0, 0o644), (0o600, 0, 0o600), (0o640, 0o604, 0o640)],
