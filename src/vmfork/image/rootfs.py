@@ -226,7 +226,9 @@ def split_off(tree: Tree, agent: bytes, release: str, paths: Iterable[str], read
     for name in modules.order_modules((name for name, _ in recipe.DISK_BOOT_MODULES), needs):
         boot.add_file(places[name], bodies[name])
     boot.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_BOOT_MODULES, places, needs))
-    tree.add_file(recipe.MODULES_LIST, _list_boot(recipe.DISK_LATE_MODULES, places, needs))
+    folder, name = posixpath.split(recipe.MODULES_LIST)
+    # An image's /etc may be a symbolic link, as Android's is.
+    tree.add_file(f"{tree.resolve(folder) or folder}/{name}", _list_boot(recipe.DISK_LATE_MODULES, places, needs))
     boot.add_file(recipe.ROOT_TOLD, f"{disk.FILE_SYSTEM}\n".encode())
     boot.add_file(recipe.AGENT_PATH, agent, 0o755)
     return boot

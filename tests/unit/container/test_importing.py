@@ -136,6 +136,16 @@ async def test_a_root_on_a_disk_has_the_files_and_the_initramfs_what_finds_it(br
 
 
 @pytest.mark.needs("sqfstar")
+async def test_a_root_whose_etc_is_a_link_lies_on_a_disk_too(bring, store, tmp_path):
+    layer = [folder("system/etc"), link("etc", "/system/etc"), Member("system/etc/a", body=b"a")]
+    image = await bring(f"oci:{write_image(tmp_path / 'in', [layer])}", root="disk")
+    path = store.disks.locate(image.disk_sha256)
+    files = disk.read_files(path, "system/etc/vmfork", tmp_path / "read")
+    assert files["system/etc/vmfork/modules"].decode() == f"/{MODULE} /sys/bus/virtio/devices/virtio2\n"
+    assert not (tmp_path / "read").exists()
+
+
+@pytest.mark.needs("sqfstar")
 async def test_an_import_is_the_same_wherever_the_root_of_its_kernels_image_lies(store, tmp_path, monkeypatch):
     fake_run.stand_in(monkeypatch, tmp_path)
     source = f"oci:{write_image(tmp_path / 'in', LAYERS)}"
