@@ -98,7 +98,8 @@ class Additions:
     def _add_folders(self) -> None:
         for path, mode in recipe.FOLDERS:
             if self._root.find([path]) is None:
-                self._root.put([path], Inode(stat.S_IFDIR | mode, mtime=recipe.EPOCH), self._layer)
+                made = self._root.make_folder([path], self._layer)
+                made.mode, made.mtime = stat.S_IFDIR | mode, recipe.EPOCH
 
     def _add_module_link(self, release: str) -> None:
         """modprobe(8) of an image that has `/lib` beside `/usr/lib` finds the modules."""

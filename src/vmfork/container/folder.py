@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmfork.container.layer import is_taken
+from vmfork.container.layer import bound_time, is_taken
 from vmfork.container.root import Inode
 from vmfork.errors import ConfigError
 
@@ -30,14 +30,15 @@ def copy_folder(folder: Path, applying: Applying) -> None:
         for entry, inside, info in _walk(folder):
             applying.check()
             applying.budget.take(str(folder), entries=1, described=len(entry.name))
+            if stat.S_ISSOCK(info.st_mode):
+                continue  # it was its maker's, and no initramfs has one: its other names neither
             key = (info.st_dev, info.st_ino)
             if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
                 if key in linked:
                     applying.root.link(inside, linked[key], 1)
                     continue
                 linked[key] = inside
-            if not stat.S_ISSOCK(info.st_mode):
-                applying.root.put(inside, _read_entry(Path(entry.path), info, applying, str(folder)), 1)
+            applying.root.put(inside, _read_entry(Path(entry.path), info, applying, str(folder)), 1)
 
 
 def digest_folder(folder: Path, check: Callable[[], None]) -> str:
@@ -80,7 +81,7 @@ def _walk(folder: Path) -> Iterator[tuple[os.DirEntry[str], list[str], os.stat_r
 
 
 def _read_entry(path: Path, info: os.stat_result, applying: Applying, name: str) -> Inode:
-    inode = Inode(info.st_mode, info.st_uid, info.st_gid, max(0, int(info.st_mtime)))
+    inode = Inode(info.st_mode, info.st_uid, info.st_gid, bound_time(info.st_mtime))
     if stat.S_ISLNK(info.st_mode):
         inode.target = os.fsencode(os.readlink(path)).decode("utf-8", "surrogateescape")
     elif stat.S_ISREG(info.st_mode):

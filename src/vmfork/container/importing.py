@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from vmfork.container.folder import copy_folder, digest_folder
 from vmfork.container.layer import Applying, Contents
 from vmfork.container.limits import Budget, ImportLimits, check_packed
 from vmfork.container.origin import ARCH, INDEXES, MANIFESTS, SYSTEM, Origin, choose_document, find_in_layout
-from vmfork.container.root import Inode, Root
+from vmfork.container.root import PathError, Root
 from vmfork.container.running import Running, read_configuration
 from vmfork.container.skopeo import copy_to_layout, find_skopeo
 from vmfork.errors import ArtifactError, ConfigError, HostError
@@ -179,8 +178,7 @@ def _make(
         root = Root(most_path=work.limits.path_bytes)
         applying = Applying(root, Contents(file), Budget(work.limits), check)
         running, digest = _fill(work, applying, folder, report, check, lines)
-        if running.cwd.startswith("/") and root.find(_names(running.cwd)) is None:
-            root.put(_names(running.cwd), Inode(stat.S_IFDIR | 0o755, mtime=recipe.EPOCH), applying.layers + 1)
+        _make_folder(running.cwd, root, applying.layers + 1, work.source)
         Additions(root, applying.contents, applying.layers + 1).add_all(agent, kernel, running)
         applying.contents.finish()
         report("packing the image", _APPLIED_SHARE)
@@ -196,6 +194,17 @@ def _make(
             recipe=name_recipe(digest, agent, work.kernel, work.root),
         )
         return write_boot(boot, built, name=name, check=check)
+
+
+def _make_folder(path: str, root: Root, layer: int, source: str) -> None:
+    """The image's programs can begin there. Raises `ArtifactError` where no folder can be."""
+    names = _names(path)
+    if not path.startswith("/") or root.find(names) is not None:
+        return
+    try:
+        root.make_folder(names, layer).mtime = recipe.EPOCH
+    except PathError as error:
+        raise ArtifactError(source, f"its programs begin in {path!r} (WorkingDir), and {error}") from error
 
 
 def _names(path: str) -> list[str]:

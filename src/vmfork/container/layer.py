@@ -12,6 +12,7 @@ A layer says what it changes in any order: what it adds itself no whiteout of it
 from __future__ import annotations
 
 import hashlib
+import math
 import stat
 import tarfile
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ _XATTR = "SCHILY.xattr."
 # Of the host on which the layer was made: labels of its policy, and marks of its overlay.
 _NOT_TAKEN = ("security.selinux", "trusted.overlay.", "user.overlay.")
 _PIECE = 1 << 20
-# More than these are not numbers of users, devices or times that an initramfs can hold.
-_MOST_NUMBER = 0xFFFF_FFFF
+# More than this are not numbers of users, devices or times that an initramfs can hold.
+MOST_NUMBER = 0xFFFF_FFFF
 _KINDS = {
     tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK, tarfile.CHRTYPE: stat.S_IFCHR,
     tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO,
@@ -180,11 +181,12 @@ def _read_inode(member: tarfile.TarInfo) -> Inode:
     kind = stat.S_IFREG if member.isreg() else _KINDS.get(member.type)
     if kind is None:
         raise PathError(f"it is of a kind that no layer has ({member.type!r})")
-    mtime = int(member.mtime)
-    numbers = (member.uid, member.gid, member.devmajor, member.devminor)
-    if not all(0 <= number <= _MOST_NUMBER for number in numbers):
-        raise PathError("its owner or device has a number that Linux does not")
-    inode = Inode(kind | stat.S_IMODE(member.mode), member.uid, member.gid, min(max(mtime, 0), _MOST_NUMBER))
+    if not math.isfinite(member.mtime):
+        raise PathError(f"its time is no number ({member.mtime})")
+    numbers = (member.mode, member.uid, member.gid, member.devmajor, member.devminor)
+    if not all(0 <= number <= MOST_NUMBER for number in numbers):
+        raise PathError("its mode, owner or device has a number that Linux does not")
+    inode = Inode(kind | stat.S_IMODE(member.mode), member.uid, member.gid, bound_time(member.mtime))
     inode.xattrs = _read_xattrs(member)
     if stat.S_ISLNK(inode.mode):
         if not member.linkname or "\0" in member.linkname:
@@ -193,6 +195,11 @@ def _read_inode(member: tarfile.TarInfo) -> Inode:
     if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode):
         inode.device = (member.devmajor, member.devminor)
     return inode
+
+
+def bound_time(mtime: float) -> int:
+    """The time as an initramfs can hold it, in seconds since 1970."""
+    return min(max(int(mtime), 0), MOST_NUMBER)
 
 
 def _read_xattrs(member: tarfile.TarInfo) -> dict[str, bytes]:

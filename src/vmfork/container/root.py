@@ -84,6 +84,13 @@ class Root:
             return
         folder.entries[name] = Entry(inode, layer)
 
+    def make_folder(self, path: Sequence[str], layer: int) -> Inode:
+        """The folder that `path` leads to, made where it is missing: where a link leads to nothing, it is made there.
+
+        Raises `PathError`.
+        """
+        return self._open_folder(path, "", layer)
+
     def link(self, path: Sequence[str], target: Sequence[str], layer: int) -> None:
         """`path` is one more name of what is at `target`. Raises `PathError` when nothing is, or a folder."""
         holder = self._find_folder(target[:-1]) if target else None

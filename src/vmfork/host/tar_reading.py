@@ -96,12 +96,12 @@ class _Tar(tarfile.TarFile):
 def making_sense() -> Iterator[None]:
     """Raises `ReadError` for whatever tarfile raises where a tar makes no sense.
 
-    A map of holes that is cut off is an `IndexError`, an endless time an `OverflowError`, and a thousand headers for
-    one name are a `RecursionError` (CPython 3.11 to 3.13).
+    A map of holes that is cut off is an `IndexError`, one without numbers a `ValueError`, an endless time an
+    `OverflowError`, and a thousand headers for one name are a `RecursionError` (CPython 3.11 to 3.13).
     """
     try:
         yield
-    except (TypeError, IndexError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
         raise tarfile.ReadError("it makes no sense") from error
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 from vmfork.errors import ArtifactError
 from vmfork.host.compressed import find_undoing
 from vmfork.host.folders import NO_FILE, open_file
+from vmfork.host.tar_reading import making_sense
 from vmfork.oci.descriptor import digest_of
 from vmfork.oci.manifest import read_index
 
@@ -174,7 +175,7 @@ def find_members(path: Path, fd: int, *, with_links: bool = False) -> dict[str, 
     links: dict[str, str] = {}
     try:
         # Not by its path: what is open is what was looked at.
-        with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with making_sense(), os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for number, member in enumerate(tar):
                 if number >= _MOST_MEMBERS:
                     raise ArtifactError(str(path), f"it has more than {_MOST_MEMBERS} members")
@@ -184,7 +185,7 @@ def find_members(path: Path, fd: int, *, with_links: bool = False) -> dict[str, 
                 elif with_links and (member.issym() or member.islnk()):
                     above = posixpath.dirname(name) if member.issym() else ""
                     links[name] = posixpath.normpath(posixpath.join(above, member.linkname))
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except tarfile.TarError as error:
         if not found:
             raise _no_tar(path, fd) from error
     return {name: found[target] for name, target in links.items() if target in found} | found

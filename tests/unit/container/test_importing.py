@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -301,6 +302,44 @@ async def test_a_folder_becomes_an_image(bring, tmp_path):
     (root / "l").symlink_to("/etc")
     found = files_of(await bring(f"dir:{root}"))
     assert (found["l"], found["etc/a"] or found["b"]) == (b"/etc", b"new")
+
+
+async def test_a_folder_with_sockets_of_several_names_becomes_an_image_without_them(bring, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(root / "a"))
+    os.link(root / "a", root / "b")
+    (root / "c").write_bytes(b"c")
+    found = files_of(await bring(f"dir:{root}"))
+    assert found["c"] == b"c"
+    assert not {"a", "b"} & found.keys()
+
+
+async def test_a_time_of_a_folder_that_no_initramfs_can_hold_is_the_nearest(bring, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/a").write_bytes(b"a")
+    os.utime(tmp_path / "root/a", (1 << 33, 1 << 33))
+    image = await bring(f"dir:{tmp_path / 'root'}")
+    times = {name: fields["mtime"] for name, fields, _ in parse(lz4.decompress(image.initramfs.read_bytes()))}
+    assert times["a"] == 0xFFFF_FFFF
+
+
+@pytest.mark.parametrize("layer", [[Member("bin/sh", body=b"x")], [link("bin", "sh"), link("sh", "bin")]])
+async def test_a_folder_of_programs_that_cannot_be_is_refused_by_its_name(bring, store, tmp_path, layer):
+    source = f"oci:{write_image(tmp_path / 'in', [layer], config={'WorkingDir': '/bin/sh/x'})}"
+    with pytest.raises(ArtifactError, match=r"'/bin/sh/x' \(WorkingDir\)"):
+        await bring(source)
+    assert store.list_names() == []
+
+
+async def test_links_that_lead_to_no_folder_yet_stay_and_lead_to_one(bring, tmp_path):
+    layer = [link("work", "/data/deep"), link("tmp", "var/tmp"), link("run", "/var/run")]
+    image = await bring(f"oci:{write_image(tmp_path / 'in', [layer], config={'WorkingDir': '/work'})}")
+    entries = {name: (fields, body) for name, fields, body in parse(lz4.decompress(image.initramfs.read_bytes()))}
+    assert [entries[name][1] for name in ("work", "tmp", "run")] == [b"/data/deep", b"var/tmp", b"/var/run"]
+    modes = [entries[name][0]["mode"] for name in ("data/deep", "var/tmp", "var/run")]
+    assert modes == [0o40755, 0o41777, 0o40755]
 
 
 async def test_of_an_index_the_image_for_this_architecture_is_taken(bring, tmp_path):

@@ -209,6 +209,43 @@ def test_a_kind_that_no_layer_has_is_refused():
     assert "kind" in refused(bytes(data))
 
 
+def make_described(**said: str) -> bytes:
+    """A layer with one file of which that is said in a header of its own."""
+    info = tarfile.TarInfo("a")
+    info.size, info.pax_headers = 600, said
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"zz\n" * 200))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "-inf", "1e999"])
+def test_a_time_that_is_none_is_refused_by_that(time):
+    assert "time" in refused(make_described(mtime=time))
+
+
+def test_a_time_that_no_initramfs_can_hold_is_the_nearest():
+    for said, held in (("-5", 0), ("1e30", 0xFFFF_FFFF), ("1.9", 1)):
+        assert apply_layers(make_described(mtime=said)).root.find(["a"]).mtime == held
+
+
+@pytest.mark.parametrize("mode", [b"\x80\0\0\1\0\0\0\0", b"\xff" * 8])
+def test_a_mode_that_linux_has_not_is_refused_by_that(mode):
+    data = bytearray(make_layer([Member("a")]))
+    data[100:108] = mode  # in base 256: 2 ** 32, and -1
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    assert "mode" in refused(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.size": "x"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}],
+)
+def test_holes_that_are_no_numbers_are_refused(said):
+    assert "no layer" in refused(make_described(**said))
+
+
 def test_a_small_layer_that_unpacks_to_much_is_refused_by_the_name_of_the_limit():
     limits = ImportLimits(unpacked_bytes=1 << 20)
     bomb = make_layer([Member("a", body=bytes(4 << 20))])

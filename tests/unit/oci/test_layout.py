@@ -86,6 +86,14 @@ def test_a_tar_that_was_compressed_is_told_with_what_undoes_that(archive, tmp_pa
         Layout.open(packed)
 
 
+def test_a_name_of_thousands_of_headers_is_refused(tmp_path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    (tmp_path / "long.tar").write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a\0".ljust(512, b"\0")) * 5000)
+    with pytest.raises(ArtifactError, match="it is not a tar"):
+        Layout.open(tmp_path / "long.tar")
+
+
 def test_links_and_devices_of_a_tar_are_not_content(tmp_path) -> None:
     with tarfile.open(tmp_path / "links.tar", "w") as tar:
         for name, kind in (("index.json", tarfile.SYMTYPE), ("oci-layout", tarfile.FIFOTYPE)):
