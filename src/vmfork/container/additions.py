@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vmfork.container.command import DEFAULTS, encode_command
 from vmfork.container.command import PATH as COMMAND
 from vmfork.container.root import Inode, PathError
-from vmfork.errors import ImageCorrupt, ImageError
+from vmfork.errors import ArtifactError, ImageCorrupt, ImageError
 from vmfork.image import cpio, disk, lz4, recipe, rootfs
 
 if TYPE_CHECKING:
@@ -71,15 +71,16 @@ def read_kernel(image: Image, disks: DiskStore, work: Path) -> Kernel:
 
 
 class Additions:
-    """Adds to `root`, above all its layers."""
+    """Adds to `root`, above all its layers. `source` is what is told of where it is from."""
 
-    def __init__(self, root: Root, contents: Contents, layer: int) -> None:
+    def __init__(self, root: Root, contents: Contents, layer: int, *, source: str) -> None:
+        self._source = source
         self._root = root
         self._contents = contents
         self._layer = layer
 
     def add_all(self, agent: bytes, kernel: Kernel, running: Running) -> None:
-        """The root is a guest's. Raises `ImageError` where the image has something else in the way."""
+        """The root is a guest's. Raises `ArtifactError`, naming the path, where the image has no folder for it."""
         try:
             self._add_folders()
             for path, text in recipe.FILES:
@@ -93,7 +94,9 @@ class Additions:
             self._add(COMMAND, encode_command(running.entrypoint, running.command))
             self._add(ATTRIBUTES, encode_attributes(self._root))
         except PathError as error:
-            raise ImageError(f"the image has no place for what its guest needs: {error}") from error
+            hint = "give an image in which that is a folder, or a symbolic link to one"
+            reason = f"it has no place for what its guest needs: {error}"
+            raise ArtifactError(self._source, reason, hint=hint) from error
 
     def _add_folders(self) -> None:
         for path, mode in recipe.FOLDERS:
@@ -126,7 +129,10 @@ class Additions:
         place = self._contents.take(len(body))
         self._contents.write(place, 0, body)
         inode = Inode(stat.S_IFREG | mode, mtime=recipe.EPOCH, content=place)
-        self._root.put(path.split("/"), inode, self._layer)
+        try:
+            self._root.put(path.split("/"), inode, self._layer)
+        except PathError as error:
+            raise PathError(f"/{path}: {error}") from error
 
 
 def encode_defaults(running: Running) -> bytes:

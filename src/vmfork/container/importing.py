@@ -179,7 +179,8 @@ def _make(
         applying = Applying(root, Contents(file), Budget(work.limits), check)
         running, digest = _fill(work, applying, folder, report, check, lines)
         _make_folder(running.cwd, root, applying.layers + 1, work.source)
-        Additions(root, applying.contents, applying.layers + 1).add_all(agent, kernel, running)
+        additions = Additions(root, applying.contents, applying.layers + 1, source=work.source)
+        additions.add_all(agent, kernel, running)
         applying.contents.finish()
         report("packing the image", _APPLIED_SHARE)
         boot = Boot(

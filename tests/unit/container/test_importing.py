@@ -333,6 +333,15 @@ async def test_a_folder_of_programs_that_cannot_be_is_refused_by_its_name(bring,
     assert store.list_names() == []
 
 
+@pytest.mark.parametrize("name", ["etc", "usr"])
+async def test_an_image_without_room_for_what_its_guest_needs_is_refused_by_its_name(bring, tmp_path, name):
+    source = f"oci:{write_image(tmp_path / 'in', [[Member(name, body=b'x')]])}"
+    with pytest.raises(ArtifactError, match=f"/{name}/.* below '{name}', which is no folder") as caught:
+        await bring(source)
+    assert str(tmp_path / "in") in caught.value.message
+    assert "folder" in caught.value.hint
+
+
 async def test_links_that_lead_to_no_folder_yet_stay_and_lead_to_one(bring, tmp_path):
     layer = [link("work", "/data/deep"), link("tmp", "var/tmp"), link("run", "/var/run")]
     image = await bring(f"oci:{write_image(tmp_path / 'in', [layer], config={'WorkingDir': '/work'})}")
