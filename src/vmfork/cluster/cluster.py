@@ -27,6 +27,7 @@ from vmfork.errors import (
     ImageCorrupt,
     NodeLost,
     NoNode,
+    NoRoom,
     TemplateCorrupt,
     TemplateNotFound,
     TemplateUnfit,
@@ -60,6 +61,8 @@ _MOST_OWED = 1000
 _LOST_LIMIT_S = 60.0
 _AGAIN_S = 0.5
 _CLOSE_LIMIT_S = 30.0
+# Whoever leaves the cluster tries so long to tell nodes what they have for nobody.
+_LAST_WORDS_S = 5.0
 # What a node says that cannot make the machine, where another may.
 _REFUSALS = (TemplateUnfit, TemplateNotFound, NoNode)
 # What keeps a template from a node: memory, a budget, a disk, or what it was sent.
@@ -387,6 +390,9 @@ class Cluster(Owner):
             self._renewing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._renewing
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await asyncio.gather(*(self._pay(*debt) for debt in [*self._owed]), return_exceptions=True)
         await self._joined.aclose()
 
     async def _fork(
@@ -463,7 +469,7 @@ class Cluster(Owner):
                 # Where its process alone has ended, and comes back, it tells whether it still has the machine.
                 await site.ask("look")
             except VMForkError as error:
-                if not isinstance(error, _REFUSALS) and not (decision.is_brought and isinstance(error, _NOT_BROUGHT)):
+                if not isinstance(error, _REFUSALS) and not (decision.is_brought and _was_not_brought(error)):
                     raise
                 asked.discard(decision.node)
                 failed, avoid = error, avoid | {decision.node}
@@ -475,7 +481,8 @@ class Cluster(Owner):
         """The machine that counts; where another was made for the same key before, ours is gone."""
         known: Machine = await self._joined.ask("settle", machine)
         if known.id != machine.id:
-            await ClusterVM(machine, self._joined).aclose()
+            with suppress(NodeLost):  # it is owed to its node then
+                await ClusterVM(machine, self._joined).aclose()
         return known
 
     async def _give_up(self, nodes: Collection[str], key: str, ticket: str) -> None:
@@ -486,7 +493,7 @@ class Cluster(Owner):
         self._owe(nodes, key, ticket)
 
         async def give_up() -> None:
-            await asyncio.gather(*(self._pay(node) for node in nodes))
+            await asyncio.gather(*(self._pay(node, key, ticket) for node in nodes))
             await self._joined.ask("release", key)
 
         with suppress(VMForkError, TimeoutError):
@@ -499,20 +506,17 @@ class Cluster(Owner):
         while len(self._owed) > _MOST_OWED:
             del self._owed[next(iter(self._owed))]
 
-    async def _pay(self, node: str) -> None:
+    async def _pay(self, node: str, key: str, ticket: str) -> None:
         """The node was told, unless it cannot be: then later."""
-        now = time.monotonic()
-        for owed, until in [*self._owed.items()]:
-            if owed[0] != node:
-                continue
-            if until > now:
-                try:
-                    await self._joined.call(node, "drop", *owed[1:])
-                except (NodeLost, Closed):
-                    return
-                except VMForkError as error:  # it would say so again
-                    _log.warning("node %s may have a machine of nobody's: %s", node, error)
-            self._owed.pop(owed, None)
+        if (node, key, ticket) not in self._owed:
+            return
+        try:
+            await self._joined.call(node, "drop", key, ticket)
+        except (NodeLost, Closed):
+            return
+        except VMForkError as error:  # it would say so again
+            _log.warning("node %s may have a machine of nobody's: %s", node, error)
+        self._owed.pop((node, key, ticket), None)
 
     def _begin_renewing(self, node: str) -> None:
         self._nodes.setdefault(node, 0.0)
@@ -523,6 +527,8 @@ class Cluster(Owner):
         """Nodes hear of us, so that our machines live."""
         while True:
             await asyncio.sleep(_RENEW_EVERY_S)
+            now = time.monotonic()
+            self._owed = {debt: until for debt, until in self._owed.items() if until > now}
             nodes = {*self._nodes, *(node for node, _, _ in self._owed)}
             told = await asyncio.gather(*map(self._renew_at, nodes), return_exceptions=True)
             if any(isinstance(each, Closed) for each in told):
@@ -532,10 +538,11 @@ class Cluster(Owner):
         """The node has heard of us. One that is lost is asked again for some time: it may only be cut off."""
         try:
             async with asyncio.timeout(_RENEW_LIMIT_S):
-                await self._pay(node)
                 if node in self._nodes:
                     await self._site.call(node, "renew", self._site.client)
                     self._nodes[node] = 0.0
+                for debt in [debt for debt in self._owed if debt[0] == node]:
+                    await self._pay(*debt)
         except NodeLost:
             now = time.monotonic()
             since = self._nodes.get(node, 0.0) or now
@@ -545,6 +552,11 @@ class Cluster(Owner):
                 self._nodes[node] = since
         except TimeoutError:
             pass
+
+
+def _was_not_brought(error: VMForkError) -> bool:
+    """Whether the template may have been kept from the node. Whoever waits for room there waits once."""
+    return isinstance(error, _NOT_BROUGHT) and not isinstance(error, NoRoom)
 
 
 async def _join(address: str) -> Site:

@@ -45,7 +45,7 @@ from vmfork.machine.room import charge_for_fork, count_room
 from vmfork.machine.verdict import find_failure
 from vmfork.owner import Owner
 from vmfork.store import TemplateStore
-from vmfork.template.removal import list_persisted
+from vmfork.template.removal import list_persisted, locate_persisted
 from vmfork.travel.fit import hardware_of
 from vmfork.wire.frame import SUPPORTED_PROTOCOLS
 
@@ -77,7 +77,7 @@ PIECE_BYTES = 4 << 20
 # those `from_pool` had waited.
 COUNTS = ("forks", "forks_failed", "fork_seconds", "from_pool", "programs", "pulls", "sent_bytes")
 # The labels by which a node's process finds machines again that outlived the one before it.
-_MARK, _KEY = "vmfork-cluster", "vmfork-cluster-key"
+_MARK, _KEY, _TICKET = "vmfork-cluster", "vmfork-cluster-key", "vmfork-cluster-ticket"
 
 
 class Node(Owner):
@@ -242,6 +242,7 @@ class Node(Owner):
                 # Whoever asked before us gave it up as we came: it is made anew, for us.
                 if not _gave_up_another(task) or order.ticket not in self._tickets.get(order.key, ()):
                     raise
+                await asyncio.sleep(0)  # it may just have ended: what forgets it comes next
 
     def _begin_making(self, order: Order) -> asyncio.Task[Machine]:
         """Raises `NoNode` while the node is drained, and `NodeLost` at its end."""
@@ -444,6 +445,8 @@ class Node(Owner):
         """The machine is gone. One that is gone already is no error."""
         machine, vm = self._machines.pop(vm_id, None), self._vms.pop(vm_id, None)
         self._clients.pop(vm_id, None)
+        # At once: whoever asks by its key meanwhile gets another.
+        tickets = self._tickets.pop(machine.key, set()) if machine is not None else set()
         if machine is not None and machine.lasts:
             try:
                 with suppress(VMNotFound):
@@ -451,9 +454,9 @@ class Node(Owner):
                     await vm.stop(grace_s=0.0)
             except BaseException:
                 self._machines[vm_id] = machine  # it may run on, and is still ours
+                self._tickets[machine.key] |= tickets
                 raise
         if machine is not None:
-            self._tickets.pop(machine.key, None)
             self._ended[machine.key] = time.monotonic()
         if vm is not None:
             await vm.aclose()
@@ -463,7 +466,7 @@ class Node(Owner):
 
         Of several templates two come at a time.
         """
-        held = await asyncio.to_thread(self._find_held, name)
+        held = await self._find_kept(name)
         if held is not None and held.wanted.digest == digest:
             return
         wanted = name, digest
@@ -531,7 +534,7 @@ class Node(Owner):
 
         async def fork(wait_s: float) -> VM:
             if order.lasts:
-                labels = {_MARK: self.name, _KEY: order.key}
+                labels = {_MARK: self.name, _KEY: order.key, _TICKET: order.ticket}
                 return await template.start(labels=labels, wait_s=wait_s, **order.options)
             return await template.fork(wait_s=wait_s, **order.options)
 
@@ -580,7 +583,7 @@ class Node(Owner):
 
         Where a later one of its name is, that counts: whoever asked had not heard of it.
         """
-        held = await asyncio.to_thread(self._find_held, order.template)
+        held = await self._find_kept(order.template)
         if held is None or (held.wanted.digest != order.digest and held.created_at <= order.created_at):
             if not order.sources:
                 raise TemplateNotFound(order.template)
@@ -616,7 +619,7 @@ class Node(Owner):
             of = record.labels[_MARK]
             is_ours = own if of == self.name else living is not None and of not in living
             if is_ours and record.id not in self._machines:
-                self._tickets[record.labels.get(_KEY, "")].add("")  # whoever made it
+                self._tickets[record.labels.get(_KEY, "")].add(record.labels.get(_TICKET, ""))  # whoever made it
                 self._machines[record.id] = Machine(
                     id=record.id,
                     node=self.name,
@@ -653,6 +656,15 @@ class Node(Owner):
                 await Template.open(name, config=self._config, places=self._instance.places)
             except VMForkError as error:
                 _log.warning("template %s stays on disk: %s", name, error)
+
+    async def _find_kept(self, name: str) -> Held | None:
+        """The template of that name in force here, brought back where its host keeps it on disk."""
+        held = await asyncio.to_thread(self._find_held, name)
+        if held is None and locate_persisted(name, self._instance.places).exists():
+            with suppress(VMForkError):  # what does not fit any more is no reason against another of its name
+                await Template.open(name, config=self._config, places=self._instance.places)
+            held = await asyncio.to_thread(self._find_held, name)
+        return held
 
     async def _follow(self) -> None:
         """Machines wait of what is in force here now."""

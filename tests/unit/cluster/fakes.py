@@ -37,7 +37,9 @@ class FakeNode:
         self.is_draining = False
         self.dies_after_making = False
         self.fails: VMForkError | None = None
+        self.fork_fails: VMForkError | None = None
         self.asked: list[str] = []
+        self.dropped: list[tuple[str, str]] = []
         self.gate: asyncio.Event | None = None
 
     async def serve(self, verb: str, *args: Any) -> Any:
@@ -73,6 +75,8 @@ class FakeNode:
             raise TemplateUnfit(order.template, "qemu.version", "7", "8", source="x")
         if order.digest not in {each.wanted.digest for each in self.held}:
             await self.pull(order.template, order.digest, order.sources)
+        if self.fork_fails is not None:
+            raise self.fork_fails
         for machine in self.machines.values():
             if machine.key == order.key:
                 return machine
@@ -87,6 +91,8 @@ class FakeNode:
         return made
 
     async def drop(self, key: str, ticket: str) -> None:
+        self.dropped.append((key, ticket))
+        await asyncio.sleep(0)
         self.machines = {each: m for each, m in self.machines.items() if m.key != key}
 
     async def pull(self, name: str, digest: str, sources: Any) -> None:

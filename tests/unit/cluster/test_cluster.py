@@ -27,6 +27,7 @@ from vmfork.errors import (
     HostError,
     NodeLost,
     NoNode,
+    NoRoom,
     TemplateNotFound,
     TemplateUnfit,
     VMForkError,
@@ -328,6 +329,85 @@ async def test_what_a_node_made_that_was_cut_off_ends_when_it_is_back(monkeypatc
                 await asyncio.sleep(0)
         assert [machine.id for machine in site.list_machines()] == [vm.id]
         assert not cluster._owed
+
+
+async def test_who_leaves_tells_a_node_first_that_is_back() -> None:
+    class Cut(FakeNode):
+        async def fork(self, order) -> Machine:
+            await super().fork(order)
+            self.is_cut = True
+            raise NodeLost(self.name, is_cut=True)
+
+    site = FakeSite(Cut("a"), FakeNode("b", holds=False))
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", lasts=True)
+        site.nodes["a"].is_cut = False
+    assert [machine.id for machine in site.list_machines()] == [vm.id]
+
+
+async def test_what_is_owed_to_a_node_keeps_it_from_hearing_of_us_no_round(monkeypatch) -> None:
+    monkeypatch.setattr(cluster_module, "_RENEW_EVERY_S", 0.0)
+    monkeypatch.setattr(cluster_module, "_RENEW_LIMIT_S", 0.02)
+
+    class Slow(FakeNode):
+        async def drop(self, key: str, ticket: str) -> None:
+            await asyncio.sleep(0.015)
+            await super().drop(key, ticket)
+
+    site = FakeSite(Slow("a"))
+    async with Cluster(site) as cluster:
+        await cluster.fork("py")
+        cluster._owe(["a"], "other", "ticket")
+        for number in range(20):
+            cluster._owe(["a"], f"other-{number}", "ticket")
+        async with asyncio.timeout(10.0):
+            while len(site.nodes["a"].renewed) < 3:
+                await asyncio.sleep(0.001)
+        assert len(site.nodes["a"].dropped) < 10
+        cluster._owed.clear()
+
+
+async def test_many_that_are_given_up_at_once_are_each_told_once() -> None:
+    site = three()
+    for node in site.nodes.values():
+        node.gate = asyncio.Event()
+    async with Cluster(site) as cluster:
+        forks = asyncio.gather(*(cluster.fork("py") for _ in range(20)))
+        while sum(len(node.orders) for node in site.nodes.values()) < 20:
+            await asyncio.sleep(0)
+        forks.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await forks
+        while cluster._owed:
+            await asyncio.sleep(0)
+        assert sum(len(node.dropped) for node in site.nodes.values()) == 20
+
+
+async def test_room_is_waited_for_on_one_node() -> None:
+    """It may be brought to others, and each would take the time again."""
+    site = FakeSite(FakeNode("a", total_mib=100), FakeNode("b", holds=False), FakeNode("c", holds=False))
+    async with Cluster(site) as cluster:
+        await cluster.fork("py", node="a")
+        for node in site.nodes.values():
+            node.fork_fails = NoRoom("memory", "others were quicker")
+        with pytest.raises(NoRoom):
+            await cluster.fork("py")
+        assert len(site.nodes["b"].orders) + len(site.nodes["c"].orders) == 1
+
+
+async def test_the_machine_that_counts_is_given_though_the_other_cannot_be_closed() -> None:
+    site = three()
+    counts = Machine(id="b-9", node="b", template="py", key="k", lasts=True)
+
+    async def settle(machine) -> Machine:
+        site.nodes[machine.node].is_cut = True
+        return counts
+
+    site.directory.settle = settle
+    async with Cluster(site) as cluster:
+        vm = await cluster.fork("py", key="k", node="a", lasts=True)
+        assert vm.id == "b-9"
+        assert [node for node, _, _ in cluster._owed] == ["a"]
 
 
 async def test_a_machine_that_lasts_is_not_told_as_closed_where_its_node_cannot_be_asked() -> None:

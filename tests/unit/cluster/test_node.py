@@ -218,6 +218,108 @@ async def test_who_asks_as_another_gives_up_has_one_made_anew(tmp_path, monkeypa
         one._machines.clear()
 
 
+async def test_who_asks_in_the_moment_in_which_it_was_given_up_has_one_made_anew(tmp_path, monkeypatch) -> None:
+    """What was given up has ended, and is not forgotten yet."""
+
+    async def make(self, order) -> Machine:
+        if order.ticket == "second":
+            return self._machines.setdefault("2", Machine(id="2", node=self.name, template="py", key=order.key))
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(Node, "_make", make)
+    async with await open_node(tmp_path) as one:
+        first = asyncio.ensure_future(one.fork(order_of("first")))
+        while "k" not in one._asked:
+            await asyncio.sleep(0)
+        task = one._asked["k"]
+
+        async def second() -> Machine:
+            while not task.done():
+                await asyncio.sleep(0)
+            assert one._asked.get("k") is task
+            return await one.fork(order_of("second"))
+
+        asking = asyncio.ensure_future(second())
+        await asyncio.sleep(0)
+        await one.drop("k", "first")
+        assert (await asking).id == "2"
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        one._machines.clear()
+
+
+async def test_who_asks_by_the_key_of_a_machine_that_is_being_closed_keeps_the_next(tmp_path, monkeypatch) -> None:
+    closing, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Stopping:
+        async def stop(self, *, grace_s: float) -> None:
+            closing.set()
+            await goes_on.wait()
+
+        async def aclose(self) -> None:
+            pass
+
+    async def make(self, order) -> Machine:
+        return self._machines.setdefault("2", Machine(id="2", node=self.name, template="py", key=order.key))
+
+    monkeypatch.setattr(Node, "_make", make)
+    async with await open_node(tmp_path) as one:
+        one._machines["1"] = Machine(id="1", node="one", template="py", key="k", lasts=True)
+        one._vms["1"], one._tickets["k"] = Stopping(), {"first"}
+        ending = asyncio.ensure_future(one.close("1"))
+        await closing.wait()
+        assert (await one.fork(order_of("second"))).id == "2"
+        goes_on.set()
+        await ending
+        assert (await one.fork(order_of("third"))).id == "2"
+        await one.drop("k", "third")
+        assert [*one._machines] == ["2"]
+        one._machines.clear()
+
+
+async def test_what_lasts_and_is_nobodys_ends_though_its_process_began_anew(tmp_path, monkeypatch) -> None:
+    labels = {"vmfork-cluster": "one", "vmfork-cluster-key": "k", "vmfork-cluster-ticket": "given-up"}
+    closed = []
+
+    async def list_all(**_: object) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id="1", template="py", created_at="", labels=labels)]
+
+    async def close(self, vm_id) -> None:
+        closed.append(vm_id)
+
+    monkeypatch.setattr(node.VM, "list", list_all)
+    monkeypatch.setattr(Node, "close", close)
+    async with await open_node(tmp_path) as one:
+        await one.drop("k", "another")
+        assert closed == []
+        await one.drop("k", "given-up")
+        assert closed == ["1"]
+
+
+async def test_what_a_host_keeps_on_disk_counts_before_what_others_have(tmp_path, monkeypatch) -> None:
+    """After a reboot it comes back when it is asked for, if it has not yet."""
+    async with await open_node(tmp_path) as one:
+        store = TemplateStore(one._instance.places.templates)
+
+        async def open_template(name, **_: object) -> None:
+            if not store.list_names():
+                await build_small(store, name)
+
+        async def pull(self, name, digest, sources) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(node.Template, "open", open_template)
+        monkeypatch.setattr(Node, "_pull", pull)
+        kept = one._instance.places.persisted / "py.tar"
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+        await one._open(replace(order_of("t"), digest="other", created_at="2020-01-01", sources=("two",)))
+        await store.remove("py")
+        held = await one._find_kept("py")
+        await one.pull("py", held.wanted.digest, ["two"])
+        await store.remove("py")
+
+
 async def test_who_is_cancelled_while_it_waits_is_cancelled(tmp_path, monkeypatch) -> None:
     async def make(self, order) -> Machine:
         await asyncio.Event().wait()
