@@ -85,6 +85,8 @@ class Cluster(Owner):
         self._nodes: dict[str, float] = {}
         # By node, key and ticket of what it may have made for us, who have another; until when that is kept in mind.
         self._owed: dict[tuple[str, str, str], float] = {}
+        # By ticket: the key of what is being asked for, and the nodes that may make it.
+        self._asking: dict[str, tuple[str, set[str]]] = {}
         self._renewing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -92,9 +94,12 @@ class Cluster(Owner):
 
     @property
     def _site(self) -> Site:
+        self._check_joined()
+        return self._joined
+
+    def _check_joined(self) -> None:
         if self._has_left:
             raise Closed("the cluster", hint="join it again: vmfork.Cluster.connect(), or Cluster.at()")
-        return self._joined
 
     @classmethod
     @gives_owner
@@ -390,6 +395,8 @@ class Cluster(Owner):
             self._renewing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._renewing
+        for ticket, (key, asked) in self._asking.items():
+            self._owe(asked, key, ticket)
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
                 await asyncio.gather(*(self._pay(*debt) for debt in [*self._owed]), return_exceptions=True)
@@ -408,16 +415,20 @@ class Cluster(Owner):
         ticket = uuid.uuid4().hex
         own_key = key or ticket
         asked: set[str] = set()
+        self._asking[ticket] = own_key, asked
         try:
             machine = await self._ask_nodes(
                 template, options, constraints, own_key, ticket, asked, lasts=lasts, wait_s=wait_s, is_shared=bool(key)
             )
             if key:
                 machine = await self._settle(machine)
+            self._check_joined()  # whoever left meanwhile has given it up
         except BaseException:
             if asked:
                 await self._give_up(asked, own_key, ticket)
             raise
+        finally:
+            del self._asking[ticket]
         self._owe(asked - {machine.node}, own_key, ticket)
         return ClusterVM(machine, self._joined)
 

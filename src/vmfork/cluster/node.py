@@ -77,7 +77,12 @@ PIECE_BYTES = 4 << 20
 # those `from_pool` had waited.
 COUNTS = ("forks", "forks_failed", "fork_seconds", "from_pool", "programs", "pulls", "sent_bytes")
 # The labels by which a node's process finds machines again that outlived the one before it.
-_MARK, _KEY, _TICKET = "vmfork-cluster", "vmfork-cluster-key", "vmfork-cluster-ticket"
+_MARK, _KEY = "vmfork-cluster", "vmfork-cluster-key"
+# So long a template that comes back from disk is waited for, where others have one of its name.
+_REVIVAL_LIMIT_S = 10.0
+_REVIVAL_LOOK_S = 0.5
+# Between two that come back: whoever wants one of them has a chance to have its own first.
+_REVIVAL_PAUSE_S = 0.05
 
 
 class Node(Owner):
@@ -120,6 +125,8 @@ class Node(Owner):
         self._asked: dict[str, asyncio.Task[Machine]] = {}
         # By key: the tickets of those who wait for the machine, or have it.
         self._tickets: dict[str, set[str]] = defaultdict(set)
+        self._closing: set[str] = set()
+        self._reviving: dict[str, asyncio.Task[None]] = {}
         self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._pulls_at_once = asyncio.Semaphore(AT_ONCE)
         self._spooled: dict[str, tempfile._TemporaryFileWrapper[bytes]] = {}
@@ -278,13 +285,14 @@ class Node(Owner):
     async def drop(self, key: str, ticket: str = "") -> None:
         """Who asked with the ticket wants the machine of that key no more; it is gone, unless another has asked."""
         self._tickets[key].discard(ticket)
-        if self._tickets[key]:
+        # A key that is a ticket nobody else can ask by. Of others a process that began anew knows not who has asked.
+        if self._tickets[key] and key != ticket:
             return
         del self._tickets[key]
         if (task := self._asked.get(key)) is not None:
             task.cancel()
             await asyncio.wait({task})
-        if self._tickets.get(key):  # somebody asked while that ended
+        if self._tickets.get(key):  # who asked while that ended
             return
         for machine in [*self._machines.values()]:
             if machine.key == key:
@@ -448,6 +456,7 @@ class Node(Owner):
         # At once: whoever asks by its key meanwhile gets another.
         tickets = self._tickets.pop(machine.key, set()) if machine is not None else set()
         if machine is not None and machine.lasts:
+            self._closing.add(vm_id)
             try:
                 with suppress(VMNotFound):
                     vm = vm or await VM.connect(vm_id, places=self._instance.places)
@@ -456,6 +465,8 @@ class Node(Owner):
                 self._machines[vm_id] = machine  # it may run on, and is still ours
                 self._tickets[machine.key] |= tickets
                 raise
+            finally:
+                self._closing.discard(vm_id)
         if machine is not None:
             self._ended[machine.key] = time.monotonic()
         if vm is not None:
@@ -466,7 +477,12 @@ class Node(Owner):
 
         Of several templates two come at a time.
         """
-        held = await self._find_kept(name)
+        await self._find_kept(name)
+        await self._bring(name, digest, sources)
+
+    async def _bring(self, name: str, digest: str, sources: Sequence[str]) -> None:
+        """The same, once what this host keeps of it is here."""
+        held = await asyncio.to_thread(self._find_held, name)
         if held is not None and held.wanted.digest == digest:
             return
         wanted = name, digest
@@ -517,9 +533,10 @@ class Node(Owner):
             if watch is not None:
                 watch.cancel()
                 await asyncio.gather(watch, return_exceptions=True)
-        for task in (*self._asked.values(), *self._pulls.values()):
+        tasks = [*self._asked.values(), *self._pulls.values(), *self._reviving.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._asked.values(), *self._pulls.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._pools.aclose)
             for vm in self._vms.values():
@@ -534,7 +551,7 @@ class Node(Owner):
 
         async def fork(wait_s: float) -> VM:
             if order.lasts:
-                labels = {_MARK: self.name, _KEY: order.key, _TICKET: order.ticket}
+                labels = {_MARK: self.name, _KEY: order.key}
                 return await template.start(labels=labels, wait_s=wait_s, **order.options)
             return await template.fork(wait_s=wait_s, **order.options)
 
@@ -587,7 +604,7 @@ class Node(Owner):
         if held is None or (held.wanted.digest != order.digest and held.created_at <= order.created_at):
             if not order.sources:
                 raise TemplateNotFound(order.template)
-            await self.pull(order.template, order.digest, order.sources)
+            await self._bring(order.template, order.digest, order.sources)
         return await Template.open(order.template, config=self._config, places=self._instance.places)
 
     def _keep(self, vm: VM, key: str, client: str, *, lasts: bool, template: str = "") -> Machine:
@@ -618,8 +635,8 @@ class Node(Owner):
         for record in await VM.list(label=_MARK, places=self._instance.places):
             of = record.labels[_MARK]
             is_ours = own if of == self.name else living is not None and of not in living
-            if is_ours and record.id not in self._machines:
-                self._tickets[record.labels.get(_KEY, "")].add(record.labels.get(_TICKET, ""))  # whoever made it
+            if is_ours and record.id not in self._machines and record.id not in self._closing:
+                self._tickets[record.labels.get(_KEY, "")].add("")  # whoever made it, and who asked for it since
                 self._machines[record.id] = Machine(
                     id=record.id,
                     node=self.name,
@@ -633,11 +650,11 @@ class Node(Owner):
         """Ends machines whose program was not heard of any more, and drops what it had begun to send."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
+            for vm_id in [*self._clients]:
+                if self._is_forgotten(vm_id):  # as it is now: to end another takes its time
+                    with _going_on("machine %s of a program that ended", vm_id):
+                        await self.close(vm_id)
             now = time.monotonic()
-            living = {each for each, until in self._leases.items() if until >= now}
-            for vm_id in [each for each, clients in self._clients.items() if living.isdisjoint(clients)]:
-                with _going_on("machine %s of a program that ended", vm_id):
-                    await self.close(vm_id)
             for token in [each for each in self._spooled if self._leases[each] < now]:
                 self._spooled.pop(token).close()
             with _going_on("machines that are kept ready"):
@@ -649,20 +666,41 @@ class Node(Owner):
             kept = self.list_clients()
             self._leases = {each: until for each, until in self._leases.items() if until >= now or each in kept}
 
+    def _is_forgotten(self, vm_id: str) -> bool:
+        """Whether none of the programs that have the machine was heard of for too long."""
+        now, clients = time.monotonic(), self._clients.get(vm_id)
+        return clients is not None and all(self._leases.get(each, 0.0) < now for each in clients)
+
     async def _bring_back(self) -> None:
         """Templates that are kept on disk are in memory after a reboot: only what a node tells of is asked for."""
         for name in await asyncio.to_thread(list_persisted, self._instance.places):
-            try:
-                await Template.open(name, config=self._config, places=self._instance.places)
-            except VMForkError as error:
-                _log.warning("template %s stays on disk: %s", name, error)
+            await asyncio.shield(self._begin_reviving(name))
+            await asyncio.sleep(_REVIVAL_PAUSE_S)
+
+    def _begin_reviving(self, name: str) -> asyncio.Task[None]:
+        if name not in self._reviving:
+            task = self._reviving[name] = asyncio.ensure_future(self._revive(name))
+            task.add_done_callback(lambda _: self._reviving.pop(name))
+        return self._reviving[name]
+
+    async def _revive(self, name: str) -> None:
+        try:
+            await Template.open(name, config=self._config, places=self._instance.places)
+        except VMForkError as error:
+            _log.warning("template %s stays on disk: %s", name, error)
 
     async def _find_kept(self, name: str) -> Held | None:
-        """The template of that name in force here, brought back where its host keeps it on disk."""
+        """The template of that name in force here, brought back where its host keeps it on disk.
+
+        What does not come within seconds, or does not fit any more, is no reason against another of its name.
+        """
         held = await asyncio.to_thread(self._find_held, name)
-        if held is None and locate_persisted(name, self._instance.places).exists():
-            with suppress(VMForkError):  # what does not fit any more is no reason against another of its name
-                await Template.open(name, config=self._config, places=self._instance.places)
+        if held is not None or not locate_persisted(name, self._instance.places).exists():
+            return held
+        task, end, is_done = self._begin_reviving(name), time.monotonic() + _REVIVAL_LIMIT_S, False
+        while held is None and not is_done and time.monotonic() < end:
+            # It may be here before its turn to be looked at has come.
+            is_done = bool((await asyncio.wait({task}, timeout=_REVIVAL_LOOK_S))[0])
             held = await asyncio.to_thread(self._find_held, name)
         return held
 

@@ -20,6 +20,7 @@ from vmfork.cluster.terms import Ask, Machine
 from vmfork.cluster.vm import ClusterVM
 from vmfork.errors import (
     ArtifactError,
+    Closed,
     ClusterError,
     ConfigError,
     DeadlineExceeded,
@@ -343,6 +344,27 @@ async def test_who_leaves_tells_a_node_first_that_is_back() -> None:
         vm = await cluster.fork("py", lasts=True)
         site.nodes["a"].is_cut = False
     assert [machine.id for machine in site.list_machines()] == [vm.id]
+
+
+async def test_who_leaves_while_it_asks_leaves_nothing() -> None:
+    """On a list the call fails with the lines, and is made all the same on the node."""
+
+    class Leaves(FakeSite):
+        async def aclose(self) -> None:
+            for node in self.nodes.values():
+                node.gate.set()
+
+    site = Leaves(FakeNode("a"))
+    site.nodes["a"].gate = asyncio.Event()
+    cluster = Cluster(site)
+    asking = asyncio.ensure_future(cluster.fork("py", lasts=True))
+    while not site.nodes["a"].orders:
+        await asyncio.sleep(0)
+    await cluster.aclose()
+    assert len(site.nodes["a"].dropped) == 1
+    with pytest.raises(Closed):
+        await asking
+    assert site.list_machines() == []
 
 
 async def test_what_is_owed_to_a_node_keeps_it_from_hearing_of_us_no_round(monkeypatch) -> None:

@@ -278,11 +278,16 @@ async def test_who_asks_by_the_key_of_a_machine_that_is_being_closed_keeps_the_n
 
 
 async def test_what_lasts_and_is_nobodys_ends_though_its_process_began_anew(tmp_path, monkeypatch) -> None:
-    labels = {"vmfork-cluster": "one", "vmfork-cluster-key": "k", "vmfork-cluster-ticket": "given-up"}
+    """One that was asked for without a key. By a key others may have asked, which the process that ended alone knew."""
     closed = []
 
     async def list_all(**_: object) -> list[SimpleNamespace]:
-        return [SimpleNamespace(id="1", template="py", created_at="", labels=labels)]
+        return [
+            SimpleNamespace(
+                id=key, template="py", created_at="", labels={"vmfork-cluster": "one", "vmfork-cluster-key": key}
+            )
+            for key in ("given-up", "k")
+        ]
 
     async def close(self, vm_id) -> None:
         closed.append(vm_id)
@@ -290,10 +295,10 @@ async def test_what_lasts_and_is_nobodys_ends_though_its_process_began_anew(tmp_
     monkeypatch.setattr(node.VM, "list", list_all)
     monkeypatch.setattr(Node, "close", close)
     async with await open_node(tmp_path) as one:
-        await one.drop("k", "another")
-        assert closed == []
         await one.drop("k", "given-up")
-        assert closed == ["1"]
+        assert closed == []
+        await one.drop("given-up", "given-up")
+        assert closed == ["given-up"]
 
 
 async def test_what_a_host_keeps_on_disk_counts_before_what_others_have(tmp_path, monkeypatch) -> None:
@@ -320,6 +325,88 @@ async def test_what_a_host_keeps_on_disk_counts_before_what_others_have(tmp_path
         await store.remove("py")
 
 
+async def test_what_comes_back_too_slowly_is_brought_from_others(tmp_path, monkeypatch) -> None:
+    """It comes back once for all who ask, and is waited for once."""
+    opened, brought = [], []
+    monkeypatch.setattr(node, "_REVIVAL_LIMIT_S", 0.05)
+    monkeypatch.setattr(node, "_REVIVAL_LOOK_S", 0.01)
+
+    async def open_template(name, **_: object) -> None:
+        opened.append(name)
+        if not brought:
+            await asyncio.Event().wait()
+
+    async def pull(self, name, digest, sources) -> None:
+        brought.append(name)
+        await asyncio.sleep(0.5)
+
+    async with await open_node(tmp_path) as one:
+        monkeypatch.setattr(node.Template, "open", open_template)
+        monkeypatch.setattr(Node, "_pull", pull)
+        kept = one._instance.places.persisted / "py.tar"
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+        order = replace(order_of("t"), digest="other", sources=("two",))
+        await asyncio.wait_for(asyncio.gather(*(one._open(order) for _ in range(3))), 30)
+        assert brought == ["py"]
+        assert len(opened) == 1 + 3  # one waits; each opens what was brought
+        assert [*one._reviving] == ["py"]
+    assert not one._reviving
+
+
+async def test_a_machine_that_was_just_given_is_not_ended_with_those_of_a_program_that_ended(
+    tmp_path, monkeypatch
+) -> None:
+    closed, goes_on = [], asyncio.Event()
+
+    async def close(self, vm_id) -> None:
+        closed.append(vm_id)
+        self._clients.pop(vm_id, None)
+        await goes_on.wait()
+
+    monkeypatch.setattr(node, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(Node, "close", close)
+    async with await open_node(tmp_path) as one:
+        for vm_id in "12":
+            one._machines[vm_id] = Machine(id=vm_id, node="one", template="py", key=f"k{vm_id}")
+            one._clients[vm_id] = {"ended"}
+        while not closed:
+            await asyncio.sleep(0.01)
+        assert (await one.fork(replace(order_of("t"), key="k2"))).id == "2"
+        goes_on.set()
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert closed == ["1"]
+
+
+async def test_a_machine_that_is_being_closed_is_not_found_again(tmp_path, monkeypatch) -> None:
+    found = [
+        SimpleNamespace(
+            id="1", template="py", created_at="", labels={"vmfork-cluster": "one", "vmfork-cluster-key": "k"}
+        )
+    ]
+    seen = []
+
+    async def list_all(**_: object) -> list[SimpleNamespace]:
+        return found
+
+    class Stopping:
+        async def stop(self, *, grace_s: float) -> None:
+            await one._find_again()
+            seen.append([*one._machines])
+            found.clear()
+
+        async def aclose(self) -> None:
+            pass
+
+    monkeypatch.setattr(node.VM, "list", list_all)
+    async with await open_node(tmp_path) as one:
+        one._vms["1"] = Stopping()
+        await one.close("1")
+        assert seen == [[]]
+        assert not one._closing
+
+
 async def test_who_is_cancelled_while_it_waits_is_cancelled(tmp_path, monkeypatch) -> None:
     async def make(self, order) -> Machine:
         await asyncio.Event().wait()
@@ -342,7 +429,7 @@ async def test_a_template_that_was_built_anew_here_counts_more_than_what_was_ask
     """Whoever asked had heard of the former one; another node still has that."""
     pulled, opened = [], []
 
-    async def pull(self, name, digest, sources) -> None:
+    async def bring(self, name, digest, sources) -> None:
         pulled.append(digest)
 
     async def open_template(name, **_: object) -> str:
@@ -353,7 +440,7 @@ async def test_a_template_that_was_built_anew_here_counts_more_than_what_was_ask
         store = TemplateStore(one._instance.places.templates)
         await build_small(store, "py")
         held = one._find_held("py")
-        monkeypatch.setattr(Node, "pull", pull)
+        monkeypatch.setattr(Node, "_bring", bring)
         monkeypatch.setattr(node.Template, "open", open_template)
         former = replace(order_of("t"), digest="other", created_at="2020-01-01", sources=("two",))
         await one._open(former)
