@@ -95,6 +95,8 @@ REFUSED_STATUS, REFUSED_TEXT = 126, "cannot contain the program: "
 # The hint where it is gone, or says no more.
 _LOST = "its keeper was killed or stopped, or the host was too busy for it: take another machine"
 
+_GONE = "the machine's keeper is gone, so it cannot be handed over"
+
 # Nobody is there, or is any more.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
 
@@ -276,7 +278,9 @@ class KeptProcess(WatchedProcess):
                 self._pair.pass_on(number)
                 answer, _, _ = await receive_answer(self._keeper)
         except OSError as error:
-            raise HostError("the machine's keeper is gone, so it cannot be handed over", hint=_LOST) from error
+            raise HostError(_GONE, hint=_LOST) from error
+        if answer is None:  # its end may be seen as late as this: a child that has not begun its program holds it open
+            raise HostError(_GONE, hint=_LOST)
         if answer is not Answer.OK:
             raise HostError("the machine's keeper does not take it", hint=_LOST)
 

@@ -347,6 +347,24 @@ async def test_a_keeper_that_is_gone_takes_nothing_over(kept, path, belongings) 
         await take(process, path)
 
 
+async def test_a_keeper_that_ends_before_it_answers_is_told_as_gone(kept, belongings) -> None:
+    process = kept()
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    real, process._keeper = process._keeper, ours
+    try:
+        parking = asyncio.ensure_future(belongings.park(process))
+        await asyncio.sleep(0)
+        _, passed, _, _ = socket.recv_fds(its, 64, 8)
+        close_all(passed)
+        its.close()
+        with pytest.raises(HostError, match="keeper is gone"):
+            await parking
+    finally:
+        process._keeper = real
+        ours.close()
+        await process.aclose()
+
+
 def test_the_end_of_the_loop_that_watched_it_leaves_neither_descriptor_nor_zombie(kept, belongings) -> None:
     """Who starts a machine that outlives him may have many loops."""
 
