@@ -169,7 +169,11 @@ class Session(requests.Session):
 
     def get_redirect_target(self, resp: Any) -> str | None:
         where = super().get_redirect_target(resp)
-        return where and self.resolve(resp.url, where)
+        try:
+            return where and self.resolve(resp.url, where)
+        except InvalidURL:
+            resp.close()  # nobody else has it, and it holds its connection
+            raise
 
     def resolve(self, url: str, where: str) -> str:
         """What `where` names, in the answer of `url`. Raises requests' `InvalidURL` for what names nothing.

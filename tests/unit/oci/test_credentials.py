@@ -279,4 +279,4 @@ def test_what_a_helper_leaves_behind_holds_up_nobody(docker, helper, tmp_path) -
         try:
             assert asking.result(timeout=10) == ("me", "secret")
         finally:
-            os.close(os.open(pipe, os.O_RDWR))  # what waits to read it finds its end
+            os.close(os.open(pipe, os.O_WRONLY))  # once it is read: what waits for more finds its end
