@@ -86,9 +86,9 @@ def build(
     Where the configuration has [image.NAME], it is made of that.
     """
     if dockerfile is not None:
-        given = next((key for key, value in {"package": packages, "bare": bare, "suite": suite}.items() if value), None)
-        if given is not None:
-            raise ConfigError(given, None, "is for an image of packages", hint="say it in the Dockerfile")
+        for field, value in (("package", packages), ("bare", bare), ("suite", suite)):
+            if value:
+                raise ConfigError(field, value, "is for an image of packages", hint="say it in the Dockerfile")
         _build_dockerfile(
             dockerfile,
             name,

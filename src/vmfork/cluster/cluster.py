@@ -418,7 +418,7 @@ class Cluster(Owner):
         self._asking[ticket] = own_key, asked
         try:
             machine = await self._ask_nodes(
-                template, options, constraints, own_key, ticket, asked, lasts=lasts, wait_s=wait_s, is_shared=bool(key)
+                template, options, constraints, own_key, ticket, asked, lasts=lasts, wait_s=wait_s
             )
             if key:
                 machine = await self._settle(machine)
@@ -443,7 +443,6 @@ class Cluster(Owner):
         *,
         lasts: bool,
         wait_s: float,
-        is_shared: bool,
     ) -> Machine:
         """What a node has made. In `asked`, also after an error, are nodes that have made it, or may have."""
         site = self._site  # who leaves the cluster meanwhile is told by what it carries
@@ -451,7 +450,7 @@ class Cluster(Owner):
         failed: VMForkError | None = None
         losses: dict[str, float] = {}
         while True:
-            ask = Ask(template=template, key=key, constraints=constraints, avoid=avoid, is_shared=is_shared)
+            ask = Ask(template=template, key=key, constraints=constraints, avoid=avoid, is_shared=key != ticket)
             try:
                 decision: Decision = await site.ask("place", ask)
             except NoNode as error:

@@ -247,7 +247,7 @@ class Node(Owner):
                 return self._hand_out(await asyncio.shield(task), order.client)
             except asyncio.CancelledError:
                 # Whoever asked before us gave it up as we came: it is made anew, for us.
-                if not _gave_up_another(task) or order.ticket not in self._tickets.get(order.key, ()):
+                if is_called_off() or not task.cancelled() or order.ticket not in self._tickets.get(order.key, ()):
                     raise
                 await asyncio.sleep(0)  # it may just have ended: what forgets it comes next
 
@@ -756,10 +756,10 @@ class Node(Owner):
         return readings.total_mib, fitting * share_mib, strained
 
 
-def _gave_up_another(task: asyncio.Task[Machine]) -> bool:
-    """Whether it is `task` that was cancelled, and not whoever waits for it."""
-    ours = asyncio.current_task()
-    return task.cancelled() and not (ours is not None and ours.cancelling())
+def is_called_off() -> bool:
+    """Whether a cancel that arrives is of this very call, and not of what it waits for, which others gave up."""
+    call = asyncio.current_task()
+    return call is None or call.cancelling() > 0
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import grpc
 
 from vmfork.border import translated
 from vmfork.cluster.carried import read_request, write_answer, write_error
-from vmfork.cluster.node import Node
+from vmfork.cluster.node import Node, is_called_off
 from vmfork.cluster.servers import ServerPeers
 from vmfork.cluster.terms import find_version
 from vmfork.config import find_places
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # Answers are sent within this. Then callers are cut off.
 _LAST_WORDS_S = 0.5
 HELLO = "hello"
+# gRPC answers nothing to a call that ends by a cancel of its own: its caller would wait for ever.
 _GIVEN_UP = ClusterError("what the call waited for was given up", hint="ask again")
 
 _OPTIONS = (
@@ -209,7 +210,7 @@ class _Calls:
             with continued(_read_carried(context)):
                 return write_answer(await self._node.serve(verb, *arguments))
         except asyncio.CancelledError:
-            if _is_called_off():
+            if is_called_off():
                 raise
             return write_error(_GIVEN_UP)
         except Exception as error:  # noqa: BLE001 - the caller is told whatever it is; the server goes on
@@ -225,17 +226,8 @@ class _Calls:
                     async for piece in pieces:
                         await context.write(write_answer(piece))
         except asyncio.CancelledError:
-            if _is_called_off():
+            if is_called_off():
                 raise
             await context.write(write_error(_GIVEN_UP))
         except Exception as error:  # noqa: BLE001 - as above
             await context.write(write_error(translated(error)))
-
-
-def _is_called_off() -> bool:
-    """Whether a cancel is of this call, and not of what it waited for.
-
-    gRPC answers nothing to a call that ends by a cancel of its own: its caller would wait for ever.
-    """
-    call = asyncio.current_task()
-    return call is None or call.cancelling() > 0
